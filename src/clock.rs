@@ -1,0 +1,118 @@
+//! Time as an argument.
+//!
+//! Nothing below the request path asks the machine what time it is: a stage takes a [`Now`], and whoever
+//! starts a request, a load or a sweep reads it once from its [`Clock`]. Tests move a shifted clock by hand.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// A point on the wall clock, in milliseconds since the Unix epoch. What expires by the calendar is judged on it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnixMillis(pub u64);
+
+impl UnixMillis {
+    /// The same point, `by` later; saturates at the end of time.
+    #[must_use]
+    pub fn plus(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds, the API's notation for times.
+impl fmt::Display for UnixMillis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The calendar that `humantime` can print ends with the year 9999.
+        const LAST: u64 = 253_402_300_799_999;
+        let at = UNIX_EPOCH + Duration::from_millis(self.0.min(LAST));
+        fmt::Display::fmt(&humantime::format_rfc3339_millis(at), f)
+    }
+}
+
+impl fmt::Debug for UnixMillis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One reading of both clocks: `mono` measures, `wall` dates.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub mono: Instant,
+    pub wall: UnixMillis,
+}
+
+/// Where a [`Now`] comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Clock {
+    /// Milliseconds a test has moved this clock ahead of the machine's; `None` in production.
+    shift: Option<Arc<AtomicU64>>,
+}
+
+impl Clock {
+    /// The machine's clock.
+    #[must_use]
+    pub const fn system() -> Self {
+        Self { shift: None }
+    }
+
+    /// The machine's clock, moved ahead by the returned [`Shift`].
+    #[must_use]
+    pub fn shifted() -> (Self, Shift) {
+        let millis = Arc::new(AtomicU64::new(0));
+        (Self { shift: Some(Arc::clone(&millis)) }, Shift { millis })
+    }
+
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the wrapper that hands time on")]
+    pub fn now(&self) -> Now {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = UnixMillis(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX));
+        let now = Now { mono: Instant::now(), wall };
+        match &self.shift {
+            None => now,
+            Some(shift) => {
+                let by = Duration::from_millis(shift.load(Ordering::Relaxed));
+                Now { mono: now.mono + by, wall: now.wall.plus(by) }
+            }
+        }
+    }
+}
+
+/// Moves a shifted [`Clock`], and every copy of it, ahead.
+#[derive(Clone, Debug)]
+pub struct Shift {
+    millis: Arc<AtomicU64>,
+}
+
+impl Shift {
+    pub fn advance(&self, by: Duration) {
+        self.millis.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_printed_as_rfc_3339_in_utc() {
+        assert_eq!(UnixMillis(0).to_string(), "1970-01-01T00:00:00.000Z");
+        assert_eq!(UnixMillis(1_790_000_000_123).to_string(), "2026-09-21T14:13:20.123Z");
+        assert_eq!(UnixMillis(u64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn a_shifted_clock_moves_both_readings_by_the_same_amount() {
+        let (clock, shift) = Clock::shifted();
+        let before = clock.now();
+        shift.advance(Duration::from_secs(3600));
+        let after = clock.now();
+        assert!(after.mono - before.mono >= Duration::from_secs(3600));
+        assert!(after.wall.0 - before.wall.0 >= 3_600_000);
+    }
+}

@@ -1,0 +1,181 @@
+//! Identifiers: a prefix that names the kind and a ULID (<https://github.com/ulid/spec>) behind it.
+//!
+//! They are public: they stand in headers, answers and logs. None is a secret, so their randomness is fast
+//! rather than cryptographic; the ULID's clock part makes them sort by age.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use thiserror::Error;
+use ulid::{ULID_LEN, Ulid};
+
+use crate::clock::UnixMillis;
+
+/// Draws identifiers. One per thread, seeded by the operating system.
+#[derive(Debug)]
+pub struct IdSource(fastrand::Rng);
+
+impl Default for IdSource {
+    fn default() -> Self {
+        Self(fastrand::Rng::new())
+    }
+}
+
+impl IdSource {
+    /// A source that repeats itself, for tests.
+    #[must_use]
+    pub fn seeded(seed: u64) -> Self {
+        Self(fastrand::Rng::with_seed(seed))
+    }
+
+    fn draw(&mut self, now: UnixMillis) -> Ulid {
+        Ulid::from_parts(now.0, self.0.u128(..))
+    }
+}
+
+/// A text that is not an identifier of the wanted kind.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "expected `{prefix}` followed by the 26 characters of a ULID, as in {prefix}01J9ZQ6T5N8XKD3V4WPYB7C2HM"
+)]
+pub struct InvalidId {
+    prefix: &'static str,
+}
+
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Ulid);
+
+        impl $name {
+            pub const PREFIX: &'static str = $prefix;
+            /// Length of the text form, in bytes.
+            pub const LEN: usize = $prefix.len() + ULID_LEN;
+
+            #[must_use]
+            pub fn draw(source: &mut IdSource, now: UnixMillis) -> Self {
+                Self(source.draw(now))
+            }
+
+            /// # Errors
+            /// Anything but the prefix and 26 upper-case Crockford digits; no other spelling names the same thing.
+            pub fn parse(text: &str) -> Result<Self, InvalidId> {
+                let invalid = InvalidId { prefix: $prefix };
+                let digits = text.strip_prefix($prefix).ok_or(invalid)?;
+                let invalid = InvalidId { prefix: $prefix };
+                let ulid = Ulid::from_string(digits).map_err(|_| InvalidId { prefix: $prefix })?;
+                let mut canonical = [0; ULID_LEN];
+                if ulid.array_to_str(&mut canonical) == digits { Ok(Self(ulid)) } else { Err(invalid) }
+            }
+
+            /// The sixteen bytes, big-endian: they sort as the text does.
+            #[must_use]
+            pub const fn to_bytes(self) -> [u8; 16] {
+                self.0.to_bytes()
+            }
+
+            #[must_use]
+            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Ulid::from_bytes(bytes))
+            }
+
+            /// The text form without an allocation.
+            #[must_use]
+            pub fn to_array(self) -> [u8; Self::LEN] {
+                let mut text = [0; Self::LEN];
+                let (prefix, digits) = text.split_at_mut($prefix.len());
+                prefix.copy_from_slice($prefix.as_bytes());
+                let mut ulid = [0; ULID_LEN];
+                self.0.array_to_str(&mut ulid);
+                digits.copy_from_slice(&ulid);
+                text
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut ulid = [0; ULID_LEN];
+                f.write_str($prefix)?;
+                f.write_str(self.0.array_to_str(&mut ulid))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                Self::parse(&text).map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+identifier!(
+    /// An organisation: whose keys, whose data.
+    OrgId,
+    "org_"
+);
+identifier!(
+    /// A key, through all its rotations; never the secret.
+    KeyId,
+    "key_"
+);
+identifier!(
+    /// One request and its one answer: in the error envelope, in `x-request-id` both ways, in the log.
+    RequestId,
+    "req_"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_identifier_has_one_spelling() {
+        let id = KeyId::draw(&mut IdSource::seeded(1), UnixMillis(1_790_000_000_000));
+        let text = id.to_string();
+        assert_eq!(text.len(), KeyId::LEN);
+        assert_eq!(KeyId::parse(&text), Ok(id));
+        for other in [
+            text.to_lowercase(),
+            text.to_uppercase(),
+            format!("{text} "),
+            text.replacen("key_", "org_", 1),
+            text.replacen("key_", "", 1),
+            "key_8ZZZZZZZZZZZZZZZZZZZZZZZZZ".to_owned(),
+            "key_O1J9ZQ6T5N8XKD3V4WPYB7C2HM".to_owned(),
+            String::new(),
+        ] {
+            assert!(KeyId::parse(&other).is_err(), "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_text_and_order_agree(a in any::<u128>(), b in any::<u128>()) {
+            let (a, b) = (OrgId::from_bytes(a.to_be_bytes()), OrgId::from_bytes(b.to_be_bytes()));
+            prop_assert_eq!(OrgId::parse(&a.to_string()), Ok(a));
+            prop_assert_eq!(a.to_string().into_bytes(), a.to_array().to_vec());
+            prop_assert_eq!(a.cmp(&b), a.to_string().cmp(&b.to_string()));
+            prop_assert_eq!(a.cmp(&b), a.to_bytes().cmp(&b.to_bytes()));
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,40}") {
+            let _ = RequestId::parse(&text);
+        }
+    }
+}

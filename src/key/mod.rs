@@ -1,0 +1,427 @@
+//! The key as clients hold it: its format, its environment, its digest.
+//!
+//! `{prefix}_{live|test}_sk_` + 32 base62 digits (190 bits from the operating system) + 6 base62 digits of the
+//! CRC-32 of everything before them. The checksum lets a malformed or mistyped key be refused without any
+//! lookup, and lets a secret scanner tell a key from noise.
+
+pub mod record;
+pub mod scope;
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+const RANDOM_DIGITS: usize = 32;
+const CHECKSUM_DIGITS: usize = 6;
+/// What an imported key without a checksum may have behind its prefix, in digits.
+const IMPORTED_DIGITS: std::ops::RangeInclusive<usize> = 16..=128;
+
+/// Live or test, named by the key's prefix. It decides the upstream and is never crossed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Environment {
+    Live,
+    Test,
+}
+
+impl Environment {
+    pub const ALL: [Self; 2] = [Self::Live, Self::Test];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Test => "test",
+        }
+    }
+}
+
+impl fmt::Display for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The first word of every key of this installation, `fh` by default.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Prefix(Box<str>);
+
+impl Prefix {
+    /// # Errors
+    /// Anything but 1 to 16 lower-case letters and digits that start with a letter.
+    pub fn parse(text: &str) -> Result<Self, InvalidPrefix> {
+        let bytes = text.as_bytes();
+        let well_formed = (1..=16).contains(&bytes.len())
+            && bytes[0].is_ascii_lowercase()
+            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if well_formed { Ok(Self(text.into())) } else { Err(InvalidPrefix) }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("a key prefix is 1 to 16 lower-case letters and digits and starts with a letter, as in \"fh\"")]
+pub struct InvalidPrefix;
+
+/// What a key looks like here: makes new ones and parses the ones that clients present.
+#[derive(Clone, Debug)]
+pub struct KeyFormat {
+    heads: [Box<str>; 2],
+    accept_without_checksum: bool,
+}
+
+impl KeyFormat {
+    /// `accept_without_checksum` lets in imported keys, whose digits end without a CRC.
+    #[must_use]
+    pub fn new(prefix: &Prefix, accept_without_checksum: bool) -> Self {
+        let head = |environment: Environment| format!("{}_{environment}_sk_", prefix.as_str()).into();
+        Self { heads: Environment::ALL.map(head), accept_without_checksum }
+    }
+
+    /// Everything before the random digits, as in `fh_live_sk_`.
+    #[must_use]
+    pub fn head(&self, environment: Environment) -> &str {
+        &self.heads[environment as usize]
+    }
+
+    /// A new key.
+    ///
+    /// # Errors
+    /// When the operating system has no randomness to give.
+    pub fn mint(&self, environment: Environment) -> Result<ApiKey, getrandom::Error> {
+        let head = self.head(environment);
+        let mut text = Zeroizing::new(String::with_capacity(head.len() + RANDOM_DIGITS + CHECKSUM_DIGITS));
+        text.push_str(head);
+        let mut pool = Zeroizing::new([0_u8; 2 * RANDOM_DIGITS]);
+        while text.len() < head.len() + RANDOM_DIGITS {
+            getrandom::fill(&mut pool[..])?;
+            // Six bits give 64 values; the two that are no digit are thrown away, so that every digit is as likely.
+            let digits = pool.iter().filter_map(|byte| BASE62.get(usize::from(byte & 63)));
+            let missing = head.len() + RANDOM_DIGITS - text.len();
+            text.extend(digits.take(missing).map(|digit| char::from(*digit)));
+        }
+        let checksum = checksum_digits(text.as_bytes());
+        text.extend(checksum.map(char::from));
+        Ok(ApiKey { text, environment })
+    }
+
+    /// Judges a presented token by its form alone.
+    ///
+    /// # Errors
+    /// [`Malformed`], for every cause alike.
+    pub fn parse<'a>(&self, token: &'a [u8]) -> Result<PresentedKey<'a>, Malformed> {
+        for environment in Environment::ALL {
+            let Some(digits) = token.strip_prefix(self.head(environment).as_bytes()) else { continue };
+            if !digits.iter().all(u8::is_ascii_alphanumeric) {
+                return Err(Malformed);
+            }
+            let body = token.len().saturating_sub(CHECKSUM_DIGITS);
+            let checked = digits.len() == RANDOM_DIGITS + CHECKSUM_DIGITS
+                && token[body..] == checksum_digits(&token[..body]);
+            let imported = self.accept_without_checksum && IMPORTED_DIGITS.contains(&digits.len());
+            return if checked || imported {
+                Ok(PresentedKey { token, environment })
+            } else {
+                Err(Malformed)
+            };
+        }
+        Err(Malformed)
+    }
+}
+
+/// A token that no key of this installation can look like.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("malformed key")]
+pub struct Malformed;
+
+fn checksum_digits(bytes: &[u8]) -> [u8; CHECKSUM_DIGITS] {
+    let mut rest = crc32fast::hash(bytes);
+    let mut digits = [b'0'; CHECKSUM_DIGITS];
+    for digit in digits.iter_mut().rev() {
+        *digit = BASE62[(rest % 62) as usize];
+        rest /= 62;
+    }
+    digits
+}
+
+/// A secret that was just made. It is wiped when dropped and prints nothing; [`ApiKey::expose`] is the only way out.
+pub struct ApiKey {
+    text: Zeroizing<String>,
+    environment: Environment,
+}
+
+impl ApiKey {
+    /// The secret itself, for the one answer that shows it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.text
+    }
+
+    #[must_use]
+    pub fn presented(&self) -> PresentedKey<'_> {
+        PresentedKey { token: self.text.as_bytes(), environment: self.environment }
+    }
+
+    /// The last four characters, which every masked form shows.
+    #[must_use]
+    pub fn last_four(&self) -> [u8; 4] {
+        self.presented().last_four()
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ApiKey({}, redacted)", self.environment)
+    }
+}
+
+/// A well-formed key as a request presents it. Nothing is known of it yet but its form.
+#[derive(Clone, Copy)]
+pub struct PresentedKey<'a> {
+    token: &'a [u8],
+    environment: Environment,
+}
+
+impl PresentedKey<'_> {
+    /// What the prefix says. The record must say the same.
+    #[must_use]
+    pub const fn environment(&self) -> Environment {
+        self.environment
+    }
+
+    /// The last four characters.
+    #[must_use]
+    pub fn last_four(&self) -> [u8; 4] {
+        let mut last = [b'?'; 4];
+        for (to, from) in last.iter_mut().rev().zip(self.token.iter().rev()) {
+            *to = *from;
+        }
+        last
+    }
+}
+
+impl fmt::Debug for PresentedKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PresentedKey({}, redacted)", self.environment)
+    }
+}
+
+/// What stands for a secret at rest and in every cache. Compared in constant time.
+#[derive(Clone, Copy, Eq, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Eight bytes of it as a number. A digest is uniformly distributed, so these are a hash already.
+    #[must_use]
+    pub const fn leading(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+impl PartialEq for Digest {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl std::hash::Hash for Digest {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.leading());
+    }
+}
+
+/// Two bytes are enough to tell digests apart while debugging; the whole would be the store's lookup key.
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({:02x}{:02x}…)", self.0[0], self.0[1])
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut hex = String::with_capacity(64);
+        for byte in self.0 {
+            hex.extend([byte >> 4, byte & 15].map(|n| char::from(b"0123456789abcdef"[usize::from(n)])));
+        }
+        serializer.serialize_str(&hex)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let hex = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        let digits: Option<Vec<u8>> =
+            hex.chars().map(|c| c.to_digit(16).and_then(|n| u8::try_from(n).ok())).collect();
+        let bytes: Option<Vec<u8>> =
+            digits.map(|digits| digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect());
+        bytes
+            .filter(|_| hex.len() == 64)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("a digest is 64 hexadecimal digits"))
+    }
+}
+
+/// A secret of the installation, at least 32 bytes, kept outside the store.
+#[derive(Clone)]
+pub struct Pepper(Zeroizing<Vec<u8>>);
+
+impl Pepper {
+    pub const MIN_LEN: usize = 32;
+
+    /// # Errors
+    /// Fewer than [`Pepper::MIN_LEN`] bytes.
+    pub fn new(bytes: Vec<u8>) -> Result<Self, PepperTooShort> {
+        let bytes = Zeroizing::new(bytes);
+        if bytes.len() < Self::MIN_LEN { Err(PepperTooShort) } else { Ok(Self(bytes)) }
+    }
+
+    /// HMAC-SHA-256 (RFC 2104) under this pepper, ready for input. `purpose` keeps the uses apart.
+    pub(crate) fn hmac(&self, purpose: &'static str) -> Hmac<Sha256> {
+        #[expect(clippy::expect_used, reason = "HMAC takes a key of any length (RFC 2104, section 2)")]
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
+        mac.update(purpose.as_bytes());
+        mac
+    }
+}
+
+impl fmt::Debug for Pepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pepper(redacted)")
+    }
+}
+
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("a pepper has at least {} bytes", Pepper::MIN_LEN)]
+pub struct PepperTooShort;
+
+/// Turns a presented key into its digest: `SHA-256(key)`, or with a pepper `HMAC-SHA-256(pepper, SHA-256(key))`,
+/// so that hashes of an existing system can be moved in without knowing the keys.
+#[derive(Clone, Debug, Default)]
+pub struct Digester {
+    pepper: Option<Pepper>,
+}
+
+impl Digester {
+    #[must_use]
+    pub const fn new(pepper: Option<Pepper>) -> Self {
+        Self { pepper }
+    }
+
+    #[must_use]
+    pub fn digest(&self, key: &PresentedKey<'_>) -> Digest {
+        self.convert(Sha256::digest(key.token).into())
+    }
+
+    /// From a plain SHA-256 of a key to the digest that is stored.
+    #[must_use]
+    pub fn convert(&self, sha256: [u8; 32]) -> Digest {
+        match &self.pepper {
+            None => Digest(sha256),
+            Some(pepper) => {
+                let mut mac = pepper.hmac("");
+                mac.update(&sha256);
+                Digest(mac.finalize().into_bytes().into())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn format(accept_without_checksum: bool) -> KeyFormat {
+        KeyFormat::new(&Prefix::parse("fh").unwrap(), accept_without_checksum)
+    }
+
+    #[test]
+    fn a_minted_key_has_the_documented_shape_and_parses() {
+        for environment in Environment::ALL {
+            let key = format(false).mint(environment).unwrap();
+            assert_eq!(key.expose().len(), 11 + 32 + 6);
+            assert!(key.expose().starts_with(&format!("fh_{environment}_sk_")));
+            let presented = format(false).parse(key.expose().as_bytes()).unwrap();
+            assert_eq!(presented.environment(), environment);
+            assert!(key.expose().as_bytes().ends_with(&presented.last_four()));
+        }
+    }
+
+    #[test]
+    fn a_key_prints_nothing_of_itself() {
+        let key = format(false).mint(Environment::Live).unwrap();
+        let shown =
+            format!("{key:?} {:?} {:?}", key.presented(), Digester::default().digest(&key.presented()));
+        assert!(!shown.contains(&key.expose()[11..20]));
+        assert!(shown.contains("redacted"));
+    }
+
+    #[test]
+    fn a_key_of_the_other_environment_or_prefix_does_not_pass_for_this_one() {
+        let key = format(false).mint(Environment::Live).unwrap();
+        let moved = key.expose().replacen("live", "test", 1);
+        assert_eq!(format(false).parse(moved.as_bytes()).unwrap_err(), Malformed);
+        let other = KeyFormat::new(&Prefix::parse("acme").unwrap(), false);
+        assert_eq!(other.parse(key.expose().as_bytes()).unwrap_err(), Malformed);
+    }
+
+    #[test]
+    fn a_key_without_a_checksum_passes_only_where_the_settings_say_so() {
+        let imported = b"fh_live_sk_0123456789abcdef0123456789";
+        assert!(format(false).parse(imported).is_err());
+        assert!(format(true).parse(imported).is_ok());
+        assert!(format(true).parse(b"fh_live_sk_tooshort").is_err());
+    }
+
+    #[test]
+    fn digests_are_sha_256_and_with_a_pepper_hmac_sha_256_of_it() {
+        let format = format(true);
+        let key = format.parse(b"fh_test_sk_0000000000000000").unwrap();
+        let plain = Digester::default().digest(&key);
+        assert_eq!(plain.as_bytes()[..], Sha256::digest(b"fh_test_sk_0000000000000000")[..]);
+        let pepper = Pepper::new(vec![7; 32]).unwrap();
+        let peppered = Digester::new(Some(pepper.clone())).digest(&key);
+        let mut mac = pepper.hmac("");
+        mac.update(plain.as_bytes());
+        assert_eq!(peppered.as_bytes()[..], mac.finalize().into_bytes()[..]);
+    }
+
+    proptest! {
+        #[test]
+        fn one_changed_byte_makes_a_key_malformed(at in 0_usize..49, to in any::<u8>()) {
+            let key = format(false).mint(Environment::Test).unwrap();
+            let mut token = key.expose().as_bytes().to_vec();
+            prop_assume!(token[at] != to);
+            token[at] = to;
+            prop_assert_eq!(format(false).parse(&token).unwrap_err(), Malformed);
+        }
+
+        #[test]
+        fn no_token_makes_the_parser_panic(token in proptest::collection::vec(any::<u8>(), 0..80), tail in "[0-9A-Za-z]{0,140}") {
+            let _ = format(true).parse(&token);
+            let _ = format(true).parse(format!("fh_live_sk_{tail}").as_bytes());
+        }
+    }
+}

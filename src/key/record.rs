@@ -1,0 +1,344 @@
+//! What is known of a key and of its organisation, and the bytes in which a store keeps it.
+
+use std::fmt;
+
+use hmac::Mac;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::scope::ScopeSet;
+use super::{Digest, Environment, Pepper};
+use crate::clock::UnixMillis;
+use crate::id::{KeyId, OrgId};
+
+/// Everything the store knows of one key.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRecord {
+    pub id: KeyId,
+    pub org: OrgId,
+    pub name: String,
+    pub environment: Environment,
+    pub scopes: ScopeSet,
+    /// The secrets that open it, newest first: one, or two while a rotation overlaps.
+    pub secrets: Vec<Secret>,
+    pub created_at: UnixMillis,
+    /// Who made it: a key id, or an operator's name.
+    pub created_by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UnixMillis>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_at: Option<UnixMillis>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<UnixMillis>,
+}
+
+/// One secret of a key, as its digest.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secret {
+    pub digest: Digest,
+    /// The last four characters of the secret, for masked forms.
+    pub last_four: String,
+    /// When it stops opening the key; set on the older secret while a rotation overlaps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_at: Option<UnixMillis>,
+}
+
+/// Why a known key opens nothing. The caller is never told which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dead {
+    Revoked,
+    Disabled,
+    Expired,
+    /// The overlap of the rotation that replaced this secret is over.
+    SecretEnded,
+    /// The prefix of the presented key and the record name different environments.
+    WrongEnvironment,
+}
+
+/// What a key's owner is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Active,
+    Disabled,
+    Expired,
+    Revoked,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Disabled => "disabled",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        })
+    }
+}
+
+impl KeyRecord {
+    #[must_use]
+    pub fn status_at(&self, now: UnixMillis) -> Status {
+        if self.revoked_at.is_some() {
+            Status::Revoked
+        } else if self.expires_at.is_some_and(|end| end <= now) {
+            Status::Expired
+        } else if self.disabled_at.is_some() {
+            Status::Disabled
+        } else {
+            Status::Active
+        }
+    }
+
+    /// Whether the secret with this digest, presented under this prefix, opens the key now.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn admit(&self, digest: &Digest, environment: Environment, now: UnixMillis) -> Result<(), Dead> {
+        match self.status_at(now) {
+            Status::Active => {}
+            Status::Revoked => return Err(Dead::Revoked),
+            Status::Expired => return Err(Dead::Expired),
+            Status::Disabled => return Err(Dead::Disabled),
+        }
+        if environment != self.environment {
+            return Err(Dead::WrongEnvironment);
+        }
+        let secret = self.secrets.iter().find(|secret| secret.digest == *digest);
+        match secret {
+            Some(Secret { ends_at: None, .. }) => Ok(()),
+            Some(Secret { ends_at: Some(end), .. }) if *end > now => Ok(()),
+            _ => Err(Dead::SecretEnded),
+        }
+    }
+}
+
+/// An organisation: the owner of keys.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrgRecord {
+    pub id: OrgId,
+    pub name: String,
+    pub created_at: UnixMillis,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_at: Option<UnixMillis>,
+}
+
+/// A record together with the number of its last change, which the next change must name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Versioned<T> {
+    pub rev: u64,
+    pub record: T,
+}
+
+/// A record that has a place in the store.
+pub trait Stored: Serialize + DeserializeOwned {
+    /// Keeps the kinds apart under the MAC.
+    const KIND: &'static str;
+    /// Binds the sealed bytes to the record they belong to: moved under another id they do not open.
+    fn place(&self) -> [u8; 16];
+}
+
+impl Stored for KeyRecord {
+    const KIND: &'static str = "keygate record key\0";
+
+    fn place(&self) -> [u8; 16] {
+        self.id.to_bytes()
+    }
+}
+
+impl Stored for OrgRecord {
+    const KIND: &'static str = "keygate record org\0";
+
+    fn place(&self) -> [u8; 16] {
+        self.id.to_bytes()
+    }
+}
+
+const FORMAT: u8 = 1;
+const SEAL_NONE: u8 = 0;
+const SEAL_HMAC: u8 = 1;
+/// Format, seal, revision.
+const HEAD: usize = 10;
+const MAC: usize = 32;
+
+/// Writes records to bytes and reads them back.
+///
+/// Format 1: `01`, the kind of seal (`00` none, `01` HMAC), the revision as eight bytes big-endian, the record as
+/// JSON, and with a pepper 32 bytes of HMAC-SHA-256 over all of it and the record's place. The revision stands at a fixed offset
+/// so that a store's own script can compare it without reading the rest.
+#[derive(Clone, Debug, Default)]
+pub struct Sealer {
+    pepper: Option<Pepper>,
+}
+
+/// Bytes that this installation cannot take for a record. It makes a lookup *unavailable*, never *absent*.
+#[derive(Debug, Error)]
+pub enum BadRecord {
+    #[error("record format {0} is unknown: it was written by a newer keygate")]
+    Format(u8),
+    #[error("the record is cut short")]
+    Short,
+    #[error("the record's seal does not match: another pepper, or it was changed outside keygate")]
+    Seal,
+    #[error("the record does not read: {0}")]
+    Content(#[from] serde_json::Error),
+}
+
+impl Sealer {
+    #[must_use]
+    pub const fn new(pepper: Option<Pepper>) -> Self {
+        Self { pepper }
+    }
+
+    /// # Errors
+    /// When the record cannot be written as JSON, which no record of ours does.
+    pub fn seal<T: Stored>(&self, rev: u64, record: &T) -> Result<Vec<u8>, BadRecord> {
+        let mut bytes = vec![FORMAT, if self.pepper.is_some() { SEAL_HMAC } else { SEAL_NONE }];
+        bytes.extend_from_slice(&rev.to_be_bytes());
+        serde_json::to_writer(&mut bytes, record)?;
+        if let Some(mac) = self.mac::<T>(&record.place(), &bytes) {
+            bytes.extend_from_slice(&mac.finalize().into_bytes());
+        }
+        Ok(bytes)
+    }
+
+    /// # Errors
+    /// [`BadRecord`] for whatever [`Sealer::seal`] with the same pepper has not written.
+    pub fn open<T: Stored>(&self, bytes: &[u8]) -> Result<Versioned<T>, BadRecord> {
+        let head: &[u8; HEAD] = bytes.first_chunk().ok_or(BadRecord::Short)?;
+        let [format, seal, rev @ ..] = *head;
+        if format != FORMAT {
+            return Err(BadRecord::Format(format));
+        }
+        let expected = if self.pepper.is_some() { SEAL_HMAC } else { SEAL_NONE };
+        if seal != expected {
+            return Err(BadRecord::Seal);
+        }
+        let sealed = if self.pepper.is_some() { bytes.len().saturating_sub(MAC) } else { bytes.len() };
+        let payload = bytes.get(HEAD..sealed).ok_or(BadRecord::Short)?;
+        let record: T = serde_json::from_slice(payload)?;
+        if let Some(mac) = self.mac::<T>(&record.place(), &bytes[..sealed]) {
+            mac.verify_slice(&bytes[sealed..]).map_err(|_| BadRecord::Seal)?;
+        }
+        Ok(Versioned { rev: u64::from_be_bytes(rev), record })
+    }
+
+    fn mac<T: Stored>(&self, place: &[u8; 16], bytes: &[u8]) -> Option<hmac::Hmac<sha2::Sha256>> {
+        let mut mac = self.pepper.as_ref()?.hmac(T::KIND);
+        mac.update(place);
+        mac.update(bytes);
+        Some(mac)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::IdSource;
+    use crate::key::scope::Scope;
+    use proptest::prelude::*;
+
+    fn record() -> KeyRecord {
+        let (mut ids, now) = (IdSource::seeded(7), UnixMillis(1_790_000_000_000));
+        KeyRecord {
+            id: KeyId::draw(&mut ids, now),
+            org: OrgId::draw(&mut ids, now),
+            name: "a key".to_owned(),
+            environment: Environment::Test,
+            scopes: ScopeSet::from_iter([Scope::parse("jobs:read").unwrap()]),
+            secrets: vec![
+                Secret { digest: Digest::from_bytes([1; 32]), last_four: "wxyz".to_owned(), ends_at: None },
+                Secret {
+                    digest: Digest::from_bytes([2; 32]),
+                    last_four: "abcd".to_owned(),
+                    ends_at: Some(UnixMillis(500)),
+                },
+            ],
+            created_at: now,
+            created_by: "test".to_owned(),
+            expires_at: None,
+            disabled_at: None,
+            revoked_at: None,
+        }
+    }
+
+    fn sealers() -> [Sealer; 2] {
+        [Sealer::default(), Sealer::new(Some(Pepper::new(vec![9; 32]).unwrap()))]
+    }
+
+    #[test]
+    fn a_record_survives_the_store() {
+        for sealer in sealers() {
+            let bytes = sealer.seal(42, &record()).unwrap();
+            assert_eq!(bytes[2..10], 42_u64.to_be_bytes());
+            assert_eq!(sealer.open::<KeyRecord>(&bytes).unwrap(), Versioned { rev: 42, record: record() });
+        }
+    }
+
+    #[test]
+    fn a_sealed_record_opens_under_its_own_pepper_and_unchanged_only() {
+        let [plain, sealed] = sealers();
+        let bytes = sealed.seal(1, &record()).unwrap();
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert!(sealed.open::<KeyRecord>(&changed).is_err(), "byte {at}");
+        }
+        let other = Sealer::new(Some(Pepper::new(vec![8; 32]).unwrap()));
+        assert!(matches!(other.open::<KeyRecord>(&bytes), Err(BadRecord::Seal)));
+        assert!(matches!(plain.open::<KeyRecord>(&bytes), Err(BadRecord::Seal)));
+        let unsealed = plain.seal(1, &record()).unwrap();
+        assert!(
+            matches!(sealed.open::<KeyRecord>(&unsealed), Err(BadRecord::Seal)),
+            "a seal cannot be left off"
+        );
+    }
+
+    #[test]
+    fn a_record_of_a_newer_format_is_refused_rather_than_guessed_at() {
+        let [plain, _] = sealers();
+        let mut bytes = plain.seal(1, &record()).unwrap();
+        bytes[0] = 2;
+        assert!(matches!(plain.open::<KeyRecord>(&bytes), Err(BadRecord::Format(2))));
+        let mut json = plain.seal(1, &record()).unwrap();
+        json.pop();
+        json.extend_from_slice(b",\"only_from\":[]}");
+        assert!(
+            matches!(plain.open::<KeyRecord>(&json), Err(BadRecord::Content(_))),
+            "an unknown field may be a restriction"
+        );
+    }
+
+    #[test]
+    fn a_key_is_admitted_only_while_everything_about_it_holds() {
+        let (key, now) = (record(), UnixMillis(1_000));
+        let (current, old) = (Digest::from_bytes([1; 32]), Digest::from_bytes([2; 32]));
+        let (test, live) = (Environment::Test, Environment::Live);
+        assert_eq!(key.admit(&current, test, now), Ok(()));
+        assert_eq!(key.admit(&current, live, now), Err(Dead::WrongEnvironment));
+        assert_eq!(key.admit(&old, test, UnixMillis(499)), Ok(()));
+        assert_eq!(key.admit(&old, test, UnixMillis(500)), Err(Dead::SecretEnded));
+        assert_eq!(key.admit(&Digest::from_bytes([3; 32]), test, now), Err(Dead::SecretEnded));
+        let expiring = KeyRecord { expires_at: Some(now), ..key.clone() };
+        assert_eq!(expiring.admit(&current, test, UnixMillis(999)), Ok(()));
+        assert_eq!(expiring.admit(&current, test, now), Err(Dead::Expired));
+        let disabled = KeyRecord { disabled_at: Some(now), ..key.clone() };
+        assert_eq!(disabled.admit(&current, test, now), Err(Dead::Disabled));
+        let revoked = KeyRecord { revoked_at: Some(UnixMillis(9_999)), ..key };
+        assert_eq!(revoked.admit(&current, test, now), Err(Dead::Revoked), "whatever the clock says");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for sealer in sealers() {
+                let _ = sealer.open::<KeyRecord>(&bytes);
+                let _ = sealer.open::<OrgRecord>(&bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! keygate: an edge gateway for API keys.
+
+pub mod clock;
+pub mod id;
+pub mod key;
+pub mod rejection;
+pub mod store;

@@ -1,0 +1,125 @@
+//! Where keys are kept.
+//!
+//! One trait, several back ends. A lookup has three outcomes, and "the store is broken" is never "no such key".
+//! A change is one [`Mutation`]: all of it happens or nothing does.
+
+pub mod embedded;
+pub mod events;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::id::{KeyId, OrgId};
+use crate::key::Digest;
+use crate::key::record::{KeyRecord, OrgRecord, Versioned};
+use events::{EventSink, Seq, Subject};
+
+/// A store's answer to "whose secret is this?".
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    Found(Arc<Found>),
+    Absent,
+    /// The store could not tell. Never to be taken for [`Lookup::Absent`].
+    Unavailable(StoreFault),
+}
+
+/// A key and its organisation, read together: one moment, not two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub key: KeyRecord,
+    pub org: OrgRecord,
+}
+
+/// Why a store gave no answer; for the log.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum StoreFault {
+    #[error("the store failed: {0}")]
+    Failed(Arc<str>),
+    #[error("the store did not answer in time")]
+    TimedOut,
+    #[error("too many lookups are under way")]
+    Exhausted,
+}
+
+impl StoreFault {
+    pub fn failed(cause: impl fmt::Display) -> Self {
+        Self::Failed(cause.to_string().into())
+    }
+}
+
+/// One change, with everything that belongs to it.
+#[derive(Clone, Debug, Default)]
+pub struct Mutation {
+    pub org: Option<Change<OrgRecord>>,
+    pub key: Option<Change<KeyRecord>>,
+    /// Whom the change takes rights from; empty for creations, which are no events.
+    pub subjects: Vec<Subject>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Change<T> {
+    /// A new record. Its id, and a key's digests, must be free.
+    Insert(T),
+    /// The record whose last change was number `rev`, as it is to be.
+    Update { rev: u64, record: T },
+}
+
+/// What a committed mutation left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The number of its event, where it was one.
+    pub event: Option<Seq>,
+}
+
+/// Why a mutation did not happen. Except for `Fault`, which may leave the outcome open, nothing was changed.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum CommitError {
+    /// The record changed since it was read: read it again and decide anew.
+    #[error("the record was changed meanwhile")]
+    Conflict,
+    /// The id or a digest is taken.
+    #[error("the record exists already")]
+    Exists,
+    /// The record to update, or the organisation of a new key, is not there.
+    #[error("the record does not exist")]
+    Missing,
+    #[error(transparent)]
+    Fault(#[from] StoreFault),
+}
+
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A back end. Every future runs on the control runtime, never on a worker.
+pub trait Store: Send + Sync + fmt::Debug + 'static {
+    /// The key that a digest opens. A key is found whatever its state: revoked and expired are the reader's to judge.
+    fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup>;
+
+    fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>>;
+
+    fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>>;
+
+    /// At most `limit` keys, newest first (descending by id), of one organisation or of all, starting after the key `after`.
+    fn keys(
+        &self,
+        org: Option<OrgId>,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>>;
+
+    /// At most `limit` organisations, newest first, starting after `after`.
+    fn orgs(
+        &self,
+        after: Option<OrgId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>>;
+
+    /// Durable when it returns `Ok`, and its event applied to every sink.
+    fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>>;
+
+    /// Tells `sink` the current event number and from then on of every event. For the life of the store.
+    fn subscribe(&self, sink: Arc<dyn EventSink>);
+}
