@@ -3,6 +3,7 @@
 //! One trait, several back ends. A lookup has three outcomes, and "the store is broken" is never "no such key".
 //! A change is one [`Mutation`]: all of it happens or nothing does.
 
+pub mod cache;
 pub mod embedded;
 pub mod events;
 
