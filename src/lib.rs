@@ -11,3 +11,4 @@ pub mod rejection;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;
+pub mod worker;

@@ -1,4 +1,26 @@
-//! What keygate tells its operator.
+//! What keygate tells its operator: a line for what happens to the process, a record for every request.
+//!
+//! A record is written off the request's path: a thread gathers its records and hands them over in bunches to a
+//! bounded queue, from which one thread writes. When the queue is full, records are dropped and counted, never waited for.
+//!
+//! Never in a record or a line: a key or a part of one, a query, a header value or a body of the client's.
+
+use std::cell::RefCell;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use http::StatusCode;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::clock::UnixMillis;
+use crate::id::{KeyId, OrgId, RequestId};
+use crate::key::Environment;
+use crate::store::cache::Level;
 
 /// How the record of each request is written to standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -7,4 +29,230 @@ pub enum RequestLog {
     Text,
     Json,
     Off,
+}
+
+/// One line about the process itself, to standard error.
+pub fn log(line: &str) {
+    // Nobody is left to tell when standard error is gone.
+    let _ = writeln!(io::stderr().lock(), "keygate: {line}");
+}
+
+/// What is recorded of one request.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub at: UnixMillis,
+    pub request: RequestId,
+    /// A method of RFC 9110 or 5789, else `_OTHER`: a token of the client's choice could be anything.
+    pub method: &'static str,
+    /// The route's id; `None` where no rule matched or the request was refused before.
+    pub route: Option<Box<str>>,
+    pub status: Option<StatusCode>,
+    /// Why keygate refused it, or `None` where it did not.
+    pub reason: Option<&'static str>,
+    pub key: Option<KeyId>,
+    pub org: Option<OrgId>,
+    pub environment: Option<Environment>,
+    /// Which level of the cache knew the key.
+    pub level: Option<Level>,
+    pub duration: Duration,
+    /// Whether the whole answer was handed to the client's connection.
+    pub complete: bool,
+}
+
+/// Records gathered by one thread before they are handed over.
+const BUNCH: usize = 128;
+/// Bunches that may wait to be written.
+const QUEUED_BUNCHES: usize = 64;
+/// How long a record may wait for its bunch to fill.
+const BUNCH_DELAY: Duration = Duration::from_millis(20);
+
+/// The writing end: one thread, one queue.
+#[derive(Debug)]
+pub struct RecordWriter {
+    queue: Option<SyncSender<Vec<Record>>>,
+    dropped: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RecordWriter {
+    /// Starts writing to standard output; with [`RequestLog::Off`] records go nowhere.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(format: RequestLog) -> io::Result<Self> {
+        let dropped = Arc::new(AtomicU64::new(0));
+        if format == RequestLog::Off {
+            return Ok(Self { queue: None, dropped, thread: None });
+        }
+        let (queue, bunches) = sync_channel(QUEUED_BUNCHES);
+        let thread = std::thread::Builder::new()
+            .name("keygate-records".to_owned())
+            .spawn(move || write_records(&bunches, format))?;
+        Ok(Self { queue: Some(queue), dropped, thread: Some(thread) })
+    }
+
+    /// A thread's own end of the queue.
+    #[must_use]
+    pub fn sink(&self) -> RecordSink {
+        RecordSink {
+            queue: self.queue.clone(),
+            dropped: Arc::clone(&self.dropped),
+            bunch: RefCell::default(),
+            begun: Notify::new(),
+        }
+    }
+
+    /// How many records found the queue full.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Writes what is queued, once every sink is gone, and ends.
+    pub fn finish(mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // A writer that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One thread's records on their way to the writer.
+#[derive(Debug)]
+pub struct RecordSink {
+    queue: Option<SyncSender<Vec<Record>>>,
+    dropped: Arc<AtomicU64>,
+    bunch: RefCell<Vec<Record>>,
+    /// Told when a bunch gets its first record.
+    begun: Notify,
+}
+
+impl RecordSink {
+    /// Whether records go anywhere, and so are worth making.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    pub fn push(&self, record: Record) {
+        let mut bunch = self.bunch.borrow_mut();
+        bunch.push(record);
+        let gathered = bunch.len();
+        drop(bunch);
+        if gathered >= BUNCH {
+            self.flush();
+        } else if gathered == 1 {
+            self.begun.notify_one();
+        }
+    }
+
+    /// Hands over the bunches that do not fill. Runs for as long as the thread does.
+    pub async fn keep_flushing(&self) {
+        loop {
+            self.begun.notified().await;
+            tokio::time::sleep(BUNCH_DELAY).await;
+            self.flush();
+        }
+    }
+
+    fn flush(&self) {
+        let bunch = self.bunch.take();
+        let Some(queue) = self.queue.as_ref().filter(|_| !bunch.is_empty()) else { return };
+        if let Err(TrySendError::Full(bunch) | TrySendError::Disconnected(bunch)) = queue.try_send(bunch) {
+            self.dropped.fetch_add(bunch.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for RecordSink {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+fn write_records(bunches: &Receiver<Vec<Record>>, format: RequestLog) {
+    let stdout = io::stdout();
+    let colour = format == RequestLog::Text && stdout.is_terminal();
+    let mut text = Vec::with_capacity(32 << 10);
+    for bunch in bunches {
+        text.clear();
+        for record in &bunch {
+            match format {
+                RequestLog::Json => write_json(&mut text, record),
+                RequestLog::Text | RequestLog::Off => write_text(&mut text, record, colour),
+            }
+        }
+        // A closed pipe must not stop the gateway; the operator closed it.
+        let _ = stdout.lock().write_all(&text);
+    }
+}
+
+/// `13:02:11.250 200 GET jobs.read live key_01J… 0.4 ms req_01J…`
+fn write_text(out: &mut Vec<u8>, record: &Record, colour: bool) {
+    let at = record.at.to_string();
+    let time = at.get(11..23).unwrap_or(&at);
+    let status = record.status.map_or(499, |status| status.as_u16());
+    let (on, off) = match (colour, status) {
+        (false, _) => ("", ""),
+        (true, 200..=399) => ("\u{1b}[32m", "\u{1b}[0m"),
+        (true, 400..=498) => ("\u{1b}[33m", "\u{1b}[0m"),
+        (true, _) => ("\u{1b}[31m", "\u{1b}[0m"),
+    };
+    let route = record.route.as_deref().unwrap_or("-");
+    let environment = record.environment.map_or("-", Environment::as_str);
+    let millis = record.duration.as_secs_f64() * 1000.0;
+    let _ = write!(out, "{time} {on}{status}{off} {} {route} {environment}", record.method);
+    if let Some(key) = record.key {
+        let _ = write!(out, " {key}");
+    }
+    let _ = write!(out, " {millis:.1} ms");
+    match record.reason {
+        Some(reason) => {
+            let _ = write!(out, " {reason}");
+        }
+        None if !record.complete => out.extend_from_slice(b" incomplete"),
+        None => {}
+    }
+    let _ = writeln!(out, " {}", record.request);
+}
+
+#[derive(Serialize)]
+struct JsonRecord<'r> {
+    time: String,
+    request_id: RequestId,
+    #[serde(rename = "http.request.method")]
+    method: &'static str,
+    #[serde(rename = "http.route")]
+    route: Option<&'r str>,
+    #[serde(rename = "http.response.status_code")]
+    status: Option<u16>,
+    reason: Option<&'r str>,
+    key_id: Option<KeyId>,
+    organization_id: Option<OrgId>,
+    environment: Option<Environment>,
+    cache: Option<Level>,
+    duration_ms: f64,
+    complete: bool,
+}
+
+fn write_json(out: &mut Vec<u8>, record: &Record) {
+    let line = JsonRecord {
+        time: record.at.to_string(),
+        request_id: record.request,
+        method: record.method,
+        route: record.route.as_deref(),
+        status: record.status.map(|status| status.as_u16()),
+        reason: record.reason,
+        key_id: record.key,
+        organization_id: record.org,
+        environment: record.environment,
+        cache: record.level,
+        duration_ms: record.duration.as_secs_f64() * 1000.0,
+        complete: record.complete,
+    };
+    // Nothing in it can fail to serialise, and a vector takes every byte.
+    if serde_json::to_writer(&mut *out, &line).is_ok() {
+        out.push(b'\n');
+    }
 }

@@ -1,7 +1,58 @@
 //! Which header fields cross the gateway: hop-by-hop first, identity last.
+//!
+//! A field is reserved if any upstream could take it for one of ours: names are compared after every byte that is no letter
+//! or digit has become the same one, since CGI and its heirs turn `X-Org_Id` and `x.org.id` into one variable. Reserved fields
+//! of the client's are removed on every route; then ours are set, or they stay away. There is no third way.
 
-use http::HeaderName;
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
+
+use crate::id::RequestId;
+use crate::store::Found;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Meaningful between two neighbours only (RFC 9110, section 7.6.1, and what practice adds). `expect` is answered here,
+/// `http2-settings` belongs to an upgrade that is never made.
+const HOP_BY_HOP: [&str; 11] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "expect",
+    "http2-settings",
+];
+
+/// What an upstream may believe about a request that only keygate, or a proxy it trusts, can know; and what could make an
+/// upstream act on another path or method than the one that was judged.
+const RESERVED: [&str; 16] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-uri",
+    "x-forwarded-method",
+    "x-forwarded-server",
+    "x-real-ip",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+];
 
 /// Names of the identity headers, and whose forwarding headers count.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,4 +77,384 @@ impl Default for Settings {
             trusted_proxies: Vec::new(),
         }
     }
+}
+
+/// Who sent a request, as the socket says.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// The address as it stands in X-Forwarded-For; made once a connection.
+    forwarded_for: HeaderValue,
+}
+
+impl Peer {
+    #[must_use]
+    pub fn new(address: SocketAddr) -> Self {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        // The text of an address has only characters that a field value may have.
+        let forwarded_for = HeaderValue::try_from(address.ip().to_string())
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        Self { address, forwarded_for }
+    }
+}
+
+/// What a key says to the upstream, as field values made once for a thread.
+#[derive(Debug)]
+pub struct Identity {
+    org_id: HeaderValue,
+    environment: HeaderValue,
+    key_id: HeaderValue,
+    scopes: HeaderValue,
+}
+
+impl From<&Found> for Identity {
+    fn from(found: &Found) -> Self {
+        // Ids and scopes are parsed into types whose text is plain ASCII; a value that were not would be left empty.
+        let value =
+            |text: String| HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+        Self {
+            org_id: value(found.org.id.to_string()),
+            environment: HeaderValue::from_static(found.key.environment.as_str()),
+            key_id: value(found.key.id.to_string()),
+            scopes: value(found.key.scopes.to_string()),
+        }
+    }
+}
+
+/// The rules for header fields, compiled once.
+#[derive(Debug)]
+pub struct HeaderRules {
+    settings: Settings,
+    /// Dropped from every request on its way up.
+    removed: NameSet,
+    /// Dropped from every answer on its way down.
+    hop_by_hop: NameSet,
+}
+
+impl HeaderRules {
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let Settings { org_id, environment, key_id, scopes, request_id, trusted_proxies: _ } = &settings;
+        let identity = [org_id, environment, key_id, scopes, request_id].map(HeaderName::as_str);
+        let defaults = ["x-org-id", "x-environment", "x-key-id", "x-scopes", "x-request-id"];
+        let removed = HOP_BY_HOP.iter().chain(&RESERVED).chain(&identity).chain(&defaults).copied();
+        Self { removed: NameSet::new(removed), hop_by_hop: NameSet::new(HOP_BY_HOP.into_iter()), settings }
+    }
+
+    /// Whether a client's field of this name is removed before a request is forwarded.
+    #[must_use]
+    pub fn removes(&self, name: &HeaderName) -> bool {
+        self.removed.contains(name.as_str())
+    }
+
+    /// Makes a client's fields into those of the upstream request. `identity` is `None` on public routes.
+    pub fn forward(
+        &self,
+        headers: &mut HeaderMap,
+        peer: &Peer,
+        host: &HeaderValue,
+        request_id: &HeaderValue,
+        identity: Option<&Identity>,
+    ) {
+        let forwarding = self.forwarding(headers, peer, host);
+        remove_connection_options(headers);
+        self.removed.remove_from(headers);
+        let Forwarding { for_, proto, host: forwarded_host } = forwarding;
+        headers.insert(X_FORWARDED_FOR, for_);
+        headers.insert(X_FORWARDED_PROTO, proto);
+        headers.insert(X_FORWARDED_HOST, forwarded_host);
+        headers.insert(HOST, host.clone());
+        headers.insert(self.settings.request_id.clone(), request_id.clone());
+        if let Some(identity) = identity {
+            headers.insert(self.settings.org_id.clone(), identity.org_id.clone());
+            headers.insert(self.settings.environment.clone(), identity.environment.clone());
+            headers.insert(self.settings.key_id.clone(), identity.key_id.clone());
+            headers.insert(self.settings.scopes.clone(), identity.scopes.clone());
+        }
+    }
+
+    /// Makes an upstream's fields into those of the answer. Says whether the answer's framing was beyond doubt.
+    pub fn answer(&self, headers: &mut HeaderMap, request_id: &HeaderValue) -> bool {
+        // RFC 9112, section 6.3: with both, the coding counts; the length may be an attack, and the connection is not used again.
+        let doubtful = headers.contains_key(TRANSFER_ENCODING) && headers.remove(CONTENT_LENGTH).is_some();
+        remove_connection_options(headers);
+        self.hop_by_hop.remove_from(headers);
+        self.name_answer(headers, request_id);
+        !doubtful
+    }
+
+    /// The one header that every answer has, of the upstream's or keygate's own.
+    pub fn name_answer(&self, headers: &mut HeaderMap, request_id: &HeaderValue) {
+        headers.insert(self.settings.request_id.clone(), request_id.clone());
+    }
+
+    /// Where the request came from first: the peer, or behind trusted proxies the rightmost address that is not one of them.
+    #[must_use]
+    pub fn client_address(&self, headers: &HeaderMap, peer: &Peer) -> IpAddr {
+        let mut client = peer.address.ip();
+        if !self.trusts(client) {
+            return client;
+        }
+        let fields = headers.get_all(X_FORWARDED_FOR).iter().rev();
+        for address in fields.flat_map(|field| field.to_str().unwrap_or("?").rsplit(',')) {
+            // Beyond an entry that does not read, nothing can be believed.
+            let Some(address) = parse_forwarded_address(address.trim()) else { return client };
+            client = address;
+            if !self.trusts(client) {
+                return client;
+            }
+        }
+        client
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.settings.trusted_proxies.iter().any(|network| network.contains(&address))
+    }
+
+    /// The forwarding fields: a trusted proxy's are continued, anybody else's are replaced.
+    fn forwarding(&self, headers: &HeaderMap, peer: &Peer, host: &HeaderValue) -> Forwarding {
+        let plain = Forwarding {
+            for_: peer.forwarded_for.clone(),
+            proto: HeaderValue::from_static("http"),
+            host: host.clone(),
+        };
+        if !self.trusts(peer.address.ip()) {
+            return plain;
+        }
+        let mut chain = Vec::new();
+        for field in headers.get_all(X_FORWARDED_FOR) {
+            chain.extend_from_slice(field.as_bytes());
+            chain.extend_from_slice(b", ");
+        }
+        chain.extend_from_slice(plain.for_.as_bytes());
+        let last = |name| headers.get_all(name).iter().next_back().cloned();
+        Forwarding {
+            for_: HeaderValue::from_bytes(&chain).unwrap_or(plain.for_),
+            proto: last(X_FORWARDED_PROTO).unwrap_or(plain.proto),
+            host: last(X_FORWARDED_HOST).unwrap_or(plain.host),
+        }
+    }
+}
+
+struct Forwarding {
+    for_: HeaderValue,
+    proto: HeaderValue,
+    host: HeaderValue,
+}
+
+/// An address in X-Forwarded-For as proxies write it: bare, in brackets, or with a port.
+fn parse_forwarded_address(text: &str) -> Option<IpAddr> {
+    let address: IpAddr = text
+        .parse()
+        .or_else(|_| text.parse().map(|socket: SocketAddr| socket.ip()))
+        .or_else(|_| text.trim_start_matches('[').trim_end_matches(']').parse())
+        .ok()?;
+    Some(address.to_canonical())
+}
+
+/// Removes what `Connection` names (RFC 9110, section 7.6.1), before anything of ours is set.
+fn remove_connection_options(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
+    let options: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|field| field.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+        .collect();
+    for option in options {
+        headers.remove(option);
+    }
+}
+
+/// Names compared in the spelling that every upstream could fold them into.
+#[derive(Debug)]
+struct NameSet {
+    /// Folded and sorted.
+    names: Vec<Box<[u8]>>,
+    /// For each length the first letters that occur: nearly every other name is told apart by these two alone.
+    first_letters: [u32; LONGEST + 1],
+}
+
+/// No longer name can be in a set.
+const LONGEST: usize = 64;
+
+impl NameSet {
+    fn new<'n>(names: impl Iterator<Item = &'n str>) -> Self {
+        let mut folded: Vec<Box<[u8]>> =
+            names.filter(|name| name.len() <= LONGEST).map(|name| name.bytes().map(fold).collect()).collect();
+        folded.sort_unstable();
+        folded.dedup();
+        let mut first_letters = [0; LONGEST + 1];
+        for name in &folded {
+            first_letters[name.len()] |= name.first().map_or(0, |first| letter(*first));
+        }
+        Self { names: folded, first_letters }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        let bytes = name.as_bytes();
+        let Some(first) = bytes.first() else { return false };
+        if bytes.len() > LONGEST || self.first_letters[bytes.len()] & letter(fold(*first)) == 0 {
+            return false;
+        }
+        let mut folded = [0; LONGEST];
+        for (to, from) in folded.iter_mut().zip(bytes) {
+            *to = fold(*from);
+        }
+        self.names.binary_search_by(|name| (**name).cmp(&folded[..bytes.len()])).is_ok()
+    }
+
+    fn remove_from(&self, headers: &mut HeaderMap) {
+        // Most requests have few such fields or none, so the list is seldom allocated.
+        let found: Vec<HeaderName> =
+            headers.keys().filter(|name| self.contains(name.as_str())).cloned().collect();
+        for name in found {
+            headers.remove(name);
+        }
+    }
+}
+
+const fn fold(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
+}
+
+const fn letter(byte: u8) -> u32 {
+    1 << (byte % 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn peer() -> Peer {
+        Peer::new("192.0.2.1:5555".parse().unwrap())
+    }
+
+    fn rules(trusted: &[&str]) -> HeaderRules {
+        let trusted_proxies = trusted.iter().map(|network| network.parse().unwrap()).collect();
+        HeaderRules::new(Settings { trusted_proxies, ..Settings::default() })
+    }
+
+    fn forwarded(rules: &HeaderRules, fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
+        }
+        let (host, id) = (HeaderValue::from_static("h"), HeaderValue::from_static("req_1"));
+        rules.forward(&mut headers, &peer(), &host, &id, None);
+        headers
+    }
+
+    #[test]
+    fn a_reserved_name_is_removed_in_every_spelling() {
+        for name in [
+            "x-org-id",
+            "X-Org-Id",
+            "x_org_id",
+            "X.Org_Id",
+            "x-key!id",
+            "x~scopes",
+            "X-ENVIRONMENT",
+            "x_forwarded_for",
+            "x-real_ip",
+            "FORWARDED",
+            "x_http_method_override",
+            "te",
+            "proxy_connection",
+        ] {
+            let headers = forwarded(&rules(&[]), &[(name, "forged")]);
+            assert!(!headers.values().any(|value| value == "forged"), "{name}");
+        }
+        for name in ["x-org", "x-org-ids", "xorgid", "accept", "cookie", "x-keyid", "user-agent"] {
+            let headers = forwarded(&rules(&[]), &[(name, "mine")]);
+            assert!(headers.values().any(|value| value == "mine"), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_renamed_identity_header_is_as_reserved_as_the_default_one() {
+        let settings = Settings { org_id: HeaderName::from_static("acme-tenant"), ..Settings::default() };
+        let rules = HeaderRules::new(settings);
+        assert!(
+            forwarded(&rules, &[("acme_tenant", "forged"), ("x-org-id", "forged")])
+                .values()
+                .all(|v| v != "forged")
+        );
+    }
+
+    #[test]
+    fn connection_cannot_name_away_what_is_set_here() {
+        let headers = forwarded(
+            &rules(&[]),
+            &[("connection", "x-request-id, x-drop-me,,close"), ("x-drop-me", "1"), ("connection", "host")],
+        );
+        assert_eq!(headers.get("x-request-id").unwrap(), "req_1");
+        assert_eq!(headers.get("host").unwrap(), "h");
+        assert!(!headers.contains_key("x-drop-me") && !headers.contains_key("connection"));
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed_about_the_client() {
+        let mut headers = HeaderMap::new();
+        headers.append("x-forwarded-for", HeaderValue::from_static("203.0.113.9, 198.51.100.7"));
+        headers.append("x-forwarded-for", HeaderValue::from_static("10.0.0.2:443"));
+        let client = |trusted: &[&str]| rules(trusted).client_address(&headers, &peer()).to_string();
+        assert_eq!(client(&[]), "192.0.2.1");
+        assert_eq!(client(&["10.0.0.0/8"]), "192.0.2.1", "the peer itself is not trusted");
+        assert_eq!(client(&["192.0.2.0/24"]), "10.0.0.2");
+        assert_eq!(client(&["192.0.2.0/24", "10.0.0.0/8"]), "198.51.100.7");
+        assert_eq!(client(&["192.0.2.0/24", "10.0.0.0/8", "198.51.100.0/24"]), "203.0.113.9");
+        headers.insert("x-forwarded-for", HeaderValue::from_static("203.0.113.9, nonsense"));
+        assert_eq!(rules(&["192.0.2.0/24"]).client_address(&headers, &peer()).to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn forwarding_fields_are_continued_behind_a_trusted_proxy_and_replaced_otherwise() {
+        let sent =
+            [("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "api")];
+        let headers = forwarded(&rules(&["192.0.2.0/24"]), &sent);
+        assert_eq!(headers["x-forwarded-for"], "203.0.113.9, 192.0.2.1");
+        assert_eq!(
+            (&headers["x-forwarded-proto"], &headers["x-forwarded-host"]),
+            (&"https".parse().unwrap(), &"api".parse().unwrap())
+        );
+        let headers = forwarded(&rules(&[]), &sent);
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.1");
+        assert_eq!(
+            (&headers["x-forwarded-proto"], &headers["x-forwarded-host"]),
+            (&"http".parse().unwrap(), &"h".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn an_answer_with_a_length_and_a_coding_keeps_the_coding_alone() {
+        let mut headers = HeaderMap::new();
+        headers.insert("content-length", HeaderValue::from_static("5"));
+        assert!(rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1")));
+        headers.insert("transfer-encoding", HeaderValue::from_static("chunked"));
+        assert!(!rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1")));
+        assert!(!headers.contains_key("content-length") && !headers.contains_key("transfer-encoding"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_is_in_a_set_exactly_when_its_folded_form_is(name in "[a-zA-Z0-9._~!-]{1,20}") {
+            let set = NameSet::new(["x-org-id", "te", "a-b"].into_iter());
+            let folded: String = name.bytes().map(|byte| char::from(fold(byte))).collect();
+            prop_assert_eq!(set.contains(&name), ["x-org-id", "te", "a-b"].contains(&folded.as_str()));
+        }
+    }
+}
+
+/// The value of the request id for header fields.
+#[must_use]
+pub(super) fn request_id_value(id: RequestId) -> HeaderValue {
+    // The text of an id is plain ASCII.
+    HeaderValue::from_bytes(&id.to_array()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

@@ -1,10 +1,47 @@
-//! The way of a request.
+//! The way of a request, in one function: [`handle`].
+//!
+//! ```text
+//! guard → route → authenticate → authorize → forward → respond
+//!   400     400      401, 403       404, 403   413, 502, 504
+//! ```
+//!
+//! Each stage is a file and takes what only the stage before it can make: routes are found for a
+//! [`guard::CanonicalRequest`], and nothing is forwarded without a `Permit`. On a cache hit no stage waits, locks or leaves its thread.
 
+mod authenticate;
+mod authorize;
+mod body;
+mod exchange;
+mod forward;
 pub mod guard;
 pub mod headers;
+mod respond;
 pub mod route;
 
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use self::authenticate::authenticate;
+use self::authorize::authorize;
+use self::exchange::Exchange;
+use self::forward::{Forwarded, forward};
+use self::guard::CanonicalRequest;
+use self::headers::{HeaderRules, Identity, Peer};
+use self::route::{RouteTable, Target};
+use crate::clock::Clock;
+use crate::id::IdSource;
+use crate::key::{Digester, KeyFormat};
+use crate::rejection::{NotFound, Rejection};
+use crate::store::cache::{ReadThrough, ThreadCache};
+use crate::telemetry::RecordSink;
+use crate::upstream::{self, pool::Pool};
+
+pub use self::body::{BodyError, RequestBody, ResponseBody};
 
 /// What the request path is told by the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,5 +59,95 @@ impl Default for Settings {
             headers: headers::Settings::default(),
             body_idle_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+/// What all workers' gateways have in common.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    pub settings: Settings,
+    pub routes: Arc<RouteTable>,
+    pub upstreams: Arc<[upstream::Settings]>,
+    pub format: KeyFormat,
+    pub digester: Digester,
+    pub keys: Arc<ReadThrough>,
+    pub clock: Clock,
+}
+
+/// One worker's gateway: everything a request needs, nothing of it shared with another thread while keys are cached.
+#[derive(Debug)]
+pub struct Gateway {
+    settings: Settings,
+    routes: Arc<RouteTable>,
+    upstreams: Arc<[upstream::Settings]>,
+    format: KeyFormat,
+    digester: Digester,
+    rules: HeaderRules,
+    keys: ThreadCache<Identity>,
+    pool: Pool<RequestBody>,
+    ids: RefCell<IdSource>,
+    records: Rc<RecordSink>,
+    clock: Clock,
+}
+
+impl Gateway {
+    /// For the thread that calls it.
+    #[must_use]
+    pub fn new(shared: Shared, records: Rc<RecordSink>) -> Rc<Self> {
+        let Shared { settings, routes, upstreams, format, digester, keys, clock } = shared;
+        Rc::new(Self {
+            rules: HeaderRules::new(settings.headers.clone()),
+            keys: ThreadCache::new(keys),
+            pool: Pool::new(&upstreams, clock.clone()),
+            ids: RefCell::default(),
+            settings,
+            routes,
+            upstreams,
+            format,
+            digester,
+            records,
+            clock,
+        })
+    }
+
+    #[must_use]
+    pub const fn limits(&self) -> &guard::Limits {
+        &self.settings.limits
+    }
+
+    /// Closes upstream connections that have been unused for too long.
+    pub fn sweep(&self) {
+        self.pool.sweep();
+    }
+}
+
+/// Answers one request, exactly once.
+pub async fn handle(
+    gateway: &Rc<Gateway>,
+    peer: &Peer,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let mut exchange = Exchange::begin(gateway, &request);
+    match pass(gateway, peer, request, &mut exchange).await {
+        Ok(answer) => answer.into_response(gateway, exchange),
+        Err(rejection) => respond::refuse(gateway, &rejection, exchange),
+    }
+}
+
+/// The stages in their order, which is the order of refusals: a stranger cannot map the API.
+async fn pass(
+    gateway: &Gateway,
+    peer: &Peer,
+    request: Request<Incoming>,
+    exchange: &mut Exchange,
+) -> Result<Forwarded, Rejection> {
+    let request = CanonicalRequest::parse(request, &gateway.settings.limits)?;
+    let route = gateway.routes.find(&request).map_err(Rejection::Unsafe)?;
+    exchange.note_route(route);
+    let caller = authenticate(gateway, &request, route, exchange).await?;
+    let permit = authorize(route, caller)?;
+    match permit.target() {
+        Target::Upstream(upstream) => forward(gateway, peer, &permit, upstream, request, exchange).await,
+        Target::Operation(_) => Err(Rejection::NotFound(NotFound::NoOperation)),
     }
 }

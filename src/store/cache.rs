@@ -1,6 +1,24 @@
-//! The read-through cache and its fence.
+//! The read-through cache: a thread's own slots, then moka, then the store.
+//!
+//! Whatever level answers, what it gives is judged by the [`Fence`] and by its age at that moment. Unknown keys
+//! live in a cache of their own, small and short, so that a flood of guesses evicts no known key.
 
-use std::time::Duration;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use moka::sync::Cache;
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::fence::{Fence, Judgement, Stamp};
+use super::{Found, Lookup, Store, StoreFault};
+use crate::clock::{Clock, Now};
+use crate::key::Digest;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -29,4 +47,313 @@ impl Default for Settings {
             lookup_timeout: Duration::from_secs(1),
         }
     }
+}
+
+/// Unknown keys remembered at most. At five seconds each, more would only hold more guesses.
+const NEGATIVE_CAPACITY: u64 = 16_384;
+/// A thread's slots; a power of two. A key that shares its slot with another is found one level further.
+const SLOTS: usize = 4096;
+/// How often a load is begun again because an event overtook it, before it counts as unavailable.
+const OVERTAKEN_AT_MOST: usize = 4;
+
+/// Who answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Thread,
+    Process,
+    Store,
+    /// The store could not answer; an entry within the stale window stood in.
+    Stale,
+}
+
+/// A known key as the process caches it.
+#[derive(Debug)]
+pub struct Entry {
+    found: Arc<Found>,
+    stamp: AtomicU64,
+    loaded_at: Instant,
+}
+
+/// What a load came to.
+#[derive(Clone, Debug)]
+enum Outcome {
+    Known(Arc<Entry>),
+    Absent,
+    Unavailable(StoreFault),
+}
+
+/// The process's part of the cache, shared by its threads.
+#[derive(Debug)]
+pub struct ReadThrough {
+    settings: Settings,
+    fence: Arc<Fence>,
+    known: Cache<Digest, Arc<Entry>>,
+    absent: Cache<Digest, Instant>,
+    loads: Mutex<HashMap<Digest, Loading>>,
+    store: Arc<dyn Store>,
+    control: Handle,
+    clock: Clock,
+}
+
+impl ReadThrough {
+    /// A cache in front of `store`, whose loads run on the runtime `control`.
+    #[must_use]
+    pub fn new(settings: Settings, store: Arc<dyn Store>, control: Handle, clock: Clock) -> Arc<Self> {
+        let fence = Arc::new(Fence::default());
+        store.subscribe(Arc::clone(&fence) as _);
+        let known = Cache::builder()
+            .max_capacity(settings.capacity)
+            .time_to_live(settings.ttl + settings.stale_window)
+            .build();
+        let absent =
+            Cache::builder().max_capacity(NEGATIVE_CAPACITY).time_to_live(settings.negative_ttl).build();
+        Arc::new(Self { settings, fence, known, absent, loads: Mutex::default(), store, control, clock })
+    }
+
+    /// What is cached and current. `None` means that the store must be asked.
+    fn find(&self, digest: &Digest, now: Now) -> Option<Outcome> {
+        if let Some(entry) = self.known.get(digest) {
+            return self.is_fresh(&entry, digest, now).then_some(Outcome::Known(entry));
+        }
+        let absent_since = self.absent.get(digest)?;
+        (now.mono.saturating_duration_since(absent_since) < self.settings.negative_ttl)
+            .then_some(Outcome::Absent)
+    }
+
+    fn is_fresh(&self, entry: &Entry, digest: &Digest, now: Now) -> bool {
+        self.is_untouched(entry, digest)
+            && now.mono.saturating_duration_since(entry.loaded_at) < self.settings.ttl
+    }
+
+    fn is_untouched(&self, entry: &Entry, digest: &Digest) -> bool {
+        let stamp = entry.stamp.load(Ordering::Relaxed);
+        match self.fence.judge(stamp, digest, entry.found.org.id) {
+            Judgement::Current => true,
+            Judgement::Untouched(stamp) => {
+                // Two readers may renew at once with different stamps; both are right, the later is better.
+                entry.stamp.fetch_max(stamp, Ordering::Relaxed);
+                true
+            }
+            Judgement::Touched => false,
+        }
+    }
+
+    /// Asks the store, together with whoever else wants the same key.
+    ///
+    /// The load is a task of its own on the control runtime: callers that go away take nothing with them.
+    async fn load(self: &Arc<Self>, digest: &Digest) -> (Outcome, Level) {
+        for _ in 0..OVERTAKEN_AT_MOST {
+            let (outcome, level) = match self.join(digest) {
+                Join::Ended(outcome) => (outcome, Level::Process),
+                Join::UnderWay(load) => (wait_for(load).await, Level::Store),
+                Join::Refused => (Outcome::Unavailable(StoreFault::Exhausted), Level::Store),
+            };
+            match outcome {
+                // An event came between the load's end and this moment.
+                Outcome::Known(entry) if !self.is_untouched(&entry, digest) => {}
+                Outcome::Unavailable(fault) => {
+                    return match self.stale(digest) {
+                        Some(entry) => (Outcome::Known(entry), Level::Stale),
+                        None => (Outcome::Unavailable(fault), level),
+                    };
+                }
+                Outcome::Known(_) | Outcome::Absent => return (outcome, level),
+            }
+        }
+        (Outcome::Unavailable(StoreFault::failed("the key is changing too fast to be read")), Level::Store)
+    }
+
+    fn join(self: &Arc<Self>, digest: &Digest) -> Join {
+        let mut loads = self.lock_loads();
+        if let Some(load) = loads.get(digest) {
+            return Join::UnderWay(load.clone());
+        }
+        // A load that ended between the caller's look and this lock has left its outcome in the cache.
+        if let Some(outcome) = self.find(digest, self.clock.now()) {
+            return Join::Ended(outcome);
+        }
+        if loads.len() >= self.settings.max_lookups {
+            return Join::Refused;
+        }
+        let (sender, receiver) = watch::channel(None);
+        loads.insert(*digest, receiver.clone());
+        let load = Load { cache: Arc::clone(self), digest: *digest };
+        self.control.spawn(load.run(sender));
+        Join::UnderWay(receiver)
+    }
+
+    fn lock_loads(&self) -> MutexGuard<'_, HashMap<Digest, Loading>> {
+        // Every change under this lock is one insertion or removal, so a panic leaves nothing half done.
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The entry that may stand in while the store cannot answer. Never one that an event has touched.
+    fn stale(&self, digest: &Digest) -> Option<Arc<Entry>> {
+        let entry = self.known.get(digest)?;
+        let age = self.clock.now().mono.saturating_duration_since(entry.loaded_at);
+        let usable =
+            age < self.settings.ttl + self.settings.stale_window && self.is_untouched(&entry, digest);
+        usable.then_some(entry)
+    }
+}
+
+/// A load under way, seen by who waits for it.
+type Loading = watch::Receiver<Option<Outcome>>;
+
+/// What a caller finds when it wants a key loaded.
+enum Join {
+    UnderWay(Loading),
+    Ended(Outcome),
+    /// As many loads are under way as may be.
+    Refused,
+}
+
+async fn wait_for(mut load: Loading) -> Outcome {
+    let ended = load.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+    ended.unwrap_or_else(|| Outcome::Unavailable(StoreFault::failed("the load was given up")))
+}
+
+/// One load under way. Its place among the loads is given up when it is dropped, however it ended.
+struct Load {
+    cache: Arc<ReadThrough>,
+    digest: Digest,
+}
+
+impl Load {
+    async fn run(self, sender: watch::Sender<Option<Outcome>>) {
+        let outcome = tokio::time::timeout(self.cache.settings.lookup_timeout, self.look_up())
+            .await
+            .unwrap_or(Outcome::Unavailable(StoreFault::TimedOut));
+        match &outcome {
+            Outcome::Known(entry) => self.cache.known.insert(self.digest, Arc::clone(entry)),
+            Outcome::Absent => {
+                self.cache.known.invalidate(&self.digest);
+                self.cache.absent.insert(self.digest, self.cache.clock.now().mono);
+            }
+            Outcome::Unavailable(_) => {}
+        }
+        // In this order: whoever finds no load under way must find the outcome in the cache.
+        drop(self);
+        sender.send_replace(Some(outcome));
+    }
+
+    async fn look_up(&self) -> Outcome {
+        for _ in 0..OVERTAKEN_AT_MOST {
+            let stamp: Stamp = self.cache.fence.stamp();
+            let loaded_at = self.cache.clock.now().mono;
+            match self.cache.store.lookup(self.digest).await {
+                Lookup::Absent => return Outcome::Absent,
+                Lookup::Unavailable(fault) => return Outcome::Unavailable(fault),
+                Lookup::Found(found) => {
+                    // What was read before an event about it may be neither stored nor served.
+                    let judgement = self.cache.fence.judge(stamp, &self.digest, found.org.id);
+                    if judgement != Judgement::Touched {
+                        return Outcome::Known(Arc::new(Entry {
+                            found,
+                            stamp: AtomicU64::new(stamp),
+                            loaded_at,
+                        }));
+                    }
+                }
+            }
+        }
+        Outcome::Unavailable(StoreFault::failed("the key is changing too fast to be read"))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.cache.lock_loads().remove(&self.digest);
+    }
+}
+
+/// What a key came to, for the request that presents it.
+#[derive(Debug)]
+pub enum Resolved<T> {
+    Known(Rc<Known<T>>),
+    Absent,
+    Unavailable(StoreFault),
+}
+
+/// A known key as one thread holds it: reference counts and prepared values that no other thread touches.
+#[derive(Debug)]
+pub struct Known<T> {
+    pub found: Arc<Found>,
+    /// Whatever the thread makes of the key once, to use it on every request.
+    pub prepared: T,
+    stamp: Cell<Stamp>,
+    loaded_at: Instant,
+}
+
+/// A thread's own level. The slot of a key is chosen by its digest, which is uniformly distributed: no hashing, no eviction to
+/// decide on, a fixed size.
+#[derive(Debug)]
+pub struct ThreadCache<T> {
+    shared: Arc<ReadThrough>,
+    slots: RefCell<Vec<Option<Slot<T>>>>,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    digest: Digest,
+    known: Rc<Known<T>>,
+}
+
+impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
+    #[must_use]
+    pub fn new(shared: Arc<ReadThrough>) -> Self {
+        let slots = std::iter::repeat_with(|| None).take(SLOTS).collect();
+        Self { shared, slots: RefCell::new(slots) }
+    }
+
+    /// Answers from this thread's slots or the process's cache, without waiting. `None`: the store must be asked.
+    #[must_use]
+    pub fn find(&self, digest: &Digest, now: Now) -> Option<(Resolved<T>, Level)> {
+        if let Some(known) = self.find_slot(digest, now) {
+            return Some((Resolved::Known(known), Level::Thread));
+        }
+        let outcome = self.shared.find(digest, now)?;
+        Some((self.keep(digest, outcome), Level::Process))
+    }
+
+    /// Asks the store.
+    pub async fn load(&self, digest: &Digest) -> (Resolved<T>, Level) {
+        let (outcome, level) = self.shared.load(digest).await;
+        (self.keep(digest, outcome), level)
+    }
+
+    fn find_slot(&self, digest: &Digest, now: Now) -> Option<Rc<Known<T>>> {
+        let slots = self.slots.borrow();
+        let slot = slots[slot_of(digest)].as_ref().filter(|slot| slot.digest == *digest)?;
+        let known = &slot.known;
+        match self.shared.fence.judge(known.stamp.get(), digest, known.found.org.id) {
+            Judgement::Current => {}
+            Judgement::Untouched(stamp) => known.stamp.set(stamp),
+            Judgement::Touched => return None,
+        }
+        let age = now.mono.saturating_duration_since(known.loaded_at);
+        (age < self.shared.settings.ttl).then(|| Rc::clone(known))
+    }
+
+    fn keep(&self, digest: &Digest, outcome: Outcome) -> Resolved<T> {
+        let entry = match outcome {
+            Outcome::Known(entry) => entry,
+            Outcome::Absent => return Resolved::Absent,
+            Outcome::Unavailable(fault) => return Resolved::Unavailable(fault),
+        };
+        let known = Rc::new(Known {
+            prepared: T::from(&entry.found),
+            found: Arc::clone(&entry.found),
+            stamp: Cell::new(entry.stamp.load(Ordering::Relaxed)),
+            loaded_at: entry.loaded_at,
+        });
+        self.slots.borrow_mut()[slot_of(digest)] = Some(Slot { digest: *digest, known: Rc::clone(&known) });
+        Resolved::Known(known)
+    }
+}
+
+const fn slot_of(digest: &Digest) -> usize {
+    // Truncation keeps the low bits, as good as any others.
+    digest.leading() as usize % SLOTS
 }

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod embedded;
 pub mod events;
+pub mod fence;
 
 use std::fmt;
 use std::future::Future;

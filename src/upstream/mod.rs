@@ -1,5 +1,7 @@
 //! Where requests go: named upstreams, each with its endpoints for live and for test keys.
 
+pub mod pool;
+
 use std::fmt;
 use std::time::Duration;
 

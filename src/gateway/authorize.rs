@@ -1,0 +1,65 @@
+//! May it do this? From a caller and a route to a [`Permit`], which alone opens the way further.
+
+use std::rc::Rc;
+
+use super::authenticate::Caller;
+use super::headers::Identity;
+use super::route::{Access, Route, Target};
+use crate::key::Environment;
+use crate::rejection::{NotFound, Rejection};
+use crate::store::cache::Known;
+
+/// Leave to do one thing once. Made only by [`authorize`]; not to be copied.
+#[derive(Debug)]
+pub(super) struct Permit<'r> {
+    route: &'r Route,
+    caller: Caller,
+}
+
+impl<'r> Permit<'r> {
+    pub(super) const fn route(&self) -> &'r Route {
+        self.route
+    }
+
+    pub(super) const fn target(&self) -> Target {
+        self.route.target
+    }
+
+    /// Which side of an upstream the request may reach.
+    pub(super) fn environment(&self) -> Environment {
+        match &self.caller {
+            Caller::Anyone { environment } => *environment,
+            Caller::Holder(known) => known.found.key.environment,
+        }
+    }
+
+    /// What the upstream is told; nothing on a public route.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        match &self.caller {
+            Caller::Anyone { .. } => None,
+            Caller::Holder(known) => Some(&known.prepared),
+        }
+    }
+}
+
+/// # Errors
+/// 404 where no rule is, 403 where the key lacks a scope.
+pub(super) fn authorize(route: Option<&Route>, caller: Caller) -> Result<Permit<'_>, Rejection> {
+    let route = route.ok_or(Rejection::NotFound(NotFound::NoRoute))?;
+    match (&route.access, &caller) {
+        (Access::Public { .. }, _) | (Access::AnyKey, Caller::Holder(_)) => {}
+        (Access::Scopes(wanted), Caller::Holder(known)) => check_scopes(known, wanted)?,
+        // A caller without a key comes from a public route only; should that ever change, the answer is no.
+        (Access::AnyKey | Access::Scopes(_), Caller::Anyone { .. }) => {
+            return Err(Rejection::NotFound(NotFound::NoRoute));
+        }
+    }
+    Ok(Permit { route, caller })
+}
+
+fn check_scopes(known: &Rc<Known<Identity>>, wanted: &crate::key::scope::ScopeSet) -> Result<(), Rejection> {
+    match known.found.key.scopes.first_missing(wanted) {
+        None => Ok(()),
+        Some(missing) => Err(Rejection::MissingScope(missing.clone())),
+    }
+}

@@ -1,0 +1,154 @@
+//! To the upstream and back. The request that goes up is built from the canonical one and from nothing else.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep};
+
+use super::Gateway;
+use super::authorize::Permit;
+use super::body::{BodyError, RequestBody, ResponseBody, Upload, UploadState};
+use super::exchange::Exchange;
+use super::guard::{CanonicalRequest, Parts};
+use super::headers::Peer;
+use crate::rejection::{BadGateway, Rejection};
+use crate::telemetry;
+use crate::upstream::UpstreamId;
+use crate::upstream::pool::{Lease, SendError};
+
+/// What came back: an answer's head, and the connection its body will come from.
+type Answer = (Response<Incoming>, Lease<RequestBody>);
+
+/// Sends what `permit` allows to `upstream`.
+///
+/// # Errors
+/// 413 and 400 where the body proves to be wrong on the way, 502 and 504 where no answer comes.
+pub(super) async fn forward(
+    gateway: &Gateway,
+    peer: &Peer,
+    permit: &Permit<'_>,
+    upstream: UpstreamId,
+    request: CanonicalRequest<Incoming>,
+    exchange: &Exchange,
+) -> Result<Forwarded, Rejection> {
+    let (request, upload) = build(gateway, peer, permit, request, exchange)?;
+    let timeout = gateway.upstreams[upstream.0].timeouts.answer;
+    let sending = gateway.pool.send(upstream, permit.environment(), request);
+    let answered = within(timeout, upload.as_deref(), sending).await;
+    if let Some(UploadState::Failed(error)) = upload.as_ref().map(|upload| upload.state()) {
+        return Err(match error {
+            BodyError::TooLarge => Rejection::BodyTooLarge,
+            BodyError::Stalled => Rejection::BodyStalled,
+            BodyError::Broken => Rejection::BodyBroken,
+        });
+    }
+    let (answer, lease) = match answered {
+        None => return Err(Rejection::GatewayTimeout),
+        Some(Err(SendError::Unreachable)) => return Err(Rejection::BadGateway(BadGateway::Unreachable)),
+        Some(Err(SendError::BrokeOff(error))) => {
+            let name = &gateway.upstreams[upstream.0].name;
+            telemetry::log(&format!(
+                "upstream {name} broke off before it answered {}: {error}",
+                exchange.id()
+            ));
+            return Err(Rejection::BadGateway(BadGateway::BrokeOff));
+        }
+        Some(Ok(answer)) => answer,
+    };
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked for it: `Upgrade` is never forwarded. Dropping the lease closes the connection.
+        return Err(Rejection::BadGateway(BadGateway::InvalidAnswer));
+    }
+    // An answer that overtakes the request's body leaves the rest of that body on the connection.
+    let wholly_sent = upload.is_none_or(|upload| upload.state() == UploadState::Done);
+    Ok(Forwarded {
+        answer,
+        lease,
+        wholly_sent,
+        stream_idle: gateway.upstreams[upstream.0].timeouts.stream_idle,
+    })
+}
+
+/// An answer that is ready to be passed on.
+#[derive(Debug)]
+pub(super) struct Forwarded {
+    answer: Response<Incoming>,
+    lease: Lease<RequestBody>,
+    wholly_sent: bool,
+    stream_idle: Duration,
+}
+
+impl Forwarded {
+    /// The answer as the client gets it, streaming.
+    pub(super) fn into_response(self, gateway: &Gateway, mut exchange: Exchange) -> Response<ResponseBody> {
+        let (mut head, incoming) = self.answer.into_parts();
+        let framed = gateway.rules.answer(&mut head.headers, exchange.id_value());
+        head.version = Version::HTTP_11;
+        // A reason phrase of the upstream's own travels as an extension, as does what belongs to its connection.
+        head.extensions.clear();
+        exchange.note_status(head.status);
+        let reusable = self.wholly_sent && framed;
+        let body = ResponseBody::upstream(
+            incoming,
+            self.stream_idle,
+            self.lease,
+            reusable,
+            gateway.clock.clone(),
+            exchange,
+        );
+        Response::from_parts(head, body)
+    }
+}
+
+fn build(
+    gateway: &Gateway,
+    peer: &Peer,
+    permit: &Permit<'_>,
+    request: CanonicalRequest<Incoming>,
+    exchange: &Exchange,
+) -> Result<(Request<RequestBody>, Option<Rc<Upload>>), Rejection> {
+    let limit = permit.route().body_limit.unwrap_or(gateway.settings.limits.body);
+    let Parts { method, target, host, mut headers, body } = request.into_parts();
+    if body.size_hint().lower() > limit {
+        return Err(Rejection::BodyTooLarge);
+    }
+    gateway.rules.forward(&mut headers, peer, &host, exchange.id_value(), permit.identity());
+    if !permit.route().forward_authorization {
+        headers.remove(AUTHORIZATION);
+    }
+    let (body, upload) = RequestBody::new(body, limit, gateway.settings.body_idle_timeout);
+    if upload.is_some() && !headers.contains_key(CONTENT_LENGTH) {
+        // Without it a body of unknown length on a GET would be left out.
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from(target);
+    *request.headers_mut() = headers;
+    Ok((request, upload))
+}
+
+/// Waits for the answer for `timeout` after the last part of the request was taken; `None` when it runs out.
+async fn within(
+    timeout: Duration,
+    upload: Option<&Upload>,
+    sending: impl Future<Output = Result<Answer, SendError>>,
+) -> Option<Result<Answer, SendError>> {
+    let mut sending = pin!(sending);
+    let mut deadline = pin!(sleep(timeout));
+    loop {
+        tokio::select! {
+            biased;
+            answered = &mut sending => return Some(answered),
+            () = &mut deadline => {
+                let until = upload.map(|upload| upload.progress() + timeout).filter(|until| *until > Instant::now());
+                deadline.as_mut().reset(until?);
+            }
+        }
+    }
+}

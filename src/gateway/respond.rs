@@ -1,0 +1,57 @@
+//! The one place where a refusal becomes bytes.
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, Response};
+use serde::Serialize;
+
+use super::Gateway;
+use super::body::ResponseBody;
+use super::exchange::Exchange;
+use crate::id::RequestId;
+use crate::rejection::Rejection;
+
+#[derive(Serialize)]
+struct Envelope<'e> {
+    error: Error<'e>,
+}
+
+#[derive(Serialize)]
+struct Error<'e> {
+    r#type: &'static str,
+    message: &'e str,
+    request_id: RequestId,
+}
+
+/// The answer to a request that is refused: the envelope, and the headers that belong to it.
+pub(super) fn refuse(
+    gateway: &Gateway,
+    rejection: &Rejection,
+    mut exchange: Exchange,
+) -> Response<ResponseBody> {
+    exchange.note_refusal(rejection);
+    exchange.note_status(rejection.status());
+    let id_value = exchange.id_value().clone();
+    let body = envelope(rejection, exchange.id());
+    let mut response = Response::new(ResponseBody::own(body, exchange));
+    *response.status_mut() = rejection.status();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // A shared cache must not answer the next caller with this one's refusal.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    gateway.rules.name_answer(headers, &id_value);
+    if let Some(challenge) = rejection.challenge() {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    if let Some(after) = rejection.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+    }
+    response
+}
+
+fn envelope(rejection: &Rejection, request_id: RequestId) -> Bytes {
+    let message = rejection.message();
+    let error = Error { r#type: rejection.error_type().as_str(), message: &message, request_id };
+    // Strings alone, so nothing in it can fail to serialise.
+    serde_json::to_vec(&Envelope { error }).unwrap_or_default().into()
+}

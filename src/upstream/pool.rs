@@ -1,0 +1,260 @@
+//! A thread's own connections to the upstreams.
+//!
+//! No lock and no other thread: a worker opens, keeps and closes its own. A kept connection is used again only for
+//! the same upstream, the same environment and the same endpoint, and only after an exchange in which nothing was odd; anything
+//! else closes it. A request is tried again, on another connection or endpoint, only while nothing of it was sent.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::header::HOST;
+use http::{HeaderValue, Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+
+use super::{Endpoint, HostField, Settings, UpstreamId};
+use crate::clock::Clock;
+use crate::key::Environment;
+use crate::telemetry;
+
+/// Unused connections kept for one endpoint.
+const IDLE_AT_MOST: usize = 256;
+/// Head of an answer, in bytes and fields.
+const ANSWER_HEAD: usize = 64 << 10;
+const ANSWER_FIELDS: usize = 200;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why no answer came. A request that nobody took is [`SendError::Unreachable`].
+#[derive(Debug)]
+pub enum SendError {
+    /// Nothing of the request was sent: no endpoint could be connected to.
+    Unreachable,
+    /// The connection ended, or turned out not to speak HTTP/1.1, before a whole answer head had come.
+    BrokeOff(hyper::Error),
+}
+
+/// All upstreams, as one thread sees them.
+#[derive(Debug)]
+pub struct Pool<B> {
+    upstreams: Vec<[Rc<Side<B>>; 2]>,
+    clock: Clock,
+}
+
+/// One environment of one upstream.
+#[derive(Debug)]
+struct Side<B> {
+    servers: Vec<Server<B>>,
+    next: Cell<usize>,
+    connect_timeout: Duration,
+    idle_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Server<B> {
+    endpoint: Endpoint,
+    /// Stands in the Host field, where it is not the client's that does.
+    host: Option<HeaderValue>,
+    idle: RefCell<Vec<Idle<B>>>,
+    /// Whether the last attempt to connect failed: a failure is logged when it begins and when it ends.
+    failing: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct Idle<B> {
+    connection: Connection<B>,
+    since: Instant,
+}
+
+/// An open connection. Dropping it closes it, whatever is under way on it.
+#[derive(Debug)]
+struct Connection<B> {
+    sender: SendRequest<B>,
+    driver: AbortHandle,
+}
+
+impl<B> Drop for Connection<B> {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// The connection on which an answer arrives. Dropped, it closes it; [`Lease::release`] keeps it for the next request.
+#[derive(Debug)]
+pub struct Lease<B> {
+    connection: Connection<B>,
+    side: Rc<Side<B>>,
+    server: usize,
+}
+
+impl<B> Lease<B> {
+    /// Gives the connection back. Only after a whole answer to a wholly sent request.
+    pub fn release(self, clock: &Clock) {
+        let Self { connection, side, server } = self;
+        let mut idle = side.servers[server].idle.borrow_mut();
+        if !connection.sender.is_closed() && idle.len() < IDLE_AT_MOST {
+            idle.push(Idle { connection, since: clock.now().mono });
+        }
+    }
+}
+
+impl<B> Pool<B>
+where
+    B: Body + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    #[must_use]
+    pub fn new(upstreams: &[Settings], clock: Clock) -> Self {
+        let side = |settings: &Settings, environment| {
+            let server = |endpoint: &Endpoint| Server {
+                endpoint: endpoint.clone(),
+                host: match settings.host {
+                    HostField::Client => None,
+                    HostField::Endpoint => HeaderValue::try_from(endpoint.authority()).ok(),
+                },
+                idle: RefCell::default(),
+                failing: Cell::new(false),
+            };
+            Rc::new(Side {
+                servers: settings.endpoints(environment).iter().map(server).collect(),
+                next: Cell::new(0),
+                connect_timeout: settings.timeouts.connect,
+                idle_timeout: settings.timeouts.idle,
+            })
+        };
+        let upstreams =
+            upstreams.iter().map(|settings| Environment::ALL.map(|environment| side(settings, environment)));
+        Self { upstreams: upstreams.collect(), clock }
+    }
+
+    /// Sends a request to an endpoint of `upstream` for `environment`, and nowhere else.
+    ///
+    /// # Errors
+    /// [`SendError`]. Dropping the future closes the connection it used.
+    pub async fn send(
+        &self,
+        upstream: UpstreamId,
+        environment: Environment,
+        mut request: Request<B>,
+    ) -> Result<(Response<Incoming>, Lease<B>), SendError> {
+        let side = &self.upstreams[upstream.0][environment as usize];
+        let first = side.next.get();
+        side.next.set(first.wrapping_add(1));
+        for n in 0..side.servers.len() {
+            let at = first.wrapping_add(n) % side.servers.len();
+            let server = &side.servers[at];
+            if let Some(host) = &server.host {
+                request.headers_mut().insert(HOST, host.clone());
+            }
+            loop {
+                let (mut connection, kept) = match server.take_idle(&self.clock, side.idle_timeout) {
+                    Some(connection) => (connection, true),
+                    None => match server.connect(side.connect_timeout).await {
+                        Some(connection) => (connection, false),
+                        None => break,
+                    },
+                };
+                match connection.sender.try_send_request(request).await {
+                    Ok(answer) => {
+                        return Ok((answer, Lease { connection, side: Rc::clone(side), server: at }));
+                    }
+                    Err(mut error) => match error.take_message() {
+                        // The other side had closed it; nothing was sent.
+                        Some(unsent) => request = unsent,
+                        None => return Err(SendError::BrokeOff(error.into_error())),
+                    },
+                }
+                if !kept {
+                    break;
+                }
+            }
+        }
+        Err(SendError::Unreachable)
+    }
+
+    /// Closes what has been unused for too long.
+    pub fn sweep(&self) {
+        let now = self.clock.now().mono;
+        for side in self.upstreams.iter().flatten() {
+            for server in &side.servers {
+                let unused = |idle: &Idle<B>| now.saturating_duration_since(idle.since);
+                server.idle.borrow_mut().retain(|idle| unused(idle) < side.idle_timeout);
+            }
+        }
+    }
+}
+
+impl<B> Server<B>
+where
+    B: Body + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    /// The connection used last, if it is still good: the others may then age and be closed.
+    fn take_idle(&self, clock: &Clock, timeout: Duration) -> Option<Connection<B>> {
+        let mut idle = self.idle.borrow_mut();
+        if idle.is_empty() {
+            return None;
+        }
+        let now = clock.now().mono;
+        while let Some(Idle { connection, since }) = idle.pop() {
+            if connection.sender.is_ready() && now.saturating_duration_since(since) < timeout {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    async fn connect(&self, timeout: Duration) -> Option<Connection<B>> {
+        let connecting = async {
+            let stream = dial(&self.endpoint).await?;
+            stream.set_nodelay(true)?;
+            let (sender, driver) = http1::Builder::new()
+                .writev(false)
+                .max_header_size(ANSWER_HEAD)
+                .max_headers(ANSWER_FIELDS)
+                .handshake::<_, B>(TokioIo::new(stream))
+                .await
+                .map_err(io::Error::other)?;
+            Ok((sender, driver))
+        };
+        let connected = tokio::time::timeout(timeout, connecting)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        match connected {
+            Ok((sender, driver)) => {
+                if self.failing.replace(false) {
+                    telemetry::log(&format!("upstream {} is reachable again", self.endpoint));
+                }
+                // The driver's own error reaches whoever waits for the answer.
+                let driver = tokio::task::spawn_local(async move { drop(driver.await) }).abort_handle();
+                Some(Connection { sender, driver })
+            }
+            Err(error) => {
+                self.log_failure(&error);
+                None
+            }
+        }
+    }
+
+    fn log_failure(&self, error: &io::Error) {
+        if !self.failing.replace(true) {
+            telemetry::log(&format!("upstream {} cannot be reached: {error}", self.endpoint));
+        }
+    }
+}
+
+async fn dial(endpoint: &Endpoint) -> io::Result<TcpStream> {
+    if let Ok(address) = endpoint.host().parse::<IpAddr>() {
+        return TcpStream::connect(SocketAddr::new(address, endpoint.port())).await;
+    }
+    TcpStream::connect((endpoint.host(), endpoint.port())).await
+}

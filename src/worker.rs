@@ -1,0 +1,157 @@
+//! A worker: one thread, one runtime, its own connections up and down. Nothing here is shared while requests run.
+
+use std::io;
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::connection::{self, Connections};
+use crate::gateway::headers::Peer;
+use crate::gateway::{Gateway, Shared};
+use crate::listener::Slot;
+use crate::telemetry::{self, RecordSink};
+
+/// How often unused upstream connections are looked through.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// A thread that serves connections, seen from outside.
+#[derive(Debug)]
+pub struct Worker {
+    orders: UnboundedSender<Order>,
+    load: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Serve {
+        stream: TcpStream,
+        peer: Peer,
+        slot: Slot,
+    },
+    /// Finish what is under way, take nothing new, end.
+    Drain,
+}
+
+impl Worker {
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(
+        number: usize,
+        shared: Shared,
+        records: RecordSink,
+        settings: connection::Settings,
+    ) -> io::Result<Self> {
+        let (orders, received) = unbounded_channel();
+        let load = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&load);
+        let thread = std::thread::Builder::new()
+            .name(format!("keygate-{number}"))
+            .spawn(move || run(received, &counted, shared, records, settings))?;
+        Ok(Self { orders, load, thread })
+    }
+
+    /// Connections it has, or is about to have.
+    #[must_use]
+    pub fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    /// Hands over a connection.
+    pub fn serve(&self, stream: TcpStream, peer: Peer, slot: Slot) {
+        self.load.fetch_add(1, Ordering::Relaxed);
+        // A worker that has ended drops the connection, and the client sees it closed.
+        let _ = self.orders.send(Order::Serve { stream, peer, slot });
+    }
+
+    /// Lets the requests under way finish.
+    pub fn drain(&self) {
+        let _ = self.orders.send(Order::Drain);
+    }
+
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Ends the worker, cutting what is still under way, and waits for its thread.
+    pub fn stop(self) {
+        drop(self.orders);
+        // A thread that panicked has said so on standard error.
+        let _ = self.thread.join();
+    }
+}
+
+fn run(
+    orders: UnboundedReceiver<Order>,
+    load: &Arc<AtomicUsize>,
+    shared: Shared,
+    records: RecordSink,
+    settings: connection::Settings,
+) {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => return telemetry::log(&format!("a worker cannot start its runtime: {error}")),
+    };
+    let records = Rc::new(records);
+    let gateway = Gateway::new(shared, Rc::clone(&records));
+    runtime.block_on(work(orders, load, gateway, records, Rc::new(settings)));
+}
+
+async fn work(
+    mut orders: UnboundedReceiver<Order>,
+    load: &Arc<AtomicUsize>,
+    gateway: Rc<Gateway>,
+    records: Rc<RecordSink>,
+    settings: Rc<connection::Settings>,
+) {
+    let connections = Rc::new(Connections::default());
+    tokio::task::spawn_local(async move { records.keep_flushing().await });
+    let swept = Rc::clone(&gateway);
+    tokio::task::spawn_local(async move {
+        let mut ticks = tokio::time::interval(SWEEP);
+        loop {
+            ticks.tick().await;
+            swept.sweep();
+        }
+    });
+    let mut draining = false;
+    loop {
+        let order = tokio::select! {
+            order = orders.recv() => order,
+            () = connections.closed(), if draining => return,
+        };
+        match order {
+            None => return,
+            Some(Order::Drain) => {
+                draining = true;
+                connections.begin_drain();
+            }
+            Some(Order::Serve { stream, peer, slot }) => {
+                let counted = Counted(Arc::clone(load));
+                let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+                let (gateway, settings) = (Rc::clone(&gateway), Rc::clone(&settings));
+                let connections = Rc::clone(&connections);
+                tokio::task::spawn_local(async move {
+                    let _held = (counted, slot);
+                    connection::serve(stream, peer, gateway, &settings, &connections).await;
+                });
+            }
+        }
+    }
+}
+
+/// A connection in a worker's load.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
