@@ -7,6 +7,7 @@ pub mod cache;
 pub mod embedded;
 pub mod events;
 pub mod fence;
+mod rehearsal;
 
 use std::fmt;
 use std::future::Future;
@@ -66,7 +67,8 @@ pub struct Mutation {
 pub enum Change<T> {
     /// A new record. Its id, and a key's digests, must be free.
     Insert(T),
-    /// The record whose last change was number `rev`, as it is to be.
+    /// The record whose last change was number `rev`, as it is to be. A key keeps its organisation and its
+    /// environment: with another of either it is a key that is not there.
     Update { rev: u64, record: T },
 }
 

@@ -1,1 +1,5 @@
+//! The integration tests, one binary; a module per stage and resource.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod store_contract;
