@@ -94,7 +94,7 @@ impl Listener {
     }
 
     /// Accepts and hands out, for as long as it is polled.
-    pub async fn run(self, workers: Arc<[Worker]>) {
+    pub async fn run(self, workers: Arc<Vec<Worker>>) {
         let mut full = LogSometimes::default();
         loop {
             let (stream, address) = match self.socket.accept().await {

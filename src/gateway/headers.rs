@@ -316,6 +316,13 @@ impl NameSet {
     }
 }
 
+/// The value of the request id for header fields.
+#[must_use]
+pub(super) fn request_id_value(id: RequestId) -> HeaderValue {
+    // The text of an id is plain ASCII.
+    HeaderValue::from_bytes(&id.to_array()).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
 const fn fold(byte: u8) -> u8 {
     if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
 }
@@ -450,11 +457,4 @@ mod tests {
             prop_assert_eq!(set.contains(&name), ["x-org-id", "te", "a-b"].contains(&folded.as_str()));
         }
     }
-}
-
-/// The value of the request id for header fields.
-#[must_use]
-pub(super) fn request_id_value(id: RequestId) -> HeaderValue {
-    // The text of an id is plain ASCII.
-    HeaderValue::from_bytes(&id.to_array()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

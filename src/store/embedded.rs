@@ -46,6 +46,12 @@ pub struct Settings {
     pub path: PathBuf,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self { path: PathBuf::from("keygate.redb") }
+    }
+}
+
 /// The open store. Dropping it waits for the mutations it has taken and gives the file back.
 pub struct Embedded {
     path: PathBuf,

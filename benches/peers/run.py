@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""CPU per request: keygate beside HAProxy, doing the same job in the same run.
+
+Both have one worker thread and are pinned to processor 0; the load generator (wrk) and the upstream run on processor 1, so that
+neither takes time from the one that is measured. Rounds alternate, A B A B …, and each is counted by the process's own CPU time
+(user and system, from /proc), so that waiting costs nothing. What is printed is requests per CPU second, and their ratio pair by pair.
+
+Needs Debian's packages haproxy and wrk, and `cargo build --profile dist`. Loopback only; ends by itself.
+
+    python3 benches/peers/run.py [--rounds 7] [--seconds 4] [--connections 32]
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def fill(template, target, values):
+    text = template.read_text()
+    for name, value in values.items():
+        text = text.replace(name, str(value))
+    target.write_text(text)
+    return target
+
+
+def cpu_seconds(pid):
+    """User and system time of a process, in seconds. schedstat counts nanoseconds, over all its threads."""
+    total = 0
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def wait_for(port, deadline=10):
+    until = time.monotonic() + deadline
+    while time.monotonic() < until:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    sys.exit(f"nothing listens on port {port}")
+
+
+class Process:
+    def __init__(self, name, cpu, *command):
+        self.name = name
+        self.process = subprocess.Popen(["taskset", "-c", str(cpu), *command], stdout=subprocess.DEVNULL)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def load(url, key, seconds, connections):
+    """Requests done by wrk; anything but 200 ends the run."""
+    out = subprocess.run(
+        ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-H", f"Authorization: Bearer {key}", url],
+        capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in out or "Socket errors" in out:
+        sys.exit(out)
+    return int(re.search(r"(\d+) requests in", out).group(1))
+
+
+def keygate_key(binary, config):
+    out = subprocess.run([binary, "keys", "create", "--config", config, "--name", "bench", "--json"],
+                         capture_output=True, text=True, check=True).stdout
+    made = json.loads(out)
+    return made["secret"], made["key"]
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--seconds", type=int, default=4)
+    arguments.add_argument("--connections", type=int, default=32)
+    arguments.add_argument("--keygate", default=str(ROOT / "target/dist/keygate"))
+    arguments = arguments.parse_args()
+    for tool in ("haproxy", "wrk", "taskset"):
+        if not shutil.which(tool):
+            sys.exit(f"{tool} is missing: apt-get install haproxy wrk util-linux")
+
+    running = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        ports = {"LIVE_PORT": free_port(), "TEST_PORT": free_port()}
+        config = folder / "keygate.toml"
+        keygate_port, haproxy_port = free_port(), free_port()
+        shutil.copy(ROOT / "config/policy.toml", folder / "policy.toml")
+        config.write_text(f"""
+[server]
+listen = "127.0.0.1:{keygate_port}"
+workers = 1
+[store]
+kind = "embedded"
+path = "keygate.redb"
+[policy]
+file = "policy.toml"
+[log]
+requests = "off"
+[upstreams.api]
+live = ["http://127.0.0.1:{ports['LIVE_PORT']}"]
+test = ["http://127.0.0.1:{ports['TEST_PORT']}"]
+""")
+        secret, key = keygate_key(arguments.keygate, str(config))
+        for name, value in {"org": key["organization_id"], "environment": key["environment"], "key": key["id"],
+                            "scopes": ",".join(key["scopes"])}.items():
+            (folder / f"{name}.map").write_text(f"{secret} {value}\n")
+        (folder / "routes.map").write_text("/v1/jobs jobs:read\n/v1/submissions jobs:read\n")
+        try:
+            upstream = fill(HERE / "upstream.cfg", folder / "upstream.cfg", ports)
+            running.append(Process("upstream", 1, "haproxy", "-db", "-f", str(upstream)))
+            haproxy_cfg = fill(HERE / "haproxy.cfg", folder / "haproxy.cfg",
+                               {**ports, "FRONT_PORT": haproxy_port, "MAP_DIR": folder})
+            haproxy = Process("haproxy", 0, "haproxy", "-db", "-f", str(haproxy_cfg))
+            keygate = Process("keygate", 0, arguments.keygate, "serve", "--config", str(config))
+            running += [haproxy, keygate]
+            for port in (ports["LIVE_PORT"], haproxy_port, keygate_port):
+                wait_for(port)
+            pair = {haproxy: haproxy_port, keygate: keygate_port}
+            for process, port in pair.items():
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/jobs", headers={"Authorization": f"Bearer {secret}"})
+                assert urllib.request.urlopen(request).status == 200, process.name
+                load(f"http://127.0.0.1:{port}/v1/jobs", secret, 1, arguments.connections)
+            ratios, rates = [], {haproxy: [], keygate: []}
+            for n in range(arguments.rounds):
+                for process, port in pair.items():
+                    before = cpu_seconds(process.pid)
+                    done = load(f"http://127.0.0.1:{port}/v1/jobs", secret, arguments.seconds, arguments.connections)
+                    rates[process].append(done / (cpu_seconds(process.pid) - before))
+                ratios.append(rates[keygate][-1] / rates[haproxy][-1])
+                print(f"round {n + 1}: haproxy {rates[haproxy][-1]:8.0f}  keygate {rates[keygate][-1]:8.0f}  requests per CPU second, ratio {ratios[-1]:.2f}", flush=True)
+            print(f"ratio keygate/haproxy: min {min(ratios):.2f}, median {statistics.median(ratios):.2f}, max {max(ratios):.2f}")
+        finally:
+            for process in reversed(running):
+                process.stop()
+
+
+main()

@@ -1,0 +1,309 @@
+//! The whole, put together: store, cache, workers, listeners; and taken apart again in order when it ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use thiserror::Error;
+use tokio::runtime::{Builder, Handle};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use zeroize::Zeroizing;
+
+use crate::admin;
+use crate::clock::Clock;
+use crate::config::{Config, KeySettings, StoreSettings};
+use crate::gateway::Shared;
+use crate::key::record::Sealer;
+use crate::key::{Digester, KeyFormat, Pepper};
+use crate::lifecycle::Lifecycle;
+use crate::listener::{self, Listener};
+use crate::store::Store;
+use crate::store::cache::ReadThrough;
+use crate::store::embedded::{self, Embedded};
+use crate::telemetry::{self, RecordWriter};
+use crate::worker::Worker;
+
+/// How a gateway ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainSettings {
+    /// How long new connections are still taken after the signal, until load balancers have noticed.
+    pub delay: Duration,
+    /// How long requests under way may then take.
+    pub timeout: Duration,
+}
+
+impl Default for DrainSettings {
+    fn default() -> Self {
+        Self { delay: Duration::from_secs(5), timeout: Duration::from_secs(70) }
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Listen(#[from] listener::BindError),
+    #[error(transparent)]
+    Store(#[from] embedded::OpenError),
+    #[error(transparent)]
+    Admin(#[from] admin::BindError),
+    #[error(transparent)]
+    Pepper(#[from] PepperError),
+    #[error("cannot start: {0}")]
+    Io(#[from] io::Error),
+}
+
+#[derive(Debug, Error)]
+pub enum PepperError {
+    #[error("cannot read keys.pepper_file {path}: {cause}")]
+    Io { path: PathBuf, cause: io::Error },
+    #[error("keys.pepper_file {0} can be read by others: chmod 600 {0}")]
+    Exposed(PathBuf),
+    #[error(
+        "keys.pepper_file {0} is too short: write at least 32 random bytes, for instance with `openssl rand -base64 48`"
+    )]
+    TooShort(PathBuf),
+}
+
+/// What every part needs that handles keys, made from the configuration.
+#[derive(Debug)]
+pub struct KeyTools {
+    pub format: KeyFormat,
+    pub digester: Digester,
+    pub sealer: Sealer,
+}
+
+impl KeyTools {
+    /// # Errors
+    /// When the pepper cannot be read.
+    pub fn new(settings: &KeySettings) -> Result<Self, PepperError> {
+        let pepper = settings.pepper_file.as_deref().map(read_pepper).transpose()?;
+        Ok(Self {
+            format: KeyFormat::new(&settings.prefix, settings.accept_without_checksum),
+            digester: Digester::new(pepper.clone()),
+            sealer: Sealer::new(pepper),
+        })
+    }
+}
+
+fn read_pepper(path: &Path) -> Result<Pepper, PepperError> {
+    let failed = |cause| PepperError::Io { path: path.to_owned(), cause };
+    let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(PepperError::Exposed(path.to_owned()));
+    }
+    let text = Zeroizing::new(std::fs::read(path).map_err(failed)?);
+    Pepper::new(text.trim_ascii_end().to_vec()).map_err(|_| PepperError::TooShort(path.to_owned()))
+}
+
+/// Opens the store that the configuration names.
+///
+/// # Errors
+/// [`embedded::OpenError`] says what to do.
+pub fn open_store(settings: &StoreSettings, sealer: Sealer) -> Result<Arc<dyn Store>, embedded::OpenError> {
+    match settings {
+        StoreSettings::Embedded(settings) => Ok(Arc::new(Embedded::open(settings, sealer)?)),
+    }
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct App {
+    address: SocketAddr,
+    lifecycle: Arc<Lifecycle>,
+    control: Control,
+    acceptor: tokio::task::JoinHandle<()>,
+    workers: Arc<Vec<Worker>>,
+    records: RecordWriter,
+    drain: DrainSettings,
+}
+
+impl App {
+    /// Opens the store, binds the sockets, starts the threads. When it returns, connections are taken.
+    ///
+    /// # Errors
+    /// [`StartError`] says what to do; nothing is left running.
+    pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        let tools = KeyTools::new(&config.keys)?;
+        let store = open_store(&config.store, tools.sealer.clone())?;
+        Self::start_with(config, tools, store, clock)
+    }
+
+    /// The same with a store that is open already.
+    ///
+    /// # Errors
+    /// As [`App::start`].
+    pub fn start_with(
+        config: Config,
+        tools: KeyTools,
+        store: Arc<dyn Store>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        raise_descriptor_limit();
+        let control = Control::start()?;
+        let entered = control.handle.enter();
+        let listener = Listener::bind(&config.listener, config.gateway.headers.trusted_proxies.clone())?;
+        let admin = admin::Server::bind(&config.admin)?;
+        let address = listener.address();
+        let lifecycle = Arc::new(Lifecycle::new(
+            Arc::clone(&store),
+            tools.format.clone(),
+            tools.digester.clone(),
+            config.scopes,
+            clock.clone(),
+        ));
+        let shared = Shared {
+            settings: config.gateway,
+            routes: Arc::new(config.routes),
+            upstreams: config.upstreams.into(),
+            format: tools.format,
+            digester: tools.digester,
+            keys: ReadThrough::new(config.cache, store, control.handle.clone(), clock.clone()),
+            clock,
+        };
+        let records = RecordWriter::start(config.request_log)?;
+        let count = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
+        let workers: Result<Vec<Worker>, io::Error> = (0..count)
+            .map(|n| Worker::start(n, shared.clone(), records.sink(), config.connection.clone()))
+            .collect();
+        let workers = Arc::new(workers?);
+        let acceptor = tokio::spawn(listener.run(Arc::clone(&workers)));
+        if let Some(admin) = admin {
+            tokio::spawn(admin.run(Arc::clone(&lifecycle)));
+        }
+        drop(entered);
+        Ok(Self { address, lifecycle, control, acceptor, workers, records, drain: config.drain })
+    }
+
+    /// Where it listens; the port is the real one, also when the configuration said 0.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    #[must_use]
+    pub const fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
+    }
+
+    /// Runs a future on the control runtime and waits for it. Not to be called from a runtime's own thread.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.control.handle.block_on(future)
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+    ///
+    /// # Errors
+    /// When signals cannot be watched.
+    pub fn run_until_signalled(self) -> io::Result<()> {
+        let handle = self.control.handle.clone();
+        handle.block_on(signalled())?;
+        let delay = self.drain.delay;
+        telemetry::log("stopping: finishing the requests under way; a second signal ends them");
+        let (hurry, hurried) = std::sync::mpsc::channel();
+        handle.spawn(async move {
+            if signalled().await.is_ok() {
+                let _ = hurry.send(());
+            }
+        });
+        let at_once = hurried.recv_timeout(delay).is_ok();
+        let timeout = if at_once { Duration::ZERO } else { self.drain.timeout };
+        self.stop(timeout, &hurried);
+        telemetry::log("stopped");
+        Ok(())
+    }
+
+    /// Takes no more connections, lets the requests under way take up to `timeout`, and ends.
+    pub fn drain(self, timeout: Duration) {
+        // The sender is kept so that nothing hurries this.
+        let (_hurry, hurried) = std::sync::mpsc::channel();
+        self.stop(timeout, &hurried);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the end of a process is nobody's argument")]
+    fn stop(self, timeout: Duration, hurried: &std::sync::mpsc::Receiver<()>) {
+        let Self { control, acceptor, workers, records, lifecycle, .. } = self;
+        acceptor.abort();
+        // Only when its task is gone is the socket closed and are the workers ours alone.
+        drop(control.handle.block_on(acceptor));
+        let mut workers = Arc::into_inner(workers).unwrap_or_default();
+        workers.iter().for_each(Worker::drain);
+        let until = Instant::now() + timeout;
+        while !workers.iter().all(Worker::is_finished) && Instant::now() < until {
+            if hurried.recv_timeout(Duration::from_millis(10)).is_ok() {
+                break;
+            }
+        }
+        workers.drain(..).for_each(Worker::stop);
+        records.finish();
+        drop(lifecycle);
+        control.stop();
+    }
+}
+
+async fn signalled() -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// The control runtime: one thread beside the workers for everything that is no request.
+#[derive(Debug)]
+struct Control {
+    handle: Handle,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Control {
+    fn start() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new()
+            .name("keygate-control".to_owned())
+            .spawn(move || drop(runtime.block_on(stopped)))?;
+        Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
+    }
+
+    fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Also when starting fails half-way, nothing is left running.
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// Takes as many descriptors as the process may have; the usual soft limit of 1,024 is for programs that use `select`.
+fn raise_descriptor_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current < maximum || maximum.is_none() && current.is_some() {
+        // Where it is refused, the limit stays what it was, and the listener says how far it reaches.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+}

@@ -1,0 +1,45 @@
+//! `keygate serve`: the gateway itself.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::{Outcome, load};
+use crate::app::App;
+use crate::clock::Clock;
+
+/// Run the gateway until SIGTERM or Ctrl-C
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The first signal lets the requests under way finish, the second ends them. Exit code: 0 when it was stopped, 1 when it could not
+start, 2 if the configuration cannot be read.
+
+Example:
+  keygate init && keygate check && keygate serve")]
+pub(super) struct Args {
+    /// The configuration file
+    #[arg(long, short, value_name = "FILE", default_value = "keygate.toml")]
+    config: PathBuf,
+}
+
+pub(super) fn run(
+    args: &Args,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    err: &mut impl Write,
+) -> io::Result<Outcome> {
+    let config = match load(&args.config, environment, err)? {
+        Ok(config) => config,
+        Err(outcome) => return Ok(outcome),
+    };
+    let routes = config.routes.routes().len();
+    let app = match App::start(config, Clock::system()) {
+        Ok(app) => app,
+        Err(error) => {
+            writeln!(err, "keygate: {error}")?;
+            return Ok(Outcome::Refused);
+        }
+    };
+    writeln!(err, "keygate: listening on http://{} with {routes} routes", app.address())?;
+    app.run_until_signalled()?;
+    Ok(Outcome::Done)
+}

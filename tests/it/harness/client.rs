@@ -1,0 +1,242 @@
+//! A client that sends exactly what it is told to, and one for ordinary calls.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+
+use super::PATIENCE;
+
+/// An ordinary request.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    method: String,
+    target: String,
+    fields: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Call {
+    pub(crate) fn new(method: &str, target: &str) -> Self {
+        Self { method: method.to_owned(), target: target.to_owned(), fields: Vec::new(), body: Vec::new() }
+    }
+
+    pub(crate) fn get(target: &str) -> Self {
+        Self::new("GET", target)
+    }
+
+    pub(crate) fn post(target: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self { body: body.into(), ..Self::new("POST", target) }
+    }
+
+    pub(crate) fn field(mut self, name: &str, value: &str) -> Self {
+        self.fields.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn key(self, secret: &str) -> Self {
+        self.field("authorization", &format!("Bearer {secret}"))
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = format!("{} {} HTTP/1.1\r\nhost: api.example.com\r\n", self.method, self.target);
+        for (name, value) in &self.fields {
+            bytes += &format!("{name}: {value}\r\n");
+        }
+        if !self.body.is_empty() {
+            bytes += &format!("content-length: {}\r\n", self.body.len());
+        }
+        let mut bytes = (bytes + "\r\n").into_bytes();
+        bytes.extend_from_slice(&self.body);
+        bytes
+    }
+}
+
+/// Sends a call on a connection of its own and reads the answer.
+#[track_caller]
+pub(crate) fn fetch(address: SocketAddr, call: &Call) -> Answer {
+    let mut wire = Wire::connect(address);
+    wire.send(&call.to_bytes());
+    wire.answer_to(&call.method).expect("an answer")
+}
+
+/// A connection of which every byte is ours.
+pub(crate) struct Wire {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Wire {
+    #[track_caller]
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, buffer: Vec::new() }
+    }
+
+    /// Writes bytes; a peer that has closed already is no error here, what it answered counts.
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// Writes bytes, or says why not.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    pub(crate) fn call(&mut self, call: &Call) -> Option<Answer> {
+        self.send(&call.to_bytes());
+        self.answer_to(&call.method)
+    }
+
+    /// Ends our side of the connection.
+    pub(crate) fn finish_sending(&self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Reads an answer to a request other than HEAD. `None` if the connection ends before its head is whole.
+    pub(crate) fn answer(&mut self) -> Option<Answer> {
+        self.answer_to("GET")
+    }
+
+    pub(crate) fn answer_to(&mut self, method: &str) -> Option<Answer> {
+        loop {
+            let mut answer = self.head()?;
+            if answer.status == 100 {
+                continue;
+            }
+            self.body(&mut answer, method);
+            return Some(answer);
+        }
+    }
+
+    /// Reads a head alone, an interim one too.
+    pub(crate) fn head(&mut self) -> Option<Answer> {
+        let end = loop {
+            if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at;
+            }
+            self.fill()?;
+        };
+        let head = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
+        self.buffer.drain(..end + 4);
+        let mut lines = head.split("\r\n");
+        let status_line = lines.next().unwrap_or_default().to_owned();
+        let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok())?;
+        let fields = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+            .collect();
+        Some(Answer { status_line, status, fields, body: Vec::new(), complete: true })
+    }
+
+    fn body(&mut self, answer: &mut Answer, method: &str) {
+        if method == "HEAD" || matches!(answer.status, 101 | 204 | 304) {
+            return;
+        }
+        if answer.field("transfer-encoding") == Some("chunked") {
+            answer.complete = self.chunks(&mut answer.body).is_some();
+        } else if let Some(length) = answer.field("content-length") {
+            let length: usize = length.parse().unwrap();
+            while self.buffer.len() < length && self.fill().is_some() {}
+            answer.complete = self.buffer.len() >= length;
+            answer.body = self.buffer.drain(..length.min(self.buffer.len())).collect();
+        } else {
+            while self.fill().is_some() {}
+            answer.body = std::mem::take(&mut self.buffer);
+        }
+    }
+
+    fn chunks(&mut self, body: &mut Vec<u8>) -> Option<()> {
+        loop {
+            let size = usize::from_str_radix(&self.line()?, 16).ok()?;
+            while self.buffer.len() < size + 2 {
+                self.fill()?;
+            }
+            body.extend(self.buffer.drain(..size));
+            self.buffer.drain(..2);
+            if size == 0 {
+                return Some(());
+            }
+        }
+    }
+
+    /// Reads up to the next CRLF.
+    pub(crate) fn line(&mut self) -> Option<String> {
+        let end = loop {
+            if let Some(at) = self.buffer.windows(2).position(|window| window == b"\r\n") {
+                break at;
+            }
+            self.fill()?;
+        };
+        let line = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
+        self.buffer.drain(..end + 2);
+        Some(line)
+    }
+
+    /// Whether the other side has closed, waiting for it if need be; bytes that come instead are a no.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        self.buffer.is_empty() && self.fill().is_none()
+    }
+
+    fn fill(&mut self) -> Option<()> {
+        let mut part = [0; 16 << 10];
+        match self.stream.read(&mut part) {
+            Ok(0) => None,
+            Ok(n) => {
+                self.buffer.extend_from_slice(&part[..n]);
+                Some(())
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                panic!("nothing came for {PATIENCE:?}; so far {:?}", String::from_utf8_lossy(&self.buffer))
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+/// An answer as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status_line: String,
+    pub(crate) status: u16,
+    /// Names in lower case, in their order.
+    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    /// Whether the body came to the end that its framing announced.
+    pub(crate) complete: bool,
+}
+
+impl Answer {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
+    }
+
+    /// Asserts that this is keygate's refusal with this status and type, whole in every part, and gives its message.
+    #[track_caller]
+    pub(crate) fn refusal(&self, status: u16, error_type: &str) -> String {
+        assert_eq!(self.status, status, "{}", self.text());
+        assert_eq!(self.field("content-type"), Some("application/json"));
+        assert_eq!(self.field("cache-control"), Some("no-store"));
+        let json = self.json();
+        assert_eq!(json["error"]["type"], error_type, "{json}");
+        let id = json["error"]["request_id"].as_str().unwrap();
+        assert!(keygate::id::RequestId::parse(id).is_ok(), "{id}");
+        assert_eq!(self.field("x-request-id"), Some(id));
+        assert_eq!(json.as_object().unwrap().len(), 1);
+        assert_eq!(json["error"].as_object().unwrap().len(), 3, "{json}");
+        json["error"]["message"].as_str().unwrap().to_owned()
+    }
+}

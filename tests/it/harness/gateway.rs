@@ -1,0 +1,233 @@
+//! A gateway of the test's own: a real configuration in a folder of its own, a real store, real sockets.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keygate::app::{App, KeyTools, open_store};
+use keygate::clock::{Clock, Shift, UnixMillis};
+use keygate::config::{Config, DEFAULT_POLICY};
+use keygate::id::{KeyId, OrgId};
+use keygate::key::Environment;
+use keygate::key::record::KeyRecord;
+use keygate::key::scope::{Scope, ScopeSet};
+use keygate::lifecycle::{Lifecycle, NewKey};
+use keygate::store::Store;
+use tempfile::TempDir;
+
+use super::client::{Answer, Call, Wire, fetch};
+use super::upstream::Upstream;
+
+/// How a test's gateway is set up.
+pub(crate) struct GatewayBuilder {
+    settings: String,
+    policy: String,
+    upstreams: Vec<(String, String, String)>,
+    wrap: Box<dyn FnOnce(Arc<dyn Store>) -> Arc<dyn Store>>,
+}
+
+impl Default for GatewayBuilder {
+    fn default() -> Self {
+        Self {
+            settings: String::new(),
+            policy: DEFAULT_POLICY.to_owned(),
+            upstreams: Vec::new(),
+            wrap: Box::new(|store| store),
+        }
+    }
+}
+
+impl GatewayBuilder {
+    /// Lines of keygate.toml; sections `[server]`, `[store]`, `[policy]` and `[upstreams.…]` have their own methods or are given.
+    pub(crate) fn settings(mut self, toml: &str) -> Self {
+        self.settings += toml;
+        self.settings += "\n";
+        self
+    }
+
+    pub(crate) fn policy(mut self, toml: &str) -> Self {
+        self.policy = toml.to_owned();
+        self
+    }
+
+    /// The upstream `api`, one server for each environment.
+    pub(crate) fn api(self, live: &Upstream, test: &Upstream) -> Self {
+        self.upstream("api", &live.url(), &test.url())
+    }
+
+    pub(crate) fn upstream(mut self, name: &str, live: &str, test: &str) -> Self {
+        self.upstreams.push((name.to_owned(), live.to_owned(), test.to_owned()));
+        self
+    }
+
+    /// Puts something between the cache and the store.
+    pub(crate) fn store(mut self, wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store> + 'static) -> Self {
+        self.wrap = Box::new(wrap);
+        self
+    }
+
+    /// The text of keygate.toml.
+    fn toml(&self) -> String {
+        let mut toml = self.settings.clone();
+        if !toml.contains("[server]") {
+            toml += "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\nmax_connections = 2000\n";
+        }
+        if !toml.contains("[store]") {
+            toml += "[store]\nkind = \"embedded\"\npath = \"keygate.redb\"\n";
+        }
+        if !toml.contains("[log]") {
+            toml += "[log]\nrequests = \"off\"\n";
+        }
+        toml += "[policy]\nfile = \"policy.toml\"\n";
+        for (name, live, test) in &self.upstreams {
+            let _ = write!(toml, "[upstreams.{name}]\nlive = [\"{live}\"]\ntest = [\"{test}\"]\n");
+            let _ = write!(toml, "answer_timeout = \"10s\"\n");
+        }
+        toml
+    }
+
+    /// Writes the configuration into `folder`, for a gateway that runs as a process.
+    pub(crate) fn write(&self, folder: &Path) {
+        fs::write(folder.join("keygate.toml"), self.toml()).unwrap();
+        fs::write(folder.join("policy.toml"), &self.policy).unwrap();
+    }
+
+    #[track_caller]
+    pub(crate) fn start(self) -> Gateway {
+        let folder = TempDir::new().unwrap();
+        self.write(folder.path());
+        let config = Config::load(&folder.path().join("keygate.toml"), [])
+            .unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        let tools = KeyTools::new(&config.keys).unwrap();
+        let store = (self.wrap)(open_store(&config.store, tools.sealer.clone()).unwrap());
+        let (clock, shift) = Clock::shifted();
+        let app =
+            App::start_with(config, tools, store, clock.clone()).unwrap_or_else(|error| panic!("{error}"));
+        let lifecycle = Arc::clone(app.lifecycle());
+        let org = app.block_on(lifecycle.create_org("an organisation")).unwrap().id;
+        Gateway { app: Some(app), lifecycle: Some(lifecycle), org, clock, shift, _folder: folder }
+    }
+}
+
+/// A running gateway, and an organisation on it. Stopped when dropped.
+pub(crate) struct Gateway {
+    app: Option<App>,
+    lifecycle: Option<Arc<Lifecycle>>,
+    pub(crate) org: OrgId,
+    clock: Clock,
+    shift: Shift,
+    _folder: TempDir,
+}
+
+/// A key with its secret.
+#[derive(Clone, Debug)]
+pub(crate) struct TestKey {
+    pub(crate) record: KeyRecord,
+    pub(crate) secret: String,
+}
+
+impl TestKey {
+    pub(crate) fn id(&self) -> KeyId {
+        self.record.id
+    }
+}
+
+impl Gateway {
+    pub(crate) fn builder() -> GatewayBuilder {
+        GatewayBuilder::default()
+    }
+
+    /// The shipped policy in front of these two.
+    pub(crate) fn in_front_of(live: &Upstream, test: &Upstream) -> Self {
+        Self::builder().api(live, test).start()
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.app.as_ref().unwrap().address()
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Lifecycle {
+        self.lifecycle.as_ref().unwrap()
+    }
+
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.app.as_ref().unwrap().block_on(future)
+    }
+
+    pub(crate) fn connect(&self) -> Wire {
+        Wire::connect(self.address())
+    }
+
+    #[track_caller]
+    pub(crate) fn fetch(&self, call: &Call) -> Answer {
+        fetch(self.address(), call)
+    }
+
+    /// A live key with all scopes.
+    pub(crate) fn live_key(&self) -> TestKey {
+        self.key(Environment::Live, None, None)
+    }
+
+    /// A test key with all scopes.
+    pub(crate) fn test_key(&self) -> TestKey {
+        self.key(Environment::Test, None, None)
+    }
+
+    /// A live key with these scopes.
+    pub(crate) fn key_with(&self, scopes: &[&str]) -> TestKey {
+        self.key(Environment::Live, Some(scopes), None)
+    }
+
+    pub(crate) fn expiring_key(&self, after: Duration) -> TestKey {
+        self.key(Environment::Live, None, Some(self.clock.now().wall.plus(after)))
+    }
+
+    pub(crate) fn key(
+        &self,
+        environment: Environment,
+        scopes: Option<&[&str]>,
+        expires_at: Option<UnixMillis>,
+    ) -> TestKey {
+        let scopes = match scopes {
+            None => self.lifecycle().vocabulary().clone(),
+            Some(names) => names.iter().map(|name| Scope::parse(name).unwrap()).collect::<ScopeSet>(),
+        };
+        let new = NewKey {
+            org: self.org,
+            name: "a key".to_owned(),
+            environment,
+            scopes,
+            expires_at,
+            created_by: "test".to_owned(),
+        };
+        let (record, secret) = self.block_on(self.lifecycle().create_key(new)).unwrap();
+        TestKey { record, secret: secret.expose().to_owned() }
+    }
+
+    pub(crate) fn revoke(&self, key: &TestKey) {
+        self.block_on(self.lifecycle().revoke_key(key.id())).unwrap();
+    }
+
+    /// Moves the gateway's clock ahead.
+    pub(crate) fn advance(&self, by: Duration) {
+        self.shift.advance(by);
+    }
+
+    /// Ends it as a signal would, and waits until it has ended.
+    pub(crate) fn drain(mut self, timeout: Duration) {
+        self.lifecycle = None;
+        self.app.take().unwrap().drain(timeout);
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.lifecycle = None;
+        if let Some(app) = self.app.take() {
+            app.drain(Duration::ZERO);
+        }
+    }
+}

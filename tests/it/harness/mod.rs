@@ -1,0 +1,25 @@
+//! What the tests speak with: a real gateway on real sockets, upstreams that record what reaches them, and a client
+//! that sends exactly the bytes it is told to.
+
+pub(crate) mod client;
+pub(crate) mod gateway;
+pub(crate) mod upstream;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use client::{Answer, Call, Wire, fetch};
+pub(crate) use gateway::{Gateway, GatewayBuilder, TestKey};
+pub(crate) use upstream::{Reply, Seen, Upstream};
+
+/// Longer than anything takes on a loaded machine; only a failing test waits so long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Asks again until it holds, or the test has failed.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "it never came to pass that {what}");
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,249 @@
+//! An upstream that writes down every byte it receives.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// One request as it arrived.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// Which of the upstream's connections it came on, counted from 0.
+    pub(crate) connection: usize,
+    /// Request line and header fields, each line without its CRLF.
+    pub(crate) head: Vec<String>,
+    /// The body as framed on the wire: chunk sizes included.
+    pub(crate) raw_body: Vec<u8>,
+    /// The body itself.
+    pub(crate) body: Vec<u8>,
+    /// Whether the body came to its end as its framing says.
+    pub(crate) complete: bool,
+}
+
+impl Seen {
+    pub(crate) fn request_line(&self) -> &str {
+        &self.head[0]
+    }
+
+    /// All values of a field, by its name in lower case.
+    pub(crate) fn values(&self, name: &str) -> Vec<&str> {
+        self.head[1..]
+            .iter()
+            .filter_map(|line| line.split_once(": "))
+            .filter(|(field, _)| field.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+            .collect()
+    }
+
+    /// The value of a field that must be there exactly once.
+    #[track_caller]
+    pub(crate) fn value(&self, name: &str) -> &str {
+        let values = self.values(name);
+        assert_eq!(values.len(), 1, "{name} in {:#?}", self.head);
+        values[0]
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.head[1..]
+            .iter()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, _)| name.to_lowercase())
+            .collect()
+    }
+}
+
+/// What an upstream does with a request.
+pub(crate) enum Reply {
+    /// Writes these bytes and waits for the next request.
+    Bytes(Vec<u8>),
+    /// Writes these bytes and closes.
+    BytesThenClose(Vec<u8>),
+    /// Does as it likes with the connection, then closes it.
+    Custom(Box<dyn FnOnce(&mut TcpStream) + Send>),
+}
+
+impl Reply {
+    pub(crate) fn ok(body: &str) -> Self {
+        Self::Bytes(
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .into_bytes(),
+        )
+    }
+
+    pub(crate) fn raw(bytes: &str) -> Self {
+        Self::Bytes(bytes.as_bytes().to_vec())
+    }
+}
+
+type Behaviour = dyn Fn(&Seen) -> Reply + Send + Sync;
+
+pub(crate) struct Upstream {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    /// Answers every request with 200 and its own name as the body.
+    pub(crate) fn start(name: &'static str) -> Self {
+        Self::with(move |_| Reply::ok(name))
+    }
+
+    /// Answers as `behaviour` says once a whole request has come (or its body broke off).
+    pub(crate) fn with(behaviour: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve(Arc::new(behaviour), true)
+    }
+
+    /// Answers as soon as the head has come; the body stays unread on the connection.
+    pub(crate) fn answering_heads(behaviour: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve(Arc::new(behaviour), false)
+    }
+
+    fn serve(behaviour: Arc<Behaviour>, read_bodies: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (all_seen, counted) = (Arc::clone(&seen), Arc::clone(&connections));
+        thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let number = counted.fetch_add(1, Ordering::SeqCst);
+                let (behaviour, seen) = (Arc::clone(&behaviour), Arc::clone(&all_seen));
+                thread::spawn(move || serve_connection(stream, number, &*behaviour, read_bodies, &seen));
+            }
+        });
+        Self { address, seen, connections }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Every request so far.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// The one request that has come.
+    #[track_caller]
+    pub(crate) fn only(&self) -> Seen {
+        let mut seen = self.seen();
+        assert_eq!(seen.len(), 1, "{seen:#?}");
+        seen.remove(0)
+    }
+
+    pub(crate) fn forget(&self) {
+        self.seen.lock().unwrap().clear();
+    }
+
+    /// How many connections were ever opened to it.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+fn serve_connection(
+    mut stream: TcpStream,
+    connection: usize,
+    behaviour: &Behaviour,
+    read_bodies: bool,
+    all: &Mutex<Vec<Seen>>,
+) {
+    let mut buffer = Vec::new();
+    while let Some(mut seen) = read_head(&mut stream, &mut buffer, connection) {
+        if read_bodies {
+            read_body(&mut stream, &mut buffer, &mut seen);
+        }
+        all.lock().unwrap().push(seen.clone());
+        if read_bodies && !seen.complete {
+            return;
+        }
+        match behaviour(&seen) {
+            Reply::Bytes(bytes) => {
+                if stream.write_all(&bytes).is_err() {
+                    return;
+                }
+            }
+            Reply::BytesThenClose(bytes) => {
+                let _ = stream.write_all(&bytes);
+                return;
+            }
+            Reply::Custom(custom) => return custom(&mut stream),
+        }
+    }
+}
+
+fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>, connection: usize) -> Option<Seen> {
+    let end = loop {
+        if let Some(at) = find(buffer, b"\r\n\r\n") {
+            break at;
+        }
+        fill(stream, buffer)?;
+    };
+    let head = String::from_utf8_lossy(&buffer[..end]).split("\r\n").map(str::to_owned).collect();
+    buffer.drain(..end + 4);
+    Some(Seen { connection, head, raw_body: Vec::new(), body: Vec::new(), complete: false })
+}
+
+fn read_body(stream: &mut TcpStream, buffer: &mut Vec<u8>, seen: &mut Seen) {
+    let chunked =
+        seen.values("transfer-encoding").iter().any(|coding| coding.eq_ignore_ascii_case("chunked"));
+    if !chunked {
+        let length: usize = seen.values("content-length").first().map_or(0, |length| length.parse().unwrap());
+        while buffer.len() < length {
+            if fill(stream, buffer).is_none() {
+                seen.raw_body = std::mem::take(buffer);
+                seen.body = seen.raw_body.clone();
+                return;
+            }
+        }
+        seen.raw_body = buffer.drain(..length).collect();
+        seen.body = seen.raw_body.clone();
+        seen.complete = true;
+        return;
+    }
+    loop {
+        let Some(line_end) = find(buffer, b"\r\n") else {
+            if fill(stream, buffer).is_none() {
+                return;
+            }
+            continue;
+        };
+        let size = usize::from_str_radix(std::str::from_utf8(&buffer[..line_end]).unwrap(), 16).unwrap();
+        let total = line_end + 2 + size + 2;
+        while buffer.len() < total {
+            if fill(stream, buffer).is_none() {
+                return;
+            }
+        }
+        seen.body.extend_from_slice(&buffer[line_end + 2..line_end + 2 + size]);
+        seen.raw_body.extend(buffer.drain(..total));
+        if size == 0 {
+            seen.complete = true;
+            return;
+        }
+    }
+}
+
+fn fill(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
+    let mut part = [0; 16 << 10];
+    match stream.read(&mut part) {
+        Ok(0) | Err(_) => None,
+        Ok(n) => {
+            buffer.extend_from_slice(&part[..n]);
+            Some(())
+        }
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
