@@ -1,6 +1,7 @@
 //! keygate: an edge gateway for API keys.
 
 pub mod admin;
+pub mod app;
 pub mod clock;
 pub mod connection;
 pub mod gateway;

@@ -69,6 +69,12 @@ impl Prefix {
     }
 }
 
+impl Default for Prefix {
+    fn default() -> Self {
+        Self("fh".into())
+    }
+}
+
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("a key prefix is 1 to 16 lower-case letters and digits and starts with a letter, as in \"fh\"")]
 pub struct InvalidPrefix;
