@@ -1,0 +1,222 @@
+//! Mistakes in the configuration: where, in what key, what is wrong and what to do.
+//!
+//! Readers put them into a [`Report`] and go on, so that one run shows all of them. A mistake never shows a value
+//! that could be a secret.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Everything that is wrong with a configuration, in the order of its files and lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistakes {
+    list: Vec<Mistake>,
+    unreadable: bool,
+}
+
+impl Mistakes {
+    pub(super) fn unreadable(path: &Path, error: &io::Error) -> Self {
+        let place = Place::Whole { name: path.display().to_string().into() };
+        let text = format!("cannot be read: {error}; name a configuration file with --config");
+        Self { list: vec![Mistake { place, key: String::new(), text }], unreadable: true }
+    }
+
+    /// Whether the file itself could not be read, so that nothing was judged.
+    #[must_use]
+    pub const fn is_unreadable(&self) -> bool {
+        self.unreadable
+    }
+
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
+        self.list.iter()
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// One mistake to a line.
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, mistake) in self.list.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One mistake, printed as `FILE:LINE:COLUMN: KEY.PATH: what is wrong; what to do`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    place: Place,
+    key: String,
+    text: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.place)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.text)
+    }
+}
+
+/// Where something was written. Ordered as mistakes are shown: file by file, line by line, then the environment.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    Whole { name: Arc<str> },
+    File { document: Document, name: Arc<str>, line: usize, column: usize },
+    Variable { name: Arc<str> },
+}
+
+/// Which of the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Document {
+    Configuration,
+    Policy,
+}
+
+impl Place {
+    /// Whether `other` stands in the same file, between this line and the line `until`.
+    fn covers(&self, until: usize, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File { document, line, .. }, Self::File { document: there, line: at, .. }) => {
+                document == there && (line..=&until).contains(&at)
+            }
+            _ => false,
+        }
+    }
+
+    const fn document(&self) -> Option<Document> {
+        match self {
+            Self::File { document, .. } => Some(*document),
+            Self::Whole { .. } | Self::Variable { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole { name } | Self::Variable { name } => f.write_str(name),
+            Self::File { name, line, column, .. } => write!(f, "{name}:{line}:{column}"),
+        }
+    }
+}
+
+/// What readers have found so far.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    found: RefCell<Vec<(Kind, Mistake)>>,
+    /// Every key that was ever asked for, so that a test can compare them with the shipped file.
+    #[cfg(test)]
+    pub(super) asked: RefCell<std::collections::BTreeSet<String>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The text is not TOML here, so that what it seems to say up to the line `until` counts for nothing.
+    Syntax { until: usize },
+    /// Something that must be there is not.
+    Missing,
+    /// Something that is there is wrong.
+    Wrong,
+}
+
+impl Report {
+    pub(super) fn add(&self, kind: Kind, place: &Place, key: &str, text: String) {
+        let mistake = Mistake { place: place.clone(), key: key.to_owned(), text };
+        self.found.borrow_mut().push((kind, mistake));
+    }
+
+    /// The mistakes, without those that only follow from a text that is not TOML: what else seems to be wrong there,
+    /// and what the file seems to lack.
+    pub(super) fn finish(self) -> Mistakes {
+        let found = self.found.into_inner();
+        let syntax: Vec<(usize, Place)> = found
+            .iter()
+            .filter_map(|(kind, mistake)| match kind {
+                Kind::Syntax { until } => Some((*until, mistake.place.clone())),
+                Kind::Missing | Kind::Wrong => None,
+            })
+            .collect();
+        let follows = |kind: Kind, place: &Place| match kind {
+            Kind::Syntax { .. } => false,
+            Kind::Missing => syntax.iter().any(|(_, at)| at.document() == place.document()),
+            Kind::Wrong => syntax.iter().any(|(until, at)| at.covers(*until, place)),
+        };
+        let mut list: Vec<Mistake> =
+            found.into_iter().filter(|(kind, m)| !follows(*kind, &m.place)).map(|(_, m)| m).collect();
+        list.sort_by(|a, b| a.place.cmp(&b.place));
+        list.dedup();
+        Mistakes { list, unreadable: false }
+    }
+}
+
+/// `"text"` for a message: escaped, and cut where it is long.
+pub(super) fn quoted(text: &str) -> String {
+    format!("{:?}", shortened(text))
+}
+
+/// `` `name` `` for a message: escaped, and cut where it is long.
+pub(super) fn ticked(name: &str) -> String {
+    format!("`{}`", shortened(name).escape_debug())
+}
+
+fn shortened(text: &str) -> String {
+    const LONGEST: usize = 80;
+    // A URL with a user may hold a password.
+    if let Some((scheme, rest)) = text.split_once("://")
+        && rest.contains('@')
+    {
+        return format!("{scheme}://…");
+    }
+    let mut short: String = text.chars().take(LONGEST).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+/// The candidate that `name` is most likely a misspelling of.
+pub(super) fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    // The distance costs length times length, and nothing this long is a slip of the finger.
+    if name.len() > 64 {
+        return None;
+    }
+    let name = name.to_ascii_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&name, &candidate.to_ascii_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(name.len()) / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// ``did you mean `x`?`` or the list of what there is.
+pub(super) fn suggestion(name: &str, what: &str, candidates: &[&str]) -> String {
+    match nearest(name, candidates.iter().copied()) {
+        Some(near) => format!("did you mean {}?", ticked(near)),
+        None if candidates.is_empty() => format!("there are no {what}"),
+        None => {
+            let all: Vec<String> = candidates.iter().map(|candidate| ticked(candidate)).collect();
+            format!("the {what} are {}", all.join(", "))
+        }
+    }
+}

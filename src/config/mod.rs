@@ -1,0 +1,220 @@
+//! The configuration: `keygate.toml`, the policy file that it names, and the environment over it.
+//!
+//! Every module owns its settings and their defaults; what is here only translates, and reports every mistake at
+//! once. A relative path, in the file or in a variable, starts at the folder of the configuration file.
+
+mod environment;
+mod file;
+mod identity;
+mod mistake;
+mod policy;
+mod section;
+mod server;
+mod upstreams;
+mod value;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use self::mistake::{Mistake, Mistakes};
+
+use self::mistake::{Document, Report};
+use self::policy::Policy;
+use self::section::Section;
+use self::value::{DAY, INSTANT, choice, count, duration, flag, parsed, text};
+use crate::app::DrainSettings;
+use crate::gateway::route::RouteTable;
+use crate::key::Prefix;
+use crate::key::scope::ScopeSet;
+use crate::store::{cache, embedded};
+use crate::telemetry::RequestLog;
+use crate::{admin, connection, gateway, listener, upstream};
+
+/// What `keygate init` writes as `keygate.toml`: every key with its default.
+pub const DEFAULT_CONFIGURATION: &str = include_str!("../../config/keygate.toml");
+/// What `keygate init` writes as `policy.toml`: the routes of the API that keygate was made for.
+pub const DEFAULT_POLICY: &str = include_str!("../../config/policy.toml");
+
+/// Everything an operator decides, checked.
+#[derive(Debug)]
+pub struct Config {
+    pub listener: listener::Settings,
+    pub connection: connection::Settings,
+    pub gateway: gateway::Settings,
+    pub keys: KeySettings,
+    pub store: StoreSettings,
+    pub cache: cache::Settings,
+    /// An [`upstream::UpstreamId`] is a place in this list.
+    pub upstreams: Vec<upstream::Settings>,
+    pub routes: RouteTable,
+    /// Every scope that there is: what a new key may be given, and all that signup gives.
+    pub scopes: ScopeSet,
+    pub admin: admin::Settings,
+    pub request_log: RequestLog,
+    pub drain: DrainSettings,
+}
+
+/// What keys look like and how they are digested.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeySettings {
+    pub prefix: Prefix,
+    /// Whether imported keys without a checksum are looked up at all.
+    pub accept_without_checksum: bool,
+    /// The file with the installation's secret; `None` for plain digests.
+    pub pepper_file: Option<PathBuf>,
+}
+
+/// Which back end keeps the keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreSettings {
+    Embedded(embedded::Settings),
+}
+
+impl Config {
+    /// Reads a configuration file, with the variables `KEYGATE__SECTION__KEY` of `environment` over it.
+    ///
+    /// # Errors
+    /// Every mistake in it and in the policy.
+    pub fn load(
+        path: &Path,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, Mistakes> {
+        Self::load_from(&|path| fs::read_to_string(path), path, environment)
+    }
+
+    /// As [`Config::load`], with files that `files` reads.
+    ///
+    /// # Errors
+    /// Every mistake in it and in the policy.
+    pub fn load_from(
+        files: &dyn Fn(&Path) -> io::Result<String>,
+        path: &Path,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, Mistakes> {
+        let toml = files(path).map_err(|error| Mistakes::unreadable(path, &error))?;
+        let report = Report::default();
+        let config = translate(&toml, path, environment, files, &report);
+        let mistakes = report.finish();
+        match config {
+            Some(config) if mistakes.is_empty() => Ok(config),
+            _ => Err(mistakes),
+        }
+    }
+}
+
+/// `None` only where the report says why.
+fn translate(
+    toml: &str,
+    path: &Path,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    files: &dyn Fn(&Path) -> io::Result<String>,
+    report: &Report,
+) -> Option<Config> {
+    let mut root = file::parse(toml, Document::Configuration, &path.display().to_string(), report);
+    environment::overlay(&mut root, environment, report);
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
+    section::read(root, report, |root| sections(root, folder, files, report))
+}
+
+fn sections(
+    root: &mut Section<'_>,
+    folder: &Path,
+    files: &dyn Fn(&Path) -> io::Result<String>,
+    report: &Report,
+) -> Option<Config> {
+    let server = root.section("server", server::read);
+    let limits = root.section("limits", server::limits);
+    let headers = root.section("identity_headers", |section| identity::read(section, server.trusted_proxies));
+    let keys = root.section("keys", |section| keys(section, folder));
+    let store = root.section("store", |section| store(section, folder));
+    let cache = root.section("cache", cache);
+    let upstreams = root.section("upstreams", |section| section.named(upstreams::read));
+    let policy = root.section("policy", |section| policy(section, folder, &upstreams, files, report));
+    let admin = root.section("admin", |section| admin::Settings {
+        socket: section.optional("socket", text).map(|path| folder.join(path)),
+    });
+    let request_log = root.section("log", request_log);
+
+    let gateway = gateway::Settings { limits, headers, body_idle_timeout: server.body_idle_timeout };
+    let (listener, connection, drain) = (server.listener, server.connection, server.drain);
+    let Policy { routes, scopes } = policy?;
+    let (store, upstreams) =
+        (store?, upstreams.into_iter().map(|named| named.settings).collect::<Option<_>>()?);
+    Some(Config {
+        listener,
+        connection,
+        gateway,
+        keys,
+        store,
+        cache,
+        upstreams,
+        routes,
+        scopes,
+        admin,
+        request_log,
+        drain,
+    })
+}
+
+fn keys(section: &mut Section<'_>, folder: &Path) -> KeySettings {
+    let default = KeySettings::default();
+    KeySettings {
+        prefix: section.or("prefix", default.prefix, parsed(Prefix::parse)),
+        accept_without_checksum: section.or("accept_without_checksum", default.accept_without_checksum, flag),
+        pepper_file: section.optional("pepper_file", text).map(|path| folder.join(path)),
+    }
+}
+
+fn store(section: &mut Section<'_>, folder: &Path) -> Option<StoreSettings> {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Embedded,
+    }
+    const ADVICE: &str = "say where keys are kept: kind = \"embedded\" for one file on this machine";
+    let kind = section.required("kind", ADVICE, choice(&[("embedded", Kind::Embedded)]));
+    let path = folder
+        .join(section.or("path", embedded::Settings::default().path, |value| text(value).map(PathBuf::from)));
+    match kind? {
+        Kind::Embedded => Some(StoreSettings::Embedded(embedded::Settings { path })),
+    }
+}
+
+fn cache(section: &mut Section<'_>) -> cache::Settings {
+    let default = cache::Settings::default();
+    cache::Settings {
+        capacity: section.or("capacity", default.capacity, count(1..=100_000_000)),
+        ttl: section.or("ttl", default.ttl, duration(INSTANT..=DAY)),
+        negative_ttl: section.or("negative_ttl", default.negative_ttl, duration(INSTANT..=DAY)),
+        stale_window: section.or("stale_window", default.stale_window, duration(Duration::ZERO..=DAY)),
+        max_lookups: section.or("max_lookups", default.max_lookups, count(1..=65_536)),
+        lookup_timeout: section.or("lookup_timeout", default.lookup_timeout, duration(INSTANT..=DAY)),
+    }
+}
+
+fn request_log(section: &mut Section<'_>) -> RequestLog {
+    let words = [("text", RequestLog::Text), ("json", RequestLog::Json), ("off", RequestLog::Off)];
+    section.or("requests", RequestLog::default(), choice(&words))
+}
+
+fn policy(
+    section: &mut Section<'_>,
+    folder: &Path,
+    upstreams: &[upstreams::Named],
+    files: &dyn Fn(&Path) -> io::Result<String>,
+    report: &Report,
+) -> Option<Policy> {
+    let file = section.required("file", "name the file of routes: file = \"policy.toml\"", text)?;
+    let path = folder.join(file);
+    let toml = files(&path)
+        .map_err(|error| section.wrong("file", format!("{} cannot be read: {error}", path.display())))
+        .ok()?;
+    let root = file::parse(&toml, Document::Policy, &path.display().to_string(), report);
+    let names: Vec<&str> = upstreams.iter().map(|upstream| &*upstream.name).collect();
+    section::read(root, report, |root| policy::read(root, &names))
+}
+
+#[cfg(test)]
+mod tests;

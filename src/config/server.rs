@@ -1,0 +1,129 @@
+//! `[server]` and `[limits]`: the public socket, its connections, and how large a request may be.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::file::Value;
+use super::section::Section;
+use super::value::{DAY, INSTANT, address, count, duration, parsed, size, text};
+use crate::app::DrainSettings;
+use crate::gateway::guard;
+use crate::{connection, gateway, listener};
+
+/// What `plaintext` must say, word for word, so that nobody serves keys in the clear without having read it.
+const BEHIND_TLS: &str = "behind a TLS terminator";
+
+pub(super) struct Server {
+    pub(super) listener: listener::Settings,
+    pub(super) connection: connection::Settings,
+    pub(super) trusted_proxies: Vec<IpNet>,
+    pub(super) body_idle_timeout: Duration,
+    pub(super) drain: DrainSettings,
+}
+
+pub(super) fn read(section: &mut Section<'_>) -> Server {
+    let gateway = gateway::Settings::default();
+    let listener = listener(section);
+    let connection = connection(section);
+    section.optional("plaintext", plaintext);
+    if !section.given("plaintext") && !is_loopback(listener.listen) {
+        section.wrong(
+            "listen",
+            format!(
+                "{} is not loopback, and keys would cross the network in plain text; listen on loopback, or put a \
+                 TLS terminator before it and say plaintext = {BEHIND_TLS:?}",
+                listener.listen
+            ),
+        );
+    }
+    Server {
+        listener,
+        connection,
+        trusted_proxies: section
+            .list("trusted_proxies", parsed(network))
+            .unwrap_or(gateway.headers.trusted_proxies),
+        body_idle_timeout: section.or(
+            "body_idle_timeout",
+            gateway.body_idle_timeout,
+            duration(INSTANT..=DAY),
+        ),
+        drain: drain(section),
+    }
+}
+
+fn listener(section: &mut Section<'_>) -> listener::Settings {
+    let default = listener::Settings::default();
+    listener::Settings {
+        listen: section.or("listen", default.listen, address),
+        workers: section.optional("workers", count(1..=1024)).and_then(NonZeroUsize::new).or(default.workers),
+        max_connections: section.or("max_connections", default.max_connections, count(1..=10_000_000)),
+        max_connections_per_client: section.or(
+            "max_connections_per_client",
+            default.max_connections_per_client,
+            count(1..=10_000_000),
+        ),
+    }
+}
+
+fn connection(section: &mut Section<'_>) -> connection::Settings {
+    let default = connection::Settings::default();
+    connection::Settings {
+        head_timeout: section.or("head_timeout", default.head_timeout, duration(INSTANT..=DAY)),
+        idle_timeout: section.or("idle_timeout", default.idle_timeout, duration(INSTANT..=DAY)),
+        write_timeout: section.or("write_timeout", default.write_timeout, duration(INSTANT..=DAY)),
+    }
+}
+
+fn drain(section: &mut Section<'_>) -> DrainSettings {
+    let default = DrainSettings::default();
+    DrainSettings {
+        delay: section.or("drain_delay", default.delay, duration(Duration::ZERO..=DAY)),
+        timeout: section.or("drain_timeout", default.timeout, duration(Duration::ZERO..=DAY)),
+    }
+}
+
+fn plaintext(value: &Value) -> Result<(), String> {
+    if text(value)? == BEHIND_TLS {
+        Ok(())
+    } else {
+        Err(format!("says something else; if it is so, write plaintext = {BEHIND_TLS:?}"))
+    }
+}
+
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    const ADVICE: &str = "write a network or an address, as in \"10.0.0.0/8\" or \"192.0.2.7\"";
+    let network: IpNet = match text.parse::<IpAddr>() {
+        Ok(address) => address.into(),
+        Err(_) => text.parse().map_err(|_| ADVICE.to_owned())?,
+    };
+    if network.prefix_len() == 0 {
+        return Err(
+            "it trusts everybody, so any client could claim any address; name your proxies".to_owned()
+        );
+    }
+    if network.trunc() != network {
+        return Err(format!("the network is {}; write that, or the address alone", network.trunc()));
+    }
+    Ok(network)
+}
+
+pub(super) fn limits(section: &mut Section<'_>) -> guard::Limits {
+    let default = guard::Limits::default();
+    guard::Limits {
+        // The parser beneath takes targets of less than 64 KiB.
+        target: section.or("target", default.target, size(256..=63 << 10)),
+        head: section.or("head", default.head, size(1 << 10..=1 << 20)),
+        fields: section.or("fields", default.fields, count(8..=10_000)),
+        body: section.or("body", default.body, size(BODY)),
+    }
+}
+
+/// What a body limit may be. Zero is left out because it could be meant as "none".
+pub(super) const BODY: std::ops::RangeInclusive<u64> = 1..=1 << 40;

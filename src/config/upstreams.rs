@@ -1,0 +1,81 @@
+//! `[upstreams.NAME]`: where requests go, for live keys and for test keys.
+
+use std::time::Duration;
+
+use super::file::Value;
+use super::section::Section;
+use super::value::{DAY, INSTANT, choice, duration, flag, text};
+use crate::upstream::{Endpoint, HostField, Settings, Timeouts};
+
+/// An upstream's name, which routes may use although the rest of it is wrong.
+pub(super) struct Named {
+    pub(super) name: Box<str>,
+    pub(super) settings: Option<Settings>,
+}
+
+pub(super) fn read(name: &str, section: &mut Section<'_>) -> Named {
+    let named = |settings| Named { name: name.into(), settings };
+    let well_formed = (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b));
+    if !well_formed {
+        section.wrong("", "the name of an upstream is 1 to 64 of a-z 0-9 _ -; rename it");
+    }
+    let endpoints = endpoints(section);
+    let hosts = [("client", HostField::Client), ("endpoint", HostField::Endpoint)];
+    let host = section.or("host", HostField::default(), choice(&hosts));
+    let timeouts = timeouts(section);
+    let Some((live, test)) = endpoints else { return named(None) };
+    named(Some(Settings { name: name.into(), live, test, host, timeouts }))
+}
+
+/// The endpoints for live and for test keys. One for both only if the file says so.
+fn endpoints(section: &mut Section<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)> {
+    const EMPTY: &str = "name at least one, as in [\"http://127.0.0.1:9000\"]";
+    let live = section.required_list("live", EMPTY, endpoint);
+    let test = section.filled("test", EMPTY, endpoint);
+    let shared = section.or("shared", false, flag);
+    match (section.given("test"), shared) {
+        (true, true) => {
+            section.wrong("shared", "true sends test keys to `live`; leave out either `test` or `shared`");
+            None
+        }
+        (false, true) => live.map(|live| (live.clone(), live)),
+        (false, false) => {
+            section.missing(
+                "test",
+                "say where requests with test keys go: test = [\"http://127.0.0.1:9001\"], or shared = true to send \
+                 them to `live`, knowingly",
+            );
+            None
+        }
+        (true, false) => {
+            let (live, test) = (live?, test?);
+            let same = |a: &Endpoint, b: &Endpoint| a.authority().eq_ignore_ascii_case(&b.authority());
+            if let Some(both) = test.iter().find(|test| live.iter().any(|live| same(live, test))) {
+                section.wrong(
+                    "test",
+                    format!(
+                        "{both} stands in `live` too, so test keys would reach it; separate them, or leave out \
+                         `test` and write shared = true, knowingly"
+                    ),
+                );
+            }
+            Some((live, test))
+        }
+    }
+}
+
+/// Never shows the text, which could hold a password.
+fn endpoint(value: &Value) -> Result<Endpoint, String> {
+    Endpoint::parse(&text(value)?).map_err(|error| format!("not an endpoint; {error}"))
+}
+
+fn timeouts(section: &mut Section<'_>) -> Timeouts {
+    let default = Timeouts::default();
+    Timeouts {
+        connect: section.or("connect_timeout", default.connect, duration(INSTANT..=DAY)),
+        answer: section.or("answer_timeout", default.answer, duration(INSTANT..=DAY)),
+        idle: section.or("idle_timeout", default.idle, duration(Duration::ZERO..=DAY)),
+        stream_idle: section.or("stream_idle_timeout", default.stream_idle, duration(INSTANT..=DAY)),
+    }
+}
