@@ -1,1 +1,10 @@
-fn main() {}
+//! The program: hands its arguments and its environment to the command line, once.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    keygate::cli::run(std::env::args_os(), std::env::vars_os())
+}

@@ -1,0 +1,59 @@
+//! `keygate init`: a configuration and a policy to start from.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::Outcome;
+use crate::config::{DEFAULT_CONFIGURATION, DEFAULT_POLICY};
+
+/// Write keygate.toml and policy.toml to start from; never over files that exist
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit code: 0 if both were written, 1 if one exists already or cannot be written.
+
+Examples:
+  keygate init
+  keygate init /etc/keygate")]
+pub(super) struct Args {
+    /// The folder, which is made if it is not there
+    #[arg(value_name = "DIR", default_value = ".")]
+    folder: PathBuf,
+}
+
+pub(super) fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+    let configuration = args.folder.join("keygate.toml");
+    let policy = args.folder.join("policy.toml");
+    let files = [(&configuration, DEFAULT_CONFIGURATION), (&policy, DEFAULT_POLICY)];
+    if let Some((path, _)) = files.iter().find(|(path, _)| path.symlink_metadata().is_ok()) {
+        writeln!(err, "{} exists already, nothing was written; name another folder", path.display())?;
+        return Ok(Outcome::Refused);
+    }
+    if let Err(error) = fs::create_dir_all(&args.folder) {
+        writeln!(err, "{} cannot be made: {error}; name another folder", args.folder.display())?;
+        return Ok(Outcome::Refused);
+    }
+    for (path, text) in files {
+        if let Err(error) = write_new(path, text) {
+            writeln!(err, "{} cannot be written: {error}", path.display())?;
+            return Ok(Outcome::Refused);
+        }
+    }
+    let (configuration, policy) = (configuration.display(), policy.display());
+    write!(
+        out,
+        "Wrote {configuration} and {policy}.
+
+Next:
+  1. Say in {configuration} where your API is: `live` and `test` under [upstreams.api].
+  2. Say in {policy} who may do what. The routes in it are those of FirstHandAPI.
+  3. keygate check --config {configuration}
+"
+    )?;
+    Ok(Outcome::Done)
+}
+
+/// Fails where the file exists, even if it was made a moment ago.
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    File::create_new(path)?.write_all(text.as_bytes())
+}

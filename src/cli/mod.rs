@@ -1,0 +1,89 @@
+//! The command line: one file for each command.
+//!
+//! A command writes to the handles it is given and says how it ended; nothing here leaves the process by itself.
+
+mod check;
+mod init;
+
+use std::ffi::OsString;
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// An edge gateway for API keys: validates, authorises, forwards, and owns the keys.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keygate",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    after_help = "\
+Examples:
+  keygate init gateway                            write a configuration into the folder `gateway`
+  keygate check --config gateway/keygate.toml     show every mistake in it
+
+A key of the configuration can be set by a variable: KEYGATE__SERVER__LISTEN=127.0.0.1:8000"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(check::Args),
+    Init(init::Args),
+}
+
+/// How a command ended, and so the exit code of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// 0: it did what it was asked.
+    Done,
+    /// 1: it looked, and the answer is no.
+    Refused,
+    /// 2: it was asked in a way that it could not even look.
+    Unusable,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done => Self::SUCCESS,
+            Outcome::Refused => Self::FAILURE,
+            Outcome::Unusable => Self::from(2),
+        }
+    }
+}
+
+/// Runs the command that `arguments` name, the program's own name first.
+pub fn run(
+    arguments: impl IntoIterator<Item = OsString>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(usage) => return print_usage(&usage),
+    };
+    let outcome = match &cli.command {
+        Command::Check(args) => {
+            check::run(args, environment, &mut io::stdout().lock(), &mut io::stderr().lock())
+        }
+        Command::Init(args) => init::run(args, &mut io::stdout().lock(), &mut io::stderr().lock()),
+    };
+    // Whoever reads the output has left; there is nobody to tell.
+    outcome.map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// Help goes to standard output and is no failure; a wrong argument goes to standard error and is one.
+fn print_usage(usage: &clap::Error) -> ExitCode {
+    let printed = usage.print().is_ok();
+    if usage.use_stderr() {
+        Outcome::Unusable.into()
+    } else if printed {
+        Outcome::Done.into()
+    } else {
+        Outcome::Refused.into()
+    }
+}
