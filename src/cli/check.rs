@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::{Outcome, refuse};
+use crate::app::KeyTools;
 use crate::config::{Config, StoreSettings};
 use crate::gateway::route::{Access, Route};
 use crate::key::Environment;
@@ -33,6 +34,10 @@ pub(super) fn run(
 ) -> io::Result<Outcome> {
     match Config::load(&args.config, environment) {
         Ok(config) => {
+            if let Err(error) = KeyTools::new(&config.keys) {
+                writeln!(err, "{error}\n\n1 mistake")?;
+                return Ok(Outcome::Refused);
+            }
             writeln!(out, "{}: fine\n", args.config.display())?;
             summarise(&config, out)?;
             Ok(Outcome::Done)

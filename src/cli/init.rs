@@ -48,6 +48,8 @@ Next:
   1. Say in {configuration} where your API is: `live` and `test` under [upstreams.api].
   2. Say in {policy} who may do what. The routes in it are those of FirstHandAPI.
   3. keygate check --config {configuration}
+  4. keygate serve --config {configuration}
+  5. keygate keys create --config {configuration} --name 'my service'
 "
     )?;
     Ok(Outcome::Done)

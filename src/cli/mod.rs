@@ -26,8 +26,11 @@ use crate::config::{Config, Mistakes};
     subcommand_required = true,
     after_help = "\
 Examples:
+  keygate dev                                     try it: demo upstreams, fresh keys, nothing to set up
   keygate init gateway                            write a configuration into the folder `gateway`
   keygate check --config gateway/keygate.toml     show every mistake in it
+  keygate serve --config gateway/keygate.toml     run the gateway
+  keygate keys create --name 'my service'         make a key; `keygate keys --help` for more
 
 A key of the configuration can be set by a variable: KEYGATE__SERVER__LISTEN=127.0.0.1:8000"
 )]

@@ -3,7 +3,7 @@
 use http::HeaderName;
 use ipnet::IpNet;
 
-use super::file::Section;
+use super::section::Section;
 use super::value::parsed;
 use crate::gateway::headers;
 
@@ -92,9 +92,11 @@ fn refuse_doubles(section: &Section<'_>, settings: &headers::Settings) {
         ("request_id", &settings.request_id),
     ];
     for (n, (key, name)) in named.iter().enumerate() {
-        if let Some((other, _)) = named[..n].iter().find(|(_, earlier)| fold(earlier) == fold(name)) {
+        if let Some(earlier) = named[..n].iter().find(|(_, earlier)| fold(earlier) == fold(name)) {
             // At least one of the two was given, since the defaults differ.
-            let (key, other) = if section.given(key) { (key, other) } else { (other, key) };
+            let later = &(*key, *name);
+            let ((key, name), (other, _)) =
+                if section.given(key) { (later, earlier) } else { (earlier, later) };
             section.wrong(
                 key,
                 format!(

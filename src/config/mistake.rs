@@ -93,11 +93,11 @@ pub(super) enum Document {
 }
 
 impl Place {
-    /// Whether `other` stands on the same line of the same file.
-    fn shares_line_with(&self, other: &Self) -> bool {
+    /// Whether `other` stands in the same file, between this line and the line `until`.
+    fn covers(&self, until: usize, other: &Self) -> bool {
         match (self, other) {
-            (Self::File { document, line, .. }, Self::File { document: other, line: other_line, .. }) => {
-                (document, line) == (other, other_line)
+            (Self::File { document, line, .. }, Self::File { document: there, line: at, .. }) => {
+                document == there && (line..=&until).contains(&at)
             }
             _ => false,
         }
@@ -131,8 +131,8 @@ pub(super) struct Report {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The text is not TOML here.
-    Syntax,
+    /// The text is not TOML here, so that what it seems to say up to the line `until` counts for nothing.
+    Syntax { until: usize },
     /// Something that must be there is not.
     Missing,
     /// Something that is there is wrong.
@@ -145,16 +145,21 @@ impl Report {
         self.found.borrow_mut().push((kind, mistake));
     }
 
-    /// The mistakes, without those that only follow from a text that is not TOML: what else its line seems to say,
+    /// The mistakes, without those that only follow from a text that is not TOML: what else seems to be wrong there,
     /// and what the file seems to lack.
     pub(super) fn finish(self) -> Mistakes {
         let found = self.found.into_inner();
-        let syntax: Vec<Place> =
-            found.iter().filter(|(kind, _)| *kind == Kind::Syntax).map(|(_, m)| m.place.clone()).collect();
+        let syntax: Vec<(usize, Place)> = found
+            .iter()
+            .filter_map(|(kind, mistake)| match kind {
+                Kind::Syntax { until } => Some((*until, mistake.place.clone())),
+                Kind::Missing | Kind::Wrong => None,
+            })
+            .collect();
         let follows = |kind: Kind, place: &Place| match kind {
-            Kind::Syntax => false,
-            Kind::Missing => syntax.iter().any(|at| at.document() == place.document()),
-            Kind::Wrong => syntax.iter().any(|at| at.shares_line_with(place)),
+            Kind::Syntax { .. } => false,
+            Kind::Missing => syntax.iter().any(|(_, at)| at.document() == place.document()),
+            Kind::Wrong => syntax.iter().any(|(until, at)| at.covers(*until, place)),
         };
         let mut list: Vec<Mistake> =
             found.into_iter().filter(|(kind, m)| !follows(*kind, &m.place)).map(|(_, m)| m).collect();
@@ -176,6 +181,12 @@ pub(super) fn ticked(name: &str) -> String {
 
 fn shortened(text: &str) -> String {
     const LONGEST: usize = 80;
+    // A URL with a user may hold a password.
+    if let Some((scheme, rest)) = text.split_once("://")
+        && rest.contains('@')
+    {
+        return format!("{scheme}://…");
+    }
     let mut short: String = text.chars().take(LONGEST).collect();
     if short.len() < text.len() {
         short.push('…');

@@ -3,10 +3,12 @@
 //! Every module owns its settings and their defaults; what is here only translates, and reports every mistake at
 //! once. A relative path, in the file or in a variable, starts at the folder of the configuration file.
 
+mod environment;
 mod file;
 mod identity;
 mod mistake;
 mod policy;
+mod section;
 mod server;
 mod upstreams;
 mod value;
@@ -19,9 +21,9 @@ use std::time::Duration;
 
 pub use self::mistake::{Mistake, Mistakes};
 
-use self::file::Section;
 use self::mistake::{Document, Report};
 use self::policy::Policy;
+use self::section::Section;
 use self::value::{DAY, INSTANT, choice, count, duration, flag, parsed, text};
 use crate::app::DrainSettings;
 use crate::gateway::route::RouteTable;
@@ -112,9 +114,9 @@ fn translate(
     report: &Report,
 ) -> Option<Config> {
     let mut root = file::parse(toml, Document::Configuration, &path.display().to_string(), report);
-    file::overlay(&mut root, environment, report);
+    environment::overlay(&mut root, environment, report);
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    file::read(root, report, |root| sections(root, folder, files, report))
+    section::read(root, report, |root| sections(root, folder, files, report))
 }
 
 fn sections(
@@ -211,7 +213,7 @@ fn policy(
         .ok()?;
     let root = file::parse(&toml, Document::Policy, &path.display().to_string(), report);
     let names: Vec<&str> = upstreams.iter().map(|upstream| &*upstream.name).collect();
-    file::read(root, report, |root| policy::read(root, &names))
+    section::read(root, report, |root| policy::read(root, &names))
 }
 
 #[cfg(test)]

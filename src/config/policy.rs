@@ -2,8 +2,9 @@
 
 use http::Method;
 
-use super::file::{Section, Value};
+use super::file::Value;
 use super::mistake::{Place, nearest, quoted, suggestion};
+use super::section::Section;
 use super::server::BODY;
 use super::value::{choice, flag, only_true, parsed, size, text};
 use crate::gateway::route::{Access, Conflict, Operation, Pattern, Route, RouteTable, Target};
@@ -27,7 +28,7 @@ pub(super) fn read(root: &mut Section<'_>, upstreams: &[&str]) -> Option<Policy>
         route: route(section, &names),
         place: section.place().clone(),
     });
-    if routes.is_empty() {
+    if routes.is_empty() && !root.given("route") {
         root.missing("route", "without a route every request is refused; add one under [[route]]");
     }
     let asks = |rule: &Rule| matches!(&rule.route, Some(Route { access: Access::Scopes(_), .. }));
@@ -73,10 +74,15 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
 fn id(value: &Value) -> Result<Box<str>, String> {
     let text = text(value)?;
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-    if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+    // What begins with an underscore is keygate's own in metrics, as `_none` for requests without a route.
+    let well_formed = (1..=64).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('_');
+    if well_formed {
         Ok(text.into())
     } else {
-        Err(format!("{} does not do; a route's id is 1 to 64 of a-z 0-9 . _ -", quoted(&text)))
+        Err(format!(
+            "{} does not do; a route's id is 1 to 64 of a-z 0-9 . _ - and does not begin with _",
+            quoted(&text)
+        ))
     }
 }
 

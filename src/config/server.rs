@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::file::{Section, Value};
+use super::file::Value;
+use super::section::Section;
 use super::value::{DAY, INSTANT, address, count, duration, parsed, size, text};
 use crate::app::DrainSettings;
 use crate::gateway::guard;

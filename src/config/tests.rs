@@ -340,7 +340,7 @@ head_timeout = \"0s\"
 ttl = \"soon\"
 [upstreams.api]
 live = [\"http://a\", 3]
-[lock]
+[logg]
 requests = \"text\"
 ";
         assert_says(
@@ -360,7 +360,7 @@ requests = \"text\"
                 "etc/keygate.toml:8:1: upstreams.api.test: missing; say where requests with test keys go: test = \
                  [\"http://127.0.0.1:9001\"], or shared = true to send them to `live`, knowingly",
                 "etc/keygate.toml:9:21: upstreams.api.live[1]: expected a string, found an integer; put it in quotes",
-                "etc/keygate.toml:10:2: lock: unknown key `lock`; did you mean `log`?",
+                "etc/keygate.toml:10:2: logg: unknown key `logg`; did you mean `log`?",
                 "KEYGATE__LOG__REQUESTS: log.requests: \"jsn\" is not known here; did you mean \"json\"?",
                 "KEYGATE__NO__SUCH: no: unknown key `no`; the keys here are `server`, `limits`, `identity_headers`, \
                  `keys`, `store`, `cache`, `upstreams`, `policy`, `admin`, `log`",
@@ -371,16 +371,21 @@ requests = \"text\"
     #[test]
     fn a_text_that_is_not_toml_is_told_without_what_follows_from_it() {
         assert_says(
-            mistakes("[server]\nlisten = \nworkers = four\nlimit = 3\n[stor\nkind = 1\n", ROUTE, &[]),
+            mistakes(
+                "[server]\nlisten = \nworkers = four\nlimit = 3\n[stor\nkind = 1\n[cache]\nttl = 1",
+                ROUTE,
+                &[],
+            ),
             &[
                 "etc/keygate.toml:2:10: this is not TOML: string values must be quoted, expected literal string; \
                  write it as TOML",
-                "etc/keygate.toml:3:11: this is not TOML: string values must be quoted, expected literal string; \
-                 write it as TOML",
+                "etc/keygate.toml:3:11: this is not TOML: invalid boolean, expected `false`; write it as TOML",
                 "etc/keygate.toml:4:1: server.limit: unknown key `limit`; the keys here are `listen`, `workers`, \
                  `max_connections`, `max_connections_per_client`, `head_timeout`, `idle_timeout`, `write_timeout`, \
                  `plaintext`, `trusted_proxies`, `body_idle_timeout`, `drain_delay`, `drain_timeout`",
                 "etc/keygate.toml:5:6: this is not TOML: unclosed table, expected `]`; write it as TOML",
+                "etc/keygate.toml:8:7: cache.ttl: expected a duration, found an integer; write a number and a unit in \
+                 quotes, as in \"75s\", \"5m\" or \"24h\"",
             ],
         );
     }
@@ -495,12 +500,8 @@ requests = \"text\"
                  put both on one machine or one private network and use http://",
                 "etc/keygate.toml:10:5: upstreams.e: expected a section, found an integer; write a heading in \
                  brackets and its keys beneath it",
-                "etc/keygate.toml:10:5: upstreams.e.live: missing; name at least one, as in \
-                 [\"http://127.0.0.1:9000\"]",
-                "etc/keygate.toml:10:5: upstreams.e.test: missing; say where requests with test keys go: test = \
-                 [\"http://127.0.0.1:9001\"], or shared = true to send them to `live`, knowingly",
                 "etc/keygate.toml:11:5: upstreams.F: the name of an upstream is 1 to 64 of a-z 0-9 _ -; rename it",
-                "etc/keygate.toml:11:44: upstreams.F.keepalive: unknown key `keepalive`; the keys here are `live`, \
+                "etc/keygate.toml:11:43: upstreams.F.keepalive: unknown key `keepalive`; the keys here are `live`, \
                  `test`, `shared`, `host`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`",
             ],
         );
@@ -525,7 +526,7 @@ requests = \"text\"
         assert_says(
             mistakes(&around("[server]\nlisten = \"127.0.0.1:9\""), ROUTE, &environment),
             &[
-                "KEYGATE__: : the name has an empty part; write it as KEYGATE__SECTION__KEY",
+                "KEYGATE__: the name has an empty part; write it as KEYGATE__SECTION__KEY",
                 "KEYGATE__A__B__C__D__E: a.b.c.d.e: no key lies so deep; take one underscore within a name, two \
                  between names",
                 "KEYGATE__CACHE__CAPACITY: cache.capacity: expected an integer, found a string; write a number \
@@ -566,7 +567,7 @@ requests = \"text\"
     fn no_mistake_shows_a_secret() {
         let secrets = "[store]\npassword = \"hunter2\"\n[keys]\npepper = \"hunter2\"\npepper_file = [\"hunter2\"]\n\
                        accept_without_checksum = \"hunter2\"\n[upstreams.a]\nlive = [\"http://u:hunter2@h\"]\n\
-                       test = \"hunter2\"\n[server]\nplaintext = \"hunter2\"\nworkers = hunter2\n[cache\n hunter2";
+                       test = \"hunter2\"\nhost = \"http://u:hunter2@h\"\n[server]\nplaintext = \"hunter2\"\nworkers = hunter2\n[cache\n hunter2";
         let said = mistakes(secrets, ROUTE, &[("KEYGATE__STORE__PEPPER", "hunter2")]);
         assert!(said.lines().count() > 8, "{said}");
         assert!(!said.contains("hunter2"), "{said}");
@@ -598,18 +599,18 @@ mod policy_messages {
             &[
                 "etc/policy.toml:2:1: route[a]: says nowhere who may use it; add scopes = […], any_key = true or \
                  public = true",
-                "etc/policy.toml:10:10: route[b].scopes: is empty; name at least one: an empty list would let nobody \
+                "etc/policy.toml:11:10: route[b].scopes: is empty; name at least one: an empty list would let nobody \
                  through",
-                "etc/policy.toml:16:11: route[c].scopes[0]: \"jobs:raed\" is not among the `scopes` at the top of the \
+                "etc/policy.toml:17:11: route[c].scopes[0]: \"jobs:raed\" is not among the `scopes` at the top of the \
                  file; did you mean `jobs:read`?",
-                "etc/policy.toml:17:12: route[c].upstream: there is no upstream \"ap\"; did you mean `api`?",
-                "etc/policy.toml:23:11: route[d].any_key: `public` already says who may use this route; keep one of \
+                "etc/policy.toml:18:12: route[c].upstream: there is no upstream \"ap\"; did you mean `api`?",
+                "etc/policy.toml:24:11: route[d].any_key: `public` already says who may use this route; keep one of \
                  them",
-                "etc/policy.toml:29:10: route[e].public: false says nothing here; leave the key out",
-                "etc/policy.toml:30:9: route[e].serve: keygate does not serve \"keys.liste\"; did you mean \
+                "etc/policy.toml:30:10: route[e].public: false says nothing here; leave the key out",
+                "etc/policy.toml:31:9: route[e].serve: keygate does not serve \"keys.liste\"; did you mean \
                  `keys.list`?",
-                "etc/policy.toml:31:1: route[f]: says nowhere who answers; add upstream = \"…\" or serve = \"…\"",
-                "etc/policy.toml:41:9: route[g].serve: `upstream` already says who answers on this route; keep one of \
+                "etc/policy.toml:32:1: route[f]: says nowhere who answers; add upstream = \"…\" or serve = \"…\"",
+                "etc/policy.toml:42:9: route[g].serve: `upstream` already says who answers on this route; keep one of \
                  them",
             ],
         );
@@ -634,7 +635,7 @@ upstream = \"api\"
             about_policy(policy),
             &[
                 "etc/policy.toml:2:6: route[Jobs Read].id: \"Jobs Read\" does not do; a route's id is 1 to 64 of a-z \
-                 0-9 . _ -",
+                 0-9 . _ - and does not begin with _",
                 "etc/policy.toml:3:12: route[Jobs Read].methods[0]: \"get\" is not a method; did you mean \"GET\"?",
                 "etc/policy.toml:3:19: route[Jobs Read].methods[1]: TRACE cannot be forwarded safely; leave it out",
                 "etc/policy.toml:3:28: route[Jobs Read].methods[2]: CONNECT cannot be forwarded safely; leave it out",
@@ -659,6 +660,12 @@ upstream = \"api\"
                 "etc/policy.toml:9:11: route[1].methods: is empty; name at least one, as in [\"GET\"]",
             ],
         );
+    }
+
+    #[test]
+    fn an_id_is_no_label_of_keygates_own() {
+        let said = about_policy(&route("_none", "methods = [\"GET\"]\nany_key = true\nupstream = \"api\""));
+        assert!(said.contains("does not begin with _"), "{said}");
     }
 
     #[test]
@@ -740,7 +747,7 @@ upstream = \"api\"
 
 proptest! {
     #[test]
-    fn no_text_makes_the_reader_panic(
+    fn no_text_makes_the_reader_panic_or_refuse_without_a_reason(
         text in "(?s).{0,200}",
         pieces in prop::collection::vec(prop::sample::select(PIECES), 0..40),
         name in "(?i)KEYGATE__[A-Z_é]{0,20}",
@@ -749,7 +756,9 @@ proptest! {
         let pieces = pieces.concat();
         for toml in [text.as_str(), &pieces, &around(&pieces)] {
             for policy in [text.as_str(), &pieces, ROUTE] {
-                let _ = load(toml, policy, &[(&name, &value)]);
+                if let Err(mistakes) = load(toml, policy, &[(&name, &value)]) {
+                    prop_assert!(!mistakes.is_empty(), "refused without a reason");
+                }
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::file::{Section, Value};
+use super::file::Value;
+use super::section::Section;
 use super::value::{DAY, INSTANT, choice, duration, flag, text};
 use crate::upstream::{Endpoint, HostField, Settings, Timeouts};
 

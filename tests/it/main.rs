@@ -4,5 +4,6 @@
 
 mod harness;
 
+mod cli_check;
 mod smoke;
 mod store_contract;

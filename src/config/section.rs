@@ -1,0 +1,251 @@
+//! Sections: what readers of the configuration ask for values.
+//!
+//! A section remembers which keys were asked for: what is left over when its reader returns is an unknown key. Every
+//! mistake is reported and reading goes on.
+
+use super::file::{Content, Entry, Table, Value};
+use super::mistake::{Kind, Place, Report, suggestion, ticked};
+
+/// Lets `reader` ask the root of a tree, and reports the keys that it did not ask for.
+pub(super) fn read<T>(root: Value, report: &Report, reader: impl FnOnce(&mut Section<'_>) -> T) -> T {
+    Section::new(report, String::new(), root).run(reader)
+}
+
+/// A table of the tree, while it is read.
+pub(super) struct Section<'r> {
+    report: &'r Report,
+    /// Its name from the root on, as in `upstreams.api`.
+    path: String,
+    place: Place,
+    /// Whether it is something else in fact, so that nothing can be missing from it.
+    broken: bool,
+    /// What was not asked for yet.
+    entries: Table,
+    /// What was asked for, and where it stood if it was given.
+    asked: Vec<(&'static str, Option<Place>)>,
+}
+
+impl<'r> Section<'r> {
+    /// Reports a value that is no table, and goes on as if it were an empty one.
+    fn new(report: &'r Report, path: String, value: Value) -> Self {
+        let kind = value.kind();
+        let Value { content, place, .. } = value;
+        let (entries, broken) = match content {
+            Content::Table(entries) => (entries, false),
+            _ => {
+                let text = format!(
+                    "expected a section, found {kind}; write a heading in brackets and its keys beneath it"
+                );
+                report.add(Kind::Wrong, &place, &path, text);
+                (Table::new(), true)
+            }
+        };
+        Self { report, path, place, broken, entries, asked: Vec::new() }
+    }
+
+    fn run<T>(mut self, reader: impl FnOnce(&mut Self) -> T) -> T {
+        let result = reader(&mut self);
+        let known: Vec<&str> = self.asked.iter().map(|(key, _)| *key).collect();
+        for (key, entry) in &self.entries {
+            let text = format!("unknown key {}; {}", ticked(key), suggestion(key, "keys here", &known));
+            self.report.add(Kind::Wrong, &entry.key, &self.path_of(key), text);
+            self.refuse_variables(&self.path_of(key), entry);
+        }
+        result
+    }
+
+    /// Every variable is reported by its own name, however deep within an unknown section it leads.
+    fn refuse_variables(&self, within: &str, entry: &Entry) {
+        let Content::Table(table) = &entry.value.content else { return };
+        for (key, inner) in table {
+            let path = format!("{within}.{key}");
+            if matches!(inner.key, Place::Variable { .. }) && inner.key != entry.key {
+                let text = format!("{} is unknown; mend the name of the variable", ticked(within));
+                self.report.add(Kind::Wrong, &inner.key, &path, text);
+            }
+            self.refuse_variables(&path, inner);
+        }
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        let key = key.escape_debug();
+        if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) }
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        #[cfg(test)]
+        self.report.asked.borrow_mut().insert(self.path_of(key));
+        let value = self.entries.remove(key).map(|entry| entry.value);
+        self.asked.push((key, value.as_ref().map(|value| value.place.clone())));
+        value
+    }
+
+    /// Whether a key that was asked for is there, be its value right or wrong.
+    pub(super) fn given(&self, key: &str) -> bool {
+        self.asked.iter().any(|(asked, place)| *asked == key && place.is_some())
+    }
+
+    /// Reports what is wrong with a key that was asked for; with the whole section if the key is not there.
+    pub(super) fn wrong(&self, key: &str, text: impl Into<String>) {
+        let place = self.asked.iter().find(|(asked, _)| *asked == key).and_then(|(_, place)| place.as_ref());
+        let path = if place.is_some() { self.path_of(key) } else { self.path.clone() };
+        self.report.add(Kind::Wrong, place.unwrap_or(&self.place), &path, text.into());
+    }
+
+    /// Reports that a key is not there.
+    pub(super) fn missing(&self, key: &str, advice: &str) {
+        self.lack(&self.path_of(key), format!("missing; {advice}"));
+    }
+
+    /// Reports what the section as a whole does not say.
+    pub(super) fn lacks(&self, text: impl Into<String>) {
+        self.lack(&self.path, text.into());
+    }
+
+    fn lack(&self, path: &str, text: String) {
+        if !self.broken {
+            self.report.add(Kind::Missing, &self.place, path, text);
+        }
+    }
+
+    /// The value of a key, or `None` where it is not there or wrong.
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = self.take(key)?;
+        read(&value).map_err(|text| self.report.add(Kind::Wrong, &value.place, &self.path_of(key), text)).ok()
+    }
+
+    /// The value of a key, or its default.
+    pub(super) fn or<T>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        read: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> T {
+        self.optional(key, read).unwrap_or(default)
+    }
+
+    /// The value of a key that must be there; `advice` says what to add.
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        advice: &str,
+        read: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = self.optional(key, read);
+        if !self.given(key) {
+            self.missing(key, advice);
+        }
+        value
+    }
+
+    /// The values of a list without doubles, or `None` where it is not there or anything in it is wrong.
+    pub(super) fn list<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        mut read: impl FnMut(&Value) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let value = self.take(key)?;
+        let path = self.path_of(key);
+        let Content::List(values) = &value.content else {
+            let text = format!("expected a list, found {}; write it as [\"…\", \"…\"]", value.kind());
+            self.report.add(Kind::Wrong, &value.place, &path, text);
+            return None;
+        };
+        let mut list = Vec::with_capacity(values.len());
+        for (n, value) in values.iter().enumerate() {
+            match read(value) {
+                Ok(item) if list.contains(&item) => {
+                    let text = "stands twice in this list; leave one out".to_owned();
+                    self.report.add(Kind::Wrong, &value.place, &format!("{path}[{n}]"), text);
+                }
+                Ok(item) => list.push(item),
+                Err(text) => self.report.add(Kind::Wrong, &value.place, &format!("{path}[{n}]"), text),
+            }
+        }
+        (list.len() == values.len()).then_some(list)
+    }
+
+    /// As [`Section::list`], but an empty list is a mistake.
+    pub(super) fn filled<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        advice: &str,
+        read: impl FnMut(&Value) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let list = self.list(key, read)?;
+        if list.is_empty() {
+            self.wrong(key, format!("is empty; {advice}"));
+            return None;
+        }
+        Some(list)
+    }
+
+    /// As [`Section::filled`], but a missing list is a mistake too.
+    pub(super) fn required_list<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        advice: &str,
+        read: impl FnMut(&Value) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let list = self.filled(key, advice, read);
+        if !self.given(key) {
+            self.missing(key, advice);
+        }
+        list
+    }
+
+    /// A section within this one; an empty one where it is not there.
+    pub(super) fn section<T>(&mut self, key: &'static str, reader: impl FnOnce(&mut Self) -> T) -> T {
+        let empty = || Value { content: Content::Table(Table::new()), place: self.place.clone(), raw: None };
+        let value = self.entries.remove(key).map_or_else(empty, |entry| entry.value);
+        self.asked.push((key, None));
+        Self::new(self.report, self.path_of(key), value).run(reader)
+    }
+
+    /// Every section within this one, whatever its name, in the order of their names.
+    pub(super) fn named<T>(&mut self, mut reader: impl FnMut(&str, &mut Self) -> T) -> Vec<T> {
+        std::mem::take(&mut self.entries)
+            .into_iter()
+            .map(|(name, entry)| {
+                let path = self.path_of(&name);
+                Self::new(self.report, path, entry.value).run(|section| reader(&name, section))
+            })
+            .collect()
+    }
+
+    /// The sections of an array of tables, in their order. In messages each is called by its key `label`.
+    pub(super) fn repeated<T>(
+        &mut self,
+        key: &'static str,
+        label: &str,
+        mut reader: impl FnMut(&mut Self) -> T,
+    ) -> Vec<T> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let Content::List(values) = value.content else {
+            self.wrong(
+                key,
+                format!("expected sections [[{key}]], found {}; double the brackets", value.kind()),
+            );
+            return Vec::new();
+        };
+        let mut results = Vec::with_capacity(values.len());
+        for (n, value) in values.into_iter().enumerate() {
+            let path = format!("{key}[{}]", value.label(label).unwrap_or_else(|| n.to_string()));
+            results.push(Self::new(self.report, path, value).run(&mut reader));
+        }
+        results
+    }
+
+    pub(super) const fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Reports what became clear only when everything was read; with this section if `place` is not known.
+    pub(super) fn wrong_at(&self, place: Option<&Place>, path: &str, text: String) {
+        self.report.add(Kind::Wrong, place.unwrap_or(&self.place), path, text);
+    }
+}

@@ -1,0 +1,142 @@
+//! `keygate check` and `keygate init` as an operator runs them.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// Runs keygate in `folder`, with nothing in its environment but `environment`.
+fn keygate(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_keygate"))
+        .args(arguments)
+        .current_dir(folder)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap()
+}
+
+/// Exit code, standard output, standard error.
+fn ran(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = keygate(folder, arguments, environment);
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+/// A folder with what `keygate init` writes.
+fn initialised() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, _, error) = ran(folder.path(), &["init"], &[]);
+    assert_eq!((code, &*error), (0, ""));
+    folder
+}
+
+const SUMMARY: &str = "\
+keygate.toml: fine
+
+listen     127.0.0.1:8080
+store      embedded, keygate.redb
+upstream   api: live http://127.0.0.1:9000; test http://127.0.0.1:9001
+routes     20, of which 1 public
+public     auth.signup: POST /v1/auth/signup
+";
+
+#[test]
+fn what_init_writes_passes_check() {
+    let folder = initialised();
+    let mut names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["keygate.toml", "policy.toml"]);
+    assert_eq!(ran(folder.path(), &["check"], &[]), (0, SUMMARY.to_owned(), String::new()));
+}
+
+#[test]
+fn init_makes_the_folder_and_says_what_comes_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = "\
+Wrote etc/gateway/keygate.toml and etc/gateway/policy.toml.
+
+Next:
+  1. Say in etc/gateway/keygate.toml where your API is: `live` and `test` under [upstreams.api].
+  2. Say in etc/gateway/policy.toml who may do what. The routes in it are those of FirstHandAPI.
+  3. keygate check --config etc/gateway/keygate.toml
+";
+    assert_eq!(ran(folder.path(), &["init", "etc/gateway"], &[]), (0, expected.to_owned(), String::new()));
+    let (code, out, _) = ran(folder.path(), &["check", "--config", "etc/gateway/keygate.toml"], &[]);
+    assert_eq!(code, 0);
+    assert!(out.contains("store      embedded, etc/gateway/keygate.redb\n"), "{out}");
+}
+
+#[test]
+fn init_overwrites_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("policy.toml"), "mine").unwrap();
+    let expected = "./policy.toml exists already, nothing was written; name another folder\n";
+    assert_eq!(ran(folder.path(), &["init"], &[]), (1, String::new(), expected.to_owned()));
+    assert_eq!(fs::read_to_string(folder.path().join("policy.toml")).unwrap(), "mine");
+    assert!(!folder.path().join("keygate.toml").exists());
+}
+
+#[test]
+fn check_shows_all_mistakes_and_exits_with_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let toml = "[server]\nlisten = \"0.0.0.0:8080\"\n[store]\nkind = \"embeded\"\n[policy]\nfile = \"policy.toml\"\n";
+    let policy =
+        "[[route]]\nid = \"jobs\"\nmethods = [\"get\"]\npaths = [\"/v1/jobs\"]\nupstream = \"api\"\n";
+    fs::write(folder.path().join("keygate.toml"), toml).unwrap();
+    fs::write(folder.path().join("policy.toml"), policy).unwrap();
+    let expected = "\
+keygate.toml:2:10: server.listen: 0.0.0.0:8080 is not loopback, and keys would cross the network in plain text; listen on loopback, or put a TLS terminator before it and say plaintext = \"behind a TLS terminator\"
+keygate.toml:4:8: store.kind: \"embeded\" is not known here; did you mean \"embedded\"?
+policy.toml:1:1: route[jobs]: says nowhere who may use it; add scopes = […], any_key = true or public = true
+policy.toml:3:12: route[jobs].methods[0]: \"get\" is not a method; did you mean \"GET\"?
+policy.toml:5:12: route[jobs].upstream: there is no upstream \"api\"; there are no upstreams
+
+5 mistakes
+";
+    assert_eq!(ran(folder.path(), &["check"], &[]), (1, String::new(), expected.to_owned()));
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let folder = initialised();
+    let (code, out, _) = ran(folder.path(), &["check"], &[("KEYGATE__SERVER__LISTEN", "127.0.0.1:9999")]);
+    assert_eq!(code, 0);
+    assert!(out.contains("listen     127.0.0.1:9999\n"), "{out}");
+
+    let wrong = [("KEYGATE__SERVER__LISEN", "127.0.0.1:9999")];
+    let expected =
+        "KEYGATE__SERVER__LISEN: server.lisen: unknown key `lisen`; did you mean `listen`?\n\n1 mistake\n";
+    assert_eq!(ran(folder.path(), &["check"], &wrong), (1, String::new(), expected.to_owned()));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_exits_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = "none.toml: cannot be read: No such file or directory (os error 2); name a configuration file with --config\n";
+    assert_eq!(
+        ran(folder.path(), &["check", "--config", "none.toml"], &[]),
+        (2, String::new(), expected.to_owned())
+    );
+}
+
+#[test]
+fn a_wrong_argument_exits_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["chek"][..], &["check", "--confg", "x"], &[]] {
+        let (code, out, error) = ran(folder.path(), arguments, &[]);
+        assert_eq!((code, &*out), (2, ""), "{arguments:?}");
+        assert!(error.contains("Usage: keygate"), "{error}");
+    }
+}
+
+#[test]
+fn help_shows_examples_for_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["--help"][..], &["check", "--help"], &["init", "--help"]] {
+        let (code, out, error) = ran(folder.path(), arguments, &[]);
+        assert_eq!((code, &*error), (0, ""), "{arguments:?}");
+        assert!(out.contains("Examples:\n  keygate "), "{out}");
+    }
+}
