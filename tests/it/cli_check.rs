@@ -61,6 +61,8 @@ Next:
   1. Say in etc/gateway/keygate.toml where your API is: `live` and `test` under [upstreams.api].
   2. Say in etc/gateway/policy.toml who may do what. The routes in it are those of FirstHandAPI.
   3. keygate check --config etc/gateway/keygate.toml
+  4. keygate serve --config etc/gateway/keygate.toml
+  5. keygate keys create --config etc/gateway/keygate.toml --name 'my service'
 ";
     assert_eq!(ran(folder.path(), &["init", "etc/gateway"], &[]), (0, expected.to_owned(), String::new()));
     let (code, out, _) = ran(folder.path(), &["check", "--config", "etc/gateway/keygate.toml"], &[]);

@@ -4,6 +4,9 @@
 
 mod harness;
 
+mod architecture;
 mod cli_check;
+mod cli_run;
+mod foreign_upstreams;
 mod smoke;
 mod store_contract;

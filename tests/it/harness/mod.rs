@@ -3,6 +3,7 @@
 
 pub(crate) mod client;
 pub(crate) mod gateway;
+pub(crate) mod process;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,120 @@
+//! Upstreams that nobody here wrote: Python's own file server, and httpbin behind gunicorn.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::harness::process::Process;
+use crate::harness::{Call, Gateway, eventually};
+
+/// Everything is allowed to everybody with a key.
+const POLICY: &str = r#"
+scopes = ["all"]
+
+[[route]]
+id = "everything"
+methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+paths = ["/", "/{*path}"]
+scopes = ["all"]
+upstream = "api"
+"#;
+
+/// A Python with what `tests/run` installs; plain `python3` has the file server alone.
+fn python() -> Command {
+    Command::new(std::env::var_os("KEYGATE_TEST_PYTHON").unwrap_or_else(|| "python3".into()))
+}
+
+/// A port that was free a moment ago: these servers do not tell which one they took.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn start(arguments: impl Fn(u16) -> Vec<String>, folder: &Path) -> (Process, SocketAddr) {
+    let port = free_port();
+    let mut command = python();
+    command.args(arguments(port)).current_dir(folder);
+    let process = Process::start(command);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    eventually("the server listens", || TcpStream::connect(address).is_ok());
+    (process, address)
+}
+
+fn in_front_of(live: SocketAddr, test: SocketAddr) -> Gateway {
+    Gateway::builder()
+        .policy(POLICY)
+        .upstream("api", &format!("http://{live}"), &format!("http://{test}"))
+        .start()
+}
+
+#[test]
+fn files_of_pythons_own_server_come_through_by_environment() {
+    let folders = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    let large: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(folders[0].path().join("where.txt"), "live").unwrap();
+    fs::write(folders[1].path().join("where.txt"), "test").unwrap();
+    fs::write(folders[0].path().join("large.bin"), &large).unwrap();
+    let server = |port: u16| {
+        ["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()].map(str::to_owned).to_vec()
+    };
+    let (_live, live) = start(server, folders[0].path());
+    let (_test, test) = start(server, folders[1].path());
+    let gateway = in_front_of(live, test);
+    let (live_key, test_key) = (gateway.live_key().secret, gateway.test_key().secret);
+    assert_eq!(gateway.fetch(&Call::get("/where.txt").key(&live_key)).text(), "live");
+    assert_eq!(gateway.fetch(&Call::get("/where.txt").key(&test_key)).text(), "test");
+    assert_eq!(gateway.fetch(&Call::get("/large.bin").key(&live_key)).body, large);
+    let head = gateway.fetch(&Call::new("HEAD", "/large.bin").key(&live_key));
+    assert_eq!(head.field("content-length"), Some("12000000"));
+    assert_eq!(gateway.fetch(&Call::get("/nothing").key(&live_key)).status, 404);
+    assert_eq!(gateway.fetch(&Call::post("/where.txt", "x").key(&live_key)).status, 501);
+    assert_eq!(gateway.fetch(&Call::get("/where.txt")).status, 401);
+}
+
+#[test]
+fn httpbin_sees_what_was_sent_and_the_client_sees_what_it_answers() {
+    let Some(_) = std::env::var_os("KEYGATE_TEST_PYTHON") else {
+        panic!("run this suite with `bash tests/run`, which installs httpbin");
+    };
+    let folder = TempDir::new().unwrap();
+    let (_httpbin, address) = start(
+        |port| {
+            let bind = format!("127.0.0.1:{port}");
+            ["-m", "gunicorn", "--bind", &bind, "--threads", "4", "--keep-alive", "5", "httpbin:app"]
+                .map(str::to_owned)
+                .to_vec()
+        },
+        folder.path(),
+    );
+    let gateway = in_front_of(address, free_address());
+    let key = gateway.live_key();
+    let fetch = |call: Call| gateway.fetch(&call.key(&key.secret));
+
+    let anything = fetch(
+        Call::post("/anything?a=1&a=2&b=%20", "hello").field("x-org-id", "forged").field("x-mine", "kept"),
+    )
+    .json();
+    assert_eq!(anything["data"], "hello");
+    assert_eq!(anything["args"], serde_json::json!({ "a": ["1", "2"], "b": " " }));
+    assert_eq!(anything["headers"]["X-Org-Id"], gateway.org.to_string());
+    assert_eq!(anything["headers"]["X-Mine"], "kept");
+    assert!(anything["headers"].get("Authorization").is_none(), "{anything}");
+    for status in [200, 201, 400, 404, 418, 500, 503] {
+        assert_eq!(fetch(Call::get(&format!("/status/{status}"))).status, status);
+    }
+    assert_eq!(fetch(Call::get("/gzip")).field("content-encoding"), Some("gzip"));
+    assert_eq!(fetch(Call::get("/redirect-to?url=%2Fget")).field("location"), Some("/get"));
+    assert_eq!(fetch(Call::get("/bytes/100000")).body.len(), 100_000);
+    assert_eq!(fetch(Call::get("/stream/20")).text().lines().count(), 20);
+    assert_eq!(fetch(Call::get("/delay/1")).status, 200);
+    assert_eq!(fetch(Call::new("DELETE", "/delete")).status, 200);
+    let cookies = fetch(Call::get("/cookies/set?a=1&b=2"));
+    assert_eq!(cookies.fields.iter().filter(|(name, _)| name == "set-cookie").count(), 2);
+}
+
+/// Where nobody listens.
+fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
+}

@@ -1,0 +1,97 @@
+//! The binary itself, as a person runs it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::PATIENCE;
+
+/// A process of the test's own, ended with the test.
+pub(crate) struct Process {
+    child: Child,
+    out: Receiver<String>,
+    err: Receiver<String>,
+}
+
+impl Process {
+    /// `keygate` with these arguments, in this folder.
+    pub(crate) fn keygate(folder: &Path, arguments: &[&str]) -> Self {
+        Self::start(keygate(folder, arguments))
+    }
+
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = lines(child.stdout.take().unwrap());
+        let err = lines(child.stderr.take().unwrap());
+        Self { child, out, err }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line on standard output that contains `part`, and gives it.
+    #[track_caller]
+    pub(crate) fn out_line(&self, part: &str) -> String {
+        wait_for_line(&self.out, part)
+    }
+
+    /// Waits for a line on standard error that contains `part`, and gives it.
+    #[track_caller]
+    pub(crate) fn err_line(&self, part: &str) -> String {
+        wait_for_line(&self.err, part)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `keygate` with these arguments, in this folder, with nothing of the caller's environment that would change it.
+pub(crate) fn keygate(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keygate"));
+    command.args(arguments).current_dir(folder).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command
+}
+
+fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+#[track_caller]
+fn wait_for_line(lines: &Receiver<String>, part: &str) -> String {
+    let mut before = Vec::new();
+    loop {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) if line.contains(part) => return line,
+            Ok(line) => before.push(line),
+            Err(error) => panic!("no line with {part:?} ({error}); there was {before:#?}"),
+        }
+    }
+}
