@@ -1,4 +1,25 @@
 //! keygate: an edge gateway for API keys.
+//!
+//! # Life of a request
+//!
+//! A connection is accepted by the [`listener`], which has a place for it or closes it, and goes to the least loaded
+//! [`worker`]. There a [`connection`] runs hyper over the socket and a watchdog over hyper. Each request then passes the stages of the
+//! [`gateway`], all of them in one function, [`gateway::handle`]:
+//!
+//! | stage | takes | makes | refuses with |
+//! |---|---|---|---|
+//! | guard | a request | a [`CanonicalRequest`](gateway::guard::CanonicalRequest): one reading | 400, 414, 431 |
+//! | route | a canonical request | the one [`Route`](gateway::route::Route) it falls under, or none | 400 |
+//! | authenticate | its Authorization field | the holder of a key, through the [`store::cache`] | 401, 403, 503 |
+//! | authorize | holder and route | a permit | 404, 403 |
+//! | forward | a permit | the answer of an [`upstream`] | 413, 502, 504 |
+//! | respond | an answer or a [`Rejection`](rejection::Rejection) | bytes, and one record in [`telemetry`] | |
+//!
+//! # Layers
+//!
+//! Imports point one way, and a test keeps it so: [`clock`], [`id`], [`key`], [`rejection`] are vocabulary without I/O; above them
+//! [`store`], [`upstream`], [`telemetry`]; then [`gateway`], [`lifecycle`], [`admin`]; then the sockets; [`app`] puts everything together
+//! from a [`config`], and [`cli`] is what a person meets.
 
 pub mod admin;
 pub mod app;

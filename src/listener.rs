@@ -24,7 +24,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Threads that serve connections; `None` for one per processor.
     pub workers: Option<NonZeroUsize>,
-    /// Connections at once; never more than 80 % of the file descriptor limit.
+    /// Connections at once; at most 40 % of the file descriptor limit, since each may need a second one to the upstream.
     pub max_connections: usize,
     /// Connections at once from one address, or one /64 of IPv6. Trusted proxies are not counted.
     pub max_connections_per_client: usize,
