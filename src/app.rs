@@ -28,22 +28,7 @@ use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::{self, Embedded};
 use crate::telemetry::{self, RecordWriter};
-use crate::worker::Worker;
-
-/// How a gateway ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DrainSettings {
-    /// How long new connections are still taken after the signal, until load balancers have noticed.
-    pub delay: Duration,
-    /// How long requests under way may then take.
-    pub timeout: Duration,
-}
-
-impl Default for DrainSettings {
-    fn default() -> Self {
-        Self { delay: Duration::from_secs(5), timeout: Duration::from_secs(70) }
-    }
-}
+use crate::worker::{DrainSettings, Worker};
 
 #[derive(Debug, Error)]
 pub enum StartError {

@@ -27,6 +27,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connection;
+pub mod connection_limit;
 pub mod demo;
 pub mod gateway;
 pub mod id;

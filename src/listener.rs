@@ -3,18 +3,17 @@
 //! Two sockets bound to one port with `SO_REUSEPORT` would split the traffic in silence, so there is one, and one acceptor
 //! that gives each connection to the least loaded worker.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use crate::connection_limit::{ConnectionLimit, Slot};
 use crate::gateway::headers::Peer;
 use crate::telemetry;
 use crate::worker::Worker;
@@ -62,7 +61,7 @@ pub struct BindError {
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
-    places: Places,
+    limit: ConnectionLimit,
     trusted_proxies: Vec<IpNet>,
 }
 
@@ -85,7 +84,12 @@ impl Listener {
             Ok((socket, address))
         };
         let (socket, address) = bind().map_err(|cause| BindError { listen: settings.listen, cause })?;
-        Ok(Self { socket, address, places: Places::new(settings), trusted_proxies })
+        Ok(Self {
+            socket,
+            address,
+            limit: ConnectionLimit::new(settings.max_connections, settings.max_connections_per_client),
+            trusted_proxies,
+        })
     }
 
     #[must_use]
@@ -109,7 +113,7 @@ impl Listener {
             };
             let peer = Peer::new(address);
             let trusted = self.trusted_proxies.iter().any(|network| network.contains(&peer.address.ip()));
-            match self.places.take(peer.address.ip(), trusted) {
+            match self.limit.take(peer.address.ip(), trusted) {
                 // Dropped unread: answering would cost what there is too little of.
                 None => full.log(
                     "refusing connections: server.max_connections or max_connections_per_client is reached",
@@ -135,85 +139,6 @@ fn is_the_clients(error: &io::Error) -> bool {
     )
 }
 
-/// How many connections there may be, and are.
-#[derive(Clone, Debug)]
-struct Places {
-    at_most: usize,
-    per_client: usize,
-    taken: Arc<Mutex<Taken>>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    total: usize,
-    by_client: HashMap<IpAddr, usize>,
-}
-
-impl Places {
-    fn new(settings: &Settings) -> Self {
-        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        // A connection can need a second descriptor, to the upstream; stores, logs and listeners need some too.
-        let at_most = usize::try_from(descriptors / 10 * 8 / 2).unwrap_or(usize::MAX);
-        if at_most < settings.max_connections {
-            telemetry::log(&format!(
-                "the limit of {descriptors} open files allows {at_most} connections, not the {} of server.max_connections; raise it (LimitNOFILE, ulimit -n)",
-                settings.max_connections
-            ));
-        }
-        Self {
-            at_most: at_most.min(settings.max_connections),
-            per_client: settings.max_connections_per_client,
-            taken: Arc::default(),
-        }
-    }
-
-    fn take(&self, address: IpAddr, trusted: bool) -> Option<Slot> {
-        let client = client_of(address);
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.total >= self.at_most {
-            return None;
-        }
-        if !trusted {
-            let held = taken.by_client.entry(client).or_default();
-            if *held >= self.per_client {
-                return None;
-            }
-            *held += 1;
-        }
-        taken.total += 1;
-        Some(Slot { client: (!trusted).then_some(client), taken: Arc::clone(&self.taken) })
-    }
-}
-
-/// A connection's place among those that may be open; given back when it is dropped.
-#[derive(Debug)]
-pub struct Slot {
-    client: Option<IpAddr>,
-    taken: Arc<Mutex<Taken>>,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.total -= 1;
-        let Some(client) = self.client else { return };
-        if let Some(held) = taken.by_client.get_mut(&client) {
-            *held -= 1;
-            if *held == 0 {
-                taken.by_client.remove(&client);
-            }
-        }
-    }
-}
-
-/// Who counts as one client: an address, and of IPv6 the /64 that one customer commonly has.
-const fn client_of(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-    }
-}
-
 /// Says a thing at most every [`LOG_EVERY`].
 #[derive(Default)]
 struct LogSometimes {
@@ -227,49 +152,5 @@ impl LogSometimes {
             self.last = Some(now);
             telemetry::log(line);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn places(max_connections: usize, max_connections_per_client: usize) -> Places {
-        Places::new(&Settings { max_connections, max_connections_per_client, ..Settings::default() })
-    }
-
-    #[test]
-    fn a_client_has_its_own_limit_and_all_together_have_one() {
-        let places = places(3, 2);
-        let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let first = places.take(a, false);
-        let second = places.take(a, false);
-        assert!(first.is_some() && second.is_some());
-        assert!(places.take(a, false).is_none());
-        let third = places.take(b, false);
-        assert!(third.is_some());
-        assert!(places.take(b, false).is_none(), "the house is full");
-        drop((first, third));
-        assert!(places.take(a, false).is_some());
-        drop(second);
-        assert_eq!(places.taken.lock().unwrap().total, 0);
-        assert!(places.taken.lock().unwrap().by_client.is_empty());
-    }
-
-    #[test]
-    fn a_trusted_proxy_stands_for_many_clients() {
-        let places = places(10, 1);
-        let proxy = "192.0.2.1".parse().unwrap();
-        let held: Vec<_> = (0..10).map(|_| places.take(proxy, true)).collect();
-        assert!(held.iter().all(Option::is_some));
-        assert!(places.take(proxy, true).is_none());
-    }
-
-    #[test]
-    fn addresses_of_one_64_are_one_client() {
-        let places = places(10, 1);
-        let _held = places.take("2001:db8::1".parse().unwrap(), false).unwrap();
-        assert!(places.take("2001:db8::2".parse().unwrap(), false).is_none());
-        assert!(places.take("2001:db8:0:1::1".parse().unwrap(), false).is_some());
     }
 }

@@ -12,13 +12,28 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::connection::{self, Connections};
+use crate::connection_limit::Slot;
 use crate::gateway::headers::Peer;
 use crate::gateway::{Gateway, Shared};
-use crate::listener::Slot;
 use crate::telemetry::{self, RecordSink};
 
 /// How often unused upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// How a gateway ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainSettings {
+    /// How long new connections are still taken after the signal, until load balancers have noticed.
+    pub delay: Duration,
+    /// How long requests under way may then take.
+    pub timeout: Duration,
+}
+
+impl Default for DrainSettings {
+    fn default() -> Self {
+        Self { delay: Duration::from_secs(5), timeout: Duration::from_secs(70) }
+    }
+}
 
 /// A thread that serves connections, seen from outside.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Outcome, refuse};
-use crate::app::{App, DrainSettings};
+use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, DEFAULT_POLICY};
 use crate::demo;
@@ -17,6 +17,7 @@ use crate::id::OrgId;
 use crate::key::scope::{Scope, ScopeSet};
 use crate::key::{ApiKey, Environment};
 use crate::lifecycle::{Lifecycle, LifecycleError, NewKey};
+use crate::worker::DrainSettings;
 
 /// Try keygate: a gateway with demo upstreams, fresh keys and the shipped policy
 #[derive(Debug, clap::Args)]

@@ -25,12 +25,12 @@ use self::mistake::{Document, Report};
 use self::policy::Policy;
 use self::section::Section;
 use self::value::{DAY, INSTANT, choice, count, duration, flag, parsed, text};
-use crate::app::DrainSettings;
 use crate::gateway::route::RouteTable;
 use crate::key::Prefix;
 use crate::key::scope::ScopeSet;
 use crate::store::{cache, embedded};
 use crate::telemetry::RequestLog;
+use crate::worker::DrainSettings;
 use crate::{admin, connection, gateway, listener, upstream};
 
 /// What `keygate init` writes as `keygate.toml`: every key with its default.

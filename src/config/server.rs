@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::file::Value;
 use super::section::Section;
 use super::value::{DAY, INSTANT, address, count, duration, parsed, size, text};
-use crate::app::DrainSettings;
 use crate::gateway::guard;
+use crate::worker::DrainSettings;
 use crate::{connection, gateway, listener};
 
 /// What `plaintext` must say, word for word, so that nobody serves keys in the clear without having read it.

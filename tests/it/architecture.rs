@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 6] = [
     &["clock", "id", "key", "rejection"],
     &["store", "telemetry", "upstream"],
     &["gateway", "lifecycle", "admin", "demo"],
-    &["connection", "listener", "worker"],
+    &["connection", "connection_limit", "listener", "worker"],
     &["app", "config"],
     &["cli"],
 ];
