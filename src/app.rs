@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ use crate::key::record::Sealer;
 use crate::key::{Digester, KeyFormat, Pepper};
 use crate::lifecycle::Lifecycle;
 use crate::listener::{self, Listener};
+use crate::metrics::{MeasuredStore, Metrics, State};
+use crate::ops::{self, Readiness, Told};
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::{self, Embedded};
@@ -36,6 +39,8 @@ pub enum StartError {
     Listen(#[from] listener::BindError),
     #[error(transparent)]
     Store(#[from] embedded::OpenError),
+    #[error(transparent)]
+    Ops(#[from] ops::BindError),
     #[error(transparent)]
     Admin(#[from] admin::BindError),
     #[error(transparent)]
@@ -101,6 +106,8 @@ pub fn open_store(settings: &StoreSettings, sealer: Sealer) -> Result<Arc<dyn St
 #[derive(Debug)]
 pub struct App {
     address: SocketAddr,
+    ops_address: Option<SocketAddr>,
+    readiness: Arc<Readiness>,
     lifecycle: Arc<Lifecycle>,
     control: Control,
     acceptor: tokio::task::JoinHandle<()>,
@@ -135,7 +142,13 @@ impl App {
         let entered = control.handle.enter();
         let listener = Listener::bind(&config.listener, config.gateway.headers.trusted_proxies.clone())?;
         let admin = admin::Server::bind(&config.admin)?;
-        let address = listener.address();
+        let ops = ops::Server::bind(&config.ops)?;
+        let (address, ops_address) = (listener.address(), ops.as_ref().map(ops::Server::address));
+        let (store, meter) = MeasuredStore::new(store, clock.clone());
+        let store: Arc<dyn Store> = store;
+        let route_ids = config.routes.routes().iter().map(|route| route.id.clone()).collect();
+        let upstream_names = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
+        let metrics = Arc::new(Metrics::new(route_ids, upstream_names, meter));
         let lifecycle = Arc::new(Lifecycle::new(
             Arc::clone(&store),
             tools.format.clone(),
@@ -143,33 +156,65 @@ impl App {
             config.scopes,
             clock.clone(),
         ));
+        let keys = ReadThrough::new(config.cache, store, control.handle.clone(), clock.clone());
         let shared = Shared {
             settings: config.gateway,
             routes: Arc::new(config.routes),
             upstreams: config.upstreams.into(),
             format: tools.format,
             digester: tools.digester,
-            keys: ReadThrough::new(config.cache, store, control.handle.clone(), clock.clone()),
+            keys: Arc::clone(&keys),
             clock,
         };
         let records = RecordWriter::start(config.request_log)?;
         let count = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
         let workers: Result<Vec<Worker>, io::Error> = (0..count)
-            .map(|n| Worker::start(n, shared.clone(), records.sink(), config.connection.clone()))
+            .map(|n| {
+                Worker::start(n, shared.clone(), records.sink(), metrics.cells(), config.connection.clone())
+            })
             .collect();
         let workers = Arc::new(workers?);
         let acceptor = tokio::spawn(listener.run(Arc::clone(&workers)));
         if let Some(admin) = admin {
             tokio::spawn(admin.run(Arc::clone(&lifecycle)));
         }
+        let readiness = Arc::new(Readiness::default());
+        readiness.set(true);
+        if let Some(ops) = ops {
+            let dropped = records.dropped();
+            let loads: Vec<_> = workers.iter().map(Worker::load_cell).collect();
+            let state = move || State {
+                cache_entries: keys.entries(),
+                records_dropped: dropped.load(Ordering::Relaxed),
+                connections: loads.iter().map(|load| load.load(Ordering::Relaxed)).sum(),
+            };
+            let told = Told { metrics, readiness: Arc::clone(&readiness), state: Box::new(state) };
+            tokio::spawn(ops.run(Arc::new(told)));
+        }
         drop(entered);
-        Ok(Self { address, lifecycle, control, acceptor, workers, records, drain: config.drain })
+        Ok(Self {
+            address,
+            ops_address,
+            readiness,
+            lifecycle,
+            control,
+            acceptor,
+            workers,
+            records,
+            drain: config.drain,
+        })
     }
 
     /// Where it listens; the port is the real one, also when the configuration said 0.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where metrics and probes are.
+    #[must_use]
+    pub const fn ops_address(&self) -> Option<SocketAddr> {
+        self.ops_address
     }
 
     #[must_use]
@@ -190,6 +235,7 @@ impl App {
         let handle = self.control.handle.clone();
         handle.block_on(signalled())?;
         let delay = self.drain.delay;
+        self.readiness.set(false);
         telemetry::log("stopping: finishing the requests under way; a second signal ends them");
         let (hurry, hurried) = std::sync::mpsc::channel();
         handle.spawn(async move {
@@ -213,7 +259,8 @@ impl App {
 
     #[expect(clippy::disallowed_methods, reason = "the end of a process is nobody's argument")]
     fn stop(self, timeout: Duration, hurried: &std::sync::mpsc::Receiver<()>) {
-        let Self { control, acceptor, workers, records, lifecycle, .. } = self;
+        let Self { control, acceptor, workers, records, lifecycle, readiness, .. } = self;
+        readiness.set(false);
         acceptor.abort();
         // Only when its task is gone is the socket closed and are the workers ours alone.
         drop(control.handle.block_on(acceptor));

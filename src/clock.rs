@@ -81,6 +81,16 @@ impl Clock {
             }
         }
     }
+
+    /// The measuring clock alone.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the wrapper that hands time on")]
+    pub fn mono(&self) -> Instant {
+        match &self.shift {
+            None => Instant::now(),
+            Some(shift) => Instant::now() + Duration::from_millis(shift.load(Ordering::Relaxed)),
+        }
+    }
 }
 
 /// Moves a shifted [`Clock`], and every copy of it, ahead.

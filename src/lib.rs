@@ -34,6 +34,8 @@ pub mod id;
 pub mod key;
 pub mod lifecycle;
 pub mod listener;
+pub mod metrics;
+pub mod ops;
 pub mod rejection;
 pub mod store;
 pub mod telemetry;

@@ -25,7 +25,9 @@ use crate::store::cache::Level;
 /// How the record of each request is written to standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RequestLog {
+    /// Text on a terminal, else JSON.
     #[default]
+    Auto,
     Text,
     Json,
     Off,
@@ -54,7 +56,12 @@ pub struct Record {
     pub environment: Option<Environment>,
     /// Which level of the cache knew the key.
     pub level: Option<Level>,
+    /// From the parsed head to the answer's last byte.
     pub duration: Duration,
+    /// keygate's own share of it, where the request was forwarded.
+    pub overhead: Option<Duration>,
+    /// From asking the upstream to its answer's head.
+    pub upstream: Option<Duration>,
     /// Whether the whole answer was handed to the client's connection.
     pub complete: bool,
 }
@@ -84,10 +91,15 @@ impl RecordWriter {
         if format == RequestLog::Off {
             return Ok(Self { queue: None, dropped, thread: None });
         }
+        let json = match format {
+            RequestLog::Auto => !io::stdout().is_terminal(),
+            RequestLog::Json => true,
+            RequestLog::Text | RequestLog::Off => false,
+        };
         let (queue, bunches) = sync_channel(QUEUED_BUNCHES);
         let thread = std::thread::Builder::new()
             .name("keygate-records".to_owned())
-            .spawn(move || write_records(&bunches, format))?;
+            .spawn(move || write_records(&bunches, json))?;
         Ok(Self { queue: Some(queue), dropped, thread: Some(thread) })
     }
 
@@ -102,10 +114,10 @@ impl RecordWriter {
         }
     }
 
-    /// How many records found the queue full.
+    /// Counts the records that found the queue full.
     #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+    pub fn dropped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.dropped)
     }
 
     /// Writes what is queued, once every sink is gone, and ends.
@@ -171,17 +183,14 @@ impl Drop for RecordSink {
     }
 }
 
-fn write_records(bunches: &Receiver<Vec<Record>>, format: RequestLog) {
+fn write_records(bunches: &Receiver<Vec<Record>>, json: bool) {
     let stdout = io::stdout();
-    let colour = format == RequestLog::Text && stdout.is_terminal();
+    let colour = stdout.is_terminal();
     let mut text = Vec::with_capacity(32 << 10);
     for bunch in bunches {
         text.clear();
         for record in &bunch {
-            match format {
-                RequestLog::Json => write_json(&mut text, record),
-                RequestLog::Text | RequestLog::Off => write_text(&mut text, record, colour),
-            }
+            if json { write_json(&mut text, record) } else { write_text(&mut text, record, colour) }
         }
         // A closed pipe must not stop the gateway; the operator closed it.
         let _ = stdout.lock().write_all(&text);
@@ -201,7 +210,7 @@ fn write_text(out: &mut Vec<u8>, record: &Record, colour: bool) {
     };
     let route = record.route.as_deref().unwrap_or("-");
     let environment = record.environment.map_or("-", Environment::as_str);
-    let millis = record.duration.as_secs_f64() * 1000.0;
+    let millis = milliseconds(record.duration);
     let _ = write!(out, "{time} {on}{status}{off} {} {route} {environment}", record.method);
     if let Some(key) = record.key {
         let _ = write!(out, " {key}");
@@ -233,6 +242,8 @@ struct JsonRecord<'r> {
     environment: Option<Environment>,
     cache: Option<Level>,
     duration_ms: f64,
+    overhead_ms: Option<f64>,
+    upstream_ms: Option<f64>,
     complete: bool,
 }
 
@@ -248,11 +259,17 @@ fn write_json(out: &mut Vec<u8>, record: &Record) {
         organization_id: record.org,
         environment: record.environment,
         cache: record.level,
-        duration_ms: record.duration.as_secs_f64() * 1000.0,
+        duration_ms: milliseconds(record.duration),
+        overhead_ms: record.overhead.map(milliseconds),
+        upstream_ms: record.upstream.map(milliseconds),
         complete: record.complete,
     };
     // Nothing in it can fail to serialise, and a vector takes every byte.
     if serde_json::to_writer(&mut *out, &line).is_ok() {
         out.push(b'\n');
     }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }

@@ -15,6 +15,7 @@ use crate::connection::{self, Connections};
 use crate::connection_limit::Slot;
 use crate::gateway::headers::Peer;
 use crate::gateway::{Gateway, Shared};
+use crate::metrics::Cells;
 use crate::telemetry::{self, RecordSink};
 
 /// How often unused upstream connections are looked through.
@@ -61,6 +62,7 @@ impl Worker {
         number: usize,
         shared: Shared,
         records: RecordSink,
+        cells: Arc<Cells>,
         settings: connection::Settings,
     ) -> io::Result<Self> {
         let (orders, received) = unbounded_channel();
@@ -68,7 +70,7 @@ impl Worker {
         let counted = Arc::clone(&load);
         let thread = std::thread::Builder::new()
             .name(format!("keygate-{number}"))
-            .spawn(move || run(received, &counted, shared, records, settings))?;
+            .spawn(move || run(received, &counted, shared, records, cells, settings))?;
         Ok(Self { orders, load, thread })
     }
 
@@ -76,6 +78,12 @@ impl Worker {
     #[must_use]
     pub fn load(&self) -> usize {
         self.load.load(Ordering::Relaxed)
+    }
+
+    /// The same, to be read when the worker is elsewhere.
+    #[must_use]
+    pub fn load_cell(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.load)
     }
 
     /// Hands over a connection.
@@ -108,6 +116,7 @@ fn run(
     load: &Arc<AtomicUsize>,
     shared: Shared,
     records: RecordSink,
+    cells: Arc<Cells>,
     settings: connection::Settings,
 ) {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
@@ -115,7 +124,7 @@ fn run(
         Err(error) => return telemetry::log(&format!("a worker cannot start its runtime: {error}")),
     };
     let records = Rc::new(records);
-    let gateway = Gateway::new(shared, Rc::clone(&records));
+    let gateway = Gateway::new(shared, Rc::clone(&records), cells);
     runtime.block_on(work(orders, load, gateway, records, Rc::new(settings)));
 }
 

@@ -121,6 +121,8 @@ path = "keygate.redb"
 file = "policy.toml"
 [log]
 requests = "off"
+[ops]
+listen = "off"
 [upstreams.api]
 live = ["http://127.0.0.1:{ports['LIVE_PORT']}"]
 test = ["http://127.0.0.1:{ports['TEST_PORT']}"]

@@ -102,7 +102,7 @@ fn configuration(
     // A JSON string is a TOML string.
     let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
     let text = format!(
-        "[server]\nlisten = \"{}\"\n[store]\nkind = \"embedded\"\npath = {}\n[admin]\nsocket = {}\n\
+        "[server]\nlisten = \"{}\"\n[store]\nkind = \"embedded\"\npath = {}\n[admin]\nsocket = {}\n[ops]\nlisten = \"127.0.0.1:0\"\n[log]\nrequests = \"text\"\n\
          [upstreams.api]\nlive = [\"http://{live}\"]\ntest = [\"http://{test}\"]\n[policy]\nfile = \"{POLICY}\"\n",
         args.listen,
         quoted(&store),
@@ -176,6 +176,7 @@ fn welcome(out: &mut impl Write, app: &App, [live, test]: [SocketAddr; 2], keys:
 keygate listens on {url}
   live keys go to the demo upstream on http://{live}
   test keys go to the demo upstream on http://{test}
+  metrics are on http://{}/metrics
 
 Paste this into another terminal:
 
@@ -191,6 +192,7 @@ curl -i {url}/v1/jobs                                                         # 
 Each request is shown below. Ctrl-C ends it.
 
 ",
+        app.ops_address().map_or_else(String::new, |address| address.to_string()),
         keys.live.expose(),
         keys.test.expose(),
         keys.read_only.expose(),

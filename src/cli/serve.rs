@@ -40,6 +40,9 @@ pub(super) fn run(
         }
     };
     writeln!(err, "keygate: listening on http://{} with {routes} routes", app.address())?;
+    if let Some(address) = app.ops_address() {
+        writeln!(err, "keygate: metrics and probes on http://{address}")?;
+    }
     app.run_until_signalled()?;
     Ok(Outcome::Done)
 }

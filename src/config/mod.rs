@@ -24,14 +24,14 @@ pub use self::mistake::{Mistake, Mistakes};
 use self::mistake::{Document, Report};
 use self::policy::Policy;
 use self::section::Section;
-use self::value::{DAY, INSTANT, choice, count, duration, flag, parsed, text};
+use self::value::{DAY, INSTANT, address_or_off, choice, count, duration, flag, parsed, text};
 use crate::gateway::route::RouteTable;
 use crate::key::Prefix;
 use crate::key::scope::ScopeSet;
 use crate::store::{cache, embedded};
 use crate::telemetry::RequestLog;
 use crate::worker::DrainSettings;
-use crate::{admin, connection, gateway, listener, upstream};
+use crate::{admin, connection, gateway, listener, ops, upstream};
 
 /// What `keygate init` writes as `keygate.toml`: every key with its default.
 pub const DEFAULT_CONFIGURATION: &str = include_str!("../../config/keygate.toml");
@@ -53,6 +53,7 @@ pub struct Config {
     /// Every scope that there is: what a new key may be given, and all that signup gives.
     pub scopes: ScopeSet,
     pub admin: admin::Settings,
+    pub ops: ops::Settings,
     pub request_log: RequestLog,
     pub drain: DrainSettings,
 }
@@ -136,6 +137,9 @@ fn sections(
     let admin = root.section("admin", |section| admin::Settings {
         socket: section.optional("socket", text).map(|path| folder.join(path)),
     });
+    let ops = root.section("ops", |section| ops::Settings {
+        listen: section.or("listen", ops::Settings::default().listen, address_or_off),
+    });
     let request_log = root.section("log", request_log);
 
     let gateway = gateway::Settings { limits, headers, body_idle_timeout: server.body_idle_timeout };
@@ -154,6 +158,7 @@ fn sections(
         routes,
         scopes,
         admin,
+        ops,
         request_log,
         drain,
     })
@@ -195,7 +200,12 @@ fn cache(section: &mut Section<'_>) -> cache::Settings {
 }
 
 fn request_log(section: &mut Section<'_>) -> RequestLog {
-    let words = [("text", RequestLog::Text), ("json", RequestLog::Json), ("off", RequestLog::Off)];
+    let words = [
+        ("auto", RequestLog::Auto),
+        ("text", RequestLog::Text),
+        ("json", RequestLog::Json),
+        ("off", RequestLog::Off),
+    ];
     section.or("requests", RequestLog::default(), choice(&words))
 }
 

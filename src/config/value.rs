@@ -61,6 +61,16 @@ pub(super) fn address(value: &Value) -> Result<SocketAddr, String> {
     parsed(|text| text.parse().map_err(|_| "write an address and a port, as in \"127.0.0.1:8080\""))(value)
 }
 
+/// An address, or the word for none.
+pub(super) fn address_or_off(value: &Value) -> Result<Option<SocketAddr>, String> {
+    let advice = "write an address and a port, as in \"127.0.0.1:9464\", or \"off\"";
+    let parse = |text: &str| match text {
+        "off" => Ok(None),
+        address => address.parse().map(Some).map_err(|_| advice),
+    };
+    parsed(parse)(value)
+}
+
 pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result<Duration, String> {
     const ADVICE: &str = "write a number and a unit in quotes, as in \"75s\", \"5m\" or \"24h\"";
     move |value| {

@@ -57,6 +57,7 @@ async fn resolve(
         None => gateway.keys.load(&digest).await,
     };
     exchange.note_level(level);
+    gateway.cells.looked_up(level);
     let known = match resolved {
         Resolved::Known(known) => known,
         Resolved::Absent => return Err(Rejection::Unauthenticated(Unauthenticated::Unknown)),
@@ -73,6 +74,7 @@ async fn resolve(
     if org.suspended_at.is_some() {
         return Err(Rejection::Forbidden(Forbidden::OrganisationSuspended));
     }
+    gateway.cells.authenticated();
     Ok(known)
 }
 

@@ -1,21 +1,23 @@
 //! One request, one answer, one record: the guard that sees to it.
 
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
 
 use super::Gateway;
 use super::headers::request_id_value;
-use super::route::Route;
+use super::route::Match;
 use crate::clock::Now;
 use crate::id::{KeyId, OrgId, RequestId};
 use crate::key::Environment;
 use crate::key::record::KeyRecord;
+use crate::metrics::{Code, Finished, method_label};
 use crate::rejection::Rejection;
 use crate::store::cache::Level;
 use crate::telemetry::Record;
 
-/// A request from its parsed head to the last byte of its answer. Writes its record when it is dropped, however it ended.
+/// A request from its parsed head to the last byte of its answer. Counted and recorded when it is dropped, however it ended.
 #[derive(Debug)]
 pub(super) struct Exchange {
     gateway: Rc<Gateway>,
@@ -23,28 +25,41 @@ pub(super) struct Exchange {
     id: RequestId,
     id_value: HeaderValue,
     method: &'static str,
-    route: Option<Box<str>>,
-    key: Option<(KeyId, OrgId, Environment)>,
+    route: Option<usize>,
+    key: Option<(KeyId, OrgId)>,
+    environment: Option<Environment>,
     level: Option<Level>,
-    status: Option<StatusCode>,
+    upstream: Option<UpstreamTimes>,
+    code: Code,
     reason: Option<&'static str>,
     complete: bool,
+}
+
+/// When an upstream was asked, when it answered, and when the answer's head was ready for the client.
+#[derive(Clone, Copy, Debug)]
+struct UpstreamTimes {
+    sending: Instant,
+    answered: Instant,
+    ready: Instant,
 }
 
 impl Exchange {
     pub(super) fn begin<B>(gateway: &Rc<Gateway>, request: &Request<B>) -> Self {
         let started = gateway.clock.now();
         let id = RequestId::draw(&mut gateway.ids.borrow_mut(), started.wall);
+        gateway.cells.begin();
         Self {
             gateway: Rc::clone(gateway),
             started,
             id,
             id_value: request_id_value(id),
-            method: known_method(request.method()),
+            method: method_label(request.method()),
             route: None,
             key: None,
+            environment: None,
             level: None,
-            status: None,
+            upstream: None,
+            code: Code::ClientGone,
             reason: None,
             complete: false,
         }
@@ -63,68 +78,95 @@ impl Exchange {
         &self.id_value
     }
 
-    pub(super) fn note_route(&mut self, route: Option<&Route>) {
-        if self.gateway.records.is_on() {
-            self.route = route.map(|route| route.id.clone());
-        }
+    pub(super) fn note_route(&mut self, found: Option<Match<'_>>) {
+        self.route = found.map(|found| found.number);
     }
 
     pub(super) const fn note_key(&mut self, key: &KeyRecord) {
-        self.key = Some((key.id, key.org, key.environment));
+        self.key = Some((key.id, key.org));
+        self.environment = Some(key.environment);
     }
 
     pub(super) const fn note_level(&mut self, level: Level) {
         self.level = Some(level);
     }
 
-    pub(super) const fn note_refusal(&mut self, rejection: &Rejection) {
-        self.reason = Some(rejection.reason());
+    pub(super) fn note_sending(&mut self, environment: Environment) {
+        let now = self.gateway.clock.mono();
+        self.environment = Some(environment);
+        self.upstream = Some(UpstreamTimes { sending: now, answered: now, ready: now });
     }
 
-    pub(super) const fn note_status(&mut self, status: StatusCode) {
-        self.status = Some(status);
+    pub(super) fn note_answered(&mut self) {
+        let now = self.gateway.clock.mono();
+        if let Some(times) = &mut self.upstream {
+            times.answered = now;
+            times.ready = now;
+        }
+    }
+
+    /// From asking the upstream to its answer's head.
+    pub(super) fn upstream_duration(&self) -> Option<Duration> {
+        self.upstream.map(|times| times.answered.saturating_duration_since(times.sending))
+    }
+
+    /// An upstream's answer is ready for the client.
+    pub(super) fn note_forwarded(&mut self, status: StatusCode) {
+        self.code = Code::Upstream(status);
+        if let Some(times) = &mut self.upstream {
+            times.ready = self.gateway.clock.mono();
+        }
+    }
+
+    pub(super) fn note_refusal(&mut self, rejection: &Rejection) {
+        self.code = Code::Own(rejection.status());
+        self.reason = Some(rejection.reason());
+        self.gateway.cells.refused(rejection);
     }
 
     /// The answer has been handed over to its last byte.
     pub(super) const fn note_complete(&mut self) {
         self.complete = true;
     }
+
+    /// keygate's own share of a forwarded request's time.
+    fn overhead(&self) -> Option<Duration> {
+        self.upstream.map(|times| {
+            let before = times.sending.saturating_duration_since(self.started.mono);
+            before + times.ready.saturating_duration_since(times.answered)
+        })
+    }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        let duration = self.gateway.clock.mono().saturating_duration_since(self.started.mono);
+        self.gateway.cells.finish(&Finished {
+            route: self.route,
+            method: self.method,
+            code: self.code,
+            environment: self.environment,
+            duration,
+            overhead: self.overhead(),
+        });
         if !self.gateway.records.is_on() {
             return;
         }
-        let duration = self.gateway.clock.now().mono.saturating_duration_since(self.started.mono);
         self.gateway.records.push(Record {
             at: self.started.wall,
             request: self.id,
             method: self.method,
-            route: self.route.take(),
-            status: self.status,
+            route: self.route.map(|number| self.gateway.routes.routes()[number].id.clone()),
+            status: self.code.status(),
             reason: self.reason,
-            key: self.key.map(|(key, ..)| key),
-            org: self.key.map(|(_, org, _)| org),
-            environment: self.key.map(|(.., environment)| environment),
+            key: self.key.map(|(key, _)| key),
+            org: self.key.map(|(_, org)| org),
+            environment: self.environment,
             level: self.level,
             duration,
+            overhead: self.overhead(),
+            upstream: self.upstream_duration(),
             complete: self.complete,
         });
-    }
-}
-
-fn known_method(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        Method::HEAD => "HEAD",
-        Method::OPTIONS => "OPTIONS",
-        Method::TRACE => "TRACE",
-        Method::CONNECT => "CONNECT",
-        _ => "_OTHER",
     }
 }

@@ -34,12 +34,14 @@ pub(super) async fn forward(
     permit: &Permit<'_>,
     upstream: UpstreamId,
     request: CanonicalRequest<Incoming>,
-    exchange: &Exchange,
+    exchange: &mut Exchange,
 ) -> Result<Forwarded, Rejection> {
     let (request, upload) = build(gateway, peer, permit, request, exchange)?;
     let timeout = gateway.upstreams[upstream.0].timeouts.answer;
+    exchange.note_sending(permit.environment());
     let sending = gateway.pool.send(upstream, permit.environment(), request);
     let answered = within(timeout, upload.as_deref(), sending).await;
+    exchange.note_answered();
     if let Some(UploadState::Failed(error)) = upload.as_ref().map(|upload| upload.state()) {
         return Err(match error {
             BodyError::TooLarge => Rejection::BodyTooLarge,
@@ -60,6 +62,7 @@ pub(super) async fn forward(
         }
         Some(Ok(answer)) => answer,
     };
+    gateway.cells.upstream_answered(upstream.0, exchange.upstream_duration().unwrap_or_default());
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         // Nobody asked for it: `Upgrade` is never forwarded. Dropping the lease closes the connection.
         return Err(Rejection::BadGateway(BadGateway::InvalidAnswer));
@@ -91,7 +94,7 @@ impl Forwarded {
         head.version = Version::HTTP_11;
         // A reason phrase of the upstream's own travels as an extension, as does what belongs to its connection.
         head.extensions.clear();
-        exchange.note_status(head.status);
+        exchange.note_forwarded(head.status);
         let reusable = self.wholly_sent && framed;
         let body = ResponseBody::upstream(
             incoming,

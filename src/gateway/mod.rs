@@ -36,6 +36,7 @@ use self::route::{RouteTable, Target};
 use crate::clock::Clock;
 use crate::id::IdSource;
 use crate::key::{Digester, KeyFormat};
+use crate::metrics::Cells;
 use crate::rejection::{NotFound, Rejection};
 use crate::store::cache::{ReadThrough, ThreadCache};
 use crate::telemetry::RecordSink;
@@ -87,13 +88,14 @@ pub struct Gateway {
     pool: Pool<RequestBody>,
     ids: RefCell<IdSource>,
     records: Rc<RecordSink>,
+    cells: Arc<Cells>,
     clock: Clock,
 }
 
 impl Gateway {
     /// For the thread that calls it.
     #[must_use]
-    pub fn new(shared: Shared, records: Rc<RecordSink>) -> Rc<Self> {
+    pub fn new(shared: Shared, records: Rc<RecordSink>, cells: Arc<Cells>) -> Rc<Self> {
         let Shared { settings, routes, upstreams, format, digester, keys, clock } = shared;
         Rc::new(Self {
             rules: HeaderRules::new(settings.headers.clone()),
@@ -106,6 +108,7 @@ impl Gateway {
             format,
             digester,
             records,
+            cells,
             clock,
         })
     }
@@ -142,8 +145,9 @@ async fn pass(
     exchange: &mut Exchange,
 ) -> Result<Forwarded, Rejection> {
     let request = CanonicalRequest::parse(request, &gateway.settings.limits)?;
-    let route = gateway.routes.find(&request).map_err(Rejection::Unsafe)?;
-    exchange.note_route(route);
+    let found = gateway.routes.find(&request).map_err(Rejection::Unsafe)?;
+    exchange.note_route(found);
+    let route = found.map(|found| found.route);
     let caller = authenticate(gateway, &request, route, exchange).await?;
     let permit = authorize(route, caller)?;
     match permit.target() {

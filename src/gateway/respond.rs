@@ -30,7 +30,6 @@ pub(super) fn refuse(
     mut exchange: Exchange,
 ) -> Response<ResponseBody> {
     exchange.note_refusal(rejection);
-    exchange.note_status(rejection.status());
     let id_value = exchange.id_value().clone();
     let body = envelope(rejection, exchange.id());
     let mut response = Response::new(ResponseBody::own(body, exchange));

@@ -213,6 +213,14 @@ struct Node {
     rest: Vec<(Method, usize)>,
 }
 
+/// A route that was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Match<'t> {
+    /// Its place in the policy, from 0.
+    pub number: usize,
+    pub route: &'t Route,
+}
+
 /// In which spelling segments are compared with literals.
 #[derive(Clone, Copy)]
 enum Reading {
@@ -276,14 +284,14 @@ impl RouteTable {
     ///
     /// # Errors
     /// [`Unsafe::PathTwoReadings`] where they do not; [`Unsafe::PathEncodedSlash`] where the route does not allow one.
-    pub fn find<B>(&self, request: &CanonicalRequest<B>) -> Result<Option<&Route>, Unsafe> {
+    pub fn find<B>(&self, request: &CanonicalRequest<B>) -> Result<Option<Match<'_>>, Unsafe> {
         let (path, shape) = (request.path(), request.shape());
         let find = |path, reading| self.find_reading(path, request.method(), reading);
         let found = find(path, Reading::Canonical);
-        let Some(route) = found else {
+        let Some(number) = found else {
             return if shape.encoded_slash { Err(Unsafe::PathEncodedSlash) } else { Ok(None) };
         };
-        if shape.encoded_slash && !self.routes[route].encoded_slash {
+        if shape.encoded_slash && !self.routes[number].encoded_slash {
             return Err(Unsafe::PathEncodedSlash);
         }
         if shape.escapes && find(path, Reading::Decoded) != found
@@ -293,11 +301,11 @@ impl RouteTable {
         }
         if shape.trailing_slash {
             let without = path.strip_suffix('/').unwrap_or(path);
-            if find(without, Reading::WithoutParameters).is_some_and(|other| other != route) {
+            if find(without, Reading::WithoutParameters).is_some_and(|other| other != number) {
                 return Err(Unsafe::PathTwoReadings);
             }
         }
-        Ok(Some(&self.routes[route]))
+        Ok(Some(Match { number, route: &self.routes[number] }))
     }
 
     fn find_reading(&self, path: &str, method: &Method, reading: Reading) -> Option<usize> {
@@ -401,7 +409,7 @@ mod tests {
     fn find(table: &RouteTable, method: Method, path: &str) -> Result<String, Unsafe> {
         let request = Request::builder().method(method).uri(path).header("host", "h").body(()).unwrap();
         let request = CanonicalRequest::parse(request, &Limits::default()).unwrap();
-        table.find(&request).map(|found| found.map_or("-".to_owned(), |route| route.id.to_string()))
+        table.find(&request).map(|found| found.map_or("-".to_owned(), |found| found.route.id.to_string()))
     }
 
     #[test]

@@ -111,6 +111,12 @@ impl ReadThrough {
         Arc::new(Self { settings, fence, known, absent, loads: Mutex::default(), store, control, clock })
     }
 
+    /// How many known keys are cached, roughly.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.known.entry_count()
+    }
+
     /// What is cached and current. `None` means that the store must be asked.
     fn find(&self, digest: &Digest, now: Now) -> Option<Outcome> {
         if let Some(entry) = self.known.get(digest) {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 /// The layers from the bottom up. A module may name those of its own layer and below.
 const LAYERS: [&[&str]; 6] = [
     &["clock", "id", "key", "rejection"],
-    &["store", "telemetry", "upstream"],
-    &["gateway", "lifecycle", "admin", "demo"],
+    &["metrics", "store", "telemetry", "upstream"],
+    &["gateway", "lifecycle", "admin", "demo", "ops"],
     &["connection", "connection_limit", "listener", "worker"],
     &["app", "config"],
     &["cli"],

@@ -8,5 +8,6 @@ mod architecture;
 mod cli_check;
 mod cli_run;
 mod foreign_upstreams;
+mod ops;
 mod smoke;
 mod store_contract;

@@ -78,6 +78,9 @@ impl GatewayBuilder {
         if !toml.contains("[store]") {
             toml += "[store]\nkind = \"embedded\"\npath = \"keygate.redb\"\n";
         }
+        if !toml.contains("[ops]") {
+            toml += "[ops]\nlisten = \"off\"\n";
+        }
         if !toml.contains("[log]") {
             toml += "[log]\nrequests = \"off\"\n";
         }
@@ -147,6 +150,10 @@ impl Gateway {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.app.as_ref().unwrap().address()
+    }
+
+    pub(crate) fn ops_address(&self) -> SocketAddr {
+        self.app.as_ref().unwrap().ops_address().unwrap()
     }
 
     pub(crate) fn lifecycle(&self) -> &Lifecycle {

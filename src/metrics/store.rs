@@ -1,0 +1,110 @@
+//! A store that is watched: how long it takes, and whether it answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Histogram, STORE_BUCKETS};
+use crate::clock::Clock;
+use crate::id::{KeyId, OrgId};
+use crate::key::Digest;
+use crate::key::record::{KeyRecord, OrgRecord, Versioned};
+use crate::store::events::EventSink;
+use crate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
+
+/// What is known of a store from watching it.
+#[derive(Debug)]
+pub struct StoreMeter {
+    up: AtomicBool,
+    pub(super) operations: [(&'static str, Histogram<9>); 3],
+}
+
+impl Default for StoreMeter {
+    fn default() -> Self {
+        let operations =
+            ["lookup", "read", "commit"].map(|operation| (operation, Histogram::new(&STORE_BUCKETS)));
+        Self { up: AtomicBool::new(true), operations }
+    }
+}
+
+impl StoreMeter {
+    /// Whether it answered the last time it was asked.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+}
+
+/// A store and its meter.
+#[derive(Debug)]
+pub struct MeasuredStore {
+    store: Arc<dyn Store>,
+    meter: Arc<StoreMeter>,
+    clock: Clock,
+}
+
+const LOOKUP: usize = 0;
+const READ: usize = 1;
+const COMMIT: usize = 2;
+
+impl MeasuredStore {
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, clock: Clock) -> (Arc<Self>, Arc<StoreMeter>) {
+        let meter = Arc::new(StoreMeter::default());
+        (Arc::new(Self { store, meter: Arc::clone(&meter), clock }), meter)
+    }
+
+    async fn measure<T>(
+        &self,
+        operation: usize,
+        answer: StoreFuture<'_, T>,
+        answered: impl Fn(&T) -> bool,
+    ) -> T {
+        let begun = self.clock.now().mono;
+        let outcome = answer.await;
+        let took = self.clock.now().mono.saturating_duration_since(begun);
+        self.meter.operations[operation].1.observe_shared(took);
+        self.meter.up.store(answered(&outcome), Ordering::Relaxed);
+        outcome
+    }
+}
+
+impl Store for MeasuredStore {
+    fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup> {
+        let answer = self.store.lookup(digest);
+        Box::pin(self.measure(LOOKUP, answer, |lookup| !matches!(lookup, Lookup::Unavailable(_))))
+    }
+
+    fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
+        Box::pin(self.measure(READ, self.store.key(id), Result::is_ok))
+    }
+
+    fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>> {
+        Box::pin(self.measure(READ, self.store.org(id), Result::is_ok))
+    }
+
+    fn keys(
+        &self,
+        org: Option<OrgId>,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
+        Box::pin(self.measure(READ, self.store.keys(org, after, limit), Result::is_ok))
+    }
+
+    fn orgs(
+        &self,
+        after: Option<OrgId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
+        Box::pin(self.measure(READ, self.store.orgs(after, limit), Result::is_ok))
+    }
+
+    fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
+        let answer = self.store.commit(mutation);
+        Box::pin(self.measure(COMMIT, answer, |committed| !matches!(committed, Err(CommitError::Fault(_)))))
+    }
+
+    fn subscribe(&self, sink: Arc<dyn EventSink>) {
+        self.store.subscribe(sink);
+    }
+}

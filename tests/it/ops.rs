@@ -1,0 +1,110 @@
+//! The operators' listener: metrics, liveness, readiness.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::harness::{Call, Gateway, Upstream, eventually, fetch};
+
+fn gateway(live: &Upstream, test: &Upstream) -> Gateway {
+    Gateway::builder().settings("[ops]\nlisten = \"127.0.0.1:0\"").api(live, test).start()
+}
+
+fn metrics(gateway: &Gateway) -> String {
+    let answer = fetch(gateway.ops_address(), &Call::get("/metrics"));
+    assert_eq!(answer.field("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    answer.text()
+}
+
+/// The value of a series, written as in the text.
+fn value(text: &str, series: &str) -> Option<f64> {
+    let line =
+        text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn every_request_is_counted_once_under_what_it_was_answered() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = gateway(&live, &test);
+    let (live_key, narrow) = (gateway.live_key(), gateway.key_with(&["usage:read"]));
+    for _ in 0..3 {
+        gateway.fetch(&Call::get("/v1/jobs").key(&live_key.secret));
+    }
+    gateway.fetch(&Call::get("/v1/jobs").key(&gateway.test_key().secret));
+    gateway.fetch(&Call::get("/v1/jobs").key(&narrow.secret));
+    gateway.fetch(&Call::get("/v1/jobs"));
+    gateway.fetch(&Call::new("BREW", "/coffee").key(&live_key.secret));
+    gateway.fetch(&Call::get("//"));
+    let expected = [
+        (r#"keygate_requests_total{route="jobs.read",method="GET",code="2xx",environment="live"}"#, 3.0),
+        (r#"keygate_requests_total{route="jobs.read",method="GET",code="2xx",environment="test"}"#, 1.0),
+        (r#"keygate_requests_total{route="jobs.read",method="GET",code="403",environment="live"}"#, 1.0),
+        (r#"keygate_requests_total{route="jobs.read",method="GET",code="401",environment="none"}"#, 1.0),
+        (r#"keygate_requests_total{route="_none",method="_OTHER",code="404",environment="live"}"#, 1.0),
+        (r#"keygate_requests_total{route="_none",method="GET",code="400",environment="none"}"#, 1.0),
+        (r#"keygate_auth_decisions_total{reason="authenticated"}"#, 6.0),
+        (r#"keygate_auth_decisions_total{reason="key_missing"}"#, 1.0),
+        (r#"keygate_auth_decisions_total{reason="scope_missing"}"#, 1.0),
+        (r#"keygate_request_duration_seconds_count{route="jobs.read"}"#, 6.0),
+        (r#"keygate_overhead_seconds_count{route="jobs.read"}"#, 4.0),
+        (r#"keygate_upstream_duration_seconds_count{upstream="api"}"#, 4.0),
+        (r#"keygate_store_request_duration_seconds_count{op="lookup"}"#, 3.0),
+        ("keygate_requests_in_flight", 0.0),
+        ("keygate_store_up", 1.0),
+        (r#"keygate_build_info{version="0.1.0"}"#, 1.0),
+    ];
+    // A request ends when its answer's last byte is handed over, which a client may see a moment earlier.
+    eventually("all requests are counted", || {
+        let text = metrics(&gateway);
+        expected.iter().all(|(series, n)| value(&text, series) == Some(*n))
+    });
+    let text = metrics(&gateway);
+    let looked_up: f64 = ["thread", "process", "store", "stale"]
+        .iter()
+        .filter_map(|result| value(&text, &format!("keygate_cache_lookups_total{{result=\"{result}\"}}")))
+        .sum();
+    assert_eq!(looked_up, 6.0);
+    assert!(value(&text, "process_resident_memory_bytes").unwrap() > 0.0);
+}
+
+#[test]
+fn the_number_of_series_depends_neither_on_keys_nor_on_what_clients_send() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = gateway(&live, &test);
+    let series = |text: &str| -> BTreeSet<String> {
+        text.lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(name, _)| name.to_owned())
+            .collect()
+    };
+    let visit = |n: usize| {
+        let key = gateway.live_key();
+        gateway.fetch(&Call::get(&format!("/v1/jobs/{n}")).key(&key.secret));
+        gateway.fetch(&Call::get(&format!("/{n}")).key(&key.secret));
+        gateway.fetch(&Call::new(&format!("M{n}"), "/v1/jobs").key(&key.secret));
+        gateway.fetch(&Call::get("/v1/jobs").key(&format!("{}x", key.secret)));
+    };
+    visit(0);
+    let before = series(&metrics(&gateway));
+    (1..20).for_each(visit);
+    let after = series(&metrics(&gateway));
+    let new: Vec<&String> = after.difference(&before).collect();
+    // A request that was still ending at the first scrape may add the series of its own kind.
+    assert!(new.iter().all(|name| !name.contains("key_0") && !name.contains("M1")), "{new:#?}");
+    assert!(new.len() <= 4, "{new:#?}");
+}
+
+#[test]
+fn probes_tell_life_and_readiness_and_nothing_else_is_there() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = gateway(&live, &test);
+    let ask = |call: &Call| fetch(gateway.ops_address(), call).status;
+    assert_eq!(ask(&Call::get("/livez")), 200);
+    assert_eq!(ask(&Call::get("/readyz")), 200);
+    assert_eq!(ask(&Call::get("/v1/jobs")), 404);
+    assert_eq!(ask(&Call::get("/metrics/../livez")), 404);
+    assert_eq!(ask(&Call::post("/metrics", "x")), 405);
+    assert_eq!(gateway.fetch(&Call::get("/metrics")).status, 401, "the public listener knows nothing of it");
+    gateway.drain(Duration::ZERO);
+}
