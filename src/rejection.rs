@@ -41,8 +41,6 @@ pub enum Rejection {
     GatewayTimeout,
     /// Nothing is wrong with the request, but it cannot be served now.
     Unavailable(Unavailable),
-    /// A fault of keygate's own.
-    Internal,
 }
 
 /// What makes a request impossible to forward safely.
@@ -65,10 +63,7 @@ pub enum Unsafe {
     HostMismatch,
     AuthorizationRepeated,
     TransferEncoding,
-    ContentLength,
     Expect,
-    FieldName,
-    FieldValue,
 }
 
 /// Why a caller is not authenticated. One answer for all; only the record tells them apart.
@@ -113,8 +108,6 @@ pub enum Unavailable {
     Store,
     /// Too many lookups are under way.
     Lookups,
-    /// This process is shutting down.
-    Draining,
 }
 
 /// The `type` of the error envelope.
@@ -125,7 +118,6 @@ pub enum ErrorType {
     Authorization,
     Forbidden,
     NotFound,
-    Internal,
     BadGateway,
     ServiceUnavailable,
     GatewayTimeout,
@@ -140,7 +132,6 @@ impl ErrorType {
             Self::Authorization => "authorization_error",
             Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
-            Self::Internal => "internal_error",
             Self::BadGateway => "bad_gateway",
             Self::ServiceUnavailable => "service_unavailable",
             Self::GatewayTimeout => "gateway_timeout",
@@ -162,7 +153,6 @@ impl Rejection {
             Self::BadGateway(_) => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -182,7 +172,6 @@ impl Rejection {
             Self::BadGateway(_) => ErrorType::BadGateway,
             Self::GatewayTimeout => ErrorType::GatewayTimeout,
             Self::Unavailable(_) => ErrorType::ServiceUnavailable,
-            Self::Internal => ErrorType::Internal,
         }
     }
 
@@ -207,7 +196,6 @@ impl Rejection {
             Self::BadGateway(_) => Cow::Borrowed("The service behind this gateway could not be reached"),
             Self::GatewayTimeout => Cow::Borrowed("The service behind this gateway took too long to answer"),
             Self::Unavailable(_) => Cow::Borrowed("Temporarily unavailable, please retry"),
-            Self::Internal => Cow::Borrowed("Internal error"),
         }
     }
 
@@ -242,8 +230,6 @@ impl Rejection {
             Self::GatewayTimeout => "upstream_timeout",
             Self::Unavailable(Unavailable::Store) => "store_unavailable",
             Self::Unavailable(Unavailable::Lookups) => "lookups_exhausted",
-            Self::Unavailable(Unavailable::Draining) => "draining",
-            Self::Internal => "internal",
         }
     }
 
@@ -286,10 +272,7 @@ impl Unsafe {
             Self::HostMismatch => "The Host field and the request target disagree",
             Self::AuthorizationRepeated => "There is more than one Authorization field",
             Self::TransferEncoding => "The transfer coding is not supported",
-            Self::ContentLength => "The Content-Length field is invalid",
             Self::Expect => "The expectation is not supported",
-            Self::FieldName => "A header field name is not allowed",
-            Self::FieldValue => "A header field value is not allowed",
         }
     }
 
@@ -311,10 +294,7 @@ impl Unsafe {
             Self::HostMismatch => "host_mismatch",
             Self::AuthorizationRepeated => "authorization_repeated",
             Self::TransferEncoding => "transfer_encoding",
-            Self::ContentLength => "content_length",
             Self::Expect => "expect",
-            Self::FieldName => "field_name",
-            Self::FieldValue => "field_value",
         }
     }
 }

@@ -164,7 +164,8 @@ struct Streaming {
 
 impl ResponseBody {
     pub(super) fn own(bytes: Bytes, mut exchange: Exchange) -> Self {
-        if bytes.is_empty() {
+        if bytes.is_empty() || exchange.is_head() {
+            // Nobody will ask for the bytes.
             exchange.note_complete();
         }
         Self { source: Source::Own(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange }
@@ -202,7 +203,13 @@ impl Body for ResponseBody {
             Source::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Upstream(streaming) => streaming.poll_frame(cx),
         };
-        if matches!(polled, Poll::Ready(None)) || self.is_end_stream() {
+        let ended = match &polled {
+            Poll::Ready(None) => true,
+            // After trailers nobody asks again.
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || self.is_end_stream(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => false,
+        };
+        if ended {
             self.exchange.note_complete();
         }
         polled
@@ -234,7 +241,7 @@ impl Streaming {
         self.idle.reset();
         match frame {
             Some(Ok(frame)) => {
-                if self.incoming.is_end_stream() {
+                if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.end();
                 }
                 Poll::Ready(Some(Ok(frame)))

@@ -78,6 +78,11 @@ impl Exchange {
         &self.id_value
     }
 
+    /// Whether the answer has no body, whatever its fields say.
+    pub(super) fn is_head(&self) -> bool {
+        self.method == "HEAD"
+    }
+
     pub(super) fn note_route(&mut self, found: Option<Match<'_>>) {
         self.route = found.map(|found| found.number);
     }

@@ -15,7 +15,7 @@ use super::authorize::Permit;
 use super::body::{BodyError, RequestBody, ResponseBody, Upload, UploadState};
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
-use super::headers::Peer;
+use super::headers::{Framing, Peer};
 use crate::rejection::{BadGateway, Rejection};
 use crate::telemetry;
 use crate::upstream::UpstreamId;
@@ -63,16 +63,20 @@ pub(super) async fn forward(
         Some(Ok(answer)) => answer,
     };
     gateway.cells.upstream_answered(upstream.0, exchange.upstream_duration().unwrap_or_default());
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        // Nobody asked for it: `Upgrade` is never forwarded. Dropping the lease closes the connection.
+    let (mut head, incoming) = answer.into_parts();
+    let framing = gateway.rules.answer(&mut head.headers, exchange.id_value());
+    // A 101 nobody asked for, since `Upgrade` is never forwarded. Dropping the lease closes the connection.
+    if head.status == StatusCode::SWITCHING_PROTOCOLS || framing == Framing::Unknown {
         return Err(Rejection::BadGateway(BadGateway::InvalidAnswer));
     }
     // An answer that overtakes the request's body leaves the rest of that body on the connection.
     let wholly_sent = upload.is_none_or(|upload| upload.state() == UploadState::Done);
+    let reusable = wholly_sent && framing == Framing::Clear;
     Ok(Forwarded {
-        answer,
+        head,
+        incoming,
         lease,
-        wholly_sent,
+        reusable,
         stream_idle: gateway.upstreams[upstream.0].timeouts.stream_idle,
     })
 }
@@ -80,30 +84,23 @@ pub(super) async fn forward(
 /// An answer that is ready to be passed on.
 #[derive(Debug)]
 pub(super) struct Forwarded {
-    answer: Response<Incoming>,
+    head: http::response::Parts,
+    incoming: Incoming,
     lease: Lease<RequestBody>,
-    wholly_sent: bool,
+    reusable: bool,
     stream_idle: Duration,
 }
 
 impl Forwarded {
     /// The answer as the client gets it, streaming.
     pub(super) fn into_response(self, gateway: &Gateway, mut exchange: Exchange) -> Response<ResponseBody> {
-        let (mut head, incoming) = self.answer.into_parts();
-        let framed = gateway.rules.answer(&mut head.headers, exchange.id_value());
+        let Self { mut head, incoming, lease, reusable, stream_idle } = self;
         head.version = Version::HTTP_11;
         // A reason phrase of the upstream's own travels as an extension, as does what belongs to its connection.
         head.extensions.clear();
         exchange.note_forwarded(head.status);
-        let reusable = self.wholly_sent && framed;
-        let body = ResponseBody::upstream(
-            incoming,
-            self.stream_idle,
-            self.lease,
-            reusable,
-            gateway.clock.clone(),
-            exchange,
-        );
+        let body =
+            ResponseBody::upstream(incoming, stream_idle, lease, reusable, gateway.clock.clone(), exchange);
         Response::from_parts(head, body)
     }
 }
@@ -125,9 +122,16 @@ fn build(
         headers.remove(AUTHORIZATION);
     }
     let (body, upload) = RequestBody::new(body, limit, gateway.settings.body_idle_timeout);
-    if upload.is_some() && !headers.contains_key(CONTENT_LENGTH) {
-        // Without it a body of unknown length on a GET would be left out.
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    match body.size_hint().exact() {
+        // Written anew: `0010` is ten here, and could be eight there.
+        Some(length) if headers.contains_key(CONTENT_LENGTH) => {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        Some(_) => {}
+        None => {
+            // Without it a body of unknown length on a GET would be left out.
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
     }
     let mut request = Request::new(body);
     *request.method_mut() = method;

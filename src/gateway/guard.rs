@@ -49,8 +49,10 @@ pub(super) struct Shape {
     pub(super) escapes: bool,
     /// Among them a slash or a backslash.
     pub(super) encoded_slash: bool,
-    /// A `;`, where some servers begin parameters.
-    pub(super) parameters: bool,
+    /// A `;`, a `?` or a `#`, plain or encoded, where some servers end a path or a segment.
+    pub(super) cuts: bool,
+    /// A capital letter, which some servers take for a small one.
+    pub(super) capitals: bool,
     /// The path ends with a slash, and is more than one.
     pub(super) trailing_slash: bool,
 }
@@ -69,7 +71,11 @@ impl<B> CanonicalRequest<B> {
     /// # Errors
     /// A refusal with status 400, 414 or 431 for whatever cannot be forwarded safely.
     pub fn parse(request: Request<B>, limits: &Limits) -> Result<Self, Rejection> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        if let Some(credentials) = head.headers.get_mut(AUTHORIZATION) {
+            // Whoever prints these fields prints no key.
+            credentials.set_sensitive(true);
+        }
         if head.method == Method::CONNECT {
             return Err(Rejection::Unsafe(Unsafe::MethodConnect));
         }
@@ -99,11 +105,6 @@ impl<B> CanonicalRequest<B> {
     #[must_use]
     pub const fn headers(&self) -> &HeaderMap {
         &self.headers
-    }
-
-    #[must_use]
-    pub const fn body(&self) -> &B {
-        &self.body
     }
 
     pub(super) fn into_parts(self) -> Parts<B> {
@@ -204,7 +205,7 @@ fn parse_target(uri: Uri) -> Result<(PathAndQuery, Shape), Rejection> {
 pub(super) fn canonicalise(path: &str) -> Result<(Cow<'_, str>, Shape), Unsafe> {
     let segments = path.strip_prefix('/').ok_or(Unsafe::TargetForm)?;
     let mut shape = Shape::default();
-    let mut canonical = Cow::Borrowed(path);
+    let mut rewritten: Option<String> = None;
     let mut rest = Some(segments);
     while let Some(remaining) = rest {
         let (segment, next) = match remaining.split_once('/') {
@@ -216,17 +217,22 @@ pub(super) fn canonicalise(path: &str) -> Result<(Cow<'_, str>, Shape), Unsafe> 
                 return Err(Unsafe::PathEmptySegment);
             }
             shape.trailing_slash = !segments.is_empty();
-        } else if let Some(rewritten) = check_segment(segment, &mut shape)? {
-            // Everything before this segment stands already as it is to be; what follows is appended as it comes.
-            let done = canonical.len() - remaining.len();
-            let mut text = canonical[..done].to_owned();
-            text.push_str(&rewritten);
-            text.push_str(&remaining[segment.len()..]);
-            canonical = Cow::Owned(text);
+        } else {
+            let canonical = check_segment(segment, &mut shape)?;
+            if canonical.is_some() && rewritten.is_none() {
+                // Everything before this segment stands already as it is to be.
+                rewritten = Some(path[..path.len() - remaining.len()].to_owned());
+            }
+            if let Some(text) = &mut rewritten {
+                text.push_str(canonical.as_deref().unwrap_or(segment));
+            }
+        }
+        if let (Some(text), Some(_)) = (&mut rewritten, next) {
+            text.push('/');
         }
         rest = next;
     }
-    Ok((canonical, shape))
+    Ok((rewritten.map_or(Cow::Borrowed(path), Cow::Owned), shape))
 }
 
 /// The canonical form of one segment, where it differs from what came.
@@ -235,7 +241,8 @@ fn check_segment(segment: &str, shape: &mut Shape) -> Result<Option<String>, Uns
     for byte in segment.bytes() {
         match CLASS[usize::from(byte)] {
             Class::Plain => {}
-            Class::Semicolon => shape.parameters = true,
+            Class::Capital => shape.capitals = true,
+            Class::Semicolon => shape.cuts = true,
             Class::Percent => escaped = true,
             Class::Forbidden => return Err(Unsafe::PathCharacter),
         }
@@ -286,18 +293,22 @@ fn check_decoded(decoded: &[u8], shape: &mut Shape) -> Result<(), Unsafe> {
     }
     let is_slash = |byte: &u8| matches!(byte, b'/' | b'\\');
     shape.encoded_slash |= decoded.iter().any(is_slash);
-    shape.parameters |= decoded.contains(&b';');
+    shape.cuts |= decoded.iter().any(|byte| CUTS.contains(byte));
+    shape.capitals |= decoded.iter().any(u8::is_ascii_uppercase);
     if decoded.split(is_slash).any(is_dot_segment) { Err(Unsafe::PathDotSegment) } else { Ok(()) }
 }
 
 /// `.` and `..`, also with the parameters that some servers cut off first (`..;x`).
 fn is_dot_segment(segment: &[u8]) -> bool {
-    matches!(without_parameters(segment), b"." | b"..")
+    matches!(cut(segment), b"." | b"..")
 }
 
-/// The segment as a server reads it that takes `;` for the start of parameters.
-pub(super) fn without_parameters(segment: &[u8]) -> &[u8] {
-    segment.split(|byte| *byte == b';').next().unwrap_or(segment)
+/// Where some servers take a segment, or the whole path, to end: at parameters, or once decoded at a query or a fragment.
+const CUTS: &[u8] = b";?#";
+
+/// The decoded segment up to where such a server stops reading it.
+pub(super) fn cut(segment: &[u8]) -> &[u8] {
+    segment.split(|byte| CUTS.contains(byte)).next().unwrap_or(segment)
 }
 
 /// The octets of a canonical segment.
@@ -330,6 +341,7 @@ const fn hex_value(digit: u8) -> Option<u8> {
 #[derive(Clone, Copy)]
 enum Class {
     Plain,
+    Capital,
     Semicolon,
     Percent,
     Forbidden,
@@ -338,11 +350,16 @@ enum Class {
 /// `pchar` of RFC 3986, section 3.3, by octet.
 const CLASS: [Class; 256] = {
     let mut table = [Class::Forbidden; 256];
-    let plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,=:@";
+    let plain = b"abcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,=:@";
     let mut n = 0;
     while n < plain.len() {
         table[plain[n] as usize] = Class::Plain;
         n += 1;
+    }
+    let mut capital = b'A';
+    while capital <= b'Z' {
+        table[capital as usize] = Class::Capital;
+        capital += 1;
     }
     table[b';' as usize] = Class::Semicolon;
     table[b'%' as usize] = Class::Percent;

@@ -35,8 +35,12 @@ const HOP_BY_HOP: [&str; 11] = [
 
 /// What an upstream may believe about a request that only keygate, or a proxy it trusts, can know; and what could make an
 /// upstream act on another path or method than the one that was judged.
-const RESERVED: [&str; 16] = [
+const RESERVED: [&str; 25] = [
     "forwarded",
+    "proxy",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
     "x-forwarded-for",
     "x-forwarded-proto",
     "x-forwarded-host",
@@ -44,10 +48,15 @@ const RESERVED: [&str; 16] = [
     "x-forwarded-prefix",
     "x-forwarded-uri",
     "x-forwarded-method",
+    "x-forwarded-path",
+    "x-forwarded-scheme",
     "x-forwarded-server",
+    "x-forwarded-ssl",
     "x-real-ip",
     "x-original-url",
     "x-original-uri",
+    "x-original-host",
+    "x-original-method",
     "x-rewrite-url",
     "x-http-method",
     "x-http-method-override",
@@ -141,12 +150,6 @@ impl HeaderRules {
         Self { removed: NameSet::new(removed), hop_by_hop: NameSet::new(HOP_BY_HOP.into_iter()), settings }
     }
 
-    /// Whether a client's field of this name is removed before a request is forwarded.
-    #[must_use]
-    pub fn removes(&self, name: &HeaderName) -> bool {
-        self.removed.contains(name.as_str())
-    }
-
     /// Makes a client's fields into those of the upstream request. `identity` is `None` on public routes.
     pub fn forward(
         &self,
@@ -173,14 +176,17 @@ impl HeaderRules {
         }
     }
 
-    /// Makes an upstream's fields into those of the answer. Says whether the answer's framing was beyond doubt.
-    pub fn answer(&self, headers: &mut HeaderMap, request_id: &HeaderValue) -> bool {
-        // RFC 9112, section 6.3: with both, the coding counts; the length may be an attack, and the connection is not used again.
-        let doubtful = headers.contains_key(TRANSFER_ENCODING) && headers.remove(CONTENT_LENGTH).is_some();
+    /// Makes an upstream's fields into those of the answer.
+    #[must_use]
+    pub fn answer(&self, headers: &mut HeaderMap, request_id: &HeaderValue) -> Framing {
+        let framing = Framing::of(headers);
+        if framing == Framing::Doubtful {
+            headers.remove(CONTENT_LENGTH);
+        }
         remove_connection_options(headers);
         self.hop_by_hop.remove_from(headers);
         self.name_answer(headers, request_id);
-        !doubtful
+        framing
     }
 
     /// The one header that every answer has, of the upstream's or keygate's own.
@@ -236,6 +242,30 @@ impl HeaderRules {
     }
 }
 
+/// How an answer says where it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    Clear,
+    /// By a length and a coding. The coding counts (RFC 9112, section 6.3), but the length may be an attack, and the
+    /// connection is not used again.
+    Doubtful,
+    /// By a coding that nobody here decodes.
+    Unknown,
+}
+
+impl Framing {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        match (codings.next(), codings.next()) {
+            (None, _) => Self::Clear,
+            (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+                if headers.contains_key(CONTENT_LENGTH) { Self::Doubtful } else { Self::Clear }
+            }
+            _ => Self::Unknown,
+        }
+    }
+}
+
 struct Forwarding {
     for_: HeaderValue,
     proto: HeaderValue,
@@ -274,19 +304,16 @@ struct NameSet {
     /// Folded and sorted.
     names: Vec<Box<[u8]>>,
     /// For each length the first letters that occur: nearly every other name is told apart by these two alone.
-    first_letters: [u32; LONGEST + 1],
+    first_letters: Box<[u32]>,
 }
-
-/// No longer name can be in a set.
-const LONGEST: usize = 64;
 
 impl NameSet {
     fn new<'n>(names: impl Iterator<Item = &'n str>) -> Self {
-        let mut folded: Vec<Box<[u8]>> =
-            names.filter(|name| name.len() <= LONGEST).map(|name| name.bytes().map(fold).collect()).collect();
+        let mut folded: Vec<Box<[u8]>> = names.map(|name| name.bytes().map(fold).collect()).collect();
         folded.sort_unstable();
         folded.dedup();
-        let mut first_letters = [0; LONGEST + 1];
+        let longest = folded.iter().map(|name| name.len()).max().unwrap_or(0);
+        let mut first_letters = vec![0; longest + 1].into_boxed_slice();
         for name in &folded {
             first_letters[name.len()] |= name.first().map_or(0, |first| letter(*first));
         }
@@ -296,14 +323,12 @@ impl NameSet {
     fn contains(&self, name: &str) -> bool {
         let bytes = name.as_bytes();
         let Some(first) = bytes.first() else { return false };
-        if bytes.len() > LONGEST || self.first_letters[bytes.len()] & letter(fold(*first)) == 0 {
+        let letters = self.first_letters.get(bytes.len()).copied().unwrap_or(0);
+        if letters & letter(fold(*first)) == 0 {
             return false;
         }
-        let mut folded = [0; LONGEST];
-        for (to, from) in folded.iter_mut().zip(bytes) {
-            *to = fold(*from);
-        }
-        self.names.binary_search_by(|name| (**name).cmp(&folded[..bytes.len()])).is_ok()
+        let folded = || bytes.iter().map(|byte| fold(*byte));
+        self.names.binary_search_by(|name| name.iter().copied().cmp(folded())).is_ok()
     }
 
     fn remove_from(&self, headers: &mut HeaderMap) {
@@ -396,6 +421,16 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_header_of_any_length_is_reserved() {
+        let long = format!("x-{}", "tenant-".repeat(30));
+        let org_id = HeaderName::from_bytes(long.as_bytes()).unwrap();
+        let rules = HeaderRules::new(Settings { org_id, ..Settings::default() });
+        for spelling in [long.clone(), long.replace('-', "_")] {
+            assert!(forwarded(&rules, &[(&spelling, "forged")]).values().all(|value| value != "forged"));
+        }
+    }
+
+    #[test]
     fn connection_cannot_name_away_what_is_set_here() {
         let headers = forwarded(
             &rules(&[]),
@@ -443,9 +478,12 @@ mod tests {
     fn an_answer_with_a_length_and_a_coding_keeps_the_coding_alone() {
         let mut headers = HeaderMap::new();
         headers.insert("content-length", HeaderValue::from_static("5"));
-        assert!(rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1")));
+        let id = HeaderValue::from_static("req_1");
+        assert_eq!(rules(&[]).answer(&mut headers, &id), Framing::Clear);
+        headers.insert("transfer-encoding", HeaderValue::from_static("gzip, chunked"));
+        assert_eq!(rules(&[]).answer(&mut headers, &id), Framing::Unknown);
         headers.insert("transfer-encoding", HeaderValue::from_static("chunked"));
-        assert!(!rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1")));
+        assert_eq!(rules(&[]).answer(&mut headers, &id), Framing::Doubtful);
         assert!(!headers.contains_key("content-length") && !headers.contains_key("transfer-encoding"));
     }
 

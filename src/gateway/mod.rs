@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! guard → route → authenticate → authorize → forward → respond
-//!   400     400      401, 403       404, 403   413, 502, 504
+//!   400              401, 403   400, 404, 403  413, 502, 504
 //! ```
 //!
 //! Each stage is a file and takes what only the stage before it can make: routes are found for a
@@ -145,10 +145,12 @@ async fn pass(
     exchange: &mut Exchange,
 ) -> Result<Forwarded, Rejection> {
     let request = CanonicalRequest::parse(request, &gateway.settings.limits)?;
-    let found = gateway.routes.find(&request).map_err(Rejection::Unsafe)?;
-    exchange.note_route(found);
-    let route = found.map(|found| found.route);
+    let found = gateway.routes.find(&request);
+    exchange.note_route(found.ok().flatten());
+    let route = found.ok().flatten().map(|found| found.route);
     let caller = authenticate(gateway, &request, route, exchange).await?;
+    // Only now: which paths have two readings says which rules there are.
+    found.map_err(Rejection::Unsafe)?;
     let permit = authorize(route, caller)?;
     match permit.target() {
         Target::Upstream(upstream) => forward(gateway, peer, &permit, upstream, request, exchange).await,

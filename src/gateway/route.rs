@@ -164,7 +164,7 @@ impl Segment {
             return Err(InvalidPattern::Parameter(part.to_owned()));
         }
         let canonical = guard::canonicalise(&format!("/{part}")).is_ok_and(|(path, shape)| {
-            path[1..] == *part && !shape.parameters && !shape.encoded_slash && (!part.is_empty() || last)
+            path[1..] == *part && !shape.cuts && !shape.encoded_slash && (!part.is_empty() || last)
         });
         if canonical {
             Ok(Self::Literal(part.into()))
@@ -228,8 +228,8 @@ enum Reading {
     Canonical,
     /// As an upstream sees it that decodes segments.
     Decoded,
-    /// As an upstream sees it that decodes segments and cuts off `;` parameters.
-    WithoutParameters,
+    /// As the laxest upstream sees it: decoded, cut off at `;`, `?` or `#`, in letters of any case.
+    Lax,
 }
 
 impl RouteTable {
@@ -279,8 +279,9 @@ impl RouteTable {
 
     /// The route of a request, or `None`: denied.
     ///
-    /// A path can be canonical here and still mean something else to an upstream that decodes it, cuts off `;`
-    /// parameters or ignores a trailing slash. All those readings must fall under the same route.
+    /// A path can be canonical here and still mean something else to an upstream that decodes it, cuts it off at `;`
+    /// or at a decoded `?`, or cares for neither letters' case nor a trailing slash. All those readings must fall under the same
+    /// route.
     ///
     /// # Errors
     /// [`Unsafe::PathTwoReadings`] where they do not; [`Unsafe::PathEncodedSlash`] where the route does not allow one.
@@ -295,13 +296,13 @@ impl RouteTable {
             return Err(Unsafe::PathEncodedSlash);
         }
         if shape.escapes && find(path, Reading::Decoded) != found
-            || shape.parameters && find(path, Reading::WithoutParameters) != found
+            || (shape.cuts || shape.capitals) && find(path, Reading::Lax) != found
         {
             return Err(Unsafe::PathTwoReadings);
         }
         if shape.trailing_slash {
             let without = path.strip_suffix('/').unwrap_or(path);
-            if find(without, Reading::WithoutParameters).is_some_and(|other| other != number) {
+            if find(without, Reading::Lax).is_some_and(|other| other != number) {
                 return Err(Unsafe::PathTwoReadings);
             }
         }
@@ -361,7 +362,13 @@ impl Node {
             return Some(&self.literals[at].1);
         }
         let octets = reading.of(segment);
-        self.literals.iter().find(|(literal, _)| guard::decode(literal) == octets).map(|(_, node)| node)
+        let find = |same: &dyn Fn(&[u8]) -> bool| {
+            self.literals.iter().find(|(literal, _)| same(&guard::decode(literal))).map(|(_, node)| node)
+        };
+        find(&|literal| literal == &*octets).or_else(|| match reading {
+            Reading::Canonical | Reading::Decoded => None,
+            Reading::Lax => find(&|literal| literal.eq_ignore_ascii_case(&octets)),
+        })
     }
 }
 
@@ -370,9 +377,9 @@ impl Reading {
         match self {
             Self::Canonical => Cow::Borrowed(segment.as_bytes()),
             Self::Decoded => guard::decode(segment),
-            Self::WithoutParameters => match guard::decode(segment) {
-                Cow::Borrowed(octets) => Cow::Borrowed(guard::without_parameters(octets)),
-                Cow::Owned(octets) => Cow::Owned(guard::without_parameters(&octets).to_vec()),
+            Self::Lax => match guard::decode(segment) {
+                Cow::Borrowed(octets) => Cow::Borrowed(guard::cut(octets)),
+                Cow::Owned(octets) => Cow::Owned(guard::cut(&octets).to_vec()),
             },
         }
     }
@@ -471,6 +478,14 @@ mod tests {
             ("/jobs/1;x=1", Ok("job")),
             ("/jobs/a%40b", Ok("job")),
             ("/jobs/1/", Ok("-")),
+            ("/jobs/Audit", Err(Unsafe::PathTwoReadings)),
+            ("/jobs/AUDIT;x", Err(Unsafe::PathTwoReadings)),
+            ("/jobs/audit%3Fa=1", Err(Unsafe::PathTwoReadings)),
+            ("/jobs/audit%23", Err(Unsafe::PathTwoReadings)),
+            ("/jobs/01JD3N0DEM0", Ok("job")),
+            ("/jobs/what%3F", Ok("job")),
+            ("/files/Secret/x", Ok("files")),
+            ("/files/SECRET", Err(Unsafe::PathTwoReadings)),
             ("/files/secret/", Err(Unsafe::PathTwoReadings)),
             ("/files/public/", Ok("files")),
             ("/files/secret;v/", Err(Unsafe::PathTwoReadings)),
@@ -479,6 +494,13 @@ mod tests {
         ] {
             assert_eq!(find(&table, Method::GET, path).as_deref(), expected.as_ref().copied(), "{path}");
         }
+    }
+
+    #[test]
+    fn literals_that_differ_by_case_alone_stay_apart() {
+        let table = table(&[("small", Method::GET, &["/x/a"]), ("capital", Method::GET, &["/x/A"])]);
+        assert_eq!(find(&table, Method::GET, "/x/a").as_deref(), Ok("small"));
+        assert_eq!(find(&table, Method::GET, "/x/A").as_deref(), Ok("capital"));
     }
 
     #[test]

@@ -220,6 +220,7 @@ where
             let (sender, driver) = http1::Builder::new()
                 .writev(false)
                 .max_header_size(ANSWER_HEAD)
+                .max_buf_size(ANSWER_HEAD)
                 .max_headers(ANSWER_FIELDS)
                 .handshake::<_, B>(TokioIo::new(stream))
                 .await
