@@ -17,7 +17,7 @@
 //!
 //! # Layers
 //!
-//! Imports point one way, and a test keeps it so: [`clock`], [`id`], [`key`], [`rejection`] are vocabulary without I/O; above them
+//! Imports point one way, and a test keeps it so: [`clock`], [`id`], [`key`], [`network`], [`rejection`] are vocabulary without I/O; above them
 //! [`store`], [`upstream`], [`telemetry`]; then [`gateway`], [`lifecycle`], [`admin`]; then the sockets; [`app`] puts everything together
 //! from a [`config`], and [`cli`] is what a person meets.
 
@@ -35,6 +35,7 @@ pub mod key;
 pub mod lifecycle;
 pub mod listener;
 pub mod metrics;
+pub mod network;
 pub mod ops;
 pub mod rejection;
 pub mod store;

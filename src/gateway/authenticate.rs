@@ -1,5 +1,6 @@
 //! Who is this? From the Authorization field to a known key, or one and the same 401.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use http::HeaderMap;
@@ -8,9 +9,10 @@ use http::header::AUTHORIZATION;
 use super::Gateway;
 use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
-use super::headers::Identity;
+use super::headers::{Identity, Peer};
 use super::route::{Access, Route};
 use crate::key::{Environment, PresentedKey};
+use crate::network::ClientNetwork;
 use crate::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
 use crate::store::StoreFault;
 use crate::store::cache::{Known, Resolved};
@@ -30,6 +32,7 @@ pub(super) enum Caller {
 /// 401 for whatever is not a valid key now, 403 `forbidden` for one that may do nothing, 503 where the store cannot tell.
 pub(super) async fn authenticate<B>(
     gateway: &Gateway,
+    peer: &Peer,
     request: &CanonicalRequest<B>,
     route: Option<&Route>,
     exchange: &mut Exchange,
@@ -42,19 +45,21 @@ pub(super) async fn authenticate<B>(
         .format
         .parse(token.map_err(Rejection::Unauthenticated)?)
         .map_err(|_| Rejection::Unauthenticated(Unauthenticated::Malformed))?;
-    let known = resolve(gateway, &key, exchange).await?;
+    let known =
+        resolve(gateway, &key, || gateway.rules.client_address(request.headers(), peer), exchange).await?;
     Ok(Caller::Holder(known))
 }
 
 async fn resolve(
     gateway: &Gateway,
     key: &PresentedKey<'_>,
+    client: impl FnOnce() -> IpAddr,
     exchange: &mut Exchange,
 ) -> Result<Rc<Known<Identity>>, Rejection> {
     let digest = gateway.digester.digest(key);
     let (resolved, level) = match gateway.keys.find(&digest, exchange.started()) {
         Some(found) => found,
-        None => gateway.keys.load(&digest).await,
+        None => gateway.keys.load(&digest, ClientNetwork::of(client())).await,
     };
     exchange.note_level(level);
     gateway.cells.looked_up(level);

@@ -148,7 +148,7 @@ async fn pass(
     let found = gateway.routes.find(&request);
     exchange.note_route(found.ok().flatten());
     let route = found.ok().flatten().map(|found| found.route);
-    let caller = authenticate(gateway, &request, route, exchange).await?;
+    let caller = authenticate(gateway, peer, &request, route, exchange).await?;
     // Only now: which paths have two readings says which rules there are.
     found.map_err(Rejection::Unsafe)?;
     let permit = authorize(route, caller)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::{Histogram, STORE_BUCKETS};
 use crate::clock::Clock;
@@ -59,12 +60,28 @@ impl MeasuredStore {
         answer: StoreFuture<'_, T>,
         answered: impl Fn(&T) -> bool,
     ) -> T {
-        let begun = self.clock.now().mono;
+        // Whoever asks may give up, and then it has not answered.
+        let mut asked = Asked { store: self, operation, begun: self.clock.mono(), answered: false };
         let outcome = answer.await;
-        let took = self.clock.now().mono.saturating_duration_since(begun);
-        self.meter.operations[operation].1.observe_shared(took);
-        self.meter.up.store(answered(&outcome), Ordering::Relaxed);
+        asked.answered = answered(&outcome);
         outcome
+    }
+}
+
+/// One operation under way. Measured when it ends, in whatever way.
+struct Asked<'s> {
+    store: &'s MeasuredStore,
+    operation: usize,
+    begun: Instant,
+    answered: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let MeasuredStore { meter, clock, .. } = self.store;
+        let took = clock.mono().saturating_duration_since(self.begun);
+        meter.operations[self.operation].1.observe_shared(took);
+        meter.up.store(self.answered, Ordering::Relaxed);
     }
 }
 

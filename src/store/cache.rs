@@ -5,8 +5,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slotted;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,10 +20,12 @@ use super::fence::{Fence, Judgement, Stamp};
 use super::{Found, Lookup, Store, StoreFault};
 use crate::clock::{Clock, Now};
 use crate::key::Digest;
+use crate::network::ClientNetwork;
+use crate::telemetry;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How many keys are kept.
+    /// How many keys are kept in the process.
     pub capacity: u64,
     /// How long a key is served without asking the store.
     pub ttl: Duration,
@@ -55,6 +58,13 @@ const NEGATIVE_CAPACITY: u64 = 16_384;
 const SLOTS: usize = 4096;
 /// How often a load is begun again because an event overtook it, before it counts as unavailable.
 const OVERTAKEN_AT_MOST: usize = 4;
+
+/// One network may have an eighth of all loads under way, and the last quarter is kept for networks that have none: so
+/// well-formed guesses, which cost a load each, leave room for the keys of others.
+const NETWORK_SHARE: usize = 8;
+const RESERVE: usize = 4;
+/// How long after a failed load stale keys are served without trying another.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Who answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -90,7 +100,11 @@ pub struct ReadThrough {
     fence: Arc<Fence>,
     known: Cache<Digest, Arc<Entry>>,
     absent: Cache<Digest, Instant>,
-    loads: Mutex<HashMap<Digest, Loading>>,
+    loads: Mutex<Loads>,
+    /// The first moment at which a stale key is worth another load.
+    retry_at: Mutex<Option<Instant>>,
+    /// Whether the last load failed: an outage is logged when it begins and when it ends.
+    failing: AtomicBool,
     store: Arc<dyn Store>,
     control: Handle,
     clock: Clock,
@@ -108,7 +122,18 @@ impl ReadThrough {
             .build();
         let absent =
             Cache::builder().max_capacity(NEGATIVE_CAPACITY).time_to_live(settings.negative_ttl).build();
-        Arc::new(Self { settings, fence, known, absent, loads: Mutex::default(), store, control, clock })
+        Arc::new(Self {
+            settings,
+            fence,
+            known,
+            absent,
+            loads: Mutex::default(),
+            retry_at: Mutex::default(),
+            failing: AtomicBool::new(false),
+            store,
+            control,
+            clock,
+        })
     }
 
     /// How many known keys are cached, roughly.
@@ -148,9 +173,14 @@ impl ReadThrough {
     /// Asks the store, together with whoever else wants the same key.
     ///
     /// The load is a task of its own on the control runtime: callers that go away take nothing with them.
-    async fn load(self: &Arc<Self>, digest: &Digest) -> (Outcome, Level) {
+    async fn load(self: &Arc<Self>, digest: &Digest, network: ClientNetwork) -> (Outcome, Level) {
+        if self.is_resting()
+            && let Some(entry) = self.stale(digest)
+        {
+            return (Outcome::Known(entry), Level::Stale);
+        }
         for _ in 0..OVERTAKEN_AT_MOST {
-            let (outcome, level) = match self.join(digest) {
+            let (outcome, level) = match self.join(digest, network) {
                 Join::Ended(outcome) => (outcome, Level::Process),
                 Join::UnderWay(load) => (wait_for(load).await, Level::Store),
                 Join::Refused => (Outcome::Unavailable(StoreFault::Exhausted), Level::Store),
@@ -170,28 +200,54 @@ impl ReadThrough {
         (Outcome::Unavailable(StoreFault::failed("the key is changing too fast to be read")), Level::Store)
     }
 
-    fn join(self: &Arc<Self>, digest: &Digest) -> Join {
+    fn join(self: &Arc<Self>, digest: &Digest, network: ClientNetwork) -> Join {
         let mut loads = self.lock_loads();
-        if let Some(load) = loads.get(digest) {
+        if let Some(load) = loads.under_way.get(digest) {
             return Join::UnderWay(load.clone());
         }
         // A load that ended between the caller's look and this lock has left its outcome in the cache.
         if let Some(outcome) = self.find(digest, self.clock.now()) {
             return Join::Ended(outcome);
         }
-        if loads.len() >= self.settings.max_lookups {
+        if !loads.has_room_for(network, self.settings.max_lookups) {
             return Join::Refused;
         }
         let (sender, receiver) = watch::channel(None);
-        loads.insert(*digest, receiver.clone());
-        let load = Load { cache: Arc::clone(self), digest: *digest };
+        loads.begin(*digest, network, receiver.clone());
+        // A runtime that has ended drops the task at once, which takes this lock again.
+        drop(loads);
+        let load = Load { cache: Arc::clone(self), digest: *digest, network };
         self.control.spawn(load.run(sender));
         Join::UnderWay(receiver)
     }
 
-    fn lock_loads(&self) -> MutexGuard<'_, HashMap<Digest, Loading>> {
-        // Every change under this lock is one insertion or removal, so a panic leaves nothing half done.
+    fn lock_loads(&self) -> MutexGuard<'_, Loads> {
+        // Nothing below can panic under this lock but an allocation, and the counts are only a bound.
         self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the store failed a moment ago, so that stale keys are served without asking it.
+    fn is_resting(&self) -> bool {
+        let retry_at = *self.retry_at.lock().unwrap_or_else(PoisonError::into_inner);
+        retry_at.is_some_and(|at| self.clock.mono() < at)
+    }
+
+    /// Remembers and logs whether the store answers.
+    fn note_store(&self, outcome: &Outcome) {
+        let fault = match outcome {
+            Outcome::Unavailable(fault) => Some(fault),
+            Outcome::Known(_) | Outcome::Absent => None,
+        };
+        *self.retry_at.lock().unwrap_or_else(PoisonError::into_inner) =
+            fault.map(|_| self.clock.mono() + RETRY_AFTER);
+        match (fault, self.failing.swap(fault.is_some(), Ordering::Relaxed)) {
+            (Some(fault), false) => telemetry::log(&format!(
+                "keys cannot be looked up: {fault}; known keys are served for up to {:?} more",
+                self.settings.stale_window
+            )),
+            (None, true) => telemetry::log("keys can be looked up again"),
+            _ => {}
+        }
     }
 
     /// The entry that may stand in while the store cannot answer. Never one that an event has touched.
@@ -201,6 +257,36 @@ impl ReadThrough {
         let usable =
             age < self.settings.ttl + self.settings.stale_window && self.is_untouched(&entry, digest);
         usable.then_some(entry)
+    }
+}
+
+/// The loads under way, and how many of them each network has.
+#[derive(Debug, Default)]
+struct Loads {
+    under_way: HashMap<Digest, Loading>,
+    by_network: HashMap<ClientNetwork, usize>,
+}
+
+impl Loads {
+    fn has_room_for(&self, network: ClientNetwork, at_most: usize) -> bool {
+        let (all, own) = (self.under_way.len(), self.by_network.get(&network).copied().unwrap_or(0));
+        let in_reserve = all >= at_most - at_most / RESERVE;
+        all < at_most && (own == 0 || !in_reserve && own < (at_most / NETWORK_SHARE).max(1))
+    }
+
+    fn begin(&mut self, digest: Digest, network: ClientNetwork, load: Loading) {
+        self.under_way.insert(digest, load);
+        *self.by_network.entry(network).or_default() += 1;
+    }
+
+    fn end(&mut self, digest: &Digest, network: ClientNetwork) {
+        self.under_way.remove(digest);
+        if let Slotted::Occupied(mut own) = self.by_network.entry(network) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
     }
 }
 
@@ -224,6 +310,7 @@ async fn wait_for(mut load: Loading) -> Outcome {
 struct Load {
     cache: Arc<ReadThrough>,
     digest: Digest,
+    network: ClientNetwork,
 }
 
 impl Load {
@@ -239,6 +326,7 @@ impl Load {
             }
             Outcome::Unavailable(_) => {}
         }
+        self.cache.note_store(&outcome);
         // In this order: whoever finds no load under way must find the outcome in the cache.
         drop(self);
         sender.send_replace(Some(outcome));
@@ -270,7 +358,7 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.cache.lock_loads().remove(&self.digest);
+        self.cache.lock_loads().end(&self.digest, self.network);
     }
 }
 
@@ -316,7 +404,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
     /// Answers from this thread's slots or the process's cache, without waiting. `None`: the store must be asked.
     #[must_use]
     pub fn find(&self, digest: &Digest, now: Now) -> Option<(Resolved<T>, Level)> {
-        if let Some(known) = self.find_slot(digest, now) {
+        if let Some(known) = self.find_slot(digest, now, self.shared.settings.ttl) {
             return Some((Resolved::Known(known), Level::Thread));
         }
         let outcome = self.shared.find(digest, now)?;
@@ -324,12 +412,20 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
     }
 
     /// Asks the store.
-    pub async fn load(&self, digest: &Digest) -> (Resolved<T>, Level) {
-        let (outcome, level) = self.shared.load(digest).await;
+    pub async fn load(&self, digest: &Digest, network: ClientNetwork) -> (Resolved<T>, Level) {
+        let (outcome, level) = self.shared.load(digest, network).await;
+        if matches!(outcome, Outcome::Unavailable(_)) {
+            // The process's cache may have evicted what this thread still holds.
+            let window = self.shared.settings.ttl + self.shared.settings.stale_window;
+            if let Some(known) = self.find_slot(digest, self.shared.clock.now(), window) {
+                return (Resolved::Known(known), Level::Stale);
+            }
+        }
         (self.keep(digest, outcome), level)
     }
 
-    fn find_slot(&self, digest: &Digest, now: Now) -> Option<Rc<Known<T>>> {
+    /// This thread's own entry, if no event has touched it and it is younger than `at_most`.
+    fn find_slot(&self, digest: &Digest, now: Now, at_most: Duration) -> Option<Rc<Known<T>>> {
         let slots = self.slots.borrow();
         let slot = slots[slot_of(digest)].as_ref().filter(|slot| slot.digest == *digest)?;
         let known = &slot.known;
@@ -339,7 +435,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
             Judgement::Touched => return None,
         }
         let age = now.mono.saturating_duration_since(known.loaded_at);
-        (age < self.shared.settings.ttl).then(|| Rc::clone(known))
+        (age < at_most).then(|| Rc::clone(known))
     }
 
     fn keep(&self, digest: &Digest, outcome: Outcome) -> Resolved<T> {
