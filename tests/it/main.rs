@@ -4,5 +4,5 @@
 
 mod harness;
 
-mod smoke;
+mod contract_routes;
 mod store_contract;
