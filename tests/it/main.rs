@@ -4,5 +4,6 @@
 
 mod harness;
 
+mod contract_errors;
 mod contract_routes;
 mod store_contract;
