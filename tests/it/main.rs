@@ -4,6 +4,7 @@
 
 mod harness;
 
+mod authentication;
 mod contract_errors;
 mod contract_routes;
 mod store_contract;
