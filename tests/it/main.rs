@@ -7,4 +7,5 @@ mod harness;
 mod authentication;
 mod contract_errors;
 mod contract_routes;
+mod header_rules;
 mod store_contract;
