@@ -88,12 +88,12 @@ fn bearer_token(headers: &HeaderMap) -> Result<&[u8], Unauthenticated> {
     Ok(&token[blanks..])
 }
 
-/// A public route looks at no key. But whoever presents a test key means the sandbox, so its prefix still decides.
+/// A public route looks at no key. But whoever presents a test key means the sandbox, so its prefix still decides; also that of
+/// a mistyped one, which is no less meant for the sandbox.
 fn public_environment(
     gateway: &Gateway,
     token: Result<&[u8], Unauthenticated>,
     otherwise: Environment,
 ) -> Environment {
-    let presented = token.ok().and_then(|token| gateway.format.parse(token).ok());
-    presented.map_or(otherwise, |key| key.environment())
+    token.ok().and_then(|token| gateway.format.named_environment(token)).unwrap_or(otherwise)
 }

@@ -121,6 +121,12 @@ impl KeyFormat {
         Ok(ApiKey { text, environment })
     }
 
+    /// The environment that a token's first words name, whether or not the rest makes it a key.
+    #[must_use]
+    pub fn named_environment(&self, token: &[u8]) -> Option<Environment> {
+        Environment::ALL.into_iter().find(|environment| token.starts_with(self.head(*environment).as_bytes()))
+    }
+
     /// Judges a presented token by its form alone.
     ///
     /// # Errors
