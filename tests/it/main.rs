@@ -7,5 +7,6 @@ mod harness;
 mod authentication;
 mod contract_errors;
 mod contract_routes;
+mod environments;
 mod header_rules;
 mod store_contract;
