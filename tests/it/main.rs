@@ -8,5 +8,6 @@ mod authentication;
 mod contract_errors;
 mod contract_routes;
 mod environments;
+mod guard;
 mod header_rules;
 mod store_contract;
