@@ -243,6 +243,13 @@ impl Rejection {
         }
     }
 
+    /// Whether the connection must end with this answer: where the refused request ends, two parsers could disagree, so
+    /// whatever follows it could be a request to one of them and a body to the other (RFC 9112, section 11.2).
+    #[must_use]
+    pub const fn ends_connection(&self) -> bool {
+        matches!(self, Self::Unsafe(Unsafe::TransferEncoding | Unsafe::Expect))
+    }
+
     /// How long a client should wait before it tries again.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {

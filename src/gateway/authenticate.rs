@@ -37,13 +37,14 @@ pub(super) async fn authenticate<B>(
     route: Option<&Route>,
     exchange: &mut Exchange,
 ) -> Result<Caller, Rejection> {
-    let token = bearer_token(request.headers());
     if let Some(Route { access: Access::Public { environment }, .. }) = route {
-        return Ok(Caller::Anyone { environment: public_environment(gateway, token, *environment) });
+        return Ok(Caller::Anyone {
+            environment: public_environment(gateway, request.headers(), *environment),
+        });
     }
     let key = gateway
         .format
-        .parse(token.map_err(Rejection::Unauthenticated)?)
+        .parse(bearer_token(request.headers()).map_err(Rejection::Unauthenticated)?)
         .map_err(|_| Rejection::Unauthenticated(Unauthenticated::Malformed))?;
     let known =
         resolve(gateway, &key, || gateway.rules.client_address(request.headers(), peer), exchange).await?;
@@ -95,12 +96,11 @@ fn bearer_token(headers: &HeaderMap) -> Result<&[u8], Unauthenticated> {
     Ok(&token[blanks..])
 }
 
-/// A public route looks at no key. But whoever presents a test key means the sandbox, so its prefix still decides.
-fn public_environment(
-    gateway: &Gateway,
-    token: Result<&[u8], Unauthenticated>,
-    otherwise: Environment,
-) -> Environment {
-    let presented = token.ok().and_then(|token| gateway.format.parse(token).ok());
-    presented.map_or(otherwise, |key| key.environment())
+/// A public route looks at no key. But whoever presents a test key means the sandbox, so its prefix still decides; also that of
+/// a mistyped one, or of one beside a live key, which are no less meant for the sandbox.
+fn public_environment(gateway: &Gateway, headers: &HeaderMap, otherwise: Environment) -> Environment {
+    headers
+        .get(AUTHORIZATION)
+        .and_then(|credentials| gateway.format.named_environment(credentials.as_bytes()))
+        .unwrap_or(otherwise)
 }

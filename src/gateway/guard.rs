@@ -237,17 +237,18 @@ pub(super) fn canonicalise(path: &str) -> Result<(Cow<'_, str>, Shape), Unsafe> 
 
 /// The canonical form of one segment, where it differs from what came.
 fn check_segment(segment: &str, shape: &mut Shape) -> Result<Option<String>, Unsafe> {
-    let mut escaped = false;
+    let (mut escaped, mut capitals) = (false, false);
     for byte in segment.bytes() {
         match CLASS[usize::from(byte)] {
             Class::Plain => {}
-            Class::Capital => shape.capitals = true,
+            Class::Capital => capitals = true,
             Class::Semicolon => shape.cuts = true,
             Class::Percent => escaped = true,
             Class::Forbidden => return Err(Unsafe::PathCharacter),
         }
     }
     if !escaped {
+        shape.capitals |= capitals;
         return if is_dot_segment(segment.as_bytes()) { Err(Unsafe::PathDotSegment) } else { Ok(None) };
     }
     let canonical = normalise_escapes(segment)?;

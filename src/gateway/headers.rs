@@ -63,6 +63,9 @@ const RESERVED: [&str; 25] = [
     "x-method-override",
 ];
 
+/// What a body is. `Content_Length` is a field of no meaning here, and may be the length to an upstream.
+const FRAMING: [&str; 2] = ["content-length", "content-type"];
+
 /// Names of the identity headers, and whose forwarding headers count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -136,6 +139,8 @@ pub struct HeaderRules {
     settings: Settings,
     /// Dropped from every request on its way up.
     removed: NameSet,
+    /// Dropped too, but for the one spelling that means it.
+    aliased: NameSet,
     /// Dropped from every answer on its way down.
     hop_by_hop: NameSet,
 }
@@ -147,7 +152,12 @@ impl HeaderRules {
         let identity = [org_id, environment, key_id, scopes, request_id].map(HeaderName::as_str);
         let defaults = ["x-org-id", "x-environment", "x-key-id", "x-scopes", "x-request-id"];
         let removed = HOP_BY_HOP.iter().chain(&RESERVED).chain(&identity).chain(&defaults).copied();
-        Self { removed: NameSet::new(removed), hop_by_hop: NameSet::new(HOP_BY_HOP.into_iter()), settings }
+        Self {
+            removed: NameSet::new(removed),
+            aliased: NameSet::new(FRAMING.into_iter()),
+            hop_by_hop: NameSet::new(HOP_BY_HOP.into_iter()),
+            settings,
+        }
     }
 
     /// Makes a client's fields into those of the upstream request. `identity` is `None` on public routes.
@@ -162,6 +172,7 @@ impl HeaderRules {
         let forwarding = self.forwarding(headers, peer, host);
         remove_connection_options(headers);
         self.removed.remove_from(headers);
+        self.aliased.remove_aliases_from(headers);
         let Forwarding { for_, proto, host: forwarded_host } = forwarding;
         headers.insert(X_FORWARDED_FOR, for_);
         headers.insert(X_FORWARDED_PROTO, proto);
@@ -332,12 +343,14 @@ impl NameSet {
     }
 
     fn remove_from(&self, headers: &mut HeaderMap) {
-        // Most requests have few such fields or none, so the list is seldom allocated.
-        let found: Vec<HeaderName> =
-            headers.keys().filter(|name| self.contains(name.as_str())).cloned().collect();
-        for name in found {
-            headers.remove(name);
-        }
+        remove_if(headers, |name| self.contains(name));
+    }
+
+    /// Removes every spelling of these names but their own.
+    fn remove_aliases_from(&self, headers: &mut HeaderMap) {
+        remove_if(headers, |name| {
+            self.contains(name) && !self.names.iter().any(|own| **own == *name.as_bytes())
+        });
     }
 }
 
@@ -346,6 +359,14 @@ impl NameSet {
 pub(super) fn request_id_value(id: RequestId) -> HeaderValue {
     // The text of an id is plain ASCII.
     HeaderValue::from_bytes(&id.to_array()).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn remove_if(headers: &mut HeaderMap, condemned: impl Fn(&str) -> bool) {
+    // Most requests have few such fields or none, so the list is seldom allocated.
+    let found: Vec<HeaderName> = headers.keys().filter(|name| condemned(name.as_str())).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
 }
 
 const fn fold(byte: u8) -> u8 {
@@ -407,6 +428,22 @@ mod tests {
             let headers = forwarded(&rules(&[]), &[(name, "mine")]);
             assert!(headers.values().any(|value| value == "mine"), "{name}");
         }
+    }
+
+    #[test]
+    fn a_field_of_the_framing_passes_in_its_own_spelling_only() {
+        let sent = [
+            ("content_length", "5"),
+            ("content.type", "x"),
+            ("content-type", "text/plain"),
+            ("Content-Length", "3"),
+        ];
+        let headers = forwarded(&rules(&[]), &sent);
+        assert_eq!(
+            (&headers["content-length"], &headers["content-type"]),
+            (&"3".parse().unwrap(), &"text/plain".parse().unwrap())
+        );
+        assert!(!headers.contains_key("content_length") && !headers.contains_key("content.type"));
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Operation {
     }
 }
 
-/// A path pattern: literal segments, `{name}` for one segment, `{*name}` at the end for one or more.
+/// A path pattern: literal segments, `{name}` for one segment, `{*name}` at the end for whatever is beneath.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Pattern {
     text: Box<str>,
@@ -146,6 +146,14 @@ impl Pattern {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    fn minds_trailing_slash(&self) -> bool {
+        self.segments.last().is_some_and(|last| match last {
+            Segment::Literal(text) => text.is_empty(),
+            Segment::Param => false,
+            Segment::Rest => true,
+        })
     }
 }
 
@@ -202,6 +210,8 @@ pub enum Conflict {
 pub struct RouteTable {
     routes: Vec<Route>,
     root: Node,
+    /// Whether a slash at the end can make a difference to any pattern.
+    minds_trailing_slash: bool,
 }
 
 #[derive(Debug, Default)]
@@ -230,6 +240,13 @@ enum Reading {
     Decoded,
     /// As the laxest upstream sees it: decoded, cut off at `;`, `?` or `#`, in letters of any case.
     Lax,
+}
+
+/// Which pattern is looked for: the path's own, or that of the same path with a slash behind it.
+#[derive(Clone, Copy)]
+enum End {
+    Here,
+    Beneath,
 }
 
 impl RouteTable {
@@ -268,6 +285,8 @@ impl RouteTable {
                 }
             }
         }
+        table.minds_trailing_slash =
+            routes.iter().flat_map(|route| &route.patterns).any(Pattern::minds_trailing_slash);
         table.routes = routes;
         if conflicts.is_empty() { Ok(table) } else { Err(conflicts) }
     }
@@ -287,7 +306,7 @@ impl RouteTable {
     /// [`Unsafe::PathTwoReadings`] where they do not; [`Unsafe::PathEncodedSlash`] where the route does not allow one.
     pub fn find<B>(&self, request: &CanonicalRequest<B>) -> Result<Option<Match<'_>>, Unsafe> {
         let (path, shape) = (request.path(), request.shape());
-        let find = |path, reading| self.find_reading(path, request.method(), reading);
+        let find = |path, reading| self.find_reading(path, request.method(), reading, End::Here);
         let found = find(path, Reading::Canonical);
         let Some(number) = found else {
             return if shape.encoded_slash { Err(Unsafe::PathEncodedSlash) } else { Ok(None) };
@@ -300,18 +319,26 @@ impl RouteTable {
         {
             return Err(Unsafe::PathTwoReadings);
         }
-        if shape.trailing_slash {
-            let without = path.strip_suffix('/').unwrap_or(path);
-            if find(without, Reading::Lax).is_some_and(|other| other != number) {
-                return Err(Unsafe::PathTwoReadings);
+        let otherwise = match path.strip_suffix('/').filter(|_| shape.trailing_slash) {
+            Some(without) => find(without, Reading::Lax),
+            None if self.minds_trailing_slash => {
+                self.find_reading(path, request.method(), Reading::Lax, End::Beneath)
             }
+            None => None,
+        };
+        if otherwise.is_some_and(|other| other != number) {
+            return Err(Unsafe::PathTwoReadings);
         }
         Ok(Some(Match { number, route: &self.routes[number] }))
     }
 
-    fn find_reading(&self, path: &str, method: &Method, reading: Reading) -> Option<usize> {
+    fn find_reading(&self, path: &str, method: &Method, reading: Reading, end: End) -> Option<usize> {
         let segments = path.strip_prefix('/').filter(|segments| !segments.is_empty());
-        let claims = self.root.find(segments, reading)?;
+        let claims = match segments {
+            Some(_) => self.root.find(segments, reading, end)?,
+            // The root is a slash already, and so all that is beneath it.
+            None => non_empty(&self.root.here).or_else(|| self.root.beneath())?,
+        };
         let claimed = |wanted: &Method| claims.iter().find(|(method, _)| method == wanted).map(|(_, n)| *n);
         // RFC 9110, section 9.3.2: HEAD is GET without the body, so it needs what GET needs.
         claimed(method).or_else(|| if *method == Method::HEAD { claimed(&Method::GET) } else { None })
@@ -340,20 +367,38 @@ impl Node {
 
     /// The claims on the most specific pattern that matches. Visits each node at most once, so its cost is bounded
     /// by the policy's size, whatever the path.
-    fn find(&self, path: Option<&str>, reading: Reading) -> Option<&[(Method, usize)]> {
-        let Some(path) = path else { return non_empty(&self.here) };
+    fn find(&self, path: Option<&str>, reading: Reading, end: End) -> Option<&[(Method, usize)]> {
+        let Some(path) = path else {
+            return match end {
+                End::Here => non_empty(&self.here),
+                End::Beneath => self.beneath(),
+            };
+        };
         let (segment, further) = match path.split_once('/') {
             Some((segment, further)) => (segment, Some(further)),
             None => (path, None),
         };
+        if !segment.is_empty() && reading.of(segment).is_empty() {
+            // All of it is cut off, and what such a server makes of the slashes around it nobody knows.
+            return None;
+        }
         self.literal(segment, reading)
-            .and_then(|node| node.find(further, reading))
+            .and_then(|node| node.find(further, reading, end))
             .or_else(|| {
                 // An empty last segment is a trailing slash, and no value for a parameter.
-                let node = self.param.as_ref().filter(|_| !reading.of(segment).is_empty())?;
-                node.find(further, reading)
+                let node = self.param.as_ref().filter(|_| !segment.is_empty())?;
+                node.find(further, reading, end)
             })
-            .or_else(|| if reading.of(segment).is_empty() { None } else { non_empty(&self.rest) })
+            .or_else(|| match end {
+                End::Here => non_empty(&self.rest),
+                End::Beneath => None,
+            })
+    }
+
+    /// The claims on this node's path with a slash behind it.
+    fn beneath(&self) -> Option<&[(Method, usize)]> {
+        let slashed = self.literals.first().filter(|(literal, _)| literal.is_empty());
+        slashed.and_then(|(_, node)| non_empty(&node.here)).or_else(|| non_empty(&self.rest))
     }
 
     fn literal(&self, segment: &str, reading: Reading) -> Option<&Self> {
@@ -436,7 +481,7 @@ mod tests {
             ("/a/b/d", "other"),
             ("/a/b/e", "rest"),
             ("/a", "-"),
-            ("/a/", "-"),
+            ("/a/", "rest"),
             ("/A/b", "-"),
             ("/ab", "-"),
             ("/", "-"),
@@ -467,6 +512,7 @@ mod tests {
             ("audit", Method::GET, &["/jobs/audit"]),
             ("files", Method::GET, &["/files/{*path}"]),
             ("secret", Method::GET, &["/files/secret"]),
+            ("beneath", Method::GET, &["/files/private/{*path}"]),
         ]);
         for (path, expected) in [
             ("/jobs/all:cancel", Ok("cancel")),
@@ -485,6 +531,10 @@ mod tests {
             ("/jobs/01JD3N0DEM0", Ok("job")),
             ("/jobs/what%3F", Ok("job")),
             ("/files/Secret/x", Ok("files")),
+            ("/files/private/x", Ok("beneath")),
+            ("/files/private/", Err(Unsafe::PathTwoReadings)),
+            ("/files/private", Err(Unsafe::PathTwoReadings)),
+            ("/files/", Ok("files")),
             ("/files/SECRET", Err(Unsafe::PathTwoReadings)),
             ("/files/secret/", Err(Unsafe::PathTwoReadings)),
             ("/files/public/", Ok("files")),

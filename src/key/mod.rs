@@ -121,6 +121,16 @@ impl KeyFormat {
         Ok(ApiKey { text, environment })
     }
 
+    /// The environment that credentials name anywhere, whether or not they hold a key; test, if they name both.
+    #[must_use]
+    pub fn named_environment(&self, credentials: &[u8]) -> Option<Environment> {
+        let names = |environment: &Environment| {
+            let head = self.head(*environment).as_bytes();
+            credentials.windows(head.len()).any(|part| part == head)
+        };
+        [Environment::Test, Environment::Live].into_iter().find(names)
+    }
+
     /// Judges a presented token by its form alone.
     ///
     /// # Errors

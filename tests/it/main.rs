@@ -5,9 +5,14 @@
 mod harness;
 
 mod architecture;
+mod authentication;
 mod cli_check;
 mod cli_run;
+mod contract_errors;
+mod contract_routes;
+mod environments;
 mod foreign_upstreams;
+mod guard;
+mod header_rules;
 mod ops;
-mod smoke;
 mod store_contract;

@@ -55,7 +55,7 @@ impl Call {
 pub(crate) fn fetch(address: SocketAddr, call: &Call) -> Answer {
     let mut wire = Wire::connect(address);
     wire.send(&call.to_bytes());
-    wire.answer_to(&call.method).expect("an answer")
+    wire.answer_to(&call.method).unwrap_or_else(|| panic!("no answer to {call:?}"))
 }
 
 /// A connection of which every byte is ours.

@@ -2,14 +2,18 @@
 //! that sends exactly the bytes it is told to.
 
 pub(crate) mod client;
+pub(crate) mod closed_port;
 pub(crate) mod gateway;
 pub(crate) mod process;
+pub(crate) mod store;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Answer, Call, Wire, fetch};
+pub(crate) use closed_port::ClosedPort;
 pub(crate) use gateway::{Gateway, GatewayBuilder, TestKey};
+pub(crate) use store::Valve;
 pub(crate) use upstream::{Reply, Seen, Upstream};
 
 /// Longer than anything takes on a loaded machine; only a failing test waits so long.

@@ -1,0 +1,173 @@
+//! A store that a test can break, stop and count, in front of the real one.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use keygate::id::{KeyId, OrgId};
+use keygate::key::Digest;
+use keygate::key::record::{KeyRecord, OrgRecord, Versioned};
+use keygate::store::events::EventSink;
+use keygate::store::{Change, CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use tokio::sync::watch;
+
+/// What becomes of lookups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lookups {
+    Pass,
+    Fail,
+    Hang,
+    /// The store is read, but the answer is held back.
+    Hold,
+}
+
+/// The test's hand on a store. Put it in with `GatewayBuilder::store(valve.fitted())`.
+#[derive(Clone, Debug)]
+pub(crate) struct Valve(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    lookups: watch::Sender<Lookups>,
+    begun: AtomicUsize,
+    held: AtomicUsize,
+    inner: OnceLock<Arc<dyn Store>>,
+}
+
+impl Valve {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Shared {
+            lookups: watch::Sender::new(Lookups::Pass),
+            begun: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+            inner: OnceLock::new(),
+        }))
+    }
+
+    pub(crate) fn fitted(&self) -> impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store> + 'static {
+        let shared = Arc::clone(&self.0);
+        move |store| {
+            shared.inner.set(store).unwrap();
+            Arc::new(Valved(shared))
+        }
+    }
+
+    /// How many lookups were ever begun.
+    pub(crate) fn lookups(&self) -> usize {
+        self.0.begun.load(Ordering::SeqCst)
+    }
+
+    /// How many lookups have read the store and are held back now.
+    pub(crate) fn held(&self) -> usize {
+        self.0.held.load(Ordering::SeqCst)
+    }
+
+    /// From now on lookups reach the store; those held back give their answers.
+    pub(crate) fn pass(&self) {
+        self.0.lookups.send_replace(Lookups::Pass);
+    }
+
+    pub(crate) fn fail(&self) {
+        self.0.lookups.send_replace(Lookups::Fail);
+    }
+
+    pub(crate) fn hang(&self) {
+        self.0.lookups.send_replace(Lookups::Hang);
+    }
+
+    pub(crate) fn hold(&self) {
+        self.0.lookups.send_replace(Lookups::Hold);
+    }
+
+    /// Changes a key's record in the real store as `change` says, with the event that belongs to it.
+    pub(crate) async fn change_key(&self, id: KeyId, change: impl FnOnce(&mut KeyRecord)) {
+        let store = self.0.store();
+        let Versioned { rev, mut record } = store.key(id).await.unwrap().unwrap();
+        change(&mut record);
+        let subjects = record
+            .secrets
+            .iter()
+            .map(|secret| keygate::store::events::Subject::Digest(secret.digest))
+            .collect();
+        let mutation =
+            Mutation { key: Some(Change::Update { rev, record }), subjects, ..Mutation::default() };
+        store.commit(mutation).await.unwrap();
+    }
+
+    /// The same for an organisation.
+    pub(crate) async fn change_org(&self, id: OrgId, change: impl FnOnce(&mut OrgRecord)) {
+        let store = self.0.store();
+        let Versioned { rev, mut record } = store.org(id).await.unwrap().unwrap();
+        change(&mut record);
+        let mutation = Mutation {
+            org: Some(Change::Update { rev, record }),
+            subjects: vec![keygate::store::events::Subject::Org(id)],
+            ..Mutation::default()
+        };
+        store.commit(mutation).await.unwrap();
+    }
+}
+
+impl Shared {
+    fn store(&self) -> &dyn Store {
+        &**self.inner.get().unwrap()
+    }
+
+    async fn lookup(&self, digest: Digest) -> Lookup {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let mut lookups = self.lookups.subscribe();
+        let now = *lookups.borrow_and_update();
+        match now {
+            Lookups::Pass => self.store().lookup(digest).await,
+            Lookups::Fail => Lookup::Unavailable(StoreFault::failed("the test says so")),
+            Lookups::Hang => std::future::pending().await,
+            Lookups::Hold => {
+                let read = self.store().lookup(digest).await;
+                self.held.fetch_add(1, Ordering::SeqCst);
+                let _ = lookups.wait_for(|lookups| *lookups != Lookups::Hold).await;
+                self.held.fetch_sub(1, Ordering::SeqCst);
+                read
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Valved(Arc<Shared>);
+
+impl Store for Valved {
+    fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup> {
+        Box::pin(self.0.lookup(digest))
+    }
+
+    fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
+        self.0.store().key(id)
+    }
+
+    fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>> {
+        self.0.store().org(id)
+    }
+
+    fn keys(
+        &self,
+        org: Option<OrgId>,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
+        self.0.store().keys(org, after, limit)
+    }
+
+    fn orgs(
+        &self,
+        after: Option<OrgId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
+        self.0.store().orgs(after, limit)
+    }
+
+    fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
+        self.0.store().commit(mutation)
+    }
+
+    fn subscribe(&self, sink: Arc<dyn EventSink>) {
+        self.0.store().subscribe(sink);
+    }
+}
