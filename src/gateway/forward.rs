@@ -88,11 +88,13 @@ impl Forwarded {
     pub(super) fn into_response(self, gateway: &Gateway, mut exchange: Exchange) -> Response<ResponseBody> {
         let (mut head, incoming) = self.answer.into_parts();
         let framed = gateway.rules.answer(&mut head.headers, exchange.id_value());
-        head.version = Version::HTTP_11;
+        // hyper frames a connection's next request for the version of its last answer, and HTTP/1.0 cannot frame a body of
+        // unknown length: it would be left out, and the upstream would take the request for a whole one.
+        let current = std::mem::replace(&mut head.version, Version::HTTP_11) == Version::HTTP_11;
         // A reason phrase of the upstream's own travels as an extension, as does what belongs to its connection.
         head.extensions.clear();
         exchange.note_status(head.status);
-        let reusable = self.wholly_sent && framed;
+        let reusable = self.wholly_sent && framed && current;
         let body = ResponseBody::upstream(
             incoming,
             self.stream_idle,
