@@ -69,6 +69,7 @@ pub(super) fn run(
             return Ok(Outcome::Refused);
         }
     };
+    let signals = app.watch_signals()?;
     for demo in demos {
         app.block_on(async { demo.start() })?;
     }
@@ -81,7 +82,7 @@ pub(super) fn run(
         }
     }
     drop(lifecycle);
-    app.run_until_signalled()?;
+    app.run_until_signalled(signals);
     Ok(Outcome::Done)
 }
 

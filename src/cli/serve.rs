@@ -39,7 +39,8 @@ pub(super) fn run(
             return Ok(Outcome::Refused);
         }
     };
+    let signals = app.watch_signals()?;
     writeln!(err, "keygate: listening on http://{} with {routes} routes", app.address())?;
-    app.run_until_signalled()?;
+    app.run_until_signalled(signals);
     Ok(Outcome::Done)
 }
