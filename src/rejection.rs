@@ -257,6 +257,12 @@ impl Rejection {
         }
     }
 
+    /// Whether the connection ends with it: where the end of a message has two readings, so has the beginning of the next.
+    #[must_use]
+    pub const fn ends_connection(&self) -> bool {
+        matches!(self, Self::Unsafe(Unsafe::TransferEncoding | Unsafe::ContentLength | Unsafe::Expect))
+    }
+
     /// How long a client should wait before it tries again.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {

@@ -1,7 +1,7 @@
 //! The one place where a refusal becomes bytes.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response};
 use serde::Serialize;
 
@@ -42,6 +42,9 @@ pub(super) fn refuse(
     gateway.rules.name_answer(headers, &id_value);
     if let Some(challenge) = rejection.challenge() {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    if rejection.ends_connection() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(after) = rejection.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
