@@ -3,12 +3,16 @@
 
 pub(crate) mod client;
 pub(crate) mod gateway;
+pub(crate) mod manual;
+pub(crate) mod process;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Answer, Call, Wire, fetch};
 pub(crate) use gateway::{Gateway, GatewayBuilder, TestKey};
+pub(crate) use manual::{Manual, Tuned, hang_up, refusing};
+pub(crate) use process::{Process, create_key};
 pub(crate) use upstream::{Reply, Seen, Upstream};
 
 /// Longer than anything takes on a loaded machine; only a failing test waits so long.
