@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::runtime::{Builder, Handle};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
@@ -227,27 +227,34 @@ impl App {
         self.control.handle.block_on(future)
     }
 
-    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+    /// From now on a signal is kept for [`App::run_until_signalled`] and does not kill the process.
     ///
     /// # Errors
     /// When signals cannot be watched.
-    pub fn run_until_signalled(self) -> io::Result<()> {
+    pub fn watch_signals(&self) -> io::Result<Signals> {
+        let _entered = self.control.handle.enter();
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+    pub fn run_until_signalled(self, mut signals: Signals) {
         let handle = self.control.handle.clone();
-        handle.block_on(signalled())?;
+        handle.block_on(signals.next());
         let delay = self.drain.delay;
         self.readiness.set(false);
         telemetry::log("stopping: finishing the requests under way; a second signal ends them");
         let (hurry, hurried) = std::sync::mpsc::channel();
         handle.spawn(async move {
-            if signalled().await.is_ok() {
-                let _ = hurry.send(());
-            }
+            signals.next().await;
+            let _ = hurry.send(());
         });
         let at_once = hurried.recv_timeout(delay).is_ok();
         let timeout = if at_once { Duration::ZERO } else { self.drain.timeout };
         self.stop(timeout, &hurried);
         telemetry::log("stopped");
-        Ok(())
     }
 
     /// Takes no more connections, lets the requests under way take up to `timeout`, and ends.
@@ -279,13 +286,21 @@ impl App {
     }
 }
 
-async fn signalled() -> io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that end the process. Watched from before it says that it listens, and by one watch for the first and
+/// the second: one that comes between two watches would be nobody's.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
-    Ok(())
 }
 
 /// The control runtime: one thread beside the workers for everything that is no request.

@@ -70,6 +70,7 @@ pub(super) fn run(
             return Ok(Outcome::Refused);
         }
     };
+    let signals = app.watch_signals()?;
     for demo in demos {
         app.block_on(async { demo.start() })?;
     }
@@ -82,7 +83,7 @@ pub(super) fn run(
         }
     }
     drop(lifecycle);
-    app.run_until_signalled()?;
+    app.run_until_signalled(signals);
     Ok(Outcome::Done)
 }
 

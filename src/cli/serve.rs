@@ -39,10 +39,11 @@ pub(super) fn run(
             return Ok(Outcome::Refused);
         }
     };
+    let signals = app.watch_signals()?;
     writeln!(err, "keygate: listening on http://{} with {routes} routes", app.address())?;
     if let Some(address) = app.ops_address() {
         writeln!(err, "keygate: metrics and probes on http://{address}")?;
     }
-    app.run_until_signalled()?;
+    app.run_until_signalled(signals);
     Ok(Outcome::Done)
 }

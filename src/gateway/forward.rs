@@ -71,7 +71,10 @@ pub(super) async fn forward(
     }
     // An answer that overtakes the request's body leaves the rest of that body on the connection.
     let wholly_sent = upload.is_none_or(|upload| upload.state() == UploadState::Done);
-    let reusable = wholly_sent && framing == Framing::Clear;
+    // hyper frames a connection's next request for the version of its last answer, and HTTP/1.0 cannot frame a body of
+    // unknown length: it would be left out, and the upstream would take the request for a whole one.
+    let current = head.version == Version::HTTP_11;
+    let reusable = wholly_sent && current && framing == Framing::Clear;
     Ok(Forwarded {
         head,
         incoming,

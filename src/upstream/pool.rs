@@ -29,6 +29,9 @@ const IDLE_AT_MOST: usize = 256;
 /// Head of an answer, in bytes and fields.
 const ANSWER_HEAD: usize = 64 << 10;
 const ANSWER_FIELDS: usize = 200;
+/// What hyper keeps of one connection's input and output, in bytes; its own choice is five times as much, which a transfer
+/// that stands still holds several times over. Room for a head and what came with it.
+const BUFFER: usize = ANSWER_HEAD + (16 << 10);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -220,7 +223,7 @@ where
             let (sender, driver) = http1::Builder::new()
                 .writev(false)
                 .max_header_size(ANSWER_HEAD)
-                .max_buf_size(ANSWER_HEAD)
+                .max_buf_size(BUFFER)
                 .max_headers(ANSWER_FIELDS)
                 .handshake::<_, B>(TokioIo::new(stream))
                 .await

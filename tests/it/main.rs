@@ -1,6 +1,7 @@
 //! The integration tests, one binary; a module per stage and resource.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, in its helpers too")]
+#![expect(clippy::disallowed_methods, reason = "tests wait and measure by the real clock")]
 
 mod harness;
 
@@ -10,9 +11,14 @@ mod cli_check;
 mod cli_run;
 mod contract_errors;
 mod contract_routes;
+mod drain;
 mod environments;
 mod foreign_upstreams;
+mod forwarding;
 mod guard;
 mod header_rules;
+mod limits;
+mod memory;
 mod ops;
 mod store_contract;
+mod streaming;

@@ -36,7 +36,7 @@ impl Call {
         self.field("authorization", &format!("Bearer {secret}"))
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = format!("{} {} HTTP/1.1\r\nhost: api.example.com\r\n", self.method, self.target);
         for (name, value) in &self.fields {
             bytes += &format!("{name}: {value}\r\n");
@@ -64,13 +64,18 @@ pub(crate) struct Wire {
     buffer: Vec<u8>,
 }
 
-impl Wire {
-    #[track_caller]
-    pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+impl From<TcpStream> for Wire {
+    fn from(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, buffer: Vec::new() }
+    }
+}
+
+impl Wire {
+    #[track_caller]
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        TcpStream::connect(address).unwrap().into()
     }
 
     /// Writes bytes; a peer that has closed already is no error here, what it answered counts.
@@ -175,6 +180,39 @@ impl Wire {
         let line = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
         self.buffer.drain(..end + 2);
         Some(line)
+    }
+
+    /// Reads the lines of a request's head. `None` if the connection ends before it is whole.
+    pub(crate) fn request_head(&mut self) -> Option<Vec<String>> {
+        let mut lines = Vec::new();
+        loop {
+            match self.line()? {
+                line if line.is_empty() => return Some(lines),
+                line => lines.push(line),
+            }
+        }
+    }
+
+    /// Reads so many bytes.
+    pub(crate) fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
+        while self.buffer.len() < length {
+            self.fill()?;
+        }
+        Some(self.buffer.drain(..length).collect())
+    }
+
+    /// Reads one chunk of a chunked body; the last is empty.
+    pub(crate) fn chunk(&mut self) -> Option<Vec<u8>> {
+        let size = usize::from_str_radix(&self.line()?, 16).ok()?;
+        let mut chunk = self.exactly(size + 2)?;
+        chunk.truncate(size);
+        Some(chunk)
+    }
+
+    /// Reads until the other side closes.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        while self.fill().is_some() {}
+        std::mem::take(&mut self.buffer)
     }
 
     /// Whether the other side has closed, waiting for it if need be; bytes that come instead are a no.

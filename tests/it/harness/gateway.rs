@@ -21,12 +21,14 @@ use tempfile::TempDir;
 use super::client::{Answer, Call, Wire, fetch};
 use super::upstream::Upstream;
 
+type Wrap = dyn FnOnce(Arc<dyn Store>) -> Arc<dyn Store>;
+
 /// How a test's gateway is set up.
 pub(crate) struct GatewayBuilder {
     settings: String,
     policy: String,
     upstreams: Vec<(String, String, String)>,
-    wrap: Box<dyn FnOnce(Arc<dyn Store>) -> Arc<dyn Store>>,
+    wrap: Box<Wrap>,
 }
 
 impl Default for GatewayBuilder {
@@ -87,7 +89,7 @@ impl GatewayBuilder {
         toml += "[policy]\nfile = \"policy.toml\"\n";
         for (name, live, test) in &self.upstreams {
             let _ = write!(toml, "[upstreams.{name}]\nlive = [\"{live}\"]\ntest = [\"{test}\"]\n");
-            let _ = write!(toml, "answer_timeout = \"10s\"\n");
+            let _ = writeln!(toml, "answer_timeout = \"10s\"");
         }
         toml
     }

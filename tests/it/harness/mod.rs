@@ -4,6 +4,7 @@
 pub(crate) mod client;
 pub(crate) mod closed_port;
 pub(crate) mod gateway;
+pub(crate) mod manual;
 pub(crate) mod process;
 pub(crate) mod store;
 pub(crate) mod upstream;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 pub(crate) use client::{Answer, Call, Wire, fetch};
 pub(crate) use closed_port::ClosedPort;
 pub(crate) use gateway::{Gateway, GatewayBuilder, TestKey};
+pub(crate) use manual::{Manual, Tuned, hang_up, refusing};
+pub(crate) use process::{Process, create_key};
 pub(crate) use store::Valve;
 pub(crate) use upstream::{Reply, Seen, Upstream};
 

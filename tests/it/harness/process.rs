@@ -1,6 +1,7 @@
 //! The binary itself, as a person runs it.
 
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -8,7 +9,7 @@ use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::PATIENCE;
+use super::{PATIENCE, eventually};
 
 /// A process of the test's own, ended with the test.
 pub(crate) struct Process {
@@ -35,6 +36,34 @@ impl Process {
         self.child.id()
     }
 
+    /// `keygate serve` on the configuration in `folder`.
+    pub(crate) fn serve(folder: &Path) -> Self {
+        Self::keygate(folder, &["serve"])
+    }
+
+    /// The address that it says it listens on.
+    #[track_caller]
+    pub(crate) fn address(&self) -> SocketAddr {
+        let line = self.err_line("listening on http://");
+        let address = line.split("http://").nth(1).and_then(|rest| rest.split(' ').next());
+        address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no address in {line:?}"))
+    }
+
+    pub(crate) fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// A line of /proc/PID/status in bytes.
+    pub(crate) fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    }
+
     /// Waits for a line on standard output that contains `part`, and gives it.
     #[track_caller]
     pub(crate) fn out_line(&self, part: &str) -> String {
@@ -54,8 +83,21 @@ impl Process {
 
     /// Waits for its end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        let mut status = None;
+        eventually("the process ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
     }
+}
+
+/// Makes a live key with `keygate keys create` and gives its secret.
+#[track_caller]
+pub(crate) fn create_key(folder: &Path) -> String {
+    let output = keygate(folder, &["keys", "create", "--name", "a key"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 impl Drop for Process {

@@ -95,15 +95,10 @@ impl Upstream {
 
     /// Answers as `behaviour` says once a whole request has come (or its body broke off).
     pub(crate) fn with(behaviour: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
-        Self::serve(Arc::new(behaviour), true)
+        Self::serve(Arc::new(behaviour))
     }
 
-    /// Answers as soon as the head has come; the body stays unread on the connection.
-    pub(crate) fn answering_heads(behaviour: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
-        Self::serve(Arc::new(behaviour), false)
-    }
-
-    fn serve(behaviour: Arc<Behaviour>, read_bodies: bool) -> Self {
+    fn serve(behaviour: Arc<Behaviour>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
@@ -113,14 +108,10 @@ impl Upstream {
             while let Ok((stream, _)) = listener.accept() {
                 let number = counted.fetch_add(1, Ordering::SeqCst);
                 let (behaviour, seen) = (Arc::clone(&behaviour), Arc::clone(&all_seen));
-                thread::spawn(move || serve_connection(stream, number, &*behaviour, read_bodies, &seen));
+                thread::spawn(move || serve_connection(stream, number, &*behaviour, &seen));
             }
         });
         Self { address, seen, connections }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
     }
 
     pub(crate) fn url(&self) -> String {
@@ -150,20 +141,12 @@ impl Upstream {
     }
 }
 
-fn serve_connection(
-    mut stream: TcpStream,
-    connection: usize,
-    behaviour: &Behaviour,
-    read_bodies: bool,
-    all: &Mutex<Vec<Seen>>,
-) {
+fn serve_connection(mut stream: TcpStream, connection: usize, behaviour: &Behaviour, all: &Mutex<Vec<Seen>>) {
     let mut buffer = Vec::new();
     while let Some(mut seen) = read_head(&mut stream, &mut buffer, connection) {
-        if read_bodies {
-            read_body(&mut stream, &mut buffer, &mut seen);
-        }
+        read_body(&mut stream, &mut buffer, &mut seen);
         all.lock().unwrap().push(seen.clone());
-        if read_bodies && !seen.complete {
+        if !seen.complete {
             return;
         }
         match behaviour(&seen) {
