@@ -140,7 +140,8 @@ impl App {
         raise_descriptor_limit();
         let control = Control::start()?;
         let entered = control.handle.enter();
-        let listener = Listener::bind(&config.listener, config.gateway.headers.trusted_proxies.clone())?;
+        let listener =
+            Listener::bind(&config.listener, config.gateway.headers.trusted_proxies.clone(), clock.clone())?;
         let admin = admin::Server::bind(&config.admin)?;
         let ops = ops::Server::bind(&config.ops)?;
         let (address, ops_address) = (listener.address(), ops.as_ref().map(ops::Server::address));
@@ -255,6 +256,7 @@ impl App {
         let timeout = if at_once { Duration::ZERO } else { self.drain.timeout };
         self.stop(timeout, &hurried);
         telemetry::log("stopped");
+        telemetry::flush_log();
     }
 
     /// Takes no more connections, lets the requests under way take up to `timeout`, and ends.
@@ -303,6 +305,9 @@ impl Signals {
     }
 }
 
+/// How long the end waits for work that cannot be interrupted.
+const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
+
 /// The control runtime: one thread beside the workers for everything that is no request.
 #[derive(Debug)]
 struct Control {
@@ -316,9 +321,11 @@ impl Control {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new()
-            .name("keygate-control".to_owned())
-            .spawn(move || drop(runtime.block_on(stopped)))?;
+        let thread = std::thread::Builder::new().name("keygate-control".to_owned()).spawn(move || {
+            drop(runtime.block_on(stopped));
+            // A read that hangs on its disk must not keep the process from ending.
+            runtime.shutdown_timeout(BLOCKED_AT_MOST);
+        })?;
         Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
     }
 

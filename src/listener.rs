@@ -1,4 +1,4 @@
-//! The public socket: bound once; connections are counted here and handed to the workers.
+//! The public socket: bound once; each connection is given a place, or closed, and handed to a worker.
 //!
 //! Two sockets bound to one port with `SO_REUSEPORT` would split the traffic in silence, so there is one, and one acceptor
 //! that gives each connection to the least loaded worker.
@@ -13,9 +13,10 @@ use ipnet::IpNet;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use crate::clock::Clock;
 use crate::connection_limit::{ConnectionLimit, Slot};
 use crate::gateway::headers::Peer;
-use crate::telemetry;
+use crate::telemetry::Throttle;
 use crate::worker::Worker;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,10 +43,9 @@ impl Default for Settings {
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
+const FULL: &str = "refusing connections: server.max_connections or max_connections_per_client is reached";
 /// How long accepting rests after an error that will not go away at once, such as no descriptors left.
 const REST: Duration = Duration::from_millis(50);
-/// How often a full house is written to the log.
-const LOG_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Error)]
 #[error(
@@ -63,6 +63,7 @@ pub struct Listener {
     address: SocketAddr,
     limit: ConnectionLimit,
     trusted_proxies: Vec<IpNet>,
+    clock: Clock,
 }
 
 impl Listener {
@@ -70,7 +71,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the address is taken or not this machine's.
-    pub fn bind(settings: &Settings, trusted_proxies: Vec<IpNet>) -> Result<Self, BindError> {
+    pub fn bind(settings: &Settings, trusted_proxies: Vec<IpNet>, clock: Clock) -> Result<Self, BindError> {
         let bind = || {
             let socket = match settings.listen {
                 SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -89,6 +90,7 @@ impl Listener {
             address,
             limit: ConnectionLimit::new(settings.max_connections, settings.max_connections_per_client),
             trusted_proxies,
+            clock,
         })
     }
 
@@ -99,14 +101,15 @@ impl Listener {
 
     /// Accepts and hands out, for as long as it is polled.
     pub async fn run(self, workers: Arc<Vec<Worker>>) {
-        let mut full = LogSometimes::default();
+        let (full, failing) = (Throttle::default(), Throttle::default());
         loop {
             let (stream, address) = match self.socket.accept().await {
                 Ok(accepted) => accepted,
                 // A client that left before it was accepted concerns nobody else.
                 Err(error) if is_the_clients(&error) => continue,
                 Err(error) => {
-                    telemetry::log(&format!("cannot accept connections: {error}; trying again"));
+                    let line = || format!("cannot accept connections: {error}; trying again");
+                    failing.log(self.clock.mono(), line);
                     tokio::time::sleep(REST).await;
                     continue;
                 }
@@ -115,9 +118,7 @@ impl Listener {
             let trusted = self.trusted_proxies.iter().any(|network| network.contains(&peer.address.ip()));
             match self.limit.take(peer.address.ip(), trusted) {
                 // Dropped unread: answering would cost what there is too little of.
-                None => full.log(
-                    "refusing connections: server.max_connections or max_connections_per_client is reached",
-                ),
+                None => full.log(self.clock.mono(), || FULL.to_owned()),
                 Some(slot) => hand_over(&workers, stream, peer, slot),
             }
         }
@@ -137,20 +138,4 @@ fn is_the_clients(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
     )
-}
-
-/// Says a thing at most every [`LOG_EVERY`].
-#[derive(Default)]
-struct LogSometimes {
-    last: Option<tokio::time::Instant>,
-}
-
-impl LogSometimes {
-    fn log(&mut self, line: &str) {
-        let now = tokio::time::Instant::now();
-        if self.last.is_none_or(|last| now - last >= LOG_EVERY) {
-            self.last = Some(now);
-            telemetry::log(line);
-        }
-    }
 }

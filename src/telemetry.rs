@@ -5,13 +5,12 @@
 //!
 //! Never in a record or a line: a key or a part of one, a query, a header value or a body of the client's.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde::Serialize;
@@ -33,10 +32,72 @@ pub enum RequestLog {
     Off,
 }
 
+/// Lines about the process that may wait to be written.
+const QUEUED_LINES: usize = 256;
+/// How long the end of the process waits for a log that nobody reads.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the thread that writes lines is told.
+enum Order {
+    Write(String),
+    /// Say so when everything before this is written.
+    Flush(SyncSender<()>),
+}
+
+/// The queue to the thread that writes lines; `None` where it could not be started.
+static LINES: LazyLock<Option<SyncSender<Order>>> = LazyLock::new(|| {
+    let (queue, orders) = sync_channel(QUEUED_LINES);
+    let thread = std::thread::Builder::new().name("keygate-log".to_owned());
+    thread.spawn(move || write_lines(&orders)).ok().map(|_| queue)
+});
+
+fn write_lines(orders: &Receiver<Order>) {
+    for order in orders {
+        match order {
+            Order::Write(line) => {
+                // Nobody is left to tell when standard error is gone.
+                let _ = writeln!(io::stderr().lock(), "keygate: {line}");
+            }
+            Order::Flush(done) => drop(done.send(())),
+        }
+    }
+}
+
 /// One line about the process itself, to standard error.
+///
+/// It waits for nobody: a worker must not stand still because the reader of its log does. What finds the queue
+/// full is dropped.
 pub fn log(line: &str) {
-    // Nobody is left to tell when standard error is gone.
-    let _ = writeln!(io::stderr().lock(), "keygate: {line}");
+    if let Some(queue) = &*LINES {
+        let _ = queue.try_send(Order::Write(line.to_owned()));
+    }
+}
+
+/// Waits until what was logged is written, but not for long.
+pub fn flush_log() {
+    let (done, written) = sync_channel(1);
+    if LINES.as_ref().is_some_and(|queue| queue.try_send(Order::Flush(done)).is_ok()) {
+        // A reader that stands still must not keep the process from ending.
+        let _ = written.recv_timeout(PATIENCE);
+    }
+}
+
+/// Lets a thing be said at most every ten seconds.
+#[derive(Debug, Default)]
+pub struct Throttle {
+    last: Cell<Option<Instant>>,
+}
+
+impl Throttle {
+    const EVERY: Duration = Duration::from_secs(10);
+
+    /// Logs the line, unless this throttle let one through a moment before `now`.
+    pub fn log(&self, now: Instant, line: impl FnOnce() -> String) {
+        if self.last.get().is_none_or(|last| now.saturating_duration_since(last) >= Self::EVERY) {
+            self.last.set(Some(now));
+            log(&line());
+        }
+    }
 }
 
 /// What is recorded of one request.
@@ -78,7 +139,8 @@ const BUNCH_DELAY: Duration = Duration::from_millis(20);
 pub struct RecordWriter {
     queue: Option<SyncSender<Vec<Record>>>,
     dropped: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
+    /// Says when the thread has ended, by being hung up.
+    ended: Option<Receiver<()>>,
 }
 
 impl RecordWriter {
@@ -89,7 +151,7 @@ impl RecordWriter {
     pub fn start(format: RequestLog) -> io::Result<Self> {
         let dropped = Arc::new(AtomicU64::new(0));
         if format == RequestLog::Off {
-            return Ok(Self { queue: None, dropped, thread: None });
+            return Ok(Self { queue: None, dropped, ended: None });
         }
         let json = match format {
             RequestLog::Auto => !io::stdout().is_terminal(),
@@ -97,10 +159,12 @@ impl RecordWriter {
             RequestLog::Text | RequestLog::Off => false,
         };
         let (queue, bunches) = sync_channel(QUEUED_BUNCHES);
-        let thread = std::thread::Builder::new()
-            .name("keygate-records".to_owned())
-            .spawn(move || write_records(&bunches, json))?;
-        Ok(Self { queue: Some(queue), dropped, thread: Some(thread) })
+        let (end, ended) = sync_channel(1);
+        std::thread::Builder::new().name("keygate-records".to_owned()).spawn(move || {
+            write_records(&bunches, json);
+            drop(end);
+        })?;
+        Ok(Self { queue: Some(queue), dropped, ended: Some(ended) })
     }
 
     /// A thread's own end of the queue.
@@ -120,12 +184,12 @@ impl RecordWriter {
         Arc::clone(&self.dropped)
     }
 
-    /// Writes what is queued, once every sink is gone, and ends.
+    /// Writes what is queued, once every sink is gone, and ends; but not later than in a second.
     pub fn finish(mut self) {
         self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            // A writer that panicked has said so on standard error.
-            let _ = thread.join();
+        if let Some(ended) = self.ended.take() {
+            // The sender goes with the thread. A reader that stands still must not keep the process from ending.
+            let _ = ended.recv_timeout(PATIENCE);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,8 +17,10 @@ use crate::connection_limit::Slot;
 use crate::gateway::headers::Peer;
 use crate::gateway::{Gateway, Shared};
 use crate::metrics::Cells;
-use crate::telemetry::{self, RecordSink};
+use crate::telemetry::RecordSink;
 
+/// How long the end waits for work that cannot be interrupted.
+const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
 /// How often unused upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -57,7 +60,7 @@ enum Order {
 
 impl Worker {
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the thread or its runtime cannot be started.
     pub fn start(
         number: usize,
         shared: Shared,
@@ -68,9 +71,11 @@ impl Worker {
         let (orders, received) = unbounded_channel();
         let load = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&load);
+        let (started, outcome) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("keygate-{number}"))
-            .spawn(move || run(received, &counted, shared, records, cells, settings))?;
+            .spawn(move || run(&started, received, &counted, shared, records, cells, settings))?;
+        outcome.recv().map_err(io::Error::other)??;
         Ok(Self { orders, load, thread })
     }
 
@@ -112,6 +117,7 @@ impl Worker {
 }
 
 fn run(
+    started: &SyncSender<io::Result<()>>,
     orders: UnboundedReceiver<Order>,
     load: &Arc<AtomicUsize>,
     shared: Shared,
@@ -119,13 +125,19 @@ fn run(
     cells: Arc<Cells>,
     settings: connection::Settings,
 ) {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-        Ok(runtime) => runtime,
-        Err(error) => return telemetry::log(&format!("a worker cannot start its runtime: {error}")),
+    let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let (runtime, outcome) = match built {
+        Ok(runtime) => (Some(runtime), Ok(())),
+        Err(error) => (None, Err(error)),
     };
+    // Whoever started this thread waits for it.
+    let _ = started.send(outcome);
+    let Some(runtime) = runtime else { return };
     let records = Rc::new(records);
     let gateway = Gateway::new(shared, Rc::clone(&records), cells);
     runtime.block_on(work(orders, load, gateway, records, Rc::new(settings)));
+    // A name that hangs in its resolver must not keep the process from ending.
+    runtime.shutdown_timeout(BLOCKED_AT_MOST);
 }
 
 async fn work(

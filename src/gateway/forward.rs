@@ -17,7 +17,6 @@ use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
 use super::headers::{Framing, Peer};
 use crate::rejection::{BadGateway, Rejection};
-use crate::telemetry;
 use crate::upstream::UpstreamId;
 use crate::upstream::pool::{Lease, SendError};
 
@@ -54,10 +53,9 @@ pub(super) async fn forward(
         Some(Err(SendError::Unreachable)) => return Err(Rejection::BadGateway(BadGateway::Unreachable)),
         Some(Err(SendError::BrokeOff(error))) => {
             let name = &gateway.upstreams[upstream.0].name;
-            telemetry::log(&format!(
-                "upstream {name} broke off before it answered {}: {error}",
-                exchange.id()
-            ));
+            gateway.broke_off.log(gateway.clock.mono(), || {
+                format!("upstream {name} broke off before it answered {}: {error}", exchange.id())
+            });
             return Err(Rejection::BadGateway(BadGateway::BrokeOff));
         }
         Some(Ok(answer)) => answer,

@@ -39,7 +39,7 @@ use crate::key::{Digester, KeyFormat};
 use crate::metrics::Cells;
 use crate::rejection::{NotFound, Rejection};
 use crate::store::cache::{ReadThrough, ThreadCache};
-use crate::telemetry::RecordSink;
+use crate::telemetry::{RecordSink, Throttle};
 use crate::upstream::{self, pool::Pool};
 
 pub use self::body::{BodyError, RequestBody, ResponseBody};
@@ -89,6 +89,8 @@ pub struct Gateway {
     ids: RefCell<IdSource>,
     records: Rc<RecordSink>,
     cells: Arc<Cells>,
+    /// Upstreams that break off do so in crowds.
+    broke_off: Throttle,
     clock: Clock,
 }
 
@@ -109,6 +111,7 @@ impl Gateway {
             digester,
             records,
             cells,
+            broke_off: Throttle::default(),
             clock,
         })
     }

@@ -32,7 +32,7 @@ use redb::{
     WriteTransaction,
 };
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::events::{EventSink, Seq, Subject};
 use super::rehearsal::Rehearsal;
@@ -57,6 +57,7 @@ pub struct Embedded {
     path: PathBuf,
     file: Arc<SharedFile>,
     sealer: Arc<Sealer>,
+    readers: Arc<Semaphore>,
     published: Arc<Mutex<Published>>,
     /// `None` only while it is being dropped.
     orders: Option<mpsc::Sender<Order>>,
@@ -107,7 +108,8 @@ impl Embedded {
             waiting,
         };
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run())?;
-        Ok(Self { path, file, sealer, published, orders: Some(orders), writer: Some(writer) })
+        let readers = Arc::new(Semaphore::new(READERS));
+        Ok(Self { path, file, sealer, readers, published, orders: Some(orders), writer: Some(writer) })
     }
 
     /// Runs `read` over a snapshot, on a thread that may wait for the disk.
@@ -119,9 +121,14 @@ impl Embedded {
         read: impl FnOnce(&Snapshot) -> Result<T, StoreFault> + Send + 'static,
     ) -> StoreFuture<'_, Result<T, StoreFault>> {
         let (file, sealer) = (Arc::clone(&self.file), Arc::clone(&self.sealer));
+        let readers = Arc::clone(&self.readers);
         Box::pin(async move {
-            let task =
-                tokio::task::spawn_blocking(move || read(&Snapshot { file: file.snapshot()?, sealer }));
+            // The permit goes with the read, not with who waits for it: a disk that hangs holds so many threads and no more.
+            let permit = readers.acquire_owned().await.map_err(StoreFault::failed)?;
+            let task = tokio::task::spawn_blocking(move || {
+                let _held = permit;
+                read(&Snapshot { file: file.snapshot()?, sealer })
+            });
             // Cancelled with its runtime, or panicked over a page changed behind redb's back. The panic's text is
             // not repeated: it may hold what was read.
             task.await.unwrap_or_else(|_| Err(StoreFault::failed("a read was broken off")))
@@ -208,6 +215,8 @@ impl fmt::Debug for Embedded {
     }
 }
 
+/// Reads under way at once, each on a thread of its own.
+const READERS: usize = 64;
 /// Mutations that may wait for the writer before their callers have to.
 const QUEUE: usize = 1024;
 /// Mutations made durable together. It bounds how long the first of them waits for the rest.

@@ -26,6 +26,8 @@ use crate::telemetry;
 
 /// Unused connections kept for one endpoint.
 const IDLE_AT_MOST: usize = 256;
+/// How long a name's addresses are used before it is looked up again.
+const RESOLVED_FOR: Duration = Duration::from_secs(5);
 /// Head of an answer, in bytes and fields.
 const ANSWER_HEAD: usize = 64 << 10;
 const ANSWER_FIELDS: usize = 200;
@@ -65,6 +67,7 @@ struct Server<B> {
     endpoint: Endpoint,
     /// Stands in the Host field, where it is not the client's that does.
     host: Option<HeaderValue>,
+    resolved: tokio::sync::Mutex<Resolved>,
     idle: RefCell<Vec<Idle<B>>>,
     /// Whether the last attempt to connect failed: a failure is logged when it begins and when it ends.
     failing: Cell<bool>,
@@ -123,6 +126,7 @@ where
                     HostField::Client => None,
                     HostField::Endpoint => HeaderValue::try_from(endpoint.authority()).ok(),
                 },
+                resolved: tokio::sync::Mutex::default(),
                 idle: RefCell::default(),
                 failing: Cell::new(false),
             };
@@ -160,7 +164,7 @@ where
             loop {
                 let (mut connection, kept) = match server.take_idle(&self.clock, side.idle_timeout) {
                     Some(connection) => (connection, true),
-                    None => match server.connect(side.connect_timeout).await {
+                    None => match server.connect(&self.clock, side.connect_timeout).await {
                         Some(connection) => (connection, false),
                         None => break,
                     },
@@ -216,9 +220,9 @@ where
         None
     }
 
-    async fn connect(&self, timeout: Duration) -> Option<Connection<B>> {
+    async fn connect(&self, clock: &Clock, timeout: Duration) -> Option<Connection<B>> {
         let connecting = async {
-            let stream = dial(&self.endpoint).await?;
+            let stream = self.dial(clock).await?;
             stream.set_nodelay(true)?;
             let (sender, driver) = http1::Builder::new()
                 .writev(false)
@@ -256,9 +260,47 @@ where
     }
 }
 
-async fn dial(endpoint: &Endpoint) -> io::Result<TcpStream> {
-    if let Ok(address) = endpoint.host().parse::<IpAddr>() {
-        return TcpStream::connect(SocketAddr::new(address, endpoint.port())).await;
+/// Where an endpoint's name leads.
+#[derive(Debug, Default)]
+struct Resolved {
+    addresses: Vec<SocketAddr>,
+    at: Option<Instant>,
+}
+
+impl<B> Server<B> {
+    async fn dial(&self, clock: &Clock) -> io::Result<TcpStream> {
+        let addresses = match self.endpoint.host().parse::<IpAddr>() {
+            Ok(address) => vec![SocketAddr::new(address, self.endpoint.port())],
+            Err(_) => self.resolve(clock).await?,
+        };
+        let mut failure = io::Error::from(io::ErrorKind::NotFound);
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     }
-    TcpStream::connect((endpoint.host(), endpoint.port())).await
+
+    /// The addresses of the endpoint's name, as of the last few seconds. One lookup at a time: each holds a thread for as long as
+    /// the resolver takes, also when nobody waits for it any more.
+    async fn resolve(&self, clock: &Clock) -> io::Result<Vec<SocketAddr>> {
+        let mut resolved = self.resolved.lock().await;
+        let now = clock.mono();
+        if resolved.at.is_some_and(|at| now.saturating_duration_since(at) < RESOLVED_FOR) {
+            return Ok(resolved.addresses.clone());
+        }
+        let found = tokio::net::lookup_host((self.endpoint.host(), self.endpoint.port())).await;
+        match found.map(Iterator::collect::<Vec<_>>) {
+            Ok(addresses) if !addresses.is_empty() => {
+                *resolved = Resolved { addresses, at: Some(clock.mono()) };
+                Ok(resolved.addresses.clone())
+            }
+            // A resolver that fails now has not moved the servers.
+            _ if !resolved.addresses.is_empty() => Ok(resolved.addresses.clone()),
+            Ok(_) => Err(io::ErrorKind::NotFound.into()),
+            Err(error) => Err(error),
+        }
+    }
 }
