@@ -26,7 +26,8 @@ impl ConnectionLimit {
     #[must_use]
     pub fn new(max_connections: usize, max_connections_per_client: usize) -> Self {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        // A connection can need a second descriptor, to the upstream; stores, logs and listeners need some too.
+        // A connection can need a second descriptor, to the upstream; stores, logs and listeners need some
+        // too.
         let at_most = usize::try_from(descriptors / 10 * 8 / 2).unwrap_or(usize::MAX);
         if at_most < max_connections {
             telemetry::log(&format!(
@@ -40,7 +41,8 @@ impl ConnectionLimit {
         }
     }
 
-    /// A place for a connection from `address`; `None` when there is none. What is `trusted` counts only among all.
+    /// A place for a connection from `address`; `None` when there is none. What is `trusted` counts only
+    /// among all.
     #[must_use]
     pub fn take(&self, address: IpAddr, trusted: bool) -> Option<Slot> {
         let client = client_of(address);

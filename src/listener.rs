@@ -1,7 +1,7 @@
 //! The public socket: bound once; each connection is given a place, or closed, and handed to a worker.
 //!
-//! Two sockets bound to one port with `SO_REUSEPORT` would split the traffic in silence, so there is one, and one acceptor
-//! that gives each connection to the least loaded worker.
+//! Two sockets bound to one port with `SO_REUSEPORT` would split the traffic in silence, so there is one, and
+//! one acceptor that gives each connection to the least loaded worker.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +24,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Threads that serve connections; `None` for one per processor.
     pub workers: Option<NonZeroUsize>,
-    /// Connections at once; at most 40 % of the file descriptor limit, since each may need a second one to the upstream.
+    /// Connections at once; at most 40 % of the file descriptor limit, since each may need a second one to
+    /// the upstream.
     pub max_connections: usize,
     /// Connections at once from one address, or one /64 of IPv6. Trusted proxies are not counted.
     pub max_connections_per_client: usize,
@@ -77,7 +78,8 @@ impl Listener {
                 SocketAddr::V4(_) => TcpSocket::new_v4()?,
                 SocketAddr::V6(_) => TcpSocket::new_v6()?,
             };
-            // Lets a restart bind while old connections linger in TIME_WAIT; it does not let two processes bind.
+            // Lets a restart bind while old connections linger in TIME_WAIT; it does not let two processes
+            // bind.
             socket.set_reuseaddr(true)?;
             socket.bind(settings.listen)?;
             let socket = socket.listen(BACKLOG)?;

@@ -1,7 +1,8 @@
 //! What keygate tells its operator: a line for what happens to the process, a record for every request.
 //!
-//! A record is written off the request's path: a thread gathers its records and hands them over in bunches to a
-//! bounded queue, from which one thread writes. When the queue is full, records are dropped and counted, never waited for.
+//! A record is written off the request's path: a thread gathers its records and hands them over in bunches to
+//! a bounded queue, from which one thread writes. When the queue is full, records are dropped and counted,
+//! never waited for.
 //!
 //! Never in a record or a line: a key or a part of one, a query, a header value or a body of the client's.
 
@@ -65,8 +66,8 @@ fn write_lines(orders: &Receiver<Order>) {
 
 /// One line about the process itself, to standard error.
 ///
-/// It waits for nobody: a worker must not stand still because the reader of its log does. What finds the queue
-/// full is dropped.
+/// It waits for nobody: a worker must not stand still because the reader of its log does. What finds the
+/// queue full is dropped.
 pub fn log(line: &str) {
     if let Some(queue) = &*LINES {
         let _ = queue.try_send(Order::Write(line.to_owned()));
@@ -188,7 +189,8 @@ impl RecordWriter {
     pub fn finish(mut self) {
         self.queue = None;
         if let Some(ended) = self.ended.take() {
-            // The sender goes with the thread. A reader that stands still must not keep the process from ending.
+            // The sender goes with the thread. A reader that stands still must not keep the process from
+            // ending.
             let _ = ended.recv_timeout(PATIENCE);
         }
     }

@@ -29,7 +29,8 @@ pub(super) enum Caller {
 /// Finds out who asks.
 ///
 /// # Errors
-/// 401 for whatever is not a valid key now, 403 `forbidden` for one that may do nothing, 503 where the store cannot tell.
+/// 401 for whatever is not a valid key now, 403 `forbidden` for one that may do nothing, 503 where the store
+/// cannot tell.
 pub(super) async fn authenticate<B>(
     gateway: &Gateway,
     peer: &Peer,
@@ -84,8 +85,8 @@ async fn resolve(
     Ok(known)
 }
 
-/// The token behind `Bearer` (RFC 6750, section 2.1; the scheme in any case, RFC 9110, section 11.1). That there is at most one field, the
-/// guard has seen to.
+/// The token behind `Bearer` (RFC 6750, section 2.1; the scheme in any case, RFC 9110, section 11.1). That
+/// there is at most one field, the guard has seen to.
 fn bearer_token(headers: &HeaderMap) -> Result<&[u8], Unauthenticated> {
     let credentials = headers.get(AUTHORIZATION).ok_or(Unauthenticated::Missing)?.as_bytes();
     let (scheme, token) = credentials.split_at_checked(7).ok_or(Unauthenticated::NotBearer)?;
@@ -96,8 +97,9 @@ fn bearer_token(headers: &HeaderMap) -> Result<&[u8], Unauthenticated> {
     Ok(&token[blanks..])
 }
 
-/// A public route looks at no key. But whoever presents a test key means the sandbox, so its prefix still decides; also that of
-/// a mistyped one, or of one beside a live key, which are no less meant for the sandbox.
+/// A public route looks at no key. But whoever presents a test key means the sandbox, so its prefix still
+/// decides; also that of a mistyped one, or of one beside a live key, which are no less meant for the
+/// sandbox.
 fn public_environment(gateway: &Gateway, headers: &HeaderMap, otherwise: Environment) -> Environment {
     headers
         .get(AUTHORIZATION)

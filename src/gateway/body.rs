@@ -16,7 +16,8 @@ use super::exchange::Exchange;
 use crate::clock::Clock;
 use crate::upstream::pool::Lease;
 
-/// Why a body ended before its end. The connection it was written to is cut, so that the other side sees it too.
+/// Why a body ended before its end. The connection it was written to is cut, so that the other side sees it
+/// too.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum BodyError {
     #[error("the body is larger than allowed")]
@@ -52,7 +53,8 @@ impl Upload {
     }
 }
 
-/// A client's body on its way up. Trailers end here: what they could smuggle past the guard is not worth their use.
+/// A client's body on its way up. Trailers end here: what they could smuggle past the guard is not worth
+/// their use.
 #[derive(Debug)]
 pub struct RequestBody(Option<Sending>);
 
@@ -65,7 +67,8 @@ struct Sending {
 }
 
 impl RequestBody {
-    /// Lets at most `limit` bytes through, with pauses of at most `idle`. The upload is `None` where there is no body.
+    /// Lets at most `limit` bytes through, with pauses of at most `idle`. The upload is `None` where there is
+    /// no body.
     pub(super) fn new(incoming: Incoming, limit: u64, idle: Duration) -> (Self, Option<Rc<Upload>>) {
         if incoming.is_end_stream() {
             return (Self(None), None);
@@ -139,7 +142,8 @@ impl Sending {
     }
 }
 
-/// An answer on its way down, keygate's own or the upstream's. Holds the exchange, whose record is written when this ends.
+/// An answer on its way down, keygate's own or the upstream's. Holds the exchange, whose record is written
+/// when this ends.
 #[derive(Debug)]
 pub struct ResponseBody {
     source: Source,
@@ -171,7 +175,8 @@ impl ResponseBody {
         Self { source: Source::Own(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange }
     }
 
-    /// `reusable`: the request was wholly sent before this answer began, and nothing about the answer was odd.
+    /// `reusable`: the request was wholly sent before this answer began, and nothing about the answer was
+    /// odd.
     pub(super) fn upstream(
         incoming: Incoming,
         idle: Duration,

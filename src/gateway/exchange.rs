@@ -17,7 +17,8 @@ use crate::rejection::Rejection;
 use crate::store::cache::Level;
 use crate::telemetry::Record;
 
-/// A request from its parsed head to the last byte of its answer. Counted and recorded when it is dropped, however it ended.
+/// A request from its parsed head to the last byte of its answer. Counted and recorded when it is dropped,
+/// however it ended.
 #[derive(Debug)]
 pub(super) struct Exchange {
     gateway: Rc<Gateway>,

@@ -69,8 +69,9 @@ pub(super) async fn forward(
     }
     // An answer that overtakes the request's body leaves the rest of that body on the connection.
     let wholly_sent = upload.is_none_or(|upload| upload.state() == UploadState::Done);
-    // hyper frames a connection's next request for the version of its last answer, and HTTP/1.0 cannot frame a body of
-    // unknown length: it would be left out, and the upstream would take the request for a whole one.
+    // hyper frames a connection's next request for the version of its last answer, and HTTP/1.0 cannot frame
+    // a body of unknown length: it would be left out, and the upstream would take the request for a whole
+    // one.
     let current = head.version == Version::HTTP_11;
     let reusable = wholly_sent && current && framing == Framing::Clear;
     Ok(Forwarded {
@@ -97,7 +98,8 @@ impl Forwarded {
     pub(super) fn into_response(self, gateway: &Gateway, mut exchange: Exchange) -> Response<ResponseBody> {
         let Self { mut head, incoming, lease, reusable, stream_idle } = self;
         head.version = Version::HTTP_11;
-        // A reason phrase of the upstream's own travels as an extension, as does what belongs to its connection.
+        // A reason phrase of the upstream's own travels as an extension, as does what belongs to its
+        // connection.
         head.extensions.clear();
         exchange.note_forwarded(head.status);
         let body =

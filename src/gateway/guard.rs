@@ -1,8 +1,8 @@
 //! The door: a request becomes a [`CanonicalRequest`], or a refusal before any key is looked at.
 //!
-//! What is judged here is what is forwarded. A path is normalised once (RFC 3986, section 6.2.2: needless percent-encoding
-//! decoded, hexadecimal digits in upper case); everything that two parsers could read in two ways is refused. The
-//! query is opaque: forwarded byte for byte, decided on by nobody.
+//! What is judged here is what is forwarded. A path is normalised once (RFC 3986, section 6.2.2: needless
+//! percent-encoding decoded, hexadecimal digits in upper case); everything that two parsers could read in two
+//! ways is refused. The query is opaque: forwarded byte for byte, decided on by nobody.
 
 use std::borrow::Cow;
 
@@ -128,7 +128,8 @@ fn check_size(uri: &Uri, headers: &HeaderMap, limits: &Limits) -> Result<(), Rej
 fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Rejection> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
-        // RFC 9112, section 6.1: HTTP/1.0 has no transfer codings; and `gzip, chunked` is a body nobody here decodes.
+        // RFC 9112, section 6.1: HTTP/1.0 has no transfer codings; and `gzip, chunked` is a body nobody here
+        // decodes.
         let one_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
         if !one_chunked || version < Version::HTTP_11 {
             return Err(Rejection::Unsafe(Unsafe::TransferEncoding));
@@ -170,7 +171,8 @@ fn parse_host(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, Rejection> 
     if is_host(host.as_bytes()) { Ok(host) } else { Err(Rejection::Unsafe(Unsafe::HostInvalid)) }
 }
 
-/// `uri-host [ ":" port ]` of RFC 9110, section 7.2, without userinfo and without the octets that only a generic URI allows.
+/// `uri-host [ ":" port ]` of RFC 9110, section 7.2, without userinfo and without the octets that only a
+/// generic URI allows.
 fn is_host(host: &[u8]) -> bool {
     let (name, port) = match host.iter().rposition(|byte| *byte == b':') {
         Some(colon) if !host.ends_with(b"]") => (&host[..colon], &host[colon + 1..]),
@@ -304,7 +306,8 @@ fn is_dot_segment(segment: &[u8]) -> bool {
     matches!(cut(segment), b"." | b"..")
 }
 
-/// Where some servers take a segment, or the whole path, to end: at parameters, or once decoded at a query or a fragment.
+/// Where some servers take a segment, or the whole path, to end: at parameters, or once decoded at a query or
+/// a fragment.
 const CUTS: &[u8] = b";?#";
 
 /// The decoded segment up to where such a server stops reading it.

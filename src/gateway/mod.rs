@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Each stage is a file and takes what only the stage before it can make: routes are found for a
-//! [`guard::CanonicalRequest`], and nothing is forwarded without a `Permit`. On a cache hit no stage waits, locks or leaves its thread.
+//! [`guard::CanonicalRequest`], and nothing is forwarded without a `Permit`. On a cache hit no stage waits,
+//! locks or leaves its thread.
 
 mod authenticate;
 mod authorize;
@@ -75,7 +76,8 @@ pub struct Shared {
     pub clock: Clock,
 }
 
-/// One worker's gateway: everything a request needs, nothing of it shared with another thread while keys are cached.
+/// One worker's gateway: everything a request needs, nothing of it shared with another thread while keys are
+/// cached.
 #[derive(Debug)]
 pub struct Gateway {
     settings: Settings,

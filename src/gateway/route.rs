@@ -1,8 +1,9 @@
 //! Routes: which rule a canonical request falls under.
 //!
-//! A path belongs to exactly one pattern, the most specific that matches it: segment by segment from the left, a
-//! literal before a parameter before a rest. Then the method picks the route among those of that pattern. There
-//! is no falling through to a wider pattern when the method is missing, and what no rule names is denied.
+//! A path belongs to exactly one pattern, the most specific that matches it: segment by segment from the
+//! left, a literal before a parameter before a rest. Then the method picks the route among those of that
+//! pattern. There is no falling through to a wider pattern when the method is missing, and what no rule names
+//! is denied.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -36,7 +37,8 @@ pub struct Route {
 /// Who may use a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Anybody, without a key. The upstream is the one of the presented key's prefix, else of this environment.
+    /// Anybody, without a key. The upstream is the one of the presented key's prefix, else of this
+    /// environment.
     Public { environment: Environment },
     /// Any valid key.
     AnyKey,
@@ -298,12 +300,13 @@ impl RouteTable {
 
     /// The route of a request, or `None`: denied.
     ///
-    /// A path can be canonical here and still mean something else to an upstream that decodes it, cuts it off at `;`
-    /// or at a decoded `?`, or cares for neither letters' case nor a trailing slash. All those readings must fall under the same
-    /// route.
+    /// A path can be canonical here and still mean something else to an upstream that decodes it, cuts it off
+    /// at `;` or at a decoded `?`, or cares for neither letters' case nor a trailing slash. All those
+    /// readings must fall under the same route.
     ///
     /// # Errors
-    /// [`Unsafe::PathTwoReadings`] where they do not; [`Unsafe::PathEncodedSlash`] where the route does not allow one.
+    /// [`Unsafe::PathTwoReadings`] where they do not; [`Unsafe::PathEncodedSlash`] where the route does not
+    /// allow one.
     pub fn find<B>(&self, request: &CanonicalRequest<B>) -> Result<Option<Match<'_>>, Unsafe> {
         let (path, shape) = (request.path(), request.shape());
         let find = |path, reading| self.find_reading(path, request.method(), reading, End::Here);
@@ -365,8 +368,8 @@ impl Node {
         }
     }
 
-    /// The claims on the most specific pattern that matches. Visits each node at most once, so its cost is bounded
-    /// by the policy's size, whatever the path.
+    /// The claims on the most specific pattern that matches. Visits each node at most once, so its cost is
+    /// bounded by the policy's size, whatever the path.
     fn find(&self, path: Option<&str>, reading: Reading, end: End) -> Option<&[(Method, usize)]> {
         let Some(path) = path else {
             return match end {

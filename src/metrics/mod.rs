@@ -1,8 +1,9 @@
 //! Metrics: each thread counts for itself, and the counts are added up when somebody asks.
 //!
-//! A count on the request's path is one store to memory that no other thread writes: no lock, no shared cache line, no
-//! looking up of labels. Label values come from closed sets (the policy's routes, the configuration's upstreams, the lists
-//! below), so the number of series does not depend on keys, organisations or anything that a client sends.
+//! A count on the request's path is one store to memory that no other thread writes: no lock, no shared cache
+//! line, no looking up of labels. Label values come from closed sets (the policy's routes, the
+//! configuration's upstreams, the lists below), so the number of series does not depend on keys,
+//! organisations or anything that a client sends.
 
 mod store;
 
@@ -25,7 +26,8 @@ pub use store::{MeasuredStore, StoreMeter};
 /// Methods that have a label of their own; the last is for every other.
 const METHODS: [&str; 10] =
     ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT", "_OTHER"];
-/// An upstream's statuses by class, keygate's own by number, and 499 for a client that left without an answer.
+/// An upstream's statuses by class, keygate's own by number, and 499 for a client that left without an
+/// answer.
 const CODES: [&str; 18] = [
     "1xx", "2xx", "3xx", "4xx", "5xx", "400", "401", "403", "404", "413", "414", "429", "431", "500", "502",
     "503", "504", "499",

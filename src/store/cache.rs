@@ -1,7 +1,7 @@
 //! The read-through cache: a thread's own slots, then moka, then the store.
 //!
-//! Whatever level answers, what it gives is judged by the [`Fence`] and by its age at that moment. Unknown keys
-//! live in a cache of their own, small and short, so that a flood of guesses evicts no known key.
+//! Whatever level answers, what it gives is judged by the [`Fence`] and by its age at that moment. Unknown
+//! keys live in a cache of their own, small and short, so that a flood of guesses evicts no known key.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -59,8 +59,8 @@ const SLOTS: usize = 4096;
 /// How often a load is begun again because an event overtook it, before it counts as unavailable.
 const OVERTAKEN_AT_MOST: usize = 4;
 
-/// One network may have an eighth of all loads under way, and the last quarter is kept for networks that have none: so
-/// well-formed guesses, which cost a load each, leave room for the keys of others.
+/// One network may have an eighth of all loads under way, and the last quarter is kept for networks that have
+/// none: so well-formed guesses, which cost a load each, leave room for the keys of others.
 const NETWORK_SHARE: usize = 8;
 const RESERVE: usize = 4;
 /// How long after a failed load stale keys are served without trying another.
@@ -380,8 +380,8 @@ pub struct Known<T> {
     loaded_at: Instant,
 }
 
-/// A thread's own level. The slot of a key is chosen by its digest, which is uniformly distributed: no hashing, no eviction to
-/// decide on, a fixed size.
+/// A thread's own level. The slot of a key is chosen by its digest, which is uniformly distributed: no
+/// hashing, no eviction to decide on, a fixed size.
 #[derive(Debug)]
 pub struct ThreadCache<T> {
     shared: Arc<ReadThrough>,
@@ -401,7 +401,8 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         Self { shared, slots: RefCell::new(slots) }
     }
 
-    /// Answers from this thread's slots or the process's cache, without waiting. `None`: the store must be asked.
+    /// Answers from this thread's slots or the process's cache, without waiting. `None`: the store must be
+    /// asked.
     #[must_use]
     pub fn find(&self, digest: &Digest, now: Now) -> Option<(Resolved<T>, Level)> {
         if let Some(known) = self.find_slot(digest, now, self.shared.settings.ttl) {

@@ -1,12 +1,13 @@
 //! The fence: why a cached key can be trusted without asking the store.
 //!
-//! Every change that takes rights away is an event. The fence counts them and remembers whom each concerned. What
-//! is cached carries a [`Stamp`]: the count *before* its load began. As long as the count has not moved, it is
-//! current, which costs a reader one atomic load. Once it has moved, the reader asks whether any event since the stamp
-//! concerned this key or its organisation: if none did, the stamp is renewed; if one did, the entry is dead.
+//! Every change that takes rights away is an event. The fence counts them and remembers whom each concerned.
+//! What is cached carries a [`Stamp`]: the count *before* its load began. As long as the count has not moved,
+//! it is current, which costs a reader one atomic load. Once it has moved, the reader asks whether any event
+//! since the stamp concerned this key or its organisation: if none did, the stamp is renewed; if one did, the
+//! entry is dead.
 //!
-//! The order inside [`EventSink::apply`] is what makes this sound: first the subjects are written down, then the new count is
-//! published. Whoever reads count N therefore finds every subject of the events up to N.
+//! The order inside [`EventSink::apply`] is what makes this sound: first the subjects are written down, then
+//! the new count is published. Whoever reads count N therefore finds every subject of the events up to N.
 //!
 //! Stamps are this process's own count, not the store's event numbers, so they never run backwards, whatever
 //! happens to the store.
@@ -150,7 +151,8 @@ mod tests {
     }
 
     proptest! {
-        /// The fence against a list of all events ever: it may ask for a load too many, never for one too few.
+        /// The fence against a list of all events ever: it may ask for a load too many, never for one too
+        /// few.
         #[test]
         fn a_bounded_memory_never_misses_an_event(
             events in proptest::collection::vec(proptest::option::weighted(0.9, (any::<bool>(), 0_u8..6)), 0..60),

@@ -1,8 +1,9 @@
 //! A thread's own connections to the upstreams.
 //!
-//! No lock and no other thread: a worker opens, keeps and closes its own. A kept connection is used again only for
-//! the same upstream, the same environment and the same endpoint, and only after an exchange in which nothing was odd; anything
-//! else closes it. A request is tried again, on another connection or endpoint, only while nothing of it was sent.
+//! No lock and no other thread: a worker opens, keeps and closes its own. A kept connection is used again
+//! only for the same upstream, the same environment and the same endpoint, and only after an exchange in
+//! which nothing was odd; anything else closes it. A request is tried again, on another connection or
+//! endpoint, only while nothing of it was sent.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -31,8 +32,8 @@ const RESOLVED_FOR: Duration = Duration::from_secs(5);
 /// Head of an answer, in bytes and fields.
 const ANSWER_HEAD: usize = 64 << 10;
 const ANSWER_FIELDS: usize = 200;
-/// What hyper keeps of one connection's input and output, in bytes; its own choice is five times as much, which a transfer
-/// that stands still holds several times over. Room for a head and what came with it.
+/// What hyper keeps of one connection's input and output, in bytes; its own choice is five times as much,
+/// which a transfer that stands still holds several times over. Room for a head and what came with it.
 const BUFFER: usize = ANSWER_HEAD + (16 << 10);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -92,7 +93,8 @@ impl<B> Drop for Connection<B> {
     }
 }
 
-/// The connection on which an answer arrives. Dropped, it closes it; [`Lease::release`] keeps it for the next request.
+/// The connection on which an answer arrives. Dropped, it closes it; [`Lease::release`] keeps it for the next
+/// request.
 #[derive(Debug)]
 pub struct Lease<B> {
     connection: Connection<B>,
@@ -283,8 +285,8 @@ impl<B> Server<B> {
         Err(failure)
     }
 
-    /// The addresses of the endpoint's name, as of the last few seconds. One lookup at a time: each holds a thread for as long as
-    /// the resolver takes, also when nobody waits for it any more.
+    /// The addresses of the endpoint's name, as of the last few seconds. One lookup at a time: each holds a
+    /// thread for as long as the resolver takes, also when nobody waits for it any more.
     async fn resolve(&self, clock: &Clock) -> io::Result<Vec<SocketAddr>> {
         let mut resolved = self.resolved.lock().await;
         let now = clock.mono();
