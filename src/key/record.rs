@@ -227,6 +227,16 @@ impl Sealer {
         Ok(Versioned { rev: u64::from_be_bytes(rev), record })
     }
 
+    /// Opens the record that is stored at `place`. Whoever can write to a store could have moved one there from
+    /// elsewhere, seal and all.
+    ///
+    /// # Errors
+    /// As [`Sealer::open`], and for the record of another place.
+    pub fn open_at<T: Stored>(&self, place: &[u8; 16], bytes: &[u8]) -> Result<Versioned<T>, BadRecord> {
+        let stored: Versioned<T> = self.open(bytes)?;
+        if stored.record.place() == *place { Ok(stored) } else { Err(BadRecord::Seal) }
+    }
+
     fn mac<T: Stored>(&self, place: &[u8; 16], bytes: &[u8]) -> Option<hmac::Hmac<sha2::Sha256>> {
         let mut mac = self.pepper.as_ref()?.hmac(T::KIND);
         mac.update(place);

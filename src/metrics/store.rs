@@ -10,6 +10,7 @@ use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
 use crate::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::store::events::EventSink;
+use crate::store::keeper::Keeper;
 use crate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
 
 /// What is known of a store from watching it.
@@ -123,5 +124,9 @@ impl Store for MeasuredStore {
 
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         self.store.subscribe(sink);
+    }
+
+    fn keeper(&self) -> &dyn Keeper {
+        self.store.keeper()
     }
 }

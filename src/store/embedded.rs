@@ -34,12 +34,13 @@ use redb::{
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::events::{EventSink, Seq, Subject};
+use super::events::{EventSink, Seq, Subject, encode};
+use super::keeper::{Acceptance, Keeper, LinkState, Status};
 use super::rehearsal::Rehearsal;
 use super::{Change, CommitError, Committed, Found, Lookup, Mutation, Store, StoreFault, StoreFuture};
 use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
-use crate::key::record::{BadRecord, KeyRecord, OrgRecord, Sealer, Stored, Versioned};
+use crate::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -194,6 +195,38 @@ impl Store for Embedded {
         let mut published = lock(&self.published);
         sink.reset(published.event);
         published.sinks.push(sink);
+    }
+
+    fn keeper(&self) -> &dyn Keeper {
+        self
+    }
+}
+
+/// A file is what it is: there is nothing to accept, and nobody else whose events could fail to arrive.
+impl Keeper for Embedded {
+    fn link_state(&self) -> LinkState {
+        LinkState::Up
+    }
+
+    fn status(&self) -> StoreFuture<'_, Status> {
+        let incarnation = self.read(|snapshot| snapshot.incarnation());
+        Box::pin(async move {
+            let (found, trouble) = match incarnation.await {
+                Ok(found) => (Some(found), None),
+                Err(fault) => (None, Some(fault.to_string())),
+            };
+            let (place, events) = (self.path.display().to_string(), Some(lock(&self.published).event));
+            Status { place, trouble, known: found.clone(), found, events }
+        })
+    }
+
+    fn begin(&self) -> StoreFuture<'_, Result<bool, StoreFault>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
+        let incarnation = self.read(|snapshot| snapshot.incarnation());
+        Box::pin(async move { Ok(Acceptance { store: incarnation.await?, changed: false }) })
     }
 }
 
@@ -521,7 +554,7 @@ fn check<T: Stored>(
         Change::Update { rev, record } => {
             let place = record.place();
             let bytes = table.get(&place)?.ok_or(CommitError::Missing)?;
-            let stored: Versioned<T> = unseal(sealer, &place, bytes.value()).map_err(Stop::unreadable)?;
+            let stored: Versioned<T> = sealer.open_at(&place, bytes.value()).map_err(Stop::unreadable)?;
             if stored.rev != *rev {
                 return Err(CommitError::Conflict.into());
             }
@@ -531,13 +564,6 @@ fn check<T: Stored>(
     };
     let sealed = sealer.seal(rev, record).map_err(Stop::unreadable)?;
     Ok(Write { place: record.place(), before, sealed })
-}
-
-/// Opens the record that was stored at `place`. Whoever can write to the file could have moved one there from
-/// elsewhere, seal and all.
-fn unseal<T: Stored>(sealer: &Sealer, place: &[u8; 16], bytes: &[u8]) -> Result<Versioned<T>, BadRecord> {
-    let stored: Versioned<T> = sealer.open(bytes)?;
-    if stored.record.place() == *place { Ok(stored) } else { Err(BadRecord::Seal) }
 }
 
 /// Everything a read sees: one moment.
@@ -558,6 +584,12 @@ impl Snapshot {
         }
         let org = self.promised::<OrgRecord>(ORGS, &key.org.to_bytes())?.record;
         Ok(Some(Found { key, org }))
+    }
+
+    fn incarnation(&self) -> Result<String, StoreFault> {
+        let bytes = self.file.open_table(META)?.get(INCARNATION)?.map(|bytes| bytes.value().to_vec());
+        let bytes = bytes.ok_or_else(|| StoreFault::failed("the file does not say which store it is"))?;
+        Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     fn record<T: Stored>(
@@ -620,7 +652,7 @@ impl Snapshot {
     }
 
     fn unseal<T: Stored>(&self, place: &[u8; 16], bytes: &[u8]) -> Result<Versioned<T>, StoreFault> {
-        unseal(&self.sealer, place, bytes).map_err(StoreFault::failed)
+        self.sealer.open_at(place, bytes).map_err(StoreFault::failed)
     }
 }
 
@@ -751,24 +783,6 @@ fn lay_out(database: &Database) -> Result<(), StoreFault> {
 
 fn number(bytes: &[u8]) -> Option<u64> {
     bytes.try_into().ok().map(u64::from_be_bytes)
-}
-
-/// One subject after the other: its kind (`01` digest, `02` organisation), then its 32 or 16 bytes.
-fn encode(subjects: &[Subject]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(33 * subjects.len());
-    for subject in subjects {
-        match subject {
-            Subject::Digest(digest) => {
-                bytes.push(1);
-                bytes.extend_from_slice(digest.as_bytes());
-            }
-            Subject::Org(org) => {
-                bytes.push(2);
-                bytes.extend_from_slice(&org.to_bytes());
-            }
-        }
-    }
-    bytes
 }
 
 macro_rules! faults {

@@ -24,3 +24,68 @@ pub trait EventSink: Send + Sync + 'static {
     /// Events up to `seq` may have been missed: nothing cached before may be used without a new lookup.
     fn reset(&self, seq: Seq);
 }
+
+/// The subjects of an event as a store keeps them, one after the other: each one's kind (`01` digest, `02` organisation), then its
+/// 32 or 16 bytes.
+pub(super) fn encode(subjects: &[Subject]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(33 * subjects.len());
+    for subject in subjects {
+        match subject {
+            Subject::Digest(digest) => {
+                bytes.push(1);
+                bytes.extend_from_slice(digest.as_bytes());
+            }
+            Subject::Org(org) => {
+                bytes.push(2);
+                bytes.extend_from_slice(&org.to_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+/// The other way; `None` for what [`encode`] of this version does not write.
+pub(super) fn decode(mut bytes: &[u8]) -> Option<Vec<Subject>> {
+    let mut subjects = Vec::new();
+    while let Some((kind, rest)) = bytes.split_first() {
+        let (subject, rest) = match kind {
+            1 => rest
+                .split_first_chunk()
+                .map(|(digest, rest)| (Subject::Digest(Digest::from_bytes(*digest)), rest))?,
+            2 => rest.split_first_chunk().map(|(org, rest)| (Subject::Org(OrgId::from_bytes(*org)), rest))?,
+            _ => return None,
+        };
+        subjects.push(subject);
+        bytes = rest;
+    }
+    Some(subjects)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn subject() -> impl Strategy<Value = Subject> {
+        prop_oneof![
+            any::<[u8; 32]>().prop_map(|bytes| Subject::Digest(Digest::from_bytes(bytes))),
+            any::<[u8; 16]>().prop_map(|bytes| Subject::Org(OrgId::from_bytes(bytes))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn subjects_survive_the_store(subjects in proptest::collection::vec(subject(), 0..5)) {
+            let bytes = encode(&subjects);
+            prop_assert_eq!(decode(&bytes), Some(subjects));
+            if let Some((_, cut)) = bytes.split_last() {
+                prop_assert_eq!(decode(cut), None);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = decode(&bytes);
+        }
+    }
+}

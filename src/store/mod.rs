@@ -7,6 +7,8 @@ pub mod cache;
 pub mod embedded;
 pub mod events;
 pub mod fence;
+pub mod keeper;
+pub mod redis;
 mod rehearsal;
 
 use std::fmt;
@@ -20,6 +22,7 @@ use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
 use crate::key::record::{KeyRecord, OrgRecord, Versioned};
 use events::{EventSink, Seq, Subject};
+use keeper::Keeper;
 
 /// A store's answer to "whose secret is this?".
 #[derive(Clone, Debug)]
@@ -126,4 +129,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Tells `sink` the current event number and from then on of every event. For the life of the store.
     fn subscribe(&self, sink: Arc<dyn EventSink>);
+
+    /// What an operator can ask of it.
+    fn keeper(&self) -> &dyn Keeper;
 }

@@ -1,0 +1,9 @@
+#!lua
+-- Makes an empty place a store. Whatever is there already is left as it is.
+-- KEYS: meta, events, keys, orgs. ARGV: the incarnation to be.
+local before = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event')
+if before[1] or redis.call('EXISTS', unpack(KEYS)) > 0 then
+  return {before[1], before[2], before[3], 'kept'}
+end
+redis.call('HSET', KEYS[1], 'incarnation', ARGV[1], 'schema', '1', 'event', '0')
+return {ARGV[1], '1', '0', 'begun'}

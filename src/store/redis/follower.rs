@@ -1,0 +1,192 @@
+//! Follows the stream of events, on a connection of its own, for as long as the store lives.
+//!
+//! Redis is waited on rather than asked again and again: a blocking read returns the moment an event is there. But it
+//! also sleeps through a store that is emptied under it, and skips what was trimmed without a word. So the numbers must
+//! have no gap, and once a second the last event seen must still be there unchanged, in the same store.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{RedisError, Value};
+use tokio::time::{sleep, timeout};
+
+use super::ledger::{Event, Incarnation, Mark, Position};
+use super::scripts::{Call, bytes, unexpected};
+use super::{Inner, LinkState};
+use crate::store::StoreFault;
+use crate::store::events::{Seq, decode};
+use crate::telemetry;
+
+/// How often the last event seen is looked at again.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Events taken at once.
+const BATCH: usize = 512;
+/// Missed events that are applied one by one. More of them say that nothing cached is worth keeping.
+const BACKLOG: Seq = 4096;
+/// The first wait before connecting again; each further one is twice as long.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// The longest. A Redis that is back is noticed within this time.
+const LAST_WAIT: Duration = Duration::from_millis(500);
+
+pub(super) async fn run(inner: Arc<Inner>) {
+    let mut wait = FIRST_WAIT;
+    loop {
+        let Err(fault) = follow(&inner).await;
+        let down = LinkState::Down(fault.to_string().into());
+        let before = inner.set_link_state(down.clone());
+        if before != down {
+            telemetry::log(&format!("the event link is down: {fault}"));
+        }
+        if before == LinkState::Up {
+            wait = FIRST_WAIT;
+        }
+        sleep(wait).await;
+        wait = LAST_WAIT.min(wait * 2);
+    }
+}
+
+/// Connects and follows. The link is up from the first look that found everything in order.
+async fn follow(inner: &Inner) -> Result<Infallible, StoreFault> {
+    let mut connection = inner.connector.connect().await?;
+    loop {
+        let store = verify(inner, &mut connection).await?;
+        if inner.set_link_state(LinkState::Up) != LinkState::Up {
+            telemetry::log(&format!("the event link is up: Redis at {}, store {store}", inner.address));
+            warn_of_eviction(inner, &mut connection).await?;
+        }
+        let until = inner.clock.now().mono + HEARTBEAT;
+        loop {
+            let left = until.saturating_duration_since(inner.clock.now().mono);
+            if left < Duration::from_millis(1) {
+                break;
+            }
+            read(inner, &mut connection, &store, left).await?;
+        }
+    }
+}
+
+/// Looks whether this is our store, and whether it still has what was applied.
+async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<Incarnation, StoreFault> {
+    let Position { known, last, mark } = inner.ledger.position();
+    let call =
+        Call::new(&inner.scripts.watch, [inner.names.meta(), inner.names.events()]).arg(last.to_string());
+    let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
+    let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
+    let replaces = reply.text().map_err(|error| inner.fault(error))?.unwrap_or_default();
+    let found = reply.text().map_err(|error| inner.fault(error))?.map(Mark::from_text);
+    let event = reply.meta.event.unwrap_or_default();
+    if let (Some(known), Some(incarnation)) = (&known, &reply.meta.incarnation)
+        && known.as_str() != incarnation
+        && replaces.split(' ').any(|replaced| replaced == known.as_str())
+    {
+        telemetry::log(&format!("the store {incarnation} was accepted in the place of {known}"));
+        inner.ledger.adopt(incarnation, event);
+    }
+    let store = inner.ledger.recognise(&reply.meta, 0).map_err(|stranger| inner.fault(stranger))?;
+    if known.as_ref().is_some_and(|known| *known != store) {
+        // Nothing that was asked before says anything about the store that has just been adopted.
+        return Ok(store);
+    }
+    match (mark, found) {
+        _ if event < last => lose(inner, &store, event, last),
+        (Some(seen), found) if found.as_ref() != Some(&seen) => lose(inner, &store, event, last),
+        (None, Some(found)) => inner.ledger.note_mark(last, found),
+        _ if event - last > BACKLOG => inner.ledger.jump(&store, event, None),
+        _ => {}
+    }
+    Ok(store)
+}
+
+/// The store went back in time: nobody knows what came between.
+fn lose(inner: &Inner, store: &Incarnation, event: Seq, last: Seq) {
+    telemetry::log(&format!(
+        "Redis at {} lost events: {last} was applied here and is not there any more; every key is looked up again",
+        inner.address
+    ));
+    inner.ledger.jump(store, event, None);
+}
+
+/// A Redis that makes room by throwing keys away makes known keys unknown, and nobody can tell.
+async fn warn_of_eviction(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
+    let mut command = ::redis::cmd("INFO");
+    command.arg("memory");
+    let answer = timeout(inner.settings.command_timeout, command.query_async::<String>(connection)).await;
+    // Whoever may not ask is not told.
+    let Ok(info) = answer.map_err(|_| StoreFault::TimedOut)? else { return Ok(()) };
+    let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
+    if let Some(policy) = policy.filter(|policy| policy.starts_with("allkeys")) {
+        telemetry::log(&format!(
+            "Redis at {} throws keys away when its memory is full ({policy}), which turns API keys into unknown ones: \
+             set its maxmemory-policy to noeviction",
+            inner.address
+        ));
+    }
+    Ok(())
+}
+
+/// Waits for events and applies them.
+async fn read(
+    inner: &Inner,
+    connection: &mut MultiplexedConnection,
+    store: &Incarnation,
+    patience: Duration,
+) -> Result<(), StoreFault> {
+    let last = inner.ledger.position().last;
+    let block = u64::try_from(patience.as_millis()).unwrap_or(1).max(1);
+    let mut command = ::redis::cmd("XREAD");
+    command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(block);
+    command.arg("STREAMS").arg(inner.names.events()).arg(format!("{last}-0"));
+    let answer = timeout(patience + inner.settings.command_timeout, command.query_async(connection)).await;
+    let answer: Value = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
+    let entries = entries(answer).map_err(|error| inner.fault(error))?;
+    let mut expected = last + 1;
+    for entry in entries {
+        let (seq, event) = parse(entry).map_err(|error| inner.fault(error))?;
+        match event {
+            Some(event) if seq == expected => inner.ledger.follow(store, event),
+            // Some were trimmed away before they were read, or this one says what only a newer keygate understands.
+            _ => inner.ledger.jump(store, seq, None),
+        }
+        expected = seq + 1;
+    }
+    Ok(())
+}
+
+/// The entries of the one stream that was read; none where the time was up.
+fn entries(answer: Value) -> Result<Vec<Value>, RedisError> {
+    let mut streams = match answer {
+        Value::Nil => return Ok(Vec::new()),
+        Value::Array(streams) => streams,
+        _ => return Err(unexpected()),
+    };
+    match streams.pop() {
+        Some(Value::Array(mut stream)) => match stream.pop() {
+            Some(Value::Array(entries)) => Ok(entries),
+            _ => Err(unexpected()),
+        },
+        _ => Err(unexpected()),
+    }
+}
+
+/// The number of an entry, and its event unless that does not read.
+fn parse(entry: Value) -> Result<(Seq, Option<Event>), RedisError> {
+    let Value::Array(entry) = entry else { return Err(unexpected()) };
+    let [id, Value::Array(fields)] = <[Value; 2]>::try_from(entry).map_err(|_| unexpected())? else {
+        return Err(unexpected());
+    };
+    let id = String::from_utf8(bytes(id)?).map_err(|_| unexpected())?;
+    let seq = id.split('-').next().and_then(|seq| seq.parse().ok()).ok_or_else(unexpected)?;
+    let (mut subjects, mut mark) = (None, None);
+    let mut fields = fields.into_iter();
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        match &bytes(name)?[..] {
+            b"subjects" => subjects = decode(&bytes(value)?),
+            b"mark" => mark = String::from_utf8(bytes(value)?).ok().map(Mark::from_text),
+            _ => {}
+        }
+    }
+    let event = mark.zip(subjects).map(|(mark, subjects)| Event { seq, mark, subjects });
+    Ok((seq, event))
+}

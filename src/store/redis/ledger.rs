@@ -1,0 +1,420 @@
+//! What this process knows of the store: which store it is, and how far its events have been applied here.
+//!
+//! Events reach this place on two ways: from the stream, and, ahead of it, from the mutations of this process. Each
+//! is applied once and in the order of the numbers. One that comes too early waits for those before it; where they
+//! do not come, or are not what they were, the sinks are told that they may have missed something.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::scripts::Meta;
+use crate::store::events::{EventSink, Seq, Subject};
+
+/// How long a mutation waits for the events before its own. They come by themselves while the stream is followed.
+const GAP_PATIENCE: Duration = Duration::from_millis(250);
+/// Events that wait for those before them. More than a burst of mutations leaves, and no more.
+const EARLY: usize = 4096;
+/// Marks of applied events that are kept, to tell one that was applied from another of the same number.
+const RECENT: usize = 4096;
+pub(super) const SCHEMA: &str = "1";
+
+/// Which store it is. Random, made with the store; a store that lost its data is another one.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Incarnation(Arc<str>);
+
+impl Incarnation {
+    pub(super) fn draw() -> Result<Self, getrandom::Error> {
+        Ok(Self(draw_hex()?.into()))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What makes an event this one and not another of the same number, in a store that lost its last events and went on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Mark(Arc<str>);
+
+impl Mark {
+    pub(super) fn draw() -> Result<Self, getrandom::Error> {
+        Ok(Self(draw_hex()?.into()))
+    }
+
+    pub(super) fn from_text(text: String) -> Self {
+        Self(text.into())
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn draw_hex() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Event {
+    pub(super) seq: Seq,
+    pub(super) mark: Mark,
+    pub(super) subjects: Vec<Subject>,
+}
+
+/// How far this process has come, for whoever asks Redis whether that still holds.
+#[derive(Clone)]
+pub(super) struct Position {
+    pub(super) known: Option<Incarnation>,
+    pub(super) last: Seq,
+    /// `None` where the last event was never seen.
+    pub(super) mark: Option<Mark>,
+}
+
+/// Why what a Redis holds is not our store.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Stranger {
+    /// Nothing at all.
+    Empty,
+    /// Nothing, where there was something.
+    Emptied {
+        known: String,
+    },
+    Another {
+        known: String,
+        found: String,
+    },
+    NewerSchema {
+        found: String,
+    },
+    /// Ours, from before something that happened.
+    Behind {
+        known: Seq,
+        found: Seq,
+    },
+}
+
+impl fmt::Display for Stranger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str(
+                "there is no store yet: make the first key with `keygate keys create`, or an empty store with \
+                 `keygate store accept`",
+            ),
+            Self::Emptied { known } => write!(
+                f,
+                "the store is gone (it was {known}): restore it, or run `keygate store accept` to go on without its \
+                 keys"
+            ),
+            Self::Another { known, found } => write!(
+                f,
+                "this is another store ({found}, not {known}): bring the right one back, or run `keygate store \
+                 accept` to go on with this one"
+            ),
+            Self::NewerSchema { found } => write!(
+                f,
+                "the store was written by a newer keygate (schema {found}, this one knows {SCHEMA}): run that version"
+            ),
+            Self::Behind { known, found } => {
+                write!(f, "the store has event {found} for its last, {known} was known: it lost what came last")
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Ledger {
+    state: Mutex<State>,
+    /// The number of the last event applied, for those who wait for it.
+    reached: watch::Sender<Seq>,
+}
+
+#[derive(Default)]
+struct State {
+    known: Option<Incarnation>,
+    last: Seq,
+    /// The marks of the events up to `last`, as far as they were seen one after the other.
+    recent: VecDeque<Mark>,
+    early: BTreeMap<Seq, Event>,
+    sinks: Vec<Arc<dyn EventSink>>,
+}
+
+impl Ledger {
+    /// Adds a sink, and tells whether it is the first.
+    pub(super) fn subscribe(&self, sink: Arc<dyn EventSink>) -> bool {
+        let mut state = self.lock();
+        sink.reset(state.last);
+        state.sinks.push(sink);
+        state.sinks.len() == 1
+    }
+
+    pub(super) fn position(&self) -> Position {
+        let state = self.lock();
+        Position { known: state.known.clone(), last: state.last, mark: state.recent.back().cloned() }
+    }
+
+    /// Whether what Redis says of itself is the store that is known here. The first one seen is from then on.
+    pub(super) fn recognise(&self, meta: &Meta, at_least: Seq) -> Result<Incarnation, Stranger> {
+        let mut state = self.lock();
+        let known = || state.known.as_ref().map(|known| known.as_str().to_owned());
+        let Some(found) = &meta.incarnation else {
+            return Err(known().map_or(Stranger::Empty, |known| Stranger::Emptied { known }));
+        };
+        if let Some(known) = known().filter(|known| known != found) {
+            return Err(Stranger::Another { known, found: found.clone() });
+        }
+        if meta.schema.as_deref() != Some(SCHEMA) {
+            return Err(Stranger::NewerSchema { found: meta.schema.clone().unwrap_or_default() });
+        }
+        let event = meta.event.unwrap_or_default();
+        if event < at_least {
+            return Err(Stranger::Behind { known: at_least, found: event });
+        }
+        Ok(state.known.get_or_insert_with(|| Incarnation(found.as_str().into())).clone())
+    }
+
+    /// Takes another store for ours, as the operator wants it. Nothing cached from the one before may be used.
+    pub(super) fn adopt(&self, found: &str, event: Seq) {
+        let mut state = self.lock();
+        if state.known.as_ref().is_none_or(|known| known.as_str() != found) {
+            state.known = Some(Incarnation(found.into()));
+            state.early.clear();
+            self.restart(&mut state, event, None);
+        }
+    }
+
+    /// Tells the sinks that they may have missed events up to `last`, and goes on from there.
+    pub(super) fn jump(&self, store: &Incarnation, last: Seq, mark: Option<Mark>) {
+        let mut state = self.lock();
+        if state.known.as_ref() == Some(store) {
+            self.restart(&mut state, last, mark);
+        }
+    }
+
+    /// The mark of the last event, learnt afterwards.
+    pub(super) fn note_mark(&self, last: Seq, mark: Mark) {
+        let mut state = self.lock();
+        if state.last == last && state.recent.is_empty() {
+            state.recent.push_back(mark);
+        }
+    }
+
+    /// An event from the stream.
+    pub(super) fn follow(&self, store: &Incarnation, event: Event) {
+        let mut state = self.lock();
+        if state.known.as_ref() == Some(store) {
+            self.enter(&mut state, event);
+        }
+    }
+
+    /// An event of this process's own making. When this returns it is applied, or everything before it is in doubt.
+    pub(super) async fn apply_own(&self, store: &Incarnation, event: Event) {
+        let (seq, mark) = (event.seq, event.mark.clone());
+        let mut reached = self.reached.subscribe();
+        {
+            let mut state = self.lock();
+            if state.sinks.is_empty() || state.known.as_ref() != Some(store) {
+                return;
+            }
+            if state.contradicts(seq, &mark) {
+                // The store gave a number twice: what was applied under it is no more.
+                return self.restart(&mut state, seq, Some(mark));
+            }
+            self.enter(&mut state, event);
+        }
+        if timeout(GAP_PATIENCE, reached.wait_for(|last| *last >= seq)).await.is_err() {
+            self.jump(store, seq, Some(mark));
+        }
+    }
+
+    fn enter(&self, state: &mut State, event: Event) {
+        if event.seq > state.last {
+            state.early.insert(event.seq, event);
+        }
+        state.apply_early();
+        if state.early.len() > EARLY {
+            let newest = state.early.last_key_value().map(|(seq, event)| (*seq, event.mark.clone()));
+            if let Some((seq, mark)) = newest {
+                self.restart(state, seq, Some(mark));
+            }
+        }
+        self.reached.send_replace(state.last);
+    }
+
+    fn restart(&self, state: &mut State, last: Seq, mark: Option<Mark>) {
+        state.last = last;
+        state.recent = mark.into_iter().collect();
+        state.early.retain(|seq, _| *seq > last);
+        for sink in &state.sinks {
+            sink.reset(last);
+        }
+        state.apply_early();
+        self.reached.send_replace(state.last);
+    }
+
+    /// Poisoned means that a sink panicked, which is a bug there. The number may then be ahead of what was applied
+    /// by one event, in a process that has lost a thread.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn apply_early(&mut self) {
+        while let Some(event) = self.early.remove(&(self.last + 1)) {
+            for sink in &self.sinks {
+                sink.apply(event.seq, &event.subjects);
+            }
+            self.last = event.seq;
+            self.recent.push_back(event.mark);
+            if self.recent.len() > RECENT {
+                self.recent.pop_front();
+            }
+        }
+    }
+
+    /// Whether another event was applied under this number. What a reset has covered contradicts nothing.
+    fn contradicts(&self, seq: Seq, mark: &Mark) -> bool {
+        let back = self.last.checked_sub(seq).and_then(|back| usize::try_from(back).ok());
+        let place = back.and_then(|back| self.recent.len().checked_sub(back + 1));
+        place.and_then(|place| self.recent.get(place)).is_some_and(|applied| applied != mark)
+    }
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Ledger").field("last", &state.last).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::OrgId;
+
+    #[derive(Debug, PartialEq)]
+    enum Told {
+        Reset(Seq),
+        Applied(Seq),
+    }
+
+    #[derive(Clone, Default)]
+    struct Heard(Arc<Mutex<Vec<Told>>>);
+
+    impl EventSink for Heard {
+        fn apply(&self, seq: Seq, _: &[Subject]) {
+            self.0.lock().unwrap().push(Told::Applied(seq));
+        }
+        fn reset(&self, seq: Seq) {
+            self.0.lock().unwrap().push(Told::Reset(seq));
+        }
+    }
+
+    impl Heard {
+        fn take(&self) -> Vec<Told> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    fn meta(incarnation: &str, event: Seq) -> Meta {
+        Meta {
+            incarnation: Some(incarnation.to_owned()),
+            schema: Some(SCHEMA.to_owned()),
+            event: Some(event),
+        }
+    }
+
+    fn event(seq: Seq, mark: &str) -> Event {
+        let subjects = vec![Subject::Org(OrgId::from_bytes([1; 16]))];
+        Event { seq, mark: Mark::from_text(mark.to_owned()), subjects }
+    }
+
+    fn followed() -> (Ledger, Incarnation, Heard) {
+        let (ledger, heard) = (Ledger::default(), Heard::default());
+        let store = ledger.recognise(&meta("a", 0), 0).unwrap();
+        assert!(ledger.subscribe(Arc::new(heard.clone())));
+        assert_eq!(heard.take(), [Told::Reset(0)]);
+        (ledger, store, heard)
+    }
+
+    #[test]
+    fn events_are_applied_once_and_in_order_on_whichever_way_they_come() {
+        let (ledger, store, heard) = followed();
+        for seq in [2, 3, 1, 1, 2, 4, 3] {
+            ledger.follow(&store, event(seq, "m"));
+        }
+        assert_eq!(heard.take(), [Told::Applied(1), Told::Applied(2), Told::Applied(3), Told::Applied(4)]);
+    }
+
+    #[tokio::test]
+    async fn a_mutation_whose_predecessors_do_not_come_puts_everything_in_doubt() {
+        let (ledger, store, heard) = followed();
+        ledger.apply_own(&store, event(3, "own")).await;
+        assert_eq!(heard.take(), [Told::Reset(3)]);
+        ledger.follow(&store, event(2, "late"));
+        ledger.follow(&store, event(3, "own"));
+        ledger.follow(&store, event(4, "next"));
+        assert_eq!(heard.take(), [Told::Applied(4)]);
+    }
+
+    #[tokio::test]
+    async fn a_mutation_waits_for_its_predecessors() {
+        let (ledger, store, heard) = followed();
+        let predecessor = async {
+            tokio::task::yield_now().await;
+            ledger.follow(&store, event(1, "other"));
+        };
+        tokio::join!(ledger.apply_own(&store, event(2, "own")), predecessor);
+        assert_eq!(heard.take(), [Told::Applied(1), Told::Applied(2)]);
+        ledger.apply_own(&store, event(2, "own")).await;
+        assert_eq!(heard.take(), [], "the stream was faster than the answer");
+    }
+
+    #[tokio::test]
+    async fn a_number_given_twice_puts_everything_in_doubt() {
+        let (ledger, store, heard) = followed();
+        ledger.follow(&store, event(1, "lost"));
+        ledger.apply_own(&store, event(1, "own")).await;
+        assert_eq!(heard.take(), [Told::Applied(1), Told::Reset(1)]);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let (ledger, store, heard) = followed();
+        for seq in 2..=EARLY as u64 + 2 {
+            ledger.follow(&store, event(seq, "m"));
+        }
+        assert_eq!(heard.take(), [Told::Reset(EARLY as u64 + 2)]);
+    }
+
+    #[test]
+    fn the_first_store_seen_is_ours_and_no_other_until_it_is_accepted() {
+        let (ledger, store, heard) = followed();
+        let nothing = Meta::default();
+        assert_eq!(ledger.recognise(&nothing, 0).err(), Some(Stranger::Emptied { known: "a".to_owned() }));
+        let another = Stranger::Another { known: "a".to_owned(), found: "b".to_owned() };
+        assert_eq!(ledger.recognise(&meta("b", 9), 0).err(), Some(another));
+        assert_eq!(ledger.recognise(&meta("a", 1), 2).err(), Some(Stranger::Behind { known: 2, found: 1 }));
+        ledger.follow(&store, event(1, "m"));
+        ledger.adopt("b", 9);
+        assert!(ledger.recognise(&meta("b", 9), 9).is_ok());
+        ledger.follow(&store, event(2, "of the old store"));
+        assert_eq!(heard.take(), [Told::Applied(1), Told::Reset(9)]);
+        assert_eq!(Ledger::default().recognise(&nothing, 0).err(), Some(Stranger::Empty));
+        let newer = Meta { schema: Some("2".to_owned()), ..meta("b", 9) };
+        assert!(matches!(ledger.recognise(&newer, 0).err(), Some(Stranger::NewerSchema { .. })));
+    }
+}

@@ -1,0 +1,160 @@
+//! What runs inside Redis, and how it is asked for.
+//!
+//! Everything that must be of one moment is one script. Scripts are called by their hash; a Redis that does not have
+//! one (restarted, failed over) is given the text, which it keeps.
+
+use std::fmt;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+
+/// One script, with its hash worked out.
+pub(super) struct Script {
+    text: &'static str,
+    hash: String,
+    reads_only: bool,
+}
+
+impl Script {
+    fn reading(text: &'static str) -> Self {
+        Self { reads_only: true, ..Self::writing(text) }
+    }
+
+    fn writing(text: &'static str) -> Self {
+        Self { text, hash: ::redis::Script::new(text).get_hash().to_owned(), reads_only: false }
+    }
+}
+
+/// All of them.
+pub(super) struct Scripts {
+    pub(super) lookup: Script,
+    pub(super) read: Script,
+    pub(super) list: Script,
+    pub(super) watch: Script,
+    /// A mutation that may need more memory. Redis refuses it before it runs where there is none.
+    pub(super) mutate: Script,
+    /// A mutation that takes rights away. It is carried out in a Redis whose memory is full too.
+    pub(super) revoke: Script,
+    pub(super) begin: Script,
+    pub(super) accept: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            lookup: Script::reading(include_str!("lookup.lua")),
+            read: Script::reading(include_str!("read.lua")),
+            list: Script::reading(include_str!("list.lua")),
+            watch: Script::reading(include_str!("watch.lua")),
+            mutate: Script::writing(concat!("#!lua\n", include_str!("mutate.lua"))),
+            revoke: Script::writing(concat!("#!lua flags=allow-oom\n", include_str!("mutate.lua"))),
+            begin: Script::writing(include_str!("begin.lua")),
+            accept: Script::writing(include_str!("accept.lua")),
+        }
+    }
+}
+
+/// A script with what it is to work on.
+pub(super) struct Call<'s> {
+    script: &'s Script,
+    keys: Vec<String>,
+    args: Vec<Vec<u8>>,
+}
+
+impl<'s> Call<'s> {
+    pub(super) fn new(script: &'s Script, keys: impl IntoIterator<Item = String>) -> Self {
+        Self { script, keys: keys.into_iter().collect(), args: Vec::new() }
+    }
+
+    pub(super) fn arg(mut self, arg: impl Into<Vec<u8>>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Whether it may be sent twice.
+    pub(super) const fn reads_only(&self) -> bool {
+        self.script.reads_only
+    }
+
+    pub(super) async fn send(&self, connection: &mut MultiplexedConnection) -> Result<Reply, RedisError> {
+        let (by_hash, by_text) =
+            if self.script.reads_only { ("EVALSHA_RO", "EVAL_RO") } else { ("EVALSHA", "EVAL") };
+        let mut answer = self.command(by_hash, &self.script.hash).query_async(connection).await;
+        if matches!(&answer, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)) {
+            answer = self.command(by_text, self.script.text).query_async(connection).await;
+        }
+        Reply::parse(answer?)
+    }
+
+    fn command(&self, name: &str, script: &str) -> Cmd {
+        let mut command = ::redis::cmd(name);
+        command.arg(script).arg(self.keys.len()).arg(&self.keys);
+        for arg in &self.args {
+            command.arg(&arg[..]);
+        }
+        command
+    }
+}
+
+/// What a script said: the state of the store first, then whatever it was asked for.
+pub(super) struct Reply {
+    pub(super) meta: Meta,
+    rest: std::vec::IntoIter<Value>,
+}
+
+/// What `meta` holds. Redis has it as text, and so it is kept until it is judged.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub(super) incarnation: Option<String>,
+    pub(super) schema: Option<String>,
+    pub(super) event: Option<u64>,
+}
+
+impl Reply {
+    fn parse(value: Value) -> Result<Self, RedisError> {
+        let Value::Array(values) = value else { return Err(unexpected()) };
+        let mut reply = Self { meta: Meta::default(), rest: values.into_iter() };
+        let (incarnation, schema, event) = (reply.text()?, reply.text()?, reply.text()?);
+        let event = event.and_then(|event| event.parse().ok());
+        reply.meta = Meta { incarnation, schema, event };
+        Ok(reply)
+    }
+
+    /// The next value, or `None` for one that is not there.
+    pub(super) fn bytes(&mut self) -> Result<Option<Vec<u8>>, RedisError> {
+        match self.rest.next() {
+            None | Some(Value::Nil) => Ok(None),
+            Some(value) => bytes(value).map(Some),
+        }
+    }
+
+    pub(super) fn text(&mut self) -> Result<Option<String>, RedisError> {
+        let text = self.bytes()?.map(String::from_utf8).transpose();
+        text.map_err(|_| unexpected())
+    }
+
+    /// Whether anything follows, there or not.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rest.len() == 0
+    }
+}
+
+/// Where Redis gives a string, it may do so in several ways.
+pub(super) fn bytes(value: Value) -> Result<Vec<u8>, RedisError> {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        Value::SimpleString(text) => Ok(text.into_bytes()),
+        Value::Int(number) => Ok(number.to_string().into_bytes()),
+        _ => Err(unexpected()),
+    }
+}
+
+pub(super) fn unexpected() -> RedisError {
+    (ErrorKind::UnexpectedReturnType, "an answer that keygate's scripts do not give").into()
+}
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Script").field(&self.hash).finish()
+    }
+}

@@ -1,0 +1,13 @@
+#!lua flags=no-writes
+-- The state of the store, whom it replaces, and the mark of an event, if that is still there.
+-- KEYS: meta, events. ARGV: the event's number.
+local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'replaces')
+local id = ARGV[1] .. '-0'
+local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
+local mark = false
+if entry then
+  for n = 1, #entry[2], 2 do
+    if entry[2][n] == 'mark' then mark = entry[2][n + 1] end
+  end
+end
+return {meta[1], meta[2], meta[3], meta[4], mark}
