@@ -30,6 +30,7 @@ use crate::ops::{self, Readiness, Told};
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::{self, Embedded};
+use crate::store::redis::{self, Redis};
 use crate::telemetry::{self, RecordWriter};
 use crate::worker::{DrainSettings, Worker};
 
@@ -38,7 +39,7 @@ pub enum StartError {
     #[error(transparent)]
     Listen(#[from] listener::BindError),
     #[error(transparent)]
-    Store(#[from] embedded::OpenError),
+    Store(#[from] StoreError),
     #[error(transparent)]
     Ops(#[from] ops::BindError),
     #[error(transparent)]
@@ -92,13 +93,29 @@ fn read_pepper(path: &Path) -> Result<Pepper, PepperError> {
     Pepper::new(text.trim_ascii_end().to_vec()).map_err(|_| PepperError::TooShort(path.to_owned()))
 }
 
-/// Opens the store that the configuration names.
+/// Why there is no store.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Embedded(#[from] embedded::OpenError),
+    #[error(transparent)]
+    Redis(#[from] redis::OpenError),
+}
+
+/// Opens the store that the configuration names. What it has to do beside its answers it does on `control`.
 ///
 /// # Errors
-/// [`embedded::OpenError`] says what to do.
-pub fn open_store(settings: &StoreSettings, sealer: Sealer) -> Result<Arc<dyn Store>, embedded::OpenError> {
+/// [`StoreError`] says what to do. A Redis that is down is no error: the store begins to answer once it is up.
+pub fn open_store(
+    settings: &StoreSettings,
+    sealer: Sealer,
+    control: &Handle,
+) -> Result<Arc<dyn Store>, StoreError> {
     match settings {
         StoreSettings::Embedded(settings) => Ok(Arc::new(Embedded::open(settings, sealer)?)),
+        StoreSettings::Redis(settings) => {
+            Ok(Arc::new(Redis::open(settings.clone(), sealer, control.clone())?))
+        }
     }
 }
 
@@ -123,22 +140,23 @@ impl App {
     /// [`StartError`] says what to do; nothing is left running.
     pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         let tools = KeyTools::new(&config.keys)?;
-        let store = open_store(&config.store, tools.sealer.clone())?;
-        Self::start_with(config, tools, store, clock)
+        let control = Control::start()?;
+        let store = open_store(&config.store, tools.sealer.clone(), control.handle())?;
+        Self::start_with(config, tools, control, store, clock)
     }
 
-    /// The same with a store that is open already.
+    /// The same with a store that is open already, and the control runtime that it was opened on.
     ///
     /// # Errors
     /// As [`App::start`].
     pub fn start_with(
         config: Config,
         tools: KeyTools,
+        control: Control,
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
         raise_descriptor_limit();
-        let control = Control::start()?;
         let entered = control.handle.enter();
         let listener =
             Listener::bind(&config.listener, config.gateway.headers.trusted_proxies.clone(), clock.clone())?;
@@ -310,14 +328,16 @@ const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
 
 /// The control runtime: one thread beside the workers for everything that is no request.
 #[derive(Debug)]
-struct Control {
+pub struct Control {
     handle: Handle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Control {
-    fn start() -> io::Result<Self> {
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -327,6 +347,11 @@ impl Control {
             runtime.shutdown_timeout(BLOCKED_AT_MOST);
         })?;
         Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
+    }
+
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     fn stop(mut self) {

@@ -10,6 +10,7 @@ use crate::key::record::{KeyRecord, OrgRecord, Secret, Versioned};
 use crate::key::scope::ScopeSet;
 use crate::key::{ApiKey, Digester, Environment, KeyFormat};
 use crate::store::events::Subject;
+use crate::store::keeper::Keeper;
 use crate::store::{Change, CommitError, Mutation, Store, StoreFault};
 
 /// Names are shown in tables and answers; longer ones would only hide what follows them.
@@ -75,6 +76,12 @@ impl Lifecycle {
     #[must_use]
     pub const fn vocabulary(&self) -> &ScopeSet {
         &self.vocabulary
+    }
+
+    /// The operator's side of the store.
+    #[must_use]
+    pub fn keeper(&self) -> &dyn Keeper {
+        self.store.keeper()
     }
 
     /// # Errors

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::clock::UnixMillis;
 use crate::id::{KeyId, OrgId};
 use crate::key::Environment;
-use crate::key::record::{KeyRecord, OrgRecord, Status};
+use crate::key::record::{self, KeyRecord, OrgRecord};
 use crate::key::scope::{Scope, ScopeSet};
 use crate::lifecycle::{Lifecycle, LifecycleError, NewKey};
+use crate::store::keeper::{Acceptance, Status};
 
 pub use client::{ClientError, call};
 pub use server::{BindError, Server};
@@ -53,6 +54,11 @@ pub enum Command {
     RevokeKey {
         id: KeyId,
     },
+    /// Make the store, if there is none and never was.
+    BeginStore,
+    StoreStatus,
+    /// Take the store as it is for the right one.
+    AcceptStore,
 }
 
 /// What an operator is answered.
@@ -73,6 +79,15 @@ pub enum Reply {
     },
     Keys {
         keys: Vec<KeyView>,
+    },
+    StoreBegun {
+        made: bool,
+    },
+    StoreStatus {
+        status: Status,
+    },
+    StoreAccepted {
+        acceptance: Acceptance,
     },
     Failed {
         message: String,
@@ -149,11 +164,14 @@ async fn try_execute(lifecycle: &Lifecycle, command: Command) -> Result<Reply, L
         Command::RevokeKey { id } => {
             Ok(Reply::Key { key: view_key(lifecycle, &lifecycle.revoke_key(id).await?) })
         }
+        Command::BeginStore => Ok(Reply::StoreBegun { made: lifecycle.keeper().begin().await? }),
+        Command::StoreStatus => Ok(Reply::StoreStatus { status: lifecycle.keeper().status().await }),
+        Command::AcceptStore => Ok(Reply::StoreAccepted { acceptance: lifecycle.keeper().accept().await? }),
     }
 }
 
 fn view_key(lifecycle: &Lifecycle, key: &KeyRecord) -> KeyView {
-    let status: Status = key.status_at(lifecycle.clock().now().wall);
+    let status: record::Status = key.status_at(lifecycle.clock().now().wall);
     KeyView {
         id: key.id,
         organization_id: key.org,

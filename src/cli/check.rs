@@ -50,6 +50,9 @@ fn summarise(config: &Config, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "listen     {}", config.listener.listen)?;
     match &config.store {
         StoreSettings::Embedded(store) => writeln!(out, "store      embedded, {}", store.path.display())?,
+        StoreSettings::Redis(store) => {
+            writeln!(out, "store      redis, {}, cell {}", store.address, store.cell)?;
+        }
     }
     for upstream in &config.upstreams {
         writeln!(out, "upstream   {}", describe_upstream(upstream))?;

@@ -1,24 +1,22 @@
 //! `keygate keys`: make, list and revoke keys.
 //!
-//! The gateway that holds the store carries the command out, over its admin socket; where none runs, this process opens the store itself.
+//! The [`Operator`] carries them out.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
 
+use super::operator::{Operator, confirmed, unexpected};
 use super::{Outcome, load};
-use crate::admin::{self, ClientError, Command, KeyView, OrgView, Reply};
-use crate::app::{KeyTools, open_store};
+use crate::admin::{Command, KeyView, OrgView, Reply};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::id::{KeyId, OrgId};
 use crate::key::Environment;
 use crate::key::scope::Scope;
-use crate::lifecycle::Lifecycle;
-use crate::store::embedded::OpenError;
 
 /// Keys asked for at a time when all are listed.
 const PAGE: usize = 500;
@@ -118,7 +116,7 @@ async fn act(action: Action, config: Config, json: bool, err: &mut impl Write) -
         Action::Create { name, org, environment, scopes, expires_in } => {
             let org = match org {
                 Some(org) => org,
-                None => operator.only_org().await?,
+                None => only_org(&operator, err).await?,
             };
             let expires_at = expires_in.map(|after| Clock::system().now().wall.plus(after));
             let scopes = scopes.map(Into::into);
@@ -127,7 +125,7 @@ async fn act(action: Action, config: Config, json: bool, err: &mut impl Write) -
                 Command::CreateKey { org, name, environment, scopes, expires_at, operator: operator_name };
             show_new_key(&operator.ask(command).await?, json, err)
         }
-        Action::List { org } => Ok(show_keys(&operator.all_keys(org).await?, json)),
+        Action::List { org } => Ok(show_keys(&all_keys(&operator, org).await?, json)),
         Action::Revoke { id, yes } => {
             if !yes && !confirmed(&format!("Revoke {id} for ever?"), err)? {
                 return Err("nothing was revoked".to_owned());
@@ -137,83 +135,38 @@ async fn act(action: Action, config: Config, json: bool, err: &mut impl Write) -
     }
 }
 
-/// Who carries commands out.
-enum Operator {
-    /// The gateway behind this socket; where none answers, the store itself.
-    Socket {
-        socket: PathBuf,
-        config: Box<Config>,
-    },
-    Store(Lifecycle),
+/// The organisation that needs no name: the only one there is, or a first one.
+async fn only_org(operator: &Operator, err: &mut impl Write) -> Result<OrgId, String> {
+    if let Reply::StoreBegun { made: true } = operator.ask(Command::BeginStore).await? {
+        // Nobody is left to tell when standard error is gone.
+        let _ = writeln!(err, "there was no store yet: made an empty one");
+    }
+    let Reply::Orgs { orgs } = operator.ask(Command::ListOrgs { after: None, limit: 2 }).await? else {
+        return Err(unexpected());
+    };
+    match orgs.as_slice() {
+        [OrgView { id, .. }] => Ok(*id),
+        [] => match operator.ask(Command::CreateOrg { name: FIRST_ORG.to_owned() }).await? {
+            Reply::Org(org) => Ok(org.id),
+            _ => Err(unexpected()),
+        },
+        _ => Err("there is more than one organisation; say whose key it is with --org".to_owned()),
+    }
 }
 
-impl Operator {
-    fn connect(mut config: Config) -> Result<Self, String> {
-        match config.admin.socket.take() {
-            Some(socket) => Ok(Self::Socket { socket, config: Box::new(config) }),
-            None => open(&config).map(Self::Store),
-        }
-    }
-
-    async fn ask(&self, command: Command) -> Result<Reply, String> {
-        let reply = match self {
-            Self::Store(lifecycle) => admin::execute(lifecycle, command).await,
-            Self::Socket { socket, config } => match admin::call(socket, &command).await {
-                Ok(reply) => reply,
-                Err(ClientError::Absent) => admin::execute(&open(config)?, command).await,
-                Err(error) => return Err(error.to_string()),
-            },
-        };
-        match reply {
-            Reply::Failed { message } => Err(message),
-            reply => Ok(reply),
-        }
-    }
-
-    /// The organisation that needs no name: the only one there is, or a first one.
-    async fn only_org(&self) -> Result<OrgId, String> {
-        let Reply::Orgs { orgs } = self.ask(Command::ListOrgs { after: None, limit: 2 }).await? else {
+async fn all_keys(operator: &Operator, org: Option<OrgId>) -> Result<Vec<KeyView>, String> {
+    let mut all = Vec::new();
+    loop {
+        let after = all.last().map(|key: &KeyView| key.id);
+        let Reply::Keys { keys } = operator.ask(Command::ListKeys { org, after, limit: PAGE }).await? else {
             return Err(unexpected());
         };
-        match orgs.as_slice() {
-            [OrgView { id, .. }] => Ok(*id),
-            [] => match self.ask(Command::CreateOrg { name: FIRST_ORG.to_owned() }).await? {
-                Reply::Org(org) => Ok(org.id),
-                _ => Err(unexpected()),
-            },
-            _ => Err("there is more than one organisation; say whose key it is with --org".to_owned()),
+        let last = keys.len() < PAGE;
+        all.extend(keys);
+        if last {
+            return Ok(all);
         }
     }
-
-    async fn all_keys(&self, org: Option<OrgId>) -> Result<Vec<KeyView>, String> {
-        let mut all = Vec::new();
-        loop {
-            let after = all.last().map(|key: &KeyView| key.id);
-            let Reply::Keys { keys } = self.ask(Command::ListKeys { org, after, limit: PAGE }).await? else {
-                return Err(unexpected());
-            };
-            let last = keys.len() < PAGE;
-            all.extend(keys);
-            if last {
-                return Ok(all);
-            }
-        }
-    }
-}
-
-fn open(config: &Config) -> Result<Lifecycle, String> {
-    let tools = KeyTools::new(&config.keys).map_err(|error| error.to_string())?;
-    let store = open_store(&config.store, tools.sealer).map_err(|error| match error {
-        OpenError::InUse { .. } => format!(
-            "{error}: a gateway holds it; set admin.socket in its configuration, restart it, and this command will ask it"
-        ),
-        error => error.to_string(),
-    })?;
-    Ok(Lifecycle::new(store, tools.format, tools.digester, config.scopes.clone(), Clock::system()))
-}
-
-fn unexpected() -> String {
-    "the gateway answered something else than it was asked; are both the same version?".to_owned()
 }
 
 /// Who sits at the terminal, for the record.
@@ -222,16 +175,6 @@ fn operator_name() -> String {
     let name: String =
         user.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(64).collect();
     if name.is_empty() { "operator".to_owned() } else { name }
-}
-
-fn confirmed(question: &str, err: &mut impl Write) -> Result<bool, String> {
-    if !io::stdin().is_terminal() {
-        return Err("this cannot be undone: add --yes".to_owned());
-    }
-    write!(err, "{question} [y/N] ").and_then(|()| err.flush()).map_err(|error| error.to_string())?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer).map_err(|error| error.to_string())?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn show_new_key(reply: &Reply, json: bool, err: &mut impl Write) -> Result<String, String> {

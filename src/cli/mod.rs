@@ -6,7 +6,9 @@ mod check;
 mod dev;
 mod init;
 mod keys;
+mod operator;
 mod serve;
+mod store;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -31,6 +33,7 @@ Examples:
   keygate check --config gateway/keygate.toml     show every mistake in it
   keygate serve --config gateway/keygate.toml     run the gateway
   keygate keys create --name 'my service'         make a key; `keygate keys --help` for more
+  keygate store status                            whether the store is well
 
 A key of the configuration can be set by a variable: KEYGATE__SERVER__LISTEN=127.0.0.1:8000"
 )]
@@ -46,6 +49,7 @@ enum Command {
     Check(check::Args),
     Init(init::Args),
     Keys(keys::Args),
+    Store(store::Args),
 }
 
 /// How a command ended, and so the exit code of the process.
@@ -86,6 +90,7 @@ pub fn run(
         Command::Check(args) => check::run(&args, environment, out, err),
         Command::Init(args) => init::run(&args, out, err),
         Command::Keys(args) => keys::run(args, environment, out, err),
+        Command::Store(args) => store::run(args, environment, out, err),
     };
     // Whoever reads the output has left; there is nobody to tell.
     outcome.map_or(ExitCode::FAILURE, ExitCode::from)

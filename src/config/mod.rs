@@ -10,6 +10,7 @@ mod mistake;
 mod policy;
 mod section;
 mod server;
+mod store;
 mod upstreams;
 mod value;
 
@@ -28,7 +29,7 @@ use self::value::{DAY, INSTANT, address_or_off, choice, count, duration, flag, p
 use crate::gateway::route::RouteTable;
 use crate::key::Prefix;
 use crate::key::scope::ScopeSet;
-use crate::store::{cache, embedded};
+use crate::store::{cache, embedded, redis};
 use crate::telemetry::RequestLog;
 use crate::worker::DrainSettings;
 use crate::{admin, connection, gateway, listener, ops, upstream};
@@ -72,6 +73,7 @@ pub struct KeySettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreSettings {
     Embedded(embedded::Settings),
+    Redis(redis::Settings),
 }
 
 impl Config {
@@ -130,7 +132,8 @@ fn sections(
     let limits = root.section("limits", server::limits);
     let headers = root.section("identity_headers", |section| identity::read(section, server.trusted_proxies));
     let keys = root.section("keys", |section| keys(section, folder));
-    let store = root.section("store", |section| store(section, folder));
+    let sealed = keys.pepper_file.is_some();
+    let store = root.section("store", |section| store::read(section, folder, sealed));
     let cache = root.section("cache", cache);
     let upstreams = root.section("upstreams", |section| section.named(upstreams::read));
     let policy = root.section("policy", |section| policy(section, folder, &upstreams, files, report));
@@ -170,20 +173,6 @@ fn keys(section: &mut Section<'_>, folder: &Path) -> KeySettings {
         prefix: section.or("prefix", default.prefix, parsed(Prefix::parse)),
         accept_without_checksum: section.or("accept_without_checksum", default.accept_without_checksum, flag),
         pepper_file: section.optional("pepper_file", text).map(|path| folder.join(path)),
-    }
-}
-
-fn store(section: &mut Section<'_>, folder: &Path) -> Option<StoreSettings> {
-    #[derive(Clone, Copy)]
-    enum Kind {
-        Embedded,
-    }
-    const ADVICE: &str = "say where keys are kept: kind = \"embedded\" for one file on this machine";
-    let kind = section.required("kind", ADVICE, choice(&[("embedded", Kind::Embedded)]));
-    let path = folder
-        .join(section.or("path", embedded::Settings::default().path, |value| text(value).map(PathBuf::from)));
-    match kind? {
-        Kind::Embedded => Some(StoreSettings::Embedded(embedded::Settings { path })),
     }
 }
 

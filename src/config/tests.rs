@@ -59,16 +59,48 @@ fn assert_says(said: impl fmt::Display, expected: &[&str]) {
 mod shipped_files {
     use super::*;
 
-    /// `keygate.toml` with every key set.
-    fn complete() -> String {
-        let uncommented = DEFAULT_CONFIGURATION.lines().map(|line| match line.strip_prefix('#') {
-            Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => key,
-            _ => line,
-        });
-        uncommented.collect::<Vec<_>>().join("\n")
+    const KINDS: [&str; 2] = ["embedded", "redis"];
+
+    /// `keygate.toml` with every key set that goes with this kind of store.
+    fn complete(kind: &str) -> String {
+        let others = KINDS.map(|other| format!("# With kind = \"{other}\":"));
+        let others: Vec<&String> = others.iter().filter(|other| !other.contains(kind)).collect();
+        let mut lines: Vec<String> = Vec::new();
+        let mut sentence = "";
+        for line in DEFAULT_CONFIGURATION.lines() {
+            match line.strip_prefix('#') {
+                Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => {
+                    if !others.iter().any(|other| sentence.starts_with(other.as_str())) {
+                        lines.push(key.to_owned());
+                    }
+                }
+                _ if line.starts_with("kind = ") => lines.push(format!("kind = \"{kind}\"")),
+                _ => lines.push(line.to_owned()),
+            }
+            sentence = line;
+        }
+        lines.join("\n")
     }
 
-    fn assert_defaults(config: &Config, (workers, pepper_file): (Option<usize>, Option<PathBuf>)) {
+    fn default_embedded() -> StoreSettings {
+        let path = Path::new("etc").join(embedded::Settings::default().path);
+        StoreSettings::Embedded(embedded::Settings { path })
+    }
+
+    /// With the examples for what has no default.
+    fn default_redis() -> StoreSettings {
+        StoreSettings::Redis(redis::Settings {
+            username: Some("keygate".to_owned()),
+            password_file: Some("etc/redis-password".into()),
+            ..redis::Settings::default()
+        })
+    }
+
+    fn assert_defaults(
+        config: &Config,
+        store: &StoreSettings,
+        (workers, pepper_file): (Option<usize>, Option<PathBuf>),
+    ) {
         let listener = listener::Settings {
             workers: workers.and_then(std::num::NonZeroUsize::new),
             ..listener::Settings::default()
@@ -77,8 +109,7 @@ mod shipped_files {
         assert_eq!(config.connection, connection::Settings::default());
         assert_eq!(config.gateway, gateway::Settings::default());
         assert_eq!(config.keys, KeySettings { pepper_file, ..KeySettings::default() });
-        let path = Path::new("etc").join(embedded::Settings::default().path);
-        assert_eq!(config.store, StoreSettings::Embedded(embedded::Settings { path }));
+        assert_eq!(config.store, *store);
         assert_eq!(config.cache, cache::Settings::default());
         assert_eq!(config.request_log, RequestLog::default());
         assert_eq!(config.drain, DrainSettings::default());
@@ -97,27 +128,31 @@ mod shipped_files {
 
     #[test]
     fn the_shipped_file_sets_nothing_but_the_defaults() {
-        assert_defaults(&load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap(), (None, None));
+        let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
+        assert_defaults(&config, &default_embedded(), (None, None));
     }
 
     #[test]
     fn what_the_shipped_file_shows_in_comments_are_the_defaults() {
-        let config = load(&complete(), DEFAULT_POLICY, &[]).unwrap();
-        assert_defaults(&config, (Some(4), Some("etc/pepper".into())));
+        for (kind, store) in [("embedded", default_embedded()), ("redis", default_redis())] {
+            let config = load(&complete(kind), DEFAULT_POLICY, &[]).unwrap();
+            assert_defaults(&config, &store, (Some(4), Some("etc/pepper".into())));
+        }
     }
 
     #[test]
     fn every_key_of_the_reader_stands_in_the_shipped_file_and_no_other() {
         let report = Report::default();
         let files = |path: &Path| file(path, "", DEFAULT_POLICY);
-        translate(&complete(), Path::new("etc/keygate.toml"), [], &files, &report).unwrap();
+        translate(&complete("embedded"), Path::new("etc/keygate.toml"), [], &files, &report).unwrap();
         let of_configuration = |key: &&String| key.contains('.') && !key.starts_with("route[");
         let asked: BTreeSet<String> =
             report.asked.borrow().iter().filter(of_configuration).cloned().collect();
 
         let mut shown = BTreeSet::new();
         let mut section = String::new();
-        for line in complete().lines().filter(|line| !line.starts_with('#')) {
+        let complete = KINDS.map(complete).join("\n");
+        for line in complete.lines().filter(|line| !line.starts_with('#')) {
             if let Some(name) = line.strip_prefix('[') {
                 name.trim_end_matches(']').clone_into(&mut section);
             } else if let Some((key, _)) = line.split_once(" = ") {
@@ -251,7 +286,7 @@ mod translation {
         assert_eq!(config.gateway.headers.org_id, "x-org");
         assert_eq!(config.keys.prefix.as_str(), "kg");
         assert_eq!(config.keys.pepper_file, Some("/run/pepper".into()));
-        let StoreSettings::Embedded(store) = &config.store;
+        let StoreSettings::Embedded(store) = &config.store else { panic!("{:?}", config.store) };
         assert_eq!(store.path, Path::new("etc/data/keys.redb"), "starts at the folder of the file");
         assert_eq!(config.request_log, RequestLog::Json);
         assert_eq!(config.admin.socket, None);
@@ -282,7 +317,7 @@ mod translation {
         assert_eq!(config.listener.workers.unwrap().get(), 3);
         assert_eq!(config.cache.capacity, 7);
         assert_eq!(config.keys.prefix.as_str(), "k1");
-        let StoreSettings::Embedded(store) = &config.store;
+        let StoreSettings::Embedded(store) = &config.store else { panic!("{:?}", config.store) };
         assert_eq!(store.path, Path::new("etc/7"), "text that reads as a number is still text");
         assert_eq!(config.upstreams[0].live, [Endpoint::parse("http://live").unwrap()]);
         assert_eq!(config.upstreams[1].test, [Endpoint::parse("http://more").unwrap()]);
@@ -293,6 +328,24 @@ mod translation {
         let broken = around("[server]\nlisten = 3");
         assert!(load(&broken, ROUTE, &[]).is_err());
         assert!(load(&broken, ROUTE, &[("KEYGATE__SERVER__LISTEN", "127.0.0.1:1")]).is_ok());
+    }
+
+    #[test]
+    fn a_redis_is_described() {
+        let toml = around("[keys]\npepper_file = \"pepper\"").replace(
+            STORE,
+            "[store]\nkind = \"redis\"\nurl = \"redis://redis:7000/2\"\nusername = \"gw\"\npassword_file = \"pw\"\n\
+             cell = \"eu\"\nlookup_timeout = \"50ms\"\n",
+        );
+        let config = load(&toml, ROUTE, &[]).unwrap();
+        let settings = redis::Settings {
+            username: Some("gw".to_owned()),
+            password_file: Some("etc/pw".into()),
+            cell: redis::Cell::parse("eu").unwrap(),
+            lookup_timeout: Duration::from_millis(50),
+            ..redis::Settings::new(redis::Address::parse("redis://redis:7000/2").unwrap())
+        };
+        assert_eq!(config.store, StoreSettings::Redis(settings));
     }
 
     #[test]
@@ -347,7 +400,7 @@ requests = \"text\"
             mistakes(toml, ROUTE, &[("KEYGATE__LOG__REQUESTS", "jsn"), ("KEYGATE__NO__SUCH", "1")]),
             &[
                 "etc/keygate.toml:1:1: store.kind: missing; say where keys are kept: kind = \"embedded\" for one file \
-                 on this machine",
+                 on this machine, \"redis\" for several gateways",
                 "etc/keygate.toml:1:1: policy.file: missing; name the file of routes: file = \"policy.toml\"",
                 "etc/keygate.toml:2:1: server.lisen: unknown key `lisen`; did you mean `listen`?",
                 "etc/keygate.toml:3:11: server.workers: expected an integer, found a string; write a number without \
@@ -540,7 +593,9 @@ requests = \"text\"
                 "KEYGATE__SERVR__WORKERS: servr.workers: `servr` is unknown; mend the name of the variable",
                 "KEYGATE__STORE__KIND: store.kind: a variable sets one key; write one variable for each key of the \
                  table",
-                "KEYGATE__STORE__PASSWORD: store.password: unknown key `password`; the keys here are `kind`, `path`",
+                "KEYGATE__STORE__PASSWORD: store.password: unknown key `password`; the keys here are `kind`, `path`, \
+                 `url`, `username`, `password_file`, `cell`, `connect_timeout`, `lookup_timeout`, `command_timeout`, \
+                 `allow_without_pepper`",
                 "keygate__log__requests: log.requests: KEYGATE__LOG__REQUESTS sets the same key; keep one of them",
             ],
         );
@@ -561,6 +616,38 @@ requests = \"text\"
                file with --config",
             ],
         );
+    }
+
+    #[test]
+    fn a_store_is_of_one_kind() {
+        let store = |lines: &str| mistakes(&format!("[store]\n{lines}{UPSTREAM}{POLICY}"), ROUTE, &[]);
+        assert_says(
+            store("kind = \"embedded\"\nurl = \"redis://a\"\n"),
+            &["etc/keygate.toml:3:7: store.url: belongs to kind = \"redis\"; leave it out"],
+        );
+        assert_says(
+            store("kind = \"redis\"\npath = \"keys.redb\"\nusername = \"gw\"\n"),
+            &[
+                "etc/keygate.toml:1:1: store.url: missing; say where Redis is: url = \"redis://127.0.0.1:6379\"",
+                "etc/keygate.toml:1:1: store.password_file: missing; name the file with the password of `username`",
+                "etc/keygate.toml:1:1: store: who can write to Redis could make keys; give keys.pepper_file, or say \
+                 allow_without_pepper = true",
+                "etc/keygate.toml:3:8: store.path: belongs to kind = \"embedded\"; leave it out",
+            ],
+        );
+        let unsealed = "allow_without_pepper = true\n";
+        assert_says(store(&format!("kind = \"redis\"\nurl = \"redis://a\"\n{unsealed}")), &["none"]);
+        for (url, said) in [
+            ("rediss://a", "TLS to Redis is not built yet; write redis:// and keep the way there private"),
+            (
+                "redis://u:hunter2@a",
+                "leave user and password out of it; write `username` and `password_file`",
+            ),
+            ("localhost:6379", "write redis://host:port, as in \"redis://127.0.0.1:6379\""),
+        ] {
+            let said = format!("etc/keygate.toml:3:7: store.url: {said}");
+            assert_says(store(&format!("kind = \"redis\"\nurl = \"{url}\"\n{unsealed}")), &[&said]);
+        }
     }
 
     #[test]

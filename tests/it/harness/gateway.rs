@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keygate::app::{App, KeyTools, open_store};
+use keygate::app::{App, Control, KeyTools, open_store};
 use keygate::clock::{Clock, Shift, UnixMillis};
 use keygate::config::{Config, DEFAULT_POLICY};
 use keygate::id::{KeyId, OrgId};
@@ -29,6 +29,7 @@ pub(crate) struct GatewayBuilder {
     policy: String,
     upstreams: Vec<(String, String, String)>,
     wrap: Box<Wrap>,
+    org: Option<OrgId>,
 }
 
 impl Default for GatewayBuilder {
@@ -38,6 +39,7 @@ impl Default for GatewayBuilder {
             policy: DEFAULT_POLICY.to_owned(),
             upstreams: Vec::new(),
             wrap: Box::new(|store| store),
+            org: None,
         }
     }
 }
@@ -68,6 +70,13 @@ impl GatewayBuilder {
     /// Puts something between the cache and the store.
     pub(crate) fn store(mut self, wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store> + 'static) -> Self {
         self.wrap = Box::new(wrap);
+        self
+    }
+
+    /// An organisation that is in the store already, instead of one of its own: for a gateway that shares a store, or
+    /// starts without it.
+    pub(crate) fn org(mut self, org: OrgId) -> Self {
+        self.org = Some(org);
         self
     }
 
@@ -107,12 +116,18 @@ impl GatewayBuilder {
         let config = Config::load(&folder.path().join("keygate.toml"), [])
             .unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let tools = KeyTools::new(&config.keys).unwrap();
-        let store = (self.wrap)(open_store(&config.store, tools.sealer.clone()).unwrap());
+        let control = Control::start().unwrap();
+        let store = (self.wrap)(open_store(&config.store, tools.sealer.clone(), control.handle()).unwrap());
         let (clock, shift) = Clock::shifted();
-        let app =
-            App::start_with(config, tools, store, clock.clone()).unwrap_or_else(|error| panic!("{error}"));
+        let app = App::start_with(config, tools, control, store, clock.clone())
+            .unwrap_or_else(|error| panic!("{error}"));
         let lifecycle = Arc::clone(app.lifecycle());
-        let org = app.block_on(lifecycle.create_org("an organisation")).unwrap().id;
+        let org = self.org.unwrap_or_else(|| {
+            app.block_on(async {
+                lifecycle.keeper().begin().await.unwrap();
+                lifecycle.create_org("an organisation").await.unwrap().id
+            })
+        });
         Gateway { app: Some(app), lifecycle: Some(lifecycle), org, clock, shift, _folder: folder }
     }
 }
