@@ -20,5 +20,7 @@ mod header_rules;
 mod limits;
 mod memory;
 mod ops;
+mod redis_gateways;
+mod redis_store;
 mod store_contract;
 mod streaming;

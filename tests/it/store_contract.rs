@@ -1,4 +1,5 @@
-//! What every store promises, run on every back end; below it what only the embedded one does.
+//! What every store promises, run on every back end; below it what only the embedded one does. What only Redis does is
+//! in `redis_store`.
 //!
 //! A rule is a function over an empty store. `contract!` lists the rules once; a back end adds its `holds_for!`.
 
@@ -18,9 +19,14 @@ use keygate::key::scope::ScopeSet;
 use keygate::key::{Digest, Environment, Pepper};
 use keygate::store::embedded::{Embedded, OpenError, Settings};
 use keygate::store::events::{EventSink, Seq, Subject};
+use keygate::store::redis::Redis;
 use keygate::store::{Change, CommitError, Committed, Lookup, Mutation, Store};
 
-type Shared = Arc<dyn Store>;
+use tokio::runtime::Handle;
+
+use crate::harness::RedisServer;
+
+pub(crate) type Shared = Arc<dyn Store>;
 /// Keeps alive what the store lives on.
 type Guard = Box<dyn Any>;
 
@@ -72,11 +78,28 @@ contract! {
 }
 
 holds_for!(embedded, super::open_embedded);
+holds_for!(redis, super::open_redis);
+holds_for!(redis_with_a_pepper, super::open_redis_with_a_pepper);
 
 async fn open_embedded() -> (Shared, Guard) {
     let directory = tempfile::tempdir().unwrap();
     let store = Embedded::open(&at(directory.path()), Sealer::default()).unwrap();
     (Arc::new(store), Box::new(directory))
+}
+
+async fn open_redis() -> (Shared, Guard) {
+    open_redis_with(Sealer::default()).await
+}
+
+async fn open_redis_with_a_pepper() -> (Shared, Guard) {
+    open_redis_with(Sealer::new(Some(Pepper::new(vec![7; 32]).unwrap()))).await
+}
+
+async fn open_redis_with(sealer: Sealer) -> (Shared, Guard) {
+    let server = RedisServer::start();
+    let store = Redis::open(server.settings(), sealer, Handle::current()).unwrap();
+    assert_eq!(store.keeper().begin().await, Ok(true));
+    (Arc::new(store), Box::new(server))
 }
 
 async fn an_empty_store_knows_no_key_and_says_so(store: Shared) {
@@ -720,25 +743,25 @@ fn at(directory: &Path) -> Settings {
     Settings { path: directory.join("keygate.redb") }
 }
 
-const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+pub(crate) const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 
 /// Makes records that repeat from run to run.
-struct Maker {
+pub(crate) struct Maker {
     ids: RefCell<IdSource>,
     rng: RefCell<fastrand::Rng>,
 }
 
 impl Maker {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { ids: IdSource::seeded(11).into(), rng: fastrand::Rng::with_seed(12).into() }
     }
 
-    fn org(&self) -> OrgRecord {
+    pub(crate) fn org(&self) -> OrgRecord {
         let id = OrgId::draw(&mut self.ids.borrow_mut(), self.time());
         OrgRecord { id, name: "an organisation".to_owned(), created_at: NOW, suspended_at: None }
     }
 
-    fn key(&self, org: OrgId, digests: &[Digest]) -> KeyRecord {
+    pub(crate) fn key(&self, org: OrgId, digests: &[Digest]) -> KeyRecord {
         let key = KeyRecord {
             id: KeyId::draw(&mut self.ids.borrow_mut(), self.time()),
             org,
@@ -755,58 +778,58 @@ impl Maker {
         with_digests(&key, digests)
     }
 
-    fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         let mut bytes = [0; 32];
         self.rng.borrow_mut().fill(&mut bytes);
         Digest::from_bytes(bytes)
     }
 
-    fn below(&self, end: usize) -> usize {
+    pub(crate) fn below(&self, end: usize) -> usize {
         self.rng.borrow_mut().usize(..end)
     }
 
     /// Out of order, and not always another.
-    fn time(&self) -> UnixMillis {
+    pub(crate) fn time(&self) -> UnixMillis {
         UnixMillis(NOW.0 + self.below(8) as u64)
     }
 }
 
-fn with_digests(key: &KeyRecord, digests: &[Digest]) -> KeyRecord {
+pub(crate) fn with_digests(key: &KeyRecord, digests: &[Digest]) -> KeyRecord {
     let secret = |digest: &Digest| Secret { digest: *digest, last_four: "wxyz".to_owned(), ends_at: None };
     KeyRecord { secrets: digests.iter().map(secret).collect(), ..key.clone() }
 }
 
-fn new_org(org: &OrgRecord) -> Mutation {
+pub(crate) fn new_org(org: &OrgRecord) -> Mutation {
     Mutation { org: Some(Change::Insert(org.clone())), ..Mutation::default() }
 }
 
-fn new_key(key: &KeyRecord) -> Mutation {
+pub(crate) fn new_key(key: &KeyRecord) -> Mutation {
     Mutation { key: Some(Change::Insert(key.clone())), ..Mutation::default() }
 }
 
-fn update_org(rev: u64, org: &OrgRecord) -> Mutation {
+pub(crate) fn update_org(rev: u64, org: &OrgRecord) -> Mutation {
     Mutation { org: Some(Change::Update { rev, record: org.clone() }), ..Mutation::default() }
 }
 
-fn update_key(rev: u64, key: &KeyRecord) -> Mutation {
+pub(crate) fn update_key(rev: u64, key: &KeyRecord) -> Mutation {
     Mutation { key: Some(Change::Update { rev, record: key.clone() }), ..Mutation::default() }
 }
 
-fn event(org: OrgId) -> Mutation {
+pub(crate) fn event(org: OrgId) -> Mutation {
     Mutation { subjects: vec![Subject::Org(org)], ..Mutation::default() }
 }
 
-async fn insert_org(store: &Shared, org: &OrgRecord) {
+pub(crate) async fn insert_org(store: &Shared, org: &OrgRecord) {
     assert_eq!(store.commit(new_org(org)).await, Ok(Committed { event: None }));
 }
 
 /// A key and its organisation, in one mutation.
-async fn insert(store: &Shared, org: &OrgRecord, key: &KeyRecord) {
+pub(crate) async fn insert(store: &Shared, org: &OrgRecord, key: &KeyRecord) {
     let both = Mutation { org: Some(Change::Insert(org.clone())), ..new_key(key) };
     assert_eq!(store.commit(both).await, Ok(Committed { event: None }));
 }
 
-async fn assert_found(store: &Shared, digest: Digest, key: &KeyRecord, org: &OrgRecord) {
+pub(crate) async fn assert_found(store: &Shared, digest: Digest, key: &KeyRecord, org: &OrgRecord) {
     match store.lookup(digest).await {
         Lookup::Found(found) => assert_eq!((&found.key, &found.org), (key, org)),
         other => panic!("{other:?}"),
@@ -815,20 +838,20 @@ async fn assert_found(store: &Shared, digest: Digest, key: &KeyRecord, org: &Org
 
 /// What a sink was told, in order.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<Call>>>);
+pub(crate) struct Heard(Arc<Mutex<Vec<Call>>>);
 
 #[derive(Clone, Debug, PartialEq)]
-enum Call {
+pub(crate) enum Call {
     Reset(Seq),
     Apply(Seq, Vec<Subject>),
 }
 
 impl Heard {
-    fn sink(&self) -> Arc<dyn EventSink> {
+    pub(crate) fn sink(&self) -> Arc<dyn EventSink> {
         Arc::new(self.clone())
     }
 
-    fn all(&self) -> Vec<Call> {
+    pub(crate) fn all(&self) -> Vec<Call> {
         self.0.lock().unwrap().clone()
     }
 }

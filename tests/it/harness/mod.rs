@@ -1,21 +1,25 @@
 //! What the tests speak with: a real gateway on real sockets, upstreams that record what reaches them, and a client
 //! that sends exactly the bytes it is told to.
 
+pub(crate) mod chaos;
 pub(crate) mod client;
 pub(crate) mod closed_port;
 pub(crate) mod gateway;
 pub(crate) mod manual;
 pub(crate) mod process;
+pub(crate) mod redis;
 pub(crate) mod store;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use chaos::{Chaos, Weather};
 pub(crate) use client::{Answer, Call, Wire, fetch};
 pub(crate) use closed_port::ClosedPort;
 pub(crate) use gateway::{Gateway, GatewayBuilder, TestKey};
 pub(crate) use manual::{Manual, Tuned, hang_up, refusing};
 pub(crate) use process::{Process, create_key};
+pub(crate) use redis::RedisServer;
 pub(crate) use store::Valve;
 pub(crate) use upstream::{Reply, Seen, Upstream};
 

@@ -7,6 +7,7 @@ use keygate::id::{KeyId, OrgId};
 use keygate::key::Digest;
 use keygate::key::record::{KeyRecord, OrgRecord, Versioned};
 use keygate::store::events::EventSink;
+use keygate::store::keeper::Keeper;
 use keygate::store::{Change, CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
 use tokio::sync::watch;
 
@@ -169,5 +170,9 @@ impl Store for Valved {
 
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         self.0.store().subscribe(sink);
+    }
+
+    fn keeper(&self) -> &dyn Keeper {
+        self.0.store().keeper()
     }
 }

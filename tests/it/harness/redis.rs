@@ -1,0 +1,135 @@
+//! A Redis of the test's own, and the words to make it suffer.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+
+use keygate::store::redis::{Address, Settings};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{PATIENCE, eventually};
+
+/// A running redis-server, ended with the test.
+pub(crate) struct RedisServer {
+    folder: TempDir,
+    port: u16,
+    child: Option<Child>,
+    options: Vec<String>,
+}
+
+impl RedisServer {
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With more options for redis-server, as on its command line.
+    pub(crate) fn with(options: &[&str]) -> Self {
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        // A port that was free a moment ago may be taken: by another test, or as the local end of a connection.
+        for _ in 0..20 {
+            let folder = TempDir::new().unwrap();
+            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+            let mut server = Self { folder, port, child: None, options: options.clone() };
+            if server.launch() {
+                return server;
+            }
+        }
+        panic!("redis-server does not start");
+    }
+
+    fn launch(&mut self) -> bool {
+        let port = self.port.to_string();
+        let mut command = Command::new("redis-server");
+        command.current_dir(self.folder.path()).args(["--port", &port, "--bind", "127.0.0.1"]);
+        command.args(["--save", "", "--appendonly", "no", "--logfile", "redis.log"]).args(&self.options);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.expect("redis-server is installed; tests/run sees to it");
+        let (address, own) = (self.address(), format!("process_id:{}\r\n", child.id()));
+        self.child = Some(child);
+        let mut ended = false;
+        eventually("redis-server answers or ends", || {
+            ended = self.child.as_mut().unwrap().try_wait().unwrap().is_some();
+            // Somebody else's would answer under this port too.
+            ended
+                || try_command(address, &["INFO", "server"]).is_some_and(|info| info.contains(&own))
+                || try_command(address, &["PING"]).is_some_and(|answer| answer.contains("NOAUTH"))
+        });
+        !ended
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    /// Settings for a store in it that waits as long as a loaded machine takes.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
+            connect_timeout: PATIENCE,
+            lookup_timeout: PATIENCE,
+            command_timeout: PATIENCE,
+            ..Settings::new(Address::parse(&self.url()).unwrap())
+        }
+    }
+
+    /// One command, and the answer as it came over the wire.
+    #[track_caller]
+    pub(crate) fn command(&self, parts: &[&str]) -> String {
+        try_command(self.address(), parts).expect("an answer from redis-server")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = self.child.as_ref().unwrap().id();
+        kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), signal).unwrap();
+    }
+
+    /// Ends it as a power cut would. Whatever it held is gone.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again, empty, where it was.
+    pub(crate) fn revive(&mut self) {
+        self.kill();
+        eventually("its port is free again", || self.launch());
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn try_command(address: SocketAddr, parts: &[&str]) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut request = format!("*{}\r\n", parts.len());
+    for part in parts {
+        request += &format!("${}\r\n{part}\r\n", part.len());
+    }
+    // Its answer tells where the first one ends.
+    request += "*2\r\n$4\r\nECHO\r\n$12\r\nend-of-reply\r\n";
+    stream.write_all(request.as_bytes()).ok()?;
+    let (mut answer, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        let text = String::from_utf8_lossy(&answer);
+        if let Some(end) = text.find("$12\r\nend-of-reply\r\n") {
+            return Some(text[..end].to_owned());
+        }
+        if text.matches("-NOAUTH").count() == 2 {
+            return Some(text.into_owned());
+        }
+        match stream.read(&mut part).ok()? {
+            0 => return None,
+            n => answer.extend_from_slice(&part[..n]),
+        }
+    }
+}

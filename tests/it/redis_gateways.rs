@@ -1,0 +1,361 @@
+//! Gateways that share a Redis, as their clients see them: what one does the others know, and whatever happens to Redis, a key that
+//! is known goes on and one that is not is never called wrong.
+
+#![expect(clippy::print_stdout, reason = "what was measured is told")]
+
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use keygate::key::{Environment, KeyFormat, Prefix};
+use keygate::store::keeper::LinkState;
+use rustix::process::Signal;
+
+use crate::harness::process::{Process, keygate};
+use crate::harness::{
+    Answer, Call, Chaos, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Weather, Wire, eventually,
+};
+
+/// Requests with known keys while Redis is away.
+const REQUESTS: usize = 200;
+/// What a 503 may take on a machine that does other things too; alone it is 150 ms.
+const AT_MOST: Duration = Duration::from_millis(500);
+
+fn upstreams() -> (Upstream, Upstream) {
+    (Upstream::start("live"), Upstream::start("test"))
+}
+
+/// A gateway with the shipped time-outs.
+fn on(url: &str, (live, test): &(Upstream, Upstream)) -> GatewayBuilder {
+    Gateway::builder()
+        .api(live, test)
+        .settings(&format!("[store]\nkind = \"redis\"\nurl = \"{url}\"\nallow_without_pepper = true"))
+}
+
+/// A gateway that takes the time that a loaded machine takes, where it is not time that is tested.
+fn patient(url: &str, (live, test): &(Upstream, Upstream)) -> GatewayBuilder {
+    Gateway::builder().api(live, test).settings(&format!(
+        "[store]\nkind = \"redis\"\nurl = \"{url}\"\nallow_without_pepper = true\nconnect_timeout = \"10s\"\n\
+         lookup_timeout = \"10s\"\ncommand_timeout = \"10s\"\n[cache]\nlookup_timeout = \"10s\"\nnegative_ttl = \"1ms\""
+    ))
+}
+
+fn request(key: &str) -> Call {
+    Call::get("/v1/jobs").key(key)
+}
+
+fn status(gateway: &Gateway, key: &TestKey) -> u16 {
+    gateway.fetch(&request(&key.secret)).status
+}
+
+/// A key that nobody has made.
+fn unknown() -> String {
+    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
+}
+
+fn is_linked(gateway: &Gateway) -> bool {
+    gateway.lifecycle().keeper().link_state() == LinkState::Up
+}
+
+mod together {
+    use super::*;
+
+    #[test]
+    fn a_key_that_one_makes_works_at_the_other_and_one_that_it_revokes_does_not() {
+        let (redis, upstreams) = (RedisServer::start(), upstreams());
+        let a = patient(&redis.url(), &upstreams).start();
+        let b = patient(&redis.url(), &upstreams).org(a.org).start();
+        eventually("both are linked", || is_linked(&a) && is_linked(&b));
+        let key = a.live_key();
+        assert_eq!((status(&b, &key), status(&a, &key)), (200, 200));
+        a.revoke(&key);
+        assert_eq!(status(&a, &key), 401, "at once, where it was revoked");
+        eventually("the other refuses it", || status(&b, &key) == 401);
+        let key = b.test_key();
+        assert_eq!((status(&a, &key), status(&b, &key)), (200, 200));
+        b.revoke(&key);
+        eventually("the other refuses it", || status(&a, &key) == 401);
+    }
+
+    /// The time from the answer to the revocation at one until the other refuses the key, which it had cached.
+    #[test]
+    fn a_revocation_reaches_the_other_within_moments() {
+        const REVOCATIONS: usize = 200;
+        let (redis, upstreams) = (RedisServer::start(), upstreams());
+        let a = patient(&redis.url(), &upstreams).start();
+        let b = patient(&redis.url(), &upstreams).org(a.org).start();
+        eventually("both are linked", || is_linked(&a) && is_linked(&b));
+        let mut wire = b.connect();
+        let mut lags: Vec<Duration> = Vec::with_capacity(REVOCATIONS);
+        for _ in 0..REVOCATIONS {
+            let key = a.live_key();
+            let call = request(&key.secret);
+            assert_eq!(wire.call(&call).unwrap().status, 200);
+            a.revoke(&key);
+            let revoked = Instant::now();
+            eventually("the other refuses it", || wire.call(&call).unwrap().status == 401);
+            lags.push(revoked.elapsed());
+        }
+        lags.sort_unstable();
+        let percentile = |p: usize| lags[(REVOCATIONS - 1) * p / 100];
+        println!(
+            "lag of {REVOCATIONS} revocations: median {:?}, 90 % {:?}, 99 % {:?}, longest {:?}",
+            percentile(50),
+            percentile(90),
+            percentile(99),
+            percentile(100)
+        );
+        assert!(percentile(100) < Duration::from_secs(1), "{:?}", percentile(100));
+    }
+
+    #[test]
+    fn a_gateway_that_was_cut_off_refuses_afterwards_what_was_revoked_meanwhile() {
+        let (redis, upstreams) = (RedisServer::start(), upstreams());
+        let proxy = Chaos::before(redis.address());
+        let a = patient(&redis.url(), &upstreams).start();
+        let b = patient(&proxy.url(), &upstreams).org(a.org).start();
+        eventually("both are linked", || is_linked(&a) && is_linked(&b));
+        let (revoked, kept) = (a.live_key(), a.live_key());
+        assert_eq!((status(&b, &revoked), status(&b, &kept)), (200, 200));
+        proxy.turn(Weather::Cut);
+        eventually("it is cut off", || !is_linked(&b));
+        a.revoke(&revoked);
+        assert_eq!(status(&b, &revoked), 200, "it cannot know");
+        proxy.turn(Weather::Fair);
+        eventually("it refuses the key", || status(&b, &revoked) == 401);
+        assert_eq!(status(&b, &kept), 200);
+    }
+}
+
+mod without_redis {
+    use super::*;
+
+    /// Known keys at full success, unknown ones with 503 in time.
+    fn assert_goes_on(what: &str, gateway: &Gateway, known: &[TestKey]) {
+        let mut slowest = Duration::ZERO;
+        for n in 0..REQUESTS {
+            assert_eq!(status(gateway, &known[n % known.len()]), 200, "{what}: a known key");
+            if n % 10 == 0 {
+                let begun = Instant::now();
+                let answer = gateway.fetch(&request(&unknown()));
+                slowest = slowest.max(begun.elapsed());
+                assert_is_unavailable(what, &answer);
+            }
+        }
+        println!("{what}: {REQUESTS} of {REQUESTS} with known keys, 503 after at most {slowest:?}");
+        assert!(slowest < AT_MOST, "{what}: {slowest:?}");
+    }
+
+    fn assert_is_unavailable(what: &str, answer: &Answer) {
+        assert_eq!(answer.status, 503, "{what}: an unknown key: {}", answer.text());
+        let wait: u64 = answer.field("retry-after").unwrap().parse().unwrap();
+        assert!(wait > 0, "{what}");
+    }
+
+    /// Keys that the gateway has cached.
+    fn known_keys(gateway: &Gateway) -> Vec<TestKey> {
+        let keys: Vec<TestKey> = (0..8).map(|_| gateway.live_key()).collect();
+        for key in &keys {
+            eventually("the key is known", || status(gateway, key) == 200);
+        }
+        keys
+    }
+
+    fn assert_recovers(what: &str, gateway: &Gateway, known: &[TestKey]) {
+        eventually(&format!("after {what} unknown keys are refused"), || {
+            gateway.fetch(&request(&unknown())).status == 401
+        });
+        eventually(&format!("after {what} it is linked"), || is_linked(gateway));
+        for key in known {
+            eventually("the key works", || status(gateway, key) == 200);
+        }
+        eventually("keys can be made", || {
+            let new = gateway.block_on(gateway.lifecycle().create_org("another"));
+            new.is_ok()
+        });
+    }
+
+    #[test]
+    fn stopped_it_leaves_known_keys_working_and_unknown_ones_in_doubt() {
+        let (redis, upstreams) = (RedisServer::start(), upstreams());
+        let gateway = on(&redis.url(), &upstreams).start();
+        let known = known_keys(&gateway);
+        redis.signal(Signal::STOP);
+        assert_goes_on("stopped", &gateway, &known);
+        redis.signal(Signal::CONT);
+        assert_recovers("stopped", &gateway, &known);
+    }
+
+    #[test]
+    fn killed_it_leaves_known_keys_working_and_empty_it_comes_back_as_no_store() {
+        let (mut redis, upstreams) = (RedisServer::start(), upstreams());
+        let gateway = on(&redis.url(), &upstreams).start();
+        let known = known_keys(&gateway);
+        redis.kill();
+        assert_goes_on("killed", &gateway, &known);
+        redis.revive();
+        eventually("it is seen to be empty", || match gateway.lifecycle().keeper().link_state() {
+            LinkState::Down(why) => why.contains("keygate store accept"),
+            LinkState::Up => panic!("an empty Redis is no store"),
+        });
+        assert_goes_on("empty", &gateway, &known);
+        assert!(gateway.block_on(gateway.lifecycle().create_org("another")).is_err());
+        eventually("the operator accepts it", || {
+            gateway.block_on(gateway.lifecycle().keeper().accept()).is_ok()
+        });
+        for key in &known {
+            eventually("what it does not have is unknown", || status(&gateway, key) == 401);
+        }
+        assert_recovers("empty", &gateway, &[]);
+    }
+
+    #[test]
+    fn cut_off_in_any_way_it_leaves_known_keys_working_and_unknown_ones_in_doubt() {
+        let (redis, upstreams) = (RedisServer::start(), upstreams());
+        let proxy = Chaos::before(redis.address());
+        let gateway = on(&proxy.url(), &upstreams).start();
+        let known = known_keys(&gateway);
+        for weather in
+            [Weather::Cut, Weather::Stalled, Weather::HalfAnswers, Weather::Slow(Duration::from_millis(400))]
+        {
+            proxy.turn(weather);
+            // An answer that was under way comes through.
+            let _ = gateway.fetch(&request(&unknown()));
+            let what = format!("{weather:?}");
+            assert_goes_on(&what, &gateway, &known);
+            proxy.turn(Weather::Fair);
+            assert_recovers(&what, &gateway, &known);
+        }
+    }
+
+    #[test]
+    fn many_unknown_keys_at_once_are_all_answered_in_time() {
+        let (redis, upstreams) = (RedisServer::start(), upstreams());
+        let gateway = on(&redis.url(), &upstreams).start();
+        known_keys(&gateway);
+        redis.signal(Signal::STOP);
+        let address = gateway.address();
+        let slowest = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..32)
+                .map(|_| {
+                    scope.spawn(move || {
+                        let mut wire = Wire::connect(address);
+                        let calls = (0..20).map(|_| {
+                            let begun = Instant::now();
+                            let answer = wire.call(&request(&unknown())).unwrap();
+                            assert_is_unavailable("stopped", &answer);
+                            begun.elapsed()
+                        });
+                        calls.max().unwrap()
+                    })
+                })
+                .collect();
+            callers.into_iter().map(|caller| caller.join().unwrap()).max().unwrap()
+        });
+        redis.signal(Signal::CONT);
+        println!("640 unknown keys from 32 connections: 503 after at most {slowest:?}");
+        assert!(slowest < 2 * AT_MOST, "{slowest:?}");
+    }
+
+    #[test]
+    fn a_gateway_starts_and_recovers_by_itself_when_redis_comes() {
+        let (redis, upstreams) = (RedisServer::start(), upstreams());
+        let first = patient(&redis.url(), &upstreams).start();
+        let key = first.live_key();
+        let proxy = Chaos::before(redis.address());
+        proxy.turn(Weather::Cut);
+        let gateway = on(&proxy.url(), &upstreams).org(first.org).start();
+        for key in [key.secret.as_str(), &unknown()] {
+            assert_is_unavailable("not there yet", &gateway.fetch(&request(key)));
+        }
+        proxy.turn(Weather::Fair);
+        eventually("the key works", || status(&gateway, &key) == 200);
+        assert_recovers("its start", &gateway, &[key]);
+    }
+
+    #[test]
+    fn a_gateway_on_an_empty_redis_calls_no_key_unknown() {
+        let (redis, upstreams) = (RedisServer::start(), upstreams());
+        let org = keygate::id::OrgId::from_bytes([1; 16]);
+        let gateway = patient(&redis.url(), &upstreams).org(org).start();
+        for _ in 0..20 {
+            assert_is_unavailable("empty", &gateway.fetch(&request(&unknown())));
+        }
+        assert!(gateway.block_on(gateway.lifecycle().create_org("by a request")).is_err());
+    }
+}
+
+mod command_line {
+    use super::*;
+
+    fn run(folder: &Path, arguments: &[&str]) -> Output {
+        keygate(folder, arguments).output().unwrap()
+    }
+
+    fn said(output: &Output) -> (bool, String, String) {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    }
+
+    #[test]
+    fn keys_are_made_listed_and_revoked_in_redis_itself() {
+        let (redis, upstreams, folder) = (RedisServer::start(), upstreams(), tempfile::tempdir().unwrap());
+        patient(&redis.url(), &upstreams).write(folder.path());
+        let (well, out, _) = said(&run(folder.path(), &["store", "status"]));
+        assert!(!well && out.contains("keygate keys create"), "{out}");
+        let (done, secret, told) = said(&run(folder.path(), &["keys", "create", "--name", "first"]));
+        assert!(done && told.contains("made an empty one"), "{told}");
+        let (done, second, told) = said(&run(folder.path(), &["keys", "create", "--name", "second"]));
+        assert!(done && !told.contains("made an empty one"), "{told}");
+        let (_, list, _) = said(&run(folder.path(), &["keys", "list", "--json"]));
+        let org = serde_json::from_str::<serde_json::Value>(list.lines().next().unwrap()).unwrap();
+        let org = keygate::id::OrgId::parse(org["organization_id"].as_str().unwrap()).unwrap();
+        let gateway = patient(&redis.url(), &upstreams).org(org).start();
+        eventually("it is linked", || is_linked(&gateway));
+        for secret in [&secret, &second] {
+            assert_eq!(gateway.fetch(&request(secret.trim())).status, 200);
+        }
+        let newest = list.lines().next().unwrap();
+        let newest = serde_json::from_str::<serde_json::Value>(newest).unwrap();
+        let (done, ..) =
+            said(&run(folder.path(), &["keys", "revoke", newest["id"].as_str().unwrap(), "--yes"]));
+        assert!(done);
+        eventually("the gateway hears of it", || gateway.fetch(&request(second.trim())).status == 401);
+        assert_eq!(gateway.fetch(&request(secret.trim())).status, 200);
+        let (well, out, _) = said(&run(folder.path(), &["store", "status"]));
+        assert!(well && out.contains("well"), "{out}");
+        let names = redis.command(&["KEYS", "{kg}:id:*"]);
+        let names: Vec<&str> = names.split("\r\n").filter(|line| line.starts_with('{')).collect();
+        assert_eq!(names.len(), 2);
+        for name in names {
+            let kept = redis.command(&["GET", name]);
+            assert!(kept.contains("secrets") && !kept.contains(&secret.trim()[11..40]), "no secret: {kept}");
+        }
+    }
+
+    #[test]
+    fn a_lost_store_is_accepted_through_the_gateway_that_knew_it() {
+        let (redis, upstreams, folder) = (RedisServer::start(), upstreams(), tempfile::tempdir().unwrap());
+        patient(&redis.url(), &upstreams).settings("[admin]\nsocket = \"keygate.sock\"").write(folder.path());
+        let gateway = Process::keygate(folder.path(), &["serve"]);
+        gateway.err_line("listening on");
+        let (made, _, told) = said(&run(folder.path(), &["keys", "create", "--name", "first"]));
+        assert!(made, "{told}");
+        gateway.err_line("the event link is up");
+        redis.command(&["FLUSHALL"]);
+        gateway.err_line("keygate store accept");
+        let (well, out, _) = said(&run(folder.path(), &["store", "status"]));
+        assert!(!well && out.contains("the store is gone"), "{out}");
+        let (made, _, told) = said(&run(folder.path(), &["keys", "create", "--name", "second"]));
+        assert!(!made && told.contains("keygate store accept"), "{told}");
+        let (accepted, _, told) = said(&run(folder.path(), &["store", "accept"]));
+        assert!(!accepted && told.contains("--yes"), "{told}");
+        let (accepted, out, told) = said(&run(folder.path(), &["store", "accept", "--yes"]));
+        assert!(accepted && out.contains("accepted"), "{out}{told}");
+        gateway.err_line("the event link is up");
+        let (made, _, told) = said(&run(folder.path(), &["keys", "create", "--name", "second"]));
+        assert!(made, "{told}");
+        let (accepted, out, _) = said(&run(folder.path(), &["store", "accept", "--yes"]));
+        assert!(accepted && out.contains("nothing to accept"), "{out}");
+    }
+}

@@ -1,0 +1,736 @@
+//! What the Redis store promises beyond the contract: all or nothing whatever happens to Redis, and never "no such key" from a
+//! store that is not ours.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use keygate::id::OrgId;
+use keygate::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
+use keygate::key::{Digest, Pepper};
+use keygate::store::events::Subject;
+use keygate::store::keeper::{Keeper, LinkState};
+use keygate::store::redis::{Address, OpenError, Redis, Settings};
+use keygate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault};
+use tokio::runtime::Handle;
+
+use crate::harness::{Chaos, PATIENCE, RedisServer, Weather};
+use crate::store_contract::{
+    Call, Heard, Maker, Shared, assert_found, event, insert, insert_org, new_key, new_org, update_key,
+    with_digests,
+};
+
+fn open(server: &RedisServer) -> Shared {
+    open_at(&server.url())
+}
+
+fn open_at(url: &str) -> Shared {
+    Arc::new(open_with(patient(url), Sealer::default()))
+}
+
+fn open_with(settings: Settings, sealer: Sealer) -> Redis {
+    Redis::open(settings, sealer, Handle::current()).unwrap()
+}
+
+/// Waits as long as a loaded machine takes.
+fn patient(url: &str) -> Settings {
+    Settings {
+        connect_timeout: PATIENCE,
+        lookup_timeout: PATIENCE,
+        command_timeout: PATIENCE,
+        ..Settings::new(Address::parse(url).unwrap())
+    }
+}
+
+async fn begun(server: &RedisServer) -> Shared {
+    let store = open(server);
+    assert_eq!(store.keeper().begin().await, Ok(true));
+    store
+}
+
+/// Asks again until it holds, or the test has failed.
+async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < until, "it never came to pass that {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn linked(store: &Shared) {
+    soon("the event link is up", async || store.keeper().link_state() == LinkState::Up).await;
+}
+
+fn assert_unavailable(lookup: &Lookup) -> String {
+    match lookup {
+        Lookup::Unavailable(fault) => fault.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn revocation(key: &KeyRecord) -> Mutation {
+    let subjects = key.secrets.iter().map(|secret| Subject::Digest(secret.digest)).collect();
+    let revoked = KeyRecord { revoked_at: Some(crate::store_contract::NOW), ..key.clone() };
+    Mutation { subjects, ..update_key(1, &revoked) }
+}
+
+/// Everything in Redis, for comparison.
+fn dump(server: &RedisServer) -> Vec<(String, String)> {
+    let keys = server.command(&["KEYS", "*"]);
+    let mut keys: Vec<&str> = keys.split("\r\n").filter(|line| line.starts_with('{')).collect();
+    keys.sort_unstable();
+    keys.into_iter().map(|key| (key.to_owned(), server.command(&["DUMP", key]))).collect()
+}
+
+mod all_or_nothing {
+    use super::*;
+
+    #[tokio::test]
+    async fn with_its_memory_full_redis_takes_no_new_key_and_still_every_revocation() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        let (org, digest) = (made.org(), made.digest());
+        let key = made.key(org.id, &[digest]);
+        insert(&store, &org, &key).await;
+        server.command(&["CONFIG", "SET", "maxmemory", "1"]);
+        let before = dump(&server);
+        for refused in [new_key(&made.key(org.id, &[made.digest()])), new_org(&made.org())] {
+            let refusal = store.commit(refused).await.unwrap_err();
+            assert!(refusal.to_string().contains("OOM"), "{refusal}");
+        }
+        assert_eq!(dump(&server), before);
+        assert_eq!(store.commit(revocation(&key)).await, Ok(Committed { event: Some(1) }));
+        assert!(matches!(store.lookup(digest).await, Lookup::Found(found) if found.key.revoked_at.is_some()));
+        server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+        store.commit(new_key(&made.key(org.id, &[made.digest()]))).await.unwrap();
+    }
+
+    /// Memory runs out at a different point each time.
+    #[tokio::test]
+    async fn wherever_memory_runs_out_a_key_is_whole_or_not_there() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        let org = made.org();
+        insert_org(&store, &org).await;
+        let info = server.command(&["INFO", "memory"]);
+        let used: u64 =
+            info.split("used_memory:").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
+        let (mut whole, mut none) = (0, 0);
+        for step in 0..150 {
+            server.command(&["CONFIG", "SET", "maxmemory", &(used + step * 1024).to_string()]);
+            let key = made.key(org.id, &[made.digest(), made.digest(), made.digest()]);
+            let outcome = store.commit(new_key(&key)).await;
+            assert_eq!(is_whole(&store, &key).await, outcome.is_ok(), "{outcome:?}");
+            if outcome.is_ok() { whole += 1 } else { none += 1 }
+        }
+        println!("{whole} went in, {none} were refused");
+        assert!(whole > 0 && none > 0, "{whole} {none}");
+    }
+
+    /// Whether a key is there in every place; it must not be in some of them only.
+    async fn is_whole(store: &Shared, key: &KeyRecord) -> bool {
+        let record = store.key(key.id).await.unwrap().is_some();
+        for secret in &key.secrets {
+            assert_eq!(matches!(store.lookup(secret.digest).await, Lookup::Found(_)), record);
+        }
+        for org in [None, Some(key.org)] {
+            let listed = store.keys(org, None, usize::MAX).await.unwrap();
+            assert_eq!(listed.iter().any(|listed| listed.record.id == key.id), record);
+        }
+        record
+    }
+
+    #[tokio::test]
+    async fn whenever_connections_are_killed_a_key_is_whole_or_not_there_and_events_have_no_gap() {
+        let server = Arc::new(RedisServer::start());
+        let (store, made, heard) = (begun(&server).await, Maker::new(), Heard::default());
+        store.subscribe(heard.sink());
+        let org = made.org();
+        insert_org(&store, &org).await;
+        let (over, killer) = (Arc::new(AtomicBool::new(false)), Arc::clone(&server));
+        let until = Arc::clone(&over);
+        let killer = std::thread::spawn(move || {
+            let mut rng = fastrand::Rng::with_seed(3);
+            while !until.load(Ordering::Relaxed) {
+                killer.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+                std::thread::sleep(Duration::from_micros(rng.u64(..3000)));
+            }
+        });
+        let (mut done, mut open) = (0, 0);
+        let mut keys = Vec::new();
+        for _ in 0..150 {
+            let key = made.key(org.id, &[made.digest()]);
+            let with_event = Mutation { subjects: vec![Subject::Org(org.id)], ..new_key(&key) };
+            let outcome = store.commit(with_event).await;
+            match &outcome {
+                Ok(Committed { event }) => {
+                    assert!(event.is_some());
+                    done += 1;
+                }
+                Err(CommitError::Fault(_)) => open += 1,
+                Err(other) => panic!("{other}"),
+            }
+            keys.push((key, outcome.is_ok()));
+        }
+        over.store(true, Ordering::Relaxed);
+        killer.join().unwrap();
+        soon("lookups work again", async || matches!(store.lookup(made.digest()).await, Lookup::Absent))
+            .await;
+        soon("commands work again", async || store.orgs(None, 1).await.is_ok()).await;
+        let mut there = 0;
+        for (key, told) in keys {
+            let whole = is_whole(&store, &key).await;
+            assert!(whole || !told, "what was confirmed is there");
+            there += u64::from(whole);
+        }
+        println!("150 mutations under fire: {done} confirmed, {open} left open, {there} there");
+        soon("every event arrives", async || last_event(&heard) == there).await;
+        linked(&store).await;
+        assert_eq!(store.commit(event(org.id)).await, Ok(Committed { event: Some(there + 1) }));
+        // Each once and in order, from wherever it was told to begin again.
+        let mut expected = 0;
+        for call in heard.all() {
+            match call {
+                Call::Reset(seq) => expected = seq + 1,
+                Call::Apply(seq, _) => {
+                    assert_eq!(seq, expected);
+                    expected += 1;
+                }
+            }
+        }
+    }
+
+    fn last_event(heard: &Heard) -> u64 {
+        match heard.all().last() {
+            Some(Call::Reset(seq) | Call::Apply(seq, _)) => *seq,
+            None => 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn of_64_processes_that_update_one_rev_exactly_one_wins() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        let org = made.org();
+        let key = made.key(org.id, &[made.digest()]);
+        insert(&store, &org, &key).await;
+        let stores: Vec<Shared> = (0..64).map(|_| open(&server)).collect();
+        for rev in 1..=3 {
+            let writers = stores.iter().enumerate().map(|(writer, store)| {
+                let (store, name) = (Arc::clone(store), format!("{rev} by {writer}"));
+                let mine = KeyRecord { name: name.clone(), ..with_digests(&key, &[made.digest()]) };
+                tokio::spawn(async move { (name, store.commit(update_key(rev, &mine)).await) })
+            });
+            let mut winners = Vec::new();
+            for writer in writers.collect::<Vec<_>>() {
+                match writer.await.unwrap() {
+                    (name, Ok(_)) => winners.push(name),
+                    (_, Err(refusal)) => assert_eq!(refusal, CommitError::Conflict),
+                }
+            }
+            let now = store.key(key.id).await.unwrap().unwrap();
+            assert_eq!((now.rev, vec![now.record.name.clone()]), (rev + 1, winners));
+            assert!(is_whole(&store, &now.record).await);
+            let pointers = server.command(&["KEYS", "{kg}:k:*"]);
+            assert!(pointers.starts_with("*1\r\n"), "the losers' digests are nowhere: {pointers}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_wrote_into_the_way_fails_a_mutation_before_it_writes() {
+        let (made, org) = (Maker::new(), Maker::new().org());
+        let key = made.key(org.id, &[made.digest()]);
+        for (place, harm) in [
+            ("{kg}:keys".to_owned(), &["SET", "x"][..]),
+            ("{kg}:orgs".to_owned(), &["SET", "x"]),
+            (format!("{{kg}}:org:{}:keys", org.id), &["SET", "x"]),
+            (format!("{{kg}}:id:{}", key.id), &["SADD", "x"]),
+            ("{kg}:events".to_owned(), &["SET", "x"]),
+        ] {
+            let server = RedisServer::start();
+            let store = begun(&server).await;
+            server.command(&[harm[0], &place, harm[1]]);
+            let before = dump(&server);
+            let mutation =
+                Mutation { org: new_org(&org).org, subjects: vec![Subject::Org(org.id)], ..new_key(&key) };
+            assert!(matches!(store.commit(mutation).await, Err(CommitError::Fault(_))), "{place}");
+            assert_eq!(dump(&server), before, "{place}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_ahead_of_its_numbers_fails_a_mutation_before_it_writes() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        server.command(&["XADD", "{kg}:events", "7-0", "mark", "x"]);
+        let before = dump(&server);
+        assert!(matches!(store.commit(event(made.org().id)).await, Err(CommitError::Fault(_))));
+        assert_eq!(dump(&server), before);
+    }
+
+    #[tokio::test]
+    async fn a_mutation_whose_caller_hung_up_is_carried_out() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        let orgs: Vec<OrgRecord> = (0..20).map(|_| made.org()).collect();
+        for org in &orgs {
+            let mut commit = store.commit(new_org(org));
+            let polled =
+                std::future::poll_fn(|context| std::task::Poll::Ready(commit.as_mut().poll(context)));
+            drop(polled.await);
+        }
+        soon("all are there", async || store.orgs(None, 100).await.unwrap().len() == orgs.len()).await;
+    }
+
+    #[tokio::test]
+    async fn a_redis_that_forgot_the_scripts_is_given_them_again() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        let (org, digest) = (made.org(), made.digest());
+        let key = made.key(org.id, &[digest]);
+        insert(&store, &org, &key).await;
+        server.command(&["SCRIPT", "FLUSH"]);
+        assert_found(&store, digest, &key, &org).await;
+        store.commit(update_key(1, &key)).await.unwrap();
+    }
+}
+
+mod whose_store_it_is {
+    use super::*;
+
+    /// Nothing that is asked of it is answered as if it were our store.
+    async fn assert_refuses_everything(
+        store: &Shared,
+        org: &OrgRecord,
+        key: &KeyRecord,
+        stranger: Digest,
+    ) -> String {
+        for digest in [key.secrets[0].digest, stranger] {
+            assert_unavailable(&store.lookup(digest).await);
+        }
+        assert!(store.key(key.id).await.is_err() && store.org(org.id).await.is_err());
+        assert!(store.keys(None, None, 1).await.is_err() && store.orgs(None, 1).await.is_err());
+        let mutations = [update_key(1, key), revocation(key), event(org.id), new_org(&Maker::new().org())];
+        for mutation in mutations {
+            assert!(matches!(store.commit(mutation).await, Err(CommitError::Fault(_))));
+        }
+        assert_eq!(store.keeper().begin().await, Ok(false));
+        store.keeper().status().await.trouble.unwrap()
+    }
+
+    #[tokio::test]
+    async fn before_there_is_a_store_nothing_is_absent() {
+        let server = RedisServer::start();
+        let (store, made) = (open(&server), Maker::new());
+        let told = assert_unavailable(&store.lookup(made.digest()).await);
+        assert!(told.contains("keygate keys create") && told.contains("keygate store accept"), "{told}");
+        let refused = store.commit(new_org(&made.org())).await;
+        assert!(matches!(refused, Err(CommitError::Fault(_))), "no request makes a store: {refused:?}");
+        assert_eq!(dump(&server), []);
+        assert_eq!(store.keeper().begin().await, Ok(true));
+        assert_eq!(open(&server).keeper().begin().await, Ok(false), "it is there already");
+        assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
+    }
+
+    #[tokio::test]
+    async fn an_emptied_redis_knows_no_key_until_the_operator_accepts_it() {
+        let mut server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        let (org, digest, stranger) = (made.org(), made.digest(), made.digest());
+        let key = made.key(org.id, &[digest]);
+        insert(&store, &org, &key).await;
+        for restarted in [false, true] {
+            if restarted {
+                server.revive();
+                soon("it is back", async || {
+                    !assert_unavailable(&store.lookup(digest).await).contains("refused")
+                        && store.keeper().status().await.trouble.unwrap().contains("store accept")
+                })
+                .await;
+            } else {
+                server.command(&["FLUSHALL"]);
+            }
+            let told = assert_refuses_everything(&store, &org, &key, stranger).await;
+            assert!(told.contains("keygate store accept"), "{told}");
+            assert_eq!(dump(&server), [], "nothing was written by being asked");
+            assert!(store.keeper().accept().await.unwrap().changed);
+            assert!(matches!(store.lookup(digest).await, Lookup::Absent));
+            assert_eq!(store.keeper().status().await.trouble, None);
+            insert(&store, &org, &key).await;
+            assert_found(&store, digest, &key, &org).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_one_gateway_accepts_all_that_knew_the_same_store_accept_and_no_other() {
+        let (server, elsewhere) = (RedisServer::start(), RedisServer::start());
+        let proxy = Chaos::before(server.address());
+        let (first, second, third) = (begun(&server).await, open(&server), open_at(&proxy.url()));
+        let (made, heard) = (Maker::new(), Heard::default());
+        let stranger = open(&elsewhere);
+        assert_eq!(stranger.keeper().begin().await, Ok(true));
+        second.subscribe(heard.sink());
+        third.subscribe(Heard::default().sink());
+        linked(&second).await;
+        linked(&third).await;
+        // One of them is away when it happens.
+        proxy.turn(Weather::Cut);
+        server.command(&["FLUSHALL"]);
+        soon("it is noticed", async || second.keeper().link_state() != LinkState::Up).await;
+        assert!(first.keeper().accept().await.unwrap().changed);
+        assert!(!first.keeper().accept().await.unwrap().changed);
+        proxy.turn(Weather::Fair);
+        linked(&second).await;
+        linked(&third).await;
+        for store in [&second, &third] {
+            assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
+        }
+        assert_eq!(heard.all(), [Call::Reset(0), Call::Reset(0)], "what was cached belongs to the old store");
+    }
+
+    #[tokio::test]
+    async fn another_store_in_its_place_is_none_until_it_is_accepted() {
+        let (server, other) = (RedisServer::start(), RedisServer::start());
+        let (store, made) = (begun(&server).await, Maker::new());
+        let (org, digest) = (made.org(), made.digest());
+        let key = made.key(org.id, &[digest]);
+        insert(&store, &org, &key).await;
+        // Its whole content, as if a name had changed its address.
+        let theirs = begun(&other).await.keeper().status().await.found.unwrap();
+        server.command(&["FLUSHALL"]);
+        server.command(&["HSET", "{kg}:meta", "incarnation", &theirs, "schema", "1", "event", "0"]);
+        let told = assert_refuses_everything(&store, &org, &key, made.digest()).await;
+        assert!(told.contains(&theirs), "{told}");
+        let accepted = store.keeper().accept().await.unwrap();
+        assert_eq!((accepted.store, accepted.changed), (theirs, true));
+        assert!(matches!(store.lookup(digest).await, Lookup::Absent));
+    }
+
+    #[tokio::test]
+    async fn data_without_its_meta_is_no_empty_place() {
+        let server = RedisServer::start();
+        let made = Maker::new();
+        insert_org(&begun(&server).await, &made.org()).await;
+        server.command(&["DEL", "{kg}:meta"]);
+        let store = open(&server);
+        assert_eq!(store.keeper().begin().await, Ok(false));
+        assert_unavailable(&store.lookup(made.digest()).await);
+    }
+
+    #[tokio::test]
+    async fn a_store_of_a_newer_schema_is_refused() {
+        let server = RedisServer::start();
+        begun(&server).await;
+        server.command(&["HSET", "{kg}:meta", "schema", "2"]);
+        let store = open(&server);
+        let told = assert_unavailable(&store.lookup(Maker::new().digest()).await);
+        assert!(told.contains("newer keygate (schema 2"), "{told}");
+        assert!(store.keeper().accept().await.is_err());
+        assert!(store.commit(new_org(&Maker::new().org())).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn under_another_pepper_a_key_is_unavailable_rather_than_absent() {
+        let server = RedisServer::start();
+        let sealer = |byte| Sealer::new(Some(Pepper::new(vec![byte; 32]).unwrap()));
+        let open = |sealer| -> Shared { Arc::new(open_with(server.settings(), sealer)) };
+        let made = Maker::new();
+        let (org, digest) = (made.org(), made.digest());
+        let key = made.key(org.id, &[digest]);
+        let store = open(sealer(1));
+        store.keeper().begin().await.unwrap();
+        insert(&store, &org, &key).await;
+        for other in [sealer(2), Sealer::default()] {
+            let store = open(other);
+            assert_unavailable(&store.lookup(digest).await);
+            assert!(store.key(key.id).await.is_err() && store.org(org.id).await.is_err());
+            assert!(
+                store.keys(None, None, 1).await.is_err() && store.keys(Some(org.id), None, 1).await.is_err()
+            );
+            assert!(matches!(store.commit(update_key(1, &key)).await, Err(CommitError::Fault(_))));
+        }
+        assert_found(&store, digest, &key, &org).await;
+    }
+
+    #[tokio::test]
+    async fn what_redis_promises_and_has_not_is_unavailable_rather_than_absent() {
+        let names = |key: &KeyRecord| {
+            let digest: String =
+                key.secrets[0].digest.as_bytes().iter().map(|b| format!("{b:02x}")).collect();
+            [format!("{{kg}}:id:{}", key.id), format!("{{kg}}:org:{}", key.org), format!("{{kg}}:k:{digest}")]
+        };
+        for harm in 0..5 {
+            let server = RedisServer::start();
+            let (store, made) = (begun(&server).await, Maker::new());
+            let (org, digest) = (made.org(), made.digest());
+            let (key, other) = (made.key(org.id, &[digest]), made.key(org.id, &[made.digest()]));
+            insert(&store, &org, &key).await;
+            store.commit(new_key(&other)).await.unwrap();
+            let ([record, org_record, pointer], [other_record, _, other_pointer]) =
+                (names(&key), names(&other));
+            match harm {
+                0 => server.command(&["DEL", &record]),
+                1 => server.command(&["DEL", &org_record]),
+                2 => server.command(&["COPY", &other_pointer, &pointer, "REPLACE"]),
+                3 => server.command(&["COPY", &other_record, &record, "REPLACE"]),
+                _ => server.command(&["SET", &pointer, "nonsense"]),
+            };
+            assert_unavailable(&store.lookup(digest).await);
+        }
+    }
+}
+
+mod events {
+    use super::*;
+
+    /// Two processes on one Redis; the second's way there can be broken.
+    async fn two(server: &RedisServer) -> (Shared, Shared, Heard, Chaos) {
+        let proxy = Chaos::before(server.address());
+        let (first, second, heard) = (begun(server).await, open_at(&proxy.url()), Heard::default());
+        second.subscribe(heard.sink());
+        linked(&second).await;
+        (first, second, heard, proxy)
+    }
+
+    fn org() -> OrgId {
+        Maker::new().org().id
+    }
+
+    #[tokio::test]
+    async fn of_one_process_reach_the_other_once_and_in_order() {
+        let server = RedisServer::start();
+        let (first, second, heard, _proxy) = two(&server).await;
+        let org = org();
+        for _ in 0..50 {
+            tokio::join!(first.commit(event(org)), second.commit(event(org)), first.commit(event(org)))
+                .0
+                .unwrap();
+        }
+        soon("all arrived", async || heard.all().len() == 151).await;
+        let expected = (1..=150).map(|seq| Call::Apply(seq, vec![Subject::Org(org)]));
+        assert!(std::iter::once(Call::Reset(0)).chain(expected).eq(heard.all()));
+    }
+
+    #[tokio::test]
+    async fn that_were_missed_are_applied_when_the_link_is_back() {
+        let server = RedisServer::start();
+        let (first, second, heard, proxy) = two(&server).await;
+        let org = org();
+        proxy.turn(Weather::Cut);
+        soon("the link is down", async || second.keeper().link_state() != LinkState::Up).await;
+        for _ in 0..3 {
+            first.commit(event(org)).await.unwrap();
+        }
+        assert_eq!(heard.all(), [Call::Reset(0)]);
+        proxy.turn(Weather::Fair);
+        soon("all arrived", async || heard.all().len() == 4).await;
+        let expected = (1..=3).map(|seq| Call::Apply(seq, vec![Subject::Org(org)]));
+        assert!(std::iter::once(Call::Reset(0)).chain(expected).eq(heard.all()));
+    }
+
+    #[tokio::test]
+    async fn that_were_missed_and_are_gone_put_everything_in_doubt() {
+        let server = RedisServer::start();
+        let (first, second, heard, proxy) = two(&server).await;
+        let org = org();
+        proxy.turn(Weather::Cut);
+        soon("the link is down", async || second.keeper().link_state() != LinkState::Up).await;
+        for _ in 0..3 {
+            first.commit(event(org)).await.unwrap();
+        }
+        server.command(&["XTRIM", "{kg}:events", "MAXLEN", "1"]);
+        proxy.turn(Weather::Fair);
+        soon("it knows of the gap", async || heard.all().last() == Some(&Call::Reset(3))).await;
+        first.commit(event(org)).await.unwrap();
+        soon("it goes on", async || matches!(heard.all().last(), Some(Call::Apply(4, _)))).await;
+    }
+
+    /// As after a fail-over to a replica that had not received the last event: the store goes on from before it.
+    #[tokio::test]
+    async fn that_a_store_lost_after_they_were_applied_put_everything_in_doubt() {
+        let server = RedisServer::start();
+        let (first, second, heard, _proxy) = two(&server).await;
+        let own = Heard::default();
+        first.subscribe(own.sink());
+        linked(&first).await;
+        let org = org();
+        for _ in 0..3 {
+            first.commit(event(org)).await.unwrap();
+        }
+        soon("all arrived", async || heard.all().len() == 4).await;
+        let stream = server.command(&["XRANGE", "{kg}:events", "1-0", "1-0"]);
+        let mark = stream.rsplit("\r\n").nth(1).unwrap().to_owned();
+        server.command(&["DEL", "{kg}:events"]);
+        server.command(&["XADD", "{kg}:events", "1-0", "subjects", "", "mark", &mark]);
+        server.command(&["HSET", "{kg}:meta", "event", "1"]);
+        for heard in [&heard, &own] {
+            soon("it is noticed", async || heard.all().last() == Some(&Call::Reset(1))).await;
+        }
+        soon("mutations work again", async || first.commit(event(org)).await.is_ok()).await;
+        soon("and arrive", async || matches!(heard.all().last(), Some(Call::Apply(2, _)))).await;
+        assert!(matches!(second.lookup(Maker::new().digest()).await, Lookup::Absent));
+    }
+
+    /// The same, but the store went on: the numbers alone would look right.
+    #[tokio::test]
+    async fn of_the_same_numbers_that_are_others_put_everything_in_doubt() {
+        let server = RedisServer::start();
+        let (first, _second, heard, _proxy) = two(&server).await;
+        for _ in 0..2 {
+            first.commit(event(org())).await.unwrap();
+        }
+        soon("all arrived", async || heard.all().len() == 3).await;
+        server.command(&["DEL", "{kg}:events"]);
+        for id in ["1-0", "2-0"] {
+            server.command(&["XADD", "{kg}:events", id, "subjects", "", "mark", "another"]);
+        }
+        soon("it is noticed", async || heard.all().last() == Some(&Call::Reset(2))).await;
+    }
+
+    #[tokio::test]
+    async fn that_do_not_read_put_everything_in_doubt() {
+        let server = RedisServer::start();
+        let (_first, _second, heard, _proxy) = two(&server).await;
+        server.command(&["HSET", "{kg}:meta", "event", "1"]);
+        server.command(&["XADD", "{kg}:events", "1-0", "subjects", "\u{9}what is this", "mark", "m"]);
+        soon("it is noticed", async || heard.all().last() == Some(&Call::Reset(1))).await;
+    }
+}
+
+mod the_way_there {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_opens_while_redis_is_down_and_works_once_it_is_up() {
+        let server = RedisServer::start();
+        begun(&server).await;
+        let proxy = Chaos::before(server.address());
+        proxy.turn(Weather::Cut);
+        let (store, heard, made) = (open_at(&proxy.url()), Heard::default(), Maker::new());
+        store.subscribe(heard.sink());
+        assert_unavailable(&store.lookup(made.digest()).await);
+        assert!(store.commit(new_org(&made.org())).await.is_err());
+        proxy.turn(Weather::Fair);
+        linked(&store).await;
+        soon("lookups work", async || matches!(store.lookup(made.digest()).await, Lookup::Absent)).await;
+        soon("mutations work", async || store.commit(event(made.org().id)).await.is_ok()).await;
+    }
+
+    #[tokio::test]
+    async fn whatever_the_network_does_a_lookup_answers_in_time_and_never_absent() {
+        let server = RedisServer::start();
+        begun(&server).await;
+        for weather in
+            [Weather::Cut, Weather::Stalled, Weather::HalfAnswers, Weather::Slow(Duration::from_millis(400))]
+        {
+            let proxy = Chaos::before(server.address());
+            let settings = Settings::new(Address::parse(&proxy.url()).unwrap());
+            let (store, digest) = (Arc::new(open_with(settings, Sealer::default())), Maker::new().digest());
+            soon("it works", async || matches!(store.lookup(digest).await, Lookup::Absent)).await;
+            proxy.turn(weather);
+            let mut slowest = Duration::ZERO;
+            for n in 0..30 {
+                let begun = Instant::now();
+                let lookup = store.lookup(digest).await;
+                slowest = slowest.max(begun.elapsed());
+                // An answer that was on its way already is as good as any.
+                assert!(n == 0 || matches!(lookup, Lookup::Unavailable(_)), "{weather:?}: {lookup:?}");
+            }
+            println!("{weather:?}: the slowest of 30 lookups took {slowest:?}");
+            assert!(slowest < Duration::from_millis(500), "{weather:?}: {slowest:?}");
+            proxy.turn(Weather::Fair);
+            soon("it works again", async || matches!(store.lookup(digest).await, Lookup::Absent)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn lookups_that_fail_in_a_row_are_no_more_asked_for_a_while() {
+        let server = RedisServer::start();
+        begun(&server).await;
+        let proxy = Chaos::before(server.address());
+        let settings = Settings::new(Address::parse(&proxy.url()).unwrap());
+        let (store, digest) = (open_with(settings, Sealer::default()), Maker::new().digest());
+        proxy.turn(Weather::Stalled);
+        for _ in 0..3 {
+            assert_eq!(assert_unavailable(&store.lookup(digest).await), StoreFault::TimedOut.to_string());
+        }
+        let begun = Instant::now();
+        for _ in 0..100 {
+            assert_unavailable(&store.lookup(digest).await);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "at 100 ms each: {:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_replica_is_refused() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        let port = server.address().port().to_string();
+        let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &port]);
+        let told = assert_unavailable(&open(&replica).lookup(made.digest()).await);
+        assert!(told.contains("it is a replica"), "{told}");
+        // One that was the master a moment ago takes no mutation either, and is left for a new look.
+        server.command(&["REPLICAOF", "127.0.0.1", "1"]);
+        assert!(store.commit(new_org(&made.org())).await.is_err());
+        let told = store.keys(None, None, 1).await.unwrap_err().to_string();
+        assert!(told.contains("it is a replica"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_password_comes_from_a_file_of_its_own_and_is_never_shown() {
+        let server = RedisServer::with(&["--requirepass", "hunter2"]);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        let settings = Settings { password_file: Some(file.clone()), ..server.settings() };
+        let open = || Redis::open(settings.clone(), Sealer::default(), Handle::current());
+        assert!(matches!(open().unwrap_err(), OpenError::Password { .. }));
+        fs::write(&file, "hunter2\n").unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
+        let refused = open().unwrap_err();
+        assert!(refused.to_string().contains("chmod 600") && matches!(refused, OpenError::Exposed(_)));
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        let store = open().unwrap();
+        assert_eq!(store.begin().await, Ok(true));
+        assert!(!format!("{store:?} {:?}", store.status().await).contains("hunter2"));
+        fs::write(&file, "hunter3").unwrap();
+        let wrong = open().unwrap();
+        let told = assert_unavailable(&wrong.lookup(Maker::new().digest()).await);
+        assert!(!told.contains("hunter") && told.contains("store.password_file"), "{told}");
+        let without = open_with(server.settings(), Sealer::default());
+        assert_unavailable(&without.lookup(Maker::new().digest()).await);
+        fs::write(&file, "two\nlines").unwrap();
+        assert!(matches!(open().unwrap_err(), OpenError::NoPassword(_)));
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_that_was_closed_costs_no_mutation() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        for _ in 0..3 {
+            insert_org(&store, &made.org()).await;
+            server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+            assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
+            // Longer than a connection is trusted without a look at it.
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn stores_of_two_cells_share_a_redis_and_nothing_else() {
+        let server = RedisServer::start();
+        let cell =
+            |name| Settings { cell: keygate::store::redis::Cell::parse(name).unwrap(), ..server.settings() };
+        let stores: Vec<Shared> =
+            ["a", "b"].map(|name| Arc::new(open_with(cell(name), Sealer::default())) as Shared).into();
+        let made = Maker::new();
+        let org = made.org();
+        for store in &stores {
+            assert_eq!(store.keeper().begin().await, Ok(true));
+        }
+        insert_org(&stores[0], &org).await;
+        assert_eq!(stores[0].org(org.id).await, Ok(Some(Versioned { rev: 1, record: org.clone() })));
+        assert_eq!(stores[1].org(org.id).await, Ok(None));
+    }
+}
