@@ -704,6 +704,37 @@ mod the_way_there {
         assert!(matches!(open().unwrap_err(), OpenError::NoPassword(_)));
     }
 
+    /// The rights that the README names.
+    #[tokio::test]
+    async fn a_user_with_no_more_than_the_documented_rights_does() {
+        let server = RedisServer::start();
+        let rights = "~{kg}:* +@read +@write +@scripting +@connection +info";
+        assert!(include_str!("../../README.md").contains(rights));
+        let mut command = vec!["ACL", "SETUSER", "gateway", "on", ">hunter2"];
+        command.extend(rights.split(' '));
+        assert_eq!(server.command(&command), "+OK\r\n");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        fs::write(&file, "hunter2").unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        let settings =
+            Settings { username: Some("gateway".to_owned()), password_file: Some(file), ..server.settings() };
+        let (store, heard, made) = (open_with(settings, Sealer::default()), Heard::default(), Maker::new());
+        let store: Shared = Arc::new(store);
+        assert_eq!(store.keeper().begin().await, Ok(true));
+        store.subscribe(heard.sink());
+        linked(&store).await;
+        let (org, digest) = (made.org(), made.digest());
+        let key = made.key(org.id, &[digest]);
+        insert(&store, &org, &key).await;
+        assert_found(&store, digest, &key, &org).await;
+        assert_eq!(store.commit(revocation(&key)).await, Ok(Committed { event: Some(1) }));
+        assert_eq!(store.keys(None, None, 10).await.unwrap().len(), 1);
+        server.command(&["FLUSHALL"]);
+        assert!(store.keeper().accept().await.unwrap().changed);
+        linked(&store).await;
+    }
+
     #[tokio::test]
     async fn an_idle_connection_that_was_closed_costs_no_mutation() {
         let server = RedisServer::start();

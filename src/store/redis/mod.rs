@@ -758,6 +758,7 @@ mod tests {
     fn everything_has_one_hash_tag() {
         let names = Names("{kg}:".to_owned());
         assert_eq!(names.meta(), "{kg}:meta");
+        assert_eq!(OrgId::LEN, 30, "where lookup.lua cuts a pointer in two");
         let digest = Digest::from_bytes([0xa5; 32]);
         assert_eq!(names.digest(&digest), format!("{{kg}}:k:{}", "a5".repeat(32)));
         assert!(Cell::parse("eu-1").is_ok());
