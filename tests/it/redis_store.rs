@@ -155,12 +155,15 @@ mod all_or_nothing {
             let mut rng = fastrand::Rng::with_seed(3);
             while !until.load(Ordering::Relaxed) {
                 killer.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-                std::thread::sleep(Duration::from_micros(rng.u64(..3000)));
+                std::thread::sleep(Duration::from_micros(rng.u64(..10_000)));
             }
         });
         let (mut done, mut open) = (0, 0);
         let mut keys = Vec::new();
-        for _ in 0..150 {
+        // Until enough of them got through and enough were hit.
+        let patience = Instant::now() + PATIENCE;
+        while done < 60 || open < 5 {
+            assert!(Instant::now() < patience, "{done} confirmed, {open} left open");
             let key = made.key(org.id, &[made.digest()]);
             let with_event = Mutation { subjects: vec![Subject::Org(org.id)], ..new_key(&key) };
             let outcome = store.commit(with_event).await;
@@ -169,7 +172,11 @@ mod all_or_nothing {
                     assert!(event.is_some());
                     done += 1;
                 }
-                Err(CommitError::Fault(_)) => open += 1,
+                Err(CommitError::Fault(_)) => {
+                    open += 1;
+                    // Or the breaker alone would fail the next ones.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
                 Err(other) => panic!("{other}"),
             }
             keys.push((key, outcome.is_ok()));
@@ -185,7 +192,7 @@ mod all_or_nothing {
             assert!(whole || !told, "what was confirmed is there");
             there += u64::from(whole);
         }
-        println!("150 mutations under fire: {done} confirmed, {open} left open, {there} there");
+        println!("mutations under fire: {done} confirmed, {open} left open, {there} there");
         soon("every event arrives", async || last_event(&heard) == there).await;
         linked(&store).await;
         assert_eq!(store.commit(event(org.id)).await, Ok(Committed { event: Some(there + 1) }));
