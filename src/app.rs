@@ -30,6 +30,7 @@ use crate::ops::{self, Readiness, Told};
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::{self, Embedded};
+use crate::store::keeper::LinkState;
 use crate::store::redis::{self, Redis};
 use crate::telemetry::{self, RecordWriter};
 use crate::worker::{DrainSettings, Worker};
@@ -175,7 +176,7 @@ impl App {
             config.scopes,
             clock.clone(),
         ));
-        let keys = ReadThrough::new(config.cache, store, control.handle.clone(), clock.clone());
+        let keys = ReadThrough::new(config.cache, Arc::clone(&store), control.handle.clone(), clock.clone());
         let shared = Shared {
             settings: config.gateway,
             routes: Arc::new(config.routes),
@@ -200,13 +201,7 @@ impl App {
         let readiness = Arc::new(Readiness::default());
         readiness.set(true);
         if let Some(ops) = ops {
-            let dropped = records.dropped();
-            let loads: Vec<_> = workers.iter().map(Worker::load_cell).collect();
-            let state = move || State {
-                cache_entries: keys.entries(),
-                records_dropped: dropped.load(Ordering::Relaxed),
-                connections: loads.iter().map(|load| load.load(Ordering::Relaxed)).sum(),
-            };
+            let state = state(store, keys, &workers, &records);
             let told = Told { metrics, readiness: Arc::clone(&readiness), state: Box::new(state) };
             tokio::spawn(ops.run(Arc::new(told)));
         }
@@ -303,6 +298,23 @@ impl App {
         records.finish();
         drop(lifecycle);
         control.stop();
+    }
+}
+
+/// What is read of the parts at the moment of a scrape.
+fn state(
+    store: Arc<dyn Store>,
+    keys: Arc<ReadThrough>,
+    workers: &[Worker],
+    records: &RecordWriter,
+) -> impl Fn() -> State + Send + Sync + use<> {
+    let dropped = records.dropped();
+    let loads: Vec<_> = workers.iter().map(Worker::load_cell).collect();
+    move || State {
+        cache_entries: keys.entries(),
+        event_link_up: store.keeper().link_state() == LinkState::Up,
+        records_dropped: dropped.load(Ordering::Relaxed),
+        connections: loads.iter().map(|load| load.load(Ordering::Relaxed)).sum(),
     }
 }
 

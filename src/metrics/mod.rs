@@ -285,6 +285,7 @@ pub fn method_label(method: &Method) -> &'static str {
 #[derive(Clone, Copy, Debug)]
 pub struct State {
     pub cache_entries: u64,
+    pub event_link_up: bool,
     pub records_dropped: u64,
     pub connections: usize,
 }
@@ -440,6 +441,11 @@ fn gauges(threads: &[Arc<Cells>], store_up: bool, state: State) -> Vec<MetricFam
         one("keygate_requests_in_flight", "Requests that have begun and not ended.", in_flight as f64),
         one("keygate_cache_entries", "Known keys in the process's cache.", state.cache_entries as f64),
         one(
+            "keygate_event_link_up",
+            "Whether changes made through other gateways arrive.",
+            f64::from(u8::from(state.event_link_up)),
+        ),
+        one(
             "keygate_store_up",
             "Whether the store answered the last time it was asked.",
             f64::from(u8::from(store_up)),
@@ -544,7 +550,7 @@ mod tests {
     use super::*;
 
     fn state() -> State {
-        State { cache_entries: 3, records_dropped: 0, connections: 2 }
+        State { cache_entries: 3, event_link_up: true, records_dropped: 0, connections: 2 }
     }
 
     #[test]
