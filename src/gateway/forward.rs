@@ -101,6 +101,10 @@ impl Forwarded {
         // A reason phrase of the upstream's own travels as an extension, as does what belongs to its
         // connection.
         head.extensions.clear();
+        if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            // There is no body; a length of one is forbidden beside a 204, and only confuses beside a 304.
+            head.headers.remove(CONTENT_LENGTH);
+        }
         exchange.note_forwarded(head.status);
         let body =
             ResponseBody::upstream(incoming, stream_idle, lease, reusable, gateway.clock.clone(), exchange);

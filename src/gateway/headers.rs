@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
@@ -97,6 +97,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The address as it stands in X-Forwarded-For; made once a connection.
     forwarded_for: HeaderValue,
+    /// How it came, as it stands in X-Forwarded-Proto.
+    forwarded_proto: &'static str,
 }
 
 impl Peer {
@@ -106,7 +108,13 @@ impl Peer {
         // The text of an address has only characters that a field value may have.
         let forwarded_for = HeaderValue::try_from(address.ip().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { address, forwarded_for }
+        Self { address, forwarded_for, forwarded_proto: "http" }
+    }
+
+    /// The same, on a connection with TLS.
+    #[must_use]
+    pub fn over_tls(self) -> Self {
+        Self { forwarded_proto: "https", ..self }
     }
 }
 
@@ -173,6 +181,7 @@ impl HeaderRules {
         remove_connection_options(headers);
         self.removed.remove_from(headers);
         self.aliased.remove_aliases_from(headers);
+        join_cookies(headers);
         let Forwarding { for_, proto, host: forwarded_host } = forwarding;
         headers.insert(X_FORWARDED_FOR, for_);
         headers.insert(X_FORWARDED_PROTO, proto);
@@ -232,7 +241,7 @@ impl HeaderRules {
     fn forwarding(&self, headers: &HeaderMap, peer: &Peer, host: &HeaderValue) -> Forwarding {
         let plain = Forwarding {
             for_: peer.forwarded_for.clone(),
-            proto: HeaderValue::from_static("http"),
+            proto: HeaderValue::from_static(peer.forwarded_proto),
             host: host.clone(),
         };
         if !self.trusts(peer.address.ip()) {
@@ -306,6 +315,20 @@ fn remove_connection_options(headers: &mut HeaderMap) {
         .collect();
     for option in options {
         headers.remove(option);
+    }
+}
+
+/// Makes one field of what HTTP/2 clients split for better compression (RFC 9113, section 8.2.3): to HTTP/1 several are malformed.
+fn join_cookies(headers: &mut HeaderMap) {
+    // Where no name occurs twice, nothing needs to be looked up.
+    if headers.len() == headers.keys_len() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, whole);
     }
 }
 
@@ -509,6 +532,23 @@ mod tests {
             (&headers["x-forwarded-proto"], &headers["x-forwarded-host"]),
             (&"http".parse().unwrap(), &"h".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn a_cookie_in_crumbs_becomes_one_field_and_other_fields_stay_apart() {
+        let sent =
+            [("cookie", "a=1"), ("accept", "x"), ("cookie", "b=2"), ("accept", "y"), ("cookie", "c=3")];
+        let headers = forwarded(&rules(&[]), &sent);
+        assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+        assert_eq!(headers.get_all("accept").iter().collect::<Vec<_>>(), ["x", "y"]);
+    }
+
+    #[test]
+    fn the_upstream_is_told_whether_the_client_came_over_tls() {
+        let mut headers = HeaderMap::new();
+        let (host, id) = (HeaderValue::from_static("h"), HeaderValue::from_static("req_1"));
+        rules(&[]).forward(&mut headers, &peer().over_tls(), &host, &id, None);
+        assert_eq!(headers["x-forwarded-proto"], "https");
     }
 
     #[test]
