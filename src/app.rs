@@ -33,7 +33,8 @@ use crate::store::embedded::{self, Embedded};
 use crate::store::keeper::LinkState;
 use crate::store::redis::{self, Redis};
 use crate::telemetry::{self, RecordWriter};
-use crate::worker::{DrainSettings, Worker};
+use crate::tls;
+use crate::worker::{DrainSettings, Serving, Worker};
 
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -47,6 +48,8 @@ pub enum StartError {
     Admin(#[from] admin::BindError),
     #[error(transparent)]
     Pepper(#[from] PepperError),
+    #[error(transparent)]
+    Tls(#[from] tls::LoadErrors),
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
 }
@@ -120,6 +123,17 @@ pub fn open_store(
     }
 }
 
+/// Reads the certificates. One that clients will refuse does not keep the gateway from starting: a restart must not turn one expired name
+/// into an outage of all of them.
+fn load_tls(settings: &tls::Settings, clock: &Clock) -> Result<Option<tls::Acceptor>, tls::LoadErrors> {
+    let acceptor = tls::Acceptor::load(settings)?;
+    let certificates = acceptor.iter().flat_map(tls::Acceptor::certificates);
+    for complaint in certificates.filter_map(|certificate| certificate.complaint(clock.now().wall)) {
+        telemetry::log(&complaint);
+    }
+    Ok(acceptor)
+}
+
 /// A running gateway.
 #[derive(Debug)]
 pub struct App {
@@ -158,6 +172,7 @@ impl App {
         clock: Clock,
     ) -> Result<Self, StartError> {
         raise_descriptor_limit();
+        let tls = load_tls(&config.tls, &clock)?;
         let entered = control.handle.enter();
         let listener =
             Listener::bind(&config.listener, config.gateway.headers.trusted_proxies.clone(), clock.clone())?;
@@ -188,10 +203,9 @@ impl App {
         };
         let records = RecordWriter::start(config.request_log)?;
         let count = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
+        let serving = Serving { connection: config.connection, tls };
         let workers: Result<Vec<Worker>, io::Error> = (0..count)
-            .map(|n| {
-                Worker::start(n, shared.clone(), records.sink(), metrics.cells(), config.connection.clone())
-            })
+            .map(|n| Worker::start(n, shared.clone(), records.sink(), metrics.cells(), serving.clone()))
             .collect();
         let workers = Arc::new(workers?);
         let acceptor = tokio::spawn(listener.run(Arc::clone(&workers)));

@@ -1,8 +1,8 @@
-//! One client connection: hyper on it, and a watchdog over it.
+//! One client connection: TLS and hyper on it, and a watchdog over it.
 //!
 //! hyper's own timer for request heads also runs while a kept connection is idle, and it has none for a client that takes
-//! nothing of its answer. So the watchdog is ours. It looks at what the connection does, costs no timer per request,
-//! and closes what takes too long.
+//! nothing of its answer. So the watchdog is ours. It looks at what the connection does, from the handshake on, costs no timer
+//! per request, and closes what takes too long.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -19,13 +19,18 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::gateway::headers::Peer;
 use crate::gateway::{self, Gateway, guard};
+use crate::http2::{self, Paced, Streams};
+use crate::preface::{self, Rewound};
+use crate::tls::{self, Stream};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// How long the TLS handshake may take.
+    pub handshake_timeout: Duration,
     /// From a request's first byte, or the connection's beginning, to the end of its head.
     pub head_timeout: Duration,
     /// How long a connection may wait for its next request; above the 60 seconds of common load balancers.
@@ -37,6 +42,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            handshake_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(300),
@@ -54,6 +60,7 @@ const FIELDS_INLINE: usize = 100;
 /// Serves one connection until either side is done with it, or the watchdog is.
 pub async fn serve<S>(
     stream: S,
+    tls: Option<&tls::Acceptor>,
     peer: Peer,
     gateway: Rc<Gateway>,
     settings: &Settings,
@@ -62,50 +69,84 @@ pub async fn serve<S>(
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let activity = Rc::new(Activity::new());
-    let limits = gateway.limits().clone();
-    let io = TokioIo::new(Watched { stream, activity: Rc::clone(&activity) });
-    let watched = Rc::clone(&activity);
-    let peer = Rc::new(peer);
-    let service = service_fn(move |request| {
-        let busy = Busy::begin(&watched);
-        let (gateway, peer) = (Rc::clone(&gateway), Rc::clone(&peer));
-        async move {
-            let response = gateway::handle(&gateway, &peer, request).await;
-            Ok::<_, Infallible>(response.map(|body| Tracked { body, _busy: busy }))
-        }
-    });
-    let mut connection = pin!(builder(&limits).serve_connection(io, service));
-    let mut timer = pin!(sleep_until(Instant::now() + settings.head_timeout));
+    let watched = Watched { stream, activity: Rc::clone(&activity) };
     let member = connections.join();
-    let mut draining = false;
-    poll_fn(|cx| {
-        if member.poll_drain(cx) && !draining {
-            draining = true;
-            connection.as_mut().graceful_shutdown();
+    let mut watchdog = Watchdog {
+        activity: &activity,
+        settings,
+        member: &member,
+        timer: pin!(sleep_until(Instant::now() + settings.handshake_timeout.min(settings.head_timeout))),
+    };
+    // A client that goes away, says nothing in time or does not speak TLS gets no answer: there is nobody to understand it.
+    let Some(Ok((stream, protocol))) = watchdog.until(open(watched, tls, &activity)).await else { return };
+    let io = TokioIo::new(stream);
+    let peer = Rc::new(if tls.is_some() { peer.over_tls() } else { peer });
+    let requests = Rc::clone(&activity);
+    match protocol {
+        Protocol::Http1 => {
+            let limits = gateway.limits().clone();
+            let service = service_fn(move |request| {
+                let busy = Busy::begin(&requests);
+                let (gateway, peer) = (Rc::clone(&gateway), Rc::clone(&peer));
+                async move {
+                    let response = gateway::handle(&gateway, &peer, request).await;
+                    Ok::<_, Infallible>(response.map(|body| Tracked { body, _busy: busy }))
+                }
+            });
+            let connection = pin!(http1_builder(&limits).serve_connection(io, service));
+            watchdog.watch(connection, http1::Connection::graceful_shutdown, || false).await;
         }
-        // An error here is a client that went away or spoke something else; hyper has answered what could be answered.
-        if connection.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+        Protocol::Http2 => {
+            activity.is_shared.set(true);
+            activity.enter(Phase::Idle);
+            let streams = Streams::new(settings.write_timeout);
+            let opening = streams.clone();
+            let service = service_fn(move |request| {
+                let (busy, pace) = (Busy::begin(&requests), opening.open());
+                let (gateway, peer) = (Rc::clone(&gateway), Rc::clone(&peer));
+                async move {
+                    let response = gateway::handle(&gateway, &peer, request).await;
+                    Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked { body, _busy: busy }, pace)))
+                }
+            });
+            let connection = pin!(http2::builder(streams.clone()).serve_connection(io, service));
+            let finish = hyper::server::conn::http2::Connection::graceful_shutdown;
+            watchdog.watch(connection, finish, || streams.are_abused()).await;
         }
-        loop {
-            let Some(deadline) = activity.deadline(settings) else { return Poll::Pending };
-            if deadline < timer.deadline() {
-                timer.as_mut().reset(deadline);
-            }
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            // Armed for an earlier moment of this connection's life: only now is it worth setting anew.
-            if deadline <= Instant::now() {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(deadline);
-        }
-    })
-    .await;
+    }
 }
 
-fn builder(limits: &guard::Limits) -> http1::Builder {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Finds out what the client speaks, and makes the handshake before that where there is one.
+async fn open<S>(
+    stream: Watched<S>,
+    tls: Option<&tls::Acceptor>,
+    activity: &Activity,
+) -> io::Result<(Rewound<Stream<Watched<S>>>, Protocol)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(tls) = tls else {
+        let (stream, is_http2) = preface::is_http2(Stream::Plain(stream)).await?;
+        return Ok((stream, if is_http2 { Protocol::Http2 } else { Protocol::Http1 }));
+    };
+    activity.enter(Phase::Handshake);
+    let (stream, is_http2) = tls.accept(stream).await?;
+    activity.enter(Phase::Head);
+    if !is_http2 {
+        return Ok((Rewound::untouched(stream), Protocol::Http1));
+    }
+    // Awaited here for its time limit; hyper judges it.
+    let (stream, _) = preface::is_http2(stream).await?;
+    Ok((stream, Protocol::Http2))
+}
+
+fn http1_builder(limits: &guard::Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     let head = limits.head + limits.target + HEAD_MARGIN;
     builder.writev(false).max_header_size(head).max_buf_size(BUFFER.max(2 * head));
@@ -115,20 +156,103 @@ fn builder(limits: &guard::Limits) -> http1::Builder {
     builder
 }
 
+/// Ends a connection that takes too long, and lets it finish when it is time to.
+struct Watchdog<'w> {
+    activity: &'w Activity,
+    settings: &'w Settings,
+    member: &'w Member<'w>,
+    timer: Pin<&'w mut Sleep>,
+}
+
+impl Watchdog<'_> {
+    /// Waits for what comes before the first request; `None` when it is not worth waiting for any longer.
+    async fn until<F: Future>(&mut self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if self.member.poll_drain(cx) {
+                return Poll::Ready(None);
+            }
+            match future.as_mut().poll(cx) {
+                Poll::Ready(output) => Poll::Ready(Some(output)),
+                Poll::Pending => self.poll_too_late(cx).map(|()| None),
+            }
+        })
+        .await
+    }
+
+    /// Runs the connection; `finish` lets it end after the requests under way, `is_abused` ends it at once.
+    async fn watch<C: Future>(
+        &mut self,
+        mut connection: Pin<&mut C>,
+        finish: impl Fn(Pin<&mut C>),
+        is_abused: impl Fn() -> bool,
+    ) {
+        let mut draining = false;
+        poll_fn(|cx| {
+            if self.member.poll_drain(cx) && !draining {
+                draining = true;
+                finish(connection.as_mut());
+            }
+            loop {
+                // An error here is a client that went away or spoke something else; hyper has answered what could be answered.
+                if connection.as_mut().poll(cx).is_ready() || is_abused() {
+                    return Poll::Ready(());
+                }
+                self.activity.remember(cx);
+                if self.poll_too_late(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                if !self.activity.may_say_farewell() {
+                    return Poll::Ready(());
+                }
+                finish(connection.as_mut());
+            }
+        })
+        .await;
+    }
+
+    fn poll_too_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let Some(deadline) = self.activity.deadline(self.settings) else { return Poll::Pending };
+            if deadline < self.timer.deadline() {
+                self.timer.as_mut().reset(deadline);
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            // Armed for an earlier moment of this connection's life: only now is it worth setting anew.
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+    }
+}
+
 /// What a connection does, and since when.
 #[derive(Debug)]
 struct Activity {
     phase: Cell<Phase>,
     since: Cell<Instant>,
+    /// Requests under way; on HTTP/1 one at most.
+    requests: Cell<usize>,
     /// Since when there has been something to write that the client does not take.
     blocked_since: Cell<Option<Instant>>,
+    /// Whether requests share the connection (HTTP/2). Then bytes that come are no sign of a request, and an idle client is told
+    /// before the connection ends, since it may send its next request just then.
+    is_shared: Cell<bool>,
+    told: Cell<bool>,
+    /// Wakes the connection when its last request has ended, which on HTTP/2 happens in a task of its own.
+    waker: RefCell<Option<Waker>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// TLS is being agreed on.
+    Handshake,
     /// Bytes of a head are expected or have begun to come.
     Head,
-    /// A request is being answered; it has limits of its own.
+    /// Requests are being answered; they have limits of their own.
     Busy,
     /// Waiting for the next request.
     Idle,
@@ -139,7 +263,11 @@ impl Activity {
         Self {
             phase: Cell::new(Phase::Head),
             since: Cell::new(Instant::now()),
+            requests: Cell::new(0),
             blocked_since: Cell::new(None),
+            is_shared: Cell::new(false),
+            told: Cell::new(false),
+            waker: RefCell::new(None),
         }
     }
 
@@ -153,7 +281,12 @@ impl Activity {
     /// When the connection will have taken too long, if it goes on as it does.
     fn deadline(&self, settings: &Settings) -> Option<Instant> {
         let phase = match self.phase.get() {
+            Phase::Handshake => Some(self.since.get() + settings.handshake_timeout),
             Phase::Head => Some(self.since.get() + settings.head_timeout),
+            // The ends of answers may still be on their way to a client that was told.
+            Phase::Idle if self.told.get() => {
+                Some(self.since.get() + settings.idle_timeout + settings.write_timeout)
+            }
             Phase::Idle => Some(self.since.get() + settings.idle_timeout),
             Phase::Busy => None,
         };
@@ -164,8 +297,19 @@ impl Activity {
         }
     }
 
+    /// Whether an idle client is still to be told that the connection ends. Once.
+    fn may_say_farewell(&self) -> bool {
+        self.is_shared.get() && self.blocked_since.get().is_none() && !self.told.replace(true)
+    }
+
+    fn remember(&self, cx: &Context<'_>) {
+        if self.is_shared.get() && self.waker.borrow().is_none() {
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+        }
+    }
+
     fn note_read(&self) {
-        if self.phase.get() == Phase::Idle {
+        if self.phase.get() == Phase::Idle && !self.is_shared.get() {
             self.enter(Phase::Head);
         }
     }
@@ -178,7 +322,7 @@ impl Activity {
             return;
         }
         self.blocked_since.set(None);
-        if self.phase.get() == Phase::Idle {
+        if self.phase.get() == Phase::Idle && !self.is_shared.get() {
             // The end of an answer is still on its way out; the wait for the next request begins after it.
             self.since.set(Instant::now());
         }
@@ -190,6 +334,7 @@ struct Busy(Rc<Activity>);
 
 impl Busy {
     fn begin(activity: &Rc<Activity>) -> Self {
+        activity.requests.set(activity.requests.get() + 1);
         activity.enter(Phase::Busy);
         Self(Rc::clone(activity))
     }
@@ -197,7 +342,15 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        let left = self.0.requests.get() - 1;
+        self.0.requests.set(left);
+        if left > 0 {
+            return;
+        }
         self.0.enter(Phase::Idle);
+        if let Some(waker) = &*self.0.waker.borrow() {
+            waker.wake_by_ref();
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! # Life of a request
 //!
 //! A connection is accepted by the [`listener`], which has a place for it or closes it, and goes to the least loaded
-//! [`worker`]. There a [`connection`] runs hyper over the socket and a watchdog over hyper. Each request then passes the stages of the
+//! [`worker`]. There a [`connection`] makes the [`tls`] handshake where there is one, finds out which HTTP the client speaks, and runs
+//! hyper over the socket and a watchdog over both; on HTTP/2 every stream is a task ([`http2`]). Each request then passes the stages of the
 //! [`gateway`], all of them in one function, [`gateway::handle`]:
 //!
 //! | stage | takes | makes | refuses with |
@@ -30,6 +31,7 @@ pub mod connection;
 pub mod connection_limit;
 pub mod demo;
 pub mod gateway;
+pub mod http2;
 pub mod id;
 pub mod key;
 pub mod lifecycle;
@@ -37,8 +39,10 @@ pub mod listener;
 pub mod metrics;
 pub mod network;
 pub mod ops;
+pub mod preface;
 pub mod rejection;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod worker;

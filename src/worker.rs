@@ -18,6 +18,7 @@ use crate::gateway::headers::Peer;
 use crate::gateway::{Gateway, Shared};
 use crate::metrics::Cells;
 use crate::telemetry::RecordSink;
+use crate::tls;
 
 /// How long the end waits for work that cannot be interrupted.
 const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
@@ -37,6 +38,13 @@ impl Default for DrainSettings {
     fn default() -> Self {
         Self { delay: Duration::from_secs(5), timeout: Duration::from_secs(70) }
     }
+}
+
+/// How connections are served.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    pub connection: connection::Settings,
+    pub tls: Option<tls::Acceptor>,
 }
 
 /// A thread that serves connections, seen from outside.
@@ -66,7 +74,7 @@ impl Worker {
         shared: Shared,
         records: RecordSink,
         cells: Arc<Cells>,
-        settings: connection::Settings,
+        serving: Serving,
     ) -> io::Result<Self> {
         let (orders, received) = unbounded_channel();
         let load = Arc::new(AtomicUsize::new(0));
@@ -74,7 +82,7 @@ impl Worker {
         let (started, outcome) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("keygate-{number}"))
-            .spawn(move || run(&started, received, &counted, shared, records, cells, settings))?;
+            .spawn(move || run(&started, received, &counted, shared, records, cells, serving))?;
         outcome.recv().map_err(io::Error::other)??;
         Ok(Self { orders, load, thread })
     }
@@ -123,7 +131,7 @@ fn run(
     shared: Shared,
     records: RecordSink,
     cells: Arc<Cells>,
-    settings: connection::Settings,
+    serving: Serving,
 ) {
     let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let (runtime, outcome) = match built {
@@ -135,7 +143,7 @@ fn run(
     let Some(runtime) = runtime else { return };
     let records = Rc::new(records);
     let gateway = Gateway::new(shared, Rc::clone(&records), cells);
-    runtime.block_on(work(orders, load, gateway, records, Rc::new(settings)));
+    runtime.block_on(work(orders, load, gateway, records, Rc::new(serving)));
     // A name that hangs in its resolver must not keep the process from ending.
     runtime.shutdown_timeout(BLOCKED_AT_MOST);
 }
@@ -145,7 +153,7 @@ async fn work(
     load: &Arc<AtomicUsize>,
     gateway: Rc<Gateway>,
     records: Rc<RecordSink>,
-    settings: Rc<connection::Settings>,
+    serving: Rc<Serving>,
 ) {
     let connections = Rc::new(Connections::default());
     tokio::task::spawn_local(async move { records.keep_flushing().await });
@@ -172,11 +180,12 @@ async fn work(
             Some(Order::Serve { stream, peer, slot }) => {
                 let counted = Counted(Arc::clone(load));
                 let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
-                let (gateway, settings) = (Rc::clone(&gateway), Rc::clone(&settings));
+                let (gateway, serving) = (Rc::clone(&gateway), Rc::clone(&serving));
                 let connections = Rc::clone(&connections);
                 tokio::task::spawn_local(async move {
                     let _held = (counted, slot);
-                    connection::serve(stream, peer, gateway, &settings, &connections).await;
+                    let Serving { connection, tls } = &*serving;
+                    connection::serve(stream, tls.as_ref(), peer, gateway, connection, &connections).await;
                 });
             }
         }

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 
 use super::{Outcome, refuse};
 use crate::app::KeyTools;
+use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
 use crate::gateway::route::{Access, Route};
 use crate::key::Environment;
+use crate::tls::{Acceptor, Certificate, LoadErrors};
 use crate::upstream::{Endpoint, Settings};
 
 /// Show every mistake in a configuration and its policy, or a summary if there is none
@@ -34,20 +36,44 @@ pub(super) fn run(
 ) -> io::Result<Outcome> {
     match Config::load(&args.config, environment) {
         Ok(config) => {
-            if let Err(error) = KeyTools::new(&config.keys) {
-                writeln!(err, "{error}\n\n1 mistake")?;
-                return Ok(Outcome::Refused);
-            }
+            let certificates = match read_files(&config, &Clock::system()) {
+                Ok(certificates) => certificates,
+                Err(mistakes) => {
+                    let (n, s) = (mistakes.len(), if mistakes.len() == 1 { "" } else { "s" });
+                    writeln!(err, "{}\n\n{n} mistake{s}", mistakes.join("\n"))?;
+                    return Ok(Outcome::Refused);
+                }
+            };
             writeln!(out, "{}: fine\n", args.config.display())?;
-            summarise(&config, out)?;
+            summarise(&config, &certificates, out)?;
             Ok(Outcome::Done)
         }
         Err(mistakes) => refuse(&mistakes, err),
     }
 }
 
-fn summarise(config: &Config, out: &mut impl Write) -> io::Result<()> {
+/// Reads the files that the configuration names, and says everything that is wrong with them. A certificate that clients
+/// would refuse is a mistake here, where somebody looks; serving goes on with it.
+fn read_files(config: &Config, clock: &Clock) -> Result<Vec<Certificate>, Vec<String>> {
+    let mut mistakes: Vec<String> =
+        KeyTools::new(&config.keys).err().iter().map(ToString::to_string).collect();
+    let certificates = match Acceptor::load(&config.tls) {
+        Ok(acceptor) => acceptor.map(|acceptor| acceptor.certificates().to_vec()).unwrap_or_default(),
+        Err(LoadErrors(errors)) => {
+            mistakes.extend(errors.iter().map(ToString::to_string));
+            Vec::new()
+        }
+    };
+    mistakes.extend(certificates.iter().filter_map(|certificate| certificate.complaint(clock.now().wall)));
+    if mistakes.is_empty() { Ok(certificates) } else { Err(mistakes) }
+}
+
+fn summarise(config: &Config, certificates: &[Certificate], out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "listen     {}", config.listener.listen)?;
+    for certificate in certificates {
+        let names = certificate.names.join(", ");
+        writeln!(out, "tls        {names}, until {}", certificate.not_after)?;
+    }
     match &config.store {
         StoreSettings::Embedded(store) => writeln!(out, "store      embedded, {}", store.path.display())?,
         StoreSettings::Redis(store) => {

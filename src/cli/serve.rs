@@ -32,6 +32,7 @@ pub(super) fn run(
         Err(outcome) => return Ok(outcome),
     };
     let routes = config.routes.routes().len();
+    let scheme = if config.tls.certificates.is_empty() { "http" } else { "https" };
     let app = match App::start(config, Clock::system()) {
         Ok(app) => app,
         Err(error) => {
@@ -40,7 +41,7 @@ pub(super) fn run(
         }
     };
     let signals = app.watch_signals()?;
-    writeln!(err, "keygate: listening on http://{} with {routes} routes", app.address())?;
+    writeln!(err, "keygate: listening on {scheme}://{} with {routes} routes", app.address())?;
     if let Some(address) = app.ops_address() {
         writeln!(err, "keygate: metrics and probes on http://{address}")?;
     }

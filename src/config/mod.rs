@@ -32,7 +32,7 @@ use crate::key::scope::ScopeSet;
 use crate::store::{cache, embedded, redis};
 use crate::telemetry::RequestLog;
 use crate::worker::DrainSettings;
-use crate::{admin, connection, gateway, listener, ops, upstream};
+use crate::{admin, connection, gateway, listener, ops, tls, upstream};
 
 /// What `keygate init` writes as `keygate.toml`: every key with its default.
 pub const DEFAULT_CONFIGURATION: &str = include_str!("../../config/keygate.toml");
@@ -44,6 +44,7 @@ pub const DEFAULT_POLICY: &str = include_str!("../../config/policy.toml");
 pub struct Config {
     pub listener: listener::Settings,
     pub connection: connection::Settings,
+    pub tls: tls::Settings,
     pub gateway: gateway::Settings,
     pub keys: KeySettings,
     pub store: StoreSettings,
@@ -128,7 +129,7 @@ fn sections(
     files: &dyn Fn(&Path) -> io::Result<String>,
     report: &Report,
 ) -> Option<Config> {
-    let server = root.section("server", server::read);
+    let server = root.section("server", |section| server::read(section, folder));
     let limits = root.section("limits", server::limits);
     let headers = root.section("identity_headers", |section| identity::read(section, server.trusted_proxies));
     let keys = root.section("keys", |section| keys(section, folder));
@@ -146,13 +147,14 @@ fn sections(
     let request_log = root.section("log", request_log);
 
     let gateway = gateway::Settings { limits, headers, body_idle_timeout: server.body_idle_timeout };
-    let (listener, connection, drain) = (server.listener, server.connection, server.drain);
+    let (listener, connection, tls, drain) = (server.listener, server.connection, server.tls, server.drain);
     let Policy { routes, scopes } = policy?;
     let (store, upstreams) =
         (store?, upstreams.into_iter().map(|named| named.settings).collect::<Option<_>>()?);
     Some(Config {
         listener,
         connection,
+        tls,
         gateway,
         keys,
         store,

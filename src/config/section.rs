@@ -228,13 +228,18 @@ impl<'r> Section<'r> {
         let Content::List(values) = value.content else {
             self.wrong(
                 key,
-                format!("expected sections [[{key}]], found {}; double the brackets", value.kind()),
+                format!(
+                    "expected sections [[{}]], found {}; double the brackets",
+                    self.path_of(key),
+                    value.kind()
+                ),
             );
             return Vec::new();
         };
         let mut results = Vec::with_capacity(values.len());
         for (n, value) in values.into_iter().enumerate() {
-            let path = format!("{key}[{}]", value.label(label).unwrap_or_else(|| n.to_string()));
+            let name = value.label(label).unwrap_or_else(|| n.to_string());
+            let path = format!("{}[{name}]", self.path_of(key));
             results.push(Self::new(self.report, path, value).run(&mut reader));
         }
         results

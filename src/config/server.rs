@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -11,7 +12,7 @@ use super::section::Section;
 use super::value::{DAY, INSTANT, address, count, duration, parsed, size, text};
 use crate::gateway::guard;
 use crate::worker::DrainSettings;
-use crate::{connection, gateway, listener};
+use crate::{connection, gateway, listener, tls};
 
 /// What `plaintext` must say, word for word, so that nobody serves keys in the clear without having read it.
 const BEHIND_TLS: &str = "behind a TLS terminator";
@@ -19,21 +20,23 @@ const BEHIND_TLS: &str = "behind a TLS terminator";
 pub(super) struct Server {
     pub(super) listener: listener::Settings,
     pub(super) connection: connection::Settings,
+    pub(super) tls: tls::Settings,
     pub(super) trusted_proxies: Vec<IpNet>,
     pub(super) body_idle_timeout: Duration,
     pub(super) drain: DrainSettings,
 }
 
-pub(super) fn read(section: &mut Section<'_>) -> Server {
+pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Server {
     let gateway = gateway::Settings::default();
     let listener = listener(section);
     let connection = connection(section);
+    let certificates = certificates(section, folder);
     section.optional("plaintext", plaintext);
-    if !section.given("plaintext") && !is_loopback(listener.listen) {
+    if !section.given("plaintext") && certificates.is_empty() && !is_loopback(listener.listen) {
         section.wrong(
             "listen",
             format!(
-                "{} is not loopback, and keys would cross the network in plain text; listen on loopback, or put a \
+                "{} is not loopback, and keys would cross the network in plain text; set tls, listen on loopback, or put a \
                  TLS terminator before it and say plaintext = {BEHIND_TLS:?}",
                 listener.listen
             ),
@@ -42,6 +45,7 @@ pub(super) fn read(section: &mut Section<'_>) -> Server {
     Server {
         listener,
         connection,
+        tls: tls::Settings { certificates: certificates.into_iter().flatten().collect() },
         trusted_proxies: section
             .list("trusted_proxies", parsed(network))
             .unwrap_or(gateway.headers.trusted_proxies),
@@ -68,9 +72,24 @@ fn listener(section: &mut Section<'_>) -> listener::Settings {
     }
 }
 
+/// One for each table, `None` where it is reported what is wrong with it.
+fn certificates(section: &mut Section<'_>, folder: &Path) -> Vec<Option<tls::Files>> {
+    section.repeated("tls", "cert", |section| {
+        let certificate =
+            section.required("cert", "name the PEM file with the certificate and its chain", text);
+        let key = section.required("key", "name the PEM file with the certificate's private key", text);
+        Some(tls::Files { certificate: folder.join(certificate?), key: folder.join(key?) })
+    })
+}
+
 fn connection(section: &mut Section<'_>) -> connection::Settings {
     let default = connection::Settings::default();
     connection::Settings {
+        handshake_timeout: section.or(
+            "handshake_timeout",
+            default.handshake_timeout,
+            duration(INSTANT..=DAY),
+        ),
         head_timeout: section.or("head_timeout", default.head_timeout, duration(INSTANT..=DAY)),
         idle_timeout: section.or("idle_timeout", default.idle_timeout, duration(INSTANT..=DAY)),
         write_timeout: section.or("write_timeout", default.write_timeout, duration(INSTANT..=DAY)),

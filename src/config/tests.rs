@@ -130,6 +130,7 @@ mod shipped_files {
     fn the_shipped_file_sets_nothing_but_the_defaults() {
         let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
         assert_defaults(&config, &default_embedded(), (None, None));
+        assert_eq!(config.tls, tls::Settings::default());
     }
 
     #[test]
@@ -137,6 +138,8 @@ mod shipped_files {
         for (kind, store) in [("embedded", default_embedded()), ("redis", default_redis())] {
             let config = load(&complete(kind), DEFAULT_POLICY, &[]).unwrap();
             assert_defaults(&config, &store, (Some(4), Some("etc/pepper".into())));
+            let files = tls::Files { certificate: "etc/cert.pem".into(), key: "etc/key.pem".into() };
+            assert_eq!(config.tls.certificates, [files], "there is no default to show");
         }
     }
 
@@ -145,7 +148,7 @@ mod shipped_files {
         let report = Report::default();
         let files = |path: &Path| file(path, "", DEFAULT_POLICY);
         translate(&complete("embedded"), Path::new("etc/keygate.toml"), [], &files, &report).unwrap();
-        let of_configuration = |key: &&String| key.contains('.') && !key.starts_with("route[");
+        let of_configuration = |key: &&String| key.contains('.') && !key.contains('[');
         let asked: BTreeSet<String> =
             report.asked.borrow().iter().filter(of_configuration).cloned().collect();
 
@@ -434,8 +437,8 @@ requests = \"text\"
                  write it as TOML",
                 "etc/keygate.toml:3:11: this is not TOML: invalid boolean, expected `false`; write it as TOML",
                 "etc/keygate.toml:4:1: server.limit: unknown key `limit`; the keys here are `listen`, `workers`, \
-                 `max_connections`, `max_connections_per_client`, `head_timeout`, `idle_timeout`, `write_timeout`, \
-                 `plaintext`, `trusted_proxies`, `body_idle_timeout`, `drain_delay`, `drain_timeout`",
+                 `max_connections`, `max_connections_per_client`, `handshake_timeout`, `head_timeout`, `idle_timeout`, \
+                 `write_timeout`, `tls`, `plaintext`, `trusted_proxies`, `body_idle_timeout`, `drain_delay`, `drain_timeout`",
                 "etc/keygate.toml:5:6: this is not TOML: unclosed table, expected `]`; write it as TOML",
                 "etc/keygate.toml:8:7: cache.ttl: expected a duration, found an integer; write a number and a unit in \
                  quotes, as in \"75s\", \"5m\" or \"24h\"",
@@ -445,8 +448,8 @@ requests = \"text\"
 
     #[test]
     fn plain_text_off_loopback_must_be_said() {
-        let listen = "0.0.0.0:80 is not loopback, and keys would cross the network in plain text; listen on loopback, \
-                      or put a TLS terminator before it and say plaintext = \"behind a TLS terminator\"";
+        let listen = "0.0.0.0:80 is not loopback, and keys would cross the network in plain text; set tls, \
+                      listen on loopback, or put a TLS terminator before it and say plaintext = \"behind a TLS terminator\"";
         assert_says(
             about("[server]\nlisten = \"0.0.0.0:80\""),
             &[&format!("etc/keygate.toml:2:10: server.listen: {listen}")],
@@ -464,6 +467,41 @@ requests = \"text\"
         );
         assert_eq!(about("[server]\nlisten = \"[::]:80\"\nplaintext = \"behind a TLS terminator\""), "none");
         assert_eq!(about("[server]\nlisten = \"[::1]:80\""), "none");
+        let tls = "tls = [{ cert = \"c\", key = \"k\" }]";
+        assert_eq!(about(&format!("[server]\nlisten = \"[::]:443\"\n{tls}")), "none");
+    }
+
+    #[test]
+    fn a_certificate_has_a_file_and_a_key() {
+        let config = load(
+            &around(
+                "[server]\n[[server.tls]]\ncert = \"a.pem\"\nkey = \"/run/a.key\"\n[[server.tls]]\ncert = \"b\"\nkey = \"c\"",
+            ),
+            ROUTE,
+            &[],
+        );
+        let files =
+            |certificate: &str, key: &str| tls::Files { certificate: certificate.into(), key: key.into() };
+        assert_eq!(
+            config.unwrap().tls.certificates,
+            [files("etc/a.pem", "/run/a.key"), files("etc/b", "etc/c")]
+        );
+        assert_says(
+            about("[server]\ntls = [{ cert = \"a\" }, { cert = \"b\", key = 1, keys = \"c\" }]"),
+            &[
+                "etc/keygate.toml:2:8: server.tls[a].key: missing; name the PEM file with the certificate's private key",
+                "etc/keygate.toml:2:44: server.tls[b].key: expected a string, found an integer; put it in quotes",
+                "etc/keygate.toml:2:47: server.tls[b].keys: unknown key `keys`; did you mean `key`?",
+            ],
+        );
+        assert_eq!(about("[server]\ntls = []"), "none");
+        assert!(about("[server]\nlisten = \"0.0.0.0:80\"\ntls = []").contains("is not loopback"));
+        assert_says(
+            about("[server]\ntls = { cert = \"a\", key = \"b\" }"),
+            &[
+                "etc/keygate.toml:2:7: server.tls: expected sections [[server.tls]], found a section; double the brackets",
+            ],
+        );
     }
 
     #[test]

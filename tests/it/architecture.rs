@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 6] = [
     &["clock", "id", "key", "network", "rejection"],
     &["metrics", "store", "telemetry", "upstream"],
     &["gateway", "lifecycle", "admin", "demo", "ops"],
-    &["connection", "connection_limit", "listener", "worker"],
+    &["connection", "connection_limit", "http2", "listener", "preface", "tls", "worker"],
     &["app", "config"],
     &["cli"],
 ];

@@ -89,7 +89,7 @@ fn check_shows_all_mistakes_and_exits_with_1() {
     fs::write(folder.path().join("keygate.toml"), toml).unwrap();
     fs::write(folder.path().join("policy.toml"), policy).unwrap();
     let expected = "\
-keygate.toml:2:10: server.listen: 0.0.0.0:8080 is not loopback, and keys would cross the network in plain text; listen on loopback, or put a TLS terminator before it and say plaintext = \"behind a TLS terminator\"
+keygate.toml:2:10: server.listen: 0.0.0.0:8080 is not loopback, and keys would cross the network in plain text; set tls, listen on loopback, or put a TLS terminator before it and say plaintext = \"behind a TLS terminator\"
 keygate.toml:4:8: store.kind: \"embeded\" is not known here; did you mean \"embedded\"?
 policy.toml:1:1: route[jobs]: says nowhere who may use it; add scopes = […], any_key = true or public = true
 policy.toml:3:12: route[jobs].methods[0]: \"get\" is not a method; did you mean \"GET\"?

@@ -1,0 +1,349 @@
+//! TLS towards clients: which certificate a connection gets, and the handshake.
+//!
+//! Versions 1.2 and 1.3, HTTP/2 or HTTP/1.1 by ALPN, resumption by tickets alone: every worker can take up a session that another
+//! began, and nothing is kept for one. The cryptography is AWS-LC's, named here and nowhere taken from a process-wide default.
+//!
+//! A client is given the first certificate that covers the name it asks for (SNI), one with the name itself before one
+//! with a wildcard. A client that asks for no name, or for one that no certificate covers, is given the first certificate of the list, and
+//! judges for itself: a name that does not match says more to whoever reads its error than a broken handshake.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{InconsistentKeys, ServerConfig};
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use webpki::{EndEntityCert, KeyUsage};
+use zeroize::Zeroizing;
+
+use crate::clock::UnixMillis;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// The first is the default. Empty: plain text.
+    pub certificates: Vec<Files>,
+}
+
+/// Where one certificate is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// The server's certificate and the chain behind it, in PEM.
+    pub certificate: PathBuf,
+    /// Its private key, in PEM: PKCS#8, SEC1 or PKCS#1.
+    pub key: PathBuf,
+}
+
+/// What HTTP is spoken within TLS, by the names of ALPN.
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// The certificates, read and checked, and the handshakes made with them.
+#[derive(Clone)]
+pub struct Acceptor {
+    acceptor: TlsAcceptor,
+    certificates: Arc<[Certificate]>,
+}
+
+impl Acceptor {
+    /// Reads what the settings name; `None` where they name nothing.
+    ///
+    /// # Errors
+    /// Every mistake in every file.
+    pub fn load(settings: &Settings) -> Result<Option<Self>, LoadErrors> {
+        if settings.certificates.is_empty() {
+            return Ok(None);
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut errors = Vec::new();
+        let mut certificates = Vec::new();
+        let mut by_name = ByName::default();
+        for (n, files) in settings.certificates.iter().enumerate() {
+            match Certificate::load(files, &provider) {
+                Ok((certificate, _)) if n > 0 && certificate.names.is_empty() => {
+                    errors.push(LoadError::Nameless(certificate.file));
+                }
+                Ok((certificate, key)) => {
+                    by_name.add(&certificate.names, key);
+                    certificates.push(certificate);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(LoadErrors(errors));
+        }
+        let config = configuration(provider, by_name).map_err(|error| LoadErrors(vec![error]))?;
+        Ok(Some(Self { acceptor: TlsAcceptor::from(Arc::new(config)), certificates: certificates.into() }))
+    }
+
+    /// What was read, in the order of the settings.
+    #[must_use]
+    pub fn certificates(&self) -> &[Certificate] {
+        &self.certificates
+    }
+
+    /// Makes the handshake, and says whether it agreed on HTTP/2. Takes as long as the client does.
+    ///
+    /// # Errors
+    /// When the client went away, speaks no TLS, or none that is spoken here.
+    pub async fn accept<S>(&self, stream: S) -> io::Result<(Stream<S>, bool)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let stream = self.acceptor.accept(stream).await?;
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+        Ok((Stream::Tls(Box::new(stream)), is_http2))
+    }
+}
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acceptor").field("certificates", &self.certificates).finish_non_exhaustive()
+    }
+}
+
+fn configuration(provider: Arc<CryptoProvider>, by_name: ByName) -> Result<ServerConfig, LoadError> {
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(LoadError::Library)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(by_name));
+    config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
+    config.ticketer = aws_lc_rs::Ticketer::new().map_err(LoadError::Library)?;
+    // Only sessions without tickets would be kept there, behind a lock that all workers share.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
+}
+
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error("server.tls: cannot read {file}: {cause}")]
+    Io { file: PathBuf, cause: io::Error },
+    #[error("server.tls: {file} is no PEM: {cause}; it must hold what stands between BEGIN and END lines")]
+    Pem { file: PathBuf, cause: pem::Error },
+    #[error(
+        "server.tls: there is no certificate in {0}; `cert` names the file with the server's certificate and its chain"
+    )]
+    NoCertificate(PathBuf),
+    #[error(
+        "server.tls: there is no private key in {0}; `key` names the file with the certificate's own, not encrypted"
+    )]
+    NoKey(PathBuf),
+    #[error("server.tls: {0} can be read by others: chmod 600 {0}")]
+    Exposed(PathBuf),
+    #[error(
+        "server.tls: the key in {key} is not that of the first certificate in {certificate}; give the pair that belongs together, \
+         the server's own certificate first in its file"
+    )]
+    Mismatch { certificate: PathBuf, key: PathBuf },
+    #[error("server.tls: the certificate in {certificate} with the key in {key} cannot be used: {cause}")]
+    Unusable { certificate: PathBuf, key: PathBuf, cause: rustls::Error },
+    #[error(
+        "server.tls: the certificate in {0} is for no DNS name, so no client would be given it; leave it out, or put it first"
+    )]
+    Nameless(PathBuf),
+    #[error("server.tls: {0}")]
+    Library(rustls::Error),
+}
+
+/// Every mistake at once.
+#[derive(Debug)]
+pub struct LoadErrors(pub Vec<LoadError>);
+
+impl fmt::Display for LoadErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(LoadError::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for LoadErrors {}
+
+/// What an operator wants to know of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    pub file: PathBuf,
+    /// The DNS names it is for, in lower case; a wildcard begins with `*.`.
+    pub names: Vec<String>,
+    pub not_before: UnixMillis,
+    pub not_after: UnixMillis,
+}
+
+impl Certificate {
+    fn load(files: &Files, provider: &CryptoProvider) -> Result<(Self, Arc<CertifiedKey>), LoadError> {
+        let chain = read_chain(&files.certificate)?;
+        let key = read_key(&files.key)?;
+        let (certificate, key_file) = (files.certificate.clone(), files.key.clone());
+        let pair = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                LoadError::Mismatch { certificate: certificate.clone(), key: key_file.clone() }
+            }
+            cause => LoadError::Unusable { certificate: certificate.clone(), key: key_file.clone(), cause },
+        })?;
+        let described = Self::describe(&files.certificate, &pair.cert[0]).map_err(|_| {
+            let cause = rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding);
+            LoadError::Unusable { certificate, key: key_file, cause }
+        })?;
+        Ok((described, Arc::new(pair)))
+    }
+
+    fn describe(file: &Path, der: &CertificateDer<'_>) -> Result<Self, webpki::Error> {
+        let certificate = EndEntityCert::try_from(der)?;
+        let [not_before, not_after] = validity(&certificate)?;
+        let names = certificate.valid_dns_names().map(str::to_ascii_lowercase).collect();
+        Ok(Self { file: file.to_owned(), names, not_before, not_after })
+    }
+
+    /// What clients will hold against it at this time, and what to do.
+    #[must_use]
+    pub fn complaint(&self, now: UnixMillis) -> Option<String> {
+        let file = self.file.display();
+        if now > self.not_after {
+            let end = self.not_after;
+            return Some(format!("server.tls: the certificate in {file} expired on {end}; renew it"));
+        }
+        (now < self.not_before).then(|| {
+            let begin = self.not_before;
+            format!(
+                "server.tls: the certificate in {file} is valid from {begin} on; set the clock right, or wait"
+            )
+        })
+    }
+}
+
+/// From when until when a certificate is valid.
+fn validity(certificate: &EndEntityCert<'_>) -> Result<[UnixMillis; 2], webpki::Error> {
+    // The library tells these times only in what it says about a time before the one or after the other.
+    let judge = |seconds| {
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        certificate.verify_for_usage(&[], &[], &[], time, KeyUsage::server_auth(), None, None).err()
+    };
+    let millis = |time: UnixTime| UnixMillis(time.as_secs().saturating_mul(1000));
+    let not_before = match judge(0) {
+        Some(webpki::Error::CertNotValidYet { not_before, .. }) => millis(not_before),
+        Some(error @ webpki::Error::InvalidCertValidity) => return Err(error),
+        _ => UnixMillis(0),
+    };
+    let not_after = match judge(u64::MAX) {
+        Some(webpki::Error::CertExpired { not_after, .. }) => millis(not_after),
+        Some(error) => return Err(error),
+        None => UnixMillis(u64::MAX),
+    };
+    Ok([not_before, not_after])
+}
+
+fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
+    let text = fs::read(file).map_err(|cause| LoadError::Io { file: file.to_owned(), cause })?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<_, _>>()
+        .map_err(|cause| LoadError::Pem { file: file.to_owned(), cause })?;
+    if chain.is_empty() { Err(LoadError::NoCertificate(file.to_owned())) } else { Ok(chain) }
+}
+
+fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, LoadError> {
+    let failed = |cause| LoadError::Io { file: file.to_owned(), cause };
+    if is_exposed(&fs::metadata(file).map_err(failed)?) {
+        return Err(LoadError::Exposed(file.to_owned()));
+    }
+    let text = Zeroizing::new(fs::read(file).map_err(failed)?);
+    PrivateKeyDer::from_pem_slice(&text).map_err(|cause| match cause {
+        pem::Error::NoItemsFound => LoadError::NoKey(file.to_owned()),
+        cause => LoadError::Pem { file: file.to_owned(), cause },
+    })
+}
+
+/// Whether more than its owner can read a key. A group may where the owner is root: so orchestrators and certificate tools
+/// hand a key to a process that is not root.
+fn is_exposed(metadata: &Metadata) -> bool {
+    let others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+    metadata.mode() & others != 0
+}
+
+/// The certificates by the names they cover.
+#[derive(Debug, Default)]
+struct ByName {
+    default: Option<Arc<CertifiedKey>>,
+    names: HashMap<String, Arc<CertifiedKey>>,
+    /// By what stands behind the `*.`, which covers exactly one label.
+    wildcards: HashMap<String, Arc<CertifiedKey>>,
+}
+
+impl ByName {
+    fn add(&mut self, names: &[String], key: Arc<CertifiedKey>) {
+        for name in names {
+            let (map, name) = match name.strip_prefix("*.") {
+                Some(parent) => (&mut self.wildcards, parent),
+                None => (&mut self.names, name.as_str()),
+            };
+            map.entry(name.to_owned()).or_insert_with(|| Arc::clone(&key));
+        }
+        self.default.get_or_insert(key);
+    }
+
+    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let parent = || name.split_once('.').map_or("", |(_, parent)| parent);
+        self.names.get(name).or_else(|| self.wildcards.get(parent()))
+    }
+}
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let named = hello.server_name().and_then(|name| self.find(&name.to_ascii_lowercase()));
+        named.or(self.default.as_ref()).cloned()
+    }
+}
+
+/// A client's bytes in the clear, with or without TLS around them on the wire.
+#[derive(Debug)]
+pub enum Stream<S> {
+    Plain(S),
+    Tls(Box<TlsStream<S>>),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
