@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::harness::{Call, Gateway, Seen, Upstream, Wire};
+use crate::harness::{Call, Gateway, Seen, Upstream};
 
 const EVERYTHING: &str = r#"
 [[route]]
@@ -989,7 +989,7 @@ fn no_target_reaches_the_upstream_under_a_path_whose_rule_the_key_lacks() {
             bytes.extend_from_slice(
                 format!(" HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {}\r\n\r\n", a.secret).as_bytes(),
             );
-            let mut wire = Wire::connect(gateway.address());
+            let mut wire = gateway.connect();
             wire.send(&bytes);
             let answer = wire.answer();
             let shown = String::from_utf8_lossy(&target).into_owned();

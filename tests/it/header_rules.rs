@@ -90,7 +90,7 @@ fn a_simple_request_arrives_with_exactly_these_fields() {
         "x-environment: live".to_owned(),
         "x-forwarded-for: 127.0.0.1".to_owned(),
         "x-forwarded-host: api.example.com".to_owned(),
-        "x-forwarded-proto: http".to_owned(),
+        format!("x-forwarded-proto: {}", world.gateway.transport().scheme()),
         format!("x-key-id: {}", key.id()),
         format!("x-org-id: {}", world.gateway.org),
         "x-own: Mine  too".to_owned(),
@@ -122,7 +122,7 @@ fn a_public_request_arrives_with_exactly_these_fields_and_nobodys_identity() {
         "host: api.example.com".to_owned(),
         "x-forwarded-for: 127.0.0.1".to_owned(),
         "x-forwarded-host: api.example.com".to_owned(),
-        "x-forwarded-proto: http".to_owned(),
+        format!("x-forwarded-proto: {}", world.gateway.transport().scheme()),
         format!("x-request-id: {}", answer.field("x-request-id").unwrap()),
     ];
     assert_eq!(sorted(&world.live.only().head[1..]), expected);
@@ -365,7 +365,7 @@ fn without_trusted_proxies_what_is_claimed_about_the_client_is_replaced_or_dropp
             let seen = world.seen(target, &fields);
             assert!(!seen.head.iter().any(|line| line.contains("claimed")), "{:#?}", seen.head);
             assert_eq!(seen.value("x-forwarded-for"), "127.0.0.1");
-            assert_eq!(seen.value("x-forwarded-proto"), "http");
+            assert_eq!(seen.value("x-forwarded-proto"), world.gateway.transport().scheme());
             assert_eq!(seen.value("x-forwarded-host"), "api.example.com");
         }
     }
@@ -390,7 +390,7 @@ fn behind_a_trusted_proxy_its_forwarding_fields_are_continued_and_nothing_more()
     assert_eq!(seen.value("host"), "api.example.com");
     let seen = world.seen("/open", &[]);
     assert_eq!(seen.value("x-forwarded-for"), "127.0.0.1");
-    assert_eq!(seen.value("x-forwarded-proto"), "http");
+    assert_eq!(seen.value("x-forwarded-proto"), world.gateway.transport().scheme());
     for name in CLAIMS {
         let seen = world.seen("/keyed", &[(name, "claimed")]);
         assert!(!seen.head.iter().any(|line| line.contains("claimed")), "{name}: {:#?}", seen.head);

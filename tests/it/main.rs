@@ -24,3 +24,4 @@ mod redis_gateways;
 mod redis_store;
 mod store_contract;
 mod streaming;
+mod transports;

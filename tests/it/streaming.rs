@@ -1,12 +1,12 @@
 //! Bodies on their way: nothing is held back, nothing is completed that broke off, nothing piles up.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use keygate::upstream::Timeouts;
 
+use crate::harness::transport::Pipe;
 use crate::harness::{Call, Gateway, Manual, PATIENCE, Tuned, Upstream, Wire, hang_up};
 
 fn in_front_of(upstream: &Manual) -> (Gateway, String) {
@@ -418,12 +418,12 @@ const IN_BETWEEN: usize = 64 << 20;
 const MUCH: usize = 4 * IN_BETWEEN;
 
 /// Writes until the other side has taken nothing for a while; gives how much it took.
-fn push(mut stream: &TcpStream, total: usize) -> usize {
-    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+fn push(pipe: &mut Pipe, total: usize) -> usize {
+    pipe.tcp().set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let part = vec![b'x'; 256 << 10];
     let mut taken = 0;
     while taken < total {
-        match stream.write(&part[..part.len().min(total - taken)]) {
+        match pipe.write(&part[..part.len().min(total - taken)]) {
             Ok(n) => taken += n,
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             Err(error) => panic!("{error} after {taken} bytes"),
@@ -433,12 +433,12 @@ fn push(mut stream: &TcpStream, total: usize) -> usize {
 }
 
 /// Reads so many bytes.
-fn pull(mut stream: &TcpStream, total: usize) {
+fn pull(pipe: &mut Pipe, total: usize) {
     let mut part = vec![0; 256 << 10];
     let mut came = 0;
     while came < total {
         let most = part.len().min(total - came);
-        match stream.read(&mut part[..most]).unwrap() {
+        match pipe.read(&mut part[..most]).unwrap() {
             0 => panic!("the end after {came} bytes"),
             n => came += n,
         }
@@ -446,13 +446,15 @@ fn pull(mut stream: &TcpStream, total: usize) {
 }
 
 /// `from` is slowed while nothing is read at `to`, and loses nothing by it.
-fn assert_slowed(from: &TcpStream, to: &TcpStream) {
+fn assert_slowed(from: &mut Wire, to: &mut Wire) {
+    let (from, to) = (from.pipe(), to.pipe());
     let taken = push(from, MUCH);
     assert!(taken < IN_BETWEEN, "{taken} bytes were taken");
     thread::scope(|scope| {
         let rest = scope.spawn(|| {
-            from.set_write_timeout(Some(PATIENCE)).unwrap();
-            (&*from).write_all(&vec![b'x'; MUCH - taken]).unwrap();
+            from.tcp().set_write_timeout(Some(PATIENCE)).unwrap();
+            from.write_all(&vec![b'x'; MUCH - taken]).unwrap();
+            from.flush().unwrap();
         });
         pull(to, MUCH);
         rest.join().unwrap();
@@ -466,7 +468,7 @@ fn a_client_that_reads_nothing_slows_its_upstream() {
     let (mut client, mut upstream) = under_way(&gateway, &live, &Call::get("/things").key(&key).to_bytes());
     upstream.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {MUCH}\r\n\r\n").as_bytes());
     assert_eq!(client.head().unwrap().status, 200);
-    assert_slowed(upstream.stream(), client.stream());
+    assert_slowed(&mut upstream, &mut client);
     // Nothing beyond it: the connection is ready for the next.
     client.send(&Call::get("/nowhere").key(&key).to_bytes());
     client.answer().unwrap().refusal(404, "not_found");
@@ -478,7 +480,7 @@ fn an_upstream_that_reads_nothing_slows_its_client() {
     let (gateway, key) = Tuned::default().live(live.url()).settings("[limits]\nbody = \"1GiB\"").start();
     let upload = head("POST", "/things", &key, &format!("content-length: {MUCH}\r\n"));
     let (mut client, mut upstream) = under_way(&gateway, &live, &upload);
-    assert_slowed(client.stream(), upstream.stream());
+    assert_slowed(&mut client, &mut upstream);
     upstream.send(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
     assert_eq!(client.answer().unwrap().status, 204);
 }

@@ -3,15 +3,16 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
-use super::PATIENCE;
+use super::transport::{Pipe, Transport};
+use super::{PATIENCE, http2};
 
 /// An ordinary request.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    method: String,
-    target: String,
-    fields: Vec<(String, String)>,
-    body: Vec<u8>,
+    pub(super) method: String,
+    pub(super) target: String,
+    pub(super) fields: Vec<(String, String)>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Call {
@@ -53,39 +54,57 @@ impl Call {
 /// Sends a call on a connection of its own and reads the answer.
 #[track_caller]
 pub(crate) fn fetch(address: SocketAddr, call: &Call) -> Answer {
-    let mut wire = Wire::connect(address);
+    fetch_over(address, Transport::Http1, call)
+}
+
+/// The same over another transport. What HTTP/2 cannot carry goes over HTTP/1.1, with or without TLS as the transport says.
+#[track_caller]
+pub(crate) fn fetch_over(address: SocketAddr, transport: Transport, call: &Call) -> Answer {
+    if transport.is_http2() && http2::request(transport, call).is_some() {
+        return http2::fetch(address, transport, call);
+    }
+    let mut wire = Wire::connect_over(address, transport);
     wire.send(&call.to_bytes());
     wire.answer_to(&call.method).unwrap_or_else(|| panic!("no answer to {call:?}"))
 }
 
 /// A connection of which every byte is ours.
 pub(crate) struct Wire {
-    stream: TcpStream,
+    pipe: Pipe,
     buffer: Vec<u8>,
 }
 
+/// A plain connection that is there already.
 impl From<TcpStream> for Wire {
     fn from(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new() }
+        Self::over(Pipe::begin(stream, None))
     }
 }
 
 impl Wire {
     #[track_caller]
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        TcpStream::connect(address).unwrap().into()
+        Self::over(Pipe::connect(address, None))
+    }
+
+    /// HTTP/1.1, within TLS if the transport has it.
+    #[track_caller]
+    pub(crate) fn connect_over(address: SocketAddr, transport: Transport) -> Self {
+        Self::over(Pipe::connect(address, transport.has_tls().then_some("http/1.1")))
+    }
+
+    pub(crate) const fn over(pipe: Pipe) -> Self {
+        Self { pipe, buffer: Vec::new() }
     }
 
     /// Writes bytes; a peer that has closed already is no error here, what it answered counts.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        let _ = self.stream.write_all(bytes);
+        let _ = self.pipe.write_all(bytes);
     }
 
     /// Writes bytes, or says why not.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+        self.pipe.write_all(bytes)
     }
 
     pub(crate) fn call(&mut self, call: &Call) -> Option<Answer> {
@@ -95,11 +114,15 @@ impl Wire {
 
     /// Ends our side of the connection.
     pub(crate) fn finish_sending(&self) {
-        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.pipe.tcp().shutdown(Shutdown::Write);
+    }
+
+    pub(crate) const fn pipe(&mut self) -> &mut Pipe {
+        &mut self.pipe
     }
 
     pub(crate) fn stream(&self) -> &TcpStream {
-        &self.stream
+        self.pipe.tcp()
     }
 
     /// Reads an answer to a request other than HEAD. `None` if the connection ends before its head is whole.
@@ -169,6 +192,14 @@ impl Wire {
         }
     }
 
+    /// Reads exactly so many bytes.
+    pub(crate) fn bytes(&mut self, count: usize) -> Option<Vec<u8>> {
+        while self.buffer.len() < count {
+            self.fill()?;
+        }
+        Some(self.buffer.drain(..count).collect())
+    }
+
     /// Reads up to the next CRLF.
     pub(crate) fn line(&mut self) -> Option<String> {
         let end = loop {
@@ -222,7 +253,7 @@ impl Wire {
 
     fn fill(&mut self) -> Option<()> {
         let mut part = [0; 16 << 10];
-        match self.stream.read(&mut part) {
+        match self.pipe.read(&mut part) {
             Ok(0) => None,
             Ok(n) => {
                 self.buffer.extend_from_slice(&part[..n]);

@@ -18,8 +18,12 @@ use keygate::lifecycle::{Lifecycle, NewKey};
 use keygate::store::Store;
 use tempfile::TempDir;
 
-use super::client::{Answer, Call, Wire, fetch};
+use super::client::{Answer, Call, Wire, fetch_over};
+use super::transport::{CERTIFICATE, Pipe, Transport};
 use super::upstream::Upstream;
+
+/// The head of the server's section for gateways over TLS.
+const TLS: &str = "[server]\ntls = [{ cert = \"server.pem\", key = \"server-key.pem\" }]\n";
 
 type Wrap = dyn FnOnce(Arc<dyn Store>) -> Arc<dyn Store>;
 
@@ -30,6 +34,7 @@ pub(crate) struct GatewayBuilder {
     upstreams: Vec<(String, String, String)>,
     wrap: Box<Wrap>,
     org: Option<OrgId>,
+    transport: Transport,
 }
 
 impl Default for GatewayBuilder {
@@ -40,6 +45,7 @@ impl Default for GatewayBuilder {
             upstreams: Vec::new(),
             wrap: Box::new(|store| store),
             org: None,
+            transport: Transport::of_this_run(),
         }
     }
 }
@@ -80,6 +86,12 @@ impl GatewayBuilder {
         self
     }
 
+    /// What calls travel on, whatever transport this run is about.
+    pub(crate) fn transport(mut self, transport: Transport) -> Self {
+        self.transport = transport;
+        self
+    }
+
     /// The text of keygate.toml.
     fn toml(&self) -> String {
         let mut toml = self.settings.clone();
@@ -112,7 +124,18 @@ impl GatewayBuilder {
     #[track_caller]
     pub(crate) fn start(self) -> Gateway {
         let folder = TempDir::new().unwrap();
+        self.start_in(folder)
+    }
+
+    /// Starts it in a folder that may hold certificates already.
+    #[track_caller]
+    pub(crate) fn start_in(self, folder: TempDir) -> Gateway {
         self.write(folder.path());
+        if self.transport.has_tls() && !self.settings.contains("tls = ") {
+            CERTIFICATE.write(folder.path(), "server");
+            let toml = self.toml().replacen("[server]\n", TLS, 1);
+            fs::write(folder.path().join("keygate.toml"), toml).unwrap();
+        }
         let config = Config::load(&folder.path().join("keygate.toml"), [])
             .unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let tools = KeyTools::new(&config.keys).unwrap();
@@ -128,7 +151,15 @@ impl GatewayBuilder {
                 lifecycle.create_org("an organisation").await.unwrap().id
             })
         });
-        Gateway { app: Some(app), lifecycle: Some(lifecycle), org, clock, shift, _folder: folder }
+        Gateway {
+            app: Some(app),
+            lifecycle: Some(lifecycle),
+            org,
+            clock,
+            shift,
+            transport: self.transport,
+            _folder: folder,
+        }
     }
 }
 
@@ -139,6 +170,7 @@ pub(crate) struct Gateway {
     pub(crate) org: OrgId,
     clock: Clock,
     shift: Shift,
+    transport: Transport,
     _folder: TempDir,
 }
 
@@ -181,13 +213,23 @@ impl Gateway {
         self.app.as_ref().unwrap().block_on(future)
     }
 
+    pub(crate) const fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// A connection for HTTP/1.1, byte by byte; within TLS if the gateway's transport has it.
     pub(crate) fn connect(&self) -> Wire {
-        Wire::connect(self.address())
+        self.wire("http/1.1")
+    }
+
+    /// The same for the protocol that ALPN calls so.
+    pub(crate) fn wire(&self, alpn: &str) -> Wire {
+        Wire::over(Pipe::connect(self.address(), self.transport.has_tls().then_some(alpn)))
     }
 
     #[track_caller]
     pub(crate) fn fetch(&self, call: &Call) -> Answer {
-        fetch(self.address(), call)
+        fetch_over(self.address(), self.transport, call)
     }
 
     /// A live key with all scopes.

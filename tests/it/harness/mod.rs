@@ -5,10 +5,12 @@ pub(crate) mod chaos;
 pub(crate) mod client;
 pub(crate) mod closed_port;
 pub(crate) mod gateway;
+pub(crate) mod http2;
 pub(crate) mod manual;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod store;
+pub(crate) mod transport;
 pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ pub(crate) use manual::{Manual, Tuned, hang_up, refusing};
 pub(crate) use process::{Process, create_key};
 pub(crate) use redis::RedisServer;
 pub(crate) use store::Valve;
+pub(crate) use transport::Transport;
 pub(crate) use upstream::{Reply, Seen, Upstream};
 
 /// Longer than anything takes on a loaded machine; only a failing test waits so long.
