@@ -11,10 +11,12 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use http::Request;
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -22,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::gateway::headers::Peer;
-use crate::gateway::{self, Gateway, guard};
+use crate::gateway::{self, Gateway, Tunnel, guard};
 use crate::http2::{self, Paced, Streams};
 use crate::preface::{self, Rewound};
 use crate::tls::{self, Stream};
@@ -64,13 +66,12 @@ pub async fn serve<S>(
     peer: Peer,
     gateway: Rc<Gateway>,
     settings: &Settings,
-    connections: &Connections,
+    member: Member,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let activity = Rc::new(Activity::new());
-    let watched = Watched { stream, activity: Rc::clone(&activity) };
-    let member = connections.join();
+    let watched = Watched { stream, activity: Rc::clone(&activity), lingering: None };
     let mut watchdog = Watchdog {
         activity: &activity,
         settings,
@@ -81,39 +82,66 @@ pub async fn serve<S>(
     let Some(Ok((stream, protocol))) = watchdog.until(open(watched, tls, &activity)).await else { return };
     let io = TokioIo::new(stream);
     let peer = Rc::new(if tls.is_some() { peer.over_tls() } else { peer });
-    let requests = Rc::clone(&activity);
     match protocol {
-        Protocol::Http1 => {
-            let limits = gateway.limits().clone();
-            let service = service_fn(move |request| {
-                let busy = Busy::begin(&requests);
-                let (gateway, peer) = (Rc::clone(&gateway), Rc::clone(&peer));
-                async move {
-                    let response = gateway::handle(&gateway, &peer, request).await;
-                    Ok::<_, Infallible>(response.map(|body| Tracked { body, _busy: busy }))
-                }
-            });
-            let connection = pin!(http1_builder(&limits).serve_connection(io, service));
-            watchdog.watch(connection, http1::Connection::graceful_shutdown, || false).await;
-        }
-        Protocol::Http2 => {
-            activity.is_shared.set(true);
-            activity.enter(Phase::Idle);
-            let streams = Streams::new(settings.write_timeout);
-            let opening = streams.clone();
-            let service = service_fn(move |request| {
-                let (busy, pace) = (Busy::begin(&requests), opening.open());
-                let (gateway, peer) = (Rc::clone(&gateway), Rc::clone(&peer));
-                async move {
-                    let response = gateway::handle(&gateway, &peer, request).await;
-                    Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked { body, _busy: busy }, pace)))
-                }
-            });
-            let connection = pin!(http2::builder(streams.clone()).serve_connection(io, service));
-            let finish = hyper::server::conn::http2::Connection::graceful_shutdown;
-            watchdog.watch(connection, finish, || streams.are_abused()).await;
-        }
+        Protocol::Http1 => serve_http1(io, &peer, &gateway, &activity, &mut watchdog).await,
+        Protocol::Http2 => serve_http2(io, &peer, &gateway, &activity, &mut watchdog).await,
     }
+}
+
+async fn serve_http1<S>(
+    io: TokioIo<S>,
+    peer: &Rc<Peer>,
+    gateway: &Rc<Gateway>,
+    activity: &Rc<Activity>,
+    watchdog: &mut Watchdog<'_>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let switch: Rc<Cell<Option<Tunnel>>> = Rc::default();
+    let service = service_fn(|request: Request<Incoming>| {
+        activity.had_body.set(!request.body().is_end_stream());
+        let busy = Busy::begin(activity);
+        let (gateway, peer, switch) = (Rc::clone(gateway), Rc::clone(peer), Rc::clone(&switch));
+        async move {
+            let (response, tunnel) = gateway::handle(&gateway, &peer, request).await;
+            switch.set(tunnel);
+            Ok::<_, Infallible>(response.map(|body| Tracked { body, _busy: busy }))
+        }
+    });
+    let mut connection = http1_builder(gateway.limits()).serve_connection(io, service);
+    watchdog.watch(Pin::new(&mut connection), http1::Connection::graceful_shutdown, || false).await;
+    if let Some(tunnel) = switch.take() {
+        // The client has its 101, and what follows is not HTTP.
+        let http1::Parts { io, read_buf, .. } = connection.into_parts();
+        // A side that breaks off has ended it for both.
+        drop(tunnel.run(io.into_inner(), read_buf).await);
+    }
+}
+
+async fn serve_http2<S>(
+    io: TokioIo<S>,
+    peer: &Rc<Peer>,
+    gateway: &Rc<Gateway>,
+    activity: &Rc<Activity>,
+    watchdog: &mut Watchdog<'_>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    activity.is_shared.set(true);
+    activity.enter(Phase::Idle);
+    let streams = Streams::new(watchdog.settings.write_timeout);
+    let service = service_fn(|request| {
+        let (busy, pace) = (Busy::begin(activity), streams.open());
+        let (gateway, peer) = (Rc::clone(gateway), Rc::clone(peer));
+        async move {
+            // No tunnel comes of it: HTTP/2 has no `Upgrade`, and a request that holds one is refused as malformed.
+            let (response, _) = gateway::handle(&gateway, &peer, request).await;
+            Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked { body, _busy: busy }, pace)))
+        }
+    });
+    let connection = pin!(http2::builder(streams.clone()).serve_connection(io, service));
+    let finish = hyper::server::conn::http2::Connection::graceful_shutdown;
+    watchdog.watch(connection, finish, || streams.are_abused()).await;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +188,7 @@ fn http1_builder(limits: &guard::Limits) -> http1::Builder {
 struct Watchdog<'w> {
     activity: &'w Activity,
     settings: &'w Settings,
-    member: &'w Member<'w>,
+    member: &'w Member,
     timer: Pin<&'w mut Sleep>,
 }
 
@@ -191,6 +219,7 @@ impl Watchdog<'_> {
         poll_fn(|cx| {
             if self.member.poll_drain(cx) && !draining {
                 draining = true;
+                self.activity.is_hurried.set(true);
                 finish(connection.as_mut());
             }
             loop {
@@ -238,6 +267,10 @@ struct Activity {
     requests: Cell<usize>,
     /// Since when there has been something to write that the client does not take.
     blocked_since: Cell<Option<Instant>>,
+    /// Whether the last request came with a body, of which some may still be on its way.
+    had_body: Cell<bool>,
+    /// Whether the process is ending, and nothing is waited for that need not be.
+    is_hurried: Cell<bool>,
     /// Whether requests share the connection (HTTP/2). Then bytes that come are no sign of a request, and an idle client is told
     /// before the connection ends, since it may send its next request just then.
     is_shared: Cell<bool>,
@@ -265,6 +298,8 @@ impl Activity {
             since: Cell::new(Instant::now()),
             requests: Cell::new(0),
             blocked_since: Cell::new(None),
+            had_body: Cell::new(false),
+            is_hurried: Cell::new(false),
             is_shared: Cell::new(false),
             told: Cell::new(false),
             waker: RefCell::new(None),
@@ -387,6 +422,35 @@ impl<B: Body> Body for Tracked<B> {
 struct Watched<S> {
     stream: S,
     activity: Rc<Activity>,
+    /// Set once our side has ended, while the client may still be sending.
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+/// How long a client that was refused may go on sending its body. Closed at once, the connection would be reset, and
+/// the reset can overtake the answer, which a client then never sees (RFC 9112, section 9.6).
+const LINGER: Duration = Duration::from_secs(10);
+/// Reads between two looks at what else there is to do.
+const READS_AT_ONCE: usize = 32;
+
+impl<S: AsyncRead + Unpin> Watched<S> {
+    /// Throws away what still comes, until the client has ended too or it takes too long.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = &mut self.lingering else { return Poll::Ready(()) };
+        if limit.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut bytes = [0; 8 << 10];
+        for _ in 0..READS_AT_ONCE {
+            let mut thrown_away = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut thrown_away) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !thrown_away.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -404,7 +468,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.activity.note_write(polled.is_ready());
@@ -416,7 +480,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            if !self.activity.had_body.get() || self.activity.is_hurried.get() {
+                return Poll::Ready(Ok(()));
+            }
+            self.lingering = Some(Box::pin(sleep_until(Instant::now() + LINGER)));
+        }
+        self.poll_linger(cx).map(Ok)
     }
 }
 
@@ -432,11 +503,13 @@ pub struct Connections {
 }
 
 impl Connections {
-    fn join(&self) -> Member<'_> {
+    /// Counts a connection in, before its task first runs: one that is handed over just before the drain is waited for too.
+    #[must_use]
+    pub fn join(self: &Rc<Self>) -> Member {
         let number = self.next.get();
         self.next.set(number + 1);
         self.open.borrow_mut().insert(number, None);
-        Member { connections: self, number, registered: Cell::new(false) }
+        Member { connections: Rc::clone(self), number, registered: Cell::new(false) }
     }
 
     /// Lets every connection finish the request it is in, and no more.
@@ -456,13 +529,14 @@ impl Connections {
 }
 
 /// One connection among the worker's.
-struct Member<'c> {
-    connections: &'c Connections,
+#[derive(Debug)]
+pub struct Member {
+    connections: Rc<Connections>,
     number: u64,
     registered: Cell<bool>,
 }
 
-impl Member<'_> {
+impl Member {
     /// Whether it is time to finish; if not yet, the task is woken when it is.
     fn poll_drain(&self, cx: &Context<'_>) -> bool {
         if self.connections.draining.get() {
@@ -476,7 +550,7 @@ impl Member<'_> {
     }
 }
 
-impl Drop for Member<'_> {
+impl Drop for Member {
     fn drop(&mut self) {
         let mut open = self.connections.open.borrow_mut();
         open.remove(&self.number);

@@ -181,11 +181,11 @@ async fn work(
                 let counted = Counted(Arc::clone(load));
                 let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
                 let (gateway, serving) = (Rc::clone(&gateway), Rc::clone(&serving));
-                let connections = Rc::clone(&connections);
+                let member = connections.join();
                 tokio::task::spawn_local(async move {
                     let _held = (counted, slot);
                     let Serving { connection, tls } = &*serving;
-                    connection::serve(stream, tls.as_ref(), peer, gateway, connection, &connections).await;
+                    connection::serve(stream, tls.as_ref(), peer, gateway, connection, member).await;
                 });
             }
         }

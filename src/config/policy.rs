@@ -61,6 +61,7 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
     let target = target(section, names);
     let forward_authorization = section.or("forward_authorization", false, flag);
     let encoded_slash = section.or("encoded_slash", false, flag);
+    let websocket = section.or("websocket", false, flag);
     let body_limit = section.optional("body_limit", size(BODY));
     let (access, target) = (access?, target?);
     refuse_senseless(section, &access, target);
@@ -68,7 +69,17 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
     if let Target::Operation(operation) = target {
         refuse_unservable(section, operation, &methods, &patterns);
     }
-    Some(Route { id, methods, patterns, access, target, forward_authorization, encoded_slash, body_limit })
+    Some(Route {
+        id,
+        methods,
+        patterns,
+        access,
+        target,
+        forward_authorization,
+        encoded_slash,
+        websocket,
+        body_limit,
+    })
 }
 
 fn id(value: &Value) -> Result<Box<str>, String> {
@@ -180,7 +191,7 @@ fn refuse_senseless(section: &Section<'_>, access: &Access, target: Target) {
         section.wrong("environment", text);
     }
     let Target::Operation(operation) = target else { return };
-    for key in ["forward_authorization", "encoded_slash"] {
+    for key in ["forward_authorization", "encoded_slash", "websocket"] {
         if section.given(key) {
             section.wrong(key, "only means something on the way to an upstream; leave it out");
         }

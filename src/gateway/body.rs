@@ -147,7 +147,8 @@ impl Sending {
 #[derive(Debug)]
 pub struct ResponseBody {
     source: Source,
-    exchange: Exchange,
+    /// `None` where the exchange goes on in a tunnel.
+    exchange: Option<Exchange>,
 }
 
 #[derive(Debug)]
@@ -172,7 +173,13 @@ impl ResponseBody {
             // Nobody will ask for the bytes.
             exchange.note_complete();
         }
-        Self { source: Source::Own(Some(bytes).filter(|bytes| !bytes.is_empty())), exchange }
+        let source = Source::Own(Some(bytes).filter(|bytes| !bytes.is_empty()));
+        Self { source, exchange: Some(exchange) }
+    }
+
+    /// Nothing at all, before a tunnel.
+    pub(super) const fn none() -> Self {
+        Self { source: Source::Own(None), exchange: None }
     }
 
     /// `reusable`: the request was wholly sent before this answer began, and nothing about the answer was
@@ -192,7 +199,7 @@ impl ResponseBody {
             streaming.end();
             exchange.note_complete();
         }
-        Self { source: Source::Upstream(Box::new(streaming)), exchange }
+        Self { source: Source::Upstream(Box::new(streaming)), exchange: Some(exchange) }
     }
 }
 
@@ -214,8 +221,8 @@ impl Body for ResponseBody {
             Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || self.is_end_stream(),
             Poll::Ready(Some(Err(_))) | Poll::Pending => false,
         };
-        if ended {
-            self.exchange.note_complete();
+        if ended && let Some(exchange) = &mut self.exchange {
+            exchange.note_complete();
         }
         polled
     }

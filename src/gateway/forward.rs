@@ -8,6 +8,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep};
 
 use super::Gateway;
@@ -16,6 +17,7 @@ use super::body::{BodyError, RequestBody, ResponseBody, Upload, UploadState};
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
 use super::headers::{Framing, Peer};
+use super::tunnel::{self, Tunnel};
 use crate::rejection::{BadGateway, Rejection};
 use crate::upstream::UpstreamId;
 use crate::upstream::pool::{Lease, SendError};
@@ -35,7 +37,11 @@ pub(super) async fn forward(
     request: CanonicalRequest<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Forwarded, Rejection> {
-    let (request, upload) = build(gateway, peer, permit, request, exchange)?;
+    let wants_tunnel = permit.route().websocket && tunnel::is_handshake(request.method(), request.headers());
+    let (mut request, upload) = build(gateway, peer, permit, request, exchange)?;
+    if wants_tunnel {
+        tunnel::upgrade(request.headers_mut());
+    }
     let timeout = gateway.upstreams[upstream.0].timeouts.answer;
     exchange.note_sending(permit.environment());
     let sending = gateway.pool.send(upstream, permit.environment(), request);
@@ -48,7 +54,7 @@ pub(super) async fn forward(
             BodyError::Broken => Rejection::BodyBroken,
         });
     }
-    let (answer, lease) = match answered {
+    let (mut answer, lease) = match answered {
         None => return Err(Rejection::GatewayTimeout),
         Some(Err(SendError::Unreachable)) => return Err(Rejection::BadGateway(BadGateway::Unreachable)),
         Some(Err(SendError::BrokeOff(error))) => {
@@ -61,10 +67,13 @@ pub(super) async fn forward(
         Some(Ok(answer)) => answer,
     };
     gateway.cells.upstream_answered(upstream.0, exchange.upstream_duration().unwrap_or_default());
+    let is_switch = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let grants_tunnel = is_switch && wants_tunnel && tunnel::is_granted(answer.headers());
+    let switch = grants_tunnel.then(|| hyper::upgrade::on(&mut answer));
     let (mut head, incoming) = answer.into_parts();
     let framing = gateway.rules.answer(&mut head.headers, exchange.id_value());
-    // A 101 nobody asked for, since `Upgrade` is never forwarded. Dropping the lease closes the connection.
-    if head.status == StatusCode::SWITCHING_PROTOCOLS || framing == Framing::Unknown {
+    // A 101 that nobody asked for is no answer. Dropping the lease closes the connection.
+    if is_switch != grants_tunnel || framing == Framing::Unknown {
         return Err(Rejection::BadGateway(BadGateway::InvalidAnswer));
     }
     // An answer that overtakes the request's body leaves the rest of that body on the connection.
@@ -74,13 +83,8 @@ pub(super) async fn forward(
     // one.
     let current = head.version == Version::HTTP_11;
     let reusable = wholly_sent && current && framing == Framing::Clear;
-    Ok(Forwarded {
-        head,
-        incoming,
-        lease,
-        reusable,
-        stream_idle: gateway.upstreams[upstream.0].timeouts.stream_idle,
-    })
+    let stream_idle = gateway.upstreams[upstream.0].timeouts.stream_idle;
+    Ok(Forwarded { head, incoming, lease, reusable, switch, stream_idle })
 }
 
 /// An answer that is ready to be passed on.
@@ -90,13 +94,19 @@ pub(super) struct Forwarded {
     incoming: Incoming,
     lease: Lease<RequestBody>,
     reusable: bool,
+    /// The upstream's side of a tunnel, once the client has this answer.
+    switch: Option<OnUpgrade>,
     stream_idle: Duration,
 }
 
 impl Forwarded {
-    /// The answer as the client gets it, streaming.
-    pub(super) fn into_response(self, gateway: &Gateway, mut exchange: Exchange) -> Response<ResponseBody> {
-        let Self { mut head, incoming, lease, reusable, stream_idle } = self;
+    /// The answer as the client gets it, streaming, and the tunnel that it may begin.
+    pub(super) fn into_response(
+        self,
+        gateway: &Gateway,
+        mut exchange: Exchange,
+    ) -> (Response<ResponseBody>, Option<Tunnel>) {
+        let Self { mut head, incoming, lease, reusable, switch, stream_idle } = self;
         head.version = Version::HTTP_11;
         // A reason phrase of the upstream's own travels as an extension, as does what belongs to its
         // connection.
@@ -106,9 +116,14 @@ impl Forwarded {
             head.headers.remove(CONTENT_LENGTH);
         }
         exchange.note_forwarded(head.status);
+        if let Some(upstream) = switch {
+            tunnel::upgrade(&mut head.headers);
+            let tunnel = Tunnel { upstream, lease, idle: stream_idle, exchange };
+            return (Response::from_parts(head, ResponseBody::none()), Some(tunnel));
+        }
         let body =
             ResponseBody::upstream(incoming, stream_idle, lease, reusable, gateway.clock.clone(), exchange);
-        Response::from_parts(head, body)
+        (Response::from_parts(head, body), None)
     }
 }
 

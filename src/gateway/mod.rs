@@ -18,6 +18,7 @@ pub mod guard;
 pub mod headers;
 mod respond;
 pub mod route;
+mod tunnel;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -44,6 +45,7 @@ use crate::telemetry::{RecordSink, Throttle};
 use crate::upstream::{self, pool::Pool};
 
 pub use self::body::{BodyError, RequestBody, ResponseBody};
+pub use self::tunnel::Tunnel;
 
 /// What the request path is told by the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,16 +131,16 @@ impl Gateway {
     }
 }
 
-/// Answers one request, exactly once.
+/// Answers one request, exactly once. The answer may come with a tunnel, for which it must be sent first.
 pub async fn handle(
     gateway: &Rc<Gateway>,
     peer: &Peer,
     request: Request<Incoming>,
-) -> Response<ResponseBody> {
+) -> (Response<ResponseBody>, Option<Tunnel>) {
     let mut exchange = Exchange::begin(gateway, &request);
     match pass(gateway, peer, request, &mut exchange).await {
         Ok(answer) => answer.into_response(gateway, exchange),
-        Err(rejection) => respond::refuse(gateway, &rejection, exchange),
+        Err(rejection) => (respond::refuse(gateway, &rejection, exchange), None),
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Route {
     pub forward_authorization: bool,
     /// Whether `%2F` and `%5C` may stand in a segment, as opaque data.
     pub encoded_slash: bool,
+    /// Whether a request may become a WebSocket.
+    pub websocket: bool,
     /// The largest body in bytes; `None` for the limit of all routes.
     pub body_limit: Option<u64>,
 }
@@ -317,6 +319,9 @@ impl RouteTable {
         if shape.encoded_slash && !self.routes[number].encoded_slash {
             return Err(Unsafe::PathEncodedSlash);
         }
+        if shape.cuts && has_vanishing_segment(path) {
+            return Err(Unsafe::PathTwoReadings);
+        }
         if shape.escapes && find(path, Reading::Decoded) != found
             || (shape.cuts || shape.capitals) && find(path, Reading::Lax) != found
         {
@@ -346,6 +351,11 @@ impl RouteTable {
         // RFC 9110, section 9.3.2: HEAD is GET without the body, so it needs what GET needs.
         claimed(method).or_else(|| if *method == Method::HEAD { claimed(&Method::GET) } else { None })
     }
+}
+
+/// Whether a server that cuts segments off would find nothing between two slashes: what it makes of them nobody knows.
+fn has_vanishing_segment(path: &str) -> bool {
+    path.split('/').any(|segment| !segment.is_empty() && Reading::Lax.of(segment).is_empty())
 }
 
 impl Node {
@@ -381,10 +391,6 @@ impl Node {
             Some((segment, further)) => (segment, Some(further)),
             None => (path, None),
         };
-        if !segment.is_empty() && reading.of(segment).is_empty() {
-            // All of it is cut off, and what such a server makes of the slashes around it nobody knows.
-            return None;
-        }
         self.literal(segment, reading)
             .and_then(|node| node.find(further, reading, end))
             .or_else(|| {
@@ -452,6 +458,7 @@ mod tests {
             target: Target::Operation(Operation::GetOwnKey),
             forward_authorization: false,
             encoded_slash: id.contains("slash"),
+            websocket: false,
             body_limit: None,
         }
     }
@@ -535,6 +542,8 @@ mod tests {
             ("/jobs/what%3F", Ok("job")),
             ("/files/Secret/x", Ok("files")),
             ("/files/private/x", Ok("beneath")),
+            ("/files/private;/%3Bx", Err(Unsafe::PathTwoReadings)),
+            ("/files/x/;y/z", Err(Unsafe::PathTwoReadings)),
             ("/files/private/", Err(Unsafe::PathTwoReadings)),
             ("/files/private", Err(Unsafe::PathTwoReadings)),
             ("/files/", Ok("files")),

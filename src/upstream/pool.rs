@@ -245,7 +245,8 @@ where
                     telemetry::log(&format!("upstream {} is reachable again", self.endpoint));
                 }
                 // The driver's own error reaches whoever waits for the answer.
-                let driver = tokio::task::spawn_local(async move { drop(driver.await) }).abort_handle();
+                let driver = tokio::task::spawn_local(async move { drop(driver.with_upgrades().await) })
+                    .abort_handle();
                 Some(Connection { sender, driver })
             }
             Err(error) => {

@@ -347,3 +347,22 @@ fn a_refused_upload_is_told_why_although_it_is_still_being_sent() {
         assert_eq!(client.answer().map(|answer| answer.status), Some(status));
     }
 }
+
+#[test]
+fn a_refusal_reaches_a_client_that_reads_only_after_it_has_sent_its_whole_body() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = Gateway::in_front_of(&live, &test);
+    for (key, status, length) in [("wrong", 401, 30 << 20), (&*gateway.live_key().secret, 413, 200 << 20)] {
+        let mut wire = gateway.connect();
+        let head = format!(
+            "POST /v1/jobs HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n"
+        );
+        wire.try_send(head.as_bytes()).unwrap();
+        let part = vec![b'x'; 1 << 20];
+        for _ in 0..30 {
+            wire.try_send(&part).unwrap();
+        }
+        assert_eq!(wire.answer().unwrap().status, status);
+    }
+    assert_eq!(live.connections(), 0);
+}

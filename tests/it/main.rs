@@ -27,3 +27,4 @@ mod store_contract;
 mod streaming;
 mod tls;
 mod transports;
+mod websocket;

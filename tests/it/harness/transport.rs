@@ -129,6 +129,7 @@ impl Pipe {
     #[track_caller]
     pub(crate) fn begin(stream: TcpStream, alpn: Option<&str>) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         let Some(alpn) = alpn else { return Self::Plain(stream) };
         let config = client_config(&[alpn], rustls::ALL_VERSIONS);

@@ -1,0 +1,232 @@
+//! WebSocket (RFC 6455): a tunnel after the upstream's 101 to a request that asked, and never otherwise.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::harness::{Call, Gateway, Reply, Upstream, Wire, eventually};
+
+const POLICY: &str = r#"
+scopes = ["a", "b"]
+
+[[route]]
+id = "socket"
+methods = ["GET"]
+paths = ["/socket"]
+scopes = ["a"]
+upstream = "api"
+websocket = true
+
+[[route]]
+id = "plain"
+methods = ["GET"]
+paths = ["/plain"]
+scopes = ["a"]
+upstream = "api"
+"#;
+
+const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+                      sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nx-mine: kept\r\n\r\n";
+
+fn handshake(path: &str) -> Call {
+    Call::get(path)
+        .field("connection", "Upgrade")
+        .field("upgrade", "websocket")
+        .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .field("sec-websocket-version", "13")
+}
+
+/// Grants every request a WebSocket, and sends back in capitals what comes through it.
+fn shouting() -> Upstream {
+    Upstream::with(|_| {
+        Reply::Custom(Box::new(|stream: &mut TcpStream| {
+            stream.write_all(SWITCH.as_bytes()).unwrap();
+            let mut part = [0; 4096];
+            while let Ok(n @ 1..) = stream.read(&mut part) {
+                part[..n].make_ascii_uppercase();
+                if stream.write_all(&part[..n]).is_err() {
+                    return;
+                }
+            }
+        }))
+    })
+}
+
+fn gateway(live: &Upstream, test: &Upstream) -> Gateway {
+    Gateway::builder().policy(POLICY).api(live, test).start()
+}
+
+/// Reads exactly so many bytes from the tunnel.
+fn receive(wire: &mut Wire, n: usize) -> String {
+    String::from_utf8(wire.exactly(n).unwrap()).unwrap()
+}
+
+#[test]
+fn bytes_flow_both_ways_after_the_upstreams_101() {
+    let (live, test) = (shouting(), Upstream::start("test"));
+    let gateway = gateway(&live, &test);
+    let key = gateway.live_key();
+    let mut wire = gateway.connect();
+    wire.send(&handshake("/socket").key(&key.secret).field("x-org-id", "forged").to_bytes());
+    let answer = wire.head().unwrap();
+    assert_eq!(answer.status, 101);
+    assert_eq!(answer.field("upgrade"), Some("websocket"));
+    assert_eq!(answer.field("connection"), Some("upgrade"));
+    assert_eq!(answer.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    assert_eq!(answer.field("x-mine"), Some("kept"));
+    assert!(answer.field("x-request-id").is_some());
+    for word in ["hello", "once more"] {
+        wire.send(word.as_bytes());
+        assert_eq!(receive(&mut wire, word.len()), word.to_uppercase());
+    }
+    let large = "x".repeat(1 << 20);
+    let sender = wire.stream().try_clone().unwrap();
+    let sending = std::thread::spawn(move || (&sender).write_all("x".repeat(1 << 20).as_bytes()).unwrap());
+    assert_eq!(receive(&mut wire, large.len()), large.to_uppercase());
+    sending.join().unwrap();
+    wire.finish_sending();
+    assert!(wire.is_closed(), "the upstream ends its side, and so does the gateway");
+
+    let seen = live.only();
+    assert_eq!(seen.request_line(), "GET /socket HTTP/1.1");
+    assert_eq!(seen.value("upgrade"), "websocket");
+    assert_eq!(seen.value("connection"), "upgrade");
+    assert_eq!(seen.value("sec-websocket-key"), "dGhlIHNhbXBsZSBub25jZQ==");
+    assert_eq!(seen.value("x-org-id"), gateway.org.to_string());
+    assert!(seen.values("authorization").is_empty());
+}
+
+#[test]
+fn what_a_client_sends_before_its_answer_is_not_lost() {
+    let (live, test) = (shouting(), Upstream::start("test"));
+    let gateway = gateway(&live, &test);
+    let mut wire = gateway.connect();
+    let mut bytes = handshake("/socket").key(&gateway.live_key().secret).to_bytes();
+    bytes.extend_from_slice(b"early");
+    wire.send(&bytes);
+    assert_eq!(wire.head().unwrap().status, 101);
+    assert_eq!(receive(&mut wire, 5), "EARLY");
+}
+
+#[test]
+fn nobody_gets_a_tunnel_without_the_key_and_the_scope_for_it() {
+    let (live, test) = (shouting(), Upstream::start("test"));
+    let gateway = gateway(&live, &test);
+    gateway.fetch(&handshake("/socket")).refusal(401, "authentication_error");
+    let narrow = gateway.key_with(&["b"]);
+    gateway.fetch(&handshake("/socket").key(&narrow.secret)).refusal(403, "authorization_error");
+    assert_eq!(live.connections(), 0);
+}
+
+#[test]
+fn a_route_that_does_not_allow_it_forwards_no_upgrade() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = gateway(&live, &test);
+    let key = gateway.live_key();
+    assert_eq!(gateway.fetch(&handshake("/plain").key(&key.secret)).status, 200);
+    let seen = live.only();
+    assert!(seen.values("upgrade").is_empty() && seen.values("connection").is_empty());
+}
+
+#[test]
+fn what_is_no_whole_handshake_is_an_ordinary_request() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = gateway(&live, &test);
+    let key = gateway.live_key();
+    let calls = [
+        Call::get("/socket").field("connection", "Upgrade").field("upgrade", "h2c"),
+        Call::get("/socket").field("upgrade", "websocket").field("sec-websocket-version", "13"),
+        handshake("/socket").field("upgrade", "h2c"),
+    ];
+    for call in calls {
+        live.forget();
+        assert_eq!(gateway.fetch(&call.key(&key.secret)).status, 200);
+        assert!(live.only().values("upgrade").is_empty());
+    }
+}
+
+#[test]
+fn an_upstream_that_declines_answers_as_on_any_route() {
+    let live = Upstream::with(|_| Reply::raw("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno"));
+    let test = Upstream::start("test");
+    let gateway = gateway(&live, &test);
+    let mut wire = gateway.connect();
+    let key = gateway.live_key();
+    for _ in 0..2 {
+        let answer = wire.call(&handshake("/socket").key(&key.secret)).unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
+    }
+}
+
+#[test]
+fn a_101_to_something_else_than_a_websocket_is_no_answer() {
+    let live = Upstream::with(|_| {
+        Reply::raw("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+    });
+    let test = Upstream::start("test");
+    let gateway = gateway(&live, &test);
+    let key = gateway.live_key();
+    gateway.fetch(&handshake("/socket").key(&key.secret)).refusal(502, "bad_gateway");
+}
+
+#[test]
+fn a_tunnel_through_which_nothing_comes_is_closed() {
+    let (live, test) = (shouting(), Upstream::start("test"));
+    let gateway = Gateway::builder()
+        .policy(POLICY)
+        .settings(&format!(
+            "[upstreams.api]\nlive = [\"{}\"]\ntest = [\"{}\"]\nstream_idle_timeout = \"200ms\"",
+            live.url(),
+            test.url()
+        ))
+        .start();
+    let mut wire = gateway.connect();
+    wire.send(&handshake("/socket").key(&gateway.live_key().secret).to_bytes());
+    assert_eq!(wire.head().unwrap().status, 101);
+    assert!(wire.is_closed());
+}
+
+#[test]
+fn a_client_that_goes_away_takes_its_upstream_connection_with_it() {
+    let (gone, ended) = std::sync::mpsc::sync_channel(1);
+    let live = Upstream::with(move |_| {
+        let gone = gone.clone();
+        Reply::Custom(Box::new(move |stream: &mut TcpStream| {
+            stream.write_all(SWITCH.as_bytes()).unwrap();
+            let mut part = [0; 16];
+            while let Ok(1..) = stream.read(&mut part) {}
+            gone.send(()).unwrap();
+        }))
+    });
+    let test = Upstream::start("test");
+    let gateway = gateway(&live, &test);
+    let mut wire = gateway.connect();
+    wire.send(&handshake("/socket").key(&gateway.live_key().secret).to_bytes());
+    assert_eq!(wire.head().unwrap().status, 101);
+    drop(wire);
+    ended.recv_timeout(crate::harness::PATIENCE).unwrap();
+}
+
+#[test]
+fn a_tunnel_is_one_request_that_ends_with_it() {
+    let (live, test) = (shouting(), Upstream::start("test"));
+    let gateway = Gateway::builder()
+        .policy(POLICY)
+        .settings("[ops]\nlisten = \"127.0.0.1:0\"")
+        .api(&live, &test)
+        .start();
+    let metric = |line: &str| {
+        let text = crate::harness::fetch(gateway.ops_address(), &Call::get("/metrics")).text();
+        text.lines().any(|other| other == line)
+    };
+    let mut wire = gateway.connect();
+    wire.send(&handshake("/socket").key(&gateway.live_key().secret).to_bytes());
+    assert_eq!(wire.head().unwrap().status, 101);
+    assert!(metric("keygate_requests_in_flight 1"));
+    drop(wire);
+    eventually("the tunnel is counted", || {
+        metric(r#"keygate_requests_total{route="socket",method="GET",code="1xx",environment="live"} 1"#)
+            && metric("keygate_requests_in_flight 0")
+    });
+    gateway.drain(Duration::ZERO);
+}
