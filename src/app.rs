@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use crate::admin;
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, KeySettings, StoreSettings};
 use crate::gateway::Shared;
 use crate::key::record::Sealer;
@@ -109,7 +109,8 @@ pub enum StoreError {
 /// Opens the store that the configuration names. What it has to do beside its answers it does on `control`.
 ///
 /// # Errors
-/// [`StoreError`] says what to do. A Redis that is down is no error: the store begins to answer once it is up.
+/// [`StoreError`] says what to do. A Redis that is down is no error: the store begins to answer once it is
+/// up.
 pub fn open_store(
     settings: &StoreSettings,
     sealer: Sealer,
@@ -123,8 +124,8 @@ pub fn open_store(
     }
 }
 
-/// Reads the certificates. One that clients will refuse does not keep the gateway from starting: a restart must not turn one expired name
-/// into an outage of all of them.
+/// Reads the certificates. One that clients will refuse does not keep the gateway from starting: a restart
+/// must not turn one expired name into an outage of all of them.
 fn load_tls(settings: &tls::Settings, clock: &Clock) -> Result<Option<tls::Acceptor>, tls::LoadErrors> {
     let acceptor = tls::Acceptor::load(settings)?;
     let certificates = acceptor.iter().flat_map(tls::Acceptor::certificates);
@@ -173,6 +174,9 @@ impl App {
     ) -> Result<Self, StartError> {
         raise_descriptor_limit();
         let tls = load_tls(&config.tls, &clock)?;
+        let certificates = tls.iter().flat_map(tls::Acceptor::certificates);
+        let certificates =
+            certificates.map(|one| (one.file.display().to_string().into(), one.not_after)).collect();
         let entered = control.handle.enter();
         let listener =
             Listener::bind(&config.listener, config.gateway.headers.trusted_proxies.clone(), clock.clone())?;
@@ -215,7 +219,7 @@ impl App {
         let readiness = Arc::new(Readiness::default());
         readiness.set(true);
         if let Some(ops) = ops {
-            let state = state(store, keys, &workers, &records);
+            let state = state(store, keys, certificates, &workers, &records);
             let told = Told { metrics, readiness: Arc::clone(&readiness), state: Box::new(state) };
             tokio::spawn(ops.run(Arc::new(told)));
         }
@@ -319,12 +323,14 @@ impl App {
 fn state(
     store: Arc<dyn Store>,
     keys: Arc<ReadThrough>,
+    certificates: Vec<(Box<str>, UnixMillis)>,
     workers: &[Worker],
     records: &RecordWriter,
 ) -> impl Fn() -> State + Send + Sync + use<> {
     let dropped = records.dropped();
     let loads: Vec<_> = workers.iter().map(Worker::load_cell).collect();
     move || State {
+        certificates: certificates.clone(),
         cache_entries: keys.entries(),
         event_link_up: store.keeper().link_state() == LinkState::Up,
         records_dropped: dropped.load(Ordering::Relaxed),
@@ -332,8 +338,8 @@ fn state(
     }
 }
 
-/// The signals that end the process. Watched from before it says that it listens, and by one watch for the first and
-/// the second: one that comes between two watches would be nobody's.
+/// The signals that end the process. Watched from before it says that it listens, and by one watch for the
+/// first and the second: one that comes between two watches would be nobody's.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -404,7 +410,8 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-/// Takes as many descriptors as the process may have; the usual soft limit of 1,024 is for programs that use `select`.
+/// Takes as many descriptors as the process may have; the usual soft limit of 1,024 is for programs that use
+/// `select`.
 fn raise_descriptor_limit() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current < maximum || maximum.is_none() && current.is_some() {

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// A point on the wall clock, in milliseconds since the Unix epoch. What expires by the calendar is judged on it.
+/// A point on the wall clock, in milliseconds since the Unix epoch. What expires by the calendar is judged on
+/// it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UnixMillis(pub u64);

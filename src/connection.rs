@@ -1,8 +1,8 @@
 //! One client connection: TLS and hyper on it, and a watchdog over it.
 //!
-//! hyper's own timer for request heads also runs while a kept connection is idle, and it has none for a client that takes
-//! nothing of its answer. So the watchdog is ours. It looks at what the connection does, from the handshake on, costs no timer
-//! per request, and closes what takes too long.
+//! hyper's own timer for request heads also runs while a kept connection is idle, and it has none for a
+//! client that takes nothing of its answer. So the watchdog is ours. It looks at what the connection does,
+//! from the handshake on, costs no timer per request, and closes what takes too long.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -54,7 +54,8 @@ impl Default for Settings {
 
 /// What hyper keeps of one connection's input and output, in bytes.
 const BUFFER: usize = 64 << 10;
-/// What a head may have beyond the limits that the guard refuses with an envelope: method, version, separators.
+/// What a head may have beyond the limits that the guard refuses with an envelope: method, version,
+/// separators.
 const HEAD_MARGIN: usize = 4 << 10;
 /// hyper parses this many header fields without an allocation.
 const FIELDS_INLINE: usize = 100;
@@ -78,7 +79,8 @@ pub async fn serve<S>(
         member: &member,
         timer: pin!(sleep_until(Instant::now() + settings.handshake_timeout.min(settings.head_timeout))),
     };
-    // A client that goes away, says nothing in time or does not speak TLS gets no answer: there is nobody to understand it.
+    // A client that goes away, says nothing in time or does not speak TLS gets no answer: there is nobody to
+    // understand it.
     let Some(Ok((stream, protocol))) = watchdog.until(open(watched, tls, &activity)).await else { return };
     let io = TokioIo::new(stream);
     let peer = Rc::new(if tls.is_some() { peer.over_tls() } else { peer });
@@ -134,7 +136,8 @@ async fn serve_http2<S>(
         let (busy, pace) = (Busy::begin(activity), streams.open());
         let (gateway, peer) = (Rc::clone(gateway), Rc::clone(peer));
         async move {
-            // No tunnel comes of it: HTTP/2 has no `Upgrade`, and a request that holds one is refused as malformed.
+            // No tunnel comes of it: HTTP/2 has no `Upgrade`, and a request that holds one is refused as
+            // malformed.
             let (response, _) = gateway::handle(&gateway, &peer, request).await;
             Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked { body, _busy: busy }, pace)))
         }
@@ -223,7 +226,8 @@ impl Watchdog<'_> {
                 finish(connection.as_mut());
             }
             loop {
-                // An error here is a client that went away or spoke something else; hyper has answered what could be answered.
+                // An error here is a client that went away or spoke something else; hyper has answered what
+                // could be answered.
                 if connection.as_mut().poll(cx).is_ready() || is_abused() {
                     return Poll::Ready(());
                 }
@@ -271,8 +275,8 @@ struct Activity {
     had_body: Cell<bool>,
     /// Whether the process is ending, and nothing is waited for that need not be.
     is_hurried: Cell<bool>,
-    /// Whether requests share the connection (HTTP/2). Then bytes that come are no sign of a request, and an idle client is told
-    /// before the connection ends, since it may send its next request just then.
+    /// Whether requests share the connection (HTTP/2). Then bytes that come are no sign of a request, and an
+    /// idle client is told before the connection ends, since it may send its next request just then.
     is_shared: Cell<bool>,
     told: Cell<bool>,
     /// Wakes the connection when its last request has ended, which on HTTP/2 happens in a task of its own.
@@ -426,8 +430,8 @@ struct Watched<S> {
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
-/// How long a client that was refused may go on sending its body. Closed at once, the connection would be reset, and
-/// the reset can overtake the answer, which a client then never sees (RFC 9112, section 9.6).
+/// How long a client that was refused may go on sending its body. Closed at once, the connection would be
+/// reset, and the reset can overtake the answer, which a client then never sees (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(10);
 /// Reads between two looks at what else there is to do.
 const READS_AT_ONCE: usize = 32;
@@ -503,7 +507,8 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Counts a connection in, before its task first runs: one that is handed over just before the drain is waited for too.
+    /// Counts a connection in, before its task first runs: one that is handed over just before the drain is
+    /// waited for too.
     #[must_use]
     pub fn join(self: &Rc<Self>) -> Member {
         let number = self.next.get();

@@ -1,8 +1,10 @@
-//! HTTP/2 down: its limits, a task for every stream, and the end of a stream whose client takes nothing of its answer.
+//! HTTP/2 down: its limits, a task for every stream, and the end of a stream whose client takes nothing of
+//! its answer.
 //!
-//! A client on HTTP/2 can let an answer wait without blocking the connection, by giving its stream no window: nothing is written, so
-//! nothing blocks, and upstream connections and buffers wait with it. Therefore every answer is paced: it goes out in small
-//! pieces, and a piece that is not taken for as long as a connection may block ends its stream, and that stream alone.
+//! A client on HTTP/2 can let an answer wait without blocking the connection, by giving its stream no window:
+//! nothing is written, so nothing blocks, and upstream connections and buffers wait with it. Therefore every
+//! answer is paced: it goes out in small pieces, and a piece that is not taken for as long as a connection
+//! may block ends its stream, and that stream alone.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -28,12 +30,12 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 64 << 10;
 /// A client that is silent for so long is asked for a sign of life, and has as long to give it.
 const PING: Duration = Duration::from_secs(20);
-/// Streams that a client resets before they are looked at (Rapid Reset, CVE-2023-44487) and streams that it makes us
-/// reset (`MadeYouReset`, CVE-2025-8671), before the connection ends.
+/// Streams that a client resets before they are looked at (Rapid Reset, CVE-2023-44487) and streams that it
+/// makes us reset (`MadeYouReset`, CVE-2025-8671), before the connection ends.
 const RESET_UNSEEN: usize = 20;
 const RESET_BY_US: usize = 1024;
-/// How many more of its requests a client may have cancelled than it has let be answered. A cancelled request costs
-/// an upstream connection, and is no longer counted among the streams at once.
+/// How many more of its requests a client may have cancelled than it has let be answered. A cancelled request
+/// costs an upstream connection, and is no longer counted among the streams at once.
 const CANCELLED_AT_MOST: u32 = 200;
 /// How much of an answer is handed over at once: a frame of the size that every client takes.
 const PIECE: usize = 16 << 10;
@@ -111,7 +113,8 @@ struct Progress {
 }
 
 pin_project_lite::pin_project! {
-    /// A stream, until it is done or its client has taken nothing for too long. Dropped before its end, it is reset.
+    /// A stream, until it is done or its client has taken nothing for too long. Dropped before its end, it is
+    /// reset.
     struct Stream<F> {
         #[pin]
         stream: F,
@@ -184,7 +187,8 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
         }
         let mut piece = this.rest.split_to(this.rest.len().min(PIECE));
         if this.rest.is_empty() && this.body.is_end_stream() {
-            // Nobody sees how long the last piece waits, so it must not hold the whole buffer that it was read into.
+            // Nobody sees how long the last piece waits, so it must not hold the whole buffer that it was
+            // read into.
             piece = Bytes::copy_from_slice(&piece);
             progress.answered.set(true);
         }

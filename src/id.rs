@@ -59,7 +59,8 @@ macro_rules! identifier {
             }
 
             /// # Errors
-            /// Anything but the prefix and 26 upper-case Crockford digits; no other spelling names the same thing.
+            /// Anything but the prefix and 26 upper-case Crockford digits; no other spelling names the same
+            /// thing.
             pub fn parse(text: &str) -> Result<Self, InvalidId> {
                 let invalid = InvalidId { prefix: $prefix };
                 let digits = text.strip_prefix($prefix).ok_or(invalid)?;

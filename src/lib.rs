@@ -2,10 +2,11 @@
 //!
 //! # Life of a request
 //!
-//! A connection is accepted by the [`listener`], which has a place for it or closes it, and goes to the least loaded
-//! [`worker`]. There a [`connection`] makes the [`tls`] handshake where there is one, finds out which HTTP the client speaks, and runs
-//! hyper over the socket and a watchdog over both; on HTTP/2 every stream is a task ([`http2`]). Each request then passes the stages of the
-//! [`gateway`], all of them in one function, [`gateway::handle`]:
+//! A connection is accepted by the [`listener`], which has a place for it or closes it, and goes to the least
+//! loaded [`worker`]. There a [`connection`] makes the [`tls`] handshake where there is one, finds out which
+//! HTTP the client speaks, and runs hyper over the socket and a watchdog over both; on HTTP/2 every stream is
+//! a task ([`http2`]). Each request then passes the stages of the [`gateway`], all of them in one function,
+//! [`gateway::handle`]:
 //!
 //! | stage | takes | makes | refuses with |
 //! |---|---|---|---|
@@ -18,9 +19,10 @@
 //!
 //! # Layers
 //!
-//! Imports point one way, and a test keeps it so: [`clock`], [`id`], [`key`], [`network`], [`rejection`] are vocabulary without I/O; above them
-//! [`store`], [`upstream`], [`telemetry`]; then [`gateway`], [`lifecycle`], [`admin`]; then the sockets; [`app`] puts everything together
-//! from a [`config`], and [`cli`] is what a person meets.
+//! Imports point one way, and a test keeps it so: [`clock`], [`id`], [`key`], [`network`], [`rejection`] are
+//! vocabulary without I/O; above them [`store`], [`upstream`], [`telemetry`]; then [`gateway`],
+//! [`lifecycle`], [`admin`]; then the sockets; [`app`] puts everything together from a [`config`], and
+//! [`cli`] is what a person meets.
 
 pub mod admin;
 pub mod app;

@@ -140,7 +140,7 @@ fn answer(told: &Told, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         return text(StatusCode::METHOD_NOT_ALLOWED, "ask with GET\n");
     }
     match request.uri().path_and_query().map(|target| target.as_str()) {
-        Some("/metrics") => match told.metrics.render((told.state)()) {
+        Some("/metrics") => match told.metrics.render(&(told.state)()) {
             Ok(metrics) => {
                 let mut response = Response::new(Full::new(Bytes::from(metrics)));
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));

@@ -1,7 +1,8 @@
 //! Which HTTP a client speaks on plain text: the first bytes say it.
 //!
-//! HTTP/2 with prior knowledge begins with 24 fixed bytes (RFC 9113, section 3.4) that are no beginning of an HTTP/1 request. As few
-//! bytes as it takes to tell are read here, under the connection's own watchdog, and given back to whoever reads on.
+//! HTTP/2 with prior knowledge begins with 24 fixed bytes (RFC 9113, section 3.4) that are no beginning of an
+//! HTTP/1 request. As few bytes as it takes to tell are read here, under the connection's own watchdog, and
+//! given back to whoever reads on.
 
 use std::io;
 use std::pin::Pin;

@@ -233,7 +233,8 @@ impl Rejection {
         }
     }
 
-    /// The challenge of a 401 (RFC 6750, section 3): bare when no credentials came, alike for every other cause.
+    /// The challenge of a 401 (RFC 6750, section 3): bare when no credentials came, alike for every other
+    /// cause.
     #[must_use]
     pub const fn challenge(&self) -> Option<&'static str> {
         match self {
@@ -243,8 +244,9 @@ impl Rejection {
         }
     }
 
-    /// Whether the connection must end with this answer: where the refused request ends, two parsers could disagree, so
-    /// whatever follows it could be a request to one of them and a body to the other (RFC 9112, section 11.2).
+    /// Whether the connection must end with this answer: where the refused request ends, two parsers could
+    /// disagree, so whatever follows it could be a request to one of them and a body to the other (RFC 9112,
+    /// section 11.2).
     #[must_use]
     pub const fn ends_connection(&self) -> bool {
         matches!(self, Self::Unsafe(Unsafe::TransferEncoding | Unsafe::Expect))

@@ -1,11 +1,13 @@
 //! TLS towards clients: which certificate a connection gets, and the handshake.
 //!
-//! Versions 1.2 and 1.3, HTTP/2 or HTTP/1.1 by ALPN, resumption by tickets alone: every worker can take up a session that another
-//! began, and nothing is kept for one. The cryptography is AWS-LC's, named here and nowhere taken from a process-wide default.
+//! Versions 1.2 and 1.3, HTTP/2 or HTTP/1.1 by ALPN, resumption by tickets alone: every worker can take up a
+//! session that another began, and nothing is kept for one. The cryptography is AWS-LC's, named here and
+//! nowhere taken from a process-wide default.
 //!
-//! A client is given the first certificate that covers the name it asks for (SNI), one with the name itself before one
-//! with a wildcard. A client that asks for no name, or for one that no certificate covers, is given the first certificate of the list, and
-//! judges for itself: a name that does not match says more to whoever reads its error than a broken handshake.
+//! A client is given the first certificate that covers the name it asks for (SNI), one with the name itself
+//! before one with a wildcard. A client that asks for no name, or for one that no certificate covers, is
+//! given the first certificate of the list, and judges for itself: a name that does not match says more to
+//! whoever reads its error than a broken handshake.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -268,8 +270,8 @@ fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, LoadError> {
     })
 }
 
-/// Whether more than its owner can read a key. A group may where the owner is root: so orchestrators and certificate tools
-/// hand a key to a process that is not root.
+/// Whether more than its owner can read a key. A group may where the owner is root: so orchestrators and
+/// certificate tools hand a key to a process that is not root.
 fn is_exposed(metadata: &Metadata) -> bool {
     let others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     metadata.mode() & others != 0

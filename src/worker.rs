@@ -1,4 +1,5 @@
-//! A worker: one thread, one runtime, its own connections up and down. Nothing here is shared while requests run.
+//! A worker: one thread, one runtime, its own connections up and down. Nothing here is shared while requests
+//! run.
 
 use std::io;
 use std::net::TcpStream;

@@ -29,7 +29,8 @@ pub enum ClientError {
 /// Has the gateway behind `socket` carry a command out.
 ///
 /// # Errors
-/// [`ClientError::Absent`] where no gateway runs; anything else leaves open whether the command was carried out.
+/// [`ClientError::Absent`] where no gateway runs; anything else leaves open whether the command was carried
+/// out.
 pub async fn call(socket: &Path, command: &Command) -> Result<Reply, ClientError> {
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::Absent,

@@ -1,6 +1,8 @@
-//! The operator's API: a closed list of commands, carried out here or, over a Unix socket, by the gateway that holds the store.
+//! The operator's API: a closed list of commands, carried out here or, over a Unix socket, by the gateway
+//! that holds the store.
 //!
-//! The socket has mode 0600: who may open it is who may do anything. Each request is `POST /v1/command` with a [`Command`] as JSON.
+//! The socket has mode 0600: who may open it is who may do anything. Each request is `POST /v1/command` with
+//! a [`Command`] as JSON.
 
 mod client;
 mod server;

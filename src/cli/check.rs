@@ -52,8 +52,8 @@ pub(super) fn run(
     }
 }
 
-/// Reads the files that the configuration names, and says everything that is wrong with them. A certificate that clients
-/// would refuse is a mistake here, where somebody looks; serving goes on with it.
+/// Reads the files that the configuration names, and says everything that is wrong with them. A certificate
+/// that clients would refuse is a mistake here, where somebody looks; serving goes on with it.
 fn read_files(config: &Config, clock: &Clock) -> Result<Vec<Certificate>, Vec<String>> {
     let mut mistakes: Vec<String> =
         KeyTools::new(&config.keys).err().iter().map(ToString::to_string).collect();

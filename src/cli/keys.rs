@@ -183,7 +183,8 @@ fn show_new_key(reply: &Reply, json: bool, err: &mut impl Write) -> Result<Strin
         return Ok(format!("{}\n", serde_json::json!({ "key": key, "secret": secret })));
     }
     let scopes: Vec<&str> = key.scopes.iter().map(Scope::as_str).collect();
-    // Apart from the secret, so that the secret alone can be piped on. Should it fail, the secret still comes out.
+    // Apart from the secret, so that the secret alone can be piped on. Should it fail, the secret still comes
+    // out.
     let _ = writeln!(
         err,
         "made {} for {} ({}, {}); this is the only time its secret is shown:",

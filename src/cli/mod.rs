@@ -1,6 +1,7 @@
 //! The command line: one file for each command.
 //!
-//! A command writes to the handles it is given and says how it ended; nothing here leaves the process by itself.
+//! A command writes to the handles it is given and says how it ended; nothing here leaves the process by
+//! itself.
 
 mod check;
 mod dev;

@@ -1,5 +1,5 @@
-//! How a command reaches the store: the gateway that holds it carries the command out, over its admin socket; where none
-//! runs, this process opens the store itself.
+//! How a command reaches the store: the gateway that holds it carries the command out, over its admin socket;
+//! where none runs, this process opens the store itself.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;

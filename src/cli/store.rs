@@ -40,7 +40,8 @@ pub(super) struct Args {
 enum Action {
     /// Show where the store is and what is wrong with it.
     Status,
-    /// Take the store as it is for the right one, in every gateway that knows the same store as this one. Makes an empty store where there is none.
+    /// Take the store as it is for the right one, in every gateway that knows the same store as this one.
+    /// Makes an empty store where there is none.
     Accept {
         /// Do not ask.
         #[arg(long)]

@@ -114,7 +114,8 @@ impl<'t> Lines<'t> {
         Place::File { document: self.document, name: Arc::clone(&self.name), line, column }
     }
 
-    /// The last line that a fault in the syntax makes unreadable: its own, or all of a section whose heading it spoils.
+    /// The last line that a fault in the syntax makes unreadable: its own, or all of a section whose heading
+    /// it spoils.
     fn spoiled_until(&self, offset: usize) -> usize {
         let line = self.line(offset);
         let is_heading = |line: &str| line.trim_start().starts_with('[');

@@ -7,8 +7,8 @@ use super::section::Section;
 use super::value::parsed;
 use crate::gateway::headers;
 
-/// Names that have a meaning of their own, folded. Setting or removing them on every request would break HTTP, lose
-/// credentials or lie to the upstream.
+/// Names that have a meaning of their own, folded. Setting or removing them on every request would break
+/// HTTP, lose credentials or lie to the upstream.
 const TAKEN: [&str; 32] = [
     "age",
     "allow",

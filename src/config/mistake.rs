@@ -1,7 +1,7 @@
 //! Mistakes in the configuration: where, in what key, what is wrong and what to do.
 //!
-//! Readers put them into a [`Report`] and go on, so that one run shows all of them. A mistake never shows a value
-//! that could be a secret.
+//! Readers put them into a [`Report`] and go on, so that one run shows all of them. A mistake never shows a
+//! value that could be a secret.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -77,7 +77,8 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Where something was written. Ordered as mistakes are shown: file by file, line by line, then the environment.
+/// Where something was written. Ordered as mistakes are shown: file by file, line by line, then the
+/// environment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Whole { name: Arc<str> },
@@ -145,8 +146,8 @@ impl Report {
         self.found.borrow_mut().push((kind, mistake));
     }
 
-    /// The mistakes, without those that only follow from a text that is not TOML: what else seems to be wrong there,
-    /// and what the file seems to lack.
+    /// The mistakes, without those that only follow from a text that is not TOML: what else seems to be wrong
+    /// there, and what the file seems to lack.
     pub(super) fn finish(self) -> Mistakes {
         let found = self.found.into_inner();
         let syntax: Vec<(usize, Place)> = found

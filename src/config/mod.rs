@@ -1,7 +1,7 @@
 //! The configuration: `keygate.toml`, the policy file that it names, and the environment over it.
 //!
-//! Every module owns its settings and their defaults; what is here only translates, and reports every mistake at
-//! once. A relative path, in the file or in a variable, starts at the folder of the configuration file.
+//! Every module owns its settings and their defaults; what is here only translates, and reports every mistake
+//! at once. A relative path, in the file or in a variable, starts at the folder of the configuration file.
 
 mod environment;
 mod file;

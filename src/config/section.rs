@@ -1,7 +1,7 @@
 //! Sections: what readers of the configuration ask for values.
 //!
-//! A section remembers which keys were asked for: what is left over when its reader returns is an unknown key. Every
-//! mistake is reported and reading goes on.
+//! A section remembers which keys were asked for: what is left over when its reader returns is an unknown
+//! key. Every mistake is reported and reading goes on.
 
 use super::file::{Content, Entry, Table, Value};
 use super::mistake::{Kind, Place, Report, suggestion, ticked};

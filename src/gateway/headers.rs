@@ -1,8 +1,9 @@
 //! Which header fields cross the gateway: hop-by-hop first, identity last.
 //!
-//! A field is reserved if any upstream could take it for one of ours: names are compared after every byte that is no letter
-//! or digit has become the same one, since CGI and its heirs turn `X-Org_Id` and `x.org.id` into one variable. Reserved fields
-//! of the client's are removed on every route; then ours are set, or they stay away. There is no third way.
+//! A field is reserved if any upstream could take it for one of ours: names are compared after every byte
+//! that is no letter or digit has become the same one, since CGI and its heirs turn `X-Org_Id` and `x.org.id`
+//! into one variable. Reserved fields of the client's are removed on every route; then ours are set, or they
+//! stay away. There is no third way.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,8 +18,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Meaningful between two neighbours only (RFC 9110, section 7.6.1, and what practice adds). `expect` is answered here,
-/// `http2-settings` belongs to an upgrade that is never made.
+/// Meaningful between two neighbours only (RFC 9110, section 7.6.1, and what practice adds). `expect` is
+/// answered here, `http2-settings` belongs to an upgrade that is never made.
 const HOP_BY_HOP: [&str; 11] = [
     "connection",
     "keep-alive",
@@ -33,8 +34,8 @@ const HOP_BY_HOP: [&str; 11] = [
     "http2-settings",
 ];
 
-/// What an upstream may believe about a request that only keygate, or a proxy it trusts, can know; and what could make an
-/// upstream act on another path or method than the one that was judged.
+/// What an upstream may believe about a request that only keygate, or a proxy it trusts, can know; and what
+/// could make an upstream act on another path or method than the one that was judged.
 const RESERVED: [&str; 25] = [
     "forwarded",
     "proxy",
@@ -129,7 +130,8 @@ pub struct Identity {
 
 impl From<&Found> for Identity {
     fn from(found: &Found) -> Self {
-        // Ids and scopes are parsed into types whose text is plain ASCII; a value that were not would be left empty.
+        // Ids and scopes are parsed into types whose text is plain ASCII; a value that were not would be left
+        // empty.
         let value =
             |text: String| HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
         Self {
@@ -214,7 +216,8 @@ impl HeaderRules {
         headers.insert(self.settings.request_id.clone(), request_id.clone());
     }
 
-    /// Where the request came from first: the peer, or behind trusted proxies the rightmost address that is not one of them.
+    /// Where the request came from first: the peer, or behind trusted proxies the rightmost address that is
+    /// not one of them.
     #[must_use]
     pub fn client_address(&self, headers: &HeaderMap, peer: &Peer) -> IpAddr {
         let mut client = peer.address.ip();
@@ -266,8 +269,8 @@ impl HeaderRules {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     Clear,
-    /// By a length and a coding. The coding counts (RFC 9112, section 6.3), but the length may be an attack, and the
-    /// connection is not used again.
+    /// By a length and a coding. The coding counts (RFC 9112, section 6.3), but the length may be an attack,
+    /// and the connection is not used again.
     Doubtful,
     /// By a coding that nobody here decodes.
     Unknown,
@@ -318,7 +321,8 @@ fn remove_connection_options(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes one field of what HTTP/2 clients split for better compression (RFC 9113, section 8.2.3): to HTTP/1 several are malformed.
+/// Makes one field of what HTTP/2 clients split for better compression (RFC 9113, section 8.2.3): to HTTP/1
+/// several are malformed.
 fn join_cookies(headers: &mut HeaderMap) {
     // Where no name occurs twice, nothing needs to be looked up.
     if headers.len() == headers.keys_len() {
@@ -337,7 +341,8 @@ fn join_cookies(headers: &mut HeaderMap) {
 struct NameSet {
     /// Folded and sorted.
     names: Vec<Box<[u8]>>,
-    /// For each length the first letters that occur: nearly every other name is told apart by these two alone.
+    /// For each length the first letters that occur: nearly every other name is told apart by these two
+    /// alone.
     first_letters: Box<[u32]>,
 }
 

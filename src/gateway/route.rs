@@ -353,7 +353,8 @@ impl RouteTable {
     }
 }
 
-/// Whether a server that cuts segments off would find nothing between two slashes: what it makes of them nobody knows.
+/// Whether a server that cuts segments off would find nothing between two slashes: what it makes of them
+/// nobody knows.
 fn has_vanishing_segment(path: &str) -> bool {
     path.split('/').any(|segment| !segment.is_empty() && Reading::Lax.of(segment).is_empty())
 }

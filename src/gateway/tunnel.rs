@@ -1,7 +1,8 @@
-//! WebSocket (RFC 6455): a tunnel, made only after the upstream's 101 to a request that asked for one, on a route that allows it.
+//! WebSocket (RFC 6455): a tunnel, made only after the upstream's 101 to a request that asked for one, on a
+//! route that allows it.
 //!
-//! Everything before the 101 is an ordinary request and passes every stage. What flows afterwards is nobody's business
-//! here but for its end: a tunnel through which nothing comes for too long is closed.
+//! Everything before the 101 is an ordinary request and passes every stage. What flows afterwards is nobody's
+//! business here but for its end: a tunnel through which nothing comes for too long is closed.
 
 use std::cell::Cell;
 use std::io;
@@ -70,8 +71,8 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Joins the client's connection with the upstream's until both have ended, or neither has said anything for too long.
-    /// `early` is what the client sent before it had its answer.
+    /// Joins the client's connection with the upstream's until both have ended, or neither has said anything
+    /// for too long. `early` is what the client sent before it had its answer.
     ///
     /// # Errors
     /// When a side breaks off.

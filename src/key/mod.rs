@@ -1,7 +1,7 @@
 //! The key as clients hold it: its format, its environment, its digest.
 //!
-//! `{prefix}_{live|test}_sk_` + 32 base62 digits (190 bits from the operating system) + 6 base62 digits of the
-//! CRC-32 of everything before them. The checksum lets a malformed or mistyped key be refused without any
+//! `{prefix}_{live|test}_sk_` + 32 base62 digits (190 bits from the operating system) + 6 base62 digits of
+//! the CRC-32 of everything before them. The checksum lets a malformed or mistyped key be refused without any
 //! lookup, and lets a secret scanner tell a key from noise.
 
 pub mod record;
@@ -111,7 +111,8 @@ impl KeyFormat {
         let mut pool = Zeroizing::new([0_u8; 2 * RANDOM_DIGITS]);
         while text.len() < head.len() + RANDOM_DIGITS {
             getrandom::fill(&mut pool[..])?;
-            // Six bits give 64 values; the two that are no digit are thrown away, so that every digit is as likely.
+            // Six bits give 64 values; the two that are no digit are thrown away, so that every digit is as
+            // likely.
             let digits = pool.iter().filter_map(|byte| BASE62.get(usize::from(byte & 63)));
             let missing = head.len() + RANDOM_DIGITS - text.len();
             text.extend(digits.take(missing).map(|digit| char::from(*digit)));
@@ -121,7 +122,8 @@ impl KeyFormat {
         Ok(ApiKey { text, environment })
     }
 
-    /// The environment that credentials name anywhere, whether or not they hold a key; test, if they name both.
+    /// The environment that credentials name anywhere, whether or not they hold a key; test, if they name
+    /// both.
     #[must_use]
     pub fn named_environment(&self, credentials: &[u8]) -> Option<Environment> {
         let names = |environment: &Environment| {
@@ -170,7 +172,8 @@ fn checksum_digits(bytes: &[u8]) -> [u8; CHECKSUM_DIGITS] {
     digits
 }
 
-/// A secret that was just made. It is wiped when dropped and prints nothing; [`ApiKey::expose`] is the only way out.
+/// A secret that was just made. It is wiped when dropped and prints nothing; [`ApiKey::expose`] is the only
+/// way out.
 pub struct ApiKey {
     text: Zeroizing<String>,
     environment: Environment,
@@ -332,8 +335,8 @@ impl fmt::Debug for Pepper {
 #[error("a pepper has at least {} bytes", Pepper::MIN_LEN)]
 pub struct PepperTooShort;
 
-/// Turns a presented key into its digest: `SHA-256(key)`, or with a pepper `HMAC-SHA-256(pepper, SHA-256(key))`,
-/// so that hashes of an existing system can be moved in without knowing the keys.
+/// Turns a presented key into its digest: `SHA-256(key)`, or with a pepper `HMAC-SHA-256(pepper,
+/// SHA-256(key))`, so that hashes of an existing system can be moved in without knowing the keys.
 #[derive(Clone, Debug, Default)]
 pub struct Digester {
     pepper: Option<Pepper>,

@@ -167,9 +167,9 @@ const MAC: usize = 32;
 
 /// Writes records to bytes and reads them back.
 ///
-/// Format 1: `01`, the kind of seal (`00` none, `01` HMAC), the revision as eight bytes big-endian, the record as
-/// JSON, and with a pepper 32 bytes of HMAC-SHA-256 over all of it and the record's place. The revision stands at a fixed offset
-/// so that a store's own script can compare it without reading the rest.
+/// Format 1: `01`, the kind of seal (`00` none, `01` HMAC), the revision as eight bytes big-endian, the
+/// record as JSON, and with a pepper 32 bytes of HMAC-SHA-256 over all of it and the record's place. The
+/// revision stands at a fixed offset so that a store's own script can compare it without reading the rest.
 #[derive(Clone, Debug, Default)]
 pub struct Sealer {
     pepper: Option<Pepper>,
@@ -227,8 +227,8 @@ impl Sealer {
         Ok(Versioned { rev: u64::from_be_bytes(rev), record })
     }
 
-    /// Opens the record that is stored at `place`. Whoever can write to a store could have moved one there from
-    /// elsewhere, seal and all.
+    /// Opens the record that is stored at `place`. Whoever can write to a store could have moved one there
+    /// from elsewhere, seal and all.
     ///
     /// # Errors
     /// As [`Sealer::open`], and for the record of another place.

@@ -12,7 +12,8 @@ pub struct Scope(Box<str>);
 
 impl Scope {
     /// # Errors
-    /// Anything but 1 to 64 of `a-z 0-9 _ . : -`, the first a letter or digit. So a scope can stand in a header as it is.
+    /// Anything but 1 to 64 of `a-z 0-9 _ . : -`, the first a letter or digit. So a scope can stand in a
+    /// header as it is.
     pub fn parse(text: &str) -> Result<Self, InvalidScope> {
         let bytes = text.as_bytes();
         let allowed = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.:-".contains(b);

@@ -17,6 +17,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
+use crate::clock::UnixMillis;
 use crate::key::Environment;
 use crate::rejection::Rejection;
 use crate::store::cache::Level;
@@ -282,8 +283,10 @@ pub fn method_label(method: &Method) -> &'static str {
 }
 
 /// What is read rather than counted, at the moment of a scrape.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct State {
+    /// The end of each certificate, by its file.
+    pub certificates: Vec<(Box<str>, UnixMillis)>,
     pub cache_entries: u64,
     pub event_link_up: bool,
     pub records_dropped: u64,
@@ -318,7 +321,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When a family cannot be written, which no family of ours is.
-    pub fn render(&self, state: State) -> prometheus::Result<Vec<u8>> {
+    pub fn render(&self, state: &State) -> prometheus::Result<Vec<u8>> {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut families = self.counters(&threads);
         families.extend(self.histograms(&threads));
@@ -433,11 +436,22 @@ impl Metrics {
     }
 }
 
-fn gauges(threads: &[Arc<Cells>], store_up: bool, state: State) -> Vec<MetricFamily> {
+fn gauges(threads: &[Arc<Cells>], store_up: bool, state: &State) -> Vec<MetricFamily> {
     let in_flight: i64 = threads.iter().map(|cells| cells.in_flight.load(Ordering::Relaxed)).sum();
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     let one = |name, help, value| family(name, help, MetricType::GAUGE, vec![gauge(&[], value)]);
+    let certificates = state
+        .certificates
+        .iter()
+        .map(|(file, end)| gauge(&[("cert", file)], (end.0 / 1000) as f64))
+        .collect();
     vec![
+        family(
+            "keygate_tls_cert_not_after_timestamp_seconds",
+            "When each certificate ends.",
+            MetricType::GAUGE,
+            certificates,
+        ),
         one("keygate_requests_in_flight", "Requests that have begun and not ended.", in_flight as f64),
         one("keygate_cache_entries", "Known keys in the process's cache.", state.cache_entries as f64),
         one(
@@ -550,7 +564,13 @@ mod tests {
     use super::*;
 
     fn state() -> State {
-        State { cache_entries: 3, event_link_up: true, records_dropped: 0, connections: 2 }
+        State {
+            certificates: vec![("api.pem".into(), UnixMillis(1_790_000_000_123))],
+            cache_entries: 3,
+            event_link_up: true,
+            records_dropped: 0,
+            connections: 2,
+        }
     }
 
     #[test]
@@ -571,7 +591,7 @@ mod tests {
             }
             cells.upstream_answered(0, Duration::from_secs(100));
         }
-        let text = String::from_utf8(metrics.render(state()).unwrap()).unwrap();
+        let text = String::from_utf8(metrics.render(&state()).unwrap()).unwrap();
         for line in [
             r#"keygate_requests_total{route="jobs.read",method="POST",code="2xx",environment="test"} 2"#,
             r#"keygate_requests_total{route="jobs.read",method="POST",code="403",environment="test"} 2"#,
@@ -584,6 +604,7 @@ mod tests {
             r#"keygate_upstream_duration_seconds_bucket{upstream="api",le="+Inf"} 2"#,
             "keygate_requests_in_flight 0",
             "keygate_cache_entries 3",
+            r#"keygate_tls_cert_not_after_timestamp_seconds{cert="api.pem"} 1790000000"#,
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line} in\n{text}");
         }

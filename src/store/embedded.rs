@@ -85,8 +85,8 @@ pub enum OpenError {
 }
 
 impl Embedded {
-    /// Opens the store, or makes it where there is no file. Blocks: the whole file is read and verified, because a
-    /// store is opened rarely, is not large, and redb trusts what it has not verified.
+    /// Opens the store, or makes it where there is no file. Blocks: the whole file is read and verified,
+    /// because a store is opened rarely, is not large, and redb trusts what it has not verified.
     ///
     /// # Errors
     /// [`OpenError`]: whose text says what to do.
@@ -115,8 +115,9 @@ impl Embedded {
 
     /// Runs `read` over a snapshot, on a thread that may wait for the disk.
     ///
-    /// Most reads find their pages in memory and would take less time than the hand-over, but one that does not
-    /// may take a disk's time-out, and the control runtime has one thread. It is a cache miss: it can afford 20 µs.
+    /// Most reads find their pages in memory and would take less time than the hand-over, but one that does
+    /// not may take a disk's time-out, and the control runtime has one thread. It is a cache miss: it can
+    /// afford 20 µs.
     fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Snapshot) -> Result<T, StoreFault> + Send + 'static,
@@ -124,14 +125,15 @@ impl Embedded {
         let (file, sealer) = (Arc::clone(&self.file), Arc::clone(&self.sealer));
         let readers = Arc::clone(&self.readers);
         Box::pin(async move {
-            // The permit goes with the read, not with who waits for it: a disk that hangs holds so many threads and no more.
+            // The permit goes with the read, not with who waits for it: a disk that hangs holds so many
+            // threads and no more.
             let permit = readers.acquire_owned().await.map_err(StoreFault::failed)?;
             let task = tokio::task::spawn_blocking(move || {
                 let _held = permit;
                 read(&Snapshot { file: file.snapshot()?, sealer })
             });
-            // Cancelled with its runtime, or panicked over a page changed behind redb's back. The panic's text is
-            // not repeated: it may hold what was read.
+            // Cancelled with its runtime, or panicked over a page changed behind redb's back. The panic's
+            // text is not repeated: it may hold what was read.
             task.await.unwrap_or_else(|_| Err(StoreFault::failed("a read was broken off")))
         })
     }
@@ -177,8 +179,8 @@ impl Store for Embedded {
         self.read(move |snapshot| snapshot.newest(ORGS, after.map(OrgId::to_bytes), limit))
     }
 
-    /// Once the mutation stands in the writer's queue, which the first poll does unless the queue is full, it is
-    /// carried out whether or not anybody still waits for the answer.
+    /// Once the mutation stands in the writer's queue, which the first poll does unless the queue is full, it
+    /// is carried out whether or not anybody still waits for the answer.
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
         Box::pin(async move {
             let stopped = || StoreFault::failed("the store's writer has stopped");
@@ -189,8 +191,8 @@ impl Store for Embedded {
         })
     }
 
-    /// The writer publishes under the same lock: what it published before is in the number given here, what it
-    /// publishes after is applied. A sink must not subscribe another from within a call.
+    /// The writer publishes under the same lock: what it published before is in the number given here, what
+    /// it publishes after is applied. A sink must not subscribe another from within a call.
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         let mut published = lock(&self.published);
         sink.reset(published.event);
@@ -285,8 +287,8 @@ struct Published {
     sinks: Vec<Arc<dyn EventSink>>,
 }
 
-/// Poisoned means that a sink panicked, which is a bug there and has ended the writer: nothing is committed any
-/// more, and whoever subscribes still learns the number that was reached.
+/// Poisoned means that a sink panicked, which is a bug there and has ended the writer: nothing is committed
+/// any more, and whoever subscribes still learns the number that was reached.
 fn lock(published: &Mutex<Published>) -> MutexGuard<'_, Published> {
     published.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -333,7 +335,8 @@ impl Writer {
         }
     }
 
-    /// Carries out the whole batch in one transaction. An error means that none of it is known to have happened.
+    /// Carries out the whole batch in one transaction. An error means that none of it is known to have
+    /// happened.
     fn write(&self, database: &Database, batch: &[Order]) -> Result<Vec<Outcome>, StoreFault> {
         let transaction = begin_write(database)?;
         let outcomes = {
@@ -379,7 +382,8 @@ fn answer(batch: &mut Vec<Order>, outcomes: Result<Vec<Outcome>, StoreFault>) {
 }
 
 /// In two phases, for a second sync: after a crash redb falls back from a single-phase commit that it finds
-/// damaged to the one before, and the one before may be from before a revocation. This way it is refused instead.
+/// damaged to the one before, and the one before may be from before a revocation. This way it is refused
+/// instead.
 fn begin_write(database: &Database) -> Result<WriteTransaction, StoreFault> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate).map_err(StoreFault::failed)?;
@@ -436,8 +440,8 @@ impl<'t> Tables<'t> {
         })
     }
 
-    /// Checks everything before it writes anything, so that a refused mutation leaves nothing in the transaction
-    /// that the others of its batch go on to share.
+    /// Checks everything before it writes anything, so that a refused mutation leaves nothing in the
+    /// transaction that the others of its batch go on to share.
     fn apply(&mut self, sealer: &Sealer, mutation: &Mutation) -> Result<Committed, Stop> {
         let org = mutation.org.as_ref().map(|change| check(&self.orgs, sealer, change)).transpose()?;
         let key = mutation
@@ -538,7 +542,8 @@ struct KeyWrite {
     dropped: Vec<Digest>,
 }
 
-/// What holds for every kind of record: an inserted one is new, an updated one is there and as its caller saw it.
+/// What holds for every kind of record: an inserted one is new, an updated one is there and as its caller saw
+/// it.
 fn check<T: Stored>(
     table: &impl ReadableTable<Id, Bytes>,
     sealer: &Sealer,

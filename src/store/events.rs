@@ -25,8 +25,8 @@ pub trait EventSink: Send + Sync + 'static {
     fn reset(&self, seq: Seq);
 }
 
-/// The subjects of an event as a store keeps them, one after the other: each one's kind (`01` digest, `02` organisation), then its
-/// 32 or 16 bytes.
+/// The subjects of an event as a store keeps them, one after the other: each one's kind (`01` digest, `02`
+/// organisation), then its 32 or 16 bytes.
 pub(super) fn encode(subjects: &[Subject]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(33 * subjects.len());
     for subject in subjects {

@@ -37,19 +37,19 @@ pub struct Acceptance {
     pub changed: bool,
 }
 
-/// The operator's side of a store. Every [`Store`](super::Store) has one; what stands in front of a store hands on that of
-/// the store behind it.
+/// The operator's side of a store. Every [`Store`](super::Store) has one; what stands in front of a store
+/// hands on that of the store behind it.
 pub trait Keeper: Send + Sync {
     fn link_state(&self) -> LinkState;
 
     fn status(&self) -> StoreFuture<'_, Status>;
 
-    /// Makes an empty store where there is nothing and this process has never seen anything; tells whether it did.
-    /// For an operator's first key only: a request that could do it would turn an emptied Redis into a store
-    /// without keys.
+    /// Makes an empty store where there is nothing and this process has never seen anything; tells whether it
+    /// did. For an operator's first key only: a request that could do it would turn an emptied Redis into a
+    /// store without keys.
     fn begin(&self) -> StoreFuture<'_, Result<bool, StoreFault>>;
 
-    /// From now on the store as it is counts: keys that it does not have are unknown keys. For every process that knows the same
-    /// store as this one.
+    /// From now on the store as it is counts: keys that it does not have are unknown keys. For every process
+    /// that knows the same store as this one.
     fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>>;
 }

@@ -1,7 +1,7 @@
 //! Where keys are kept.
 //!
-//! One trait, several back ends. A lookup has three outcomes, and "the store is broken" is never "no such key".
-//! A change is one [`Mutation`]: all of it happens or nothing does.
+//! One trait, several back ends. A lookup has three outcomes, and "the store is broken" is never "no such
+//! key". A change is one [`Mutation`]: all of it happens or nothing does.
 
 pub mod cache;
 pub mod embedded;
@@ -102,14 +102,16 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A back end. Every future runs on the control runtime, never on a worker.
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// The key that a digest opens. A key is found whatever its state: revoked and expired are the reader's to judge.
+    /// The key that a digest opens. A key is found whatever its state: revoked and expired are the reader's
+    /// to judge.
     fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup>;
 
     fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>>;
 
     fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>>;
 
-    /// At most `limit` keys, newest first (descending by id), of one organisation or of all, starting after the key `after`.
+    /// At most `limit` keys, newest first (descending by id), of one organisation or of all, starting after
+    /// the key `after`.
     fn keys(
         &self,
         org: Option<OrgId>,

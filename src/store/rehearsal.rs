@@ -35,7 +35,8 @@ impl Rehearsal {
         Ok(Self { file, overlay: Mutex::new(Overlay { len, shortest: len, pages: BTreeMap::new() }) })
     }
 
-    /// Nothing below panics while it holds the lock, and no write is half done there: a poisoned overlay is whole.
+    /// Nothing below panics while it holds the lock, and no write is half done there: a poisoned overlay is
+    /// whole.
     fn overlay(&self) -> MutexGuard<'_, Overlay> {
         self.overlay.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,5 @@
-//! Imports point one way: vocabulary ← (store, upstream, telemetry) ← (gateway, lifecycle, admin) ← sockets ← app ← command line.
+//! Imports point one way: vocabulary ← (store, upstream, telemetry) ← (gateway, lifecycle, admin) ← sockets ←
+//! app ← command line.
 
 use std::collections::BTreeMap;
 use std::fs;

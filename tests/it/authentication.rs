@@ -1,4 +1,5 @@
-//! Who is this? One and the same 401 for whatever is no valid key now, and no more lookups than needed to say so.
+//! Who is this? One and the same 401 for whatever is no valid key now, and no more lookups than needed to say
+//! so.
 
 use std::time::Duration;
 
@@ -323,7 +324,8 @@ fn a_suspended_organisation_stops_its_cached_keys_at_once() {
 const CROWD: &str = "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\nmax_connections = 3000\n\
                      max_connections_per_client = 3000\n[cache]\nlookup_timeout = \"20s\"\n";
 
-/// A crowd's requests, all sent, none answered. They name no route, so that a valid key gets 404 and no upstream is needed.
+/// A crowd's requests, all sent, none answered. They name no route, so that a valid key gets 404 and no
+/// upstream is needed.
 fn crowd(world: &World, secret: &str, size: usize) -> Vec<Wire> {
     let request = format!("GET /nowhere HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {secret}\r\n\r\n");
     let wires: Vec<Wire> = (0..size)
@@ -333,7 +335,8 @@ fn crowd(world: &World, secret: &str, size: usize) -> Vec<Wire> {
             wire
         })
         .collect();
-    // Connections are served in their order, so once these are answered the crowd has been read, or nearly all of it.
+    // Connections are served in their order, so once these are answered the crowd has been read, or nearly
+    // all of it.
     for _ in 0..4 {
         world.gateway.fetch(&Call::get("/nowhere")).refusal(401, "authentication_error");
     }
@@ -361,7 +364,8 @@ fn a_lookup_survives_the_callers_who_began_it() {
     world.valve.hold();
     let mut wires = crowd(&world, &key.secret, 50);
     eventually("a lookup is under way", || world.valve.held() == 1);
-    // The first hang up, and with them whoever began the lookup; keygate has noticed when it has answered the next.
+    // The first hang up, and with them whoever began the lookup; keygate has noticed when it has answered the
+    // next.
     drop(wires.drain(..25));
     wires.extend(crowd(&world, &key.secret, 25));
     assert_eq!(world.valve.held(), 1, "it is still under way");

@@ -1,5 +1,5 @@
-//! The error envelope of the contract: every refusal of keygate's own has its status, its type, the one shape and an
-//! id of its own; and a store that cannot answer never makes a key a bad one.
+//! The error envelope of the contract: every refusal of keygate's own has its status, its type, the one shape
+//! and an id of its own; and a store that cannot answer never makes a key a bad one.
 
 use std::collections::HashSet;
 use std::io::Read;

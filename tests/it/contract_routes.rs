@@ -1,4 +1,5 @@
-//! The route table of the API's contract, row by row: who may do what, who answers, and that nothing else gets through.
+//! The route table of the API's contract, row by row: who may do what, who answers, and that nothing else
+//! gets through.
 
 use std::collections::HashMap;
 
@@ -87,7 +88,8 @@ const TABLE: [Row; 19] = [
     ),
     (&["POST"], &["/v1/billing/credits/purchase"], Needs::Scope("billing:write"), By::Upstream),
     (&["GET"], &["/v1/organization/settings"], Needs::Scope("usage:read"), By::Upstream),
-    // HEAD is GET without the body (RFC 9110, section 9.3.2); one row stands for all here, the rest have a test of their own.
+    // HEAD is GET without the body (RFC 9110, section 9.3.2); one row stands for all here, the rest have a
+    // test of their own.
     (&["HEAD"], &["/v1/jobs"], Needs::Scope("jobs:read"), By::Upstream),
 ];
 

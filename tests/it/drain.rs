@@ -10,7 +10,8 @@ use tempfile::TempDir;
 
 use crate::harness::{Call, PATIENCE, Process, Reply, Tuned, Upstream, Wire, create_key};
 
-/// An upstream that answers /things/slow when it is told to, and everything else at once; and what it waits for.
+/// An upstream that answers /things/slow when it is told to, and everything else at once; and what it waits
+/// for.
 struct Held {
     upstream: Upstream,
     begun: Receiver<()>,

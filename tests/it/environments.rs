@@ -1,4 +1,5 @@
-//! A test key never reaches a live upstream, nor a live key a test one, whatever the route and however things fail.
+//! A test key never reaches a live upstream, nor a live key a test one, whatever the route and however things
+//! fail.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

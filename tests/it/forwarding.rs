@@ -454,7 +454,8 @@ fn hang_up_when_idle(wire: &mut Wire) {
     assert_eq!(String::from_utf8_lossy(&wire.rest()), "");
 }
 
-/// What the second request meets after a first one to which the upstream said `first`: the same connection or a new one.
+/// What the second request meets after a first one to which the upstream said `first`: the same connection or
+/// a new one.
 #[track_caller]
 fn is_reused_after(method: &str, first: &str, complete: bool) -> bool {
     let (first, count) = (first.to_owned(), Arc::new(AtomicUsize::new(0)));

@@ -1,7 +1,8 @@
-//! The door: whatever two parsers could read in two ways is refused before it reaches anybody, and what passes
-//! arrives in one canonical form.
+//! The door: whatever two parsers could read in two ways is refused before it reaches anybody, and what
+//! passes arrives in one canonical form.
 //!
-//! The policy here lets any key do anything, so that nothing but the guard stands between a request and the upstream.
+//! The policy here lets any key do anything, so that nothing but the guard stands between a request and the
+//! upstream.
 
 use std::collections::HashSet;
 
@@ -66,7 +67,8 @@ impl World {
         Self { live, test, gateway, secret }
     }
 
-    /// Sends a head of these lines, each ended with CRLF, and says what became of it. `KEY` stands for the credentials.
+    /// Sends a head of these lines, each ended with CRLF, and says what became of it. `KEY` stands for the
+    /// credentials.
     #[track_caller]
     fn send(&self, lines: &[&str]) -> Outcome {
         self.send_bytes(format!("{}\r\n\r\n", lines.join("\r\n")).as_bytes())
@@ -273,8 +275,8 @@ fn a_target_of_raw_octets_or_another_form_is_refused() {
     world.assert_nothing_reached_an_upstream();
 }
 
-/// 31: a fragment has no place in a request. The parser beneath cuts it off unseen, so what is judged and what arrives must
-/// both be without it.
+/// 31: a fragment has no place in a request. The parser beneath cuts it off unseen, so what is judged and
+/// what arrives must both be without it.
 #[test]
 fn a_fragment_is_refused_or_goes_no_further() {
     let world = World::start();
@@ -882,7 +884,8 @@ fn with_backslashes_as_slashes(path: &[u8]) -> Vec<u8> {
     path.iter().map(|byte| if *byte == b'\\' { b'/' } else { *byte }).collect()
 }
 
-/// Whether the second rule claims the path, as somebody may read it. `/open/secret` and `/open/secret/` are the first rule's.
+/// Whether the second rule claims the path, as somebody may read it. `/open/secret` and `/open/secret/` are
+/// the first rule's.
 fn is_secret(path: &[u8]) -> bool {
     readings(path).iter().any(|path| {
         path.strip_prefix(b"/open/secret/").is_some_and(|rest| rest.iter().any(|byte| *byte != b'/'))

@@ -1,4 +1,5 @@
-//! Which fields cross the gateway: identity cannot be forged, hop-by-hop stays behind, and the rest is untouched.
+//! Which fields cross the gateway: identity cannot be forged, hop-by-hop stays behind, and the rest is
+//! untouched.
 
 use crate::harness::{Answer, Call, Gateway, GatewayBuilder, Reply, Seen, Upstream};
 

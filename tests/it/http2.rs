@@ -1,4 +1,5 @@
-//! HTTP/2 as clients see it: streams at once, limits, abuse, the drain; and what of it reaches an upstream over HTTP/1.1.
+//! HTTP/2 as clients see it: streams at once, limits, abuse, the drain; and what of it reaches an upstream
+//! over HTTP/1.1.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -283,8 +284,8 @@ fn a_header_list_beyond_the_limit_is_refused_and_the_connection_goes_on() {
     assert_eq!(live.only().values("x-large-0").len(), 0);
 }
 
-/// Opens and resets streams until the connection is cut; how many there were. `seen_first`: the gateway has begun to serve
-/// each of them.
+/// Opens and resets streams until the connection is cut; how many there were. `seen_first`: the gateway has
+/// begun to serve each of them.
 fn resets_until_cut(gateway: &Gateway, key: &str, seen_first: bool) -> u32 {
     let mut frames = Frames::connect(gateway, &[]);
     for n in 0..2000 {

@@ -78,7 +78,8 @@ fn a_client_that_takes_nothing_of_its_answer_is_cut_off() {
         sent += 1;
         assert!(sent < 1024, "somebody takes it all");
     }
-    // The upstream is rid of it while the client has not read a byte; what the client then reads is incomplete.
+    // The upstream is rid of it while the client has not read a byte; what the client then reads is
+    // incomplete.
     let answer = client.answer().unwrap();
     assert_eq!((answer.status, answer.complete), (200, false));
 }
@@ -170,8 +171,8 @@ fn hidden(key: &str) -> String {
     format!("GET /things/hidden HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")
 }
 
-/// Sends bytes, then a hidden request in the same write. Whatever is answered, the connection ends with it; the
-/// upstream never sees the hidden request, and sees nothing whole of the first unless it may.
+/// Sends bytes, then a hidden request in the same write. Whatever is answered, the connection ends with it;
+/// the upstream never sees the hidden request, and sees nothing whole of the first unless it may.
 #[track_caller]
 fn assert_one_reading(gateway: &Gateway, live: &Upstream, key: &str, sent: &str, statuses: &[u16]) {
     live.forget();

@@ -1,5 +1,5 @@
-//! Gateways that share a Redis, as their clients see them: what one does the others know, and whatever happens to Redis, a key that
-//! is known goes on and one that is not is never called wrong.
+//! Gateways that share a Redis, as their clients see them: what one does the others know, and whatever
+//! happens to Redis, a key that is known goes on and one that is not is never called wrong.
 
 #![expect(clippy::print_stdout, reason = "what was measured is told")]
 
@@ -77,7 +77,8 @@ mod together {
         eventually("the other refuses it", || status(&a, &key) == 401);
     }
 
-    /// The time from the answer to the revocation at one until the other refuses the key, which it had cached.
+    /// The time from the answer to the revocation at one until the other refuses the key, which it had
+    /// cached.
     #[test]
     fn a_revocation_reaches_the_other_within_moments() {
         const REVOCATIONS: usize = 200;

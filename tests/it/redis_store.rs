@@ -1,5 +1,5 @@
-//! What the Redis store promises beyond the contract: all or nothing whatever happens to Redis, and never "no such key" from a
-//! store that is not ours.
+//! What the Redis store promises beyond the contract: all or nothing whatever happens to Redis, and never "no
+//! such key" from a store that is not ours.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -554,7 +554,8 @@ mod events {
         soon("it goes on", async || matches!(heard.all().last(), Some(Call::Apply(4, _)))).await;
     }
 
-    /// As after a fail-over to a replica that had not received the last event: the store goes on from before it.
+    /// As after a fail-over to a replica that had not received the last event: the store goes on from before
+    /// it.
     #[tokio::test]
     async fn that_a_store_lost_after_they_were_applied_put_everything_in_doubt() {
         let server = RedisServer::start();

@@ -1,7 +1,8 @@
-//! What every store promises, run on every back end; below it what only the embedded one does. What only Redis does is
-//! in `redis_store`.
+//! What every store promises, run on every back end; below it what only the embedded one does. What only
+//! Redis does is in `redis_store`.
 //!
-//! A rule is a function over an empty store. `contract!` lists the rules once; a back end adds its `holds_for!`.
+//! A rule is a function over an empty store. `contract!` lists the rules once; a back end adds its
+//! `holds_for!`.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -708,7 +709,8 @@ mod embedded_file {
 
     const KEYS: usize = 40;
 
-    /// The bytes of a store with some keys, as a crash after the last commit leaves them, and when it was closed.
+    /// The bytes of a store with some keys, as a crash after the last commit leaves them, and when it was
+    /// closed.
     async fn filled(directory: &Path) -> [Vec<u8>; 2] {
         let store = open(directory);
         let made = Maker::new();

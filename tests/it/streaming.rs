@@ -413,7 +413,8 @@ fn a_chunked_body_of_just_the_limit_passes() {
 
 // ---- Back-pressure
 
-/// More than the systems' socket buffers hold between a sender and a receiver that does not read, and keygate's own.
+/// More than the systems' socket buffers hold between a sender and a receiver that does not read, and
+/// keygate's own.
 const IN_BETWEEN: usize = 64 << 20;
 const MUCH: usize = 4 * IN_BETWEEN;
 

@@ -1,4 +1,5 @@
-//! TLS as clients see it: versions, protocols, certificates by name, resumption; and what is said about files that do not do.
+//! TLS as clients see it: versions, protocols, certificates by name, resumption; and what is said about files
+//! that do not do.
 
 use std::fs;
 use std::io::{Read, Write};

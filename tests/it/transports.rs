@@ -1,9 +1,10 @@
 //! The wire suite over every transport.
 //!
-//! A test speaks to its gateway through `fetch` and `connect`, and a run is about one transport: HTTP/1.1 on plain text, unless
-//! `KEYGATE_TEST_TRANSPORT` says another. Calls go over it; what is sent byte by byte stays HTTP/1.1, within TLS where the
-//! transport has it. These tests run the suite's modules again, once for each of the others. To see one of their failures alone:
-//! `KEYGATE_TEST_TRANSPORT=tls-http2 cargo test --test it guard::`.
+//! A test speaks to its gateway through `fetch` and `connect`, and a run is about one transport: HTTP/1.1 on
+//! plain text, unless `KEYGATE_TEST_TRANSPORT` says another. Calls go over it; what is sent byte by byte
+//! stays HTTP/1.1, within TLS where the transport has it. These tests run the suite's modules again, once for
+//! each of the others. To see one of their failures alone: `KEYGATE_TEST_TRANSPORT=tls-http2 cargo test
+//! --test it guard::`.
 
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};

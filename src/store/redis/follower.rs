@@ -1,8 +1,9 @@
 //! Follows the stream of events, on a connection of its own, for as long as the store lives.
 //!
-//! Redis is waited on rather than asked again and again: a blocking read returns the moment an event is there. But it
-//! also sleeps through a store that is emptied under it, and skips what was trimmed without a word. So the numbers must
-//! have no gap, and once a second the last event seen must still be there unchanged, in the same store.
+//! Redis is waited on rather than asked again and again: a blocking read returns the moment an event is
+//! there. But it also sleeps through a store that is emptied under it, and skips what was trimmed without a
+//! word. So the numbers must have no gap, and once a second the last event seen must still be there
+//! unchanged, in the same store.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -146,7 +147,8 @@ async fn read(
         let (seq, event) = parse(entry).map_err(|error| inner.fault(error))?;
         match event {
             Some(event) if seq == expected => inner.ledger.follow(store, event),
-            // Some were trimmed away before they were read, or this one says what only a newer keygate understands.
+            // Some were trimmed away before they were read, or this one says what only a newer keygate
+            // understands.
             _ => inner.ledger.jump(store, seq, None),
         }
         expected = seq + 1;

@@ -1,8 +1,9 @@
 //! What this process knows of the store: which store it is, and how far its events have been applied here.
 //!
-//! Events reach this place on two ways: from the stream, and, ahead of it, from the mutations of this process. Each
-//! is applied once and in the order of the numbers. One that comes too early waits for those before it; where they
-//! do not come, or are not what they were, the sinks are told that they may have missed something.
+//! Events reach this place on two ways: from the stream, and, ahead of it, from the mutations of this
+//! process. Each is applied once and in the order of the numbers. One that comes too early waits for those
+//! before it; where they do not come, or are not what they were, the sinks are told that they may have missed
+//! something.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -15,7 +16,8 @@ use tokio::time::timeout;
 use super::scripts::Meta;
 use crate::store::events::{EventSink, Seq, Subject};
 
-/// How long a mutation waits for the events before its own. They come by themselves while the stream is followed.
+/// How long a mutation waits for the events before its own. They come by themselves while the stream is
+/// followed.
 const GAP_PATIENCE: Duration = Duration::from_millis(250);
 /// Events that wait for those before them. More than a burst of mutations leaves, and no more.
 const EARLY: usize = 4096;
@@ -43,7 +45,8 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// What makes an event this one and not another of the same number, in a store that lost its last events and went on.
+/// What makes an event this one and not another of the same number, in a store that lost its last events and
+/// went on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Mark(Arc<str>);
 
@@ -185,7 +188,8 @@ impl Ledger {
         Ok(state.known.get_or_insert_with(|| Incarnation(found.as_str().into())).clone())
     }
 
-    /// Takes another store for ours, as the operator wants it. Nothing cached from the one before may be used.
+    /// Takes another store for ours, as the operator wants it. Nothing cached from the one before may be
+    /// used.
     pub(super) fn adopt(&self, found: &str, event: Seq) {
         let mut state = self.lock();
         if state.known.as_ref().is_none_or(|known| known.as_str() != found) {
@@ -219,7 +223,8 @@ impl Ledger {
         }
     }
 
-    /// An event of this process's own making. When this returns it is applied, or everything before it is in doubt.
+    /// An event of this process's own making. When this returns it is applied, or everything before it is in
+    /// doubt.
     pub(super) async fn apply_own(&self, store: &Incarnation, event: Event) {
         let (seq, mark) = (event.seq, event.mark.clone());
         let mut reached = self.reached.subscribe();
@@ -264,8 +269,8 @@ impl Ledger {
         self.reached.send_replace(state.last);
     }
 
-    /// Poisoned means that a sink panicked, which is a bug there. The number may then be ahead of what was applied
-    /// by one event, in a process that has lost a thread.
+    /// Poisoned means that a sink panicked, which is a bug there. The number may then be ahead of what was
+    /// applied by one event, in a process that has lost a thread.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,7 @@
 //! A way to Redis: one connection for many callers, made when it is needed and made anew when it fails.
 //!
-//! A caller waits as long as its own patience allows and never longer: for the connection, the answer, or the verdict
-//! of the breaker that Redis is not worth asking at the moment.
+//! A caller waits as long as its own patience allows and never longer: for the connection, the answer, or the
+//! verdict of the breaker that Redis is not worth asking at the moment.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,8 +24,8 @@ use crate::store::StoreFault;
 
 /// Requests that may wait in a connection's queue before their senders have to.
 const QUEUE: usize = 512;
-/// A connection that lay idle for this long is tried out before a mutation is entrusted to it: had it been closed
-/// meanwhile, nobody could say whether the mutation was carried out.
+/// A connection that lay idle for this long is tried out before a mutation is entrusted to it: had it been
+/// closed meanwhile, nobody could say whether the mutation was carried out.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// The oldest Redis that has read-only scripts with flags.
 const OLDEST: u32 = 7;
@@ -59,7 +59,8 @@ impl Connector {
         if let Some(password) = &credentials.password {
             greeting = greeting.set_password(password);
         }
-        // Nagle's algorithm, which the client leaves on, would hold a lookup back until the one before it is answered.
+        // Nagle's algorithm, which the client leaves on, would hold a lookup back until the one before it is
+        // answered.
         let info = ConnectionAddr::Tcp(address.host.clone(), address.port)
             .into_connection_info()?
             .set_tcp_settings(TcpSettings::default().set_nodelay(true))
@@ -302,7 +303,8 @@ impl Link {
         self.close_if(|opened| opened.is(closed));
     }
 
-    /// Gives up a connection that has answered nobody since. One that has is well: it was only this call that took long.
+    /// Gives up a connection that has answered nobody since. One that has is well: it was only this call that
+    /// took long.
     fn close_silent(&self, since: Instant) {
         self.close_if(|opened| *lock(&opened.answered) <= since);
     }

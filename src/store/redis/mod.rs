@@ -1,8 +1,8 @@
 //! The Redis back end: one Redis (or Valkey), for any number of gateways.
 //!
-//! A lookup is one script, and so is a mutation: all its checks, then all its writes, at one moment and with nothing
-//! else in between. Redis 7 or newer, the master only. Everything lies under one hash tag, so that a cluster keeps it
-//! in one place; `{kg}:` here, [`Settings::cell`] says otherwise:
+//! A lookup is one script, and so is a mutation: all its checks, then all its writes, at one moment and with
+//! nothing else in between. Redis 7 or newer, the master only. Everything lies under one hash tag, so that a
+//! cluster keeps it in one place; `{kg}:` here, [`Settings::cell`] says otherwise:
 //!
 //! | key | value |
 //! |--|--|
@@ -14,15 +14,16 @@
 //! | `{kg}:keys`, `{kg}:orgs` | sorted sets: all ids |
 //! | `{kg}:events` | stream: the newest 100,000 events, each `<number>-0` with its `subjects` and a random `mark` |
 //!
-//! Nothing has an expiry: under a memory limit Redis evicts what has one first, and a key that vanished would be
-//! answered with 401. The record stands at its id alone, because a key may have several secrets, or none.
+//! Nothing has an expiry: under a memory limit Redis evicts what has one first, and a key that vanished would
+//! be answered with 401. The record stands at its id alone, because a key may have several secrets, or none.
 //!
-//! **Which store it is.** `meta` names an *incarnation*, drawn when an operator makes the store. This process knows the
-//! first it sees, and takes "no such key" from that one only. Any other, or none, is no store until an
-//! operator accepts it: a Redis that came back empty is an incident, and not a hundred thousand revocations.
+//! **Which store it is.** `meta` names an *incarnation*, drawn when an operator makes the store. This process
+//! knows the first it sees, and takes "no such key" from that one only. Any other, or none, is no store until
+//! an operator accepts it: a Redis that came back empty is an incident, and not a hundred thousand
+//! revocations.
 //!
-//! **Three ways to Redis**, each with a connection of its own: lookups, commands (mutations and lists), events. None is
-//! needed to start. Each is made when it is wanted, and made again when it fails.
+//! **Three ways to Redis**, each with a connection of its own: lookups, commands (mutations and lists),
+//! events. None is needed to start. Each is made when it is wanted, and made again when it fails.
 
 mod follower;
 mod ledger;
@@ -523,7 +524,8 @@ impl Inner {
         Ok(Committed { event: Some(seq) })
     }
 
-    /// The records that are to change, as they are. What happens to them between this and the script, the script finds out.
+    /// The records that are to change, as they are. What happens to them between this and the script, the
+    /// script finds out.
     async fn before(&self, mutation: &Mutation) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>), StoreFault> {
         let org = mutation.org.as_ref().and_then(updated).map(|org| self.names.org(org.id));
         let key = mutation.key.as_ref().and_then(updated).map(|key| self.names.key(key.id));
@@ -664,7 +666,8 @@ impl Inner {
     }
 }
 
-/// What the script takes for "not there" and for "not concerned"; anything else is the eight bytes of a revision.
+/// What the script takes for "not there" and for "not concerned"; anything else is the eight bytes of a
+/// revision.
 const ABSENT: &[u8] = b"+";
 const UNCONCERNED: &[u8] = b"-";
 

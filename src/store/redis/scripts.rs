@@ -1,7 +1,7 @@
 //! What runs inside Redis, and how it is asked for.
 //!
-//! Everything that must be of one moment is one script. Scripts are called by their hash; a Redis that does not have
-//! one (restarted, failed over) is given the text, which it keeps.
+//! Everything that must be of one moment is one script. Scripts are called by their hash; a Redis that does
+//! not have one (restarted, failed over) is given the text, which it keeps.
 
 use std::fmt;
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Weather {
     Fair,
-    /// Connections are accepted and nothing is carried, in neither direction. What was sent meanwhile arrives afterwards.
+    /// Connections are accepted and nothing is carried, in neither direction. What was sent meanwhile arrives
+    /// afterwards.
     Stalled,
     /// Connections break, and new ones too.
     Cut,

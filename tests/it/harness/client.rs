@@ -57,7 +57,8 @@ pub(crate) fn fetch(address: SocketAddr, call: &Call) -> Answer {
     fetch_over(address, Transport::Http1, call)
 }
 
-/// The same over another transport. What HTTP/2 cannot carry goes over HTTP/1.1, with or without TLS as the transport says.
+/// The same over another transport. What HTTP/2 cannot carry goes over HTTP/1.1, with or without TLS as the
+/// transport says.
 #[track_caller]
 pub(crate) fn fetch_over(address: SocketAddr, transport: Transport, call: &Call) -> Answer {
     if transport.is_http2() && http2::request(transport, call).is_some() {
@@ -293,7 +294,8 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 
-    /// Asserts that this is keygate's refusal with this status and type, whole in every part, and gives its message.
+    /// Asserts that this is keygate's refusal with this status and type, whole in every part, and gives its
+    /// message.
     #[track_caller]
     pub(crate) fn refusal(&self, status: u16, error_type: &str) -> String {
         assert_eq!(self.status, status, "{}", self.text());

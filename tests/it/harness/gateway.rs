@@ -51,7 +51,8 @@ impl Default for GatewayBuilder {
 }
 
 impl GatewayBuilder {
-    /// Lines of keygate.toml; sections `[server]`, `[store]`, `[policy]` and `[upstreams.…]` have their own methods or are given.
+    /// Lines of keygate.toml; sections `[server]`, `[store]`, `[policy]` and `[upstreams.…]` have their own
+    /// methods or are given.
     pub(crate) fn settings(mut self, toml: &str) -> Self {
         self.settings += toml;
         self.settings += "\n";
@@ -79,8 +80,8 @@ impl GatewayBuilder {
         self
     }
 
-    /// An organisation that is in the store already, instead of one of its own: for a gateway that shares a store, or
-    /// starts without it.
+    /// An organisation that is in the store already, instead of one of its own: for a gateway that shares a
+    /// store, or starts without it.
     pub(crate) fn org(mut self, org: OrgId) -> Self {
         self.org = Some(org);
         self

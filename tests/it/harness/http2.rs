@@ -63,7 +63,8 @@ pub(crate) fn request(transport: Transport, call: &Call) -> Option<Request<Bytes
     Some(request)
 }
 
-/// What a gateway takes of header fields on HTTP/2, less than on HTTP/1.1; room is left for those of the protocol's own.
+/// What a gateway takes of header fields on HTTP/2, less than on HTTP/1.1; room is left for those of the
+/// protocol's own.
 const HEADER_LIST: usize = 15 << 10;
 
 pub(crate) fn runtime() -> Runtime {

@@ -1,4 +1,5 @@
-//! For tests that decide every step themselves: an upstream without a will of its own, and a gateway that lets any key in.
+//! For tests that decide every step themselves: an upstream without a will of its own, and a gateway that
+//! lets any key in.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -1,5 +1,5 @@
-//! What the tests speak with: a real gateway on real sockets, upstreams that record what reaches them, and a client
-//! that sends exactly the bytes it is told to.
+//! What the tests speak with: a real gateway on real sockets, upstreams that record what reaches them, and a
+//! client that sends exactly the bytes it is told to.
 
 pub(crate) mod chaos;
 pub(crate) mod client;

@@ -107,7 +107,8 @@ impl Drop for Process {
     }
 }
 
-/// `keygate` with these arguments, in this folder, with nothing of the caller's environment that would change it.
+/// `keygate` with these arguments, in this folder, with nothing of the caller's environment that would change
+/// it.
 pub(crate) fn keygate(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keygate"));
     command.args(arguments).current_dir(folder).env_clear().env("PATH", std::env::var_os("PATH").unwrap());

@@ -26,7 +26,8 @@ impl RedisServer {
     /// With more options for redis-server, as on its command line.
     pub(crate) fn with(options: &[&str]) -> Self {
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
-        // A port that was free a moment ago may be taken: by another test, or as the local end of a connection.
+        // A port that was free a moment ago may be taken: by another test, or as the local end of a
+        // connection.
         for _ in 0..20 {
             let folder = TempDir::new().unwrap();
             let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();

@@ -169,7 +169,8 @@ fn flush_tls(stream: &mut StreamOwned<ClientConnection, TcpStream>) -> io::Resul
     Ok(())
 }
 
-/// Reads what has come, also when nothing can be written any more: a server may have answered before it closed.
+/// Reads what has come, also when nothing can be written any more: a server may have answered before it
+/// closed.
 fn read_tls(stream: &mut StreamOwned<ClientConnection, TcpStream>, buffer: &mut [u8]) -> io::Result<usize> {
     let StreamOwned { conn, sock } = stream;
     while conn.is_handshaking() {
