@@ -20,7 +20,6 @@ use tokio::sync::Notify;
 use crate::clock::UnixMillis;
 use crate::id::{KeyId, OrgId, RequestId};
 use crate::key::Environment;
-use crate::store::cache::Level;
 
 /// How the record of each request is written to standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,7 +116,7 @@ pub struct Record {
     pub org: Option<OrgId>,
     pub environment: Option<Environment>,
     /// Which level of the cache knew the key.
-    pub level: Option<Level>,
+    pub level: Option<&'static str>,
     /// From the parsed head to the answer's last byte.
     pub duration: Duration,
     /// keygate's own share of it, where the request was forwarded.
@@ -306,7 +305,7 @@ struct JsonRecord<'r> {
     key_id: Option<KeyId>,
     organization_id: Option<OrgId>,
     environment: Option<Environment>,
-    cache: Option<Level>,
+    cache: Option<&'static str>,
     duration_ms: f64,
     overhead_ms: Option<f64>,
     upstream_ms: Option<f64>,

@@ -168,7 +168,7 @@ impl Drop for Exchange {
             key: self.key.map(|(key, _)| key),
             org: self.key.map(|(_, org)| org),
             environment: self.environment,
-            level: self.level,
+            level: self.level.map(Level::as_str),
             duration,
             overhead: self.overhead(),
             upstream: self.upstream_duration(),

@@ -52,7 +52,6 @@ const AUTH_REASONS: [&str; 15] = [
     "store_unavailable",
     "lookups_exhausted",
 ];
-const CACHE_RESULTS: [&str; 4] = ["thread", "process", "store", "stale"];
 /// The label of requests that fall under no route.
 const NO_ROUTE: &str = "_none";
 
@@ -146,7 +145,7 @@ pub struct Cells {
     overheads: Box<[Histogram<11>]>,
     upstream_durations: Box<[Histogram<14>]>,
     auth: [AtomicU64; AUTH_REASONS.len()],
-    cache: [AtomicU64; CACHE_RESULTS.len()],
+    cache: [AtomicU64; Level::ALL.len()],
     in_flight: AtomicI64,
 }
 
@@ -221,7 +220,7 @@ impl Cells {
             overheads: (0..=routes).map(|_| Histogram::new(&OVERHEAD_BUCKETS)).collect(),
             upstream_durations: (0..upstreams).map(|_| Histogram::new(&REQUEST_BUCKETS)).collect(),
             auth: [const { AtomicU64::new(0) }; AUTH_REASONS.len()],
-            cache: [const { AtomicU64::new(0) }; CACHE_RESULTS.len()],
+            cache: [const { AtomicU64::new(0) }; Level::ALL.len()],
             in_flight: AtomicI64::new(0),
         }
     }
@@ -380,7 +379,7 @@ impl Metrics {
                 "keygate_cache_lookups_total",
                 "Lookups of keys, by the level of the cache that answered.",
                 MetricType::COUNTER,
-                by("result", &CACHE_RESULTS, &|cells, n| read(&cells.cache[n])),
+                by("result", &Level::ALL.map(Level::as_str), &|cells, n| read(&cells.cache[n])),
             ),
             family(
                 "keygate_stale_served_total",

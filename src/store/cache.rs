@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
-use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -67,14 +66,27 @@ const RESERVE: usize = 4;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Who answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     Thread,
     Process,
     Store,
     /// The store could not answer; an entry within the stale window stood in.
     Stale,
+}
+
+impl Level {
+    pub const ALL: [Self; 4] = [Self::Thread, Self::Process, Self::Store, Self::Stale];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Thread => "thread",
+            Self::Process => "process",
+            Self::Store => "store",
+            Self::Stale => "stale",
+        }
+    }
 }
 
 /// A known key as the process caches it.
