@@ -29,7 +29,7 @@ use crate::config::{Config, Mistakes};
     subcommand_required = true,
     after_help = "\
 Examples:
-  keygate dev                                     try it: demo upstreams, fresh keys, nothing to set up
+  keygate dev                                     try it: demo upstreams and fresh keys
   keygate init gateway                            write a configuration into the folder `gateway`
   keygate check --config gateway/keygate.toml     show every mistake in it
   keygate serve --config gateway/keygate.toml     run the gateway
