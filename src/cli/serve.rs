@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::{Outcome, load};
 use crate::app::App;
 use crate::clock::Clock;
+use crate::telemetry;
 
 /// Run the gateway until SIGTERM or Ctrl-C
 #[derive(Debug, clap::Args)]
@@ -41,6 +42,8 @@ pub(super) fn run(
         }
     };
     let signals = app.watch_signals()?;
+    // What was logged on the way here, a warning perhaps, stands before the line that says it is done.
+    telemetry::flush_log();
     writeln!(err, "keygate: listening on {scheme}://{} with {routes} routes", app.address())?;
     if let Some(address) = app.ops_address() {
         writeln!(err, "keygate: metrics and probes on http://{address}")?;
