@@ -134,6 +134,11 @@ identifier!(
     "key_"
 );
 identifier!(
+    /// An event of the audit trail.
+    EventId,
+    "evt_"
+);
+identifier!(
     /// One request and its one answer: in the error envelope, in `x-request-id` both ways, in the log.
     RequestId,
     "req_"

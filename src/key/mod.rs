@@ -6,6 +6,7 @@
 
 pub mod record;
 pub mod scope;
+pub mod usage;
 
 use std::fmt;
 

@@ -1,10 +1,13 @@
 //! What is known of a key and of its organisation, and the bytes in which a store keeps it.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use hmac::Mac;
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
 use thiserror::Error;
 
 use super::scope::ScopeSet;
@@ -32,6 +35,14 @@ pub struct KeyRecord {
     pub disabled_at: Option<UnixMillis>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<UnixMillis>,
+    /// Networks it may be used from; empty for any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_addresses: Vec<IpNet>,
+    /// Who answers for it: a person or a team, in the organisation's own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// One secret of a key, as its digest.
@@ -93,6 +104,12 @@ impl KeyRecord {
         }
     }
 
+    /// Whether it may be used from this address, which must not be an IPv4 one in IPv6 clothes.
+    #[must_use]
+    pub fn allows(&self, address: IpAddr) -> bool {
+        self.allowed_addresses.is_empty() || self.allowed_addresses.iter().any(|net| net.contains(&address))
+    }
+
     /// Whether the secret with this digest, presented under this prefix, opens the key now.
     ///
     /// # Errors
@@ -125,7 +142,91 @@ pub struct OrgRecord {
     pub created_at: UnixMillis,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_at: Option<UnixMillis>,
+    /// Signed up and not verified yet: until it is, its keys open nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
+    /// The address it signed up with; no two organisations have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<Email>,
 }
+
+/// An e-mail address of a form that mail can be sent to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Email(Box<str>);
+
+impl Email {
+    /// The longest that a mail server takes (RFC 5321, section 4.5.3.1.3, less the angle brackets).
+    pub const MAX_LEN: usize = 254;
+
+    /// Takes what the HTML standard calls a valid e-mail address, with a dot in its domain: what people have,
+    /// and not the quoted strings and comments of RFC 5322, which no sign-up form takes.
+    ///
+    /// # Errors
+    /// [`InvalidEmail`] for anything else.
+    pub fn parse(text: &str) -> Result<Self, InvalidEmail> {
+        let (local, domain) = text.rsplit_once('@').ok_or(InvalidEmail)?;
+        let local_char = |b: u8| b.is_ascii_alphanumeric() || b".!#$%&'*+/=?^_`{|}~-".contains(&b);
+        let dots = |text: &str| text.split('.').all(|part| !part.is_empty());
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let well_formed = text.len() <= Self::MAX_LEN
+            && (1..=64).contains(&local.len())
+            && local.bytes().all(local_char)
+            && dots(local)
+            && domain.contains('.')
+            && domain.split('.').all(label);
+        if well_formed { Ok(Self(text.into())) } else { Err(InvalidEmail) }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What stands for it in the index of taken addresses; case makes no difference. With a pepper the index
+    /// reveals no address.
+    #[must_use]
+    pub fn index(&self, pepper: Option<&Pepper>) -> [u8; 32] {
+        let folded = self.0.to_ascii_lowercase();
+        match pepper {
+            None => sha2::Sha256::digest(folded.as_bytes()).into(),
+            Some(pepper) => {
+                let mut mac = pepper.hmac("keygate e-mail index\0");
+                mac.update(folded.as_bytes());
+                mac.finalize().into_bytes().into()
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Email {
+    type Error = InvalidEmail;
+
+    fn try_from(text: String) -> Result<Self, InvalidEmail> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Email> for String {
+    fn from(email: Email) -> Self {
+        email.0.into()
+    }
+}
+
+impl fmt::Display for Email {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("not an e-mail address, as in ada@example.com")]
+pub struct InvalidEmail;
 
 /// A record together with the number of its last change, which the next change must name.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -273,6 +374,9 @@ mod tests {
             expires_at: None,
             disabled_at: None,
             revoked_at: None,
+            allowed_addresses: Vec::new(),
+            owner: None,
+            note: None,
         }
     }
 
@@ -340,6 +444,60 @@ mod tests {
         assert_eq!(disabled.admit(&current, test, now), Err(Dead::Disabled));
         let revoked = KeyRecord { revoked_at: Some(UnixMillis(9_999)), ..key };
         assert_eq!(revoked.admit(&current, test, now), Err(Dead::Revoked), "whatever the clock says");
+    }
+
+    #[test]
+    fn an_address_list_lets_its_own_networks_through_and_an_empty_one_everybody() {
+        let anywhere = record();
+        let nets = ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap()).to_vec();
+        let listed = KeyRecord { allowed_addresses: nets, ..record() };
+        for (address, inside) in [
+            ("192.0.2.7", true),
+            ("192.0.3.7", false),
+            ("2001:db8:1::1", true),
+            ("2001:db9::1", false),
+            ("::1", false),
+        ] {
+            let address = address.parse().unwrap();
+            assert!(anywhere.allows(address));
+            assert_eq!(listed.allows(address), inside, "{address}");
+        }
+    }
+
+    #[test]
+    fn an_e_mail_address_is_one_that_mail_can_be_sent_to() {
+        for good in ["ada@example.com", "a.b+c@mail.example.org", "x@a-b.co", "O'Neil@Example.COM"] {
+            assert_eq!(Email::parse(good).unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            "ada",
+            "@example.com",
+            "ada@",
+            "ada@localhost",
+            "a@b@",
+            "a b@example.com",
+            "ada@-a.com",
+            "ada@a..com",
+            ".a@example.com",
+            "a..b@example.com",
+            "a@example.com\r\nbcc: x@y.z",
+            "ädä@example.com",
+            "\"a\"@example.com",
+            &format!("{}@example.com", "a".repeat(65)),
+            &format!("a@{}.com", "b".repeat(250)),
+        ] {
+            assert!(Email::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn one_address_in_other_letters_is_the_same_address() {
+        let [one, other] = ["Ada@Example.com", "ada@example.COM"].map(|text| Email::parse(text).unwrap());
+        let pepper = Pepper::new(vec![1; 32]).unwrap();
+        assert_eq!(one.index(None), other.index(None));
+        assert_eq!(one.index(Some(&pepper)), other.index(Some(&pepper)));
+        assert_ne!(one.index(None), one.index(Some(&pepper)));
     }
 
     proptest! {

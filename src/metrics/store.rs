@@ -11,6 +11,8 @@ use crate::key::Digest;
 use crate::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::store::events::EventSink;
 use crate::store::keeper::Keeper;
+use crate::store::side::Side;
+use crate::store::trails::Trails;
 use crate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
 
 /// What is known of a store from watching it.
@@ -122,11 +124,26 @@ impl Store for MeasuredStore {
         Box::pin(self.measure(COMMIT, answer, |committed| !matches!(committed, Err(CommitError::Fault(_)))))
     }
 
+    fn import(
+        &self,
+        keys: Vec<KeyRecord>,
+    ) -> StoreFuture<'_, Result<Vec<Result<(), CommitError>>, StoreFault>> {
+        Box::pin(self.measure(COMMIT, self.store.import(keys), Result::is_ok))
+    }
+
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         self.store.subscribe(sink);
     }
 
     fn keeper(&self) -> &dyn Keeper {
         self.store.keeper()
+    }
+
+    fn trails(&self) -> &dyn Trails {
+        self.store.trails()
+    }
+
+    fn side(&self) -> &dyn Side {
+        self.store.side()
     }
 }

@@ -10,6 +10,8 @@ pub mod fence;
 pub mod keeper;
 pub mod redis;
 mod rehearsal;
+pub mod side;
+pub mod trails;
 
 use std::fmt;
 use std::future::Future;
@@ -18,11 +20,14 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::audit::Append;
 use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
 use crate::key::record::{KeyRecord, OrgRecord, Versioned};
 use events::{EventSink, Seq, Subject};
 use keeper::Keeper;
+use side::{KeptAnswer, News, Side};
+use trails::Trails;
 
 /// A store's answer to "whose secret is this?".
 #[derive(Clone, Debug)]
@@ -64,6 +69,26 @@ pub struct Mutation {
     pub key: Option<Change<KeyRecord>>,
     /// Whom the change takes rights from; empty for creations, which are no events.
     pub subjects: Vec<Subject>,
+    /// Records that must be as they were seen, though they do not change: those that the decision rests on.
+    pub seen: Vec<Seen>,
+    /// An e-mail address, by its index, that an organisation takes for itself.
+    pub email: Option<EmailClaim>,
+    pub answer: Option<KeptAnswer>,
+    pub audit: Option<Append>,
+    pub news: Option<News>,
+}
+
+/// A record as a decision saw it, by its revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Key { id: KeyId, rev: u64 },
+    Org { id: OrgId, rev: u64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmailClaim {
+    pub index: [u8; 32],
+    pub org: OrgId,
 }
 
 #[derive(Clone, Debug)]
@@ -85,9 +110,15 @@ pub struct Committed {
 /// Why a mutation did not happen. Except for `Fault`, which may leave the outcome open, nothing was changed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CommitError {
-    /// The record changed since it was read: read it again and decide anew.
+    /// A record, or the end of the audit trail, changed since it was read: read it again and decide anew.
     #[error("the record was changed meanwhile")]
     Conflict,
+    /// The e-mail address is another organisation's.
+    #[error("the e-mail address is taken")]
+    EmailTaken,
+    /// An answer is kept already under the same index: the same request was carried out before.
+    #[error("the request was answered before")]
+    Answered,
     /// The id or a digest is taken.
     #[error("the record exists already")]
     Exists,
@@ -129,9 +160,24 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Durable when it returns `Ok`, and its event applied to every sink.
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>>;
 
+    /// Inserts keys of organisations that are there, many at a time; each for itself, all or nothing of it.
+    /// The outcomes are in their order: [`CommitError::Exists`] for an id or a digest that is taken,
+    /// [`CommitError::Missing`] for an organisation that is not there.
+    ///
+    /// # Errors
+    /// A fault leaves open which of them were inserted; repeating it is safe.
+    fn import(
+        &self,
+        keys: Vec<KeyRecord>,
+    ) -> StoreFuture<'_, Result<Vec<Result<(), CommitError>>, StoreFault>>;
+
     /// Tells `sink` the current event number and from then on of every event. For the life of the store.
     fn subscribe(&self, sink: Arc<dyn EventSink>);
 
     /// What an operator can ask of it.
     fn keeper(&self) -> &dyn Keeper;
+
+    fn trails(&self) -> &dyn Trails;
+
+    fn side(&self) -> &dyn Side;
 }

@@ -8,6 +8,8 @@ use keygate::key::Digest;
 use keygate::key::record::{KeyRecord, OrgRecord, Versioned};
 use keygate::store::events::EventSink;
 use keygate::store::keeper::Keeper;
+use keygate::store::side::Side;
+use keygate::store::trails::Trails;
 use keygate::store::{Change, CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
 use tokio::sync::watch;
 
@@ -168,11 +170,26 @@ impl Store for Valved {
         self.0.store().commit(mutation)
     }
 
+    fn import(
+        &self,
+        keys: Vec<KeyRecord>,
+    ) -> StoreFuture<'_, Result<Vec<Result<(), CommitError>>, StoreFault>> {
+        self.0.store().import(keys)
+    }
+
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         self.0.store().subscribe(sink);
     }
 
     fn keeper(&self) -> &dyn Keeper {
         self.0.store().keeper()
+    }
+
+    fn trails(&self) -> &dyn Trails {
+        self.0.store().trails()
+    }
+
+    fn side(&self) -> &dyn Side {
+        self.0.store().side()
     }
 }

@@ -1,0 +1,404 @@
+//! The audit trail: what changed, who did it and from where, and every sign of trouble, as a chain.
+//!
+//! Every organisation has a trail of its own; what concerns none is in the operator's. An [`Entry`] carries a
+//! MAC over its own number and text and over the MAC before it, under a key that is kept outside the store.
+//! So an entry that was altered, left out or moved shows, and with a head that was exported to the log, so
+//! does an end that was cut off. Old entries are trimmed by age; what remains of them is a [`Link`], from which
+//! the chain goes on.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use hmac::{Hmac, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::clock::UnixMillis;
+use crate::id::{EventId, KeyId, OrgId, RequestId};
+use crate::key::Pepper;
+
+/// Whose trail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Trail {
+    /// What concerns no organisation.
+    Operator,
+    Org(OrgId),
+}
+
+impl Trail {
+    /// # Errors
+    /// Anything but `operator` and an organisation's id.
+    pub fn parse(text: &str) -> Result<Self, crate::id::InvalidId> {
+        if text == "operator" { Ok(Self::Operator) } else { OrgId::parse(text).map(Self::Org) }
+    }
+
+    /// The organisation's sixteen bytes; sixteen zeros, which no organisation has, for the operator.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 16] {
+        match self {
+            Self::Operator => [0; 16],
+            Self::Org(org) => org.to_bytes(),
+        }
+    }
+}
+
+impl fmt::Display for Trail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator => f.write_str("operator"),
+            Self::Org(org) => fmt::Display::fmt(org, f),
+        }
+    }
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// What happened.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Kind {
+            $($(#[$doc])* #[serde(rename = $text)] $name,)*
+        }
+
+        impl Kind {
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+        }
+    };
+}
+
+kinds! {
+    OrgCreated = "org.created",
+    OrgVerified = "org.verified",
+    OrgSuspended = "org.suspended",
+    OrgResumed = "org.resumed",
+    KeyCreated = "key.created",
+    KeyUpdated = "key.updated",
+    KeyRotated = "key.rotated",
+    KeyDisabled = "key.disabled",
+    KeyEnabled = "key.enabled",
+    KeyRevoked = "key.revoked",
+    /// Keys were moved in from elsewhere; the event counts them.
+    KeysImported = "keys.imported",
+    /// A caller asked for more than its key may give.
+    EscalationRefused = "escalation.refused",
+    /// A live key was sent by a browser, where its secret is in the hands of whoever reads the page.
+    KeyInBrowser = "key.in_browser",
+    StoreAccepted = "store.accepted",
+    StoreMigrated = "store.migrated",
+}
+
+impl Kind {
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Who did it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Actor {
+    ApiKey {
+        id: KeyId,
+    },
+    /// A person at the command line or with a named token.
+    Operator {
+        name: String,
+    },
+    /// Whoever signed up.
+    Signup,
+    /// keygate itself.
+    Gateway,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ApiKey { id } => fmt::Display::fmt(id, f),
+            Self::Operator { name } => f.write_str(name),
+            Self::Signup => f.write_str("signup"),
+            Self::Gateway => f.write_str("keygate"),
+        }
+    }
+}
+
+/// One event, as it is written. Never with a secret or a digest in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Event {
+    pub id: EventId,
+    pub kind: Kind,
+    pub at: UnixMillis,
+    pub actor: Actor,
+    /// Where the request came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestId>,
+    /// The key or organisation that it happened to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// What the change was about, as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<serde_json::Value>,
+    /// And as it is now; for a sign of trouble, what was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<serde_json::Value>,
+}
+
+/// A place in a chain: an entry's number and its MAC. Before the first entry stands [`Link::ORIGIN`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    pub number: u64,
+    pub mac: [u8; 32],
+}
+
+impl Link {
+    pub const LEN: usize = 40;
+    /// Where every chain begins.
+    pub const ORIGIN: Self = Self { number: 0, mac: [0; 32] };
+
+    /// The number, eight bytes big-endian, then the MAC.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        let (number, mac) = bytes.split_at_mut(8);
+        number.copy_from_slice(&self.number.to_be_bytes());
+        mac.copy_from_slice(&self.mac);
+        bytes
+    }
+
+    /// `None` for what is no link.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (number, mac) = bytes.split_first_chunk()?;
+        Some(Self { number: u64::from_be_bytes(*number), mac: mac.try_into().ok()? })
+    }
+}
+
+/// `17:` and the MAC in hexadecimal digits: the form in which heads are exported.
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.number)?;
+        self.mac.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for Link {
+    type Err = InvalidLink;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLink> {
+        let (number, digits) = text.split_once(':').ok_or(InvalidLink)?;
+        let mut mac = [0; 32];
+        if digits.len() != 64 || !digits.is_ascii() {
+            return Err(InvalidLink);
+        }
+        for (byte, pair) in mac.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| InvalidLink)?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| InvalidLink)?;
+        }
+        Ok(Self { number: number.parse().map_err(|_| InvalidLink)?, mac })
+    }
+}
+
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a head is a number, a colon and 64 hexadecimal digits")]
+pub struct InvalidLink;
+
+/// An event in its chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub link: Link,
+    /// The [`Event`] as JSON.
+    pub text: Vec<u8>,
+}
+
+/// What a mutation adds to a trail, if the trail still ends where its author saw it end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Append {
+    pub trail: Trail,
+    pub after: Link,
+    pub entry: Entry,
+}
+
+/// Both ends of a trail as the store has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The last entry that was trimmed, [`Link::ORIGIN`] where none was.
+    pub checkpoint: Link,
+    /// The newest entry; the same as the checkpoint in a trail that has none.
+    pub head: Link,
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        Self { checkpoint: Link::ORIGIN, head: Link::ORIGIN }
+    }
+}
+
+/// Makes the links of chains and checks them.
+#[derive(Clone, Debug, Default)]
+pub struct Chain {
+    key: Option<Pepper>,
+}
+
+/// How an entry fails to be the one after another.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Break {
+    #[error("is missing")]
+    Missing,
+    #[error("was altered, or belongs elsewhere")]
+    Altered,
+}
+
+impl Chain {
+    /// Without a key the chain is one of plain hashes: it shows damage, and whoever can rewrite the store can
+    /// rewrite the chain with it, short of the heads that were exported.
+    #[must_use]
+    pub const fn new(key: Option<Pepper>) -> Self {
+        Self { key }
+    }
+
+    #[must_use]
+    pub const fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// The entry that follows `after` in `trail`.
+    #[must_use]
+    pub fn extend(&self, trail: Trail, after: Link, text: Vec<u8>) -> Append {
+        let number = after.number + 1;
+        let mac = self.mac(trail, &after, number, &text);
+        Append { trail, after, entry: Entry { link: Link { number, mac }, text } }
+    }
+
+    /// Whether `entry` is the one after `after`.
+    ///
+    /// # Errors
+    /// [`Break`], if it is not.
+    pub fn check(&self, trail: Trail, after: &Link, entry: &Entry) -> Result<(), Break> {
+        if entry.link.number != after.number + 1 {
+            return Err(Break::Missing);
+        }
+        if self.mac(trail, after, entry.link.number, &entry.text) == entry.link.mac {
+            Ok(())
+        } else {
+            Err(Break::Altered)
+        }
+    }
+
+    fn mac(&self, trail: Trail, after: &Link, number: u64, text: &[u8]) -> [u8; 32] {
+        const PURPOSE: &str = "keygate audit chain\0";
+        let parts = [&trail.to_bytes()[..], &after.mac, &number.to_be_bytes(), text];
+        match &self.key {
+            Some(key) => {
+                let mut mac: Hmac<Sha256> = key.hmac(PURPOSE);
+                parts.iter().for_each(|part| mac.update(part));
+                mac.finalize().into_bytes().into()
+            }
+            None => {
+                let mut hash = Sha256::new();
+                hash.update(PURPOSE);
+                parts.iter().for_each(|part| Digest::update(&mut hash, part));
+                hash.finalize().into()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trail() -> Trail {
+        Trail::Org(OrgId::from_bytes([1; 16]))
+    }
+
+    fn chains() -> [Chain; 2] {
+        [Chain::default(), Chain::new(Some(Pepper::new(vec![3; 32]).unwrap()))]
+    }
+
+    fn three(chain: &Chain) -> Vec<Entry> {
+        let mut after = Link::ORIGIN;
+        ["a", "b", "c"]
+            .map(|text| {
+                let append = chain.extend(trail(), after, text.into());
+                after = append.entry.link;
+                append.entry
+            })
+            .to_vec()
+    }
+
+    fn verify(chain: &Chain, entries: &[Entry]) -> Result<Link, Break> {
+        entries
+            .iter()
+            .try_fold(Link::ORIGIN, |after, entry| chain.check(trail(), &after, entry).map(|()| entry.link))
+    }
+
+    #[test]
+    fn a_chain_holds_until_anything_in_it_is_touched() {
+        for chain in chains() {
+            let entries = three(&chain);
+            assert_eq!(verify(&chain, &entries), Ok(entries[2].link));
+            let mut altered = entries.clone();
+            altered[1].text = b"B".to_vec();
+            assert_eq!(verify(&chain, &altered), Err(Break::Altered));
+            let mut missing = entries.clone();
+            missing.remove(1);
+            assert_eq!(verify(&chain, &missing), Err(Break::Missing));
+            let mut swapped = entries.clone();
+            swapped.swap(0, 1);
+            assert!(verify(&chain, &swapped).is_err());
+            let mut renumbered = entries;
+            renumbered.remove(1);
+            renumbered[1].link.number = 2;
+            assert_eq!(verify(&chain, &renumbered), Err(Break::Altered));
+        }
+    }
+
+    #[test]
+    fn an_entry_of_one_trail_or_key_does_not_stand_in_another() {
+        let [plain, keyed] = chains();
+        let entry = three(&keyed).remove(0);
+        assert_eq!(keyed.check(Trail::Operator, &Link::ORIGIN, &entry), Err(Break::Altered));
+        assert_eq!(plain.check(trail(), &Link::ORIGIN, &entry), Err(Break::Altered));
+        let other = Chain::new(Some(Pepper::new(vec![4; 32]).unwrap()));
+        assert_eq!(other.check(trail(), &Link::ORIGIN, &entry), Err(Break::Altered));
+    }
+
+    #[test]
+    fn a_link_survives_its_two_forms() {
+        let link = Link { number: 17, mac: [0xa5; 32] };
+        assert_eq!(link.to_string().parse(), Ok(link));
+        assert_eq!(Link::from_bytes(&link.to_bytes()), Some(link));
+        for bad in ["", "17", "17:a5", &format!("x:{}", "a5".repeat(32)), &format!("1:{}", "é".repeat(32))] {
+            assert_eq!(bad.parse::<Link>(), Err(InvalidLink), "{bad}");
+        }
+        assert_eq!(Link::from_bytes(&[0; 39]), None);
+    }
+
+    #[test]
+    fn a_kind_is_written_as_it_is_called() {
+        for kind in Kind::ALL {
+            assert_eq!(serde_json::to_string(kind).unwrap(), format!("\"{kind}\""));
+            assert_eq!(Kind::parse(kind.as_str()), Some(*kind));
+        }
+    }
+}
