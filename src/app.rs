@@ -18,12 +18,14 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use crate::admin;
+use crate::audit::Chain;
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, KeySettings, StoreSettings};
 use crate::gateway::Shared;
 use crate::key::record::Sealer;
+use crate::key::scope::ScopeSet;
 use crate::key::{Digester, KeyFormat, Pepper};
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{self, Lifecycle, SignupSettings};
 use crate::listener::{self, Listener};
 use crate::metrics::{MeasuredStore, Metrics, State};
 use crate::ops::{self, Readiness, Told};
@@ -72,6 +74,9 @@ pub struct KeyTools {
     pub format: KeyFormat,
     pub digester: Digester,
     pub sealer: Sealer,
+    pub pepper: Option<Pepper>,
+    /// The key of the audit trail.
+    pub chain: Chain,
 }
 
 impl KeyTools {
@@ -82,8 +87,23 @@ impl KeyTools {
         Ok(Self {
             format: KeyFormat::new(&settings.prefix, settings.accept_without_checksum),
             digester: Digester::new(pepper.clone()),
-            sealer: Sealer::new(pepper),
+            sealer: Sealer::new(pepper.clone()),
+            chain: Chain::new(pepper.clone()),
+            pepper,
         })
+    }
+
+    /// What a lifecycle is told of them.
+    #[must_use]
+    pub fn lifecycle(&self, vocabulary: ScopeSet, signup: SignupSettings) -> lifecycle::Settings {
+        lifecycle::Settings {
+            format: self.format.clone(),
+            digester: self.digester.clone(),
+            pepper: self.pepper.clone(),
+            chain: self.chain.clone(),
+            vocabulary,
+            signup,
+        }
     }
 }
 
@@ -190,9 +210,7 @@ impl App {
         let metrics = Arc::new(Metrics::new(route_ids, upstream_names, meter));
         let lifecycle = Arc::new(Lifecycle::new(
             Arc::clone(&store),
-            tools.format.clone(),
-            tools.digester.clone(),
-            config.scopes,
+            tools.lifecycle(config.scopes, config.signup),
             clock.clone(),
         ));
         let keys = ReadThrough::new(config.cache, Arc::clone(&store), control.handle.clone(), clock.clone());

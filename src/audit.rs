@@ -88,6 +88,8 @@ kinds! {
     EscalationRefused = "escalation.refused",
     /// A live key was sent by a browser, where its secret is in the hands of whoever reads the page.
     KeyInBrowser = "key.in_browser",
+    /// Old events were removed; without such an event a trail that begins late was cut off.
+    AuditTrimmed = "audit.trimmed",
     StoreAccepted = "store.accepted",
     StoreMigrated = "store.migrated",
 }

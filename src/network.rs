@@ -16,6 +16,13 @@ impl ClientNetwork {
     }
 }
 
+impl std::fmt::Display for ClientNetwork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let prefix = if self.0.is_ipv4() { 24 } else { 64 };
+        write!(f, "{}/{prefix}", self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,5 +35,7 @@ mod tests {
         assert_ne!(of("192.0.2.1"), of("192.0.3.1"));
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("192.0.2.1").to_string(), "192.0.2.0/24");
+        assert_eq!(of("2001:db8::1").to_string(), "2001:db8::/64");
     }
 }

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use super::{Command, Reply};
+use super::{Order, Reply};
 
 #[derive(Debug, Error)]
 pub enum ClientError {
@@ -31,14 +31,14 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError::Absent`] where no gateway runs; anything else leaves open whether the command was carried
 /// out.
-pub async fn call(socket: &Path, command: &Command) -> Result<Reply, ClientError> {
+pub async fn call(socket: &Path, order: &Order) -> Result<Reply, ClientError> {
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::Absent,
         _ => ClientError::Io(error),
     })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let mut request = Request::post("/v1/command").body(Full::new(Bytes::from(serde_json::to_vec(command)?)));
+    let mut request = Request::post("/v1/command").body(Full::new(Bytes::from(serde_json::to_vec(order)?)));
     if let Ok(request) = &mut request {
         request.headers_mut().insert(header::HOST, http::HeaderValue::from_static("keygate"));
     }

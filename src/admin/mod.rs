@@ -2,7 +2,7 @@
 //! that holds the store.
 //!
 //! The socket has mode 0600: who may open it is who may do anything. Each request is `POST /v1/command` with
-//! a [`Command`] as JSON.
+//! an [`Order`] as JSON.
 
 mod client;
 mod server;
@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock::UnixMillis;
 use crate::id::{KeyId, OrgId};
 use crate::key::Environment;
-use crate::key::record::{self, KeyRecord, OrgRecord};
-use crate::key::scope::{Scope, ScopeSet};
-use crate::lifecycle::{Lifecycle, LifecycleError, NewKey};
+use crate::key::scope::ScopeSet;
+use crate::lifecycle::{By, KeyView, Lifecycle, LifecycleError, Made, NewKey, OrgView, view_org};
 use crate::store::keeper::{Acceptance, Status};
 
 pub use client::{ClientError, call};
@@ -26,6 +25,14 @@ pub use server::{BindError, Server};
 pub struct Settings {
     /// Where the socket is made, with mode 0600; `None` for no admin API.
     pub socket: Option<PathBuf>,
+}
+
+/// What somebody by this name asks for; the audit trail names them.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    pub operator: String,
+    pub command: Command,
 }
 
 /// What an operator can ask for.
@@ -46,7 +53,6 @@ pub enum Command {
         /// `None` for every scope that the policy knows.
         scopes: Option<ScopeSet>,
         expires_at: Option<UnixMillis>,
-        operator: String,
     },
     ListKeys {
         org: Option<OrgId>,
@@ -114,81 +120,38 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// A key as it is shown: everything but its digests.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct KeyView {
-    pub id: KeyId,
-    pub organization_id: OrgId,
-    pub name: String,
-    pub key: String,
-    pub environment: Environment,
-    pub scopes: Vec<Scope>,
-    pub status: String,
-    pub created_at: String,
-    pub created_by: String,
-    pub expires_at: Option<String>,
-    pub revoked_at: Option<String>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OrgView {
-    pub id: OrgId,
-    pub name: String,
-    pub created_at: String,
-}
-
 /// Carries a command out.
-pub async fn execute(lifecycle: &Lifecycle, command: Command) -> Reply {
-    match try_execute(lifecycle, command).await {
+pub async fn execute(lifecycle: &Lifecycle, order: Order) -> Reply {
+    match try_execute(lifecycle, order).await {
         Ok(reply) => reply,
         Err(error) => Reply::Failed { message: error.to_string() },
     }
 }
 
-async fn try_execute(lifecycle: &Lifecycle, command: Command) -> Result<Reply, LifecycleError> {
-    match command {
-        Command::CreateOrg { name } => Ok(Reply::Org(view_org(&lifecycle.create_org(&name).await?))),
+async fn try_execute(lifecycle: &Lifecycle, order: Order) -> Result<Reply, LifecycleError> {
+    let by = By::operator(&order.operator);
+    match order.command {
+        Command::CreateOrg { name } => Ok(Reply::Org(view_org(&lifecycle.create_org(&by, &name).await?))),
         Command::ListOrgs { after, limit } => {
             let orgs = lifecycle.list_orgs(after, limit).await?;
             Ok(Reply::Orgs { orgs: orgs.iter().map(view_org).collect() })
         }
-        Command::CreateKey { org, name, environment, scopes, expires_at, operator } => {
-            let scopes = scopes.unwrap_or_else(|| lifecycle.vocabulary().clone());
-            let new = NewKey { org, name, environment, scopes, expires_at, created_by: operator };
-            let (record, secret) = lifecycle.create_key(new).await?;
+        Command::CreateKey { org, name, environment, scopes, expires_at } => {
+            let new = NewKey { scopes, expires_at, ..NewKey::named(org, &name, environment) };
+            let Made { key, secret } = lifecycle.create_key(&by, new).await?;
             let secret = Secret(secret.expose().to_owned().into());
-            Ok(Reply::NewKey { key: view_key(lifecycle, &record), secret })
+            Ok(Reply::NewKey { key: lifecycle.view_key(&key, None), secret })
         }
         Command::ListKeys { org, after, limit } => {
-            let keys = lifecycle.list_keys(org, after, limit).await?;
-            Ok(Reply::Keys { keys: keys.iter().map(|key| view_key(lifecycle, key)).collect() })
+            let page = lifecycle.list_keys(&by, org, after, limit).await?;
+            Ok(Reply::Keys { keys: lifecycle.view_keys(&page.keys).await? })
         }
         Command::RevokeKey { id } => {
-            Ok(Reply::Key { key: view_key(lifecycle, &lifecycle.revoke_key(id).await?) })
+            let key = lifecycle.revoke_key(&by, id).await?;
+            Ok(Reply::Key { key: lifecycle.view_key(&key, None) })
         }
         Command::BeginStore => Ok(Reply::StoreBegun { made: lifecycle.keeper().begin().await? }),
         Command::StoreStatus => Ok(Reply::StoreStatus { status: lifecycle.keeper().status().await }),
         Command::AcceptStore => Ok(Reply::StoreAccepted { acceptance: lifecycle.keeper().accept().await? }),
     }
-}
-
-fn view_key(lifecycle: &Lifecycle, key: &KeyRecord) -> KeyView {
-    let status: record::Status = key.status_at(lifecycle.clock().now().wall);
-    KeyView {
-        id: key.id,
-        organization_id: key.org,
-        name: key.name.clone(),
-        key: lifecycle.masked(key),
-        environment: key.environment,
-        scopes: key.scopes.iter().cloned().collect(),
-        status: status.to_string(),
-        created_at: key.created_at.to_string(),
-        created_by: key.created_by.clone(),
-        expires_at: key.expires_at.map(|at| at.to_string()),
-        revoked_at: key.revoked_at.map(|at| at.to_string()),
-    }
-}
-
-fn view_org(org: &OrgRecord) -> OrgView {
-    OrgView { id: org.id, name: org.name.clone(), created_at: org.created_at.to_string() }
 }

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::UnixListener;
 
-use super::{Command, Reply, Settings, execute};
+use super::{Order, Reply, Settings, execute};
 use crate::lifecycle::Lifecycle;
 use crate::telemetry;
 
@@ -110,12 +110,12 @@ async fn answer(lifecycle: Arc<Lifecycle>, request: Request<Incoming>) -> Respon
     let Ok(body) = Limited::new(request.into_body(), COMMAND_LEN).collect().await else {
         return reply(StatusCode::BAD_REQUEST, &failed("the command is incomplete or too long"));
     };
-    let command: Command = match serde_json::from_slice(&body.to_bytes()) {
-        Ok(command) => command,
+    let order: Order = match serde_json::from_slice(&body.to_bytes()) {
+        Ok(order) => order,
         Err(error) => return reply(StatusCode::BAD_REQUEST, &failed(&format!("not a command: {error}"))),
     };
     // A task of its own: a change goes on to its end though the operator hangs up.
-    match tokio::spawn(async move { execute(&lifecycle, command).await }).await {
+    match tokio::spawn(async move { execute(&lifecycle, order).await }).await {
         Ok(answer) => reply(StatusCode::OK, &answer),
         Err(error) => {
             telemetry::log(&format!("an operator's command failed: {error}"));

@@ -16,7 +16,7 @@ use crate::demo;
 use crate::id::OrgId;
 use crate::key::scope::{Scope, ScopeSet};
 use crate::key::{ApiKey, Environment};
-use crate::lifecycle::{Lifecycle, LifecycleError, NewKey};
+use crate::lifecycle::{By, Lifecycle, LifecycleError, NewKey};
 use crate::worker::DrainSettings;
 
 /// Try keygate: a gateway with demo upstreams, fresh keys and the shipped policy
@@ -129,13 +129,14 @@ struct Keys {
 
 /// Revokes the keys of the last start and makes new ones.
 async fn fresh_keys(lifecycle: &Lifecycle) -> Result<Keys, LifecycleError> {
+    let by = &By::operator(DEV);
     let org = match lifecycle.list_orgs(None, usize::MAX).await?.into_iter().find(|org| org.name == DEV) {
         Some(org) => org.id,
-        None => lifecycle.create_org(DEV).await?.id,
+        None => lifecycle.create_org(by, DEV).await?.id,
     };
-    for key in lifecycle.list_keys(Some(org), None, usize::MAX).await? {
+    for key in lifecycle.list_keys(by, Some(org), None, usize::MAX).await?.keys {
         if key.created_by == DEV && key.revoked_at.is_none() {
-            lifecycle.revoke_key(key.id).await?;
+            lifecycle.revoke_key(by, key.id).await?;
         }
     }
     let all = lifecycle.vocabulary().clone();
@@ -158,15 +159,8 @@ async fn make_key(
     environment: Environment,
     scopes: ScopeSet,
 ) -> Result<ApiKey, LifecycleError> {
-    let new = NewKey {
-        org,
-        name: name.to_owned(),
-        environment,
-        scopes,
-        expires_at: None,
-        created_by: DEV.to_owned(),
-    };
-    Ok(lifecycle.create_key(new).await?.1)
+    let new = NewKey { scopes: Some(scopes), ..NewKey::named(org, name, environment) };
+    Ok(lifecycle.create_key(&By::operator(DEV), new).await?.secret)
 }
 
 fn welcome(out: &mut impl Write, app: &App, [live, test]: [SocketAddr; 2], keys: &Keys) -> io::Result<()> {

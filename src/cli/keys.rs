@@ -11,12 +11,13 @@ use clap::Subcommand;
 
 use super::operator::{Operator, confirmed, unexpected};
 use super::{Outcome, load};
-use crate::admin::{Command, KeyView, OrgView, Reply};
+use crate::admin::{Command, Reply};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::id::{KeyId, OrgId};
 use crate::key::Environment;
 use crate::key::scope::Scope;
+use crate::lifecycle::{KeyView, OrgView};
 
 /// Keys asked for at a time when all are listed.
 const PAGE: usize = 500;
@@ -120,9 +121,7 @@ async fn act(action: Action, config: Config, json: bool, err: &mut impl Write) -
             };
             let expires_at = expires_in.map(|after| Clock::system().now().wall.plus(after));
             let scopes = scopes.map(Into::into);
-            let operator_name = operator_name();
-            let command =
-                Command::CreateKey { org, name, environment, scopes, expires_at, operator: operator_name };
+            let command = Command::CreateKey { org, name, environment, scopes, expires_at };
             show_new_key(&operator.ask(command).await?, json, err)
         }
         Action::List { org } => Ok(show_keys(&all_keys(&operator, org).await?, json)),
@@ -167,14 +166,6 @@ async fn all_keys(operator: &Operator, org: Option<OrgId>) -> Result<Vec<KeyView
             return Ok(all);
         }
     }
-}
-
-/// Who sits at the terminal, for the record.
-fn operator_name() -> String {
-    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
-    let name: String =
-        user.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(64).collect();
-    if name.is_empty() { "operator".to_owned() } else { name }
 }
 
 fn show_new_key(reply: &Reply, json: bool, err: &mut impl Write) -> Result<String, String> {

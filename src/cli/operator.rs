@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tokio::runtime::Handle;
 
-use crate::admin::{self, ClientError, Command, Reply};
+use crate::admin::{self, ClientError, Command, Order, Reply};
 use crate::app::{KeyTools, StoreError, open_store};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -32,11 +32,12 @@ impl Operator {
     }
 
     pub(super) async fn ask(&self, command: Command) -> Result<Reply, String> {
+        let order = Order { operator: operator_name(), command };
         let reply = match self {
-            Self::Store(lifecycle) => admin::execute(lifecycle, command).await,
-            Self::Socket { socket, config } => match admin::call(socket, &command).await {
+            Self::Store(lifecycle) => admin::execute(lifecycle, order).await,
+            Self::Socket { socket, config } => match admin::call(socket, &order).await {
                 Ok(reply) => reply,
-                Err(ClientError::Absent) => admin::execute(&open(config)?, command).await,
+                Err(ClientError::Absent) => admin::execute(&open(config)?, order).await,
                 Err(error) => return Err(error.to_string()),
             },
         };
@@ -49,13 +50,21 @@ impl Operator {
 
 fn open(config: &Config) -> Result<Lifecycle, String> {
     let tools = KeyTools::new(&config.keys).map_err(|error| error.to_string())?;
-    let store = open_store(&config.store, tools.sealer, &Handle::current()).map_err(|error| match error {
+    let store = open_store(&config.store, tools.sealer.clone(), &Handle::current()).map_err(|error| match error {
         StoreError::Embedded(OpenError::InUse { .. }) => format!(
             "{error}: a gateway holds it; set admin.socket in its configuration, restart it, and this command will ask it"
         ),
         error => error.to_string(),
     })?;
-    Ok(Lifecycle::new(store, tools.format, tools.digester, config.scopes.clone(), Clock::system()))
+    Ok(Lifecycle::new(store, tools.lifecycle(config.scopes.clone(), config.signup.clone()), Clock::system()))
+}
+
+/// Who sits at the terminal, for the record.
+fn operator_name() -> String {
+    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
+    let name: String =
+        user.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(64).collect();
+    if name.is_empty() { "operator".to_owned() } else { name }
 }
 
 pub(super) fn unexpected() -> String {

@@ -29,6 +29,7 @@ use self::value::{DAY, INSTANT, address_or_off, choice, count, duration, flag, p
 use crate::gateway::route::RouteTable;
 use crate::key::Prefix;
 use crate::key::scope::ScopeSet;
+use crate::lifecycle::SignupSettings;
 use crate::store::{cache, embedded, redis};
 use crate::telemetry::RequestLog;
 use crate::worker::DrainSettings;
@@ -54,6 +55,7 @@ pub struct Config {
     pub routes: RouteTable,
     /// Every scope that there is: what a new key may be given, and all that signup gives.
     pub scopes: ScopeSet,
+    pub signup: SignupSettings,
     pub admin: admin::Settings,
     pub ops: ops::Settings,
     pub request_log: RequestLog,
@@ -141,6 +143,7 @@ fn sections(
     let admin = root.section("admin", |section| admin::Settings {
         socket: section.optional("socket", text).map(|path| folder.join(path)),
     });
+    let signup = root.section("signup", signup);
     let ops = root.section("ops", |section| ops::Settings {
         listen: section.or("listen", ops::Settings::default().listen, address_or_off),
     });
@@ -162,6 +165,7 @@ fn sections(
         upstreams,
         routes,
         scopes,
+        signup,
         admin,
         ops,
         request_log,
@@ -187,6 +191,22 @@ fn cache(section: &mut Section<'_>) -> cache::Settings {
         stale_window: section.or("stale_window", default.stale_window, duration(Duration::ZERO..=DAY)),
         max_lookups: section.or("max_lookups", default.max_lookups, count(1..=65_536)),
         lookup_timeout: section.or("lookup_timeout", default.lookup_timeout, duration(INSTANT..=DAY)),
+    }
+}
+
+fn signup(section: &mut Section<'_>) -> SignupSettings {
+    let default = SignupSettings::default();
+    SignupSettings {
+        enabled: section.or("enabled", default.enabled, flag),
+        free_credits_cents: section.or(
+            "free_credits_cents",
+            default.free_credits_cents,
+            count(0..=100_000_000),
+        ),
+        per_network: section.or("per_network_and_hour", default.per_network, count(1..=1_000_000)),
+        per_day: section.or("per_day", default.per_day, count(1..=100_000_000)),
+        verification: section.or("verification", default.verification, flag),
+        news: default.news,
     }
 }
 

@@ -213,6 +213,11 @@ pub struct PresentedKey<'a> {
 }
 
 impl PresentedKey<'_> {
+    /// The bytes themselves, for deriving keys that only this one's holder can derive.
+    pub(crate) const fn expose(&self) -> &[u8] {
+        self.token
+    }
+
     /// What the prefix says. The record must say the same.
     #[must_use]
     pub const fn environment(&self) -> Environment {

@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use crate::harness::process::{Process, keygate};
 use crate::harness::{
     Answer, Call, Chaos, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Weather, Wire, eventually,
+    operator,
 };
 
 /// Requests with known keys while Redis is away.
@@ -171,7 +172,7 @@ mod without_redis {
             eventually("the key works", || status(gateway, key) == 200);
         }
         eventually("keys can be made", || {
-            let new = gateway.block_on(gateway.lifecycle().create_org("another"));
+            let new = gateway.block_on(gateway.lifecycle().create_org(&operator(), "another"));
             new.is_ok()
         });
     }
@@ -200,7 +201,7 @@ mod without_redis {
             LinkState::Up => panic!("an empty Redis is no store"),
         });
         assert_goes_on("empty", &gateway, &known);
-        assert!(gateway.block_on(gateway.lifecycle().create_org("another")).is_err());
+        assert!(gateway.block_on(gateway.lifecycle().create_org(&operator(), "another")).is_err());
         eventually("the operator accepts it", || {
             gateway.block_on(gateway.lifecycle().keeper().accept()).is_ok()
         });
@@ -282,7 +283,7 @@ mod without_redis {
         for _ in 0..20 {
             assert_is_unavailable("empty", &gateway.fetch(&request(&unknown())));
         }
-        assert!(gateway.block_on(gateway.lifecycle().create_org("by a request")).is_err());
+        assert!(gateway.block_on(gateway.lifecycle().create_org(&operator(), "by a request")).is_err());
     }
 }
 

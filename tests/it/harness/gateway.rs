@@ -14,7 +14,7 @@ use keygate::id::{KeyId, OrgId};
 use keygate::key::Environment;
 use keygate::key::record::KeyRecord;
 use keygate::key::scope::{Scope, ScopeSet};
-use keygate::lifecycle::{Lifecycle, NewKey};
+use keygate::lifecycle::{By, Lifecycle, Made, NewKey};
 use keygate::store::Store;
 use tempfile::TempDir;
 
@@ -26,6 +26,11 @@ use super::upstream::Upstream;
 const TLS: &str = "[server]\ntls = [{ cert = \"server.pem\", key = \"server-key.pem\" }]\n";
 
 type Wrap = dyn FnOnce(Arc<dyn Store>) -> Arc<dyn Store>;
+
+/// Who makes what the tests need.
+pub(crate) fn operator() -> By {
+    By::operator("test")
+}
 
 /// How a test's gateway is set up.
 pub(crate) struct GatewayBuilder {
@@ -149,7 +154,7 @@ impl GatewayBuilder {
         let org = self.org.unwrap_or_else(|| {
             app.block_on(async {
                 lifecycle.keeper().begin().await.unwrap();
-                lifecycle.create_org("an organisation").await.unwrap().id
+                lifecycle.create_org(&operator(), "an organisation").await.unwrap().id
             })
         });
         Gateway {
@@ -262,20 +267,15 @@ impl Gateway {
             None => self.lifecycle().vocabulary().clone(),
             Some(names) => names.iter().map(|name| Scope::parse(name).unwrap()).collect::<ScopeSet>(),
         };
-        let new = NewKey {
-            org: self.org,
-            name: "a key".to_owned(),
-            environment,
-            scopes,
-            expires_at,
-            created_by: "test".to_owned(),
-        };
-        let (record, secret) = self.block_on(self.lifecycle().create_key(new)).unwrap();
+        let new =
+            NewKey { scopes: Some(scopes), expires_at, ..NewKey::named(self.org, "a key", environment) };
+        let made = self.block_on(self.lifecycle().create_key(&operator(), new)).unwrap();
+        let Made { key: record, secret } = made;
         TestKey { record, secret: secret.expose().to_owned() }
     }
 
     pub(crate) fn revoke(&self, key: &TestKey) {
-        self.block_on(self.lifecycle().revoke_key(key.id())).unwrap();
+        self.block_on(self.lifecycle().revoke_key(&operator(), key.id())).unwrap();
     }
 
     /// Moves the gateway's clock ahead.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 pub(crate) use chaos::{Chaos, Weather};
 pub(crate) use client::{Answer, Call, Wire, fetch};
 pub(crate) use closed_port::ClosedPort;
-pub(crate) use gateway::{Gateway, GatewayBuilder, TestKey};
+pub(crate) use gateway::{Gateway, GatewayBuilder, TestKey, operator};
 pub(crate) use manual::{Manual, Tuned, hang_up, refusing};
 pub(crate) use process::{Process, create_key};
 pub(crate) use redis::RedisServer;

@@ -1,0 +1,156 @@
+//! What somebody may change: everything, or what a key covers. The one place where escalation is decided on.
+
+use std::sync::Arc;
+
+use super::{Asker, By, Escalation, Holder, LifecycleError};
+use crate::clock::UnixMillis;
+use crate::id::KeyId;
+use crate::key::Environment;
+use crate::key::record::{KeyRecord, OrgRecord, Versioned};
+use crate::key::scope::ScopeSet;
+use crate::store::{Seen, Store};
+
+/// Who asks, as the store knew them at the moment of the decision.
+pub(super) enum Authority {
+    Unbounded,
+    Holder(Box<Caller>),
+}
+
+/// A calling key and its organisation.
+pub(super) struct Caller {
+    key: Versioned<KeyRecord>,
+    org: Versioned<OrgRecord>,
+}
+
+impl Authority {
+    /// Reads who asks anew: since the request was let in, the key may have died.
+    pub(super) async fn load(
+        store: &Arc<dyn Store>,
+        by: &By,
+        now: UnixMillis,
+    ) -> Result<Self, LifecycleError> {
+        let holder = match &by.asker {
+            Asker::Operator(_) | Asker::Gateway => return Ok(Self::Unbounded),
+            Asker::Stranger => return Err(LifecycleError::Stranger),
+            Asker::Holder(holder) => holder,
+        };
+        let key = store.key(holder.key).await?.ok_or(LifecycleError::NoKey(holder.key))?;
+        let org = store.org(key.record.org).await?.ok_or(LifecycleError::NoOrg(key.record.org))?;
+        Self::admit(holder, key, org, now)
+    }
+
+    fn admit(
+        holder: &Holder,
+        key: Versioned<KeyRecord>,
+        org: Versioned<OrgRecord>,
+        now: UnixMillis,
+    ) -> Result<Self, LifecycleError> {
+        // The prefix was compared with the record's environment when the request came in; neither changes.
+        key.record.admit(&holder.digest, key.record.environment, now).map_err(LifecycleError::CallerDead)?;
+        if org.record.suspended_at.is_some() {
+            return Err(LifecycleError::CallerSuspended);
+        }
+        if org.record.pending {
+            return Err(LifecycleError::CallerPending);
+        }
+        Ok(Self::Holder(Box::new(Caller { key, org })))
+    }
+
+    const fn caller(&self) -> Option<&KeyRecord> {
+        match self {
+            Self::Unbounded => None,
+            Self::Holder(caller) => Some(&caller.key.record),
+        }
+    }
+
+    /// Whether a key exists for whoever asks: one of its own organisation, and for a test key a test key.
+    pub(super) fn sees(&self, key: &KeyRecord) -> bool {
+        self.caller().is_none_or(|caller| {
+            caller.org == key.org
+                && (caller.environment == Environment::Live || key.environment == Environment::Test)
+        })
+    }
+
+    /// Whether whoever asks may hold the secret of this key: it opens nothing that theirs does not, from
+    /// nowhere else and for no longer.
+    ///
+    /// # Errors
+    /// What the calling key lacks.
+    pub(super) fn check_covers(&self, key: &KeyRecord) -> Result<(), LifecycleError> {
+        let Some(caller) = self.caller().filter(|caller| caller.id != key.id) else { return Ok(()) };
+        if let Some(missing) = caller.scopes.first_missing(&key.scopes) {
+            return Err(LifecycleError::MissingScope(missing.clone()));
+        }
+        if caller.environment == Environment::Test && key.environment == Environment::Live {
+            return Err(LifecycleError::Escalation(Escalation::LiveFromTest));
+        }
+        let outlives = match (caller.expires_at, key.expires_at) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(own), Some(other)) => other > own,
+        };
+        if outlives {
+            return Err(LifecycleError::Escalation(Escalation::OutlivesCaller));
+        }
+        self.check_addresses(key)
+    }
+
+    /// Whether the key may be used from nowhere that whoever asks may not be; also when it is their own, whose
+    /// list a thief must not be able to empty.
+    pub(super) fn check_addresses(&self, key: &KeyRecord) -> Result<(), LifecycleError> {
+        match self.caller() {
+            Some(caller) if !within(&key.allowed_addresses, &caller.allowed_addresses) => {
+                Err(LifecycleError::Escalation(Escalation::WiderAddresses))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a new key gets that does not say what it is to have.
+    pub(super) fn scopes(&self, vocabulary: &ScopeSet) -> ScopeSet {
+        self.caller().map_or(vocabulary, |caller| &caller.scopes).clone()
+    }
+
+    /// What a new key takes over from its maker where it says nothing else.
+    pub(super) fn bequeath(&self, key: &mut KeyRecord) {
+        let Some(caller) = self.caller() else { return };
+        key.expires_at = key.expires_at.or(caller.expires_at);
+        if key.allowed_addresses.is_empty() {
+            key.allowed_addresses.clone_from(&caller.allowed_addresses);
+        }
+    }
+
+    /// The records that a decision on `target` rests on beside the target itself.
+    pub(super) fn seen(&self, target: Option<KeyId>) -> Vec<Seen> {
+        let Self::Holder(caller) = self else { return Vec::new() };
+        let Caller { key, org } = &**caller;
+        let org = Seen::Org { id: org.record.id, rev: org.rev };
+        let key =
+            Some(Seen::Key { id: key.record.id, rev: key.rev }).filter(|_| target != Some(key.record.id));
+        key.into_iter().chain([org]).collect()
+    }
+}
+
+/// Whether a list of networks lets nobody in whom another does not. An empty one lets everybody in.
+fn within(inner: &[ipnet::IpNet], outer: &[ipnet::IpNet]) -> bool {
+    outer.is_empty()
+        || !inner.is_empty() && inner.iter().all(|net| outer.iter().any(|around| around.contains(net)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::within;
+
+    #[test]
+    fn a_list_of_networks_is_within_another_only_if_all_of_it_is() {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let ten = nets(&["10.0.0.0/8", "2001:db8::/32"]);
+        for inner in [&["10.1.0.0/16"][..], &["10.0.0.0/8", "2001:db8::1/128"]] {
+            assert!(within(&nets(inner), &ten), "{inner:?}");
+        }
+        for outside in [&[][..], &["0.0.0.0/0"], &["10.1.0.0/16", "11.0.0.0/8"], &["::/0"]] {
+            assert!(!within(&nets(outside), &ten), "{outside:?}");
+            assert!(within(&nets(outside), &[]));
+        }
+    }
+}

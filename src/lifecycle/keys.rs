@@ -1,0 +1,542 @@
+//! Keys: made, listed, narrowed, rotated, stopped.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::json;
+
+use super::authority::Authority;
+use super::idempotency::{Keep, Outcome};
+use super::trail::{Draft, Settled, TroubleSeen};
+use super::{Asker, By, FieldError, Lifecycle, LifecycleError, parse_name, parse_note, parse_owner};
+use crate::audit::{Kind, Trail};
+use crate::clock::UnixMillis;
+use crate::id::{KeyId, OrgId};
+use crate::key::record::{KeyRecord, Secret, Status, Versioned};
+use crate::key::scope::ScopeSet;
+use crate::key::{ApiKey, Environment};
+use crate::store::events::Subject;
+use crate::store::side::KeptAnswer;
+use crate::store::{Change, Mutation};
+
+/// How long the answer to a request that may be sent twice is kept.
+const ANSWER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the old secret of a rotated key goes on to open it, where nothing else is asked for, and at most.
+pub const OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
+pub const OVERLAP_AT_MOST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Networks in a key's list; every request of the key is compared with each.
+const ADDRESSES: usize = 100;
+/// Keys read at once while a list is put together.
+const PAGE: usize = 256;
+
+/// What a new key is to be.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    pub org: OrgId,
+    pub name: String,
+    pub environment: Environment,
+    /// `None` for all that its maker has.
+    pub scopes: Option<ScopeSet>,
+    pub expires_at: Option<UnixMillis>,
+    pub allowed_addresses: Vec<IpNet>,
+    pub owner: Option<String>,
+    pub note: Option<String>,
+}
+
+impl NewKey {
+    /// A key with all its maker's scopes that does not end and may be used from anywhere.
+    #[must_use]
+    pub fn named(org: OrgId, name: &str, environment: Environment) -> Self {
+        Self {
+            org,
+            name: name.to_owned(),
+            environment,
+            scopes: None,
+            expires_at: None,
+            allowed_addresses: Vec::new(),
+            owner: None,
+            note: None,
+        }
+    }
+}
+
+/// What is to be different about a key; `None` leaves it as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patch {
+    pub name: Option<String>,
+    /// `Some(None)` takes it away; so for the note.
+    pub owner: Option<Option<String>>,
+    pub note: Option<Option<String>>,
+    pub scopes: Option<ScopeSet>,
+    /// `Some(None)`: it is not to end.
+    pub expires_at: Option<Option<UnixMillis>>,
+    pub allowed_addresses: Option<Vec<IpNet>>,
+}
+
+/// A key that was just made or rotated, with the only copy of its secret.
+#[derive(Debug)]
+pub struct Made {
+    pub key: KeyRecord,
+    pub secret: ApiKey,
+}
+
+/// Some keys, newest first.
+#[derive(Debug)]
+pub struct KeyPage {
+    pub keys: Vec<KeyRecord>,
+    pub has_more: bool,
+}
+
+/// A network, or a single address.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_network(text: &str) -> Result<IpNet, &'static str> {
+    let net: Option<IpNet> =
+        text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| address.into()));
+    net.map(|net| net.trunc()).ok_or("must be networks such as 192.0.2.0/24 or single addresses")
+}
+
+impl Lifecycle {
+    /// Makes a key. Its secret is in the answer and nowhere else.
+    ///
+    /// # Errors
+    /// [`LifecycleError`]; nothing was made then, unless the store could not say.
+    pub async fn create_key(&self, by: &By, new: NewKey) -> Result<Made, LifecycleError> {
+        match self.create_key_once(by, new, None).await? {
+            Outcome::Fresh(made) => Ok(made),
+            Outcome::Repeated(_) => Err(LifecycleError::KeptAnswer),
+        }
+    }
+
+    /// Makes a key, once for all requests that are the same.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::create_key`].
+    pub async fn create_key_once(
+        &self,
+        by: &By,
+        new: NewKey,
+        keep: Option<Keep<'_>>,
+    ) -> Result<Outcome<Made>, LifecycleError> {
+        let org = new.org;
+        let made = self.try_create(by, new, keep).await;
+        made.inspect_err(|error| self.note_refusal(by, org, None, error))
+    }
+
+    async fn try_create(
+        &self,
+        by: &By,
+        new: NewKey,
+        keep: Option<Keep<'_>>,
+    ) -> Result<Outcome<Made>, LifecycleError> {
+        let mut turn = self.turn(Trail::Org(new.org), by).await;
+        loop {
+            let now = turn.next()?;
+            let authority = Authority::load(&self.store, by, now).await?;
+            if let Some(answer) = self.kept_answer(keep.as_ref(), now).await? {
+                return Ok(Outcome::Repeated(answer));
+            }
+            let made = self.draft_key(by, &authority, &new, now)?;
+            let mutation = Mutation {
+                key: Some(Change::Insert(made.key.clone())),
+                seen: authority.seen(None),
+                answer: keep_answer(keep.as_ref(), &made, now)?,
+                ..Mutation::default()
+            };
+            let event = Draft::new(Kind::KeyCreated, made.key.id).after(self.describe(&made.key));
+            match turn.commit(mutation, event).await? {
+                Settled::Done => return Ok(Outcome::Fresh(made)),
+                Settled::Again => {}
+                Settled::Missing => return Err(LifecycleError::NoOrg(new.org)),
+                Settled::EmailTaken => return Err(LifecycleError::Collision),
+            }
+        }
+    }
+
+    /// The new key, if its maker may have it.
+    pub(super) fn draft_key(
+        &self,
+        by: &By,
+        authority: &Authority,
+        new: &NewKey,
+        now: UnixMillis,
+    ) -> Result<Made, LifecycleError> {
+        let mut errors = Vec::new();
+        let scopes = new.scopes.clone().unwrap_or_else(|| authority.scopes(self.vocabulary()));
+        check_scopes(&scopes, self.vocabulary(), &mut errors);
+        if new.expires_at.is_some_and(|end| end <= now) {
+            errors.push(FieldError::new("expires_at", "must lie in the future"));
+        }
+        check_addresses(&new.allowed_addresses, &mut errors);
+        let name = take(parse_name(&new.name), &mut errors);
+        let owner = new.owner.as_deref().and_then(|owner| take(parse_owner(owner), &mut errors));
+        let note = new.note.as_deref().and_then(|note| take(parse_note(note), &mut errors));
+        let Some(name) = name.filter(|_| errors.is_empty()) else {
+            return Err(LifecycleError::Invalid(errors));
+        };
+        let mut key = KeyRecord {
+            id: self.draw(|ids| KeyId::draw(ids, now)),
+            org: new.org,
+            name,
+            environment: new.environment,
+            scopes,
+            secrets: Vec::new(),
+            created_at: now,
+            created_by: by.actor().to_string(),
+            expires_at: new.expires_at,
+            disabled_at: None,
+            revoked_at: None,
+            allowed_addresses: new.allowed_addresses.clone(),
+            owner,
+            note,
+        };
+        authority.bequeath(&mut key);
+        authority.check_covers(&key)?;
+        let secret = self.mint(&mut key)?;
+        Ok(Made { key, secret })
+    }
+
+    /// Gives a key a new secret, before those that it has.
+    fn mint(&self, key: &mut KeyRecord) -> Result<ApiKey, LifecycleError> {
+        let secret = self.settings.format.mint(key.environment)?;
+        let digest = self.settings.digester.digest(&secret.presented());
+        let last_four = secret.last_four().map(char::from).iter().collect();
+        key.secrets.insert(0, Secret { digest, last_four, ends_at: None });
+        Ok(secret)
+    }
+
+    /// The key as whoever asks sees it.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NoKey`] also for a key that is not theirs to see.
+    pub async fn key(&self, by: &By, id: KeyId) -> Result<KeyRecord, LifecycleError> {
+        let authority = Authority::load(&self.store, by, self.now()).await?;
+        Ok(self.visible(&authority, id).await?.record)
+    }
+
+    async fn visible(
+        &self,
+        authority: &Authority,
+        id: KeyId,
+    ) -> Result<Versioned<KeyRecord>, LifecycleError> {
+        let key = self.store.key(id).await?;
+        key.filter(|key| authority.sees(&key.record)).ok_or(LifecycleError::NoKey(id))
+    }
+
+    /// At most `limit` keys, newest first, after the key `after`: those that whoever asks may see, of one
+    /// organisation or, for an operator, of all.
+    ///
+    /// # Errors
+    /// When the store cannot answer, or the caller is dead.
+    pub async fn list_keys(
+        &self,
+        by: &By,
+        org: Option<OrgId>,
+        mut after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<KeyPage, LifecycleError> {
+        let authority = Authority::load(&self.store, by, self.now()).await?;
+        let org = match &by.asker {
+            Asker::Holder(holder) => Some(holder.org),
+            Asker::Operator(_) | Asker::Stranger | Asker::Gateway => org,
+        };
+        let mut keys = Vec::new();
+        loop {
+            let wanted = PAGE.min(limit.saturating_add(1));
+            let page = self.store.keys(org, after, wanted).await?;
+            after = page.last().map(|key| key.record.id);
+            let last = page.len() < wanted;
+            keys.extend(page.into_iter().map(|key| key.record).filter(|key| authority.sees(key)));
+            if keys.len() > limit || last {
+                let has_more = keys.len() > limit;
+                keys.truncate(limit);
+                return Ok(KeyPage { keys, has_more });
+            }
+        }
+    }
+
+    /// Changes what may be changed about a key without giving it more.
+    ///
+    /// # Errors
+    /// [`LifecycleError`]; nothing was changed then, unless the store could not say.
+    pub async fn update_key(&self, by: &By, id: KeyId, patch: &Patch) -> Result<KeyRecord, LifecycleError> {
+        self.change_key(by, id, Kind::KeyUpdated, |authority, key, now| {
+            refuse_ended(key, now)?;
+            authority.check_covers(key)?;
+            let patched = apply(patch, key, self.vocabulary(), now)?;
+            authority.check_addresses(&patched)?;
+            Ok(patched)
+        })
+        .await
+    }
+
+    /// Makes a key open nothing until it is enabled again.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::update_key`].
+    pub async fn disable_key(&self, by: &By, id: KeyId) -> Result<KeyRecord, LifecycleError> {
+        self.change_key(by, id, Kind::KeyDisabled, |_, key, now| {
+            refuse_ended(key, now)?;
+            Ok(KeyRecord { disabled_at: Some(key.disabled_at.unwrap_or(now)), ..key.clone() })
+        })
+        .await
+    }
+
+    /// Takes a disabling back.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::update_key`].
+    pub async fn enable_key(&self, by: &By, id: KeyId) -> Result<KeyRecord, LifecycleError> {
+        self.change_key(by, id, Kind::KeyEnabled, |authority, key, now| {
+            refuse_ended(key, now)?;
+            authority.check_covers(key)?;
+            Ok(KeyRecord { disabled_at: None, ..key.clone() })
+        })
+        .await
+    }
+
+    /// Ends a key for ever. Repeating it is safe, and tells the caches again.
+    ///
+    /// # Errors
+    /// [`LifecycleError`]. After a fault of the store, repeat it until it succeeds.
+    pub async fn revoke_key(&self, by: &By, id: KeyId) -> Result<KeyRecord, LifecycleError> {
+        self.change_key(by, id, Kind::KeyRevoked, |_, key, now| {
+            Ok(KeyRecord { revoked_at: Some(key.revoked_at.unwrap_or(now)), ..key.clone() })
+        })
+        .await
+    }
+
+    /// Gives a key a new secret. The one that it has goes on to open it for `overlap`; one from before that
+    /// ends at once.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::create_key`].
+    pub async fn rotate_key(
+        &self,
+        by: &By,
+        id: KeyId,
+        overlap: Duration,
+        keep: Option<Keep<'_>>,
+    ) -> Result<Outcome<Made>, LifecycleError> {
+        if overlap > OVERLAP_AT_MOST {
+            return Err(LifecycleError::invalid("overlap_seconds", "must be from 0 to 604800, seven days"));
+        }
+        let org = self.org_of(id).await?;
+        let rotated = self.try_rotate(by, org, id, overlap, keep).await;
+        rotated.inspect_err(|error| self.note_refusal(by, org, Some(id), error))
+    }
+
+    async fn try_rotate(
+        &self,
+        by: &By,
+        org: OrgId,
+        id: KeyId,
+        overlap: Duration,
+        keep: Option<Keep<'_>>,
+    ) -> Result<Outcome<Made>, LifecycleError> {
+        let mut turn = self.turn(Trail::Org(org), by).await;
+        loop {
+            let now = turn.next()?;
+            let authority = Authority::load(&self.store, by, now).await?;
+            if let Some(answer) = self.kept_answer(keep.as_ref(), now).await? {
+                return Ok(Outcome::Repeated(answer));
+            }
+            let Versioned { rev, record: before } = self.visible(&authority, id).await?;
+            refuse_ended(&before, now)?;
+            authority.check_covers(&before)?;
+            let mut key = before.clone();
+            key.secrets.truncate(1);
+            let ends_at = now.plus(overlap);
+            key.secrets.iter_mut().for_each(|secret| secret.ends_at = Some(ends_at));
+            let secret = self.mint(&mut key)?;
+            let made = Made { key, secret };
+            let mutation = Mutation {
+                subjects: subjects(&before),
+                seen: authority.seen(Some(id)),
+                answer: keep_answer(keep.as_ref(), &made, now)?,
+                key: Some(Change::Update { rev, record: made.key.clone() }),
+                ..Mutation::default()
+            };
+            let event = Draft::new(Kind::KeyRotated, id)
+                .before(json!({ "key": self.masked(&before) }))
+                .after(json!({ "key": self.masked(&made.key), "old_secret_ends_at": ends_at.to_string() }));
+            match turn.commit(mutation, event).await? {
+                Settled::Done => return Ok(Outcome::Fresh(made)),
+                Settled::Again => {}
+                Settled::Missing => return Err(LifecycleError::NoKey(id)),
+                Settled::EmailTaken => return Err(LifecycleError::Collision),
+            }
+        }
+    }
+
+    /// Changes a key's record as `decide` says, and tells the caches.
+    async fn change_key(
+        &self,
+        by: &By,
+        id: KeyId,
+        kind: Kind,
+        decide: impl Fn(&Authority, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
+    ) -> Result<KeyRecord, LifecycleError> {
+        let org = self.org_of(id).await?;
+        let changed = self.try_change(by, org, id, kind, decide).await;
+        changed.inspect_err(|error| self.note_refusal(by, org, Some(id), error))
+    }
+
+    async fn try_change(
+        &self,
+        by: &By,
+        org: OrgId,
+        id: KeyId,
+        kind: Kind,
+        decide: impl Fn(&Authority, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
+    ) -> Result<KeyRecord, LifecycleError> {
+        let mut turn = self.turn(Trail::Org(org), by).await;
+        loop {
+            let now = turn.next()?;
+            let authority = Authority::load(&self.store, by, now).await?;
+            let Versioned { rev, record: before } = self.visible(&authority, id).await?;
+            let record = decide(&authority, &before, now)?;
+            let event = Draft::change(kind, id, &self.describe(&before), &self.describe(&record));
+            let mutation = Mutation {
+                subjects: subjects(&before),
+                seen: authority.seen(Some(id)),
+                key: Some(Change::Update { rev, record: record.clone() }),
+                ..Mutation::default()
+            };
+            match turn.commit(mutation, event).await? {
+                Settled::Done => return Ok(record),
+                Settled::Again => {}
+                Settled::Missing => return Err(LifecycleError::NoKey(id)),
+                Settled::EmailTaken => return Err(LifecycleError::Collision),
+            }
+        }
+    }
+
+    /// Whose key it is, which never changes.
+    async fn org_of(&self, id: KeyId) -> Result<OrgId, LifecycleError> {
+        Ok(self.store.key(id).await?.ok_or(LifecycleError::NoKey(id))?.record.org)
+    }
+
+    async fn kept_answer(
+        &self,
+        keep: Option<&Keep<'_>>,
+        now: UnixMillis,
+    ) -> Result<Option<Vec<u8>>, LifecycleError> {
+        let Some(Keep { request, .. }) = keep else { return Ok(None) };
+        let sealed = self.store.side().answer(request.index(), now).await?;
+        sealed.map(|sealed| request.open(&sealed)).transpose()
+    }
+
+    /// Whoever asks for more than they have is trouble; that they are told no is not enough.
+    fn note_refusal(&self, by: &By, org: OrgId, key: Option<KeyId>, error: &LifecycleError) {
+        let wanted = match error {
+            LifecycleError::MissingScope(scope) => json!({ "missing_scope": scope }),
+            LifecycleError::Escalation(escalation) => json!({ "escalation": escalation.as_str() }),
+            _ => return,
+        };
+        // Another organisation's trail is none of theirs to write in.
+        let org = match &by.asker {
+            Asker::Holder(holder) => holder.org,
+            Asker::Operator(_) | Asker::Stranger | Asker::Gateway => org,
+        };
+        let target = key.map(|key| key.to_string());
+        self.troubles.report(TroubleSeen {
+            trail: Trail::Org(org),
+            kind: Kind::EscalationRefused,
+            by: by.clone(),
+            target,
+            seen: wanted,
+        });
+    }
+}
+
+fn keep_answer(
+    keep: Option<&Keep<'_>>,
+    made: &Made,
+    now: UnixMillis,
+) -> Result<Option<KeptAnswer>, LifecycleError> {
+    let Some(Keep { request, render }) = keep else { return Ok(None) };
+    let sealed = request.seal(&zeroize::Zeroizing::new(render(&made.key, &made.secret)))?;
+    let ends_at = now.plus(ANSWER_KEPT);
+    Ok(Some(KeptAnswer { index: request.index(), sealed, made_at: now, ends_at }))
+}
+
+/// Everything that is cached of a key.
+fn subjects(key: &KeyRecord) -> Vec<Subject> {
+    key.secrets.iter().map(|secret| Subject::Digest(secret.digest)).collect()
+}
+
+/// What has ended for good stays as it is.
+fn refuse_ended(key: &KeyRecord, now: UnixMillis) -> Result<(), LifecycleError> {
+    match key.status_at(now) {
+        Status::Revoked => Err(LifecycleError::Revoked(key.id)),
+        Status::Expired => Err(LifecycleError::Expired(key.id)),
+        Status::Active | Status::Disabled => Ok(()),
+    }
+}
+
+fn check_scopes(scopes: &ScopeSet, vocabulary: &ScopeSet, errors: &mut Vec<FieldError>) {
+    if scopes.is_empty() {
+        errors.push(FieldError::new("scopes", "at least one scope is needed"));
+    } else if vocabulary.first_missing(scopes).is_some() {
+        errors.push(FieldError::new("scopes", "there is no such scope"));
+    }
+}
+
+fn check_addresses(addresses: &[IpNet], errors: &mut Vec<FieldError>) {
+    if addresses.len() > ADDRESSES {
+        errors.push(FieldError::new("allowed_addresses", "must be at most 100 networks"));
+    }
+}
+
+fn take<T>(parsed: Result<T, FieldError>, errors: &mut Vec<FieldError>) -> Option<T> {
+    parsed.map_err(|error| errors.push(error)).ok()
+}
+
+/// The key as the patch wants it. Scopes and life only ever become less.
+fn apply(
+    patch: &Patch,
+    key: &KeyRecord,
+    vocabulary: &ScopeSet,
+    now: UnixMillis,
+) -> Result<KeyRecord, LifecycleError> {
+    let mut errors = Vec::new();
+    let mut patched = key.clone();
+    if let Some(name) = patch.name.as_deref().and_then(|name| take(parse_name(name), &mut errors)) {
+        patched.name = name;
+    }
+    if let Some(owner) = &patch.owner {
+        patched.owner = owner.as_deref().and_then(|owner| take(parse_owner(owner), &mut errors));
+    }
+    if let Some(note) = &patch.note {
+        patched.note = note.as_deref().and_then(|note| take(parse_note(note), &mut errors));
+    }
+    if let Some(scopes) = &patch.scopes {
+        let before = errors.len();
+        check_scopes(scopes, vocabulary, &mut errors);
+        if errors.len() == before && key.scopes.first_missing(scopes).is_some() {
+            errors.push(FieldError::new("scopes", "can only become fewer; make a new key for more"));
+        }
+        patched.scopes = scopes.clone();
+    }
+    if let Some(expires_at) = patch.expires_at {
+        let later = match (key.expires_at, expires_at) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(before), Some(end)) => end > before,
+        };
+        if later {
+            errors.push(FieldError::new("expires_at", "can only become earlier; make a new key for longer"));
+        } else if expires_at.is_some_and(|end| end <= now) {
+            errors
+                .push(FieldError::new("expires_at", "must lie in the future; revoke the key to end it now"));
+        }
+        patched.expires_at = expires_at;
+    }
+    if let Some(addresses) = &patch.allowed_addresses {
+        check_addresses(addresses, &mut errors);
+        patched.allowed_addresses.clone_from(addresses);
+    }
+    if errors.is_empty() { Ok(patched) } else { Err(LifecycleError::Invalid(errors)) }
+}

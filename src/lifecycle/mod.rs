@@ -1,0 +1,291 @@
+//! A key's life, from birth to death, and that of its organisation. Whoever asks for a change (the API, an
+//! operator, `dev`), it happens here.
+//!
+//! A change is decided on records as they were read, and committed only if they are still so: who asks
+//! ([`Asker`]), what is changed, and where the audit trail ends. What moved meanwhile is read again and decided
+//! anew. So nobody acts on a right that was taken away a moment before, and no change is without its event.
+
+mod authority;
+mod idempotency;
+mod keys;
+mod orgs;
+mod trail;
+mod view;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::audit::{Actor, Chain, Trail};
+use crate::clock::{Clock, UnixMillis};
+use crate::id::{IdSource, KeyId, OrgId, RequestId};
+use crate::key::record::{Dead, KeyRecord};
+use crate::key::scope::{Scope, ScopeSet};
+use crate::key::{Digest, Digester, KeyFormat, Pepper};
+use crate::store::keeper::Keeper;
+use crate::store::{Store, StoreFault};
+
+pub use self::idempotency::{Idempotency, Keep, Outcome};
+pub use self::keys::{KeyPage, Made, NewKey, OVERLAP, OVERLAP_AT_MOST, Patch, parse_network};
+pub use self::orgs::{SignedUp, SignupSettings};
+pub use self::trail::{EventFilter, EventPage, Finding, RetentionSettings, Trouble, TroubleSeen, Verdict};
+pub use self::view::{EventView, KeyView, OrgView, view_org};
+
+use self::trail::{Heads, Turns};
+
+/// How often a change is decided anew because something moved under it.
+const TRIES: usize = 16;
+
+/// Who asks for a change, and from where; the audit trail names them.
+#[derive(Clone, Debug)]
+pub struct By {
+    pub asker: Asker,
+    pub address: Option<IpAddr>,
+    pub request: Option<RequestId>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Asker {
+    /// Somebody who may do anything, by name.
+    Operator(String),
+    Holder(Holder),
+    /// Somebody without a key, who may sign up and nothing else.
+    Stranger,
+    /// keygate itself.
+    Gateway,
+}
+
+/// The holder of a key that a request has presented. Whether it still opens anything is looked at again when a
+/// change is decided.
+#[derive(Clone, Copy, Debug)]
+pub struct Holder {
+    pub key: KeyId,
+    pub org: OrgId,
+    pub digest: Digest,
+}
+
+impl By {
+    /// An operator, from nowhere in particular.
+    #[must_use]
+    pub fn operator(name: &str) -> Self {
+        Self { asker: Asker::Operator(name.to_owned()), address: None, request: None }
+    }
+
+    fn actor(&self) -> Actor {
+        match &self.asker {
+            Asker::Operator(name) => Actor::Operator { name: name.clone() },
+            Asker::Holder(holder) => Actor::ApiKey { id: holder.key },
+            Asker::Stranger => Actor::Signup,
+            Asker::Gateway => Actor::Gateway,
+        }
+    }
+}
+
+/// A value that cannot be taken, by the field it came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    pub field: &'static str,
+    pub message: &'static str,
+}
+
+impl FieldError {
+    #[must_use]
+    pub const fn new(field: &'static str, message: &'static str) -> Self {
+        Self { field, message }
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// Why a key would get more than its maker has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Escalation {
+    /// A test key asks for a live one.
+    LiveFromTest,
+    /// The key ends later than its maker.
+    OutlivesCaller,
+    /// The key may be used from where its maker may not.
+    WiderAddresses,
+}
+
+impl Escalation {
+    #[must_use]
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::LiveFromTest => "A test key cannot make live keys",
+            Self::OutlivesCaller => "The key would end later than the calling key",
+            Self::WiderAddresses => "The key could be used from more addresses than the calling key",
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::LiveFromTest => "live_from_test",
+            Self::OutlivesCaller => "outlives_caller",
+            Self::WiderAddresses => "wider_addresses",
+        }
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum LifecycleError {
+    #[error("{}", list(.0))]
+    Invalid(Vec<FieldError>),
+    #[error("there is no organisation {0}")]
+    NoOrg(OrgId),
+    #[error("there is no key {0}")]
+    NoKey(KeyId),
+    #[error("without a key one can only sign up")]
+    Stranger,
+    /// The calling key opens nothing any more.
+    #[error("the calling key is no longer valid")]
+    CallerDead(Dead),
+    #[error("the calling key's organisation is suspended")]
+    CallerSuspended,
+    #[error("the calling key's organisation is not verified yet")]
+    CallerPending,
+    #[error("the calling key lacks the scope {0}")]
+    MissingScope(Scope),
+    #[error("{}", .0.message())]
+    Escalation(Escalation),
+    #[error("{0} is revoked")]
+    Revoked(KeyId),
+    #[error("{0} has expired")]
+    Expired(KeyId),
+    #[error("the e-mail address is taken")]
+    EmailTaken,
+    #[error("the idempotency key was used for another request")]
+    IdempotencyMismatch,
+    #[error("too many attempts; the next is in {}", humantime::format_duration(*.retry_after))]
+    QuotaExceeded { retry_after: Duration },
+    #[error("{0} keeps changing; try again")]
+    Contended(Trail),
+    #[error("the operating system gives no randomness: {0}")]
+    Randomness(#[from] getrandom::Error),
+    #[error(transparent)]
+    Store(#[from] StoreFault),
+    /// An identifier or a secret that was just drawn is taken already, which chance alone does not do.
+    #[error("the store holds what was just drawn at random; check its data and the machine's randomness")]
+    Collision,
+    #[error("the answer that is kept for this request cannot be read")]
+    KeptAnswer,
+}
+
+fn list(errors: &[FieldError]) -> String {
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+impl LifecycleError {
+    fn invalid(field: &'static str, message: &'static str) -> Self {
+        Self::Invalid(vec![FieldError::new(field, message)])
+    }
+}
+
+/// What a lifecycle needs beside its store.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub format: KeyFormat,
+    pub digester: Digester,
+    /// The installation's secret, under which e-mail addresses are indexed.
+    pub pepper: Option<Pepper>,
+    pub chain: Chain,
+    /// The scopes that the policy knows.
+    pub vocabulary: ScopeSet,
+    pub signup: SignupSettings,
+}
+
+/// The one way to change keys.
+#[derive(Debug)]
+pub struct Lifecycle {
+    store: Arc<dyn Store>,
+    settings: Settings,
+    ids: Mutex<IdSource>,
+    turns: Turns,
+    heads: Heads,
+    troubles: Trouble,
+    clock: Clock,
+}
+
+impl Lifecycle {
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Self {
+        let (ids, turns, heads) = (Mutex::default(), Turns::default(), Heads::default());
+        Self { store, settings, ids, turns, heads, troubles: Trouble::default(), clock }
+    }
+
+    #[must_use]
+    pub const fn vocabulary(&self) -> &ScopeSet {
+        &self.settings.vocabulary
+    }
+
+    #[must_use]
+    pub const fn signup_settings(&self) -> &SignupSettings {
+        &self.settings.signup
+    }
+
+    /// The operator's side of the store.
+    #[must_use]
+    pub fn keeper(&self) -> &dyn Keeper {
+        self.store.keeper()
+    }
+
+    #[must_use]
+    pub const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Where signs of trouble are told.
+    #[must_use]
+    pub const fn troubles(&self) -> &Trouble {
+        &self.troubles
+    }
+
+    /// How a key is shown after its creation: `fh_live_sk_…wxyz`.
+    #[must_use]
+    pub fn masked(&self, key: &KeyRecord) -> String {
+        let last_four = key.secrets.first().map_or("", |secret| secret.last_four.as_str());
+        format!("{}…{last_four}", self.settings.format.head(key.environment))
+    }
+
+    fn now(&self) -> UnixMillis {
+        self.clock.now().wall
+    }
+
+    fn draw<T>(&self, draw: impl FnOnce(&mut IdSource) -> T) -> T {
+        // Whatever a panic left of it is as random as before.
+        draw(&mut self.ids.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Names are shown in tables and answers; longer ones would only hide what follows them.
+const NAME_LEN: usize = 200;
+const NOTE_LEN: usize = 1000;
+
+fn parse_name(name: &str) -> Result<String, FieldError> {
+    let message = "must be 1 to 200 characters without control characters";
+    let name = name.trim();
+    if name.is_empty() || name.chars().count() > NAME_LEN || name.chars().any(char::is_control) {
+        return Err(FieldError::new("name", message));
+    }
+    Ok(name.to_owned())
+}
+
+fn parse_owner(owner: &str) -> Result<String, FieldError> {
+    parse_name(owner).map_err(|error| FieldError { field: "owner", ..error })
+}
+
+fn parse_note(note: &str) -> Result<String, FieldError> {
+    let control = |c: char| c.is_control() && c != '\n';
+    if note.is_empty() || note.chars().count() > NOTE_LEN || note.chars().any(control) {
+        return Err(FieldError::new("note", "must be 1 to 1000 characters without control characters"));
+    }
+    Ok(note.to_owned())
+}

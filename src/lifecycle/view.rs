@@ -1,0 +1,155 @@
+//! Keys, organisations and events as they are shown, by the API and at the command line: everything but
+//! digests.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Lifecycle;
+use crate::audit::{self, Actor};
+use crate::id::{EventId, KeyId, OrgId};
+use crate::key::Environment;
+use crate::key::record::{KeyRecord, OrgRecord};
+use crate::key::scope::Scope;
+use crate::key::usage::Usage;
+
+/// A key. Its own secret is never part of it; `key` is the masked form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyView {
+    pub object: String,
+    pub id: KeyId,
+    pub organization_id: OrgId,
+    pub name: String,
+    pub key: String,
+    pub environment: Environment,
+    pub scopes: Vec<Scope>,
+    pub status: String,
+    pub created_at: String,
+    pub created_by: String,
+    pub last_used_at: Option<String>,
+    /// Those of its scopes that requests have needed so far.
+    pub used_scopes: Vec<Scope>,
+    pub expires_at: Option<String>,
+    pub disabled_at: Option<String>,
+    pub revoked_at: Option<String>,
+    /// Until when the secret before the present one opens the key, while a rotation overlaps.
+    pub old_secret_ends_at: Option<String>,
+    pub allowed_addresses: Vec<String>,
+    pub owner: Option<String>,
+    pub note: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrgView {
+    pub object: String,
+    pub id: OrgId,
+    pub name: String,
+    pub email: Option<String>,
+    pub status: String,
+    pub created_at: String,
+    pub suspended_at: Option<String>,
+}
+
+/// An event of the audit trail.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventView {
+    pub object: String,
+    pub id: EventId,
+    pub r#type: String,
+    pub created_at: String,
+    pub actor: Actor,
+    pub ip_address: Option<String>,
+    pub request_id: Option<String>,
+    pub target: Option<String>,
+    pub before: Option<Value>,
+    pub after: Option<Value>,
+    /// Its number in its trail.
+    pub number: u64,
+}
+
+impl Lifecycle {
+    #[must_use]
+    pub fn view_key(&self, key: &KeyRecord, usage: Option<&Usage>) -> KeyView {
+        let now = self.now();
+        let ending = key.secrets.iter().filter_map(|secret| secret.ends_at).find(|end| *end > now);
+        KeyView {
+            object: "api_key".to_owned(),
+            id: key.id,
+            organization_id: key.org,
+            name: key.name.clone(),
+            key: self.masked(key),
+            environment: key.environment,
+            scopes: key.scopes.iter().cloned().collect(),
+            status: key.status_at(now).to_string(),
+            created_at: key.created_at.to_string(),
+            created_by: key.created_by.clone(),
+            last_used_at: usage.map(|usage| usage.last_used_at.to_string()),
+            used_scopes: usage.map(|usage| usage.scopes.iter().cloned().collect()).unwrap_or_default(),
+            expires_at: key.expires_at.map(|at| at.to_string()),
+            disabled_at: key.disabled_at.map(|at| at.to_string()),
+            revoked_at: key.revoked_at.map(|at| at.to_string()),
+            old_secret_ends_at: ending.map(|at| at.to_string()),
+            allowed_addresses: key.allowed_addresses.iter().map(ToString::to_string).collect(),
+            owner: key.owner.clone(),
+            note: key.note.clone(),
+        }
+    }
+
+    /// Keys with what is known of their use.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn view_keys(&self, keys: &[KeyRecord]) -> Result<Vec<KeyView>, super::LifecycleError> {
+        let usage = self.store.side().usage(keys.iter().map(|key| key.id).collect()).await?;
+        Ok(keys.iter().zip(usage).map(|(key, usage)| self.view_key(key, usage.as_ref())).collect())
+    }
+
+    /// What the audit trail shows of a key.
+    pub(super) fn describe(&self, key: &KeyRecord) -> Value {
+        json!({
+            "name": key.name,
+            "key": self.masked(key),
+            "environment": key.environment,
+            "scopes": key.scopes,
+            "status": if key.revoked_at.is_some() { "revoked" } else if key.disabled_at.is_some() { "disabled" } else { "active" },
+            "expires_at": key.expires_at.map(|at| at.to_string()),
+            "allowed_addresses": key.allowed_addresses,
+            "owner": key.owner,
+            "note": key.note,
+        })
+    }
+}
+
+#[must_use]
+pub fn view_org(org: &OrgRecord) -> OrgView {
+    let status = match (org.suspended_at, org.pending) {
+        (Some(_), _) => "suspended",
+        (None, true) => "pending",
+        (None, false) => "active",
+    };
+    OrgView {
+        object: "organization".to_owned(),
+        id: org.id,
+        name: org.name.clone(),
+        email: org.email.as_ref().map(ToString::to_string),
+        status: status.to_owned(),
+        created_at: org.created_at.to_string(),
+        suspended_at: org.suspended_at.map(|at| at.to_string()),
+    }
+}
+
+#[must_use]
+pub fn view_event(number: u64, event: audit::Event) -> EventView {
+    EventView {
+        object: "audit_event".to_owned(),
+        id: event.id,
+        r#type: event.kind.to_string(),
+        created_at: event.at.to_string(),
+        actor: event.actor,
+        ip_address: event.address.map(|address| address.to_string()),
+        request_id: event.request.map(|request| request.to_string()),
+        target: event.target,
+        before: event.before,
+        after: event.after,
+        number,
+    }
+}
