@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use crate::admin;
+use crate::api::Api;
 use crate::audit::Chain;
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, KeySettings, StoreSettings};
@@ -221,6 +222,7 @@ impl App {
             format: tools.format,
             digester: tools.digester,
             keys: Arc::clone(&keys),
+            api: Api::new(Arc::clone(&lifecycle), control.handle.clone()),
             clock,
         };
         let records = RecordWriter::start(config.request_log)?;

@@ -25,6 +25,7 @@
 //! [`cli`] is what a person meets.
 
 pub mod admin;
+pub mod api;
 pub mod app;
 pub mod audit;
 pub mod cli;

@@ -5,9 +5,11 @@
 //! refusal does not compile until it has its row.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::Serialize;
 
 use crate::key::record::Dead;
 use crate::key::scope::Scope;
@@ -33,14 +35,48 @@ pub enum Rejection {
     Forbidden(Forbidden),
     /// No rule, or nothing there to serve it.
     NotFound(NotFound),
-    /// A valid key without the route's scope.
+    /// A valid key without the scope of the route, or of what it wants to give away.
     MissingScope(Scope),
+    /// A valid key that asks for more than it has.
+    Escalation(&'static str),
+    /// Body or parameters of keygate's own API that cannot be taken; each by its field.
+    Invalid(Box<[FieldError]>),
+    /// A body of keygate's own API that is no JSON object, or has a field twice.
+    InvalidBody,
+    /// What is asked for does not fit the state of things.
+    Conflict(Conflict),
+    /// The idempotency key was used for another request.
+    IdempotencyMismatch,
+    /// Too many requests; the next may come after this time.
+    RateLimited(Duration),
     /// No answer, or none that can be passed on, from any upstream endpoint.
     BadGateway(BadGateway),
     /// The upstream took too long to begin its answer.
     GatewayTimeout,
     /// Nothing is wrong with the request, but it cannot be served now.
     Unavailable(Unavailable),
+    /// Something is wrong here, and the log says what.
+    Internal,
+}
+
+/// A value that cannot be taken, by the field it came in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FieldError {
+    pub field: Cow<'static, str>,
+    pub message: Cow<'static, str>,
+}
+
+impl FieldError {
+    #[must_use]
+    pub const fn new(field: &'static str, message: &'static str) -> Self {
+        Self { field: Cow::Borrowed(field), message: Cow::Borrowed(message) }
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
 }
 
 /// What makes a request impossible to forward safely.
@@ -84,13 +120,28 @@ pub enum Unauthenticated {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forbidden {
     OrganisationSuspended,
+    /// Signed up and not verified yet.
+    OrganisationPending,
+    /// The client's address is not on the key's list.
+    Address,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotFound {
     NoRoute,
-    /// The policy names an operation that this version does not have.
-    NoOperation,
+    /// Nothing of this id, or nothing that the caller may know of.
+    NoResource,
+    /// Signing up is not open to strangers.
+    SignupOff,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conflict {
+    EmailTaken,
+    KeyRevoked,
+    KeyExpired,
+    /// The same thing keeps being changed by others.
+    Contended,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +169,10 @@ pub enum ErrorType {
     Authorization,
     Forbidden,
     NotFound,
+    Conflict,
+    Idempotency,
+    RateLimit,
+    Internal,
     BadGateway,
     ServiceUnavailable,
     GatewayTimeout,
@@ -132,6 +187,10 @@ impl ErrorType {
             Self::Authorization => "authorization_error",
             Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Idempotency => "idempotency_error",
+            Self::RateLimit => "rate_limit_exceeded",
+            Self::Internal => "internal_error",
             Self::BadGateway => "bad_gateway",
             Self::ServiceUnavailable => "service_unavailable",
             Self::GatewayTimeout => "gateway_timeout",
@@ -143,12 +202,19 @@ impl Rejection {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self {
-            Self::Unsafe(_) | Self::BodyStalled | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::Unsafe(_)
+            | Self::BodyStalled
+            | Self::BodyBroken
+            | Self::Invalid(_)
+            | Self::InvalidBody => StatusCode::BAD_REQUEST,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
-            Self::Forbidden(_) | Self::MissingScope(_) => StatusCode::FORBIDDEN,
+            Self::Forbidden(_) | Self::MissingScope(_) | Self::Escalation(_) => StatusCode::FORBIDDEN,
+            Self::Conflict(_) | Self::IdempotencyMismatch => StatusCode::CONFLICT,
+            Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::BadGateway(_) => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -164,10 +230,16 @@ impl Rejection {
             | Self::HeadTooLarge
             | Self::BodyTooLarge
             | Self::BodyStalled
-            | Self::BodyBroken => ErrorType::Validation,
+            | Self::BodyBroken
+            | Self::Invalid(_)
+            | Self::InvalidBody => ErrorType::Validation,
             Self::Unauthenticated(_) => ErrorType::Authentication,
             Self::Forbidden(_) => ErrorType::Forbidden,
-            Self::MissingScope(_) => ErrorType::Authorization,
+            Self::MissingScope(_) | Self::Escalation(_) => ErrorType::Authorization,
+            Self::Conflict(_) => ErrorType::Conflict,
+            Self::IdempotencyMismatch => ErrorType::Idempotency,
+            Self::RateLimited(_) => ErrorType::RateLimit,
+            Self::Internal => ErrorType::Internal,
             Self::NotFound(_) => ErrorType::NotFound,
             Self::BadGateway(_) => ErrorType::BadGateway,
             Self::GatewayTimeout => ErrorType::GatewayTimeout,
@@ -186,9 +258,25 @@ impl Rejection {
             Self::BodyStalled => Cow::Borrowed("The request body stopped arriving"),
             Self::BodyBroken => Cow::Borrowed("The request body is incomplete"),
             Self::Unauthenticated(_) => Cow::Borrowed("Invalid or missing API key"),
-            Self::Forbidden(Forbidden::OrganisationSuspended) => {
-                Cow::Borrowed("This organization is suspended")
+            Self::Forbidden(cause) => Cow::Borrowed(match cause {
+                Forbidden::OrganisationSuspended => "This organization is suspended",
+                Forbidden::OrganisationPending => "This organization is not verified yet",
+                Forbidden::Address => "This API key may not be used from this address",
+            }),
+            Self::Escalation(message) => Cow::Borrowed(message),
+            Self::Invalid(_) => Cow::Borrowed("The request is invalid, see details"),
+            Self::InvalidBody => Cow::Borrowed("The request body must be one JSON object, each field once"),
+            Self::Conflict(cause) => Cow::Borrowed(match cause {
+                Conflict::EmailTaken => "An organization with this e-mail address exists",
+                Conflict::KeyRevoked => "This API key is revoked",
+                Conflict::KeyExpired => "This API key has expired",
+                Conflict::Contended => "The resource is being changed by other requests, please retry",
+            }),
+            Self::IdempotencyMismatch => {
+                Cow::Borrowed("This Idempotency-Key was used for another request")
             }
+            Self::RateLimited(_) => Cow::Borrowed("Too many requests, please retry later"),
+            Self::Internal => Cow::Borrowed("Something went wrong here"),
             Self::NotFound(_) => Cow::Borrowed("No such resource"),
             Self::MissingScope(scope) => {
                 Cow::Owned(format!("This API key lacks the required scope: {scope}"))
@@ -221,8 +309,21 @@ impl Rejection {
                 Unauthenticated::Dead(Dead::WrongEnvironment) => "key_wrong_environment",
             },
             Self::Forbidden(Forbidden::OrganisationSuspended) => "organisation_suspended",
+            Self::Forbidden(Forbidden::OrganisationPending) => "organisation_pending",
+            Self::Forbidden(Forbidden::Address) => "address_not_allowed",
             Self::NotFound(NotFound::NoRoute) => "no_route",
-            Self::NotFound(NotFound::NoOperation) => "no_operation",
+            Self::NotFound(NotFound::NoResource) => "no_resource",
+            Self::NotFound(NotFound::SignupOff) => "signup_off",
+            Self::Escalation(_) => "escalation",
+            Self::Invalid(_) => "invalid",
+            Self::InvalidBody => "invalid_body",
+            Self::Conflict(Conflict::EmailTaken) => "email_taken",
+            Self::Conflict(Conflict::KeyRevoked) => "target_revoked",
+            Self::Conflict(Conflict::KeyExpired) => "target_expired",
+            Self::Conflict(Conflict::Contended) => "contended",
+            Self::IdempotencyMismatch => "idempotency_mismatch",
+            Self::RateLimited(_) => "rate_limited",
+            Self::Internal => "internal",
             Self::MissingScope(_) => "scope_missing",
             Self::BadGateway(BadGateway::Unreachable) => "upstream_unreachable",
             Self::BadGateway(BadGateway::BrokeOff) => "upstream_broke_off",
@@ -230,6 +331,15 @@ impl Rejection {
             Self::GatewayTimeout => "upstream_timeout",
             Self::Unavailable(Unavailable::Store) => "store_unavailable",
             Self::Unavailable(Unavailable::Lookups) => "lookups_exhausted",
+        }
+    }
+
+    /// The fields that were wrong, for the envelope's `details`.
+    #[must_use]
+    pub const fn details(&self) -> Option<&[FieldError]> {
+        match self {
+            Self::Invalid(errors) => Some(errors),
+            _ => None,
         }
     }
 
@@ -256,6 +366,7 @@ impl Rejection {
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
+            Self::RateLimited(after) => Some(*after),
             Self::Unavailable(_) => Some(Duration::from_secs(1)),
             _ => None,
         }

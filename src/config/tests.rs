@@ -8,7 +8,8 @@ use http::Method;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gateway::route::{Access, Operation, Target};
+use crate::api::Operation;
+use crate::gateway::route::{Access, Target};
 use crate::key::Environment;
 use crate::upstream::{Endpoint, HostField, Timeouts, UpstreamId};
 

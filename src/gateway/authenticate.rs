@@ -9,9 +9,11 @@ use http::header::AUTHORIZATION;
 use super::Gateway;
 use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
-use super::headers::{Identity, Peer};
+use super::headers::Peer;
+use super::usage::Prepared;
 use super::route::{Access, Route};
 use crate::key::{Environment, PresentedKey};
+use crate::lifecycle::Holder;
 use crate::network::ClientNetwork;
 use crate::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
 use crate::store::StoreFault;
@@ -23,7 +25,17 @@ pub(super) enum Caller {
     /// Nobody in particular, on a public route. `environment` is where the route sends them.
     Anyone { environment: Environment },
     /// The holder of a valid key.
-    Holder(Rc<Known<Identity>>),
+    Holder(Rc<Known<Prepared>>),
+}
+
+impl Caller {
+    /// The key that was presented, for whoever decides on it again.
+    pub(super) fn holder(&self, gateway: &Gateway, headers: &HeaderMap) -> Option<Holder> {
+        let Self::Holder(known) = self else { return None };
+        let presented = presented_key(gateway, headers).ok()?;
+        let (key, org) = (known.found.key.id, known.found.org.id);
+        Some(Holder { key, org, digest: gateway.digester.digest(&presented) })
+    }
 }
 
 /// Finds out who asks.
@@ -43,21 +55,24 @@ pub(super) async fn authenticate<B>(
             environment: public_environment(gateway, request.headers(), *environment),
         });
     }
-    let key = gateway
-        .format
-        .parse(bearer_token(request.headers()).map_err(Rejection::Unauthenticated)?)
-        .map_err(|_| Rejection::Unauthenticated(Unauthenticated::Malformed))?;
+    let key = presented_key(gateway, request.headers())?;
     let known =
         resolve(gateway, &key, || gateway.rules.client_address(request.headers(), peer), exchange).await?;
     Ok(Caller::Holder(known))
 }
 
+/// The key of a request, well-formed if nothing else.
+pub(super) fn presented_key<'h>(gateway: &Gateway, headers: &'h HeaderMap) -> Result<PresentedKey<'h>, Rejection> {
+    let token = bearer_token(headers).map_err(Rejection::Unauthenticated)?;
+    gateway.format.parse(token).map_err(|_| Rejection::Unauthenticated(Unauthenticated::Malformed))
+}
+
 async fn resolve(
     gateway: &Gateway,
     key: &PresentedKey<'_>,
-    client: impl FnOnce() -> IpAddr,
+    client: impl Fn() -> IpAddr,
     exchange: &mut Exchange,
-) -> Result<Rc<Known<Identity>>, Rejection> {
+) -> Result<Rc<Known<Prepared>>, Rejection> {
     let digest = gateway.digester.digest(key);
     let (resolved, level) = match gateway.keys.find(&digest, exchange.started()) {
         Some(found) => found,
@@ -80,6 +95,12 @@ async fn resolve(
         .map_err(|dead| Rejection::Unauthenticated(Unauthenticated::Dead(dead)))?;
     if org.suspended_at.is_some() {
         return Err(Rejection::Forbidden(Forbidden::OrganisationSuspended));
+    }
+    if org.pending {
+        return Err(Rejection::Forbidden(Forbidden::OrganisationPending));
+    }
+    if !record.allowed_addresses.is_empty() && !record.allows(client()) {
+        return Err(Rejection::Forbidden(Forbidden::Address));
     }
     gateway.cells.authenticated();
     Ok(known)

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::authenticate::Caller;
 use super::headers::Identity;
+use super::usage::Prepared;
 use super::route::{Access, Route, Target};
 use crate::key::Environment;
 use crate::rejection::{NotFound, Rejection};
@@ -25,6 +26,10 @@ impl<'r> Permit<'r> {
         self.route.target
     }
 
+    pub(super) const fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     /// Which side of an upstream the request may reach.
     pub(super) fn environment(&self) -> Environment {
         match &self.caller {
@@ -37,7 +42,7 @@ impl<'r> Permit<'r> {
     pub(super) fn identity(&self) -> Option<&Identity> {
         match &self.caller {
             Caller::Anyone { .. } => None,
-            Caller::Holder(known) => Some(&known.prepared),
+            Caller::Holder(known) => Some(&known.prepared.identity),
         }
     }
 }
@@ -57,7 +62,7 @@ pub(super) fn authorize(route: Option<&Route>, caller: Caller) -> Result<Permit<
     Ok(Permit { route, caller })
 }
 
-fn check_scopes(known: &Rc<Known<Identity>>, wanted: &crate::key::scope::ScopeSet) -> Result<(), Rejection> {
+fn check_scopes(known: &Rc<Known<Prepared>>, wanted: &crate::key::scope::ScopeSet) -> Result<(), Rejection> {
     match known.found.key.scopes.first_missing(wanted) {
         None => Ok(()),
         Some(missing) => Err(Rejection::MissingScope(missing.clone())),

@@ -88,6 +88,11 @@ impl Exchange {
         self.route = found.map(|found| found.number);
     }
 
+    /// The number of the route that it falls under.
+    pub(super) const fn route(&self) -> Option<usize> {
+        self.route
+    }
+
     pub(super) const fn note_key(&mut self, key: &KeyRecord) {
         self.key = Some((key.id, key.org));
         self.environment = Some(key.environment);
@@ -122,6 +127,11 @@ impl Exchange {
         if let Some(times) = &mut self.upstream {
             times.ready = self.gateway.clock.mono();
         }
+    }
+
+    /// keygate answers itself.
+    pub(super) const fn note_own(&mut self, status: StatusCode) {
+        self.code = Code::Own(status);
     }
 
     pub(super) fn note_refusal(&mut self, rejection: &Rejection) {

@@ -1,7 +1,7 @@
 //! The way of a request, in one function: [`handle`].
 //!
 //! ```text
-//! guard → route → authenticate → authorize → forward → respond
+//! guard → route → authenticate → authorize → forward | serve → respond
 //!   400              401, 403   400, 404, 403  413, 502, 504
 //! ```
 //!
@@ -16,9 +16,11 @@ mod exchange;
 mod forward;
 pub mod guard;
 pub mod headers;
+mod operation;
 mod respond;
 pub mod route;
 mod tunnel;
+mod usage;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -33,13 +35,16 @@ use self::authorize::authorize;
 use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
 use self::guard::CanonicalRequest;
-use self::headers::{HeaderRules, Identity, Peer};
+use self::headers::{HeaderRules, Peer};
+use self::operation::serve;
 use self::route::{RouteTable, Target};
+use self::usage::{Prepared, UsageNotes};
+use crate::api::{Answer, Api};
 use crate::clock::Clock;
 use crate::id::IdSource;
 use crate::key::{Digester, KeyFormat};
 use crate::metrics::Cells;
-use crate::rejection::{NotFound, Rejection};
+use crate::rejection::Rejection;
 use crate::store::cache::{ReadThrough, ThreadCache};
 use crate::telemetry::{RecordSink, Throttle};
 use crate::upstream::{self, pool::Pool};
@@ -75,6 +80,7 @@ pub struct Shared {
     pub format: KeyFormat,
     pub digester: Digester,
     pub keys: Arc<ReadThrough>,
+    pub api: Api,
     pub clock: Clock,
 }
 
@@ -88,7 +94,9 @@ pub struct Gateway {
     format: KeyFormat,
     digester: Digester,
     rules: HeaderRules,
-    keys: ThreadCache<Identity>,
+    keys: ThreadCache<Prepared>,
+    api: Api,
+    usage: UsageNotes,
     pool: Pool<RequestBody>,
     ids: RefCell<IdSource>,
     records: Rc<RecordSink>,
@@ -102,10 +110,12 @@ impl Gateway {
     /// For the thread that calls it.
     #[must_use]
     pub fn new(shared: Shared, records: Rc<RecordSink>, cells: Arc<Cells>) -> Rc<Self> {
-        let Shared { settings, routes, upstreams, format, digester, keys, clock } = shared;
+        let Shared { settings, routes, upstreams, format, digester, keys, api, clock } = shared;
         Rc::new(Self {
             rules: HeaderRules::new(settings.headers.clone()),
             keys: ThreadCache::new(keys),
+            usage: UsageNotes::default(),
+            api,
             pool: Pool::new(&upstreams, clock.clone()),
             ids: RefCell::default(),
             settings,
@@ -125,9 +135,10 @@ impl Gateway {
         &self.settings.limits
     }
 
-    /// Closes upstream connections that have been unused for too long.
+    /// Closes upstream connections that have been unused for too long, and hands on which keys were used.
     pub fn sweep(&self) {
         self.pool.sweep();
+        self.usage.hand_over(&self.routes, self.api.lifecycle().usage_log());
     }
 }
 
@@ -139,9 +150,16 @@ pub async fn handle(
 ) -> (Response<ResponseBody>, Option<Tunnel>) {
     let mut exchange = Exchange::begin(gateway, &request);
     match pass(gateway, peer, request, &mut exchange).await {
-        Ok(answer) => answer.into_response(gateway, exchange),
+        Ok(Passed::Forwarded(answer)) => answer.into_response(gateway, exchange),
+        Ok(Passed::Served(answer)) => (respond::answer(gateway, answer, exchange), None),
         Err(rejection) => (respond::refuse(gateway, &rejection, exchange), None),
     }
+}
+
+/// What a request that passed came to.
+enum Passed {
+    Forwarded(Forwarded),
+    Served(Answer),
 }
 
 /// The stages in their order, which is the order of refusals: a stranger cannot map the API.
@@ -150,7 +168,7 @@ async fn pass(
     peer: &Peer,
     request: Request<Incoming>,
     exchange: &mut Exchange,
-) -> Result<Forwarded, Rejection> {
+) -> Result<Passed, Rejection> {
     let request = CanonicalRequest::parse(request, &gateway.settings.limits)?;
     let found = gateway.routes.find(&request);
     exchange.note_route(found.ok().flatten());
@@ -159,8 +177,13 @@ async fn pass(
     // Only now: which paths have two readings says which rules there are.
     found.map_err(Rejection::Unsafe)?;
     let permit = authorize(route, caller)?;
+    usage::note(gateway, peer, &permit, &request, exchange);
     match permit.target() {
-        Target::Upstream(upstream) => forward(gateway, peer, &permit, upstream, request, exchange).await,
-        Target::Operation(_) => Err(Rejection::NotFound(NotFound::NoOperation)),
+        Target::Upstream(upstream) => {
+            forward(gateway, peer, &permit, upstream, request, exchange).await.map(Passed::Forwarded)
+        }
+        Target::Operation(operation) => {
+            serve(gateway, peer, &permit, operation, request, exchange).await.map(Passed::Served)
+        }
     }
 }

@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::Gateway;
 use super::body::ResponseBody;
 use super::exchange::Exchange;
+use crate::api::Answer;
 use crate::id::RequestId;
-use crate::rejection::Rejection;
+use crate::rejection::{FieldError, Rejection};
 
 #[derive(Serialize)]
 struct Envelope<'e> {
@@ -21,6 +22,8 @@ struct Error<'e> {
     r#type: &'static str,
     message: &'e str,
     request_id: RequestId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'e [FieldError]>,
 }
 
 /// The answer to a request that is refused: the envelope, and the headers that belong to it.
@@ -46,14 +49,31 @@ pub(super) fn refuse(
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(after) = rejection.retry_after() {
-        headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000) as u64));
     }
+    response
+}
+
+/// The answer of an operation that keygate serves itself.
+pub(super) fn answer(gateway: &Gateway, answer: Answer, mut exchange: Exchange) -> Response<ResponseBody> {
+    exchange.note_own(answer.status);
+    let id_value = exchange.id_value().clone();
+    let is_empty = answer.body.is_empty();
+    let mut response = Response::new(ResponseBody::own(answer.body, exchange));
+    *response.status_mut() = answer.status;
+    let headers = response.headers_mut();
+    if !is_empty {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    gateway.rules.name_answer(headers, &id_value);
     response
 }
 
 fn envelope(rejection: &Rejection, request_id: RequestId) -> Bytes {
     let message = rejection.message();
-    let error = Error { r#type: rejection.error_type().as_str(), message: &message, request_id };
+    let details = rejection.details();
+    let error = Error { r#type: rejection.error_type().as_str(), message: &message, request_id, details };
     // Strings alone, so nothing in it can fail to serialise.
     serde_json::to_vec(&Envelope { error }).unwrap_or_default().into()
 }

@@ -12,6 +12,7 @@ use http::Method;
 use thiserror::Error;
 
 use super::guard::{self, CanonicalRequest};
+use crate::api::Operation;
 use crate::key::Environment;
 use crate::key::scope::ScopeSet;
 use crate::rejection::Unsafe;
@@ -36,6 +37,25 @@ pub struct Route {
     pub body_limit: Option<u64>,
 }
 
+impl Route {
+    /// What stands in the place of the path's first parameter. The patterns of a route that keygate serves have
+    /// it in different places only where they differ in length.
+    #[must_use]
+    pub fn parameter<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let matching = self.patterns.iter().filter(|pattern| pattern.matches(path));
+        matching.filter_map(|pattern| pattern.parameter(path)).next()
+    }
+
+    /// The scopes that it asks for.
+    #[must_use]
+    pub const fn scopes(&self) -> Option<&ScopeSet> {
+        match &self.access {
+            Access::Scopes(scopes) => Some(scopes),
+            Access::Public { .. } | Access::AnyKey => None,
+        }
+    }
+}
+
 /// Who may use a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -53,50 +73,6 @@ pub enum Access {
 pub enum Target {
     Upstream(UpstreamId),
     Operation(Operation),
-}
-
-/// What keygate itself serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    Signup,
-    CreateKey,
-    ListKeys,
-    GetOwnKey,
-    GetKey,
-    UpdateKey,
-    RotateKey,
-    RevokeKey,
-    ListAuditEvents,
-}
-
-impl Operation {
-    pub const ALL: [Self; 9] = [
-        Self::Signup,
-        Self::CreateKey,
-        Self::ListKeys,
-        Self::GetOwnKey,
-        Self::GetKey,
-        Self::UpdateKey,
-        Self::RotateKey,
-        Self::RevokeKey,
-        Self::ListAuditEvents,
-    ];
-
-    /// Its name in the policy, after `serve =`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Signup => "signup",
-            Self::CreateKey => "keys.create",
-            Self::ListKeys => "keys.list",
-            Self::GetOwnKey => "keys.self",
-            Self::GetKey => "keys.get",
-            Self::UpdateKey => "keys.update",
-            Self::RotateKey => "keys.rotate",
-            Self::RevokeKey => "keys.revoke",
-            Self::ListAuditEvents => "audit.list",
-        }
-    }
 }
 
 /// A path pattern: literal segments, `{name}` for one segment, `{*name}` at the end for whatever is beneath.
@@ -150,6 +126,23 @@ impl Pattern {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// Whether a canonical path has as many segments and the same literals.
+    fn matches(&self, path: &str) -> bool {
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        parts.len() == self.segments.len()
+            && self.segments.iter().zip(parts).all(|(segment, part)| match segment {
+                Segment::Literal(text) => **text == *part,
+                Segment::Param => !part.is_empty(),
+                Segment::Rest => true,
+            })
+    }
+
+    /// What stands in the place of the first parameter, in a path that this pattern matches.
+    fn parameter<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let at = self.segments.iter().position(|segment| *segment == Segment::Param)?;
+        path.strip_prefix('/')?.split('/').nth(at)
     }
 
     fn minds_trailing_slash(&self) -> bool {

@@ -10,9 +10,9 @@ mod idempotency;
 mod keys;
 mod orgs;
 mod trail;
+mod usage;
 mod view;
 
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +25,7 @@ use crate::id::{IdSource, KeyId, OrgId, RequestId};
 use crate::key::record::{Dead, KeyRecord};
 use crate::key::scope::{Scope, ScopeSet};
 use crate::key::{Digest, Digester, KeyFormat, Pepper};
+use crate::rejection::FieldError;
 use crate::store::keeper::Keeper;
 use crate::store::{Store, StoreFault};
 
@@ -32,6 +33,7 @@ pub use self::idempotency::{Idempotency, Keep, Outcome};
 pub use self::keys::{KeyPage, Made, NewKey, OVERLAP, OVERLAP_AT_MOST, Patch, parse_network};
 pub use self::orgs::{SignedUp, SignupSettings};
 pub use self::trail::{EventFilter, EventPage, Finding, RetentionSettings, Trouble, TroubleSeen, Verdict};
+pub use self::usage::UsageLog;
 pub use self::view::{EventView, KeyView, OrgView, view_org};
 
 use self::trail::{Heads, Turns};
@@ -81,26 +83,6 @@ impl By {
             Asker::Stranger => Actor::Signup,
             Asker::Gateway => Actor::Gateway,
         }
-    }
-}
-
-/// A value that cannot be taken, by the field it came in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FieldError {
-    pub field: &'static str,
-    pub message: &'static str,
-}
-
-impl FieldError {
-    #[must_use]
-    pub const fn new(field: &'static str, message: &'static str) -> Self {
-        Self { field, message }
-    }
-}
-
-impl fmt::Display for FieldError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.field, self.message)
     }
 }
 
@@ -211,6 +193,7 @@ pub struct Lifecycle {
     turns: Turns,
     heads: Heads,
     troubles: Trouble,
+    usage: UsageLog,
     clock: Clock,
 }
 
@@ -218,7 +201,8 @@ impl Lifecycle {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Self {
         let (ids, turns, heads) = (Mutex::default(), Turns::default(), Heads::default());
-        Self { store, settings, ids, turns, heads, troubles: Trouble::default(), clock }
+        let (troubles, usage) = (Trouble::default(), UsageLog::default());
+        Self { store, settings, ids, turns, heads, troubles, usage, clock }
     }
 
     #[must_use]
@@ -279,7 +263,7 @@ fn parse_name(name: &str) -> Result<String, FieldError> {
 }
 
 fn parse_owner(owner: &str) -> Result<String, FieldError> {
-    parse_name(owner).map_err(|error| FieldError { field: "owner", ..error })
+    parse_name(owner).map_err(|error| FieldError { field: "owner".into(), ..error })
 }
 
 fn parse_note(note: &str) -> Result<String, FieldError> {

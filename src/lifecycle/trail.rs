@@ -18,6 +18,7 @@ use super::{Asker, By, Lifecycle, LifecycleError, TRIES};
 use crate::audit::{Actor, Break, Ends, Entry, Event, Kind, Link, Trail};
 use crate::clock::UnixMillis;
 use crate::id::{EventId, KeyId, OrgId};
+use crate::store::side::{Admission, Quota};
 use crate::store::{CommitError, Mutation, StoreFault};
 use crate::telemetry;
 
@@ -43,6 +44,8 @@ const LOOKED_THROUGH: usize = 4096;
 const TROUBLES: usize = 1024;
 /// How often the ends of trails are exported.
 const EXPORT: Duration = Duration::from_secs(60);
+/// How often use of keys is written down.
+const USAGE: Duration = Duration::from_secs(60);
 /// How often old events are looked for.
 const TRIM: Duration = Duration::from_secs(24 * 60 * 60);
 /// Organisations looked through at once, and the rest in between: trimming is in no hurry.
@@ -423,6 +426,7 @@ impl Lifecycle {
         tokio::join!(
             write_troubles(lifecycle.clone(), waiting),
             export_heads(lifecycle.clone()),
+            write_usage(lifecycle.clone()),
             trim_trails(lifecycle, retention.retention),
         );
     }
@@ -435,6 +439,15 @@ impl Lifecycle {
     }
 }
 
+impl Lifecycle {
+    /// Whether this is the first such sign of trouble about the target for an hour, at any gateway.
+    async fn is_first_within_the_hour(&self, kind: Kind, target: Option<&str>) -> bool {
+        let name = format!("{kind}:{}", target.unwrap_or_default());
+        let once = Quota { name, limit: 1, window: Duration::from_secs(60 * 60) };
+        self.store.side().admit(vec![once], self.now()).await == Ok(Admission::Admitted)
+    }
+}
+
 impl Trouble {
     fn take(&self) -> Option<mpsc::Receiver<TroubleSeen>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -444,11 +457,23 @@ impl Trouble {
 async fn write_troubles(lifecycle: Weak<Lifecycle>, mut waiting: mpsc::Receiver<TroubleSeen>) {
     while let Some(TroubleSeen { trail, kind, by, target, seen }) = waiting.recv().await {
         let Some(lifecycle) = lifecycle.upgrade() else { return };
+        if kind == Kind::KeyInBrowser && !lifecycle.is_first_within_the_hour(kind, target.as_deref()).await {
+            continue;
+        }
         let draft = || Draft { kind, target: target.clone(), before: None, after: Some(seen.clone()) };
         if lifecycle.record(trail, &by, draft).await.is_err() {
             // The store is away, which is logged where it is noticed; trouble has no place to wait for it.
             lifecycle.troubles.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+async fn write_usage(lifecycle: Weak<Lifecycle>) {
+    loop {
+        tokio::time::sleep(USAGE).await;
+        let Some(lifecycle) = lifecycle.upgrade() else { return };
+        // An outage is logged where it is noticed; what was not written waits for the next time.
+        let _ = lifecycle.write_usage().await;
     }
 }
 

@@ -29,13 +29,13 @@ const METHODS: [&str; 10] =
     ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT", "_OTHER"];
 /// An upstream's statuses by class, keygate's own by number, and 499 for a client that left without an
 /// answer.
-const CODES: [&str; 18] = [
-    "1xx", "2xx", "3xx", "4xx", "5xx", "400", "401", "403", "404", "413", "414", "429", "431", "500", "502",
+const CODES: [&str; 19] = [
+    "1xx", "2xx", "3xx", "4xx", "5xx", "400", "401", "403", "404", "409", "413", "414", "429", "431", "500", "502",
     "503", "504", "499",
 ];
 const ENVIRONMENTS: [&str; 3] = ["live", "test", "none"];
 /// What authentication and authorisation came to.
-const AUTH_REASONS: [&str; 15] = [
+const AUTH_REASONS: [&str; 18] = [
     "authenticated",
     "key_missing",
     "key_not_bearer",
@@ -47,7 +47,10 @@ const AUTH_REASONS: [&str; 15] = [
     "key_rotated",
     "key_wrong_environment",
     "organisation_suspended",
+    "organisation_pending",
+    "address_not_allowed",
     "scope_missing",
+    "escalation",
     "no_route",
     "store_unavailable",
     "lookups_exhausted",
@@ -198,6 +201,7 @@ impl Code {
                 401 => "401",
                 403 => "403",
                 404 => "404",
+                409 => "409",
                 413 => "413",
                 414 => "414",
                 429 => "429",
@@ -625,7 +629,10 @@ mod tests {
             causes.into_iter().chain(dead.map(Unauthenticated::Dead)).map(Rejection::Unauthenticated).chain(
                 [
                     Rejection::Forbidden(Forbidden::OrganisationSuspended),
+                    Rejection::Forbidden(Forbidden::OrganisationPending),
+                    Rejection::Forbidden(Forbidden::Address),
                     Rejection::MissingScope(Scope::parse("a:b").unwrap()),
+                    Rejection::Escalation(""),
                     Rejection::NotFound(NotFound::NoRoute),
                     Rejection::Unavailable(Unavailable::Store),
                     Rejection::Unavailable(Unavailable::Lookups),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 6] = [
     &["audit", "clock", "id", "key", "network", "rejection"],
     &["metrics", "store", "telemetry", "upstream"],
-    &["gateway", "lifecycle", "admin", "demo", "ops"],
+    &["admin", "api", "demo", "gateway", "lifecycle", "ops"],
     &["connection", "connection_limit", "http2", "listener", "preface", "tls", "worker"],
     &["app", "config"],
     &["cli"],

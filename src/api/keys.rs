@@ -1,0 +1,136 @@
+//! `/v1/api_keys`: the caller's keys.
+
+use serde::Serialize;
+
+use super::body::{
+    Body, networks, nullable_text, nullable_time, scopes, seconds, text,
+};
+use super::query::{Cursor, Query};
+use super::{Answer, Call, List, Shown, refuse};
+use crate::id::KeyId;
+use crate::key::record::KeyRecord;
+use crate::key::{ApiKey, Environment};
+use crate::lifecycle::{
+    Holder, Keep, KeyPage, KeyView, Lifecycle, LifecycleError, Made, NewKey, OVERLAP, Outcome, Patch,
+};
+use crate::rejection::{NotFound, Rejection};
+
+/// A key with its secret: the one answer that shows it.
+#[derive(Serialize)]
+struct WithSecret {
+    #[serde(flatten)]
+    key: KeyView,
+    secret: Shown,
+}
+
+pub(super) async fn create(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+    let holder = holder(call)?;
+    let mut body = Body::parse(&call.body)?;
+    let name = body.require("name", text);
+    let environment = body.take("environment", environment);
+    let new = NewKey {
+        scopes: body.take("scopes", scopes),
+        expires_at: body.take("expires_at", nullable_time).flatten(),
+        allowed_addresses: body.take("allowed_addresses", networks).unwrap_or_default(),
+        owner: body.take("owner", nullable_text).flatten(),
+        note: body.take("note", nullable_text).flatten(),
+        ..NewKey::named(holder.org, name.as_deref().unwrap_or_default(), Environment::Test)
+    };
+    body.finish()?;
+    let environment = match environment {
+        Some(environment) => environment,
+        None => lifecycle.key(&call.by(), holder.key).await.map_err(refuse)?.environment,
+    };
+    let new = NewKey { environment, ..new };
+    let render = |key: &KeyRecord, secret: &ApiKey| render(lifecycle, key, secret);
+    let keep = call.idempotency.as_ref().map(|request| Keep { request, render: &render });
+    answer(lifecycle, lifecycle.create_key_once(&call.by(), new, keep).await)
+}
+
+pub(super) async fn rotate(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+    let id = id(call)?;
+    let mut body = Body::parse(&call.body)?;
+    let overlap = body.take("overlap_seconds", seconds).unwrap_or(OVERLAP);
+    body.finish()?;
+    let render = |key: &KeyRecord, secret: &ApiKey| render(lifecycle, key, secret);
+    let keep = call.idempotency.as_ref().map(|request| Keep { request, render: &render });
+    answer(lifecycle, lifecycle.rotate_key(&call.by(), id, overlap, keep).await)
+}
+
+pub(super) async fn list(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+    let mut query = Query::parse(call.query.as_deref());
+    let (limit, cursor) = (query.limit(), query.cursor::<KeyId>());
+    query.finish()?;
+    let page = lifecycle.list_keys(&call.by(), None, cursor, limit).await.map_err(refuse)?;
+    let KeyPage { keys, has_more } = page;
+    let next = keys.last().filter(|_| has_more).map(|key| key.id.print());
+    Answer::json(&List::new(lifecycle.view_keys(&keys).await.map_err(refuse)?, next))
+}
+
+/// A key may always ask about itself.
+pub(super) async fn get_own(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+    let own = holder(call)?.key;
+    show(lifecycle, lifecycle.key(&call.by(), own).await).await
+}
+
+pub(super) async fn get(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+    show(lifecycle, lifecycle.key(&call.by(), id(call)?).await).await
+}
+
+pub(super) async fn update(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+    let id = id(call)?;
+    let mut body = Body::parse(&call.body)?;
+    let patch = Patch {
+        name: body.take("name", text),
+        owner: body.take("owner", nullable_text),
+        note: body.take("note", nullable_text),
+        scopes: body.take("scopes", scopes),
+        expires_at: body.take("expires_at", nullable_time),
+        allowed_addresses: body.take("allowed_addresses", networks),
+    };
+    body.finish()?;
+    show(lifecycle, lifecycle.update_key(&call.by(), id, &patch).await).await
+}
+
+pub(super) async fn revoke(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+    lifecycle.revoke_key(&call.by(), id(call)?).await.map_err(refuse)?;
+    Ok(Answer::nothing())
+}
+
+fn holder(call: &Call) -> Result<Holder, Rejection> {
+    call.holder.ok_or_else(|| refuse(LifecycleError::Stranger))
+}
+
+/// What is no identifier of a key names none.
+fn id(call: &Call) -> Result<KeyId, Rejection> {
+    let id = call.id.as_deref().and_then(|text| KeyId::parse(text).ok());
+    id.ok_or(Rejection::NotFound(NotFound::NoResource))
+}
+
+fn environment(value: serde_json::Value) -> Result<Environment, &'static str> {
+    serde_json::from_value(value).map_err(|_| "must be \"live\" or \"test\"")
+}
+
+async fn show(
+    lifecycle: &Lifecycle,
+    key: Result<KeyRecord, LifecycleError>,
+) -> Result<Answer, Rejection> {
+    let views = lifecycle.view_keys(&[key.map_err(refuse)?]).await.map_err(refuse)?;
+    Answer::json(&views.first())
+}
+
+fn answer(
+    lifecycle: &Lifecycle,
+    outcome: Result<Outcome<Made>, LifecycleError>,
+) -> Result<Answer, Rejection> {
+    match outcome.map_err(refuse)? {
+        Outcome::Fresh(Made { key, secret }) => Ok(Answer::made(render(lifecycle, &key, &secret))),
+        Outcome::Repeated(body) => Ok(Answer::made(body)),
+    }
+}
+
+fn render(lifecycle: &Lifecycle, key: &KeyRecord, secret: &ApiKey) -> Vec<u8> {
+    let answer = WithSecret { key: lifecycle.view_key(key, None), secret: Shown::new(secret) };
+    // Strings and lists of them, so nothing in it can fail to serialise.
+    serde_json::to_vec(&answer).unwrap_or_default()
+}

@@ -1,0 +1,265 @@
+//! What keygate itself serves: signing up, keys, the audit trail. A request gets here through the same stages as
+//! one that is forwarded.
+//!
+//! An operation runs on the control runtime in a task of its own: a change goes on to its end though the client
+//! hangs up.
+
+mod audit;
+mod body;
+mod keys;
+mod query;
+mod signup;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tokio::runtime::Handle;
+use zeroize::Zeroizing;
+
+use crate::id::RequestId;
+use crate::key::PresentedKey;
+use crate::lifecycle::{Asker, By, Escalation, Holder, Idempotency, Lifecycle, LifecycleError};
+use crate::rejection::{
+    Conflict, FieldError, Forbidden, NotFound, Rejection, Unauthenticated, Unavailable,
+};
+use crate::telemetry;
+
+/// The largest body of an operation, in bytes.
+pub const BODY_LEN: u64 = 64 << 10;
+/// The longest idempotency key, in bytes.
+const IDEMPOTENCY_KEY_LEN: usize = 255;
+
+/// What keygate itself serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Signup,
+    CreateKey,
+    ListKeys,
+    GetOwnKey,
+    GetKey,
+    UpdateKey,
+    RotateKey,
+    RevokeKey,
+    ListAuditEvents,
+}
+
+impl Operation {
+    pub const ALL: [Self; 9] = [
+        Self::Signup,
+        Self::CreateKey,
+        Self::ListKeys,
+        Self::GetOwnKey,
+        Self::GetKey,
+        Self::UpdateKey,
+        Self::RotateKey,
+        Self::RevokeKey,
+        Self::ListAuditEvents,
+    ];
+
+    /// Its name in the policy, after `serve =`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Signup => "signup",
+            Self::CreateKey => "keys.create",
+            Self::ListKeys => "keys.list",
+            Self::GetOwnKey => "keys.self",
+            Self::GetKey => "keys.get",
+            Self::UpdateKey => "keys.update",
+            Self::RotateKey => "keys.rotate",
+            Self::RevokeKey => "keys.revoke",
+            Self::ListAuditEvents => "audit.list",
+        }
+    }
+
+    /// Whether a body says what is wanted. That of any other operation is not looked at.
+    #[must_use]
+    pub const fn takes_body(self) -> bool {
+        matches!(self, Self::Signup | Self::CreateKey | Self::UpdateKey | Self::RotateKey)
+    }
+
+    /// Whether the same request twice would make two of what is made once.
+    const fn is_repeatable(self) -> bool {
+        matches!(self, Self::CreateKey | Self::RotateKey)
+    }
+}
+
+/// A request for an operation, taken apart.
+#[derive(Debug)]
+pub struct Call {
+    pub operation: Operation,
+    /// What stands in the path's parameter, where it has one.
+    pub id: Option<String>,
+    pub query: Option<String>,
+    pub body: Bytes,
+    /// `None` on a public route.
+    pub holder: Option<Holder>,
+    pub idempotency: Option<Idempotency>,
+    pub address: IpAddr,
+    pub request: RequestId,
+}
+
+impl Call {
+    fn by(&self) -> By {
+        let asker = self.holder.map_or(Asker::Stranger, Asker::Holder);
+        By { asker, address: Some(self.address), request: Some(self.request) }
+    }
+}
+
+/// What an operation answers.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: Bytes,
+}
+
+impl Answer {
+    fn json(value: &impl Serialize) -> Result<Self, Rejection> {
+        let body = serde_json::to_vec(value).map_err(|error| internal(&error))?;
+        Ok(Self { status: StatusCode::OK, body: body.into() })
+    }
+
+    /// A body that was rendered before: the first time, or now.
+    fn made(body: Vec<u8>) -> Self {
+        Self { status: StatusCode::OK, body: body.into() }
+    }
+
+    const fn nothing() -> Self {
+        Self { status: StatusCode::NO_CONTENT, body: Bytes::new() }
+    }
+}
+
+/// What makes a request one that may be sent twice: its caller, the idempotency key and everything that must be
+/// the same the second time.
+///
+/// # Errors
+/// 400 for an idempotency key that is empty or too long.
+pub fn idempotency(
+    operation: Operation,
+    caller: &PresentedKey<'_>,
+    name: &[u8],
+    path: &str,
+    body: &[u8],
+) -> Result<Option<Idempotency>, Rejection> {
+    if !operation.is_repeatable() {
+        return Ok(None);
+    }
+    if name.is_empty() || name.len() > IDEMPOTENCY_KEY_LEN {
+        let error = FieldError::new("Idempotency-Key", "must be 1 to 255 bytes");
+        return Err(Rejection::Invalid([error].into()));
+    }
+    let mut fingerprint = Sha256::new();
+    // A path has no zero byte, so where it ends is clear.
+    for part in [operation.name().as_bytes(), b"\0", path.as_bytes(), b"\0", body] {
+        fingerprint.update(part);
+    }
+    Idempotency::derive(caller, name, fingerprint.finalize().into()).map(Some).map_err(refuse)
+}
+
+/// The API, as workers reach it.
+#[derive(Clone, Debug)]
+pub struct Api {
+    lifecycle: Arc<Lifecycle>,
+    control: Handle,
+}
+
+impl Api {
+    /// Operations run on the runtime `control`.
+    #[must_use]
+    pub const fn new(lifecycle: Arc<Lifecycle>, control: Handle) -> Self {
+        Self { lifecycle, control }
+    }
+
+    #[must_use]
+    pub const fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
+    }
+
+    /// Carries out what was asked for, whether or not anybody waits for it.
+    ///
+    /// # Errors
+    /// What the client is told instead.
+    pub async fn serve(&self, call: Call) -> Result<Answer, Rejection> {
+        let lifecycle = Arc::clone(&self.lifecycle);
+        let task = self.control.spawn(async move { carry_out(&lifecycle, call).await });
+        // Cancelled with its runtime, or panicked, which has said so itself.
+        task.await.unwrap_or(Err(Rejection::Internal))
+    }
+}
+
+async fn carry_out(lifecycle: &Lifecycle, call: Call) -> Result<Answer, Rejection> {
+    match call.operation {
+        Operation::Signup => signup::sign_up(lifecycle, &call).await,
+        Operation::CreateKey => keys::create(lifecycle, &call).await,
+        Operation::ListKeys => keys::list(lifecycle, &call).await,
+        Operation::GetOwnKey => keys::get_own(lifecycle, &call).await,
+        Operation::GetKey => keys::get(lifecycle, &call).await,
+        Operation::UpdateKey => keys::update(lifecycle, &call).await,
+        Operation::RotateKey => keys::rotate(lifecycle, &call).await,
+        Operation::RevokeKey => keys::revoke(lifecycle, &call).await,
+        Operation::ListAuditEvents => audit::list(lifecycle, &call).await,
+    }
+}
+
+/// A page of a list.
+#[derive(Serialize)]
+struct List<T> {
+    object: &'static str,
+    data: Vec<T>,
+    has_more: bool,
+    next_cursor: Option<String>,
+}
+
+impl<T> List<T> {
+    const fn new(data: Vec<T>, next_cursor: Option<String>) -> Self {
+        Self { object: "list", data, has_more: next_cursor.is_some(), next_cursor }
+    }
+}
+
+/// What is told of a change that did not happen.
+fn refuse(error: LifecycleError) -> Rejection {
+    match error {
+        LifecycleError::Invalid(errors) => Rejection::Invalid(errors.into()),
+        LifecycleError::NoOrg(_) | LifecycleError::NoKey(_) => Rejection::NotFound(NotFound::NoResource),
+        LifecycleError::Stranger => Rejection::NotFound(NotFound::NoRoute),
+        LifecycleError::CallerDead(dead) => Rejection::Unauthenticated(Unauthenticated::Dead(dead)),
+        LifecycleError::CallerSuspended => Rejection::Forbidden(Forbidden::OrganisationSuspended),
+        LifecycleError::CallerPending => Rejection::Forbidden(Forbidden::OrganisationPending),
+        LifecycleError::MissingScope(scope) => Rejection::MissingScope(scope),
+        LifecycleError::Escalation(escalation) => Rejection::Escalation(Escalation::message(escalation)),
+        LifecycleError::Revoked(_) => Rejection::Conflict(Conflict::KeyRevoked),
+        LifecycleError::Expired(_) => Rejection::Conflict(Conflict::KeyExpired),
+        LifecycleError::EmailTaken => Rejection::Conflict(Conflict::EmailTaken),
+        LifecycleError::IdempotencyMismatch => Rejection::IdempotencyMismatch,
+        LifecycleError::QuotaExceeded { retry_after } => Rejection::RateLimited(retry_after),
+        LifecycleError::Contended(_) => Rejection::Conflict(Conflict::Contended),
+        LifecycleError::Store(fault) => {
+            // The cache logs an outage once; an operation is rare enough to be named each time.
+            telemetry::log(&format!("an operation could not be carried out: {fault}"));
+            Rejection::Unavailable(Unavailable::Store)
+        }
+        LifecycleError::Randomness(_) | LifecycleError::Collision | LifecycleError::KeptAnswer => {
+            internal(&error)
+        }
+    }
+}
+
+fn internal(error: &dyn std::error::Error) -> Rejection {
+    telemetry::log(&format!("an operation failed: {error}"));
+    Rejection::Internal
+}
+
+/// A secret on its one way out.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Shown(Zeroizing<String>);
+
+impl Shown {
+    fn new(secret: &crate::key::ApiKey) -> Self {
+        Self(Zeroizing::new(secret.expose().to_owned()))
+    }
+}

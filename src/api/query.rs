@@ -1,0 +1,141 @@
+//! The query of an operation. Only here is a query looked at: that of a forwarded request is the upstream's.
+
+use std::borrow::Cow;
+
+use super::body::parse_time;
+use crate::clock::UnixMillis;
+use crate::id::KeyId;
+use crate::rejection::{FieldError, Rejection};
+
+/// How many of a list are given where the query does not say.
+const LIMIT: usize = 20;
+const LIMIT_AT_MOST: usize = 100;
+
+/// The parameters, taken out one by one.
+pub(super) struct Query<'q> {
+    pairs: Vec<(Cow<'q, str>, Cow<'q, str>)>,
+    errors: Vec<FieldError>,
+}
+
+impl<'q> Query<'q> {
+    pub(super) fn parse(query: Option<&'q str>) -> Self {
+        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes()).collect();
+        Self { pairs, errors: Vec::new() }
+    }
+
+    /// The value of a parameter; `None` where it is not there, stands twice, or is not what it should be.
+    pub(super) fn take<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&str) -> Option<T>,
+        message: &'static str,
+    ) -> Option<T> {
+        let at = self.pairs.iter().position(|(pair, _)| pair == name)?;
+        let (_, value) = self.pairs.swap_remove(at);
+        if self.pairs.iter().any(|(pair, _)| pair == name) {
+            self.pairs.retain(|(pair, _)| pair != name);
+            self.errors.push(FieldError::new(name, "stands twice"));
+            return None;
+        }
+        let value = read(&value);
+        if value.is_none() {
+            self.errors.push(FieldError::new(name, message));
+        }
+        value
+    }
+
+    pub(super) fn limit(&mut self) -> usize {
+        let read = |text: &str| text.parse().ok().filter(|limit| (1..=LIMIT_AT_MOST).contains(limit));
+        self.take("limit", read, "must be a number from 1 to 100").unwrap_or(LIMIT)
+    }
+
+    pub(super) fn time(&mut self, name: &'static str) -> Option<UnixMillis> {
+        self.take(name, parse_time, "must be a time in RFC 3339, as in 2030-01-31T12:00:00Z")
+    }
+
+    pub(super) fn cursor<C: Cursor>(&mut self) -> Option<C> {
+        self.take("cursor", |text| C::parse(text), "must be a next_cursor of an earlier page")
+    }
+
+    /// Tells every mistake, also parameters that nobody took: a filter that is misspelt must not pass for one
+    /// that lets everything through.
+    pub(super) fn finish(self) -> Result<(), Rejection> {
+        let Self { pairs, mut errors } = self;
+        errors.extend(pairs.into_iter().map(|(name, _)| FieldError {
+            field: name.chars().take(64).collect::<String>().into(),
+            message: "is not a parameter of this request".into(),
+        }));
+        if errors.is_empty() { Ok(()) } else { Err(Rejection::Invalid(errors.into())) }
+    }
+}
+
+/// A place in a list, opaque to who holds it.
+pub(super) trait Cursor: Sized {
+    fn print(&self) -> String;
+    fn parse(text: &str) -> Option<Self>;
+}
+
+impl Cursor for KeyId {
+    fn print(&self) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.to_bytes()))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        hexadecimal(text, 32).map(|number| Self::from_bytes(number.to_be_bytes()))
+    }
+}
+
+/// An event's number.
+impl Cursor for u64 {
+    fn print(&self) -> String {
+        format!("{self:016x}")
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        hexadecimal(text, 16).and_then(|number| Self::try_from(number).ok())
+    }
+}
+
+fn hexadecimal(text: &str, digits: usize) -> Option<u128> {
+    let well_formed = text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit());
+    well_formed.then(|| u128::from_str_radix(text, 16).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::id::IdSource;
+
+    #[test]
+    fn a_cursor_leads_back_to_its_place_and_nothing_else_is_one() {
+        let id = KeyId::draw(&mut IdSource::seeded(3), UnixMillis(1_790_000_000_000));
+        assert_eq!(<KeyId as Cursor>::parse(&id.print()), Some(id));
+        assert_eq!(<u64 as Cursor>::parse(&17_u64.print()), Some(17));
+        for bad in ["", "17", "zz", &"f".repeat(33), "+00000000000000f", &id.to_string()] {
+            assert_eq!(<KeyId as Cursor>::parse(bad), None, "{bad}");
+            assert_eq!(<u64 as Cursor>::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_known_given_once_and_within_their_bounds() {
+        for (query, wrong) in [
+            ("limit=0", &["limit: must be a number from 1 to 100"][..]),
+            ("limit=101", &["limit: must be a number from 1 to 100"]),
+            ("limit=1&limit=2", &["limit: stands twice"]),
+            ("limti=5", &["limti: is not a parameter of this request"]),
+            ("limit=5&cursor=x", &["cursor: must be a next_cursor of an earlier page"]),
+            ("", &[]),
+        ] {
+            let mut parsed = Query::parse(Some(query));
+            parsed.limit();
+            parsed.cursor::<u64>();
+            let errors = match parsed.finish() {
+                Err(Rejection::Invalid(errors)) => errors.iter().map(ToString::to_string).collect(),
+                _ => Vec::new(),
+            };
+            assert_eq!(errors, wrong, "{query}");
+        }
+    }
+}

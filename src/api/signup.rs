@@ -1,0 +1,33 @@
+//! `POST /v1/auth/signup`: a stranger becomes a customer.
+
+use serde::Serialize;
+
+use super::body::{Body, text};
+use super::{Answer, Call, Shown, refuse};
+use crate::id::OrgId;
+use crate::lifecycle::Lifecycle;
+use crate::rejection::{NotFound, Rejection};
+
+#[derive(Serialize)]
+struct SignedUp {
+    organization_id: OrgId,
+    api_key: Shown,
+    credits_cents: u64,
+}
+
+pub(super) async fn sign_up(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+    let settings = lifecycle.signup_settings();
+    if !settings.enabled {
+        return Err(Rejection::NotFound(NotFound::SignupOff));
+    }
+    let mut body = Body::parse(&call.body)?;
+    let (name, email) = (body.require("name", text), body.require("email", text));
+    body.finish()?;
+    let (Some(name), Some(email)) = (name, email) else { return Err(Rejection::InvalidBody) };
+    let made = lifecycle.sign_up(&call.by(), &name, &email).await.map_err(refuse)?;
+    Answer::json(&SignedUp {
+        organization_id: made.org.id,
+        api_key: Shown::new(&made.secret),
+        credits_cents: settings.free_credits_cents,
+    })
+}

@@ -1,0 +1,80 @@
+//! What keygate serves itself: the body is gathered here, then the operation is carried out elsewhere.
+
+use std::pin::pin;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::Body;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::Gateway;
+use super::authenticate::presented_key;
+use super::authorize::Permit;
+use super::body::{BodyError, RequestBody};
+use super::exchange::Exchange;
+use super::guard::{CanonicalRequest, Parts};
+use super::headers::Peer;
+use crate::api::{self, Answer, BODY_LEN, Call, Operation};
+use crate::rejection::{FieldError, Rejection};
+
+/// Carries out what `permit` allows.
+///
+/// # Errors
+/// 400 and 413 for a body that cannot be taken, and whatever the operation refuses.
+pub(super) async fn serve(
+    gateway: &Gateway,
+    peer: &Peer,
+    permit: &Permit<'_>,
+    operation: Operation,
+    request: CanonicalRequest<Incoming>,
+    exchange: &Exchange,
+) -> Result<Answer, Rejection> {
+    let id = permit.route().parameter(request.path()).map(str::to_owned);
+    let address = gateway.rules.client_address(request.headers(), peer);
+    let holder = permit.caller().holder(gateway, request.headers());
+    let Parts { target, headers, body, .. } = request.into_parts();
+    let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
+    let body = if operation.takes_body() { gather(gateway, body, limit).await? } else { Bytes::new() };
+    let idempotency = match idempotency_key(&headers)? {
+        Some(name) if holder.is_some() => {
+            let caller = presented_key(gateway, &headers)?;
+            api::idempotency(operation, &caller, name, target.as_str(), &body)?
+        }
+        _ => None,
+    };
+    let query = target.query().map(str::to_owned);
+    let call = Call { operation, id, query, body, holder, idempotency, address, request: exchange.id() };
+    gateway.api.serve(call).await
+}
+
+async fn gather(gateway: &Gateway, incoming: Incoming, limit: u64) -> Result<Bytes, Rejection> {
+    if incoming.size_hint().lower() > limit {
+        return Err(Rejection::BodyTooLarge);
+    }
+    let (body, _) = RequestBody::new(incoming, limit, gateway.settings.body_idle_timeout);
+    let mut body = pin!(body);
+    let mut gathered = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| match error {
+            BodyError::TooLarge => Rejection::BodyTooLarge,
+            BodyError::Stalled => Rejection::BodyStalled,
+            BodyError::Broken => Rejection::BodyBroken,
+        })?;
+        if let Ok(data) = frame.into_data() {
+            gathered.extend_from_slice(&data);
+        }
+    }
+    Ok(gathered.freeze())
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&[u8]>, Rejection> {
+    let mut keys = headers.get_all("idempotency-key").iter();
+    match (keys.next(), keys.next()) {
+        (None, _) => Ok(None),
+        (Some(key), None) => Ok(Some(key.as_bytes())),
+        (Some(_), Some(_)) => {
+            Err(Rejection::Invalid([FieldError::new("Idempotency-Key", "stands twice")].into()))
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Which keys are used, and from where they should not be: noted beside the request, written down elsewhere.
+//!
+//! A request whose key was noted within the same minute, with the same route, costs a comparison and nothing
+//! more.
+
+use std::cell::{Cell, RefCell};
+
+use http::HeaderMap;
+use http::header::{HeaderName, ORIGIN};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::Gateway;
+use super::authenticate::Caller;
+use super::authorize::Permit;
+use super::exchange::Exchange;
+use super::guard::CanonicalRequest;
+use super::headers::{Identity, Peer};
+use super::route::RouteTable;
+use crate::audit::{Kind, Trail};
+use crate::clock::UnixMillis;
+use crate::id::KeyId;
+use crate::key::Environment;
+use crate::key::usage::{Usage, Used};
+use crate::lifecycle::{Asker, By, Holder, TroubleSeen, UsageLog};
+use crate::store::Found;
+
+/// What browsers add to requests that a page makes, and nobody else does (Fetch Metadata).
+const SEC_FETCH: [HeaderName; 2] =
+    [HeaderName::from_static("sec-fetch-site"), HeaderName::from_static("sec-fetch-mode")];
+const MINUTE: u64 = 60_000;
+/// Notes that may wait for the next sweep, a second away at most. A thread with more has other worries.
+const NOTES: usize = 65_536;
+
+/// What a thread makes of a key once, to use it on every request.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) identity: Identity,
+    noted: Noted,
+}
+
+impl From<&Found> for Prepared {
+    fn from(found: &Found) -> Self {
+        Self { identity: Identity::from(found), noted: Noted::default() }
+    }
+}
+
+/// What was noted of a key already in the present minute.
+#[derive(Debug, Default)]
+struct Noted {
+    minute: Cell<u64>,
+    /// A bit for each route, by its number.
+    routes: RefCell<Vec<u64>>,
+    in_browser: Cell<bool>,
+}
+
+impl Noted {
+    /// Whether this is the first time in this minute.
+    fn is_new(&self, at: UnixMillis, route: usize) -> bool {
+        let minute = at.0 / MINUTE;
+        let mut routes = self.routes.borrow_mut();
+        if self.minute.replace(minute) != minute {
+            routes.clear();
+        }
+        let (word, bit) = (route / 64, 1 << (route % 64));
+        if routes.len() <= word {
+            routes.resize(word + 1, 0);
+        }
+        let before = routes[word];
+        routes[word] |= bit;
+        before & bit == 0
+    }
+}
+
+/// A thread's notes since the last sweep.
+#[derive(Debug, Default)]
+pub(super) struct UsageNotes(RefCell<Vec<Note>>);
+
+#[derive(Debug)]
+struct Note {
+    key: KeyId,
+    at: UnixMillis,
+    route: usize,
+}
+
+impl UsageNotes {
+    /// Gives them to whoever writes them down.
+    pub(super) fn hand_over(&self, routes: &RouteTable, log: &UsageLog) {
+        let notes = std::mem::take(&mut *self.0.borrow_mut());
+        let used = notes.into_iter().map(|Note { key, at, route }| {
+            let scopes = routes.routes().get(route).and_then(|route| route.scopes());
+            Used { key, usage: Usage { last_used_at: at, scopes: scopes.cloned().unwrap_or_default() } }
+        });
+        log.note(used);
+    }
+}
+
+/// Notes what a permit was given for.
+pub(super) fn note(
+    gateway: &Gateway,
+    peer: &Peer,
+    permit: &Permit<'_>,
+    request: &CanonicalRequest<Incoming>,
+    exchange: &Exchange,
+) {
+    let (Caller::Holder(known), Some(route)) = (permit.caller(), exchange.route()) else { return };
+    let at = exchange.started().wall;
+    let noted = &known.prepared.noted;
+    if noted.is_new(at, route) {
+        let mut notes = gateway.usage.0.borrow_mut();
+        if notes.len() < NOTES {
+            notes.push(Note { key: known.found.key.id, at, route });
+        }
+    }
+    let live = known.found.key.environment == Environment::Live;
+    if live && is_from_browser(request.headers()) && !noted.in_browser.replace(true) {
+        let headers = request.headers();
+        let Some(holder) = permit.caller().holder(gateway, headers) else { return };
+        report(gateway, holder, gateway.rules.client_address(headers, peer), exchange);
+    }
+}
+
+fn is_from_browser(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN) || SEC_FETCH.iter().any(|name| headers.contains_key(name))
+}
+
+/// Told once for as long as this thread holds the key; that it is written once an hour, the trail sees to.
+#[cold]
+fn report(gateway: &Gateway, holder: Holder, address: std::net::IpAddr, exchange: &Exchange) {
+    let by = By { asker: Asker::Holder(holder), address: Some(address), request: Some(exchange.id()) };
+    gateway.api.lifecycle().troubles().report(TroubleSeen {
+        trail: Trail::Org(holder.org),
+        kind: Kind::KeyInBrowser,
+        by,
+        target: Some(holder.key.to_string()),
+        seen: json!({ "route": exchange.route().map(|route| &gateway.routes.routes()[route].id) }),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_noted_once_a_minute_for_each_route() {
+        let noted = Noted::default();
+        let minute = |n: u64| UnixMillis(n * MINUTE + 17);
+        assert!(noted.is_new(minute(9), 3));
+        assert!(!noted.is_new(minute(9), 3));
+        assert!(noted.is_new(minute(9), 130));
+        assert!(!noted.is_new(minute(9), 130));
+        assert!(noted.is_new(minute(10), 3), "a minute later");
+    }
+}

@@ -1,0 +1,63 @@
+//! Use of keys, gathered from all threads and written down once a minute: a key that is used all the time costs
+//! one write a minute, and no request waits for it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::{Lifecycle, LifecycleError};
+use crate::id::KeyId;
+use crate::key::usage::{Usage, Used};
+
+/// Keys whose use may wait to be written. What comes on top is dropped: the store must be away for it, or there
+/// are more active keys than a minute can write.
+const WAITING: usize = 1_000_000;
+/// Keys written at once.
+const BATCH: usize = 512;
+
+#[derive(Debug, Default)]
+pub struct UsageLog(Mutex<HashMap<KeyId, Usage>>);
+
+impl UsageLog {
+    /// Takes a thread's notes.
+    pub fn note(&self, used: impl Iterator<Item = Used>) {
+        let mut waiting = None;
+        for Used { key, usage } in used {
+            // Locked only where there is something to note.
+            let waiting =
+                waiting.get_or_insert_with(|| self.0.lock().unwrap_or_else(PoisonError::into_inner));
+            match waiting.remove(&key) {
+                Some(before) => drop(waiting.insert(key, before.merge(usage))),
+                None if waiting.len() < WAITING => drop(waiting.insert(key, usage)),
+                None => {}
+            }
+        }
+    }
+
+    fn take(&self) -> HashMap<KeyId, Usage> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Lifecycle {
+    #[must_use]
+    pub const fn usage_log(&self) -> &UsageLog {
+        &self.usage
+    }
+
+    /// Writes down what was noted since the last time.
+    ///
+    /// # Errors
+    /// When the store cannot answer; what it did not take is noted for the next time.
+    pub async fn write_usage(&self) -> Result<(), LifecycleError> {
+        let mut waiting: Vec<Used> =
+            self.usage.take().into_iter().map(|(key, usage)| Used { key, usage }).collect();
+        while !waiting.is_empty() {
+            let batch = waiting.split_off(waiting.len().saturating_sub(BATCH));
+            if let Err(fault) = self.store.side().note_usage(batch.clone()).await {
+                self.usage.note(batch.into_iter().chain(waiting));
+                return Err(fault.into());
+            }
+        }
+        Ok(())
+    }
+}
