@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::gateway::headers::Peer;
-use crate::gateway::{self, Gateway, Tunnel, guard};
+use crate::gateway::{self, Cut, Gateway, Tunnel, guard};
 use crate::http2::{self, Paced, Streams};
 use crate::preface::{self, Rewound};
 use crate::tls::{self, Stream};
@@ -100,18 +100,21 @@ async fn serve_http1<S>(
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let switch: Rc<Cell<Option<Tunnel>>> = Rc::default();
+    let cut = Cut::default();
     let service = service_fn(|request: Request<Incoming>| {
         activity.had_body.set(!request.body().is_end_stream());
         let busy = Busy::begin(activity);
         let (gateway, peer, switch) = (Rc::clone(gateway), Rc::clone(peer), Rc::clone(&switch));
+        let cut = cut.clone();
         async move {
-            let (response, tunnel) = gateway::handle(&gateway, &peer, request).await;
+            let (response, tunnel) = gateway::handle(&gateway, &peer, request, &cut).await;
             switch.set(tunnel);
             Ok::<_, Infallible>(response.map(|body| Tracked { body, _busy: busy }))
         }
     });
     let mut connection = http1_builder(gateway.limits()).serve_connection(io, service);
-    watchdog.watch(Pin::new(&mut connection), http1::Connection::graceful_shutdown, || false).await;
+    let finish = http1::Connection::graceful_shutdown;
+    watchdog.watch(Pin::new(&mut connection), finish, || cut.is_due()).await;
     if let Some(tunnel) = switch.take() {
         // The client has its 101, and what follows is not HTTP.
         let http1::Parts { io, read_buf, .. } = connection.into_parts();
@@ -134,11 +137,11 @@ async fn serve_http2<S>(
     let streams = Streams::new(watchdog.settings.write_timeout);
     let service = service_fn(|request| {
         let (busy, pace) = (Busy::begin(activity), streams.open());
-        let (gateway, peer) = (Rc::clone(gateway), Rc::clone(peer));
+        let (gateway, peer, cut) = (Rc::clone(gateway), Rc::clone(peer), pace.cut().clone());
         async move {
             // No tunnel comes of it: HTTP/2 has no `Upgrade`, and a request that holds one is refused as
             // malformed.
-            let (response, _) = gateway::handle(&gateway, &peer, request).await;
+            let (response, _) = gateway::handle(&gateway, &peer, request, &cut).await;
             Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked { body, _busy: busy }, pace)))
         }
     });
@@ -211,12 +214,12 @@ impl Watchdog<'_> {
         .await
     }
 
-    /// Runs the connection; `finish` lets it end after the requests under way, `is_abused` ends it at once.
+    /// Runs the connection; `finish` lets it end after the requests under way, `is_over` ends it at once.
     async fn watch<C: Future>(
         &mut self,
         mut connection: Pin<&mut C>,
         finish: impl Fn(Pin<&mut C>),
-        is_abused: impl Fn() -> bool,
+        is_over: impl Fn() -> bool,
     ) {
         let mut draining = false;
         poll_fn(|cx| {
@@ -228,7 +231,7 @@ impl Watchdog<'_> {
             loop {
                 // An error here is a client that went away or spoke something else; hyper has answered what
                 // could be answered.
-                if connection.as_mut().poll(cx).is_ready() || is_abused() {
+                if is_over() || connection.as_mut().poll(cx).is_ready() || is_over() {
                     return Poll::Ready(());
                 }
                 self.activity.remember(cx);

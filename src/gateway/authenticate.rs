@@ -11,6 +11,7 @@ use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
 use super::headers::{Identity, Peer};
 use super::route::{Access, Route};
+use crate::clock::UnixMillis;
 use crate::key::{Environment, PresentedKey};
 use crate::network::ClientNetwork;
 use crate::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
@@ -73,16 +74,26 @@ async fn resolve(
         }
         Resolved::Unavailable(_) => return Err(Rejection::Unavailable(Unavailable::Store)),
     };
-    let (record, org) = (&known.found.key, &known.found.org);
-    exchange.note_key(record);
-    record
-        .admit(&digest, key.environment(), exchange.started().wall)
-        .map_err(|dead| Rejection::Unauthenticated(Unauthenticated::Dead(dead)))?;
-    if org.suspended_at.is_some() {
-        return Err(Rejection::Forbidden(Forbidden::OrganisationSuspended));
-    }
+    exchange.note_key(&known.found.key);
+    admit(&known, key.environment(), exchange.started().wall)?;
     gateway.cells.authenticated();
     Ok(known)
+}
+
+/// Whether a known key, presented under this prefix, opens anything now.
+///
+/// # Errors
+/// 401 where it does not, 403 `forbidden` where its organisation is suspended.
+pub(super) fn admit<T>(known: &Known<T>, environment: Environment, now: UnixMillis) -> Result<(), Rejection> {
+    known
+        .found
+        .key
+        .admit(&known.digest, environment, now)
+        .map_err(|dead| Rejection::Unauthenticated(Unauthenticated::Dead(dead)))?;
+    if known.found.org.suspended_at.is_some() {
+        return Err(Rejection::Forbidden(Forbidden::OrganisationSuspended));
+    }
+    Ok(())
 }
 
 /// The token behind `Bearer` (RFC 6750, section 2.1; the scheme in any case, RFC 9110, section 11.1). That

@@ -43,6 +43,9 @@ pub(super) async fn forward(
         tunnel::upgrade(request.headers_mut());
     }
     let timeout = gateway.upstreams[upstream.0].timeouts.answer;
+    if let Some(holder) = permit.holder() {
+        exchange.enter_flight(holder);
+    }
     exchange.note_sending(permit.environment());
     let sending = gateway.pool.send(upstream, permit.environment(), request);
     let answered = within(timeout, upload.as_deref(), sending).await;

@@ -16,6 +16,7 @@ mod exchange;
 mod forward;
 pub mod guard;
 pub mod headers;
+mod in_flight;
 mod respond;
 pub mod route;
 mod tunnel;
@@ -34,6 +35,7 @@ use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
 use self::guard::CanonicalRequest;
 use self::headers::{HeaderRules, Identity, Peer};
+use self::in_flight::InFlight;
 use self::route::{RouteTable, Target};
 use crate::clock::Clock;
 use crate::id::IdSource;
@@ -45,6 +47,7 @@ use crate::telemetry::{RecordSink, Throttle};
 use crate::upstream::{self, pool::Pool};
 
 pub use self::body::{BodyError, RequestBody, ResponseBody};
+pub use self::in_flight::Cut;
 pub use self::tunnel::Tunnel;
 
 /// What the request path is told by the configuration.
@@ -90,6 +93,7 @@ pub struct Gateway {
     rules: HeaderRules,
     keys: ThreadCache<Identity>,
     pool: Pool<RequestBody>,
+    in_flight: InFlight,
     ids: RefCell<IdSource>,
     records: Rc<RecordSink>,
     cells: Arc<Cells>,
@@ -107,6 +111,7 @@ impl Gateway {
             rules: HeaderRules::new(settings.headers.clone()),
             keys: ThreadCache::new(keys),
             pool: Pool::new(&upstreams, clock.clone()),
+            in_flight: InFlight::default(),
             ids: RefCell::default(),
             settings,
             routes,
@@ -125,20 +130,25 @@ impl Gateway {
         &self.settings.limits
     }
 
-    /// Closes upstream connections that have been unused for too long.
-    pub fn sweep(&self) {
+    /// Closes upstream connections that have been unused for too long, and ends requests whose keys may no
+    /// longer do what they do. To be called once a second, within the worker's runtime.
+    pub fn sweep(self: &Rc<Self>) {
         self.pool.sweep();
+        in_flight::sweep(self);
     }
 }
 
 /// Answers one request, exactly once. The answer may come with a tunnel, for which it must be sent first.
+///
+/// Whoever sends the answer must stop, and drop it, when `cut` is due: its key may no longer do what it does.
 pub async fn handle(
     gateway: &Rc<Gateway>,
     peer: &Peer,
     request: Request<Incoming>,
+    cut: &Cut,
 ) -> (Response<ResponseBody>, Option<Tunnel>) {
-    let mut exchange = Exchange::begin(gateway, &request);
-    match pass(gateway, peer, request, &mut exchange).await {
+    let mut exchange = Exchange::begin(gateway, &request, cut);
+    match cut.or_refused(pass(gateway, peer, request, &mut exchange)).await {
         Ok(answer) => answer.into_response(gateway, exchange),
         Err(rejection) => (respond::refuse(gateway, &rejection, exchange), None),
     }

@@ -52,6 +52,18 @@ const AUTH_REASONS: [&str; 15] = [
     "store_unavailable",
     "lookups_exhausted",
 ];
+/// Why an answer that had begun was cut.
+const CUT_REASONS: [&str; 9] = [
+    "key_unknown",
+    "key_revoked",
+    "key_disabled",
+    "key_expired",
+    "key_rotated",
+    "organisation_suspended",
+    "scope_missing",
+    "store_unavailable",
+    "_other",
+];
 /// The label of requests that fall under no route.
 const NO_ROUTE: &str = "_none";
 
@@ -145,6 +157,7 @@ pub struct Cells {
     overheads: Box<[Histogram<11>]>,
     upstream_durations: Box<[Histogram<14>]>,
     auth: [AtomicU64; AUTH_REASONS.len()],
+    cut: [AtomicU64; CUT_REASONS.len()],
     cache: [AtomicU64; Level::ALL.len()],
     in_flight: AtomicI64,
 }
@@ -220,6 +233,7 @@ impl Cells {
             overheads: (0..=routes).map(|_| Histogram::new(&OVERHEAD_BUCKETS)).collect(),
             upstream_durations: (0..upstreams).map(|_| Histogram::new(&REQUEST_BUCKETS)).collect(),
             auth: [const { AtomicU64::new(0) }; AUTH_REASONS.len()],
+            cut: [const { AtomicU64::new(0) }; CUT_REASONS.len()],
             cache: [const { AtomicU64::new(0) }; Level::ALL.len()],
             in_flight: AtomicI64::new(0),
         }
@@ -262,6 +276,11 @@ impl Cells {
         if let Some(at) = AUTH_REASONS.iter().position(|known| *known == reason) {
             add(&self.auth[at], 1);
         }
+    }
+
+    /// An answer that had begun was ended, because its key may no longer do what it did.
+    pub fn cut(&self, why: &Rejection) {
+        add(&self.cut[position(&CUT_REASONS, why.reason())], 1);
     }
 
     /// A key was looked up, and this level answered.
@@ -374,6 +393,12 @@ impl Metrics {
                 "What authentication and authorisation came to.",
                 MetricType::COUNTER,
                 by("reason", &AUTH_REASONS, &|cells, n| read(&cells.auth[n])),
+            ),
+            family(
+                "keygate_answers_cut_total",
+                "Answers and tunnels ended because their keys may no longer do what they did.",
+                MetricType::COUNTER,
+                by("reason", &CUT_REASONS, &|cells, n| read(&cells.cut[n])),
             ),
             family(
                 "keygate_cache_lookups_total",

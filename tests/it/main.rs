@@ -20,6 +20,7 @@ mod header_rules;
 mod http2;
 mod limits;
 mod memory;
+mod open_streams;
 mod ops;
 mod redis_gateways;
 mod redis_store;

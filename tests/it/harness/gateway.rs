@@ -252,8 +252,24 @@ impl Gateway {
         self.key(Environment::Live, None, Some(self.clock.now().wall.plus(after)))
     }
 
+    /// A live key with all scopes, in an organisation of its own.
+    pub(crate) fn key_in_another_org(&self) -> TestKey {
+        let org = self.block_on(self.lifecycle().create_org("another organisation")).unwrap().id;
+        self.key_of(org, Environment::Live, None, None)
+    }
+
     pub(crate) fn key(
         &self,
+        environment: Environment,
+        scopes: Option<&[&str]>,
+        expires_at: Option<UnixMillis>,
+    ) -> TestKey {
+        self.key_of(self.org, environment, scopes, expires_at)
+    }
+
+    fn key_of(
+        &self,
+        org: OrgId,
         environment: Environment,
         scopes: Option<&[&str]>,
         expires_at: Option<UnixMillis>,
@@ -263,7 +279,7 @@ impl Gateway {
             Some(names) => names.iter().map(|name| Scope::parse(name).unwrap()).collect::<ScopeSet>(),
         };
         let new = NewKey {
-            org: self.org,
+            org,
             name: "a key".to_owned(),
             environment,
             scopes,
@@ -276,6 +292,11 @@ impl Gateway {
 
     pub(crate) fn revoke(&self, key: &TestKey) {
         self.block_on(self.lifecycle().revoke_key(key.id())).unwrap();
+    }
+
+    /// The gateway's time.
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.clock.now().wall
     }
 
     /// Moves the gateway's clock ahead.
