@@ -1,6 +1,6 @@
 //! A key's life: made, listed, revoked. Whoever asks for it (the API, an operator, `dev`), it happens here.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use thiserror::Error;
 
@@ -56,7 +56,7 @@ pub struct Lifecycle {
     format: KeyFormat,
     digester: Digester,
     /// The scopes that the policy knows.
-    vocabulary: ScopeSet,
+    vocabulary: RwLock<ScopeSet>,
     ids: Mutex<IdSource>,
     clock: Clock,
 }
@@ -70,12 +70,19 @@ impl Lifecycle {
         vocabulary: ScopeSet,
         clock: Clock,
     ) -> Self {
+        let vocabulary = RwLock::new(vocabulary);
         Self { store, format, digester, vocabulary, ids: Mutex::default(), clock }
     }
 
+    /// Every scope that the policy knows.
     #[must_use]
-    pub const fn vocabulary(&self) -> &ScopeSet {
-        &self.vocabulary
+    pub fn vocabulary(&self) -> ScopeSet {
+        self.vocabulary.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on the policy knows these scopes. What a key already has, it keeps.
+    pub fn set_vocabulary(&self, scopes: ScopeSet) {
+        *self.vocabulary.write().unwrap_or_else(PoisonError::into_inner) = scopes;
     }
 
     /// The operator's side of the store.
@@ -109,7 +116,7 @@ impl Lifecycle {
         if new.scopes.is_empty() {
             return Err(LifecycleError::Invalid { field: "scopes", message: "at least one scope is needed" });
         }
-        if self.vocabulary.first_missing(&new.scopes).is_some() {
+        if self.vocabulary().first_missing(&new.scopes).is_some() {
             return Err(LifecycleError::Invalid {
                 field: "scopes",
                 message: "the policy knows no such scope",

@@ -153,7 +153,7 @@ async fn try_execute(lifecycle: &Lifecycle, command: Command) -> Result<Reply, L
             Ok(Reply::Orgs { orgs: orgs.iter().map(view_org).collect() })
         }
         Command::CreateKey { org, name, environment, scopes, expires_at, operator } => {
-            let scopes = scopes.unwrap_or_else(|| lifecycle.vocabulary().clone());
+            let scopes = scopes.unwrap_or_else(|| lifecycle.vocabulary());
             let new = NewKey { org, name, environment, scopes, expires_at, created_by: operator };
             let (record, secret) = lifecycle.create_key(new).await?;
             let secret = Secret(secret.expose().to_owned().into());

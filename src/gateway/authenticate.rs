@@ -11,6 +11,7 @@ use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
 use super::headers::{Identity, Peer};
 use super::route::{Access, Route};
+use super::snapshot::Snapshot;
 use crate::clock::UnixMillis;
 use crate::key::{Environment, PresentedKey};
 use crate::network::ClientNetwork;
@@ -34,6 +35,7 @@ pub(super) enum Caller {
 /// cannot tell.
 pub(super) async fn authenticate<B>(
     gateway: &Gateway,
+    snapshot: &Snapshot,
     peer: &Peer,
     request: &CanonicalRequest<B>,
     route: Option<&Route>,
@@ -48,8 +50,8 @@ pub(super) async fn authenticate<B>(
         .format
         .parse(bearer_token(request.headers()).map_err(Rejection::Unauthenticated)?)
         .map_err(|_| Rejection::Unauthenticated(Unauthenticated::Malformed))?;
-    let known =
-        resolve(gateway, &key, || gateway.rules.client_address(request.headers(), peer), exchange).await?;
+    let client = || snapshot.rules().client_address(request.headers(), peer);
+    let known = resolve(gateway, &key, client, exchange).await?;
     Ok(Caller::Holder(known))
 }
 

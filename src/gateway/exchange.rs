@@ -10,6 +10,7 @@ use super::headers::Identity;
 use super::headers::request_id_value;
 use super::in_flight::Cut;
 use super::route::Match;
+use super::snapshot::Snapshot;
 use crate::clock::Now;
 use crate::id::{KeyId, OrgId, RequestId};
 use crate::key::Environment;
@@ -24,6 +25,7 @@ use crate::telemetry::Record;
 #[derive(Debug)]
 pub(super) struct Exchange {
     gateway: Rc<Gateway>,
+    snapshot: Rc<Snapshot>,
     started: Now,
     id: RequestId,
     id_value: HeaderValue,
@@ -50,13 +52,19 @@ struct UpstreamTimes {
 }
 
 impl Exchange {
-    pub(super) fn begin<B>(gateway: &Rc<Gateway>, request: &Request<B>, cut: &Cut) -> Self {
+    pub(super) fn begin<B>(
+        gateway: &Rc<Gateway>,
+        snapshot: &Rc<Snapshot>,
+        request: &Request<B>,
+        cut: &Cut,
+    ) -> Self {
         let started = gateway.clock.now();
         let id = RequestId::draw(&mut gateway.ids.borrow_mut(), started.wall);
         gateway.cells.begin();
         cut.begin();
         Self {
             gateway: Rc::clone(gateway),
+            snapshot: Rc::clone(snapshot),
             started,
             id,
             id_value: request_id_value(id),
@@ -108,7 +116,8 @@ impl Exchange {
     /// From now on it is ended when its key may no longer do what it does.
     pub(super) fn enter_flight(&mut self, holder: &Rc<Known<Identity>>) {
         if let Some(route) = self.route {
-            let place = self.gateway.in_flight.enter(Rc::clone(holder), route, self.cut.clone());
+            let (known, snapshot) = (Rc::clone(holder), Rc::clone(&self.snapshot));
+            let place = self.gateway.in_flight.enter(known, snapshot, route, self.cut.clone());
             self.place = Some(place);
         }
     }
@@ -181,8 +190,8 @@ impl Drop for Exchange {
             self.gateway.cells.cut(&why);
         }
         let duration = self.gateway.clock.mono().saturating_duration_since(self.started.mono);
-        self.gateway.cells.finish(&Finished {
-            route: self.route,
+        self.gateway.cells.end();
+        self.snapshot.route_cells(self.route).finish(&Finished {
             method: self.method,
             code: self.code,
             environment: self.environment,
@@ -196,7 +205,7 @@ impl Drop for Exchange {
             at: self.started.wall,
             request: self.id,
             method: self.method,
-            route: self.route.map(|number| self.gateway.routes.routes()[number].id.clone()),
+            route: self.route.map(|number| self.snapshot.routes().routes()[number].id.clone()),
             status: self.code.status(),
             reason: self.reason,
             key: self.key.map(|(key, _)| key),

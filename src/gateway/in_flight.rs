@@ -22,6 +22,7 @@ use super::Gateway;
 use super::authenticate::admit;
 use super::authorize::check_access;
 use super::headers::Identity;
+use super::snapshot::Snapshot;
 use crate::clock::Now;
 use crate::key::Digest;
 use crate::rejection::{Rejection, Unauthenticated, Unavailable};
@@ -124,15 +125,22 @@ pub(super) struct InFlight {
 #[derive(Debug)]
 struct Request {
     known: Rc<Known<Identity>>,
-    /// The route's number in the policy.
+    /// What it is handled by to its end, and the route's number there.
+    snapshot: Rc<Snapshot>,
     route: usize,
     cut: Cut,
 }
 
 impl InFlight {
     /// Takes a request in; the place is to be given to [`InFlight::leave`].
-    pub(super) fn enter(&self, known: Rc<Known<Identity>>, route: usize, cut: Cut) -> usize {
-        self.requests.borrow_mut().insert(Request { known, route, cut })
+    pub(super) fn enter(
+        &self,
+        known: Rc<Known<Identity>>,
+        snapshot: Rc<Snapshot>,
+        route: usize,
+        cut: Cut,
+    ) -> usize {
+        self.requests.borrow_mut().insert(Request { known, snapshot, route, cut })
     }
 
     pub(super) fn leave(&self, place: usize) {
@@ -176,7 +184,7 @@ fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, Vec<usize>)> {
             }
         }
         // What time alone takes away needs no lookup.
-        request.judge(gateway, now);
+        request.judge(now);
     }
     in_doubt.into_iter().collect()
 }
@@ -203,7 +211,7 @@ fn conclude(gateway: &Gateway, digest: &Digest, places: &[usize], resolved: &Res
         match resolved {
             Resolved::Known(known) => {
                 request.known = Rc::clone(known);
-                request.judge(gateway, now);
+                request.judge(now);
             }
             Resolved::Absent => request.cut.order(Rejection::Unauthenticated(Unauthenticated::Unknown)),
             Resolved::Unavailable(_) if gateway.keys.is_spent(&request.known, now) => {
@@ -216,9 +224,9 @@ fn conclude(gateway: &Gateway, digest: &Digest, places: &[usize], resolved: &Res
 
 impl Request {
     /// Orders its end where a new request like it would be refused.
-    fn judge(&self, gateway: &Gateway, now: Now) {
+    fn judge(&self, now: Now) {
         let record = &self.known.found.key;
-        let access = &gateway.routes.routes()[self.route].access;
+        let access = &self.snapshot.routes().routes()[self.route].access;
         let judged = admit(&self.known, record.environment, now.wall)
             .and_then(|()| check_access(access, Some(&self.known)));
         if let Err(why) = judged {

@@ -19,6 +19,7 @@ pub mod headers;
 mod in_flight;
 mod respond;
 pub mod route;
+mod snapshot;
 mod tunnel;
 
 use std::cell::RefCell;
@@ -34,9 +35,10 @@ use self::authorize::authorize;
 use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
 use self::guard::CanonicalRequest;
-use self::headers::{HeaderRules, Identity, Peer};
+use self::headers::{Identity, Peer};
 use self::in_flight::InFlight;
-use self::route::{RouteTable, Target};
+use self::route::Target;
+use self::snapshot::Snapshot;
 use crate::clock::Clock;
 use crate::id::IdSource;
 use crate::key::{Digester, KeyFormat};
@@ -44,10 +46,10 @@ use crate::metrics::Cells;
 use crate::rejection::{NotFound, Rejection};
 use crate::store::cache::{ReadThrough, ThreadCache};
 use crate::telemetry::{RecordSink, Throttle};
-use crate::upstream::{self, pool::Pool};
 
 pub use self::body::{BodyError, RequestBody, ResponseBody};
 pub use self::in_flight::Cut;
+pub use self::snapshot::Plan;
 pub use self::tunnel::Tunnel;
 
 /// What the request path is told by the configuration.
@@ -72,9 +74,7 @@ impl Default for Settings {
 /// What all workers' gateways have in common.
 #[derive(Clone, Debug)]
 pub struct Shared {
-    pub settings: Settings,
-    pub routes: Arc<RouteTable>,
-    pub upstreams: Arc<[upstream::Settings]>,
+    pub plan: Arc<Plan>,
     pub format: KeyFormat,
     pub digester: Digester,
     pub keys: Arc<ReadThrough>,
@@ -85,14 +85,11 @@ pub struct Shared {
 /// cached.
 #[derive(Debug)]
 pub struct Gateway {
-    settings: Settings,
-    routes: Arc<RouteTable>,
-    upstreams: Arc<[upstream::Settings]>,
+    /// What requests that begin now are handled by.
+    snapshot: RefCell<Rc<Snapshot>>,
     format: KeyFormat,
     digester: Digester,
-    rules: HeaderRules,
     keys: ThreadCache<Identity>,
-    pool: Pool<RequestBody>,
     in_flight: InFlight,
     ids: RefCell<IdSource>,
     records: Rc<RecordSink>,
@@ -106,16 +103,12 @@ impl Gateway {
     /// For the thread that calls it.
     #[must_use]
     pub fn new(shared: Shared, records: Rc<RecordSink>, cells: Arc<Cells>) -> Rc<Self> {
-        let Shared { settings, routes, upstreams, format, digester, keys, clock } = shared;
+        let Shared { plan, format, digester, keys, clock } = shared;
         Rc::new(Self {
-            rules: HeaderRules::new(settings.headers.clone()),
+            snapshot: RefCell::new(Rc::new(Snapshot::new(plan, &cells, clock.clone()))),
             keys: ThreadCache::new(keys),
-            pool: Pool::new(&upstreams, clock.clone()),
             in_flight: InFlight::default(),
             ids: RefCell::default(),
-            settings,
-            routes,
-            upstreams,
             format,
             digester,
             records,
@@ -125,16 +118,33 @@ impl Gateway {
         })
     }
 
+    /// From the next request on another plan holds. Those under way go on with theirs.
+    pub fn adopt(&self, plan: Arc<Plan>) {
+        let renewed = Rc::new(self.snapshot().renew(plan, &self.cells));
+        self.snapshot.replace(renewed);
+    }
+
+    /// The limits of the requests of a connection that begins now.
     #[must_use]
-    pub const fn limits(&self) -> &guard::Limits {
-        &self.settings.limits
+    pub fn limits(&self) -> guard::Limits {
+        self.snapshot.borrow().settings().limits.clone()
+    }
+
+    /// Where this worker counts.
+    #[must_use]
+    pub const fn cells(&self) -> &Arc<Cells> {
+        &self.cells
     }
 
     /// Closes upstream connections that have been unused for too long, and ends requests whose keys may no
     /// longer do what they do. To be called once a second, within the worker's runtime.
     pub fn sweep(self: &Rc<Self>) {
-        self.pool.sweep();
+        self.snapshot().pool().sweep();
         in_flight::sweep(self);
+    }
+
+    fn snapshot(&self) -> Rc<Snapshot> {
+        Rc::clone(&self.snapshot.borrow())
     }
 }
 
@@ -147,30 +157,34 @@ pub async fn handle(
     request: Request<Incoming>,
     cut: &Cut,
 ) -> (Response<ResponseBody>, Option<Tunnel>) {
-    let mut exchange = Exchange::begin(gateway, &request, cut);
-    match cut.or_refused(pass(gateway, peer, request, &mut exchange)).await {
+    let snapshot = gateway.snapshot();
+    let mut exchange = Exchange::begin(gateway, &snapshot, &request, cut);
+    match cut.or_refused(pass(gateway, &snapshot, peer, request, &mut exchange)).await {
         Ok(answer) => answer.into_response(gateway, exchange),
-        Err(rejection) => (respond::refuse(gateway, &rejection, exchange), None),
+        Err(rejection) => (respond::refuse(&snapshot, &rejection, exchange), None),
     }
 }
 
 /// The stages in their order, which is the order of refusals: a stranger cannot map the API.
 async fn pass(
     gateway: &Gateway,
+    snapshot: &Snapshot,
     peer: &Peer,
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Forwarded, Rejection> {
-    let request = CanonicalRequest::parse(request, &gateway.settings.limits)?;
-    let found = gateway.routes.find(&request);
+    let request = CanonicalRequest::parse(request, &snapshot.settings().limits)?;
+    let found = snapshot.routes().find(&request);
     exchange.note_route(found.ok().flatten());
     let route = found.ok().flatten().map(|found| found.route);
-    let caller = authenticate(gateway, peer, &request, route, exchange).await?;
+    let caller = authenticate(gateway, snapshot, peer, &request, route, exchange).await?;
     // Only now: which paths have two readings says which rules there are.
     found.map_err(Rejection::Unsafe)?;
     let permit = authorize(route, caller)?;
     match permit.target() {
-        Target::Upstream(upstream) => forward(gateway, peer, &permit, upstream, request, exchange).await,
+        Target::Upstream(upstream) => {
+            forward(gateway, snapshot, peer, &permit, upstream, request, exchange).await
+        }
         Target::Operation(_) => Err(Rejection::NotFound(NotFound::NoOperation)),
     }
 }

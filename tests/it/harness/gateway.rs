@@ -15,6 +15,7 @@ use keygate::key::Environment;
 use keygate::key::record::KeyRecord;
 use keygate::key::scope::{Scope, ScopeSet};
 use keygate::lifecycle::{Lifecycle, NewKey};
+use keygate::reload::Refused;
 use keygate::store::Store;
 use tempfile::TempDir;
 
@@ -159,7 +160,7 @@ impl GatewayBuilder {
             clock,
             shift,
             transport: self.transport,
-            _folder: folder,
+            folder,
         }
     }
 }
@@ -172,7 +173,7 @@ pub(crate) struct Gateway {
     clock: Clock,
     shift: Shift,
     transport: Transport,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// A key with its secret.
@@ -204,6 +205,17 @@ impl Gateway {
 
     pub(crate) fn ops_address(&self) -> SocketAddr {
         self.app.as_ref().unwrap().ops_address().unwrap()
+    }
+
+    /// Where its configuration is.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Has it read its configuration again, as SIGHUP does.
+    pub(crate) fn reload(&mut self) -> Result<(), Refused> {
+        let read = Config::load(&self.folder.path().join("keygate.toml"), []);
+        self.app.as_mut().unwrap().reload(read)
     }
 
     pub(crate) fn lifecycle(&self) -> &Lifecycle {
@@ -275,7 +287,7 @@ impl Gateway {
         expires_at: Option<UnixMillis>,
     ) -> TestKey {
         let scopes = match scopes {
-            None => self.lifecycle().vocabulary().clone(),
+            None => self.lifecycle().vocabulary(),
             Some(names) => names.iter().map(|name| Scope::parse(name).unwrap()).collect::<ScopeSet>(),
         };
         let new = NewKey {
