@@ -5,31 +5,33 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use zeroize::Zeroizing;
 
 use crate::admin;
 use crate::api::Api;
 use crate::audit::Chain;
 use crate::clock::{Clock, UnixMillis};
-use crate::config::{Config, KeySettings, StoreSettings};
-use crate::gateway::Shared;
+use crate::config::{Config, KeySettings, Mistakes, StoreSettings};
+use crate::connection;
+use crate::gateway::{Plan, Shared};
 use crate::key::record::Sealer;
-use crate::key::scope::ScopeSet;
 use crate::key::{Digester, KeyFormat, Pepper};
 use crate::lifecycle::{self, Lifecycle, SignupSettings};
 use crate::listener::{self, Listener};
-use crate::metrics::{MeasuredStore, Metrics, State};
+use crate::metrics::{MeasuredStore, Metrics, Reloads, State};
 use crate::ops::{self, Readiness, Told};
+use crate::reload::{Fixed, Refused, Source};
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::{self, Embedded};
@@ -37,6 +39,7 @@ use crate::store::keeper::LinkState;
 use crate::store::redis::{self, Redis};
 use crate::telemetry::{self, RecordWriter};
 use crate::tls;
+use crate::upstream::health::Health;
 use crate::worker::{DrainSettings, Serving, Worker};
 
 #[derive(Debug, Error)]
@@ -96,13 +99,12 @@ impl KeyTools {
 
     /// What a lifecycle is told of them.
     #[must_use]
-    pub fn lifecycle(&self, vocabulary: ScopeSet, signup: SignupSettings) -> lifecycle::Settings {
+    pub fn lifecycle(&self, signup: SignupSettings) -> lifecycle::Settings {
         lifecycle::Settings {
             format: self.format.clone(),
             digester: self.digester.clone(),
             pepper: self.pepper.clone(),
             chain: self.chain.clone(),
-            vocabulary,
             signup,
         }
     }
@@ -145,17 +147,6 @@ pub fn open_store(
     }
 }
 
-/// Reads the certificates. One that clients will refuse does not keep the gateway from starting: a restart
-/// must not turn one expired name into an outage of all of them.
-fn load_tls(settings: &tls::Settings, clock: &Clock) -> Result<Option<tls::Acceptor>, tls::LoadErrors> {
-    let acceptor = tls::Acceptor::load(settings)?;
-    let certificates = acceptor.iter().flat_map(tls::Acceptor::certificates);
-    for complaint in certificates.filter_map(|certificate| certificate.complaint(clock.now().wall)) {
-        telemetry::log(&complaint);
-    }
-    Ok(acceptor)
-}
-
 /// A running gateway.
 #[derive(Debug)]
 pub struct App {
@@ -168,6 +159,25 @@ pub struct App {
     workers: Arc<Vec<Worker>>,
     records: RecordWriter,
     drain: DrainSettings,
+    fixed: Fixed,
+    trusted_proxies: watch::Sender<Vec<IpNet>>,
+    in_force: Arc<Mutex<InForce>>,
+    clock: Clock,
+}
+
+/// What a reload replaces, as metrics tell of it.
+#[derive(Debug)]
+struct InForce {
+    config_hash: u64,
+    /// The end of each certificate, by its file.
+    certificates: Vec<(Box<str>, UnixMillis)>,
+    health: Arc<Health>,
+    reloads: Reloads,
+}
+
+/// What is in it can be used also when whoever held it panicked.
+fn lock(in_force: &Mutex<InForce>) -> MutexGuard<'_, InForce> {
+    in_force.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl App {
@@ -194,40 +204,41 @@ impl App {
         clock: Clock,
     ) -> Result<Self, StartError> {
         raise_descriptor_limit();
-        let tls = load_tls(&config.tls, &clock)?;
-        let certificates = tls.iter().flat_map(tls::Acceptor::certificates);
-        let certificates =
-            certificates.map(|one| (one.file.display().to_string().into(), one.not_after)).collect();
+        let fixed = Fixed::of(&config);
+        let serving = serving(&config.tls, config.connection, &clock)?;
+        let (trusted_proxies, trusted) = watch::channel(config.gateway.headers.trusted_proxies.clone());
         let entered = control.handle.enter();
-        let listener =
-            Listener::bind(&config.listener, config.gateway.headers.trusted_proxies.clone(), clock.clone())?;
+        let listener = Listener::bind(&config.listener, trusted, clock.clone())?;
         let admin = admin::Server::bind(&config.admin)?;
         let ops = ops::Server::bind(&config.ops)?;
         let (address, ops_address) = (listener.address(), ops.as_ref().map(ops::Server::address));
         let (store, meter) = MeasuredStore::new(store, clock.clone());
         let store: Arc<dyn Store> = store;
-        let route_ids = config.routes.routes().iter().map(|route| route.id.clone()).collect();
-        let upstream_names = config.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
-        let metrics = Arc::new(Metrics::new(route_ids, upstream_names, meter));
+        let metrics = Arc::new(Metrics::new(meter));
         let lifecycle = Arc::new(Lifecycle::new(
             Arc::clone(&store),
-            tools.lifecycle(config.scopes, config.signup),
+            tools.lifecycle(config.signup),
+            config.scopes,
             clock.clone(),
         ));
         let keys = ReadThrough::new(config.cache, Arc::clone(&store), control.handle.clone(), clock.clone());
+        let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
+        let in_force = Arc::new(Mutex::new(InForce {
+            config_hash: config.hash,
+            certificates: certificates(&serving),
+            health: Arc::clone(plan.health()),
+            reloads: Reloads::default(),
+        }));
         let shared = Shared {
-            settings: config.gateway,
-            routes: Arc::new(config.routes),
-            upstreams: config.upstreams.into(),
+            plan,
             format: tools.format,
             digester: tools.digester,
             keys: Arc::clone(&keys),
             api: Api::new(Arc::clone(&lifecycle), control.handle.clone()),
-            clock,
+            clock: clock.clone(),
         };
         let records = RecordWriter::start(config.request_log)?;
         let count = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
-        let serving = Serving { connection: config.connection, tls };
         let workers: Result<Vec<Worker>, io::Error> = (0..count)
             .map(|n| Worker::start(n, shared.clone(), records.sink(), metrics.cells(), serving.clone()))
             .collect();
@@ -239,7 +250,7 @@ impl App {
         let readiness = Arc::new(Readiness::default());
         readiness.set(true);
         if let Some(ops) = ops {
-            let state = state(store, keys, certificates, &workers, &records);
+            let state = state(store, keys, Arc::clone(&in_force), &records);
             let told = Told { metrics, readiness: Arc::clone(&readiness), state: Box::new(state) };
             tokio::spawn(ops.run(Arc::new(told)));
         }
@@ -254,7 +265,59 @@ impl App {
             workers,
             records,
             drain: config.drain,
+            fixed,
+            trusted_proxies,
+            in_force,
+            clock,
         })
+    }
+
+    /// Goes by another configuration from now on, or goes on as it was. When it returns, every worker has
+    /// changed over; requests under way end under what they began with.
+    ///
+    /// # Errors
+    /// [`Refused`], with everything that stands against it; nothing has changed then.
+    pub fn reload(&mut self, read: Result<Config, Mistakes>) -> Result<(), Refused> {
+        match self.change(read) {
+            Ok(routes) => {
+                lock(&self.in_force).reloads.applied += 1;
+                telemetry::log(&format!("the configuration was read again: {routes} routes"));
+                Ok(())
+            }
+            Err(refused) => {
+                lock(&self.in_force).reloads.refused += 1;
+                telemetry::log(&format!(
+                    "the configuration was read again, and refused; the one before goes on:\n{refused}"
+                ));
+                Err(refused)
+            }
+        }
+    }
+
+    /// Everything that can fail comes before anything that changes. Gives the number of routes.
+    fn change(&mut self, read: Result<Config, Mistakes>) -> Result<usize, Refused> {
+        let config = read?;
+        self.fixed.compare(&config)?;
+        let serving = serving(&config.tls, config.connection, &self.clock)?;
+
+        let routes = config.routes.routes().len();
+        let health = Arc::clone(&lock(&self.in_force).health);
+        let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &health));
+        self.trusted_proxies.send_replace(plan.settings().headers.trusted_proxies.clone());
+        self.lifecycle.set_vocabulary(config.scopes);
+        self.drain = config.drain;
+        let (done, all_done) = std::sync::mpsc::channel();
+        for worker in self.workers.iter() {
+            worker.adopt(Arc::clone(&plan), serving.clone(), done.clone());
+        }
+        drop(done);
+        // Nothing is ever sent: it ends when the last worker has dropped its side, as one that has ended has.
+        let _ = all_done.recv();
+        let mut in_force = lock(&self.in_force);
+        in_force.config_hash = config.hash;
+        in_force.certificates = certificates(&serving);
+        in_force.health = Arc::clone(plan.health());
+        Ok(routes)
     }
 
     /// Where it listens; the port is the real one, also when the configuration said 0.
@@ -279,28 +342,36 @@ impl App {
         self.control.handle.block_on(future)
     }
 
-    /// From now on a signal is kept for [`App::run_until_signalled`] and does not kill the process.
+    /// From now on a signal is kept for [`App::run_until_signalled`] and does not kill the process: SIGHUP
+    /// only where there is a `source` to read the configuration from again.
     ///
     /// # Errors
     /// When signals cannot be watched.
-    pub fn watch_signals(&self) -> io::Result<Signals> {
+    pub fn watch_signals(&self, source: Option<Source>) -> io::Result<Signals> {
         let _entered = self.control.handle.enter();
+        let hangup = |source| signal(SignalKind::hangup()).map(|hangup| (hangup, source));
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            reload: source.map(hangup).transpose()?,
         })
     }
 
-    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
-    pub fn run_until_signalled(self, mut signals: Signals) {
+    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once. SIGHUP reloads.
+    pub fn run_until_signalled(mut self, mut signals: Signals) {
         let handle = self.control.handle.clone();
-        handle.block_on(signals.next());
+        while let Asked::ToReload(read) = handle.block_on(signals.next()) {
+            // Whatever stands against it has been logged.
+            let _ = self.reload(*read);
+        }
         let delay = self.drain.delay;
         self.readiness.set(false);
         telemetry::log("stopping: finishing the requests under way; a second signal ends them");
         let (hurry, hurried) = std::sync::mpsc::channel();
+        // SIGHUP is watched still, and ignored.
+        let Signals { mut terminate, mut interrupt, reload: _reload } = signals;
         handle.spawn(async move {
-            signals.next().await;
+            end(&mut terminate, &mut interrupt).await;
             let _ = hurry.send(());
         });
         let at_once = hurried.recv_timeout(delay).is_ok();
@@ -339,39 +410,91 @@ impl App {
     }
 }
 
+/// How connections are served, with certificates that are read now. One that clients will refuse does not
+/// keep the gateway from starting: a restart must not turn one expired name into an outage of all of them.
+fn serving(
+    tls: &tls::Settings,
+    connection: connection::Settings,
+    clock: &Clock,
+) -> Result<Serving, tls::LoadErrors> {
+    let tls = tls::Acceptor::load(tls)?;
+    let certificates = tls.iter().flat_map(tls::Acceptor::certificates);
+    for complaint in certificates.filter_map(|certificate| certificate.complaint(clock.now().wall)) {
+        telemetry::log(&complaint);
+    }
+    Ok(Serving { connection, tls })
+}
+
+/// The end of each certificate, by its file.
+fn certificates(serving: &Serving) -> Vec<(Box<str>, UnixMillis)> {
+    let certificates = serving.tls.iter().flat_map(tls::Acceptor::certificates);
+    certificates.map(|one| (one.file.display().to_string().into(), one.not_after)).collect()
+}
+
 /// What is read of the parts at the moment of a scrape.
 fn state(
     store: Arc<dyn Store>,
     keys: Arc<ReadThrough>,
-    certificates: Vec<(Box<str>, UnixMillis)>,
-    workers: &[Worker],
+    in_force: Arc<Mutex<InForce>>,
     records: &RecordWriter,
 ) -> impl Fn() -> State + Send + Sync + use<> {
     let dropped = records.dropped();
-    let loads: Vec<_> = workers.iter().map(Worker::load_cell).collect();
-    move || State {
-        certificates: certificates.clone(),
-        cache_entries: keys.entries(),
-        event_link_up: store.keeper().link_state() == LinkState::Up,
-        records_dropped: dropped.load(Ordering::Relaxed),
-        connections: loads.iter().map(|load| load.load(Ordering::Relaxed)).sum(),
+    move || {
+        let in_force = lock(&in_force);
+        State {
+            certificates: in_force.certificates.clone(),
+            health: Arc::clone(&in_force.health),
+            cache_entries: keys.entries(),
+            event_link_up: store.keeper().link_state() == LinkState::Up,
+            records_dropped: dropped.load(Ordering::Relaxed),
+            config_hash: in_force.config_hash,
+            reloads: in_force.reloads,
+        }
     }
 }
 
-/// The signals that end the process. Watched from before it says that it listens, and by one watch for the
-/// first and the second: one that comes between two watches would be nobody's.
-#[derive(Debug)]
+/// The signals that mean something to a gateway. Watched from before it says that it listens, and by one
+/// watch for the first and the second: one that comes between two watches would be nobody's.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    reload: Option<(Signal, Source)>,
+}
+
+impl std::fmt::Debug for Signals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signals").finish_non_exhaustive()
+    }
+}
+
+/// What a signal asks for.
+enum Asked {
+    ToEnd,
+    ToReload(Box<Result<Config, Mistakes>>),
 }
 
 impl Signals {
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Asked {
+        let reload = async {
+            match &mut self.reload {
+                Some((hangup, source)) => {
+                    hangup.recv().await;
+                    source()
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            () = end(&mut self.terminate, &mut self.interrupt) => Asked::ToEnd,
+            read = reload => Asked::ToReload(Box::new(read)),
         }
+    }
+}
+
+async fn end(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 

@@ -24,8 +24,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::gateway::headers::Peer;
-use crate::gateway::{self, Gateway, Tunnel, guard};
+use crate::gateway::{self, Cut, Gateway, Tunnel, guard};
 use crate::http2::{self, Paced, Streams};
+use crate::metrics::{Connected, Protocol};
 use crate::preface::{self, Rewound};
 use crate::tls::{self, Stream};
 
@@ -71,6 +72,7 @@ pub async fn serve<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
+    let connected = gateway.cells().connected();
     let activity = Rc::new(Activity::new());
     let watched = Watched { stream, activity: Rc::clone(&activity), lingering: None };
     let mut watchdog = Watchdog {
@@ -81,12 +83,15 @@ pub async fn serve<S>(
     };
     // A client that goes away, says nothing in time or does not speak TLS gets no answer: there is nobody to
     // understand it.
-    let Some(Ok((stream, protocol))) = watchdog.until(open(watched, tls, &activity)).await else { return };
+    let Some(Ok((stream, is_http2))) = watchdog.until(open(watched, tls, &activity)).await else { return };
     let io = TokioIo::new(stream);
     let peer = Rc::new(if tls.is_some() { peer.over_tls() } else { peer });
-    match protocol {
-        Protocol::Http1 => serve_http1(io, &peer, &gateway, &activity, &mut watchdog).await,
-        Protocol::Http2 => serve_http2(io, &peer, &gateway, &activity, &mut watchdog).await,
+    if is_http2 {
+        connected.speaks(Protocol::Http2);
+        serve_http2(io, &peer, &gateway, &activity, &mut watchdog).await;
+    } else {
+        connected.speaks(Protocol::Http1);
+        serve_http1(io, &peer, &gateway, &activity, &mut watchdog, &connected).await;
     }
 }
 
@@ -96,23 +101,28 @@ async fn serve_http1<S>(
     gateway: &Rc<Gateway>,
     activity: &Rc<Activity>,
     watchdog: &mut Watchdog<'_>,
+    connected: &Connected,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let switch: Rc<Cell<Option<Tunnel>>> = Rc::default();
+    let cut = Cut::default();
     let service = service_fn(|request: Request<Incoming>| {
         activity.had_body.set(!request.body().is_end_stream());
         let busy = Busy::begin(activity);
         let (gateway, peer, switch) = (Rc::clone(gateway), Rc::clone(peer), Rc::clone(&switch));
+        let cut = cut.clone();
         async move {
-            let (response, tunnel) = gateway::handle(&gateway, &peer, request).await;
+            let (response, tunnel) = gateway::handle(&gateway, &peer, request, &cut).await;
             switch.set(tunnel);
             Ok::<_, Infallible>(response.map(|body| Tracked { body, _busy: busy }))
         }
     });
-    let mut connection = http1_builder(gateway.limits()).serve_connection(io, service);
-    watchdog.watch(Pin::new(&mut connection), http1::Connection::graceful_shutdown, || false).await;
+    let mut connection = http1_builder(&gateway.limits()).serve_connection(io, service);
+    let finish = http1::Connection::graceful_shutdown;
+    watchdog.watch(Pin::new(&mut connection), finish, || cut.is_due()).await;
     if let Some(tunnel) = switch.take() {
+        connected.speaks(Protocol::WebSocket);
         // The client has its 101, and what follows is not HTTP.
         let http1::Parts { io, read_buf, .. } = connection.into_parts();
         // A side that breaks off has ended it for both.
@@ -134,11 +144,11 @@ async fn serve_http2<S>(
     let streams = Streams::new(watchdog.settings.write_timeout);
     let service = service_fn(|request| {
         let (busy, pace) = (Busy::begin(activity), streams.open());
-        let (gateway, peer) = (Rc::clone(gateway), Rc::clone(peer));
+        let (gateway, peer, cut) = (Rc::clone(gateway), Rc::clone(peer), pace.cut().clone());
         async move {
             // No tunnel comes of it: HTTP/2 has no `Upgrade`, and a request that holds one is refused as
             // malformed.
-            let (response, _) = gateway::handle(&gateway, &peer, request).await;
+            let (response, _) = gateway::handle(&gateway, &peer, request, &cut).await;
             Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked { body, _busy: busy }, pace)))
         }
     });
@@ -147,34 +157,27 @@ async fn serve_http2<S>(
     watchdog.watch(connection, finish, || streams.are_abused()).await;
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
-    Http1,
-    Http2,
-}
-
-/// Finds out what the client speaks, and makes the handshake before that where there is one.
+/// Finds out whether the client speaks HTTP/2, and makes the handshake before that where there is one.
 async fn open<S>(
     stream: Watched<S>,
     tls: Option<&tls::Acceptor>,
     activity: &Activity,
-) -> io::Result<(Rewound<Stream<Watched<S>>>, Protocol)>
+) -> io::Result<(Rewound<Stream<Watched<S>>>, bool)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let Some(tls) = tls else {
-        let (stream, is_http2) = preface::is_http2(Stream::Plain(stream)).await?;
-        return Ok((stream, if is_http2 { Protocol::Http2 } else { Protocol::Http1 }));
+        return preface::is_http2(Stream::Plain(stream)).await;
     };
     activity.enter(Phase::Handshake);
     let (stream, is_http2) = tls.accept(stream).await?;
     activity.enter(Phase::Head);
     if !is_http2 {
-        return Ok((Rewound::untouched(stream), Protocol::Http1));
+        return Ok((Rewound::untouched(stream), false));
     }
     // Awaited here for its time limit; hyper judges it.
     let (stream, _) = preface::is_http2(stream).await?;
-    Ok((stream, Protocol::Http2))
+    Ok((stream, true))
 }
 
 fn http1_builder(limits: &guard::Limits) -> http1::Builder {
@@ -211,12 +214,12 @@ impl Watchdog<'_> {
         .await
     }
 
-    /// Runs the connection; `finish` lets it end after the requests under way, `is_abused` ends it at once.
+    /// Runs the connection; `finish` lets it end after the requests under way, `is_over` ends it at once.
     async fn watch<C: Future>(
         &mut self,
         mut connection: Pin<&mut C>,
         finish: impl Fn(Pin<&mut C>),
-        is_abused: impl Fn() -> bool,
+        is_over: impl Fn() -> bool,
     ) {
         let mut draining = false;
         poll_fn(|cx| {
@@ -228,7 +231,7 @@ impl Watchdog<'_> {
             loop {
                 // An error here is a client that went away or spoke something else; hyper has answered what
                 // could be answered.
-                if connection.as_mut().poll(cx).is_ready() || is_abused() {
+                if is_over() || connection.as_mut().poll(cx).is_ready() || is_over() {
                     return Poll::Ready(());
                 }
                 self.activity.remember(cx);

@@ -19,6 +19,8 @@ use hyper::server::conn::http2;
 use hyper_util::rt::TokioTimer;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::gateway::Cut;
+
 /// Requests at once on one connection.
 const STREAMS: u32 = 100;
 /// A request's header list, in bytes after decompression.
@@ -94,6 +96,10 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
         let (patience, cancelled) = (self.patience, Rc::clone(&self.cancelled));
         tokio::task::spawn_local(async move {
             Stream { stream, pace: pace.clone(), patience, timer: None }.await;
+            if pace.cut().is_due() {
+                // Nothing of this is the client's doing.
+                return;
+            }
             let now = cancelled.get();
             cancelled.set(if pace.0.answered.get() { now.saturating_sub(1) } else { now + 1 });
         });
@@ -110,11 +116,20 @@ struct Progress {
     waiting_since: Cell<Option<Instant>>,
     /// Whether all of the answer that there is has been handed over.
     answered: Cell<bool>,
+    cut: Cut,
+}
+
+impl Pace {
+    /// The word to the stream that it must end.
+    #[must_use]
+    pub fn cut(&self) -> &Cut {
+        &self.0.cut
+    }
 }
 
 pin_project_lite::pin_project! {
-    /// A stream, until it is done or its client has taken nothing for too long. Dropped before its end, it is
-    /// reset.
+    /// A stream, until it is done, its client has taken nothing for too long, or its key may no longer do what
+    /// it does. Dropped before its end, it is reset.
     struct Stream<F> {
         #[pin]
         stream: F,
@@ -129,7 +144,7 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        if this.stream.poll(cx).is_ready() {
+        if this.pace.cut().is_due() || this.stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
         loop {

@@ -45,6 +45,7 @@ pub mod network;
 pub mod ops;
 pub mod preface;
 pub mod rejection;
+pub mod reload;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::connection_limit::{ConnectionLimit, Slot};
@@ -63,7 +64,7 @@ pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     limit: ConnectionLimit,
-    trusted_proxies: Vec<IpNet>,
+    trusted_proxies: watch::Receiver<Vec<IpNet>>,
     clock: Clock,
 }
 
@@ -72,7 +73,11 @@ impl Listener {
     ///
     /// # Errors
     /// When the address is taken or not this machine's.
-    pub fn bind(settings: &Settings, trusted_proxies: Vec<IpNet>, clock: Clock) -> Result<Self, BindError> {
+    pub fn bind(
+        settings: &Settings,
+        trusted_proxies: watch::Receiver<Vec<IpNet>>,
+        clock: Clock,
+    ) -> Result<Self, BindError> {
         let bind = || {
             let socket = match settings.listen {
                 SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -117,7 +122,8 @@ impl Listener {
                 }
             };
             let peer = Peer::new(address);
-            let trusted = self.trusted_proxies.iter().any(|network| network.contains(&peer.address.ip()));
+            let contains = |network: &IpNet| network.contains(&peer.address.ip());
+            let trusted = self.trusted_proxies.borrow().iter().any(contains);
             match self.limit.take(peer.address.ip(), trusted) {
                 // Dropped unread: answering would cost what there is too little of.
                 None => full.log(self.clock.mono(), || FULL.to_owned()),

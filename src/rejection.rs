@@ -202,11 +202,9 @@ impl Rejection {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self {
-            Self::Unsafe(_)
-            | Self::BodyStalled
-            | Self::BodyBroken
-            | Self::Invalid(_)
-            | Self::InvalidBody => StatusCode::BAD_REQUEST,
+            Self::Unsafe(_) | Self::BodyStalled | Self::BodyBroken | Self::Invalid(_) | Self::InvalidBody => {
+                StatusCode::BAD_REQUEST
+            }
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -272,9 +270,7 @@ impl Rejection {
                 Conflict::KeyExpired => "This API key has expired",
                 Conflict::Contended => "The resource is being changed by other requests, please retry",
             }),
-            Self::IdempotencyMismatch => {
-                Cow::Borrowed("This Idempotency-Key was used for another request")
-            }
+            Self::IdempotencyMismatch => Cow::Borrowed("This Idempotency-Key was used for another request"),
             Self::RateLimited(_) => Cow::Borrowed("Too many requests, please retry later"),
             Self::Internal => Cow::Borrowed("Something went wrong here"),
             Self::NotFound(_) => Cow::Borrowed("No such resource"),

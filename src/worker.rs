@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::connection::{self, Connections};
 use crate::connection_limit::Slot;
 use crate::gateway::headers::Peer;
-use crate::gateway::{Gateway, Shared};
+use crate::gateway::{Gateway, Plan, Shared};
 use crate::metrics::Cells;
 use crate::telemetry::RecordSink;
 use crate::tls;
@@ -63,6 +63,13 @@ enum Order {
         peer: Peer,
         slot: Slot,
     },
+    /// Go by another plan from the next request on, and serve connections so from the next one on. `done` is
+    /// dropped when it is done.
+    Adopt {
+        plan: Arc<Plan>,
+        serving: Serving,
+        done: Sender<()>,
+    },
     /// Finish what is under way, take nothing new, end.
     Drain,
 }
@@ -94,17 +101,16 @@ impl Worker {
         self.load.load(Ordering::Relaxed)
     }
 
-    /// The same, to be read when the worker is elsewhere.
-    #[must_use]
-    pub fn load_cell(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.load)
-    }
-
     /// Hands over a connection.
     pub fn serve(&self, stream: TcpStream, peer: Peer, slot: Slot) {
         self.load.fetch_add(1, Ordering::Relaxed);
         // A worker that has ended drops the connection, and the client sees it closed.
         let _ = self.orders.send(Order::Serve { stream, peer, slot });
+    }
+
+    /// Replaces what requests and connections are handled by. `done` is dropped once it is replaced.
+    pub fn adopt(&self, plan: Arc<Plan>, serving: Serving, done: Sender<()>) {
+        let _ = self.orders.send(Order::Adopt { plan, serving, done });
     }
 
     /// Lets the requests under way finish.
@@ -154,7 +160,7 @@ async fn work(
     load: &Arc<AtomicUsize>,
     gateway: Rc<Gateway>,
     records: Rc<RecordSink>,
-    serving: Rc<Serving>,
+    mut serving: Rc<Serving>,
 ) {
     let connections = Rc::new(Connections::default());
     tokio::task::spawn_local(async move { records.keep_flushing().await });
@@ -174,6 +180,11 @@ async fn work(
         };
         match order {
             None => return,
+            Some(Order::Adopt { plan, serving: other, done }) => {
+                gateway.adopt(plan);
+                serving = Rc::new(other);
+                drop(done);
+            }
             Some(Order::Drain) => {
                 draining = true;
                 connections.begin_drain();

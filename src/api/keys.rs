@@ -2,9 +2,7 @@
 
 use serde::Serialize;
 
-use super::body::{
-    Body, networks, nullable_text, nullable_time, scopes, seconds, text,
-};
+use super::body::{Body, networks, nullable_text, nullable_time, scopes, seconds, text};
 use super::query::{Cursor, Query};
 use super::{Answer, Call, List, Shown, refuse};
 use crate::id::KeyId;
@@ -111,10 +109,7 @@ fn environment(value: serde_json::Value) -> Result<Environment, &'static str> {
     serde_json::from_value(value).map_err(|_| "must be \"live\" or \"test\"")
 }
 
-async fn show(
-    lifecycle: &Lifecycle,
-    key: Result<KeyRecord, LifecycleError>,
-) -> Result<Answer, Rejection> {
+async fn show(lifecycle: &Lifecycle, key: Result<KeyRecord, LifecycleError>) -> Result<Answer, Rejection> {
     let views = lifecycle.view_keys(&[key.map_err(refuse)?]).await.map_err(refuse)?;
     Answer::json(&views.first())
 }

@@ -23,9 +23,7 @@ use zeroize::Zeroizing;
 use crate::id::RequestId;
 use crate::key::PresentedKey;
 use crate::lifecycle::{Asker, By, Escalation, Holder, Idempotency, Lifecycle, LifecycleError};
-use crate::rejection::{
-    Conflict, FieldError, Forbidden, NotFound, Rejection, Unauthenticated, Unavailable,
-};
+use crate::rejection::{Conflict, FieldError, Forbidden, NotFound, Rejection, Unauthenticated, Unavailable};
 use crate::telemetry;
 
 /// The largest body of an operation, in bytes.

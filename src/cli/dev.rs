@@ -70,7 +70,7 @@ pub(super) fn run(
             return Ok(Outcome::Refused);
         }
     };
-    let signals = app.watch_signals()?;
+    let signals = app.watch_signals(None)?;
     for demo in demos {
         app.block_on(async { demo.start() })?;
     }
@@ -139,7 +139,7 @@ async fn fresh_keys(lifecycle: &Lifecycle) -> Result<Keys, LifecycleError> {
             lifecycle.revoke_key(by, key.id).await?;
         }
     }
-    let all = lifecycle.vocabulary().clone();
+    let all = lifecycle.vocabulary();
     let read_only: ScopeSet = all.iter().filter(|scope| is_read(scope)).cloned().collect();
     Ok(Keys {
         live: make_key(lifecycle, org, "live, all scopes", Environment::Live, all.clone()).await?,

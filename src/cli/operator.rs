@@ -56,7 +56,8 @@ fn open(config: &Config) -> Result<Lifecycle, String> {
         ),
         error => error.to_string(),
     })?;
-    Ok(Lifecycle::new(store, tools.lifecycle(config.scopes.clone(), config.signup.clone()), Clock::system()))
+    let settings = tools.lifecycle(config.signup.clone());
+    Ok(Lifecycle::new(store, settings, config.scopes.clone(), Clock::system()))
 }
 
 /// Who sits at the terminal, for the record.

@@ -7,13 +7,19 @@ use std::path::PathBuf;
 use super::{Outcome, load};
 use crate::app::App;
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::telemetry;
 
 /// Run the gateway until SIGTERM or Ctrl-C
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The first signal lets the requests under way finish, the second ends them. Exit code: 0 when it was stopped, 1 when it could not
-start, 2 if the configuration cannot be read.
+The first SIGTERM lets the requests under way finish, the second ends them.
+
+SIGHUP reads the configuration, its policy and its certificates again. All of it holds from the next request on, or nothing changes
+and standard error says why: a mistake, or a setting that only a restart changes (address, threads, connection limits, keys, store,
+cache, admin, ops, log).
+
+Exit code: 0 when it was stopped, 1 when it could not start, 2 if the configuration cannot be read.
 
 Example:
   keygate init && keygate check && keygate serve")]
@@ -28,7 +34,8 @@ pub(super) fn run(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     err: &mut impl Write,
 ) -> io::Result<Outcome> {
-    let config = match load(&args.config, environment, err)? {
+    let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
+    let config = match load(&args.config, environment.clone(), err)? {
         Ok(config) => config,
         Err(outcome) => return Ok(outcome),
     };
@@ -41,7 +48,8 @@ pub(super) fn run(
             return Ok(Outcome::Refused);
         }
     };
-    let signals = app.watch_signals()?;
+    let path = args.config.clone();
+    let signals = app.watch_signals(Some(Box::new(move || Config::load(&path, environment.clone()))))?;
     // What was logged on the way here, a warning perhaps, stands before the line that says it is done.
     telemetry::flush_log();
     writeln!(err, "keygate: listening on {scheme}://{} with {routes} routes", app.address())?;

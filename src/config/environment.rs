@@ -11,18 +11,21 @@ const PREFIX: &str = "KEYGATE__";
 /// No key of the configuration lies deeper.
 const DEEPEST: usize = 4;
 
-/// Puts the variables `KEYGATE__SECTION__KEY` of an environment over the tree of a file.
-pub(super) fn overlay(
-    root: &mut Value,
+/// The variables `KEYGATE__SECTION__KEY` of an environment, in the order of their names.
+pub(super) fn variables(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
-    report: &Report,
-) {
+) -> Vec<(String, OsString)> {
     let mut variables: Vec<(String, OsString)> = environment
         .into_iter()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
         .filter(|(name, _)| name.get(..PREFIX.len()).is_some_and(|head| head.eq_ignore_ascii_case(PREFIX)))
         .collect();
     variables.sort();
+    variables
+}
+
+/// Puts variables over the tree of a file.
+pub(super) fn overlay(root: &mut Value, variables: Vec<(String, OsString)>, report: &Report) {
     for (name, value) in variables {
         let place = Place::Variable { name: name.as_str().into() };
         let keys: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_ascii_lowercase).collect();

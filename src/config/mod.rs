@@ -14,6 +14,7 @@ mod store;
 mod upstreams;
 mod value;
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::mistake::{Mistake, Mistakes};
+
+use sha2::{Digest as _, Sha256};
 
 use self::mistake::{Document, Report};
 use self::policy::Policy;
@@ -60,6 +63,9 @@ pub struct Config {
     pub ops: ops::Settings,
     pub request_log: RequestLog,
     pub drain: DrainSettings,
+    /// Tells this configuration from others: 48 bits of a hash of the two files and the variables, as they
+    /// are written.
+    pub hash: u64,
 }
 
 /// What keys look like and how they are digested.
@@ -100,9 +106,17 @@ impl Config {
         path: &Path,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Mistakes> {
+        let fingerprint = Fingerprint::default();
+        let files = |path: &Path| files(path).inspect(|text| fingerprint.add(text.as_bytes()));
         let toml = files(path).map_err(|error| Mistakes::unreadable(path, &error))?;
+        let variables = environment::variables(environment);
+        for (name, value) in &variables {
+            fingerprint.add(name.as_bytes());
+            fingerprint.add(value.as_encoded_bytes());
+        }
         let report = Report::default();
-        let config = translate(&toml, path, environment, files, &report);
+        let config = translate(&toml, path, variables, &files, &report);
+        let config = config.map(|config| Self { hash: fingerprint.hash(), ..config });
         let mistakes = report.finish();
         match config {
             Some(config) if mistakes.is_empty() => Ok(config),
@@ -111,16 +125,35 @@ impl Config {
     }
 }
 
+/// What was read, as one number.
+#[derive(Default)]
+struct Fingerprint(RefCell<Sha256>);
+
+impl Fingerprint {
+    /// Adds a text, and where it ends.
+    fn add(&self, text: &[u8]) {
+        let mut hasher = self.0.borrow_mut();
+        hasher.update((text.len() as u64).to_be_bytes());
+        hasher.update(text);
+    }
+
+    /// As many bits as a metric's value holds exactly.
+    fn hash(&self) -> u64 {
+        let digest = self.0.borrow().clone().finalize();
+        digest.iter().take(6).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
+    }
+}
+
 /// `None` only where the report says why.
 fn translate(
     toml: &str,
     path: &Path,
-    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    variables: Vec<(String, OsString)>,
     files: &dyn Fn(&Path) -> io::Result<String>,
     report: &Report,
 ) -> Option<Config> {
     let mut root = file::parse(toml, Document::Configuration, &path.display().to_string(), report);
-    environment::overlay(&mut root, environment, report);
+    environment::overlay(&mut root, variables, report);
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     section::read(root, report, |root| sections(root, folder, files, report))
 }
@@ -170,6 +203,7 @@ fn sections(
         ops,
         request_log,
         drain,
+        hash: 0,
     })
 }
 

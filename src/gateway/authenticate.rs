@@ -10,8 +10,10 @@ use super::Gateway;
 use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
 use super::headers::Peer;
-use super::usage::Prepared;
 use super::route::{Access, Route};
+use super::snapshot::Snapshot;
+use super::usage::Prepared;
+use crate::clock::UnixMillis;
 use crate::key::{Environment, PresentedKey};
 use crate::lifecycle::Holder;
 use crate::network::ClientNetwork;
@@ -30,11 +32,9 @@ pub(super) enum Caller {
 
 impl Caller {
     /// The key that was presented, for whoever decides on it again.
-    pub(super) fn holder(&self, gateway: &Gateway, headers: &HeaderMap) -> Option<Holder> {
+    pub(super) fn holder(&self) -> Option<Holder> {
         let Self::Holder(known) = self else { return None };
-        let presented = presented_key(gateway, headers).ok()?;
-        let (key, org) = (known.found.key.id, known.found.org.id);
-        Some(Holder { key, org, digest: gateway.digester.digest(&presented) })
+        Some(Holder { key: known.found.key.id, org: known.found.org.id, digest: known.digest })
     }
 }
 
@@ -45,6 +45,7 @@ impl Caller {
 /// cannot tell.
 pub(super) async fn authenticate<B>(
     gateway: &Gateway,
+    snapshot: &Snapshot,
     peer: &Peer,
     request: &CanonicalRequest<B>,
     route: Option<&Route>,
@@ -56,13 +57,16 @@ pub(super) async fn authenticate<B>(
         });
     }
     let key = presented_key(gateway, request.headers())?;
-    let known =
-        resolve(gateway, &key, || gateway.rules.client_address(request.headers(), peer), exchange).await?;
+    let client = || snapshot.rules().client_address(request.headers(), peer);
+    let known = resolve(gateway, &key, client, exchange).await?;
     Ok(Caller::Holder(known))
 }
 
 /// The key of a request, well-formed if nothing else.
-pub(super) fn presented_key<'h>(gateway: &Gateway, headers: &'h HeaderMap) -> Result<PresentedKey<'h>, Rejection> {
+pub(super) fn presented_key<'h>(
+    gateway: &Gateway,
+    headers: &'h HeaderMap,
+) -> Result<PresentedKey<'h>, Rejection> {
     let token = bearer_token(headers).map_err(Rejection::Unauthenticated)?;
     gateway.format.parse(token).map_err(|_| Rejection::Unauthenticated(Unauthenticated::Malformed))
 }
@@ -88,22 +92,32 @@ async fn resolve(
         }
         Resolved::Unavailable(_) => return Err(Rejection::Unavailable(Unavailable::Store)),
     };
-    let (record, org) = (&known.found.key, &known.found.org);
-    exchange.note_key(record);
-    record
-        .admit(&digest, key.environment(), exchange.started().wall)
-        .map_err(|dead| Rejection::Unauthenticated(Unauthenticated::Dead(dead)))?;
-    if org.suspended_at.is_some() {
-        return Err(Rejection::Forbidden(Forbidden::OrganisationSuspended));
-    }
-    if org.pending {
-        return Err(Rejection::Forbidden(Forbidden::OrganisationPending));
-    }
-    if !record.allowed_addresses.is_empty() && !record.allows(client()) {
+    exchange.note_key(&known.found.key);
+    admit(&known, key.environment(), exchange.started().wall)?;
+    if !known.found.key.allowed_addresses.is_empty() && !known.found.key.allows(client()) {
         return Err(Rejection::Forbidden(Forbidden::Address));
     }
     gateway.cells.authenticated();
     Ok(known)
+}
+
+/// Whether a known key, presented under this prefix, opens anything now.
+///
+/// # Errors
+/// 401 where it does not, 403 `forbidden` where its organisation is suspended or not verified yet.
+pub(super) fn admit<T>(known: &Known<T>, environment: Environment, now: UnixMillis) -> Result<(), Rejection> {
+    known
+        .found
+        .key
+        .admit(&known.digest, environment, now)
+        .map_err(|dead| Rejection::Unauthenticated(Unauthenticated::Dead(dead)))?;
+    if known.found.org.suspended_at.is_some() {
+        return Err(Rejection::Forbidden(Forbidden::OrganisationSuspended));
+    }
+    if known.found.org.pending {
+        return Err(Rejection::Forbidden(Forbidden::OrganisationPending));
+    }
+    Ok(())
 }
 
 /// The token behind `Bearer` (RFC 6750, section 2.1; the scheme in any case, RFC 9110, section 11.1). That

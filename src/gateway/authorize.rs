@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use super::authenticate::Caller;
 use super::headers::Identity;
-use super::usage::Prepared;
 use super::route::{Access, Route, Target};
+use super::usage::Prepared;
 use crate::key::Environment;
 use crate::rejection::{NotFound, Rejection};
 use crate::store::cache::Known;
@@ -38,12 +38,17 @@ impl<'r> Permit<'r> {
         }
     }
 
-    /// What the upstream is told; nothing on a public route.
-    pub(super) fn identity(&self) -> Option<&Identity> {
+    /// Whose key it is; nobody's on a public route.
+    pub(super) const fn holder(&self) -> Option<&Rc<Known<Prepared>>> {
         match &self.caller {
             Caller::Anyone { .. } => None,
-            Caller::Holder(known) => Some(&known.prepared.identity),
+            Caller::Holder(known) => Some(known),
         }
+    }
+
+    /// What the upstream is told; nothing on a public route.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.holder().map(|known| &known.prepared.identity)
     }
 }
 
@@ -51,20 +56,26 @@ impl<'r> Permit<'r> {
 /// 404 where no rule is, 403 where the key lacks a scope.
 pub(super) fn authorize(route: Option<&Route>, caller: Caller) -> Result<Permit<'_>, Rejection> {
     let route = route.ok_or(Rejection::NotFound(NotFound::NoRoute))?;
-    match (&route.access, &caller) {
-        (Access::Public { .. }, _) | (Access::AnyKey, Caller::Holder(_)) => {}
-        (Access::Scopes(wanted), Caller::Holder(known)) => check_scopes(known, wanted)?,
-        // A caller without a key comes from a public route only; should that ever change, the answer is no.
-        (Access::AnyKey | Access::Scopes(_), Caller::Anyone { .. }) => {
-            return Err(Rejection::NotFound(NotFound::NoRoute));
-        }
-    }
+    let holder = match &caller {
+        Caller::Anyone { .. } => None,
+        Caller::Holder(known) => Some(&**known),
+    };
+    check_access(&route.access, holder)?;
     Ok(Permit { route, caller })
 }
 
-fn check_scopes(known: &Rc<Known<Prepared>>, wanted: &crate::key::scope::ScopeSet) -> Result<(), Rejection> {
-    match known.found.key.scopes.first_missing(wanted) {
-        None => Ok(()),
-        Some(missing) => Err(Rejection::MissingScope(missing.clone())),
+/// Whether the holder of a key, or nobody in particular, may use a route of this access.
+///
+/// # Errors
+/// 403 where the key lacks a scope.
+pub(super) fn check_access<T>(access: &Access, holder: Option<&Known<T>>) -> Result<(), Rejection> {
+    match (access, holder) {
+        (Access::Public { .. }, _) | (Access::AnyKey, Some(_)) => Ok(()),
+        (Access::Scopes(wanted), Some(known)) => match known.found.key.scopes.first_missing(wanted) {
+            None => Ok(()),
+            Some(missing) => Err(Rejection::MissingScope(missing.clone())),
+        },
+        // A caller without a key comes from a public route only; should that ever change, the answer is no.
+        (Access::AnyKey | Access::Scopes(_), None) => Err(Rejection::NotFound(NotFound::NoRoute)),
     }
 }

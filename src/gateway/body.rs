@@ -143,7 +143,8 @@ impl Sending {
 }
 
 /// An answer on its way down, keygate's own or the upstream's. Holds the exchange, whose record is written
-/// when this ends.
+/// when this ends. What must end before its end is dropped by whoever sends it, which also ends what a client
+/// does not take.
 #[derive(Debug)]
 pub struct ResponseBody {
     source: Source,

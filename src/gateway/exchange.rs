@@ -7,14 +7,17 @@ use http::{HeaderValue, Request, StatusCode};
 
 use super::Gateway;
 use super::headers::request_id_value;
+use super::in_flight::Cut;
 use super::route::Match;
+use super::snapshot::Snapshot;
+use super::usage::Prepared;
 use crate::clock::Now;
 use crate::id::{KeyId, OrgId, RequestId};
 use crate::key::Environment;
 use crate::key::record::KeyRecord;
 use crate::metrics::{Code, Finished, method_label};
 use crate::rejection::Rejection;
-use crate::store::cache::Level;
+use crate::store::cache::{Known, Level};
 use crate::telemetry::Record;
 
 /// A request from its parsed head to the last byte of its answer. Counted and recorded when it is dropped,
@@ -22,6 +25,7 @@ use crate::telemetry::Record;
 #[derive(Debug)]
 pub(super) struct Exchange {
     gateway: Rc<Gateway>,
+    snapshot: Rc<Snapshot>,
     started: Now,
     id: RequestId,
     id_value: HeaderValue,
@@ -34,6 +38,9 @@ pub(super) struct Exchange {
     code: Code,
     reason: Option<&'static str>,
     complete: bool,
+    /// Its place among the requests in flight, once it is forwarded with a key.
+    place: Option<usize>,
+    cut: Cut,
 }
 
 /// When an upstream was asked, when it answered, and when the answer's head was ready for the client.
@@ -45,12 +52,19 @@ struct UpstreamTimes {
 }
 
 impl Exchange {
-    pub(super) fn begin<B>(gateway: &Rc<Gateway>, request: &Request<B>) -> Self {
+    pub(super) fn begin<B>(
+        gateway: &Rc<Gateway>,
+        snapshot: &Rc<Snapshot>,
+        request: &Request<B>,
+        cut: &Cut,
+    ) -> Self {
         let started = gateway.clock.now();
         let id = RequestId::draw(&mut gateway.ids.borrow_mut(), started.wall);
         gateway.cells.begin();
+        cut.begin();
         Self {
             gateway: Rc::clone(gateway),
+            snapshot: Rc::clone(snapshot),
             started,
             id,
             id_value: request_id_value(id),
@@ -63,6 +77,8 @@ impl Exchange {
             code: Code::ClientGone,
             reason: None,
             complete: false,
+            place: None,
+            cut: cut.clone(),
         }
     }
 
@@ -102,6 +118,25 @@ impl Exchange {
         self.level = Some(level);
     }
 
+    /// From now on it is ended when its key may no longer do what it does.
+    pub(super) fn enter_flight(&mut self, holder: &Rc<Known<Prepared>>) {
+        if let Some(route) = self.route {
+            let (known, snapshot) = (Rc::clone(holder), Rc::clone(&self.snapshot));
+            let place = self.gateway.in_flight.enter(known, snapshot, route, self.cut.clone());
+            self.place = Some(place);
+        }
+    }
+
+    fn leave_flight(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.gateway.in_flight.leave(place);
+        }
+    }
+
+    pub(super) const fn cut(&self) -> &Cut {
+        &self.cut
+    }
+
     pub(super) fn note_sending(&mut self, environment: Environment) {
         let now = self.gateway.clock.mono();
         self.environment = Some(environment);
@@ -124,6 +159,7 @@ impl Exchange {
     /// An upstream's answer is ready for the client.
     pub(super) fn note_forwarded(&mut self, status: StatusCode) {
         self.code = Code::Upstream(status);
+        self.cut.note_answered();
         if let Some(times) = &mut self.upstream {
             times.ready = self.gateway.clock.mono();
         }
@@ -138,6 +174,8 @@ impl Exchange {
         self.code = Code::Own(rejection.status());
         self.reason = Some(rejection.reason());
         self.gateway.cells.refused(rejection);
+        // What is keygate's own to say may be said to its end.
+        self.leave_flight();
     }
 
     /// The answer has been handed over to its last byte.
@@ -156,9 +194,14 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.leave_flight();
+        if let Some(why) = self.cut.why() {
+            self.reason = Some(why.reason());
+            self.gateway.cells.cut(&why);
+        }
         let duration = self.gateway.clock.mono().saturating_duration_since(self.started.mono);
-        self.gateway.cells.finish(&Finished {
-            route: self.route,
+        self.gateway.cells.end();
+        self.snapshot.route_cells(self.route).finish(&Finished {
             method: self.method,
             code: self.code,
             environment: self.environment,
@@ -172,7 +215,7 @@ impl Drop for Exchange {
             at: self.started.wall,
             request: self.id,
             method: self.method,
-            route: self.route.map(|number| self.gateway.routes.routes()[number].id.clone()),
+            route: self.route.map(|number| self.snapshot.routes().routes()[number].id.clone()),
             status: self.code.status(),
             reason: self.reason,
             key: self.key.map(|(key, _)| key),

@@ -17,6 +17,7 @@ use super::body::{BodyError, RequestBody, ResponseBody, Upload, UploadState};
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
 use super::headers::{Framing, Peer};
+use super::snapshot::Snapshot;
 use super::tunnel::{self, Tunnel};
 use crate::rejection::{BadGateway, Rejection};
 use crate::upstream::UpstreamId;
@@ -31,6 +32,7 @@ type Answer = (Response<Incoming>, Lease<RequestBody>);
 /// 413 and 400 where the body proves to be wrong on the way, 502 and 504 where no answer comes.
 pub(super) async fn forward(
     gateway: &Gateway,
+    snapshot: &Snapshot,
     peer: &Peer,
     permit: &Permit<'_>,
     upstream: UpstreamId,
@@ -38,13 +40,16 @@ pub(super) async fn forward(
     exchange: &mut Exchange,
 ) -> Result<Forwarded, Rejection> {
     let wants_tunnel = permit.route().websocket && tunnel::is_handshake(request.method(), request.headers());
-    let (mut request, upload) = build(gateway, peer, permit, request, exchange)?;
+    let (mut request, upload) = build(snapshot, peer, permit, request, exchange)?;
     if wants_tunnel {
         tunnel::upgrade(request.headers_mut());
     }
-    let timeout = gateway.upstreams[upstream.0].timeouts.answer;
+    let timeout = snapshot.upstream(upstream).timeouts.answer;
+    if let Some(holder) = permit.holder() {
+        exchange.enter_flight(holder);
+    }
     exchange.note_sending(permit.environment());
-    let sending = gateway.pool.send(upstream, permit.environment(), request);
+    let sending = snapshot.pool().send(upstream, permit.environment(), request);
     let answered = within(timeout, upload.as_deref(), sending).await;
     exchange.note_answered();
     if let Some(UploadState::Failed(error)) = upload.as_ref().map(|upload| upload.state()) {
@@ -58,7 +63,7 @@ pub(super) async fn forward(
         None => return Err(Rejection::GatewayTimeout),
         Some(Err(SendError::Unreachable)) => return Err(Rejection::BadGateway(BadGateway::Unreachable)),
         Some(Err(SendError::BrokeOff(error))) => {
-            let name = &gateway.upstreams[upstream.0].name;
+            let name = &snapshot.upstream(upstream).name;
             gateway.broke_off.log(gateway.clock.mono(), || {
                 format!("upstream {name} broke off before it answered {}: {error}", exchange.id())
             });
@@ -66,12 +71,12 @@ pub(super) async fn forward(
         }
         Some(Ok(answer)) => answer,
     };
-    gateway.cells.upstream_answered(upstream.0, exchange.upstream_duration().unwrap_or_default());
+    snapshot.upstream_cells(upstream).answered(exchange.upstream_duration().unwrap_or_default());
     let is_switch = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
     let grants_tunnel = is_switch && wants_tunnel && tunnel::is_granted(answer.headers());
     let switch = grants_tunnel.then(|| hyper::upgrade::on(&mut answer));
     let (mut head, incoming) = answer.into_parts();
-    let framing = gateway.rules.answer(&mut head.headers, exchange.id_value());
+    let framing = snapshot.rules().answer(&mut head.headers, exchange.id_value());
     // A 101 that nobody asked for is no answer. Dropping the lease closes the connection.
     if is_switch != grants_tunnel || framing == Framing::Unknown {
         return Err(Rejection::BadGateway(BadGateway::InvalidAnswer));
@@ -83,7 +88,7 @@ pub(super) async fn forward(
     // one.
     let current = head.version == Version::HTTP_11;
     let reusable = wholly_sent && current && framing == Framing::Clear;
-    let stream_idle = gateway.upstreams[upstream.0].timeouts.stream_idle;
+    let stream_idle = snapshot.upstream(upstream).timeouts.stream_idle;
     Ok(Forwarded { head, incoming, lease, reusable, switch, stream_idle })
 }
 
@@ -128,22 +133,22 @@ impl Forwarded {
 }
 
 fn build(
-    gateway: &Gateway,
+    snapshot: &Snapshot,
     peer: &Peer,
     permit: &Permit<'_>,
     request: CanonicalRequest<Incoming>,
     exchange: &Exchange,
 ) -> Result<(Request<RequestBody>, Option<Rc<Upload>>), Rejection> {
-    let limit = permit.route().body_limit.unwrap_or(gateway.settings.limits.body);
+    let limit = permit.route().body_limit.unwrap_or(snapshot.settings().limits.body);
     let Parts { method, target, host, mut headers, body } = request.into_parts();
     if body.size_hint().lower() > limit {
         return Err(Rejection::BodyTooLarge);
     }
-    gateway.rules.forward(&mut headers, peer, &host, exchange.id_value(), permit.identity());
+    snapshot.rules().forward(&mut headers, peer, &host, exchange.id_value(), permit.identity());
     if !permit.route().forward_authorization {
         headers.remove(AUTHORIZATION);
     }
-    let (body, upload) = RequestBody::new(body, limit, gateway.settings.body_idle_timeout);
+    let (body, upload) = RequestBody::new(body, limit, snapshot.settings().body_idle_timeout);
     match body.size_hint().exact() {
         // Written anew: `0010` is ten here, and could be eight there.
         Some(length) if headers.contains_key(CONTENT_LENGTH) => {

@@ -16,9 +16,11 @@ mod exchange;
 mod forward;
 pub mod guard;
 pub mod headers;
+mod in_flight;
 mod operation;
 mod respond;
 pub mod route;
+mod snapshot;
 mod tunnel;
 mod usage;
 
@@ -35,9 +37,11 @@ use self::authorize::authorize;
 use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
 use self::guard::CanonicalRequest;
-use self::headers::{HeaderRules, Peer};
+use self::headers::Peer;
+use self::in_flight::InFlight;
 use self::operation::serve;
-use self::route::{RouteTable, Target};
+use self::route::Target;
+use self::snapshot::Snapshot;
 use self::usage::{Prepared, UsageNotes};
 use crate::api::{Answer, Api};
 use crate::clock::Clock;
@@ -47,9 +51,10 @@ use crate::metrics::Cells;
 use crate::rejection::Rejection;
 use crate::store::cache::{ReadThrough, ThreadCache};
 use crate::telemetry::{RecordSink, Throttle};
-use crate::upstream::{self, pool::Pool};
 
 pub use self::body::{BodyError, RequestBody, ResponseBody};
+pub use self::in_flight::Cut;
+pub use self::snapshot::Plan;
 pub use self::tunnel::Tunnel;
 
 /// What the request path is told by the configuration.
@@ -74,9 +79,7 @@ impl Default for Settings {
 /// What all workers' gateways have in common.
 #[derive(Clone, Debug)]
 pub struct Shared {
-    pub settings: Settings,
-    pub routes: Arc<RouteTable>,
-    pub upstreams: Arc<[upstream::Settings]>,
+    pub plan: Arc<Plan>,
     pub format: KeyFormat,
     pub digester: Digester,
     pub keys: Arc<ReadThrough>,
@@ -88,16 +91,14 @@ pub struct Shared {
 /// cached.
 #[derive(Debug)]
 pub struct Gateway {
-    settings: Settings,
-    routes: Arc<RouteTable>,
-    upstreams: Arc<[upstream::Settings]>,
+    /// What requests that begin now are handled by.
+    snapshot: RefCell<Rc<Snapshot>>,
     format: KeyFormat,
     digester: Digester,
-    rules: HeaderRules,
     keys: ThreadCache<Prepared>,
+    in_flight: InFlight,
     api: Api,
     usage: UsageNotes,
-    pool: Pool<RequestBody>,
     ids: RefCell<IdSource>,
     records: Rc<RecordSink>,
     cells: Arc<Cells>,
@@ -110,17 +111,14 @@ impl Gateway {
     /// For the thread that calls it.
     #[must_use]
     pub fn new(shared: Shared, records: Rc<RecordSink>, cells: Arc<Cells>) -> Rc<Self> {
-        let Shared { settings, routes, upstreams, format, digester, keys, api, clock } = shared;
+        let Shared { plan, format, digester, keys, api, clock } = shared;
         Rc::new(Self {
-            rules: HeaderRules::new(settings.headers.clone()),
+            snapshot: RefCell::new(Rc::new(Snapshot::new(plan, &cells, clock.clone()))),
             keys: ThreadCache::new(keys),
-            usage: UsageNotes::default(),
+            in_flight: InFlight::default(),
             api,
-            pool: Pool::new(&upstreams, clock.clone()),
+            usage: UsageNotes::default(),
             ids: RefCell::default(),
-            settings,
-            routes,
-            upstreams,
             format,
             digester,
             records,
@@ -130,29 +128,53 @@ impl Gateway {
         })
     }
 
-    #[must_use]
-    pub const fn limits(&self) -> &guard::Limits {
-        &self.settings.limits
+    /// From the next request on another plan holds. Those under way go on with theirs.
+    pub fn adopt(&self, plan: Arc<Plan>) {
+        let renewed = Rc::new(self.snapshot().renew(plan, &self.cells));
+        self.snapshot.replace(renewed);
     }
 
-    /// Closes upstream connections that have been unused for too long, and hands on which keys were used.
-    pub fn sweep(&self) {
-        self.pool.sweep();
-        self.usage.hand_over(&self.routes, self.api.lifecycle().usage_log());
+    /// The limits of the requests of a connection that begins now.
+    #[must_use]
+    pub fn limits(&self) -> guard::Limits {
+        self.snapshot.borrow().settings().limits.clone()
+    }
+
+    /// Where this worker counts.
+    #[must_use]
+    pub const fn cells(&self) -> &Arc<Cells> {
+        &self.cells
+    }
+
+    /// Closes upstream connections that have been unused for too long, ends requests whose keys may no longer
+    /// do what they do, and hands on which keys were used. To be called once a second, within the worker's
+    /// runtime.
+    pub fn sweep(self: &Rc<Self>) {
+        self.snapshot().pool().sweep();
+        in_flight::sweep(self);
+        self.usage.hand_over(self.api.lifecycle().usage_log());
+    }
+
+    fn snapshot(&self) -> Rc<Snapshot> {
+        Rc::clone(&self.snapshot.borrow())
     }
 }
 
 /// Answers one request, exactly once. The answer may come with a tunnel, for which it must be sent first.
+///
+/// Whoever sends the answer must stop, and drop it, when `cut` is due: its key may no longer do what it does.
 pub async fn handle(
     gateway: &Rc<Gateway>,
     peer: &Peer,
     request: Request<Incoming>,
+    cut: &Cut,
 ) -> (Response<ResponseBody>, Option<Tunnel>) {
-    let mut exchange = Exchange::begin(gateway, &request);
-    match pass(gateway, peer, request, &mut exchange).await {
+    let snapshot = gateway.snapshot();
+    let mut exchange = Exchange::begin(gateway, &snapshot, &request, cut);
+    match cut.or_refused(pass(gateway, &snapshot, peer, request, &mut exchange)).await {
         Ok(Passed::Forwarded(answer)) => answer.into_response(gateway, exchange),
-        Ok(Passed::Served(answer)) => (respond::answer(gateway, answer, exchange), None),
-        Err(rejection) => (respond::refuse(gateway, &rejection, exchange), None),
+        Ok(Passed::Served(answer)) => (respond::answer(&snapshot, answer, exchange), None),
+        Err(rejection) => (respond::refuse(&snapshot, &rejection, exchange), None),
     }
 }
 
@@ -165,25 +187,27 @@ enum Passed {
 /// The stages in their order, which is the order of refusals: a stranger cannot map the API.
 async fn pass(
     gateway: &Gateway,
+    snapshot: &Snapshot,
     peer: &Peer,
     request: Request<Incoming>,
     exchange: &mut Exchange,
 ) -> Result<Passed, Rejection> {
-    let request = CanonicalRequest::parse(request, &gateway.settings.limits)?;
-    let found = gateway.routes.find(&request);
+    let request = CanonicalRequest::parse(request, &snapshot.settings().limits)?;
+    let found = snapshot.routes().find(&request);
     exchange.note_route(found.ok().flatten());
     let route = found.ok().flatten().map(|found| found.route);
-    let caller = authenticate(gateway, peer, &request, route, exchange).await?;
+    let caller = authenticate(gateway, snapshot, peer, &request, route, exchange).await?;
     // Only now: which paths have two readings says which rules there are.
     found.map_err(Rejection::Unsafe)?;
     let permit = authorize(route, caller)?;
-    usage::note(gateway, peer, &permit, &request, exchange);
+    usage::note(gateway, snapshot, peer, &permit, &request, exchange);
     match permit.target() {
         Target::Upstream(upstream) => {
-            forward(gateway, peer, &permit, upstream, request, exchange).await.map(Passed::Forwarded)
+            let forwarded = forward(gateway, snapshot, peer, &permit, upstream, request, exchange).await;
+            forwarded.map(Passed::Forwarded)
         }
         Target::Operation(operation) => {
-            serve(gateway, peer, &permit, operation, request, exchange).await.map(Passed::Served)
+            serve(gateway, snapshot, peer, &permit, operation, request, exchange).await.map(Passed::Served)
         }
     }
 }

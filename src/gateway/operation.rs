@@ -1,6 +1,7 @@
 //! What keygate serves itself: the body is gathered here, then the operation is carried out elsewhere.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -15,6 +16,7 @@ use super::body::{BodyError, RequestBody};
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
 use super::headers::Peer;
+use super::snapshot::Snapshot;
 use crate::api::{self, Answer, BODY_LEN, Call, Operation};
 use crate::rejection::{FieldError, Rejection};
 
@@ -24,6 +26,7 @@ use crate::rejection::{FieldError, Rejection};
 /// 400 and 413 for a body that cannot be taken, and whatever the operation refuses.
 pub(super) async fn serve(
     gateway: &Gateway,
+    snapshot: &Snapshot,
     peer: &Peer,
     permit: &Permit<'_>,
     operation: Operation,
@@ -31,11 +34,15 @@ pub(super) async fn serve(
     exchange: &Exchange,
 ) -> Result<Answer, Rejection> {
     let id = permit.route().parameter(request.path()).map(str::to_owned);
-    let address = gateway.rules.client_address(request.headers(), peer);
-    let holder = permit.caller().holder(gateway, request.headers());
+    let address = snapshot.rules().client_address(request.headers(), peer);
+    let holder = permit.caller().holder();
     let Parts { target, headers, body, .. } = request.into_parts();
     let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
-    let body = if operation.takes_body() { gather(gateway, body, limit).await? } else { Bytes::new() };
+    let body = if operation.takes_body() {
+        gather(body, limit, snapshot.settings().body_idle_timeout).await?
+    } else {
+        Bytes::new()
+    };
     let idempotency = match idempotency_key(&headers)? {
         Some(name) if holder.is_some() => {
             let caller = presented_key(gateway, &headers)?;
@@ -48,11 +55,11 @@ pub(super) async fn serve(
     gateway.api.serve(call).await
 }
 
-async fn gather(gateway: &Gateway, incoming: Incoming, limit: u64) -> Result<Bytes, Rejection> {
+async fn gather(incoming: Incoming, limit: u64, idle: Duration) -> Result<Bytes, Rejection> {
     if incoming.size_hint().lower() > limit {
         return Err(Rejection::BodyTooLarge);
     }
-    let (body, _) = RequestBody::new(incoming, limit, gateway.settings.body_idle_timeout);
+    let (body, _) = RequestBody::new(incoming, limit, idle);
     let mut body = pin!(body);
     let mut gathered = BytesMut::new();
     while let Some(frame) = body.frame().await {

@@ -5,9 +5,9 @@ use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUT
 use http::{HeaderValue, Response};
 use serde::Serialize;
 
-use super::Gateway;
 use super::body::ResponseBody;
 use super::exchange::Exchange;
+use super::snapshot::Snapshot;
 use crate::api::Answer;
 use crate::id::RequestId;
 use crate::rejection::{FieldError, Rejection};
@@ -28,7 +28,7 @@ struct Error<'e> {
 
 /// The answer to a request that is refused: the envelope, and the headers that belong to it.
 pub(super) fn refuse(
-    gateway: &Gateway,
+    snapshot: &Snapshot,
     rejection: &Rejection,
     mut exchange: Exchange,
 ) -> Response<ResponseBody> {
@@ -41,7 +41,7 @@ pub(super) fn refuse(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // A shared cache must not answer the next caller with this one's refusal.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    gateway.rules.name_answer(headers, &id_value);
+    snapshot.rules().name_answer(headers, &id_value);
     if let Some(challenge) = rejection.challenge() {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
@@ -55,7 +55,7 @@ pub(super) fn refuse(
 }
 
 /// The answer of an operation that keygate serves itself.
-pub(super) fn answer(gateway: &Gateway, answer: Answer, mut exchange: Exchange) -> Response<ResponseBody> {
+pub(super) fn answer(snapshot: &Snapshot, answer: Answer, mut exchange: Exchange) -> Response<ResponseBody> {
     exchange.note_own(answer.status);
     let id_value = exchange.id_value().clone();
     let is_empty = answer.body.is_empty();
@@ -66,7 +66,7 @@ pub(super) fn answer(gateway: &Gateway, answer: Answer, mut exchange: Exchange) 
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    gateway.rules.name_answer(headers, &id_value);
+    snapshot.rules().name_answer(headers, &id_value);
     response
 }
 

@@ -85,13 +85,15 @@ impl Tunnel {
         drop(lease);
         upstream.write_all(&early).await?;
         let last = Rc::new(Cell::new(Instant::now()));
-        let mut client = Timed { stream: client, last: Rc::clone(&last) };
+        let mut client = Timed { stream: client, last: Rc::clone(&last), frames: Frames::default() };
         tokio::select! {
+            biased;
             joined = copy_bidirectional(&mut client, &mut upstream) => {
                 joined?;
                 exchange.note_complete();
             }
             () = silence(&last, idle) => {}
+            () = exchange.cut().due() => client.say_farewell().await,
         }
         Ok(())
     }
@@ -104,10 +106,87 @@ async fn silence(last: &Cell<Instant>, idle: Duration) {
     }
 }
 
-/// A stream that remembers when something last passed.
+/// The client's stream, which remembers when something last passed and where a frame ended.
 struct Timed<S> {
     stream: S,
     last: Rc<Cell<Instant>>,
+    frames: Frames,
+}
+
+/// A Close frame of a server with the code 1008, "policy violation" (RFC 6455, sections 5.5.1 and 7.4.1).
+const FAREWELL: [u8; 4] = [0x88, 2, 0x03, 0xf0];
+/// How long a client has to take it.
+const FAREWELL_TAKES: Duration = Duration::from_millis(250);
+
+impl<S: AsyncWrite + Unpin> Timed<S> {
+    /// Tells the client that the tunnel ends, where that does not fall into the middle of what the upstream
+    /// was saying.
+    async fn say_farewell(&mut self) {
+        if !self.frames.may_follow() {
+            return;
+        }
+        let saying = async {
+            self.stream.write_all(&FAREWELL).await?;
+            self.stream.shutdown().await
+        };
+        // A client that takes nothing sees the tunnel closed.
+        let _ = tokio::time::timeout(FAREWELL_TAKES, saying).await;
+    }
+}
+
+/// Follows the frames of one direction (RFC 6455, section 5.2), to know where one ends. It judges nothing.
+#[derive(Debug, Default)]
+struct Frames {
+    head: [u8; 14],
+    /// How much of the head has come.
+    seen: usize,
+    /// What is still to come of the payload.
+    payload: u64,
+    /// Whether the last frame was said.
+    closed: bool,
+}
+
+impl Frames {
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while let Some((first, rest)) = bytes.split_first() {
+            if self.payload > 0 {
+                let n = usize::try_from(self.payload).map_or(bytes.len(), |left| left.min(bytes.len()));
+                self.payload -= n as u64;
+                bytes = &bytes[n..];
+                continue;
+            }
+            self.head[self.seen] = *first;
+            self.seen += 1;
+            bytes = rest;
+            if let Some(payload) = self.whole_head() {
+                self.closed |= self.head[0] & 0x0f == 8;
+                self.payload = payload;
+                self.seen = 0;
+            }
+        }
+    }
+
+    /// The length of the payload, once the head has come.
+    fn whole_head(&self) -> Option<u64> {
+        let [_, second, rest @ ..] = &self.head;
+        let short = u64::from(second & 0x7f);
+        let extended = match short {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let mask = if second & 0x80 == 0 { 0 } else { 4 };
+        if self.seen < 2 + extended + mask {
+            return None;
+        }
+        let long = rest[..extended].iter().fold(0, |length, byte| length << 8 | u64::from(*byte));
+        Some(if extended == 0 { short } else { long })
+    }
+
+    /// Whether another frame may come next.
+    const fn may_follow(&self) -> bool {
+        self.seen == 0 && self.payload == 0 && !self.closed
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
@@ -127,8 +206,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Timed<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        if polled.is_ready() {
+        if let Poll::Ready(written) = &polled {
             self.last.set(Instant::now());
+            self.frames.pass(&bytes[..written.as_ref().map_or(0, |n| *n)]);
         }
         polled
     }
@@ -162,6 +242,34 @@ mod tests {
         ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ("sec-websocket-version", "13"),
     ];
+
+    #[test]
+    fn frames_are_followed_however_they_come() {
+        let masked = [&[0x81, 0x83, 9, 9, 9, 9][..], b"abc"].concat();
+        let long = [&[0x82, 126, 1, 0][..], &[0; 256]].concat();
+        let longest = [&[0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0][..], &[0; 65_536]].concat();
+        let frames = [vec![0x89, 0], masked, vec![0x01, 1, b'x'], long, longest];
+        let said = frames.concat();
+        for step in [1, 2, 3, 7, 300, 100_000] {
+            let (mut followed, mut ends, mut at) = (Frames::default(), Vec::new(), 0);
+            for part in said.chunks(step) {
+                followed.pass(part);
+                at += part.len();
+                if followed.may_follow() {
+                    ends.push(at);
+                }
+            }
+            let expected = frames.iter().scan(0, |end, frame| {
+                *end += frame.len();
+                Some(*end)
+            });
+            let reached = expected.filter(|end| end % step == 0 || *end == said.len()).collect::<Vec<_>>();
+            assert_eq!(ends, reached, "in steps of {step}");
+        }
+        let mut closed = Frames::default();
+        closed.pass(&FAREWELL);
+        assert!(!closed.may_follow(), "nothing follows a Close frame");
+    }
 
     #[test]
     fn only_a_whole_handshake_asks_for_a_tunnel() {

@@ -4,6 +4,7 @@
 //! more.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 
 use http::HeaderMap;
 use http::header::{HeaderName, ORIGIN};
@@ -16,10 +17,9 @@ use super::authorize::Permit;
 use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
 use super::headers::{Identity, Peer};
-use super::route::RouteTable;
+use super::snapshot::Snapshot;
 use crate::audit::{Kind, Trail};
 use crate::clock::UnixMillis;
-use crate::id::KeyId;
 use crate::key::Environment;
 use crate::key::usage::{Usage, Used};
 use crate::lifecycle::{Asker, By, Holder, TroubleSeen, UsageLog};
@@ -74,30 +74,19 @@ impl Noted {
 
 /// A thread's notes since the last sweep.
 #[derive(Debug, Default)]
-pub(super) struct UsageNotes(RefCell<Vec<Note>>);
-
-#[derive(Debug)]
-struct Note {
-    key: KeyId,
-    at: UnixMillis,
-    route: usize,
-}
+pub(super) struct UsageNotes(RefCell<Vec<Used>>);
 
 impl UsageNotes {
     /// Gives them to whoever writes them down.
-    pub(super) fn hand_over(&self, routes: &RouteTable, log: &UsageLog) {
-        let notes = std::mem::take(&mut *self.0.borrow_mut());
-        let used = notes.into_iter().map(|Note { key, at, route }| {
-            let scopes = routes.routes().get(route).and_then(|route| route.scopes());
-            Used { key, usage: Usage { last_used_at: at, scopes: scopes.cloned().unwrap_or_default() } }
-        });
-        log.note(used);
+    pub(super) fn hand_over(&self, log: &UsageLog) {
+        log.note(std::mem::take(&mut *self.0.borrow_mut()).into_iter());
     }
 }
 
 /// Notes what a permit was given for.
 pub(super) fn note(
     gateway: &Gateway,
+    snapshot: &Snapshot,
     peer: &Peer,
     permit: &Permit<'_>,
     request: &CanonicalRequest<Incoming>,
@@ -109,14 +98,15 @@ pub(super) fn note(
     if noted.is_new(at, route) {
         let mut notes = gateway.usage.0.borrow_mut();
         if notes.len() < NOTES {
-            notes.push(Note { key: known.found.key.id, at, route });
+            let scopes = permit.route().scopes().cloned().unwrap_or_default();
+            notes.push(Used { key: known.found.key.id, usage: Usage { last_used_at: at, scopes } });
         }
     }
     let live = known.found.key.environment == Environment::Live;
     if live && is_from_browser(request.headers()) && !noted.in_browser.replace(true) {
-        let headers = request.headers();
-        let Some(holder) = permit.caller().holder(gateway, headers) else { return };
-        report(gateway, holder, gateway.rules.client_address(headers, peer), exchange);
+        let Some(holder) = permit.caller().holder() else { return };
+        let address = snapshot.rules().client_address(request.headers(), peer);
+        report(gateway, holder, address, &permit.route().id, exchange);
     }
 }
 
@@ -126,14 +116,14 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 
 /// Told once for as long as this thread holds the key; that it is written once an hour, the trail sees to.
 #[cold]
-fn report(gateway: &Gateway, holder: Holder, address: std::net::IpAddr, exchange: &Exchange) {
+fn report(gateway: &Gateway, holder: Holder, address: IpAddr, route: &str, exchange: &Exchange) {
     let by = By { asker: Asker::Holder(holder), address: Some(address), request: Some(exchange.id()) };
     gateway.api.lifecycle().troubles().report(TroubleSeen {
         trail: Trail::Org(holder.org),
         kind: Kind::KeyInBrowser,
         by,
         target: Some(holder.key.to_string()),
-        seen: json!({ "route": exchange.route().map(|route| &gateway.routes.routes()[route].id) }),
+        seen: json!({ "route": route }),
     });
 }
 

@@ -164,8 +164,9 @@ impl Lifecycle {
         now: UnixMillis,
     ) -> Result<Made, LifecycleError> {
         let mut errors = Vec::new();
-        let scopes = new.scopes.clone().unwrap_or_else(|| authority.scopes(self.vocabulary()));
-        check_scopes(&scopes, self.vocabulary(), &mut errors);
+        let vocabulary = self.vocabulary();
+        let scopes = new.scopes.clone().unwrap_or_else(|| authority.scopes(&vocabulary));
+        check_scopes(&scopes, &vocabulary, &mut errors);
         if new.expires_at.is_some_and(|end| end <= now) {
             errors.push(FieldError::new("expires_at", "must lie in the future"));
         }
@@ -265,7 +266,7 @@ impl Lifecycle {
         self.change_key(by, id, Kind::KeyUpdated, |authority, key, now| {
             refuse_ended(key, now)?;
             authority.check_covers(key)?;
-            let patched = apply(patch, key, self.vocabulary(), now)?;
+            let patched = apply(patch, key, &self.vocabulary(), now)?;
             authority.check_addresses(&patched)?;
             Ok(patched)
         })

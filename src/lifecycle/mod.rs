@@ -14,7 +14,7 @@ mod usage;
 mod view;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -179,8 +179,6 @@ pub struct Settings {
     /// The installation's secret, under which e-mail addresses are indexed.
     pub pepper: Option<Pepper>,
     pub chain: Chain,
-    /// The scopes that the policy knows.
-    pub vocabulary: ScopeSet,
     pub signup: SignupSettings,
 }
 
@@ -189,6 +187,8 @@ pub struct Settings {
 pub struct Lifecycle {
     store: Arc<dyn Store>,
     settings: Settings,
+    /// The scopes that the policy knows.
+    vocabulary: RwLock<ScopeSet>,
     ids: Mutex<IdSource>,
     turns: Turns,
     heads: Heads,
@@ -199,15 +199,22 @@ pub struct Lifecycle {
 
 impl Lifecycle {
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Self {
+    pub fn new(store: Arc<dyn Store>, settings: Settings, vocabulary: ScopeSet, clock: Clock) -> Self {
         let (ids, turns, heads) = (Mutex::default(), Turns::default(), Heads::default());
         let (troubles, usage) = (Trouble::default(), UsageLog::default());
-        Self { store, settings, ids, turns, heads, troubles, usage, clock }
+        let vocabulary = RwLock::new(vocabulary);
+        Self { store, settings, vocabulary, ids, turns, heads, troubles, usage, clock }
     }
 
+    /// Every scope that the policy knows.
     #[must_use]
-    pub const fn vocabulary(&self) -> &ScopeSet {
-        &self.settings.vocabulary
+    pub fn vocabulary(&self) -> ScopeSet {
+        self.vocabulary.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on the policy knows these scopes. What a key already has, it keeps.
+    pub fn set_vocabulary(&self, scopes: ScopeSet) {
+        *self.vocabulary.write().unwrap_or_else(PoisonError::into_inner) = scopes;
     }
 
     #[must_use]

@@ -7,6 +7,8 @@
 
 mod store;
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,6 +23,7 @@ use crate::clock::UnixMillis;
 use crate::key::Environment;
 use crate::rejection::Rejection;
 use crate::store::cache::Level;
+use crate::upstream::health::Health;
 
 pub use store::{MeasuredStore, StoreMeter};
 
@@ -30,8 +33,8 @@ const METHODS: [&str; 10] =
 /// An upstream's statuses by class, keygate's own by number, and 499 for a client that left without an
 /// answer.
 const CODES: [&str; 19] = [
-    "1xx", "2xx", "3xx", "4xx", "5xx", "400", "401", "403", "404", "409", "413", "414", "429", "431", "500", "502",
-    "503", "504", "499",
+    "1xx", "2xx", "3xx", "4xx", "5xx", "400", "401", "403", "404", "409", "413", "414", "429", "431", "500",
+    "502", "503", "504", "499",
 ];
 const ENVIRONMENTS: [&str; 3] = ["live", "test", "none"];
 /// What authentication and authorisation came to.
@@ -54,6 +57,18 @@ const AUTH_REASONS: [&str; 18] = [
     "no_route",
     "store_unavailable",
     "lookups_exhausted",
+];
+/// Why an answer that had begun was cut.
+const CUT_REASONS: [&str; 9] = [
+    "key_unknown",
+    "key_revoked",
+    "key_disabled",
+    "key_expired",
+    "key_rotated",
+    "organisation_suspended",
+    "scope_missing",
+    "store_unavailable",
+    "_other",
 ];
 /// The label of requests that fall under no route.
 const NO_ROUTE: &str = "_none";
@@ -139,24 +154,53 @@ fn add(cell: &AtomicU64, n: u64) {
     cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
 
+/// The same for a cell that can go down.
+fn change(cell: &AtomicI64, by: i64) {
+    cell.store(cell.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+}
+
 /// One thread's counts.
+///
+/// Those of routes and upstreams are found by their names when a policy is loaded, and kept by whoever counts
+/// in them. They stay when a policy no longer has the name: what was counted is never taken back.
 #[derive(Debug)]
 pub struct Cells {
-    /// By route, method, code, environment.
-    requests: Box<[AtomicU64]>,
-    durations: Box<[Histogram<14>]>,
-    overheads: Box<[Histogram<11>]>,
-    upstream_durations: Box<[Histogram<14>]>,
+    routes: Named<RouteCells>,
+    upstreams: Named<UpstreamCells>,
     auth: [AtomicU64; AUTH_REASONS.len()],
+    cut: [AtomicU64; CUT_REASONS.len()],
     cache: [AtomicU64; Level::ALL.len()],
     in_flight: AtomicI64,
+    connections: [AtomicI64; Protocol::ALL.len()],
+}
+
+/// Locked when a policy is loaded and when somebody scrapes.
+type Named<T> = Mutex<BTreeMap<Box<str>, Arc<T>>>;
+
+/// The cells of this name, made if need be.
+fn named<T>(cells: &Named<T>, name: &str, new: impl FnOnce() -> T) -> Arc<T> {
+    let mut cells = cells.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(cells.entry(name.into()).or_insert_with(|| Arc::new(new())))
+}
+
+/// One thread's counts of one route's requests.
+#[derive(Debug)]
+pub struct RouteCells {
+    /// By method, code, environment.
+    requests: Box<[AtomicU64]>,
+    duration: Histogram<14>,
+    overhead: Histogram<11>,
+}
+
+/// One thread's counts of one upstream.
+#[derive(Debug)]
+pub struct UpstreamCells {
+    duration: Histogram<14>,
 }
 
 /// One finished request, as it is counted.
 #[derive(Debug)]
 pub struct Finished {
-    /// The route's number in the policy.
-    pub route: Option<usize>,
     pub method: &'static str,
     pub code: Code,
     pub environment: Option<Environment>,
@@ -215,44 +259,120 @@ impl Code {
     }
 }
 
-impl Cells {
-    fn new(routes: usize, upstreams: usize) -> Self {
-        let requests = (routes + 1) * METHODS.len() * CODES.len() * ENVIRONMENTS.len();
-        Self {
-            requests: (0..requests).map(|_| AtomicU64::new(0)).collect(),
-            durations: (0..=routes).map(|_| Histogram::new(&REQUEST_BUCKETS)).collect(),
-            overheads: (0..=routes).map(|_| Histogram::new(&OVERHEAD_BUCKETS)).collect(),
-            upstream_durations: (0..upstreams).map(|_| Histogram::new(&REQUEST_BUCKETS)).collect(),
-            auth: [const { AtomicU64::new(0) }; AUTH_REASONS.len()],
-            cache: [const { AtomicU64::new(0) }; Level::ALL.len()],
-            in_flight: AtomicI64::new(0),
+/// What a client's connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Not known yet: TLS is being agreed on, or nothing has come.
+    Opening,
+    Http1,
+    Http2,
+    WebSocket,
+}
+
+impl Protocol {
+    const ALL: [Self; 4] = [Self::Opening, Self::Http1, Self::Http2, Self::WebSocket];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+            Self::WebSocket => "websocket",
         }
     }
+}
 
-    /// A request has begun.
-    pub fn begin(&self) {
-        self.in_flight.store(self.in_flight.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+/// A client's connection, counted for as long as this lives. It stays on its thread.
+#[derive(Debug)]
+pub struct Connected {
+    cells: Arc<Cells>,
+    protocol: Cell<Protocol>,
+}
+
+impl Connected {
+    /// It has become clear what the connection speaks from now on.
+    pub fn speaks(&self, protocol: Protocol) {
+        change(&self.cells.connections[self.protocol.replace(protocol) as usize], -1);
+        change(&self.cells.connections[protocol as usize], 1);
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        change(&self.cells.connections[self.protocol.get() as usize], -1);
+    }
+}
+
+impl RouteCells {
+    fn new() -> Self {
+        let requests = METHODS.len() * CODES.len() * ENVIRONMENTS.len();
+        Self {
+            requests: (0..requests).map(|_| AtomicU64::new(0)).collect(),
+            duration: Histogram::new(&REQUEST_BUCKETS),
+            overhead: Histogram::new(&OVERHEAD_BUCKETS),
+        }
     }
 
     /// A request has ended.
     pub fn finish(&self, finished: &Finished) {
-        self.in_flight.store(self.in_flight.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-        let none = self.durations.len() - 1;
-        let route = finished.route.unwrap_or(none);
         let environment =
             finished.environment.map_or(ENVIRONMENTS.len() - 1, |environment| environment as usize);
-        let at = position(&METHODS, finished.method) + METHODS.len() * route;
-        let at = position(&CODES, finished.code.label()) + CODES.len() * at;
+        let at = position(&CODES, finished.code.label()) + CODES.len() * position(&METHODS, finished.method);
         add(&self.requests[environment + ENVIRONMENTS.len() * at], 1);
-        self.durations[route].observe(finished.duration);
+        self.duration.observe(finished.duration);
         if let Some(overhead) = finished.overhead {
-            self.overheads[route].observe(overhead);
+            self.overhead.observe(overhead);
+        }
+    }
+}
+
+impl UpstreamCells {
+    /// The upstream has begun its answer after this time.
+    pub fn answered(&self, after: Duration) {
+        self.duration.observe(after);
+    }
+}
+
+impl Cells {
+    fn new() -> Self {
+        Self {
+            routes: Mutex::default(),
+            upstreams: Mutex::default(),
+            auth: [const { AtomicU64::new(0) }; AUTH_REASONS.len()],
+            cut: [const { AtomicU64::new(0) }; CUT_REASONS.len()],
+            cache: [const { AtomicU64::new(0) }; Level::ALL.len()],
+            in_flight: AtomicI64::new(0),
+            connections: [const { AtomicI64::new(0) }; Protocol::ALL.len()],
         }
     }
 
-    /// An upstream has begun its answer after this time.
-    pub fn upstream_answered(&self, upstream: usize, after: Duration) {
-        self.upstream_durations[upstream].observe(after);
+    /// The cells of a route, by its id; of the requests that fall under none, with `None`.
+    #[must_use]
+    pub fn route(&self, id: Option<&str>) -> Arc<RouteCells> {
+        named(&self.routes, id.unwrap_or(NO_ROUTE), RouteCells::new)
+    }
+
+    /// The cells of an upstream, by its name.
+    #[must_use]
+    pub fn upstream(&self, name: &str) -> Arc<UpstreamCells> {
+        named(&self.upstreams, name, || UpstreamCells { duration: Histogram::new(&REQUEST_BUCKETS) })
+    }
+
+    /// A client has connected.
+    #[must_use]
+    pub fn connected(self: &Arc<Self>) -> Connected {
+        change(&self.connections[Protocol::Opening as usize], 1);
+        Connected { cells: Arc::clone(self), protocol: Cell::new(Protocol::Opening) }
+    }
+
+    /// A request has begun.
+    pub fn begin(&self) {
+        change(&self.in_flight, 1);
+    }
+
+    /// A request has ended.
+    pub fn end(&self) {
+        change(&self.in_flight, -1);
     }
 
     /// A key was found to open its request.
@@ -266,6 +386,11 @@ impl Cells {
         if let Some(at) = AUTH_REASONS.iter().position(|known| *known == reason) {
             add(&self.auth[at], 1);
         }
+    }
+
+    /// An answer that had begun was ended, because its key may no longer do what it did.
+    pub fn cut(&self, why: &Rejection) {
+        add(&self.cut[position(&CUT_REASONS, why.reason())], 1);
     }
 
     /// A key was looked up, and this level answered.
@@ -290,32 +415,51 @@ pub fn method_label(method: &Method) -> &'static str {
 pub struct State {
     /// The end of each certificate, by its file.
     pub certificates: Vec<(Box<str>, UnixMillis)>,
+    pub health: Arc<Health>,
     pub cache_entries: u64,
     pub event_link_up: bool,
     pub records_dropped: u64,
-    pub connections: usize,
+    pub config_hash: u64,
+    pub reloads: Reloads,
+}
+
+/// How often another configuration was taken, and how often it was not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reloads {
+    pub applied: u64,
+    pub refused: u64,
 }
 
 /// All threads' counts.
 #[derive(Debug)]
 pub struct Metrics {
-    routes: Vec<Box<str>>,
-    upstreams: Vec<Box<str>>,
     store: Arc<StoreMeter>,
     threads: Mutex<Vec<Arc<Cells>>>,
 }
 
+/// The cells of all threads by their names.
+type Gathered<T> = BTreeMap<Box<str>, Vec<Arc<T>>>;
+
+fn gather<T>(threads: &[Arc<Cells>], cells: impl Fn(&Cells) -> &Named<T>) -> Gathered<T> {
+    let mut gathered = Gathered::new();
+    for thread in threads {
+        for (name, cells) in &*cells(thread).lock().unwrap_or_else(PoisonError::into_inner) {
+            gathered.entry(name.clone()).or_default().push(Arc::clone(cells));
+        }
+    }
+    gathered
+}
+
 impl Metrics {
-    /// For routes and upstreams of these names, in their order.
     #[must_use]
-    pub fn new(routes: Vec<Box<str>>, upstreams: Vec<Box<str>>, store: Arc<StoreMeter>) -> Self {
-        Self { routes, upstreams, store, threads: Mutex::default() }
+    pub fn new(store: Arc<StoreMeter>) -> Self {
+        Self { store, threads: Mutex::default() }
     }
 
     /// Cells for one more thread.
     #[must_use]
     pub fn cells(&self) -> Arc<Cells> {
-        let cells = Arc::new(Cells::new(self.routes.len(), self.upstreams.len()));
+        let cells = Arc::new(Cells::new());
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cells));
         cells
     }
@@ -326,8 +470,9 @@ impl Metrics {
     /// When a family cannot be written, which no family of ours is.
     pub fn render(&self, state: &State) -> prometheus::Result<Vec<u8>> {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut families = self.counters(&threads);
-        families.extend(self.histograms(&threads));
+        let routes = gather(&threads, |cells| &cells.routes);
+        let mut families = counters(&threads, &routes, state);
+        families.extend(self.histograms(&threads, &routes));
         families.extend(gauges(&threads, self.store.is_up(), state));
         families.retain(|family| !family.get_metric().is_empty());
         families.extend(ProcessCollector::for_self().collect());
@@ -336,80 +481,20 @@ impl Metrics {
         Ok(text)
     }
 
-    fn route_labels(&self) -> impl Iterator<Item = &str> {
-        self.routes.iter().map(|id| &**id).chain([NO_ROUTE])
-    }
-
-    fn counters(&self, threads: &[Arc<Cells>]) -> Vec<MetricFamily> {
-        let mut requests = Vec::new();
-        let mut at = 0;
-        for route in self.route_labels() {
-            for method in METHODS {
-                for code in CODES {
-                    for environment in ENVIRONMENTS {
-                        let n: u64 = threads.iter().map(|cells| read(&cells.requests[at])).sum();
-                        at += 1;
-                        if n > 0 {
-                            let labels = [
-                                ("route", route),
-                                ("method", method),
-                                ("code", code),
-                                ("environment", environment),
-                            ];
-                            requests.push(counter(&labels, n));
-                        }
-                    }
-                }
-            }
-        }
-        let by = |label, names: &[&str], cell: &dyn Fn(&Cells, usize) -> u64| {
-            let sum = |n: usize| threads.iter().map(|cells| cell(cells, n)).sum();
-            names.iter().enumerate().map(|(n, name)| counter(&[(label, name)], sum(n))).collect()
-        };
-        vec![
-            family(
-                "keygate_requests_total",
-                "Requests that ended, by what they were answered.",
-                MetricType::COUNTER,
-                requests,
-            ),
-            family(
-                "keygate_auth_decisions_total",
-                "What authentication and authorisation came to.",
-                MetricType::COUNTER,
-                by("reason", &AUTH_REASONS, &|cells, n| read(&cells.auth[n])),
-            ),
-            family(
-                "keygate_cache_lookups_total",
-                "Lookups of keys, by the level of the cache that answered.",
-                MetricType::COUNTER,
-                by("result", &Level::ALL.map(Level::as_str), &|cells, n| read(&cells.cache[n])),
-            ),
-            family(
-                "keygate_stale_served_total",
-                "Requests let through on a stale key while the store could not answer.",
-                MetricType::COUNTER,
-                vec![counter(
-                    &[],
-                    threads.iter().map(|cells| read(&cells.cache[Level::Stale as usize])).sum(),
-                )],
-            ),
-        ]
-    }
-
-    fn histograms(&self, threads: &[Arc<Cells>]) -> Vec<MetricFamily> {
-        let durations = self.route_labels().enumerate().filter_map(|(n, route)| {
-            histogram("route", route, threads.iter().map(|cells| &cells.durations[n]))
+    fn histograms(&self, threads: &[Arc<Cells>], routes: &Gathered<RouteCells>) -> Vec<MetricFamily> {
+        let durations = routes.iter().filter_map(|(route, cells)| {
+            histogram(&[("route", route)], cells.iter().map(|cells| &cells.duration))
         });
-        let overheads = self.route_labels().enumerate().filter_map(|(n, route)| {
-            histogram("route", route, threads.iter().map(|cells| &cells.overheads[n]))
+        let overheads = routes.iter().filter_map(|(route, cells)| {
+            histogram(&[("route", route)], cells.iter().map(|cells| &cells.overhead))
         });
-        let upstreams = self.upstreams.iter().enumerate().filter_map(|(n, upstream)| {
-            histogram("upstream", upstream, threads.iter().map(|cells| &cells.upstream_durations[n]))
+        let upstreams = gather(threads, |cells| &cells.upstreams);
+        let upstreams = upstreams.iter().filter_map(|(upstream, cells)| {
+            histogram(&[("upstream", upstream)], cells.iter().map(|cells| &cells.duration))
         });
         let store = self.store.operations.iter();
         let operations =
-            store.filter_map(|(operation, times)| histogram("op", operation, std::iter::once(times)));
+            store.filter_map(|(operation, times)| histogram(&[("op", operation)], std::iter::once(times)));
         vec![
             family(
                 "keygate_request_duration_seconds",
@@ -439,6 +524,86 @@ impl Metrics {
     }
 }
 
+fn counters(threads: &[Arc<Cells>], routes: &Gathered<RouteCells>, state: &State) -> Vec<MetricFamily> {
+    let by = |label, names: &[&str], cell: &dyn Fn(&Cells, usize) -> u64| {
+        let sum = |n: usize| threads.iter().map(|cells| cell(cells, n)).sum();
+        names.iter().enumerate().map(|(n, name)| counter(&[(label, name)], sum(n))).collect()
+    };
+    vec![
+        family(
+            "keygate_requests_total",
+            "Requests that ended, by what they were answered.",
+            MetricType::COUNTER,
+            requests(routes),
+        ),
+        family(
+            "keygate_auth_decisions_total",
+            "What authentication and authorisation came to.",
+            MetricType::COUNTER,
+            by("reason", &AUTH_REASONS, &|cells, n| read(&cells.auth[n])),
+        ),
+        family(
+            "keygate_answers_cut_total",
+            "Answers and tunnels ended because their keys may no longer do what they did.",
+            MetricType::COUNTER,
+            by("reason", &CUT_REASONS, &|cells, n| read(&cells.cut[n])),
+        ),
+        family(
+            "keygate_cache_lookups_total",
+            "Lookups of keys, by the level of the cache that answered.",
+            MetricType::COUNTER,
+            by("result", &Level::ALL.map(Level::as_str), &|cells, n| read(&cells.cache[n])),
+        ),
+        family(
+            "keygate_stale_served_total",
+            "Requests let through on a stale key while the store could not answer.",
+            MetricType::COUNTER,
+            vec![counter(&[], threads.iter().map(|cells| read(&cells.cache[Level::Stale as usize])).sum())],
+        ),
+        family(
+            "keygate_records_dropped_total",
+            "Records of requests that found the queue to the log full.",
+            MetricType::COUNTER,
+            vec![counter(&[], state.records_dropped)],
+        ),
+        family(
+            "keygate_config_reloads_total",
+            "How often the configuration was read again, and whether it was taken.",
+            MetricType::COUNTER,
+            vec![
+                counter(&[("result", "applied")], state.reloads.applied),
+                counter(&[("result", "refused")], state.reloads.refused),
+            ],
+        ),
+    ]
+}
+
+/// A series for what has occurred, and none for the many things that have not.
+fn requests(routes: &Gathered<RouteCells>) -> Vec<proto::Metric> {
+    let mut requests = Vec::new();
+    for (route, cells) in routes {
+        let mut at = 0;
+        for method in METHODS {
+            for code in CODES {
+                for environment in ENVIRONMENTS {
+                    let n: u64 = cells.iter().map(|cells| read(&cells.requests[at])).sum();
+                    at += 1;
+                    if n > 0 {
+                        let labels = [
+                            ("route", &**route),
+                            ("method", method),
+                            ("code", code),
+                            ("environment", environment),
+                        ];
+                        requests.push(counter(&labels, n));
+                    }
+                }
+            }
+        }
+    }
+    requests
+}
+
 fn gauges(threads: &[Arc<Cells>], store_up: bool, state: &State) -> Vec<MetricFamily> {
     let in_flight: i64 = threads.iter().map(|cells| cells.in_flight.load(Ordering::Relaxed)).sum();
     let version = [("version", env!("CARGO_PKG_VERSION"))];
@@ -448,6 +613,14 @@ fn gauges(threads: &[Arc<Cells>], store_up: bool, state: &State) -> Vec<MetricFa
         .iter()
         .map(|(file, end)| gauge(&[("cert", file)], (end.0 / 1000) as f64))
         .collect();
+    let connections = Protocol::ALL.into_iter().map(|protocol| {
+        let open: i64 =
+            threads.iter().map(|cells| cells.connections[protocol as usize].load(Ordering::Relaxed)).sum();
+        gauge(&[("listener", "server"), ("protocol", protocol.label())], open as f64)
+    });
+    let endpoints = state.health.endpoints().map(|(upstream, endpoint, healthy)| {
+        gauge(&[("upstream", upstream), ("endpoint", endpoint)], f64::from(u8::from(healthy)))
+    });
     vec![
         family(
             "keygate_tls_cert_not_after_timestamp_seconds",
@@ -469,15 +642,20 @@ fn gauges(threads: &[Arc<Cells>], store_up: bool, state: &State) -> Vec<MetricFa
         ),
         family(
             "keygate_connections",
-            "Open client connections.",
+            "Open client connections, by what they speak; opening until that is known.",
             MetricType::GAUGE,
-            vec![gauge(&[("listener", "server")], state.connections as f64)],
+            connections.collect(),
         ),
         family(
-            "keygate_records_dropped_total",
-            "Records of requests that found the queue to the log full.",
-            MetricType::COUNTER,
-            vec![counter(&[], state.records_dropped)],
+            "keygate_upstream_healthy",
+            "Whether the last attempt to connect to the endpoint did not fail; 1 before the first.",
+            MetricType::GAUGE,
+            endpoints.collect(),
+        ),
+        one(
+            "keygate_config_hash",
+            "The first 48 bits of a hash of the configuration that is in force, its policy and its variables.",
+            state.config_hash as f64,
         ),
         family(
             "keygate_build_info",
@@ -529,8 +707,7 @@ fn gauge(pairs: &[(&str, &str)], value: f64) -> proto::Metric {
 
 /// The sum of some threads' histograms; `None` while it is empty.
 fn histogram<'h, const N: usize>(
-    label: &str,
-    value: &str,
+    pairs: &[(&str, &str)],
     threads: impl Iterator<Item = &'h Histogram<N>> + Clone,
 ) -> Option<proto::Metric> {
     let count: u64 = threads.clone().map(|histogram| read(&histogram.count)).sum();
@@ -553,7 +730,7 @@ fn histogram<'h, const N: usize>(
     histogram.set_bucket(buckets);
     histogram.set_sample_count(count);
     histogram.set_sample_sum(seconds(nanoseconds));
-    let mut metric = proto::Metric::from_label(labels(&[(label, value)]));
+    let mut metric = proto::Metric::from_label(labels(pairs));
     metric.set_histogram(histogram);
     Some(metric)
 }
@@ -570,32 +747,43 @@ mod tests {
         State {
             certificates: vec![("api.pem".into(), UnixMillis(1_790_000_000_123))],
             cache_entries: 3,
-            event_link_up: true,
-            records_dropped: 0,
-            connections: 2,
+            config_hash: (1 << 48) - 1,
+            reloads: Reloads { applied: 2, refused: 1 },
+            ..State::default()
+        }
+    }
+
+    #[track_caller]
+    fn assert_has(metrics: &Metrics, lines: &[&str]) {
+        let text = String::from_utf8(metrics.render(&state()).unwrap()).unwrap();
+        for line in lines {
+            assert!(text.contains(&format!("{line}\n")), "{line} in\n{text}");
+        }
+    }
+
+    fn finished(code: Code) -> Finished {
+        Finished {
+            method: "POST",
+            code,
+            environment: Some(Environment::Test),
+            duration: Duration::from_millis(2),
+            overhead: Some(Duration::from_micros(15)),
         }
     }
 
     #[test]
     fn what_threads_counted_apart_is_one_sum() {
-        let metrics = Metrics::new(vec!["jobs.read".into()], vec!["api".into()], Arc::default());
+        let metrics = Metrics::new(Arc::default());
         for _ in 0..2 {
             let cells = metrics.cells();
             for code in [Code::Upstream(StatusCode::CREATED), Code::Own(StatusCode::FORBIDDEN)] {
                 cells.begin();
-                cells.finish(&Finished {
-                    route: Some(0),
-                    method: "POST",
-                    code,
-                    environment: Some(Environment::Test),
-                    duration: Duration::from_millis(2),
-                    overhead: Some(Duration::from_micros(15)),
-                });
+                cells.route(Some("jobs.read")).finish(&finished(code));
+                cells.end();
             }
-            cells.upstream_answered(0, Duration::from_secs(100));
+            cells.upstream("api").answered(Duration::from_secs(100));
         }
-        let text = String::from_utf8(metrics.render(&state()).unwrap()).unwrap();
-        for line in [
+        let expected = [
             r#"keygate_requests_total{route="jobs.read",method="POST",code="2xx",environment="test"} 2"#,
             r#"keygate_requests_total{route="jobs.read",method="POST",code="403",environment="test"} 2"#,
             r#"keygate_request_duration_seconds_bucket{route="jobs.read",le="0.001"} 0"#,
@@ -607,10 +795,45 @@ mod tests {
             r#"keygate_upstream_duration_seconds_bucket{upstream="api",le="+Inf"} 2"#,
             "keygate_requests_in_flight 0",
             "keygate_cache_entries 3",
+            "keygate_config_hash 281474976710655",
+            r#"keygate_config_reloads_total{result="refused"} 1"#,
             r#"keygate_tls_cert_not_after_timestamp_seconds{cert="api.pem"} 1790000000"#,
-        ] {
-            assert!(text.contains(&format!("{line}\n")), "{line} in\n{text}");
+        ];
+        assert_has(&metrics, &expected);
+    }
+
+    #[test]
+    fn a_route_that_comes_back_goes_on_counting_where_it_stopped() {
+        let metrics = Metrics::new(Arc::default());
+        let cells = metrics.cells();
+        for _ in 0..3 {
+            cells.route(Some("jobs.read")).finish(&finished(Code::ClientGone));
         }
+        let series =
+            r#"keygate_requests_total{route="jobs.read",method="POST",code="499",environment="test"} 3"#;
+        assert_has(&metrics, &[series]);
+    }
+
+    #[test]
+    fn a_connection_is_counted_under_what_it_speaks_and_as_long_as_it_is_open() {
+        let metrics = Metrics::new(Arc::default());
+        let cells = metrics.cells();
+        let (first, second) = (cells.connected(), cells.connected());
+        let open = |protocol: &str, n: usize| {
+            let series = format!("keygate_connections{{listener=\"server\",protocol=\"{protocol}\"}} {n}");
+            assert_has(&metrics, &[&series]);
+        };
+        open("opening", 2);
+        first.speaks(Protocol::Http1);
+        second.speaks(Protocol::Http2);
+        first.speaks(Protocol::WebSocket);
+        open("opening", 0);
+        open("http1", 0);
+        open("http2", 1);
+        open("websocket", 1);
+        drop((first, second));
+        open("http2", 0);
+        open("websocket", 0);
     }
 
     #[test]

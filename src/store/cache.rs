@@ -32,7 +32,8 @@ pub struct Settings {
     pub negative_ttl: Duration,
     /// How much longer than `ttl` a key is served while the store cannot answer.
     pub stale_window: Duration,
-    /// How many lookups may be under way at once.
+    /// How many lookups of keys that nobody here knows may be under way at once. Keys that are known have a
+    /// quarter as many of their own.
     pub max_lookups: usize,
     /// How long one lookup may take.
     pub lookup_timeout: Duration,
@@ -62,6 +63,8 @@ const OVERTAKEN_AT_MOST: usize = 4;
 /// none: so well-formed guesses, which cost a load each, leave room for the keys of others.
 const NETWORK_SHARE: usize = 8;
 const RESERVE: usize = 4;
+/// What known keys may have under way beside all that, as a part of it.
+const KNOWN_SHARE: usize = 4;
 /// How long after a failed load stale keys are served without trying another.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -185,14 +188,16 @@ impl ReadThrough {
     /// Asks the store, together with whoever else wants the same key.
     ///
     /// The load is a task of its own on the control runtime: callers that go away take nothing with them.
-    async fn load(self: &Arc<Self>, digest: &Digest, network: ClientNetwork) -> (Outcome, Level) {
+    async fn load(self: &Arc<Self>, digest: &Digest, budget: Budget) -> (Outcome, Level) {
+        // What was known here is no guess, wherever it comes from.
+        let budget = if self.known.contains_key(digest) { Budget::Known } else { budget };
         if self.is_resting()
             && let Some(entry) = self.stale(digest)
         {
             return (Outcome::Known(entry), Level::Stale);
         }
         for _ in 0..OVERTAKEN_AT_MOST {
-            let (outcome, level) = match self.join(digest, network) {
+            let (outcome, level) = match self.join(digest, budget) {
                 Join::Ended(outcome) => (outcome, Level::Process),
                 Join::UnderWay(load) => (wait_for(load).await, Level::Store),
                 Join::Refused => (Outcome::Unavailable(StoreFault::Exhausted), Level::Store),
@@ -212,7 +217,7 @@ impl ReadThrough {
         (Outcome::Unavailable(StoreFault::failed("the key is changing too fast to be read")), Level::Store)
     }
 
-    fn join(self: &Arc<Self>, digest: &Digest, network: ClientNetwork) -> Join {
+    fn join(self: &Arc<Self>, digest: &Digest, budget: Budget) -> Join {
         let mut loads = self.lock_loads();
         if let Some(load) = loads.under_way.get(digest) {
             return Join::UnderWay(load.clone());
@@ -221,14 +226,14 @@ impl ReadThrough {
         if let Some(outcome) = self.find(digest, self.clock.now()) {
             return Join::Ended(outcome);
         }
-        if !loads.has_room_for(network, self.settings.max_lookups) {
+        if !loads.has_room_for(budget, self.settings.max_lookups) {
             return Join::Refused;
         }
         let (sender, receiver) = watch::channel(None);
-        loads.begin(*digest, network, receiver.clone());
+        loads.begin(*digest, budget, receiver.clone());
         // A runtime that has ended drops the task at once, which takes this lock again.
         drop(loads);
-        let load = Load { cache: Arc::clone(self), digest: *digest, network };
+        let load = Load { cache: Arc::clone(self), digest: *digest, budget };
         self.control.spawn(load.run(sender));
         Join::UnderWay(receiver)
     }
@@ -272,27 +277,48 @@ impl ReadThrough {
     }
 }
 
+/// Out of whose budget a load is made.
+#[derive(Clone, Copy, Debug)]
+enum Budget {
+    /// Whoever presents a key that is not known here, be it a guess.
+    Network(ClientNetwork),
+    /// A key that is known here: a flood of guesses must not make it fall out.
+    Known,
+}
+
 /// The loads under way, and how many of them each network has.
 #[derive(Debug, Default)]
 struct Loads {
     under_way: HashMap<Digest, Loading>,
     by_network: HashMap<ClientNetwork, usize>,
+    of_known: usize,
 }
 
 impl Loads {
-    fn has_room_for(&self, network: ClientNetwork, at_most: usize) -> bool {
-        let (all, own) = (self.under_way.len(), self.by_network.get(&network).copied().unwrap_or(0));
+    fn has_room_for(&self, budget: Budget, at_most: usize) -> bool {
+        let Budget::Network(network) = budget else {
+            return self.of_known < (at_most / KNOWN_SHARE).max(1);
+        };
+        let all = self.under_way.len() - self.of_known;
+        let own = self.by_network.get(&network).copied().unwrap_or(0);
         let in_reserve = all >= at_most - at_most / RESERVE;
         all < at_most && (own == 0 || !in_reserve && own < (at_most / NETWORK_SHARE).max(1))
     }
 
-    fn begin(&mut self, digest: Digest, network: ClientNetwork, load: Loading) {
+    fn begin(&mut self, digest: Digest, budget: Budget, load: Loading) {
         self.under_way.insert(digest, load);
-        *self.by_network.entry(network).or_default() += 1;
+        match budget {
+            Budget::Network(network) => *self.by_network.entry(network).or_default() += 1,
+            Budget::Known => self.of_known += 1,
+        }
     }
 
-    fn end(&mut self, digest: &Digest, network: ClientNetwork) {
+    fn end(&mut self, digest: &Digest, budget: Budget) {
         self.under_way.remove(digest);
+        let Budget::Network(network) = budget else {
+            self.of_known -= 1;
+            return;
+        };
         if let Slotted::Occupied(mut own) = self.by_network.entry(network) {
             *own.get_mut() -= 1;
             if *own.get() == 0 {
@@ -322,7 +348,7 @@ async fn wait_for(mut load: Loading) -> Outcome {
 struct Load {
     cache: Arc<ReadThrough>,
     digest: Digest,
-    network: ClientNetwork,
+    budget: Budget,
 }
 
 impl Load {
@@ -370,7 +396,7 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.cache.lock_loads().end(&self.digest, self.network);
+        self.cache.lock_loads().end(&self.digest, self.budget);
     }
 }
 
@@ -385,6 +411,7 @@ pub enum Resolved<T> {
 /// A known key as one thread holds it: reference counts and prepared values that no other thread touches.
 #[derive(Debug)]
 pub struct Known<T> {
+    pub digest: Digest,
     pub found: Arc<Found>,
     /// Whatever the thread makes of the key once, to use it on every request.
     pub prepared: T,
@@ -392,18 +419,18 @@ pub struct Known<T> {
     loaded_at: Instant,
 }
 
+impl<T> Known<T> {
+    fn age(&self, now: Now) -> Duration {
+        now.mono.saturating_duration_since(self.loaded_at)
+    }
+}
+
 /// A thread's own level. The slot of a key is chosen by its digest, which is uniformly distributed: no
 /// hashing, no eviction to decide on, a fixed size.
 #[derive(Debug)]
 pub struct ThreadCache<T> {
     shared: Arc<ReadThrough>,
-    slots: RefCell<Vec<Option<Slot<T>>>>,
-}
-
-#[derive(Debug)]
-struct Slot<T> {
-    digest: Digest,
-    known: Rc<Known<T>>,
+    slots: RefCell<Vec<Option<Rc<Known<T>>>>>,
 }
 
 impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
@@ -424,9 +451,18 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         Some((self.keep(digest, outcome), Level::Process))
     }
 
-    /// Asks the store.
+    /// Asks the store about a key that somebody in `network` presents.
     pub async fn load(&self, digest: &Digest, network: ClientNetwork) -> (Resolved<T>, Level) {
-        let (outcome, level) = self.shared.load(digest, network).await;
+        self.load_on(Budget::Network(network), digest).await
+    }
+
+    /// Asks the store about a key that opened something here a while ago.
+    pub async fn load_known(&self, digest: &Digest) -> (Resolved<T>, Level) {
+        self.load_on(Budget::Known, digest).await
+    }
+
+    async fn load_on(&self, budget: Budget, digest: &Digest) -> (Resolved<T>, Level) {
+        let (outcome, level) = self.shared.load(digest, budget).await;
         if matches!(outcome, Outcome::Unavailable(_)) {
             // The process's cache may have evicted what this thread still holds.
             let window = self.shared.settings.ttl + self.shared.settings.stale_window;
@@ -440,15 +476,29 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
     /// This thread's own entry, if no event has touched it and it is younger than `at_most`.
     fn find_slot(&self, digest: &Digest, now: Now, at_most: Duration) -> Option<Rc<Known<T>>> {
         let slots = self.slots.borrow();
-        let slot = slots[slot_of(digest)].as_ref().filter(|slot| slot.digest == *digest)?;
-        let known = &slot.known;
-        match self.shared.fence.judge(known.stamp.get(), digest, known.found.org.id) {
+        let known = slots[slot_of(digest)].as_ref().filter(|known| known.digest == *digest)?;
+        (self.is_untouched(known) && known.age(now) < at_most).then(|| Rc::clone(known))
+    }
+
+    /// Whether what was known then still holds, as far as this process knows.
+    #[must_use]
+    pub fn is_current(&self, known: &Known<T>, now: Now) -> bool {
+        self.is_untouched(known) && known.age(now) < self.shared.settings.ttl
+    }
+
+    /// Whether what was known then is too old to be used, even while the store cannot answer.
+    #[must_use]
+    pub fn is_spent(&self, known: &Known<T>, now: Now) -> bool {
+        known.age(now) >= self.shared.settings.ttl + self.shared.settings.stale_window
+    }
+
+    fn is_untouched(&self, known: &Known<T>) -> bool {
+        match self.shared.fence.judge(known.stamp.get(), &known.digest, known.found.org.id) {
             Judgement::Current => {}
             Judgement::Untouched(stamp) => known.stamp.set(stamp),
-            Judgement::Touched => return None,
+            Judgement::Touched => return false,
         }
-        let age = now.mono.saturating_duration_since(known.loaded_at);
-        (age < at_most).then(|| Rc::clone(known))
+        true
     }
 
     fn keep(&self, digest: &Digest, outcome: Outcome) -> Resolved<T> {
@@ -458,12 +508,13 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
             Outcome::Unavailable(fault) => return Resolved::Unavailable(fault),
         };
         let known = Rc::new(Known {
+            digest: *digest,
             prepared: T::from(&entry.found),
             found: Arc::clone(&entry.found),
             stamp: Cell::new(entry.stamp.load(Ordering::Relaxed)),
             loaded_at: entry.loaded_at,
         });
-        self.slots.borrow_mut()[slot_of(digest)] = Some(Slot { digest: *digest, known: Rc::clone(&known) });
+        self.slots.borrow_mut()[slot_of(digest)] = Some(Rc::clone(&known));
         Resolved::Known(known)
     }
 }

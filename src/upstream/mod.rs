@@ -1,5 +1,6 @@
 //! Where requests go: named upstreams, each with its endpoints for live and for test keys.
 
+pub mod health;
 pub mod pool;
 
 use std::fmt;

@@ -20,6 +20,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
+use super::health::{Health, Reachable};
 use super::{Endpoint, HostField, Settings, UpstreamId};
 use crate::clock::Clock;
 use crate::key::Environment;
@@ -50,8 +51,15 @@ pub enum SendError {
 /// All upstreams, as one thread sees them.
 #[derive(Debug)]
 pub struct Pool<B> {
-    upstreams: Vec<[Rc<Side<B>>; 2]>,
+    upstreams: Vec<Upstream<B>>,
     clock: Clock,
+}
+
+#[derive(Debug)]
+struct Upstream<B> {
+    settings: Settings,
+    /// By environment.
+    sides: [Rc<Side<B>>; 2],
 }
 
 /// One environment of one upstream.
@@ -61,6 +69,8 @@ struct Side<B> {
     next: Cell<usize>,
     connect_timeout: Duration,
     idle_timeout: Duration,
+    /// Whether no more requests come here, so that no connection is worth keeping.
+    retired: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -70,8 +80,8 @@ struct Server<B> {
     host: Option<HeaderValue>,
     resolved: tokio::sync::Mutex<Resolved>,
     idle: RefCell<Vec<Idle<B>>>,
-    /// Whether the last attempt to connect failed: a failure is logged when it begins and when it ends.
-    failing: Cell<bool>,
+    /// A failure is logged when it begins and when it ends.
+    reachable: Reachable,
 }
 
 #[derive(Debug)]
@@ -107,7 +117,7 @@ impl<B> Lease<B> {
     pub fn release(self, clock: &Clock) {
         let Self { connection, side, server } = self;
         let mut idle = side.servers[server].idle.borrow_mut();
-        if !connection.sender.is_closed() && idle.len() < IDLE_AT_MOST {
+        if !connection.sender.is_closed() && idle.len() < IDLE_AT_MOST && !side.retired.get() {
             idle.push(Idle { connection, since: clock.now().mono });
         }
     }
@@ -120,28 +130,25 @@ where
     B::Error: Into<BoxError>,
 {
     #[must_use]
-    pub fn new(upstreams: &[Settings], clock: Clock) -> Self {
-        let side = |settings: &Settings, environment| {
-            let server = |endpoint: &Endpoint| Server {
-                endpoint: endpoint.clone(),
-                host: match settings.host {
-                    HostField::Client => None,
-                    HostField::Endpoint => HeaderValue::try_from(endpoint.authority()).ok(),
-                },
-                resolved: tokio::sync::Mutex::default(),
-                idle: RefCell::default(),
-                failing: Cell::new(false),
-            };
-            Rc::new(Side {
-                servers: settings.endpoints(environment).iter().map(server).collect(),
-                next: Cell::new(0),
-                connect_timeout: settings.timeouts.connect,
-                idle_timeout: settings.timeouts.idle,
-            })
-        };
-        let upstreams =
-            upstreams.iter().map(|settings| Environment::ALL.map(|environment| side(settings, environment)));
-        Self { upstreams: upstreams.collect(), clock }
+    pub fn new(upstreams: &[Settings], health: &Health, clock: Clock) -> Self {
+        let upstreams = upstreams.iter().map(|settings| Upstream::new(settings, health)).collect();
+        Self { upstreams, clock }
+    }
+
+    /// The pool for other upstreams, which takes the place of this one. Those that are in both go on with
+    /// their connections; of the others only what is under way is finished.
+    #[must_use]
+    pub fn renew(&self, upstreams: &[Settings], health: &Health) -> Self {
+        let kept = |settings: &Settings| self.upstreams.iter().find(|known| known.settings == *settings);
+        let renewed = upstreams.iter().map(|settings| match kept(settings) {
+            Some(known) => Upstream { settings: settings.clone(), sides: known.sides.clone() },
+            None => Upstream::new(settings, health),
+        });
+        let renewed = Self { upstreams: renewed.collect(), clock: self.clock.clone() };
+        for gone in self.upstreams.iter().filter(|known| !upstreams.contains(&known.settings)) {
+            gone.sides.iter().for_each(|side| side.retire());
+        }
+        renewed
     }
 
     /// Sends a request to an endpoint of `upstream` for `environment`, and nowhere else.
@@ -154,7 +161,7 @@ where
         environment: Environment,
         mut request: Request<B>,
     ) -> Result<(Response<Incoming>, Lease<B>), SendError> {
-        let side = &self.upstreams[upstream.0][environment as usize];
+        let side = &self.upstreams[upstream.0].sides[environment as usize];
         let first = side.next.get();
         side.next.set(first.wrapping_add(1));
         for n in 0..side.servers.len() {
@@ -192,11 +199,45 @@ where
     /// Closes what has been unused for too long.
     pub fn sweep(&self) {
         let now = self.clock.now().mono;
-        for side in self.upstreams.iter().flatten() {
+        for side in self.upstreams.iter().flat_map(|upstream| &upstream.sides) {
             for server in &side.servers {
                 let unused = |idle: &Idle<B>| now.saturating_duration_since(idle.since);
                 server.idle.borrow_mut().retain(|idle| unused(idle) < side.idle_timeout);
             }
+        }
+    }
+}
+
+impl<B> Upstream<B> {
+    fn new(settings: &Settings, health: &Health) -> Self {
+        let server = |endpoint: &Endpoint| Server {
+            endpoint: endpoint.clone(),
+            host: match settings.host {
+                HostField::Client => None,
+                HostField::Endpoint => HeaderValue::try_from(endpoint.authority()).ok(),
+            },
+            resolved: tokio::sync::Mutex::default(),
+            idle: RefCell::default(),
+            reachable: health.find(&settings.name, endpoint).unwrap_or_default(),
+        };
+        let side = |environment| {
+            Rc::new(Side {
+                servers: settings.endpoints(environment).iter().map(server).collect(),
+                next: Cell::new(0),
+                connect_timeout: settings.timeouts.connect,
+                idle_timeout: settings.timeouts.idle,
+                retired: Cell::new(false),
+            })
+        };
+        Self { settings: settings.clone(), sides: Environment::ALL.map(side) }
+    }
+}
+
+impl<B> Side<B> {
+    fn retire(&self) {
+        self.retired.set(true);
+        for server in &self.servers {
+            server.idle.borrow_mut().clear();
         }
     }
 }
@@ -241,7 +282,7 @@ where
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         match connected {
             Ok((sender, driver)) => {
-                if self.failing.replace(false) {
+                if !self.reachable.note(true) {
                     telemetry::log(&format!("upstream {} is reachable again", self.endpoint));
                 }
                 // The driver's own error reaches whoever waits for the answer.
@@ -257,7 +298,7 @@ where
     }
 
     fn log_failure(&self, error: &io::Error) {
-        if !self.failing.replace(true) {
+        if self.reachable.note(false) {
             telemetry::log(&format!("upstream {} cannot be reached: {error}", self.endpoint));
         }
     }

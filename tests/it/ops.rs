@@ -3,23 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::harness::{Call, Gateway, Upstream, eventually, fetch};
+use crate::harness::metrics::{scrape, value};
+use crate::harness::{Call, ClosedPort, Gateway, Upstream, Wire, eventually, fetch};
 
 fn gateway(live: &Upstream, test: &Upstream) -> Gateway {
     Gateway::builder().settings("[ops]\nlisten = \"127.0.0.1:0\"").api(live, test).start()
 }
 
 fn metrics(gateway: &Gateway) -> String {
-    let answer = fetch(gateway.ops_address(), &Call::get("/metrics"));
-    assert_eq!(answer.field("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
-    answer.text()
-}
-
-/// The value of a series, written as in the text.
-fn value(text: &str, series: &str) -> Option<f64> {
-    let line =
-        text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
-    line.rsplit(' ').next()?.parse().ok()
+    scrape(gateway.ops_address())
 }
 
 #[test]
@@ -93,6 +85,54 @@ fn the_number_of_series_depends_neither_on_keys_nor_on_what_clients_send() {
     // A request that was still ending at the first scrape may add the series of its own kind.
     assert!(new.iter().all(|name| !name.contains("key_0") && !name.contains("M1")), "{new:#?}");
     assert!(new.len() <= 4, "{new:#?}");
+}
+
+#[test]
+fn open_connections_are_counted_by_what_they_speak() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = gateway(&live, &test);
+    let open = |expected: [f64; 3]| {
+        eventually("connections are counted", || {
+            let text = metrics(&gateway);
+            let series = ["opening", "http1", "http2"].map(|protocol| {
+                format!("keygate_connections{{listener=\"server\",protocol=\"{protocol}\"}}")
+            });
+            series.map(|series| value(&text, &series)) == expected.map(Some)
+        });
+    };
+    open([0.0; 3]);
+    let silent = Wire::connect(gateway.address());
+    let mut one = Wire::connect(gateway.address());
+    one.send(&Call::get("/v1/jobs").to_bytes());
+    assert_eq!(one.answer().unwrap().status, 401);
+    let mut two = Wire::connect(gateway.address());
+    two.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    open([1.0, 1.0, 1.0]);
+    drop((silent, one, two));
+    open([0.0; 3]);
+}
+
+#[test]
+fn an_endpoint_is_healthy_unless_the_last_attempt_to_connect_failed() {
+    let (live, test) = (ClosedPort::reserve(), Upstream::start("test"));
+    let url = live.url();
+    let gateway = Gateway::builder()
+        .settings("[ops]\nlisten = \"127.0.0.1:0\"")
+        .upstream("api", &url, &test.url())
+        .start();
+    let key = gateway.live_key();
+    let healthy = |url: &str| {
+        let endpoint = url.trim_start_matches("http://");
+        let series = format!("keygate_upstream_healthy{{upstream=\"api\",endpoint=\"{endpoint}\"}}");
+        value(&metrics(&gateway), &series)
+    };
+    assert_eq!(healthy(&url), Some(1.0), "nobody has tried yet");
+    assert_eq!(gateway.fetch(&Call::get("/v1/jobs").key(&key.secret)).status, 502);
+    assert_eq!((healthy(&url), healthy(&test.url())), (Some(0.0), Some(1.0)));
+    let listener = live.open();
+    std::thread::spawn(move || listener.accept().map(|(stream, _)| Wire::from(stream).request_head()));
+    gateway.fetch(&Call::get("/v1/jobs").key(&key.secret));
+    assert_eq!(healthy(&url), Some(1.0));
 }
 
 #[test]

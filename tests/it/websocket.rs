@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use crate::harness::metrics::{scrape, value};
 use crate::harness::{Call, Gateway, Reply, Upstream, Wire, eventually};
 
 const POLICY: &str = r#"
@@ -53,7 +54,7 @@ fn shouting() -> Upstream {
 }
 
 fn gateway(live: &Upstream, test: &Upstream) -> Gateway {
-    Gateway::builder().policy(POLICY).api(live, test).start()
+    Gateway::builder().settings("[ops]\nlisten = \"127.0.0.1:0\"").policy(POLICY).api(live, test).start()
 }
 
 /// Reads exactly so many bytes from the tunnel.
@@ -75,6 +76,8 @@ fn bytes_flow_both_ways_after_the_upstreams_101() {
     assert_eq!(answer.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
     assert_eq!(answer.field("x-mine"), Some("kept"));
     assert!(answer.field("x-request-id").is_some());
+    let series = r#"keygate_connections{listener="server",protocol="websocket"}"#;
+    eventually("the tunnel is counted", || value(&scrape(gateway.ops_address()), series) == Some(1.0));
     for word in ["hello", "once more"] {
         wire.send(word.as_bytes());
         assert_eq!(receive(&mut wire, word.len()), word.to_uppercase());

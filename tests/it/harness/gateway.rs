@@ -15,6 +15,7 @@ use keygate::key::Environment;
 use keygate::key::record::KeyRecord;
 use keygate::key::scope::{Scope, ScopeSet};
 use keygate::lifecycle::{By, Lifecycle, Made, NewKey};
+use keygate::reload::Refused;
 use keygate::store::Store;
 use tempfile::TempDir;
 
@@ -164,7 +165,7 @@ impl GatewayBuilder {
             clock,
             shift,
             transport: self.transport,
-            _folder: folder,
+            folder,
         }
     }
 }
@@ -177,7 +178,7 @@ pub(crate) struct Gateway {
     clock: Clock,
     shift: Shift,
     transport: Transport,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// A key with its secret.
@@ -209,6 +210,17 @@ impl Gateway {
 
     pub(crate) fn ops_address(&self) -> SocketAddr {
         self.app.as_ref().unwrap().ops_address().unwrap()
+    }
+
+    /// Where its configuration is.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Has it read its configuration again, as SIGHUP does.
+    pub(crate) fn reload(&mut self) -> Result<(), Refused> {
+        let read = Config::load(&self.folder.path().join("keygate.toml"), []);
+        self.app.as_mut().unwrap().reload(read)
     }
 
     pub(crate) fn lifecycle(&self) -> &Lifecycle {
@@ -257,18 +269,33 @@ impl Gateway {
         self.key(Environment::Live, None, Some(self.clock.now().wall.plus(after)))
     }
 
+    /// A live key with all scopes, in an organisation of its own.
+    pub(crate) fn key_in_another_org(&self) -> TestKey {
+        let org = self.block_on(self.lifecycle().create_org("another organisation")).unwrap().id;
+        self.key_of(org, Environment::Live, None, None)
+    }
+
     pub(crate) fn key(
         &self,
         environment: Environment,
         scopes: Option<&[&str]>,
         expires_at: Option<UnixMillis>,
     ) -> TestKey {
+        self.key_of(self.org, environment, scopes, expires_at)
+    }
+
+    fn key_of(
+        &self,
+        org: OrgId,
+        environment: Environment,
+        scopes: Option<&[&str]>,
+        expires_at: Option<UnixMillis>,
+    ) -> TestKey {
         let scopes = match scopes {
-            None => self.lifecycle().vocabulary().clone(),
+            None => self.lifecycle().vocabulary(),
             Some(names) => names.iter().map(|name| Scope::parse(name).unwrap()).collect::<ScopeSet>(),
         };
-        let new =
-            NewKey { scopes: Some(scopes), expires_at, ..NewKey::named(self.org, "a key", environment) };
+        let new = NewKey { scopes: Some(scopes), expires_at, ..NewKey::named(org, "a key", environment) };
         let made = self.block_on(self.lifecycle().create_key(&operator(), new)).unwrap();
         let Made { key: record, secret } = made;
         TestKey { record, secret: secret.expose().to_owned() }
@@ -276,6 +303,11 @@ impl Gateway {
 
     pub(crate) fn revoke(&self, key: &TestKey) {
         self.block_on(self.lifecycle().revoke_key(&operator(), key.id())).unwrap();
+    }
+
+    /// The gateway's time.
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.clock.now().wall
     }
 
     /// Moves the gateway's clock ahead.

@@ -7,6 +7,7 @@ pub(crate) mod closed_port;
 pub(crate) mod gateway;
 pub(crate) mod http2;
 pub(crate) mod manual;
+pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod store;

@@ -49,6 +49,13 @@ impl Process {
         address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no address in {line:?}"))
     }
 
+    /// The address that it says its metrics are on.
+    #[track_caller]
+    pub(crate) fn ops_address(&self) -> SocketAddr {
+        let line = self.err_line("metrics and probes on http://");
+        line.rsplit("http://").next().and_then(|address| address.parse().ok()).expect("an address")
+    }
+
     pub(crate) fn terminate(&self) {
         self.signal(Signal::TERM);
     }

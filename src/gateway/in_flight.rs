@@ -1,0 +1,236 @@
+//! Requests in flight: judged again once a second, for as long as they last.
+//!
+//! A key is judged before its request is forwarded, and the stream that it opened may then go on for hours.
+//! So every forwarded request stands in its worker's list, and a sweep asks of each what a new request with
+//! the same key would be told now. Where nothing happened that costs a comparison with the fence; only what
+//! an event has touched, or what has aged, is looked up, through the cache and once for all requests of a
+//! key. A short request pays for a place in the list and no more: it has mostly gone before a sweep comes by.
+//!
+//! A store that cannot answer ends nothing before the stale window does.
+
+use std::cell::{Cell, Ref, RefCell};
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use slab::Slab;
+
+use super::Gateway;
+use super::authenticate::admit;
+use super::authorize::check_access;
+use super::snapshot::Snapshot;
+use super::usage::Prepared;
+use crate::clock::Now;
+use crate::key::Digest;
+use crate::rejection::{Rejection, Unauthenticated, Unavailable};
+use crate::store::StoreFault;
+use crate::store::cache::{Known, Resolved};
+
+/// Keys that one sweep looks up at the same time.
+const LOOKUPS_AT_ONCE: usize = 16;
+/// How long a lookup waits that found too many others under way.
+const CROWDED: Duration = Duration::from_millis(20);
+/// How often it does so before it leaves the key to the next sweep.
+const CROWDED_AT_MOST: usize = 25;
+
+/// The word to a request that it must end. One connection's requests use it in turn on HTTP/1.1; on HTTP/2
+/// each stream has its own.
+#[derive(Clone, Debug, Default)]
+pub struct Cut(Rc<CutState>);
+
+#[derive(Debug, Default)]
+struct CutState {
+    why: RefCell<Option<Rejection>>,
+    /// Whether the answer has begun. Before that the request can still be refused in good form.
+    answered: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Cut {
+    /// Whether an answer that has begun must end where it is.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.0.answered.get() && self.0.why.borrow().is_some()
+    }
+
+    /// Waits until the answer must end.
+    pub(super) async fn due(&self) {
+        poll_fn(|cx| {
+            self.remember(cx);
+            if self.is_due() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Runs what leads to an answer, unless the request must end before there is one.
+    pub(super) async fn or_refused<T>(
+        &self,
+        answering: impl Future<Output = Result<T, Rejection>>,
+    ) -> Result<T, Rejection> {
+        let mut answering = std::pin::pin!(answering);
+        poll_fn(|cx| {
+            if let Some(why) = self.0.why.borrow_mut().take() {
+                return Poll::Ready(Err(why));
+            }
+            let polled = answering.as_mut().poll(cx);
+            if polled.is_pending() {
+                self.remember(cx);
+            }
+            polled
+        })
+        .await
+    }
+
+    pub(super) fn begin(&self) {
+        self.0.answered.set(false);
+        self.0.why.take();
+    }
+
+    pub(super) fn note_answered(&self) {
+        self.0.answered.set(true);
+    }
+
+    /// Why the answer was cut, if it was.
+    pub(super) fn why(&self) -> Option<Ref<'_, Rejection>> {
+        Ref::filter_map(self.0.why.borrow(), Option::as_ref).ok().filter(|_| self.0.answered.get())
+    }
+
+    fn order(&self, why: Rejection) {
+        self.0.why.replace(Some(why));
+        if let Some(waker) = &*self.0.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn remember(&self, cx: &Context<'_>) {
+        // Everything that looks at one cut runs in one task, whose waker stays the same.
+        let mut waker = self.0.waker.borrow_mut();
+        if waker.is_none() {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+}
+
+/// A worker's requests in flight.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    requests: RefCell<Slab<Request>>,
+    /// Keys that are being looked up for a sweep.
+    in_doubt: RefCell<HashSet<Digest>>,
+}
+
+#[derive(Debug)]
+struct Request {
+    known: Rc<Known<Prepared>>,
+    /// What it is handled by to its end, and the route's number there.
+    snapshot: Rc<Snapshot>,
+    route: usize,
+    cut: Cut,
+}
+
+impl InFlight {
+    /// Takes a request in; the place is to be given to [`InFlight::leave`].
+    pub(super) fn enter(
+        &self,
+        known: Rc<Known<Prepared>>,
+        snapshot: Rc<Snapshot>,
+        route: usize,
+        cut: Cut,
+    ) -> usize {
+        self.requests.borrow_mut().insert(Request { known, snapshot, route, cut })
+    }
+
+    pub(super) fn leave(&self, place: usize) {
+        self.requests.borrow_mut().try_remove(place);
+    }
+}
+
+/// Ends what may not go on, as far as that is known here, and has the rest looked up.
+pub(super) fn sweep(gateway: &Rc<Gateway>) {
+    let mut in_doubt = in_doubt(gateway, gateway.clock.now());
+    in_doubt.retain(|(digest, _)| gateway.in_flight.in_doubt.borrow_mut().insert(*digest));
+    let share = in_doubt.len().div_ceil(LOOKUPS_AT_ONCE).max(1);
+    while !in_doubt.is_empty() {
+        let some = in_doubt.split_off(in_doubt.len().saturating_sub(share));
+        let gateway = Rc::clone(gateway);
+        tokio::task::spawn_local(async move {
+            for (digest, places) in some {
+                let resolved = look_up(&gateway, &digest).await;
+                gateway.in_flight.in_doubt.borrow_mut().remove(&digest);
+                conclude(&gateway, &digest, &places, &resolved);
+            }
+        });
+    }
+}
+
+/// Judges every request by what this process knows, and names the keys of which that is not enough, with the
+/// places of their requests.
+fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, Vec<usize>)> {
+    let mut in_doubt: HashMap<Digest, Vec<usize>> = HashMap::new();
+    for (place, request) in &mut *gateway.in_flight.requests.borrow_mut() {
+        if !gateway.keys.is_current(&request.known, now) {
+            match gateway.keys.find(&request.known.digest, now) {
+                Some((Resolved::Known(known), _)) => request.known = known,
+                Some((Resolved::Absent, _)) => {
+                    request.cut.order(Rejection::Unauthenticated(Unauthenticated::Unknown));
+                    continue;
+                }
+                Some((Resolved::Unavailable(_), _)) | None => {
+                    in_doubt.entry(request.known.digest).or_default().push(place);
+                }
+            }
+        }
+        // What time alone takes away needs no lookup.
+        request.judge(now);
+    }
+    in_doubt.into_iter().collect()
+}
+
+async fn look_up(gateway: &Gateway, digest: &Digest) -> Resolved<Prepared> {
+    for _ in 0..CROWDED_AT_MOST {
+        match gateway.keys.load_known(digest).await.0 {
+            Resolved::Unavailable(StoreFault::Exhausted) => tokio::time::sleep(CROWDED).await,
+            resolved => return resolved,
+        }
+    }
+    Resolved::Unavailable(StoreFault::Exhausted)
+}
+
+/// Judges a key's requests by what its lookup came to.
+fn conclude(gateway: &Gateway, digest: &Digest, places: &[usize], resolved: &Resolved<Prepared>) {
+    let now = gateway.clock.now();
+    let mut requests = gateway.in_flight.requests.borrow_mut();
+    for place in places {
+        // The place may be another's by now.
+        let Some(request) = requests.get_mut(*place).filter(|request| request.known.digest == *digest) else {
+            continue;
+        };
+        match resolved {
+            Resolved::Known(known) => {
+                request.known = Rc::clone(known);
+                request.judge(now);
+            }
+            Resolved::Absent => request.cut.order(Rejection::Unauthenticated(Unauthenticated::Unknown)),
+            Resolved::Unavailable(_) if gateway.keys.is_spent(&request.known, now) => {
+                request.cut.order(Rejection::Unavailable(Unavailable::Store));
+            }
+            Resolved::Unavailable(_) => {}
+        }
+    }
+}
+
+impl Request {
+    /// Orders its end where a new request like it would be refused.
+    fn judge(&self, now: Now) {
+        let record = &self.known.found.key;
+        let access = &self.snapshot.routes().routes()[self.route].access;
+        let judged = admit(&self.known, record.environment, now.wall)
+            .and_then(|()| check_access(access, Some(&self.known)));
+        if let Err(why) = judged {
+            self.cut.order(why);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What a request is handled by: one snapshot, from its head to its record.
+//!
+//! What may change while the gateway runs is a [`Plan`]: made and checked elsewhere, never changed, replaced
+//! as a whole. A worker compiles it into a [`Snapshot`] of its own, with its connections to the upstreams and
+//! the cells that it counts in. A request takes the snapshot that holds when it begins and keeps it: it is
+//! never judged by one policy and forwarded, counted or recorded by another.
+
+use std::sync::Arc;
+
+use super::Settings;
+use super::body::RequestBody;
+use super::headers::HeaderRules;
+use super::route::RouteTable;
+use crate::clock::Clock;
+use crate::metrics::{Cells, RouteCells, UpstreamCells};
+use crate::upstream::health::Health;
+use crate::upstream::pool::Pool;
+use crate::upstream::{self, UpstreamId};
+
+/// What may change while the gateway runs.
+#[derive(Debug)]
+pub struct Plan {
+    settings: Settings,
+    routes: RouteTable,
+    upstreams: Vec<upstream::Settings>,
+    rules: HeaderRules,
+    health: Arc<Health>,
+}
+
+impl Plan {
+    /// An [`UpstreamId`] in `routes` is a place in `upstreams`. `before` is the health of the upstreams so
+    /// far.
+    #[must_use]
+    pub fn new(
+        settings: Settings,
+        routes: RouteTable,
+        upstreams: Vec<upstream::Settings>,
+        before: &Health,
+    ) -> Self {
+        Self {
+            rules: HeaderRules::new(settings.headers.clone()),
+            health: Arc::new(Health::new(&upstreams, before)),
+            settings,
+            routes,
+            upstreams,
+        }
+    }
+
+    #[must_use]
+    pub const fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+/// A plan as one worker goes by it.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    plan: Arc<Plan>,
+    pool: Pool<RequestBody>,
+    /// By the number of the route; the last are those of requests without one.
+    route_cells: Box<[Arc<RouteCells>]>,
+    upstream_cells: Box<[Arc<UpstreamCells>]>,
+}
+
+impl Snapshot {
+    pub(super) fn new(plan: Arc<Plan>, cells: &Cells, clock: Clock) -> Self {
+        let pool = Pool::new(&plan.upstreams, &plan.health, clock);
+        Self::with_pool(plan, pool, cells)
+    }
+
+    /// That of another plan, with the connections that it can use.
+    pub(super) fn renew(&self, plan: Arc<Plan>, cells: &Cells) -> Self {
+        let pool = self.pool.renew(&plan.upstreams, &plan.health);
+        Self::with_pool(plan, pool, cells)
+    }
+
+    fn with_pool(plan: Arc<Plan>, pool: Pool<RequestBody>, cells: &Cells) -> Self {
+        let routes = plan.routes.routes().iter().map(|route| Some(&*route.id)).chain([None]);
+        Self {
+            route_cells: routes.map(|id| cells.route(id)).collect(),
+            upstream_cells: plan.upstreams.iter().map(|upstream| cells.upstream(&upstream.name)).collect(),
+            pool,
+            plan,
+        }
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.plan.settings
+    }
+
+    pub(super) fn routes(&self) -> &RouteTable {
+        &self.plan.routes
+    }
+
+    pub(super) fn rules(&self) -> &HeaderRules {
+        &self.plan.rules
+    }
+
+    pub(super) const fn pool(&self) -> &Pool<RequestBody> {
+        &self.pool
+    }
+
+    pub(super) fn upstream(&self, id: UpstreamId) -> &upstream::Settings {
+        &self.plan.upstreams[id.0]
+    }
+
+    /// Where requests of the route with this number in the policy are counted, or of none.
+    pub(super) fn route_cells(&self, number: Option<usize>) -> &RouteCells {
+        &self.route_cells[number.unwrap_or(self.route_cells.len() - 1)]
+    }
+
+    pub(super) fn upstream_cells(&self, id: UpstreamId) -> &UpstreamCells {
+        &self.upstream_cells[id.0]
+    }
+}
