@@ -249,6 +249,27 @@ pub struct Ends {
     pub head: Link,
 }
 
+impl Ends {
+    pub const LEN: usize = 2 * Link::LEN;
+
+    /// The checkpoint, then the head.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        let (checkpoint, head) = bytes.split_at_mut(Link::LEN);
+        checkpoint.copy_from_slice(&self.checkpoint.to_bytes());
+        head.copy_from_slice(&self.head.to_bytes());
+        bytes
+    }
+
+    /// `None` for anything else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (checkpoint, head) = bytes.split_at_checked(Link::LEN)?;
+        Some(Self { checkpoint: Link::from_bytes(checkpoint)?, head: Link::from_bytes(head)? })
+    }
+}
+
 impl Default for Ends {
     fn default() -> Self {
         Self { checkpoint: Link::ORIGIN, head: Link::ORIGIN }
@@ -394,6 +415,10 @@ mod tests {
             assert_eq!(bad.parse::<Link>(), Err(InvalidLink), "{bad}");
         }
         assert_eq!(Link::from_bytes(&[0; 39]), None);
+        let ends = Ends { checkpoint: Link { number: 16, mac: [1; 32] }, head: link };
+        assert_eq!(Ends::from_bytes(&ends.to_bytes()), Some(ends));
+        assert_eq!(Ends::from_bytes(&[0; Ends::LEN]), Some(Ends::default()));
+        assert_eq!(Ends::from_bytes(&[0; 79]), None);
     }
 
     #[test]

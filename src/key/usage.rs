@@ -26,7 +26,7 @@ impl Usage {
     pub fn merge(self, other: Self) -> Self {
         Self {
             last_used_at: self.last_used_at.max(other.last_used_at),
-            scopes: self.scopes.iter().chain(other.scopes.iter()).cloned().collect(),
+            scopes: [self.scopes, other.scopes].into_iter().flat_map(Vec::from).collect(),
         }
     }
 }

@@ -9,7 +9,6 @@ pub mod events;
 pub mod fence;
 pub mod keeper;
 pub mod redis;
-mod rehearsal;
 pub mod side;
 pub mod trails;
 

@@ -141,6 +141,7 @@ async fn a_key_is_found_whatever_its_state(store: Shared) {
         org: Some(Change::Update { rev: 1, record: org.clone() }),
         key: Some(Change::Update { rev: 1, record: key.clone() }),
         subjects: vec![Subject::Digest(digest), Subject::Org(org.id)],
+        ..Mutation::default()
     };
     assert_eq!(store.commit(mutation).await, Ok(Committed { event: Some(1) }));
     assert_found(&store, digest, &key, &org).await;
@@ -205,8 +206,12 @@ async fn a_refused_mutation_leaves_nothing_behind(store: Shared) {
         (Change::Update { rev: 1, record: made.key(org.id, &[digest]) }, CommitError::Missing),
     ];
     for (bad_half, refusal) in bad_halves {
-        let mutation =
-            Mutation { org: good_half.clone(), key: Some(bad_half), subjects: vec![Subject::Org(org.id)] };
+        let mutation = Mutation {
+            org: good_half.clone(),
+            key: Some(bad_half),
+            subjects: vec![Subject::Org(org.id)],
+            ..Mutation::default()
+        };
         // In good company, so that a batch with it is committed all the same.
         let other = new_org(&made.org());
         let (refused, committed) = tokio::join!(store.commit(mutation), store.commit(other));
@@ -760,7 +765,14 @@ impl Maker {
 
     pub(crate) fn org(&self) -> OrgRecord {
         let id = OrgId::draw(&mut self.ids.borrow_mut(), self.time());
-        OrgRecord { id, name: "an organisation".to_owned(), created_at: NOW, suspended_at: None }
+        OrgRecord {
+            id,
+            name: "an organisation".to_owned(),
+            created_at: NOW,
+            suspended_at: None,
+            pending: false,
+            email: None,
+        }
     }
 
     pub(crate) fn key(&self, org: OrgId, digests: &[Digest]) -> KeyRecord {
@@ -776,6 +788,9 @@ impl Maker {
             expires_at: None,
             disabled_at: None,
             revoked_at: None,
+            allowed_addresses: Vec::new(),
+            owner: None,
+            note: None,
         };
         with_digests(&key, digests)
     }

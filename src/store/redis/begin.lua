@@ -1,6 +1,6 @@
 #!lua
 -- Makes an empty place a store. Whatever is there already is left as it is.
--- KEYS: meta, events, keys, orgs. ARGV: the incarnation to be.
+-- KEYS: meta, and places that a store has something in. ARGV: the incarnation to be.
 local before = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event')
 if before[1] or redis.call('EXISTS', unpack(KEYS)) > 0 then
   return {before[1], before[2], before[3], 'kept'}

@@ -12,10 +12,18 @@
 //! | `{kg}:org:<organisation id>` | sealed [`OrgRecord`] |
 //! | `{kg}:org:<organisation id>:keys` | sorted set: the ids of its keys |
 //! | `{kg}:keys`, `{kg}:orgs` | sorted sets: all ids |
+//! | `{kg}:email:<index in hex>` | the organisation that took the address |
+//! | `{kg}:audit:<trail>` | stream: the entries of an audit trail, each `<number>-0` with its `mac` and its `text` |
+//! | `{kg}:audit:<trail>:ends` | its checkpoint and its head, each a number (8 bytes big-endian) and a MAC (32) |
+//! | `{kg}:idem:<index in hex>` | a kept answer: when it ends (8 bytes), then sealed; expires |
+//! | `{kg}:used` | hash: by key id, the text of its [`Usage`](crate::key::usage::Usage) |
+//! | `{kg}:news`, `{kg}:news:due` | hash: what the upstream is to be told, by organisation; sorted set: when |
+//! | `{kg}:quota:<name>` | when its window ends, and how many there were; expires |
 //! | `{kg}:events` | stream: the newest 100,000 events, each `<number>-0` with its `subjects` and a random `mark` |
 //!
-//! Nothing has an expiry: under a memory limit Redis evicts what has one first, and a key that vanished would
-//! be answered with 401. The record stands at its id alone, because a key may have several secrets, or none.
+//! Nothing that a key's validity rests on has an expiry: under a memory limit Redis evicts what has one first,
+//! and a key that vanished would be answered with 401. Kept answers and quotas have one: without an answer a
+//! repeated request is carried out anew, without a count somebody gets one more try. The record stands at its id alone, because a key may have several secrets, or none.
 //!
 //! **Which store it is.** `meta` names an *incarnation*, drawn when an operator makes the store. This process
 //! knows the first it sees, and takes "no such key" from that one only. Any other, or none, is no store until
@@ -28,7 +36,11 @@
 mod follower;
 mod ledger;
 mod link;
+mod mutation;
+mod names;
 mod scripts;
+mod side;
+mod trails;
 
 use std::fmt;
 use std::io;
@@ -43,12 +55,16 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use zeroize::Zeroizing;
 
-use self::ledger::{Event, Incarnation, Ledger, Mark, Position};
+use self::ledger::{Incarnation, Ledger};
 use self::link::{Connector, Credentials, Link};
-use self::scripts::{Call, Reply, Scripts};
-use super::events::{EventSink, encode};
+use self::names::Names;
+use self::scripts::{Call, Reply, Script, Scripts};
+use super::events::EventSink;
 use super::keeper::{Acceptance, Keeper, LinkState, Status};
-use super::{Change, CommitError, Committed, Found, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use super::side::Side;
+use super::trails::Trails;
+use super::{CommitError, Committed, Found, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use crate::audit::Trail;
 use crate::clock::Clock;
 use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
@@ -216,7 +232,7 @@ impl Redis {
         let link = || Link::new(connector.clone(), control.clone(), clock.clone());
         let inner = Inner {
             address: settings.address.clone(),
-            names: Names(format!("{{{}}}:", settings.cell)),
+            names: Names::new(&settings.cell),
             scripts: Scripts::new(),
             sealer,
             lookups: link(),
@@ -300,6 +316,14 @@ impl Store for Redis {
         })
     }
 
+    /// Some at a time; each script inserts its keys one by one, so that a fault finds each whole or not there.
+    fn import(
+        &self,
+        keys: Vec<KeyRecord>,
+    ) -> StoreFuture<'_, Result<Vec<Result<(), CommitError>>, StoreFault>> {
+        Box::pin(self.inner.import(keys))
+    }
+
     /// Events are followed from the first sink on.
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         if self.inner.ledger.subscribe(sink) {
@@ -309,6 +333,14 @@ impl Store for Redis {
     }
 
     fn keeper(&self) -> &dyn Keeper {
+        self
+    }
+
+    fn trails(&self) -> &dyn Trails {
+        self
+    }
+
+    fn side(&self) -> &dyn Side {
         self
     }
 }
@@ -345,53 +377,6 @@ impl fmt::Debug for Redis {
     }
 }
 
-/// The names of everything, behind the hash tag.
-struct Names(String);
-
-impl Names {
-    fn with(&self, name: impl fmt::Display) -> String {
-        format!("{}{name}", self.0)
-    }
-
-    fn meta(&self) -> String {
-        self.with("meta")
-    }
-
-    fn events(&self) -> String {
-        self.with("events")
-    }
-
-    fn keys(&self) -> String {
-        self.with("keys")
-    }
-
-    fn orgs(&self) -> String {
-        self.with("orgs")
-    }
-
-    fn key(&self, id: KeyId) -> String {
-        self.with(format_args!("id:{id}"))
-    }
-
-    fn org(&self, id: OrgId) -> String {
-        self.with(format_args!("org:{id}"))
-    }
-
-    fn keys_of(&self, org: OrgId) -> String {
-        self.with(format_args!("org:{org}:keys"))
-    }
-
-    fn digest(&self, digest: &Digest) -> String {
-        let mut name = self.with("k:");
-        for byte in digest.as_bytes() {
-            name.extend([byte >> 4, byte & 15].map(|n| char::from(b"0123456789abcdef"[usize::from(n)])));
-        }
-        name
-    }
-}
-
-/// Events kept in the stream.
-const EVENTS_KEPT: u32 = 100_000;
 /// Records of a list that are asked for at once; it bounds how long a script holds everybody else up.
 const PAGE: usize = 256;
 /// Where the list is read from its newest entry.
@@ -412,6 +397,31 @@ impl Inner {
         let reply = self.commands.run(call, self.settings.command_timeout).await?;
         self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
         Ok(reply)
+    }
+
+    /// A script that writes, with what it needs to know its store by.
+    fn writing<'s>(&self, script: &'s Script, places: impl IntoIterator<Item = String>) -> Call<'s> {
+        let known = self.ledger.position().known;
+        let call = Call::new(script, std::iter::once(self.names.meta()).chain(places));
+        call.arg(known.as_ref().map_or("", Incarnation::as_str))
+    }
+
+    /// Has a script write, and gives what it says beyond that it did.
+    async fn write(&self, call: &Call<'_>) -> Result<Reply, StoreFault> {
+        let mut reply = self.ask(call).await?;
+        match reply.text().map_err(|error| self.fault(error))?.as_deref() {
+            Some("done") => Ok(reply),
+            Some("another") => Err(self.fault("another audit trail stands there already")),
+            Some("gap") => {
+                let number = reply.text().map_err(|error| self.fault(error))?.unwrap_or_default();
+                Err(self.fault(format_args!("entry {number} does not follow what is there")))
+            }
+            _ => Err(self.changed()),
+        }
+    }
+
+    fn changed(&self) -> StoreFault {
+        self.fault("the store changed under the call: try again")
     }
 
     /// `None` only where our own store, and not one that has fallen behind, has no such digest.
@@ -498,122 +508,6 @@ impl Inner {
         Ok(listed)
     }
 
-    async fn commit(&self, mutation: &Mutation) -> Result<Committed, CommitError> {
-        let position = self.ledger.position();
-        let (org_before, key_before) = self.before(mutation).await?;
-        let org = mutation.org.as_ref().map(|change| self.draft(change, org_before)).transpose()?;
-        let key = mutation.key.as_ref().map(|change| self.draft_key(change, key_before)).transpose()?;
-        let mark = Mark::draw().map_err(|error| self.fault(error))?;
-        let call = self.mutate(&position, org.as_ref(), key.as_ref(), mutation, &mark);
-        let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
-        let store =
-            self.ledger.recognise(&reply.meta, position.last).map_err(|stranger| self.fault(stranger))?;
-        let status = reply.text().map_err(|error| self.fault(error))?;
-        match status.as_deref() {
-            Some("done") => {}
-            Some("exists") => return Err(CommitError::Exists),
-            Some("missing") => return Err(CommitError::Missing),
-            Some("conflict") => return Err(CommitError::Conflict),
-            _ => return Err(self.fault("the store changed under the mutation: try again").into()),
-        }
-        let event = reply.text().map_err(|error| self.fault(error))?;
-        let Some(event) = event else { return Ok(Committed { event: None }) };
-        let seq = event.parse().map_err(|_| self.fault("the number of the event does not read"))?;
-        let subjects = mutation.subjects.clone();
-        self.ledger.apply_own(&store, Event { seq, mark, subjects }).await;
-        Ok(Committed { event: Some(seq) })
-    }
-
-    /// The records that are to change, as they are. What happens to them between this and the script, the
-    /// script finds out.
-    async fn before(&self, mutation: &Mutation) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>), StoreFault> {
-        let org = mutation.org.as_ref().and_then(updated).map(|org| self.names.org(org.id));
-        let key = mutation.key.as_ref().and_then(updated).map(|key| self.names.key(key.id));
-        if org.is_none() && key.is_none() {
-            return Ok((None, None));
-        }
-        let wanted = (org.is_some(), key.is_some());
-        let names = [Some(self.names.meta()), org, key].into_iter().flatten();
-        let mut reply = self.ask(&Call::new(&self.scripts.read, names)).await?;
-        let mut next = |wanted: bool| if wanted { reply.bytes() } else { Ok(None) };
-        let org = next(wanted.0).map_err(|error| self.fault(error))?;
-        let key = next(wanted.1).map_err(|error| self.fault(error))?;
-        Ok((org, key))
-    }
-
-    fn draft<T: Listed>(&self, change: &Change<T>, before: Option<Vec<u8>>) -> Result<Draft<T>, CommitError> {
-        let (record, rev, expected, before) = match change {
-            Change::Insert(record) => (record, 1, ABSENT.to_vec(), None),
-            Change::Update { rev, record } => {
-                let stored = self.unseal::<T>(&record.place(), &before.ok_or(CommitError::Missing)?)?;
-                if stored.rev != *rev {
-                    return Err(CommitError::Conflict);
-                }
-                let next = rev.checked_add(1).ok_or_else(|| self.fault("the record has no next number"))?;
-                (record, next, rev.to_be_bytes().to_vec(), Some(stored.record))
-            }
-        };
-        let sealed = self.sealer.seal(rev, record).map_err(|bad| self.fault(bad))?;
-        Ok(Draft { id: record.id(), expected, sealed, before })
-    }
-
-    fn draft_key(
-        &self,
-        change: &Change<KeyRecord>,
-        before: Option<Vec<u8>>,
-    ) -> Result<KeyDraft, CommitError> {
-        let draft = self.draft(change, before)?;
-        let (Change::Insert(record) | Change::Update { record, .. }) = change;
-        let moved = |before: &KeyRecord| before.org != record.org || before.environment != record.environment;
-        if draft.before.as_ref().is_some_and(moved) {
-            return Err(CommitError::Missing);
-        }
-        let digests: Vec<Digest> = record.secrets.iter().map(|secret| secret.digest).collect();
-        let before = draft.before.iter().flat_map(|before| &before.secrets).map(|secret| secret.digest);
-        let dropped = before.filter(|digest| !digests.contains(digest)).collect();
-        Ok(KeyDraft { org: record.org, key: record.id, digests, dropped, draft })
-    }
-
-    /// Everything in the order that `mutate.lua` says.
-    fn mutate(
-        &self,
-        position: &Position,
-        org: Option<&Draft<OrgRecord>>,
-        key: Option<&KeyDraft>,
-        mutation: &Mutation,
-        mark: &Mark,
-    ) -> Call<'_> {
-        let names = &self.names;
-        let script = if mutation.subjects.is_empty() { &self.scripts.mutate } else { &self.scripts.revoke };
-        let mut keys = vec![names.meta(), names.events(), names.keys(), names.orgs()];
-        keys.push(org.map_or_else(|| names.meta(), |org| names.with(format_args!("org:{}", org.id))));
-        keys.push(key.map_or_else(|| names.meta(), |key| names.key(key.key)));
-        keys.push(key.map_or_else(|| names.meta(), |key| names.org(key.org)));
-        keys.push(key.map_or_else(|| names.meta(), |key| names.keys_of(key.org)));
-        for digest in key.iter().flat_map(|key| key.digests.iter().chain(&key.dropped)) {
-            keys.push(names.digest(digest));
-        }
-        let known = position.known.as_ref().map_or("", Incarnation::as_str);
-        let call = Call::new(script, keys)
-            .arg(known)
-            .arg(position.last.to_string())
-            .arg(position.mark.as_ref().map_or("", Mark::as_str));
-        let call = match org {
-            Some(org) => call.arg(&*org.expected).arg(&*org.sealed).arg(&*org.id),
-            None => call.arg(UNCONCERNED).arg("").arg(""),
-        };
-        let call = match key {
-            Some(KeyDraft { draft, org, key, digests, .. }) => call
-                .arg(&*draft.expected)
-                .arg(&*draft.sealed)
-                .arg(&*draft.id)
-                .arg(format!("{org}{key}"))
-                .arg(digests.len().to_string()),
-            None => call.arg(UNCONCERNED).arg("").arg("").arg("").arg("0"),
-        };
-        call.arg(encode(&mutation.subjects)).arg(mark.as_str()).arg(EVENTS_KEPT.to_string())
-    }
-
     async fn status(&self) -> Status {
         let position = self.ledger.position();
         let known = position.known.as_ref().map(ToString::to_string);
@@ -639,6 +533,8 @@ impl Inner {
             let names = &self.names;
             let fresh = Incarnation::draw().map_err(|error| self.fault(error))?;
             let places = [names.meta(), names.events(), names.keys(), names.orgs()];
+            let places =
+                places.into_iter().chain([names.entries(Trail::Operator), names.used(), names.news()]);
             let call = Call::new(&self.scripts.begin, places).arg(fresh.as_str());
             let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
             if reply.text().map_err(|error| self.fault(error))?.as_deref() == Some("begun") {
@@ -663,36 +559,6 @@ impl Inner {
         }
         self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
         Ok(Acceptance { store: found, changed: status.as_deref() != Some("kept") })
-    }
-}
-
-/// What the script takes for "not there" and for "not concerned"; anything else is the eight bytes of a
-/// revision.
-const ABSENT: &[u8] = b"+";
-const UNCONCERNED: &[u8] = b"-";
-
-/// A change that passed what could be checked here, ready for the script.
-struct Draft<T> {
-    id: String,
-    expected: Vec<u8>,
-    sealed: Vec<u8>,
-    before: Option<T>,
-}
-
-/// The same for a key, with what follows for its digests.
-struct KeyDraft {
-    draft: Draft<KeyRecord>,
-    org: OrgId,
-    key: KeyId,
-    digests: Vec<Digest>,
-    /// Digests of the key that open it no longer.
-    dropped: Vec<Digest>,
-}
-
-const fn updated<T>(change: &Change<T>) -> Option<&T> {
-    match change {
-        Change::Insert(_) => None,
-        Change::Update { record, .. } => Some(record),
     }
 }
 
@@ -758,12 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_has_one_hash_tag() {
-        let names = Names("{kg}:".to_owned());
-        assert_eq!(names.meta(), "{kg}:meta");
-        assert_eq!(OrgId::LEN, 30, "where lookup.lua cuts a pointer in two");
-        let digest = Digest::from_bytes([0xa5; 32]);
-        assert_eq!(names.digest(&digest), format!("{{kg}}:k:{}", "a5".repeat(32)));
+    fn a_cell_cannot_leave_its_hash_tag() {
         assert!(Cell::parse("eu-1").is_ok());
         for wrong in ["", "a}", "{", "A", "a b", &"x".repeat(33)] {
             assert!(Cell::parse(wrong).is_err(), "{wrong}");

@@ -35,8 +35,24 @@ pub(super) struct Scripts {
     pub(super) mutate: Script,
     /// A mutation that takes rights away. It is carried out in a Redis whose memory is full too.
     pub(super) revoke: Script,
+    pub(super) import: Script,
+    pub(super) entries: Script,
+    pub(super) trim: Script,
+    pub(super) restore: Script,
+    pub(super) usage: Script,
+    pub(super) note_usage: Script,
+    pub(super) claim_news: Script,
+    pub(super) delivered: Script,
+    pub(super) admit: Script,
     pub(super) begin: Script,
     pub(super) accept: Script,
+}
+
+/// A script that writes, put together: first of all it makes sure of the store.
+macro_rules! ours {
+    ($head:literal, $($file:literal),+) => {
+        concat!($head, "\n", include_str!("ours.lua"), $(include_str!($file)),+)
+    };
 }
 
 impl Scripts {
@@ -46,8 +62,21 @@ impl Scripts {
             read: Script::reading(include_str!("read.lua")),
             list: Script::reading(include_str!("list.lua")),
             watch: Script::reading(include_str!("watch.lua")),
-            mutate: Script::writing(concat!("#!lua\n", include_str!("mutate.lua"))),
-            revoke: Script::writing(concat!("#!lua flags=allow-oom\n", include_str!("mutate.lua"))),
+            mutate: Script::writing(ours!("#!lua", "streams.lua", "parts.lua", "mutate.lua")),
+            revoke: Script::writing(ours!("#!lua flags=allow-oom", "streams.lua", "parts.lua", "mutate.lua")),
+            import: Script::writing(ours!("#!lua", "parts.lua", "import.lua")),
+            entries: Script::reading(concat!(
+                "#!lua flags=no-writes\n",
+                include_str!("streams.lua"),
+                include_str!("entries.lua")
+            )),
+            trim: Script::writing(ours!("#!lua flags=allow-oom", "streams.lua", "trim.lua")),
+            restore: Script::writing(ours!("#!lua", "streams.lua", "restore.lua")),
+            usage: Script::reading(include_str!("usage.lua")),
+            note_usage: Script::writing(ours!("#!lua", "note_usage.lua")),
+            claim_news: Script::writing(ours!("#!lua flags=allow-oom", "claim_news.lua")),
+            delivered: Script::writing(ours!("#!lua flags=allow-oom", "delivered.lua")),
+            admit: Script::writing(ours!("#!lua", "admit.lua")),
             begin: Script::writing(include_str!("begin.lua")),
             accept: Script::writing(include_str!("accept.lua")),
         }
@@ -64,6 +93,11 @@ pub(super) struct Call<'s> {
 impl<'s> Call<'s> {
     pub(super) fn new(script: &'s Script, keys: impl IntoIterator<Item = String>) -> Self {
         Self { script, keys: keys.into_iter().collect(), args: Vec::new() }
+    }
+
+    pub(super) fn key(mut self, key: String) -> Self {
+        self.keys.push(key);
+        self
     }
 
     pub(super) fn arg(mut self, arg: impl Into<Vec<u8>>) -> Self {

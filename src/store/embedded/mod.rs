@@ -1,0 +1,433 @@
+//! The embedded back end: redb, one file, for one node.
+//!
+//! A mutation, or anything else that changes the file, is an order to the one writer thread, which takes all
+//! that wait and makes them durable in one transaction: many callers share the price of a sync. Then it tells
+//! the sinks, and only then the callers. Reads run beside it, each over one snapshot. Quotas are counted in
+//! memory.
+//!
+//! The tables, all keys of fixed length so that their order is the order of ids (which is that of age):
+//!
+//! | table | key | value |
+//! |--|--|--|
+//! | `meta` | `schema`, `incarnation`, `event` | number, 16 random bytes, number of the last event |
+//! | `keys` | key id | sealed [`KeyRecord`] |
+//! | `digests` | digest of a secret | key id |
+//! | `orgs` | organisation id | sealed [`OrgRecord`] |
+//! | `org_keys` | organisation id, key id | nothing |
+//! | `emails` | index of an e-mail address | organisation id |
+//! | `events` | event number | its subjects, the newest 100,000 events |
+//! | `audit` | trail, number of the entry | its MAC (32 bytes), its text |
+//! | `audit_ends` | trail | checkpoint and head, each a number and a MAC |
+//! | `answers` | index of a request | when it ends, the sealed answer |
+//! | `answer_ends` | when it ends, index of a request | nothing |
+//! | `usage` | key id | text of [`Usage`](crate::key::usage::Usage) |
+//! | `news` | organisation id | when they are due, what is to be sent |
+//! | `news_due` | when they are due, organisation id | nothing |
+//!
+//! Numbers and times are eight bytes big-endian.
+
+mod mutation;
+mod open;
+mod quotas;
+mod reads;
+mod rehearsal;
+mod side;
+mod tables;
+mod trails;
+mod writer;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::{self, JoinHandle};
+
+use redb::{Database, ReadTransaction, ReadableDatabase};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+pub use self::open::OpenError;
+use self::open::open_file;
+use self::quotas::Quotas;
+use self::reads::Snapshot;
+use self::tables::{KEYS, ORGS, Tables};
+use self::writer::{Chore, Commit, Order, Outcome, Stop, Writer};
+use super::events::{EventSink, Seq};
+use super::keeper::{Acceptance, Keeper, LinkState, Status};
+use super::side::Side;
+use super::trails::Trails;
+use super::{CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use crate::id::{KeyId, OrgId};
+use crate::key::Digest;
+use crate::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub path: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { path: PathBuf::from("keygate.redb") }
+    }
+}
+
+/// The open store. Dropping it waits for the mutations it has taken and gives the file back.
+pub struct Embedded {
+    path: PathBuf,
+    file: Arc<SharedFile>,
+    sealer: Arc<Sealer>,
+    readers: Arc<Semaphore>,
+    published: Arc<Mutex<Published>>,
+    /// `None` only while it is being dropped.
+    orders: Option<mpsc::Sender<Box<dyn Order>>>,
+    writer: Option<JoinHandle<()>>,
+    quotas: Mutex<Quotas>,
+}
+
+impl Embedded {
+    /// Opens the store, or makes it where there is no file. Blocks: the whole file is read and verified,
+    /// because a store is opened rarely, is not large, and redb trusts what it has not verified.
+    ///
+    /// # Errors
+    /// [`OpenError`]: whose text says what to do.
+    pub fn open(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
+        let path = settings.path.clone();
+        let (database, event) = open_file(&path)?;
+        Self::start(path.clone(), database, event, sealer)
+            .map_err(|source| OpenError::Unreadable { path, source })
+    }
+
+    fn start(path: PathBuf, database: Database, event: Seq, sealer: Sealer) -> io::Result<Self> {
+        let file = Arc::new(SharedFile(RwLock::new(Some(database))));
+        let sealer = Arc::new(sealer);
+        let published = Arc::new(Mutex::new(Published { event, sinks: Vec::new() }));
+        let (orders, waiting) = mpsc::channel(QUEUE);
+        let writer = Writer {
+            file: Arc::clone(&file),
+            sealer: Arc::clone(&sealer),
+            published: Arc::clone(&published),
+            waiting,
+        };
+        let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run())?;
+        let readers = Arc::new(Semaphore::new(READERS));
+        let (orders, writer, quotas) = (Some(orders), Some(writer), Mutex::default());
+        Ok(Self { path, file, sealer, readers, published, orders, writer, quotas })
+    }
+
+    /// Runs `read` over a snapshot, on a thread that may wait for the disk.
+    ///
+    /// Most reads find their pages in memory and would take less time than the hand-over, but one that does
+    /// not may take a disk's time-out, and the control runtime has one thread. It is a cache miss: it can
+    /// afford 20 µs.
+    fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Snapshot) -> Result<T, StoreFault> + Send + 'static,
+    ) -> StoreFuture<'_, Result<T, StoreFault>> {
+        let (file, sealer) = (Arc::clone(&self.file), Arc::clone(&self.sealer));
+        let readers = Arc::clone(&self.readers);
+        Box::pin(async move {
+            // The permit goes with the read, not with who waits for it: a disk that hangs holds so many
+            // threads and no more.
+            let permit = readers.acquire_owned().await.map_err(StoreFault::failed)?;
+            let task = tokio::task::spawn_blocking(move || {
+                let _held = permit;
+                read(&Snapshot { file: file.snapshot()?, sealer })
+            });
+            // Cancelled with its runtime, or panicked over a page changed behind redb's back. The panic's
+            // text is not repeated: it may hold what was read.
+            task.await.unwrap_or_else(|_| Err(StoreFault::failed("a read was broken off")))
+        })
+    }
+
+    /// Has the writer do something that is no event, in a transaction that it shares with other orders.
+    fn write<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Tables<'_>, &Sealer) -> Result<T, Stop> + Send + 'static,
+    ) -> StoreFuture<'_, Result<T, StoreFault>> {
+        Box::pin(async move {
+            let order = |answer| Box::new(Chore { act: Some(act), outcome: None, answer }) as Box<dyn Order>;
+            self.order(order).await.map_err(|refused| match refused {
+                CommitError::Fault(fault) => fault,
+                refused => StoreFault::failed(refused),
+            })
+        })
+    }
+
+    /// Once the order stands in the writer's queue, which the first poll does unless the queue is full, it is
+    /// carried out whether or not anybody still waits for the answer.
+    async fn order<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Outcome<T>>) -> Box<dyn Order>,
+    ) -> Outcome<T> {
+        let stopped = || StoreFault::failed("the store's writer has stopped");
+        let (answer, outcome) = oneshot::channel();
+        let orders = self.orders.as_ref().ok_or_else(stopped)?;
+        orders.send(order(answer)).await.map_err(|_| stopped())?;
+        outcome.await.map_err(|_| stopped())?
+    }
+}
+
+impl Store for Embedded {
+    fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup> {
+        let found = self.read(move |snapshot| snapshot.lookup(&digest));
+        Box::pin(async move {
+            match found.await {
+                Ok(Some(found)) => Lookup::Found(Arc::new(found)),
+                Ok(None) => Lookup::Absent,
+                Err(fault) => Lookup::Unavailable(fault),
+            }
+        })
+    }
+
+    fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
+        self.read(move |snapshot| snapshot.record(KEYS, &id.to_bytes()))
+    }
+
+    fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>> {
+        self.read(move |snapshot| snapshot.record(ORGS, &id.to_bytes()))
+    }
+
+    fn keys(
+        &self,
+        org: Option<OrgId>,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
+        self.read(move |snapshot| match org {
+            Some(org) => snapshot.keys_of(org, after, limit),
+            None => snapshot.newest(KEYS, after.map(KeyId::to_bytes), limit),
+        })
+    }
+
+    fn orgs(
+        &self,
+        after: Option<OrgId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
+        self.read(move |snapshot| snapshot.newest(ORGS, after.map(OrgId::to_bytes), limit))
+    }
+
+    /// Once it stands in the writer's queue, which the first poll does unless the queue is full, it is carried
+    /// out whether or not anybody still waits for the answer.
+    fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
+        Box::pin(self.order(move |answer| Box::new(Commit { mutation, outcome: None, answer })))
+    }
+
+    /// In transactions of so many keys that their syncs weigh little, and mutations wait for one of them at
+    /// most.
+    fn import(
+        &self,
+        keys: Vec<KeyRecord>,
+    ) -> StoreFuture<'_, Result<Vec<Result<(), CommitError>>, StoreFault>> {
+        Box::pin(async move {
+            let (mut keys, mut outcomes) = (keys.into_iter(), Vec::new());
+            loop {
+                let batch: Vec<KeyRecord> = keys.by_ref().take(IMPORTED_AT_ONCE).collect();
+                if batch.is_empty() {
+                    return Ok(outcomes);
+                }
+                outcomes.extend(self.write(move |tables, sealer| tables.import(sealer, batch)).await?);
+            }
+        })
+    }
+
+    /// The writer publishes under the same lock: what it published before is in the number given here, what
+    /// it publishes after is applied. A sink must not subscribe another from within a call.
+    fn subscribe(&self, sink: Arc<dyn EventSink>) {
+        let mut published = lock(&self.published);
+        sink.reset(published.event);
+        published.sinks.push(sink);
+    }
+
+    fn keeper(&self) -> &dyn Keeper {
+        self
+    }
+
+    fn trails(&self) -> &dyn Trails {
+        self
+    }
+
+    fn side(&self) -> &dyn Side {
+        self
+    }
+}
+
+/// A file is what it is: there is nothing to accept, and nobody else whose events could fail to arrive.
+impl Keeper for Embedded {
+    fn link_state(&self) -> LinkState {
+        LinkState::Up
+    }
+
+    fn status(&self) -> StoreFuture<'_, Status> {
+        let incarnation = self.read(|snapshot| snapshot.incarnation());
+        Box::pin(async move {
+            let (found, trouble) = match incarnation.await {
+                Ok(found) => (Some(found), None),
+                Err(fault) => (None, Some(fault.to_string())),
+            };
+            let (place, events) = (self.path.display().to_string(), Some(lock(&self.published).event));
+            Status { place, trouble, known: found.clone(), found, events }
+        })
+    }
+
+    fn begin(&self) -> StoreFuture<'_, Result<bool, StoreFault>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
+        let incarnation = self.read(|snapshot| snapshot.incarnation());
+        Box::pin(async move { Ok(Acceptance { store: incarnation.await?, changed: false }) })
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        // With its last sender gone the queue runs dry and the writer ends.
+        drop(self.orders.take());
+        if let Some(writer) = self.writer.take() {
+            // A writer that panicked has said so itself.
+            let _ = writer.join();
+        }
+        self.file.close();
+    }
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// Reads under way at once, each on a thread of its own.
+const READERS: usize = 64;
+/// Orders that may wait for the writer before their callers have to.
+const QUEUE: usize = 1024;
+/// Keys that one order imports.
+const IMPORTED_AT_ONCE: usize = 4096;
+
+/// What the sinks have been told.
+struct Published {
+    event: Seq,
+    sinks: Vec<Arc<dyn EventSink>>,
+}
+
+/// Poisoned means that a sink panicked, which is a bug there and has ended the writer: nothing is committed
+/// any more, and whoever subscribes still learns the number that was reached.
+fn lock(published: &Mutex<Published>) -> MutexGuard<'_, Published> {
+    published.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The database while the store is open. Reads and the writer hold the lock only to begin a transaction or to
+/// write; whoever closes waits for that long, after which the file is free, late readers or not.
+struct SharedFile(RwLock<Option<Database>>);
+
+impl SharedFile {
+    fn snapshot(&self) -> Result<ReadTransaction, StoreFault> {
+        self.with(|database| Ok(database.begin_read()?))
+    }
+
+    /// Only [`SharedFile::close`] writes, and it cannot panic half-way: a poisoned lock says nothing.
+    fn with<T>(&self, act: impl FnOnce(&Database) -> Result<T, StoreFault>) -> Result<T, StoreFault> {
+        match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(database) => act(database),
+            None => Err(StoreFault::failed("the store is closed")),
+        }
+    }
+
+    fn close(&self) {
+        drop(self.0.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mutation::EVENTS_KEPT;
+    use super::open::lay_out;
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::id::IdSource;
+    use crate::store::events::{Subject, encode};
+    use redb::Builder;
+    use redb::ReadableTable;
+    use redb::StorageBackend;
+    use redb::backends::InMemoryBackend;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A disk that stops taking writes when it is told to.
+    #[derive(Debug, Default)]
+    struct Disk {
+        content: InMemoryBackend,
+        full: Arc<AtomicBool>,
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.content.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.content.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.content.set_len(len)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.content.write(offset, data)
+        }
+    }
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<Seq>>);
+
+    impl EventSink for Told {
+        fn apply(&self, seq: Seq, _: &[Subject]) {
+            self.0.lock().unwrap().push(seq);
+        }
+        fn reset(&self, _: Seq) {}
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_fails_is_a_fault_for_its_caller_and_no_event() {
+        let full = Arc::new(AtomicBool::new(false));
+        let disk = Disk { content: InMemoryBackend::new(), full: Arc::clone(&full) };
+        let database = Builder::new().create_with_backend(disk).unwrap();
+        lay_out(&database).unwrap();
+        let store = Embedded::start("memory".into(), database, 0, Sealer::default()).unwrap();
+        let told = Arc::new(Told::default());
+        store.subscribe(told.clone());
+        let mutation = || Mutation {
+            subjects: vec![Subject::Digest(Digest::from_bytes([1; 32]))],
+            ..Mutation::default()
+        };
+        assert_eq!(store.commit(mutation()).await, Ok(Committed { event: Some(1) }));
+        full.store(true, Ordering::SeqCst);
+        assert!(matches!(store.commit(mutation()).await, Err(CommitError::Fault(_))));
+        assert_eq!(*told.0.lock().unwrap(), [1]);
+        full.store(false, Ordering::SeqCst);
+        let again = store.commit(mutation()).await;
+        assert!(matches!(again, Err(CommitError::Fault(_))), "redb writes no more until it is opened anew");
+    }
+
+    #[test]
+    fn only_the_newest_events_are_kept() {
+        let database = Builder::new().create_with_backend(InMemoryBackend::new()).unwrap();
+        let transaction = database.begin_write().unwrap();
+        let mut tables = Tables::open(&transaction).unwrap();
+        for event in 1..=EVENTS_KEPT + 2 {
+            assert!(tables.write_event(event, &[]).is_ok());
+        }
+        let kept: Vec<u64> = [tables.events.first(), tables.events.last()]
+            .map(|end| u64::from_be_bytes(*end.unwrap().unwrap().0.value()))
+            .to_vec();
+        assert_eq!(kept, [3, EVENTS_KEPT + 2]);
+    }
+
+    #[test]
+    fn subjects_are_written_as_documented() {
+        let org = OrgId::draw(&mut IdSource::seeded(1), UnixMillis(1));
+        let bytes = encode(&[Subject::Digest(Digest::from_bytes([7; 32])), Subject::Org(org)]);
+        assert_eq!(bytes, [&[1][..], &[7; 32], &[2], &org.to_bytes()].concat());
+    }
+}

@@ -1,0 +1,249 @@
+//! What a mutation checks and writes, and an import, which is many of them.
+
+use redb::ReadableTable;
+
+use super::side::split_time;
+use super::tables::{Bytes, Id, LAST_EVENT, Tables, number};
+use super::writer::{Outcome, Stop};
+use crate::audit::{Append, Ends};
+use crate::id::OrgId;
+use crate::key::Digest;
+use crate::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned, revision};
+use crate::store::events::{Seq, Subject, encode};
+use crate::store::side::KeptAnswer;
+use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen};
+
+/// Events kept in the file.
+pub(super) const EVENTS_KEPT: u64 = 100_000;
+/// Ended answers that go for each one that comes: more than one, so that they run out.
+const ANSWERS_CLEARED: usize = 8;
+
+impl Tables<'_> {
+    /// Checks everything before it writes anything, so that a refused mutation leaves nothing in the
+    /// transaction that the others of its batch go on to share.
+    pub(super) fn apply(&mut self, sealer: &Sealer, mutation: &Mutation) -> Result<Committed, Stop> {
+        mutation.answer.as_ref().map_or(Ok(()), |answer| self.check_answer(answer))?;
+        mutation.email.as_ref().map_or(Ok(()), |email| self.check_email(email))?;
+        mutation.seen.iter().try_for_each(|seen| self.check_seen(seen))?;
+        let org = mutation.org.as_ref().map(|change| check(&self.orgs, sealer, change)).transpose()?;
+        let key = mutation
+            .key
+            .as_ref()
+            .map(|change| self.check_key(sealer, change, mutation.org.as_ref()))
+            .transpose()?;
+        let ends = mutation.audit.as_ref().map(|append| self.check_append(append)).transpose()?;
+        let event = if mutation.subjects.is_empty() { None } else { Some(self.next_event()?) };
+
+        if let Some(org) = org {
+            self.orgs.insert(&org.place, &org.sealed[..])?;
+        }
+        if let Some(key) = key {
+            self.write_key(&key)?;
+        }
+        if let Some(email) = &mutation.email {
+            self.emails.insert(&email.index, &email.org.to_bytes())?;
+        }
+        if let Some(answer) = &mutation.answer {
+            self.write_answer(answer)?;
+        }
+        if let Some((append, ends)) = mutation.audit.as_ref().zip(ends) {
+            self.write_entry(append.trail, &append.entry)?;
+            self.write_ends(append.trail, Ends { head: append.entry.link, ..ends })?;
+        }
+        if let Some(news) = &mutation.news {
+            self.write_news(news)?;
+        }
+        if let Some(event) = event {
+            self.write_event(event, &mutation.subjects)?;
+        }
+        Ok(Committed { event })
+    }
+
+    /// Each key for itself, as if it had come in a mutation of its own.
+    pub(super) fn import(&mut self, sealer: &Sealer, keys: Vec<KeyRecord>) -> Result<Vec<Outcome<()>>, Stop> {
+        let mut outcomes = Vec::with_capacity(keys.len());
+        for key in keys {
+            let outcome = match self.check_key(sealer, &Change::Insert(key), None) {
+                Ok(key) => Ok(self.write_key(&key)?),
+                Err(Stop::Order(refused)) => Err(refused),
+                Err(fatal) => return Err(fatal),
+            };
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+
+    fn check_answer(&self, answer: &KeptAnswer) -> Result<(), Stop> {
+        let kept = self.answers.get(&answer.index)?;
+        let ends_at = kept.as_ref().and_then(|kept| split_time(kept.value())).map(|(end, _)| end);
+        if ends_at.is_some_and(|end| end > answer.made_at) {
+            return Err(CommitError::Answered.into());
+        }
+        Ok(())
+    }
+
+    fn check_email(&self, email: &EmailClaim) -> Result<(), Stop> {
+        if self.emails.get(&email.index)?.is_some() {
+            return Err(CommitError::EmailTaken.into());
+        }
+        Ok(())
+    }
+
+    fn check_seen(&self, seen: &Seen) -> Result<(), Stop> {
+        let (bytes, rev) = match seen {
+            Seen::Key { id, rev } => (self.keys.get(&id.to_bytes())?, rev),
+            Seen::Org { id, rev } => (self.orgs.get(&id.to_bytes())?, rev),
+        };
+        let now = bytes.and_then(|bytes| revision(bytes.value()));
+        if now == Some(*rev) { Ok(()) } else { Err(CommitError::Conflict.into()) }
+    }
+
+    fn check_append(&self, append: &Append) -> Result<Ends, Stop> {
+        let ends = self.ends(append.trail)?;
+        if ends.head != append.after {
+            return Err(CommitError::Conflict.into());
+        }
+        let place = append.entry.link.number.to_be_bytes();
+        if self.audit.get((&append.trail.to_bytes(), &place))?.is_some() {
+            return Err(Stop::unreadable("an audit trail goes on past its end"));
+        }
+        Ok(ends)
+    }
+
+    fn check_key(
+        &self,
+        sealer: &Sealer,
+        change: &Change<KeyRecord>,
+        org: Option<&Change<OrgRecord>>,
+    ) -> Result<KeyWrite, Stop> {
+        let write = check(&self.keys, sealer, change)?;
+        let (Change::Insert(record) | Change::Update { record, .. }) = change;
+        match &write.before {
+            None => {
+                let comes_along = matches!(org, Some(Change::Insert(org)) if org.id == record.org);
+                if !comes_along && self.orgs.get(&record.org.to_bytes())?.is_none() {
+                    return Err(CommitError::Missing.into());
+                }
+            }
+            Some(before) if before.org != record.org || before.environment != record.environment => {
+                return Err(CommitError::Missing.into());
+            }
+            Some(_) => {}
+        }
+        let digests: Vec<Digest> = record.secrets.iter().map(|secret| secret.digest).collect();
+        for digest in &digests {
+            if self.digests.get(digest.as_bytes())?.is_some_and(|owner| *owner.value() != write.place) {
+                return Err(CommitError::Exists.into());
+            }
+        }
+        let before = write.before.iter().flat_map(|before| &before.secrets).map(|secret| secret.digest);
+        let dropped = before.filter(|digest| !digests.contains(digest)).collect();
+        Ok(KeyWrite { org: record.org, digests, dropped, record: write })
+    }
+
+    fn write_key(&mut self, key: &KeyWrite) -> Result<(), Stop> {
+        let id = key.record.place;
+        self.keys.insert(&id, &key.record.sealed[..])?;
+        self.org_keys.insert((&key.org.to_bytes(), &id), ())?;
+        for digest in &key.dropped {
+            self.digests.remove(digest.as_bytes())?;
+        }
+        for digest in &key.digests {
+            self.digests.insert(digest.as_bytes(), &id)?;
+        }
+        Ok(())
+    }
+
+    fn write_answer(&mut self, answer: &KeptAnswer) -> Result<(), Stop> {
+        let before = self.answers.remove(&answer.index)?;
+        let before = before.and_then(|kept| split_time(kept.value()).map(|(end, _)| end));
+        if let Some(end) = before {
+            self.answer_ends.remove((&end.0.to_be_bytes(), &answer.index))?;
+        }
+        self.clear_answers(answer.made_at.0)?;
+        let end = answer.ends_at.0.to_be_bytes();
+        self.answers.insert(&answer.index, &[&end[..], &answer.sealed].concat()[..])?;
+        self.answer_ends.insert((&end, &answer.index), ())?;
+        Ok(())
+    }
+
+    fn clear_answers(&mut self, now: u64) -> Result<(), Stop> {
+        for _ in 0..ANSWERS_CLEARED {
+            let Some((end, index)) = self.answer_ends.first()?.map(|(place, _)| {
+                let (end, index) = place.value();
+                (*end, *index)
+            }) else {
+                break;
+            };
+            if u64::from_be_bytes(end) > now {
+                break;
+            }
+            self.answer_ends.remove((&end, &index))?;
+            self.answers.remove(&index)?;
+        }
+        Ok(())
+    }
+
+    fn next_event(&self) -> Result<Seq, Stop> {
+        let last = self.meta.get(LAST_EVENT)?;
+        let last = last.and_then(|last| number(last.value()));
+        last.and_then(|last| last.checked_add(1)).ok_or_else(|| Stop::unreadable(NO_EVENT_NUMBER))
+    }
+
+    pub(super) fn write_event(&mut self, event: Seq, subjects: &[Subject]) -> Result<(), Stop> {
+        let number = event.to_be_bytes();
+        self.meta.insert(LAST_EVENT, &number[..])?;
+        self.events.insert(&number, &encode(subjects)[..])?;
+        if let Some(oldest) = event.checked_sub(EVENTS_KEPT) {
+            self.events.remove(&oldest.to_be_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) const NO_EVENT_NUMBER: &str = "the number of the last event does not read";
+
+/// A change that passed its own checks, ready to be written.
+struct Write<T> {
+    place: [u8; 16],
+    before: Option<T>,
+    sealed: Vec<u8>,
+}
+
+/// The same for a key, with what follows for the indexes.
+struct KeyWrite {
+    record: Write<KeyRecord>,
+    org: OrgId,
+    digests: Vec<Digest>,
+    /// Digests of the key that open it no longer.
+    dropped: Vec<Digest>,
+}
+
+/// What holds for every kind of record: an inserted one is new, an updated one is there and as its caller saw
+/// it.
+fn check<T: Stored>(
+    table: &impl ReadableTable<Id, Bytes>,
+    sealer: &Sealer,
+    change: &Change<T>,
+) -> Result<Write<T>, Stop> {
+    let (record, rev, before) = match change {
+        Change::Insert(record) => {
+            if table.get(&record.place())?.is_some() {
+                return Err(CommitError::Exists.into());
+            }
+            (record, 1, None)
+        }
+        Change::Update { rev, record } => {
+            let place = record.place();
+            let bytes = table.get(&place)?.ok_or(CommitError::Missing)?;
+            let stored: Versioned<T> = sealer.open_at(&place, bytes.value()).map_err(Stop::unreadable)?;
+            if stored.rev != *rev {
+                return Err(CommitError::Conflict.into());
+            }
+            let next = rev.checked_add(1).ok_or_else(|| Stop::unreadable("the record has no next number"))?;
+            (record, next, Some(stored.record))
+        }
+    };
+    let sealed = sealer.seal(rev, record).map_err(Stop::unreadable)?;
+    Ok(Write { place: record.place(), before, sealed })
+}

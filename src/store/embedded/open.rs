@@ -1,0 +1,177 @@
+//! Opening the file: whose it is, what it holds, and its tables where it is new.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use redb::backends::FileBackend;
+use redb::{Builder, Database, ReadableDatabase};
+use thiserror::Error;
+
+use super::mutation::NO_EVENT_NUMBER;
+use super::rehearsal::Rehearsal;
+use super::tables::{
+    ANSWER_ENDS, ANSWERS, AUDIT, AUDIT_ENDS, DIGESTS, EMAILS, EVENTS, INCARNATION, KEYS, LAST_EVENT, META,
+    NEWS, NEWS_DUE, ORG_KEYS, ORGS, Tables, USAGE, begin_write, number,
+};
+use crate::store::StoreFault;
+use crate::store::events::Seq;
+
+/// Why the file was not opened. One that is refused for what it is or holds was left as it was.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error("the store {} is in use by another process: stop it first, or send the command to it", path.display())]
+    InUse { path: PathBuf },
+    #[error("the store {} cannot be created: there is no directory {}, create it first", path.display(), parent(path).display())]
+    NoDirectory { path: PathBuf },
+    #[error("the store {} is open to others than its owner (mode {mode:04o}): run `chmod 600 {}`", path.display(), path.display())]
+    Exposed { path: PathBuf, mode: u32 },
+    #[error("the store {} cannot be opened: {source}; check its path, its owner and the disk", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{} is not a keygate store: give another path, or move the file away", path.display())]
+    NotAStore { path: PathBuf },
+    #[error("the store {} was written by a newer keygate (schema {found}, this one knows {SCHEMA}): run that version", path.display())]
+    NewerSchema { path: PathBuf, found: u64 },
+    #[error("the store {} is damaged: {cause}; restore it from a backup", path.display())]
+    Damaged { path: PathBuf, cause: String },
+}
+
+/// What redb may keep of the file in memory; its own default is a GiB.
+const CACHE_BYTES: usize = 64 << 20;
+
+const SCHEMA: u64 = 1;
+const SCHEMA_NUMBER: &str = "schema";
+
+/// Opens the file and reads the number of its last event.
+pub(super) fn open_file(path: &Path) -> Result<(Database, Seq), OpenError> {
+    let file = claim(path)?;
+    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
+    let backend = |file: &File| FileBackend::new(file.try_clone()?).map_err(io::Error::other);
+    if file.metadata().map_err(unreadable)?.len() > 0 {
+        let rehearsal = backend(&file).and_then(Rehearsal::new).map_err(unreadable)?;
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+        let trial = builder.create_with_backend(rehearsal).map_err(|error| refuse(path, error))?;
+        survey(path, &trial)?;
+    }
+    let database = Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(backend(&file).map_err(unreadable)?)
+        .map_err(|error| refuse(path, error))?;
+    if let Some(event) = survey(path, &database)? {
+        return Ok((database, event));
+    }
+    lay_out(&database).map_err(|fault| unreadable(io::Error::other(fault)))?;
+    // The name of the new file must survive a crash as well as its content.
+    File::open(parent(path)).and_then(|directory| directory.sync_all()).map_err(unreadable)?;
+    Ok((database, 0))
+}
+
+/// The file itself, ours alone from its first moment, whatever the umask.
+fn claim(path: &Path) -> Result<File, OpenError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound if !parent(path).is_dir() => OpenError::NoDirectory { path: path.to_owned() },
+        _ => OpenError::Unreadable { path: path.to_owned(), source },
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if !metadata.is_file() {
+        Err(OpenError::NotAStore { path: path.to_owned() })
+    } else if mode & 0o077 != 0 {
+        Err(OpenError::Exposed { path: path.to_owned(), mode })
+    } else {
+        Ok(file)
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn refuse(path: &Path, error: redb::DatabaseError) -> OpenError {
+    use redb::{DatabaseError, StorageError};
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => OpenError::InUse { path },
+        DatabaseError::UpgradeRequired(_) => OpenError::NotAStore { path },
+        DatabaseError::Storage(StorageError::Io(source)) => match source.kind() {
+            io::ErrorKind::InvalidData => OpenError::NotAStore { path },
+            io::ErrorKind::UnexpectedEof => OpenError::Damaged { path, cause: "it is cut short".to_owned() },
+            _ => OpenError::Unreadable { path, source },
+        },
+        damaged => OpenError::Damaged { path, cause: damaged.to_string() },
+    }
+}
+
+/// Reads what the store says of itself: the number of its last event, or `None` where nothing was stored yet.
+fn survey(path: &Path, database: &Database) -> Result<Option<Seq>, OpenError> {
+    let inspect = || {
+        let file = database.begin_read()?;
+        if file.list_tables()?.next().is_none() && file.list_multimap_tables()?.next().is_none() {
+            return Ok(Content::Nothing);
+        }
+        let meta = match file.open_table(META) {
+            Ok(meta) => meta,
+            Err(redb::TableError::Storage(error)) => return Err(error.into()),
+            Err(_) => return Ok(Content::Foreign),
+        };
+        let value = |name| Ok::<_, redb::Error>(meta.get(name)?.and_then(|value| number(value.value())));
+        match value(SCHEMA_NUMBER)? {
+            None => return Ok(Content::Foreign),
+            Some(SCHEMA) => {}
+            Some(schema) => return Ok(Content::OtherSchema(schema)),
+        }
+        file.open_table(KEYS)?;
+        file.open_table(DIGESTS)?;
+        file.open_table(ORGS)?;
+        file.open_table(ORG_KEYS)?;
+        file.open_table(EMAILS)?;
+        file.open_table(EVENTS)?;
+        file.open_table(AUDIT)?;
+        file.open_table(AUDIT_ENDS)?;
+        file.open_table(ANSWERS)?;
+        file.open_table(ANSWER_ENDS)?;
+        file.open_table(USAGE)?;
+        file.open_table(NEWS)?;
+        file.open_table(NEWS_DUE)?;
+        Ok(value(LAST_EVENT)?.map_or(Content::NoEventNumber, Content::Store))
+    };
+    let path = path.to_owned();
+    match inspect() {
+        Ok(Content::Store(event)) => Ok(Some(event)),
+        Ok(Content::Nothing) => Ok(None),
+        Ok(Content::Foreign) => Err(OpenError::NotAStore { path }),
+        Ok(Content::OtherSchema(found)) => Err(OpenError::NewerSchema { path, found }),
+        Ok(Content::NoEventNumber) => Err(OpenError::Damaged { path, cause: NO_EVENT_NUMBER.to_owned() }),
+        Err(error) => Err(OpenError::Damaged { path, cause: redb::Error::to_string(&error) }),
+    }
+}
+
+/// What a file holds that redb can open.
+enum Content {
+    Store(Seq),
+    Nothing,
+    /// Somebody else's tables.
+    Foreign,
+    /// Newer than ours: there is none older.
+    OtherSchema(u64),
+    NoEventNumber,
+}
+
+/// Makes the tables of a new store.
+pub(super) fn lay_out(database: &Database) -> Result<(), StoreFault> {
+    let mut incarnation = [0; 16];
+    getrandom::fill(&mut incarnation).map_err(StoreFault::failed)?;
+    let transaction = begin_write(database)?;
+    {
+        let mut tables = Tables::open(&transaction)?;
+        tables.meta.insert(SCHEMA_NUMBER, &SCHEMA.to_be_bytes()[..])?;
+        tables.meta.insert(INCARNATION, &incarnation[..])?;
+        tables.meta.insert(LAST_EVENT, &0_u64.to_be_bytes()[..])?;
+    }
+    Ok(transaction.commit()?)
+}

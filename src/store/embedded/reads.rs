@@ -1,0 +1,102 @@
+//! What is read: everything over one snapshot.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use redb::{ReadTransaction, TableDefinition};
+
+use super::tables::{Bytes, DIGESTS, INCARNATION, Id, KEYS, META, ORG_KEYS, ORGS};
+use crate::id::{KeyId, OrgId};
+use crate::key::Digest;
+use crate::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
+use crate::store::{Found, StoreFault};
+
+/// Everything a read sees: one moment.
+pub(super) struct Snapshot {
+    pub(super) file: ReadTransaction,
+    pub(super) sealer: Arc<Sealer>,
+}
+
+impl Snapshot {
+    /// `None` only where the index has no such digest. What the index promises must be there.
+    pub(super) fn lookup(&self, digest: &Digest) -> Result<Option<Found>, StoreFault> {
+        let Some(id) = self.file.open_table(DIGESTS)?.get(digest.as_bytes())?.map(|id| *id.value()) else {
+            return Ok(None);
+        };
+        let key = self.promised::<KeyRecord>(KEYS, &id)?.record;
+        if !key.secrets.iter().any(|secret| secret.digest == *digest) {
+            return Err(StoreFault::failed("a digest leads to a key that does not have it"));
+        }
+        let org = self.promised::<OrgRecord>(ORGS, &key.org.to_bytes())?.record;
+        Ok(Some(Found { key, org }))
+    }
+
+    pub(super) fn incarnation(&self) -> Result<String, StoreFault> {
+        let bytes = self.file.open_table(META)?.get(INCARNATION)?.map(|bytes| bytes.value().to_vec());
+        let bytes = bytes.ok_or_else(|| StoreFault::failed("the file does not say which store it is"))?;
+        Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    pub(super) fn record<T: Stored>(
+        &self,
+        table: TableDefinition<'_, Id, Bytes>,
+        place: &[u8; 16],
+    ) -> Result<Option<Versioned<T>>, StoreFault> {
+        let table = self.file.open_table(table)?;
+        let bytes = table.get(place)?;
+        bytes.map(|bytes| self.unseal(place, bytes.value())).transpose()
+    }
+
+    /// A record that another one names.
+    fn promised<T: Stored>(
+        &self,
+        table: TableDefinition<'_, Id, Bytes>,
+        place: &[u8; 16],
+    ) -> Result<Versioned<T>, StoreFault> {
+        self.record(table, place)?
+            .ok_or_else(|| StoreFault::failed("a record that another one names is missing"))
+    }
+
+    pub(super) fn newest<T: Stored>(
+        &self,
+        table: TableDefinition<'_, Id, Bytes>,
+        after: Option<[u8; 16]>,
+        limit: usize,
+    ) -> Result<Vec<Versioned<T>>, StoreFault> {
+        let table = self.file.open_table(table)?;
+        let end = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut records = Vec::new();
+        for entry in table.range::<&[u8; 16]>((Bound::Unbounded, end))?.rev().take(limit) {
+            let (place, bytes) = entry?;
+            records.push(self.unseal(place.value(), bytes.value())?);
+        }
+        Ok(records)
+    }
+
+    pub(super) fn keys_of(
+        &self,
+        org: OrgId,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Versioned<KeyRecord>>, StoreFault> {
+        let table = self.file.open_table(ORG_KEYS)?;
+        let (org_id, end) = (org.to_bytes(), after.map_or([u8::MAX; 16], KeyId::to_bytes));
+        let end =
+            if after.is_some() { Bound::Excluded((&org_id, &end)) } else { Bound::Included((&org_id, &end)) };
+        let range = table.range::<(&[u8; 16], &[u8; 16])>((Bound::Included((&org_id, &[0; 16])), end))?;
+        let mut keys = Vec::new();
+        for entry in range.rev().take(limit) {
+            let (place, _) = entry?;
+            let key = self.promised::<KeyRecord>(KEYS, place.value().1)?;
+            if key.record.org != org {
+                return Err(StoreFault::failed("an organisation is said to own a key of another"));
+            }
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
+    fn unseal<T: Stored>(&self, place: &[u8; 16], bytes: &[u8]) -> Result<Versioned<T>, StoreFault> {
+        self.sealer.open_at(place, bytes).map_err(StoreFault::failed)
+    }
+}

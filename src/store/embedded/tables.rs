@@ -1,0 +1,95 @@
+//! The tables of the file, and the write transaction over them.
+
+use redb::{Database, Durability, Table, TableDefinition, WriteTransaction};
+
+use crate::store::StoreFault;
+
+pub(super) type Id = &'static [u8; 16];
+/// A number or a time, big-endian.
+pub(super) type Number = &'static [u8; 8];
+pub(super) type Hash = &'static [u8; 32];
+pub(super) type Bytes = &'static [u8];
+
+pub(super) const META: TableDefinition<'_, &str, Bytes> = TableDefinition::new("meta");
+pub(super) const KEYS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("keys");
+pub(super) const DIGESTS: TableDefinition<'_, Hash, Id> = TableDefinition::new("digests");
+pub(super) const ORGS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("orgs");
+pub(super) const ORG_KEYS: TableDefinition<'_, (Id, Id), ()> = TableDefinition::new("org_keys");
+pub(super) const EMAILS: TableDefinition<'_, Hash, Id> = TableDefinition::new("emails");
+pub(super) const EVENTS: TableDefinition<'_, Number, Bytes> = TableDefinition::new("events");
+pub(super) const AUDIT: TableDefinition<'_, (Id, Number), Bytes> = TableDefinition::new("audit");
+pub(super) const AUDIT_ENDS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("audit_ends");
+pub(super) const ANSWERS: TableDefinition<'_, Hash, Bytes> = TableDefinition::new("answers");
+pub(super) const ANSWER_ENDS: TableDefinition<'_, (Number, Hash), ()> = TableDefinition::new("answer_ends");
+pub(super) const USAGE: TableDefinition<'_, Id, Bytes> = TableDefinition::new("usage");
+pub(super) const NEWS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("news");
+pub(super) const NEWS_DUE: TableDefinition<'_, (Number, Id), ()> = TableDefinition::new("news_due");
+
+/// Rows of `meta`.
+pub(super) const INCARNATION: &str = "incarnation";
+pub(super) const LAST_EVENT: &str = "event";
+
+/// All of them within a write transaction. What each kind of order does with them stands beside that order.
+pub(super) struct Tables<'t> {
+    pub(super) meta: Table<'t, &'static str, Bytes>,
+    pub(super) keys: Table<'t, Id, Bytes>,
+    pub(super) digests: Table<'t, Hash, Id>,
+    pub(super) orgs: Table<'t, Id, Bytes>,
+    pub(super) org_keys: Table<'t, (Id, Id), ()>,
+    pub(super) emails: Table<'t, Hash, Id>,
+    pub(super) events: Table<'t, Number, Bytes>,
+    pub(super) audit: Table<'t, (Id, Number), Bytes>,
+    pub(super) audit_ends: Table<'t, Id, Bytes>,
+    pub(super) answers: Table<'t, Hash, Bytes>,
+    pub(super) answer_ends: Table<'t, (Number, Hash), ()>,
+    pub(super) usage: Table<'t, Id, Bytes>,
+    pub(super) news: Table<'t, Id, Bytes>,
+    pub(super) news_due: Table<'t, (Number, Id), ()>,
+}
+
+impl<'t> Tables<'t> {
+    pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, StoreFault> {
+        Ok(Self {
+            meta: transaction.open_table(META)?,
+            keys: transaction.open_table(KEYS)?,
+            digests: transaction.open_table(DIGESTS)?,
+            orgs: transaction.open_table(ORGS)?,
+            org_keys: transaction.open_table(ORG_KEYS)?,
+            emails: transaction.open_table(EMAILS)?,
+            events: transaction.open_table(EVENTS)?,
+            audit: transaction.open_table(AUDIT)?,
+            audit_ends: transaction.open_table(AUDIT_ENDS)?,
+            answers: transaction.open_table(ANSWERS)?,
+            answer_ends: transaction.open_table(ANSWER_ENDS)?,
+            usage: transaction.open_table(USAGE)?,
+            news: transaction.open_table(NEWS)?,
+            news_due: transaction.open_table(NEWS_DUE)?,
+        })
+    }
+}
+
+/// In two phases, for a second sync: after a crash redb falls back from a single-phase commit that it finds
+/// damaged to the one before, and the one before may be from before a revocation. This way it is refused
+/// instead.
+pub(super) fn begin_write(database: &Database) -> Result<WriteTransaction, StoreFault> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate).map_err(StoreFault::failed)?;
+    transaction.set_two_phase_commit(true);
+    Ok(transaction)
+}
+
+pub(super) fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+macro_rules! faults {
+    ($($error:ty),*) => {$(
+        impl From<$error> for StoreFault {
+            fn from(error: $error) -> Self {
+                Self::failed(error)
+            }
+        }
+    )*};
+}
+
+faults!(redb::StorageError, redb::TableError, redb::TransactionError, redb::CommitError);

@@ -1,0 +1,188 @@
+//! Audit trails in the file: an entry is its MAC and its text, at its trail and number.
+
+use std::ops::Bound;
+
+use redb::ReadableTable;
+
+use super::Embedded;
+use super::reads::Snapshot;
+use super::tables::{AUDIT, AUDIT_ENDS, Bytes, Id, Number, Tables};
+use super::writer::Stop;
+use crate::audit::{Ends, Entry, Link, Trail};
+use crate::store::trails::Trails;
+use crate::store::{StoreFault, StoreFuture};
+
+/// Entries that one order removes or writes; it bounds how long mutations wait for it.
+const AT_ONCE: usize = 1024;
+
+impl Trails for Embedded {
+    fn ends(&self, trail: Trail) -> StoreFuture<'_, Result<Ends, StoreFault>> {
+        self.read(move |snapshot| snapshot.ends(trail))
+    }
+
+    fn entries(
+        &self,
+        trail: Trail,
+        before: Option<u64>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Entry>, StoreFault>> {
+        self.read(move |snapshot| snapshot.entries(trail, before, limit))
+    }
+
+    /// In several transactions, each of which leaves a whole trail.
+    fn trim(&self, trail: Trail, through: u64) -> StoreFuture<'_, Result<u64, StoreFault>> {
+        Box::pin(async move {
+            let mut removed = 0;
+            loop {
+                let now = self.write(move |tables, _| tables.trim(trail, through)).await?;
+                removed += now;
+                if now < AT_ONCE as u64 {
+                    return Ok(removed);
+                }
+            }
+        })
+    }
+
+    fn restore(
+        &self,
+        trail: Trail,
+        ends: Ends,
+        entries: Vec<Entry>,
+    ) -> StoreFuture<'_, Result<(), StoreFault>> {
+        Box::pin(async move {
+            self.write(move |tables, _| tables.begin_trail(trail, ends)).await?;
+            let mut entries = entries.into_iter();
+            loop {
+                let batch: Vec<Entry> = entries.by_ref().take(AT_ONCE).collect();
+                if batch.is_empty() {
+                    return Ok(());
+                }
+                self.write(move |tables, _| tables.restore(trail, ends, &batch)).await?;
+            }
+        })
+    }
+}
+
+impl Tables<'_> {
+    pub(super) fn ends(&self, trail: Trail) -> Result<Ends, Stop> {
+        parse_ends(self.audit_ends.get(&trail.to_bytes())?.as_ref().map(|ends| ends.value()))
+    }
+
+    pub(super) fn write_ends(&mut self, trail: Trail, ends: Ends) -> Result<(), Stop> {
+        self.audit_ends.insert(&trail.to_bytes(), &ends.to_bytes()[..])?;
+        Ok(())
+    }
+
+    pub(super) fn write_entry(&mut self, trail: Trail, entry: &Entry) -> Result<(), Stop> {
+        let bytes = [&entry.link.mac[..], &entry.text].concat();
+        self.audit.insert((&trail.to_bytes(), &entry.link.number.to_be_bytes()), &bytes[..])?;
+        Ok(())
+    }
+
+    /// The oldest entries up to number `through`, no more than [`AT_ONCE`]. Tells how many.
+    fn trim(&mut self, trail: Trail, through: u64) -> Result<u64, Stop> {
+        let place = trail.to_bytes();
+        if self.audit.get((&place, &through.to_be_bytes()))?.is_none() {
+            return Ok(0);
+        }
+        let mut ends = self.ends(trail)?;
+        let mut removed = Vec::new();
+        for entry in entries_between(&self.audit, trail, 0, Bound::Included(through))?.take(AT_ONCE) {
+            removed.push(entry?.link);
+        }
+        for link in &removed {
+            self.audit.remove((&place, &link.number.to_be_bytes()))?;
+        }
+        if let Some(last) = removed.last() {
+            ends.checkpoint = *last;
+            self.write_ends(trail, ends)?;
+        }
+        Ok(removed.len() as u64)
+    }
+
+    fn begin_trail(&mut self, trail: Trail, ends: Ends) -> Result<(), Stop> {
+        let is_there = self.audit_ends.get(&trail.to_bytes())?.is_some();
+        if is_there && self.ends(trail)? != ends {
+            return Err(Stop::unreadable(OTHER_TRAIL));
+        }
+        self.write_ends(trail, ends)
+    }
+
+    fn restore(&mut self, trail: Trail, ends: Ends, entries: &[Entry]) -> Result<(), Stop> {
+        if self.ends(trail)? != ends {
+            return Err(Stop::unreadable(OTHER_TRAIL));
+        }
+        let mut last = self.last_number(trail)?.unwrap_or(ends.checkpoint.number);
+        let mut fresh = Vec::new();
+        for entry in entries {
+            let number = entry.link.number;
+            if number > last && number <= ends.head.number {
+                last = number;
+                fresh.push(entry);
+            } else if !fresh.is_empty() || self.entry(trail, number)?.as_ref() != Some(entry) {
+                return Err(Stop::unreadable(format_args!("entry {number} does not follow what is there")));
+            }
+        }
+        fresh.into_iter().try_for_each(|entry| self.write_entry(trail, entry))
+    }
+
+    fn last_number(&self, trail: Trail) -> Result<Option<u64>, Stop> {
+        let last = entries_between(&self.audit, trail, 0, Bound::Unbounded)?.next_back();
+        Ok(last.transpose()?.map(|entry| entry.link.number))
+    }
+
+    fn entry(&self, trail: Trail, number: u64) -> Result<Option<Entry>, Stop> {
+        let found = entries_between(&self.audit, trail, number, Bound::Included(number))?.next();
+        found.transpose()
+    }
+}
+
+impl Snapshot {
+    fn ends(&self, trail: Trail) -> Result<Ends, StoreFault> {
+        let table = self.file.open_table(AUDIT_ENDS)?;
+        let ends = table.get(&trail.to_bytes())?;
+        Ok(parse_ends(ends.as_ref().map(|ends| ends.value()))?)
+    }
+
+    fn entries(&self, trail: Trail, before: Option<u64>, limit: usize) -> Result<Vec<Entry>, StoreFault> {
+        let table = self.file.open_table(AUDIT)?;
+        let end = before.map_or(Bound::Unbounded, Bound::Excluded);
+        let found = entries_between(&table, trail, 0, end)?;
+        found.rev().take(limit).map(|entry| Ok(entry?)).collect()
+    }
+}
+
+const OTHER_TRAIL: &str = "another audit trail stands there already";
+
+/// A trail that was never written to has the ends of an empty one.
+fn parse_ends(bytes: Option<&[u8]>) -> Result<Ends, Stop> {
+    let unreadable = || Stop::unreadable("the ends of an audit trail do not read");
+    bytes.map_or(Ok(Ends::default()), |bytes| Ends::from_bytes(bytes).ok_or_else(unreadable))
+}
+
+/// The entries with numbers from `first` to `last`, oldest first.
+fn entries_between<'t>(
+    table: &'t impl ReadableTable<(Id, Number), Bytes>,
+    trail: Trail,
+    first: u64,
+    last: Bound<u64>,
+) -> Result<impl DoubleEndedIterator<Item = Result<Entry, Stop>> + 't, redb::StorageError> {
+    let (trail, first) = (trail.to_bytes(), first.to_be_bytes());
+    let (last, is_in) = match last {
+        Bound::Included(last) => (last, true),
+        Bound::Excluded(last) => (last, false),
+        Bound::Unbounded => (u64::MAX, true),
+    };
+    let last = last.to_be_bytes();
+    let end = if is_in { Bound::Included((&trail, &last)) } else { Bound::Excluded((&trail, &last)) };
+    let range = table.range::<(&[u8; 16], &[u8; 8])>((Bound::Included((&trail, &first)), end))?;
+    Ok(range.map(|entry| {
+        let (place, bytes) = entry?;
+        let number = u64::from_be_bytes(*place.value().1);
+        let (mac, text) = bytes
+            .value()
+            .split_first_chunk()
+            .ok_or_else(|| Stop::unreadable(format_args!("entry {number} of an audit trail is cut short")))?;
+        Ok(Entry { link: Link { number, mac: *mac }, text: text.to_vec() })
+    }))
+}

@@ -1,0 +1,199 @@
+//! The one thread that changes the file. It takes all orders that wait and makes them durable together.
+
+use std::fmt;
+use std::sync::Arc;
+
+use redb::Database;
+use tokio::sync::{mpsc, oneshot};
+
+use super::tables::{Tables, begin_write};
+use super::{Published, SharedFile, lock};
+use crate::key::record::Sealer;
+use crate::store::events::{Seq, Subject};
+use crate::store::{CommitError, Committed, Mutation, StoreFault};
+
+/// Orders made durable together. It bounds how long the first of them waits for the rest.
+const BATCH: usize = 256;
+
+pub(super) type Outcome<T> = Result<T, CommitError>;
+
+/// Something to be done with the tables, on its way to the writer.
+pub(super) trait Order: Send {
+    /// An error means that nothing of the whole batch may be kept.
+    fn carry_out(&mut self, tables: &mut Tables<'_>, sealer: &Sealer) -> Result<Done, StoreFault>;
+
+    /// The event that came of it.
+    fn event(&self) -> Option<(Seq, &[Subject])> {
+        None
+    }
+
+    /// Tells its caller, who may have hung up, what came of it; `failed` where the batch was not made durable.
+    fn answer(self: Box<Self>, failed: Option<&StoreFault>);
+}
+
+/// Whether an order has written anything.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    Something,
+    Nothing,
+}
+
+pub(super) struct Writer {
+    pub(super) file: Arc<SharedFile>,
+    pub(super) sealer: Arc<Sealer>,
+    pub(super) published: Arc<std::sync::Mutex<Published>>,
+    pub(super) waiting: mpsc::Receiver<Box<dyn Order>>,
+}
+
+impl Writer {
+    pub(super) fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while self.waiting.blocking_recv_many(&mut batch, BATCH) > 0 {
+            let failed = self.file.with(|database| self.write(database, &mut batch)).err();
+            if failed.is_none() {
+                self.publish(&batch);
+            }
+            for order in batch.drain(..) {
+                order.answer(failed.as_ref());
+            }
+        }
+    }
+
+    /// Carries out the whole batch in one transaction. An error means that none of it is known to have
+    /// happened.
+    fn write(&self, database: &Database, batch: &mut [Box<dyn Order>]) -> Result<(), StoreFault> {
+        let transaction = begin_write(database)?;
+        let mut done = Done::Nothing;
+        {
+            let mut tables = Tables::open(&transaction)?;
+            for order in batch {
+                if order.carry_out(&mut tables, &self.sealer)? == Done::Something {
+                    done = Done::Something;
+                }
+            }
+        }
+        match done {
+            Done::Something => transaction.commit()?,
+            Done::Nothing => transaction.abort()?,
+        }
+        Ok(())
+    }
+
+    fn publish(&self, batch: &[Box<dyn Order>]) {
+        let mut published = lock(&self.published);
+        for (event, subjects) in batch.iter().filter_map(|order| order.event()) {
+            published.event = event;
+            for sink in &published.sinks {
+                sink.apply(event, subjects);
+            }
+        }
+    }
+}
+
+/// A mutation and who waits for it.
+pub(super) struct Commit {
+    pub(super) mutation: Mutation,
+    pub(super) outcome: Option<Outcome<Committed>>,
+    pub(super) answer: oneshot::Sender<Outcome<Committed>>,
+}
+
+impl Order for Commit {
+    fn carry_out(&mut self, tables: &mut Tables<'_>, sealer: &Sealer) -> Result<Done, StoreFault> {
+        let (outcome, done) = settle(tables.apply(sealer, &self.mutation))?;
+        self.outcome = Some(outcome);
+        Ok(done)
+    }
+
+    fn event(&self) -> Option<(Seq, &[Subject])> {
+        match self.outcome {
+            Some(Ok(Committed { event: Some(event) })) => Some((event, &self.mutation.subjects)),
+            _ => None,
+        }
+    }
+
+    fn answer(self: Box<Self>, failed: Option<&StoreFault>) {
+        tell(self.answer, self.outcome, failed);
+    }
+}
+
+/// Anything that is no event, and who waits for it.
+pub(super) struct Chore<T, F> {
+    pub(super) act: Option<F>,
+    pub(super) outcome: Option<Outcome<T>>,
+    pub(super) answer: oneshot::Sender<Outcome<T>>,
+}
+
+impl<T, F> Order for Chore<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Tables<'_>, &Sealer) -> Result<T, Stop> + Send,
+{
+    fn carry_out(&mut self, tables: &mut Tables<'_>, sealer: &Sealer) -> Result<Done, StoreFault> {
+        let Some(act) = self.act.take() else { return Ok(Done::Nothing) };
+        let (outcome, done) = settle(act(tables, sealer))?;
+        self.outcome = Some(outcome);
+        Ok(done)
+    }
+
+    fn answer(self: Box<Self>, failed: Option<&StoreFault>) {
+        tell(self.answer, self.outcome, failed);
+    }
+}
+
+fn settle<T>(done: Result<T, Stop>) -> Result<(Outcome<T>, Done), StoreFault> {
+    match done {
+        Ok(done) => Ok((Ok(done), Done::Something)),
+        Err(Stop::Order(refused)) => Ok((Err(refused), Done::Nothing)),
+        Err(Stop::Batch(fault)) => Err(fault),
+    }
+}
+
+fn tell<T>(answer: oneshot::Sender<Outcome<T>>, outcome: Option<Outcome<T>>, failed: Option<&StoreFault>) {
+    let outcome = match (outcome, failed) {
+        (Some(outcome), None) => outcome,
+        (_, failed) => {
+            let fault =
+                failed.cloned().unwrap_or_else(|| StoreFault::failed("the order was not carried out"));
+            Err(fault.into())
+        }
+    };
+    // A caller that has hung up does not hear it.
+    let _ = answer.send(outcome);
+}
+
+/// Why an order was not carried out, and whom that concerns.
+pub(super) enum Stop {
+    /// It alone: it failed a check, and nothing of it was written.
+    Order(CommitError),
+    /// All in the transaction: the file failed, at an unknown point.
+    Batch(StoreFault),
+}
+
+impl Stop {
+    /// A record in its way cannot be read, which is no trouble to others.
+    pub(super) fn unreadable(cause: impl fmt::Display) -> Self {
+        Self::Order(StoreFault::failed(cause).into())
+    }
+}
+
+impl From<CommitError> for Stop {
+    fn from(refused: CommitError) -> Self {
+        Self::Order(refused)
+    }
+}
+
+impl From<redb::StorageError> for Stop {
+    fn from(error: redb::StorageError) -> Self {
+        Self::Batch(error.into())
+    }
+}
+
+/// For reads, which concern nobody else.
+impl From<Stop> for StoreFault {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Batch(fault) | Stop::Order(CommitError::Fault(fault)) => fault,
+            Stop::Order(refused) => Self::failed(refused),
+        }
+    }
+}

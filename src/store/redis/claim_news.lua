@@ -1,0 +1,14 @@
+-- News that are due, as organisation and body in turn; they are not due then before a later time.
+-- KEYS: meta, news, when they are due. ARGV: the incarnation, now, the later time, how many at most.
+local claimed = {}
+for _, org in ipairs(redis.call('ZRANGE', KEYS[3], '-inf', ARGV[2], 'BYSCORE', 'LIMIT', 0, ARGV[4])) do
+  local body = redis.call('HGET', KEYS[2], org)
+  if body then
+    redis.call('ZADD', KEYS[3], ARGV[3], org)
+    table.insert(claimed, org)
+    table.insert(claimed, body)
+  else
+    redis.call('ZREM', KEYS[3], org)
+  end
+end
+return answer('done', unpack(claimed))

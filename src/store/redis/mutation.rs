@@ -1,0 +1,255 @@
+//! Mutations and imports: what is checked here, and what is left to the script.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use super::ledger::{Event, Incarnation, Mark, Position};
+use super::scripts::Call;
+use super::{Inner, Listed};
+use crate::audit::Append;
+use crate::id::{KeyId, OrgId};
+use crate::key::Digest;
+use crate::key::record::{KeyRecord, OrgRecord};
+use crate::store::events::encode;
+use crate::store::side::KeptAnswer;
+use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
+
+/// Events kept in the stream.
+const EVENTS_KEPT: u32 = 100_000;
+/// Keys that one script imports; it bounds how long it holds everybody else up.
+const IMPORTED_AT_ONCE: usize = 64;
+/// Scripts of an import that are under way together, so that Redis need not wait for us.
+const IMPORTS_UNDER_WAY: usize = 8;
+
+impl Inner {
+    pub(super) async fn commit(&self, mutation: &Mutation) -> Result<Committed, CommitError> {
+        let position = self.ledger.position();
+        let (org_before, key_before) = self.before(mutation).await?;
+        let org = mutation.org.as_ref().map(|change| self.draft(change, org_before)).transpose()?;
+        let key = mutation.key.as_ref().map(|change| self.draft_key(change, key_before)).transpose()?;
+        let mark = Mark::draw().map_err(|error| self.fault(error))?;
+        let call = self.mutate(&position, org.as_ref(), key.as_ref(), mutation, &mark);
+        let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
+        let store =
+            self.ledger.recognise(&reply.meta, position.last).map_err(|stranger| self.fault(stranger))?;
+        let status = reply.text().map_err(|error| self.fault(error))?;
+        self.judge(status.as_deref())?;
+        let event = reply.text().map_err(|error| self.fault(error))?;
+        let Some(event) = event else { return Ok(Committed { event: None }) };
+        let seq = event.parse().map_err(|_| self.fault("the number of the event does not read"))?;
+        let subjects = mutation.subjects.clone();
+        self.ledger.apply_own(&store, Event { seq, mark, subjects }).await;
+        Ok(Committed { event: Some(seq) })
+    }
+
+    /// What a script that writes says of itself.
+    fn judge(&self, status: Option<&str>) -> Result<(), CommitError> {
+        match status {
+            Some("done") => Ok(()),
+            Some("answered") => Err(CommitError::Answered),
+            Some("email") => Err(CommitError::EmailTaken),
+            Some("exists") => Err(CommitError::Exists),
+            Some("missing") => Err(CommitError::Missing),
+            Some("conflict") => Err(CommitError::Conflict),
+            _ => Err(self.changed().into()),
+        }
+    }
+
+    /// The records that are to change, as they are. What happens to them between this and the script, the
+    /// script finds out.
+    async fn before(&self, mutation: &Mutation) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>), StoreFault> {
+        let org = mutation.org.as_ref().and_then(updated).map(|org| self.names.org(org.id));
+        let key = mutation.key.as_ref().and_then(updated).map(|key| self.names.key(key.id));
+        if org.is_none() && key.is_none() {
+            return Ok((None, None));
+        }
+        let wanted = (org.is_some(), key.is_some());
+        let names = [Some(self.names.meta()), org, key].into_iter().flatten();
+        let mut reply = self.ask(&Call::new(&self.scripts.read, names)).await?;
+        let mut next = |wanted: bool| if wanted { reply.bytes() } else { Ok(None) };
+        let org = next(wanted.0).map_err(|error| self.fault(error))?;
+        let key = next(wanted.1).map_err(|error| self.fault(error))?;
+        Ok((org, key))
+    }
+
+    /// A change that fails already goes to the script all the same: it may have failed because the same
+    /// request was carried out, and the script tells that first.
+    fn draft<T: Listed>(&self, change: &Change<T>, before: Option<Vec<u8>>) -> Result<Draft<T>, CommitError> {
+        let (record, rev, expected, before) = match change {
+            Change::Insert(record) => (record, 1, ABSENT.to_vec(), None),
+            Change::Update { rev, record } => {
+                let stored = before.map(|bytes| self.unseal::<T>(&record.place(), &bytes)).transpose()?;
+                match stored.filter(|stored| stored.rev == *rev) {
+                    Some(stored) => {
+                        let next =
+                            rev.checked_add(1).ok_or_else(|| self.fault("the record has no next number"))?;
+                        (record, next, rev.to_be_bytes().to_vec(), Some(stored.record))
+                    }
+                    None => (record, 0, STALE.to_vec(), None),
+                }
+            }
+        };
+        let sealed = self.sealer.seal(rev, record).map_err(|bad| self.fault(bad))?;
+        Ok(Draft { id: record.id(), expected, sealed, before })
+    }
+
+    fn draft_key(
+        &self,
+        change: &Change<KeyRecord>,
+        before: Option<Vec<u8>>,
+    ) -> Result<KeyDraft, CommitError> {
+        let draft = self.draft(change, before)?;
+        let (Change::Insert(record) | Change::Update { record, .. }) = change;
+        let moved = |before: &KeyRecord| before.org != record.org || before.environment != record.environment;
+        if draft.before.as_ref().is_some_and(moved) {
+            return Err(CommitError::Missing);
+        }
+        let digests: Vec<Digest> = record.secrets.iter().map(|secret| secret.digest).collect();
+        let before = draft.before.iter().flat_map(|before| &before.secrets).map(|secret| secret.digest);
+        let dropped = before.filter(|digest| !digests.contains(digest)).collect();
+        Ok(KeyDraft { org: record.org, key: record.id, digests, dropped, draft })
+    }
+
+    /// The parts as `parts.lua` names them.
+    fn mutate(
+        &self,
+        position: &Position,
+        org: Option<&Draft<OrgRecord>>,
+        key: Option<&KeyDraft>,
+        mutation: &Mutation,
+        mark: &Mark,
+    ) -> Call<'_> {
+        let names = &self.names;
+        let script = if mutation.subjects.is_empty() { &self.scripts.mutate } else { &self.scripts.revoke };
+        let mut call = Call::new(script, [names.meta(), names.events()])
+            .arg(position.known.as_ref().map_or("", Incarnation::as_str))
+            .arg(position.last.to_string())
+            .arg(position.mark.as_ref().map_or("", Mark::as_str));
+        if let Some(org) = org {
+            call = call.arg("org").key(names.with(format_args!("org:{}", org.id))).key(names.orgs());
+            call = call.arg(&*org.expected).arg(&*org.sealed).arg(&*org.id);
+        }
+        if let Some(key) = key {
+            call = self.key_part(call, key);
+        }
+        for seen in &mutation.seen {
+            let (name, rev) = match seen {
+                Seen::Key { id, rev } => (names.key(*id), rev),
+                Seen::Org { id, rev } => (names.org(*id), rev),
+            };
+            call = call.arg("seen").key(name).arg(rev.to_be_bytes());
+        }
+        if let Some(EmailClaim { index, org }) = &mutation.email {
+            call = call.arg("email").key(names.email(index)).arg(org.to_string());
+        }
+        if let Some(answer) = &mutation.answer {
+            call = self.answer_part(call, answer);
+        }
+        if let Some(Append { trail, after, entry }) = &mutation.audit {
+            call = call.arg("audit").key(names.entries(*trail)).key(names.ends(*trail));
+            call = call.arg(after.to_bytes()).arg(entry.link.to_bytes());
+            call = call.arg(entry.link.number.to_string()).arg(&*entry.text);
+        }
+        if let Some(news) = &mutation.news {
+            call = call.arg("news").key(names.news()).key(names.news_due());
+            call = call.arg(news.org.to_string()).arg(news.due.0.to_string()).arg(&*news.body);
+        }
+        if !mutation.subjects.is_empty() {
+            call = call.arg("event").arg(encode(&mutation.subjects));
+            call = call.arg(mark.as_str()).arg(EVENTS_KEPT.to_string());
+        }
+        call
+    }
+
+    fn key_part<'s>(&self, call: Call<'s>, key: &KeyDraft) -> Call<'s> {
+        let (names, KeyDraft { draft, org, key, digests, dropped }) = (&self.names, key);
+        let call = call.arg("key").key(names.key(*key)).key(names.org(*org));
+        let call = call.key(names.keys()).key(names.keys_of(*org));
+        let call = call.arg(&*draft.expected).arg(&*draft.sealed).arg(&*draft.id).arg(format!("{org}{key}"));
+        let digest = |call: Call<'s>, digest| call.arg("digest").key(names.digest(digest));
+        let call = digests.iter().fold(call, digest);
+        dropped.iter().fold(call, |call, digest| call.arg("dropped").key(names.digest(digest)))
+    }
+
+    fn answer_part<'s>(&self, call: Call<'s>, answer: &KeptAnswer) -> Call<'s> {
+        let KeptAnswer { index, sealed, made_at, ends_at } = answer;
+        let lifetime = ends_at.0.saturating_sub(made_at.0).max(1);
+        let call = call.arg("answer").key(self.names.answer(index));
+        let call = call.arg(made_at.0.to_string()).arg(lifetime.to_string());
+        call.arg([&ends_at.0.to_be_bytes()[..], sealed].concat())
+    }
+
+    pub(super) async fn import(
+        self: &Arc<Self>,
+        keys: Vec<KeyRecord>,
+    ) -> Result<Vec<Result<(), CommitError>>, StoreFault> {
+        let mut outcomes = Vec::with_capacity(keys.len());
+        let (mut keys, mut under_way) = (keys.into_iter(), VecDeque::<JoinHandle<_>>::new());
+        let mut failed = None;
+        loop {
+            while failed.is_none() && under_way.len() < IMPORTS_UNDER_WAY {
+                let batch: Vec<KeyRecord> = keys.by_ref().take(IMPORTED_AT_ONCE).collect();
+                if batch.is_empty() {
+                    break;
+                }
+                let inner = Arc::clone(self);
+                under_way.push_back(self.control.spawn(async move { inner.import_batch(batch).await }));
+            }
+            // After a fault the others are waited for, so that nothing goes on behind the caller's back.
+            let Some(batch) = under_way.pop_front() else { break };
+            match batch.await.unwrap_or_else(|_| Err(StoreFault::failed("the import was broken off"))) {
+                Ok(batch) => outcomes.extend(batch),
+                Err(fault) => failed = failed.or(Some(fault)),
+            }
+        }
+        failed.map_or(Ok(outcomes), Err)
+    }
+
+    async fn import_batch(&self, keys: Vec<KeyRecord>) -> Result<Vec<Result<(), CommitError>>, StoreFault> {
+        let count = keys.len();
+        let mut call = self.writing(&self.scripts.import, []);
+        for key in keys {
+            let draft = self.draft_key(&Change::Insert(key), None).map_err(|refused| self.fault(refused))?;
+            call = self.key_part(call, &draft);
+        }
+        let mut reply = self.write(&call).await?;
+        let mut outcomes = Vec::with_capacity(count);
+        for _ in 0..count {
+            let outcome = reply.text().map_err(|error| self.fault(error))?;
+            outcomes.push(self.judge(outcome.as_deref()));
+        }
+        Ok(outcomes)
+    }
+}
+
+/// What the script takes for "not there" and for "not as it was seen"; anything else is the eight bytes of a
+/// revision.
+const ABSENT: &[u8] = b"+";
+const STALE: &[u8] = b"!";
+
+/// A change that passed what could be checked here, ready for the script.
+struct Draft<T> {
+    id: String,
+    expected: Vec<u8>,
+    sealed: Vec<u8>,
+    before: Option<T>,
+}
+
+/// The same for a key, with what follows for its digests.
+struct KeyDraft {
+    draft: Draft<KeyRecord>,
+    org: OrgId,
+    key: KeyId,
+    digests: Vec<Digest>,
+    /// Digests of the key that open it no longer.
+    dropped: Vec<Digest>,
+}
+
+const fn updated<T>(change: &Change<T>) -> Option<&T> {
+    match change {
+        Change::Insert(_) => None,
+        Change::Update { record, .. } => Some(record),
+    }
+}

@@ -1,0 +1,108 @@
+//! What everything is called in Redis.
+
+use std::fmt;
+
+use crate::audit::Trail;
+use crate::id::{KeyId, OrgId};
+use crate::key::Digest;
+
+/// The names of everything, behind the hash tag.
+pub(super) struct Names(String);
+
+impl Names {
+    pub(super) fn new(cell: &super::Cell) -> Self {
+        Self(format!("{{{cell}}}:"))
+    }
+
+    pub(super) fn with(&self, name: impl fmt::Display) -> String {
+        format!("{}{name}", self.0)
+    }
+
+    pub(super) fn meta(&self) -> String {
+        self.with("meta")
+    }
+
+    pub(super) fn events(&self) -> String {
+        self.with("events")
+    }
+
+    pub(super) fn keys(&self) -> String {
+        self.with("keys")
+    }
+
+    pub(super) fn orgs(&self) -> String {
+        self.with("orgs")
+    }
+
+    pub(super) fn key(&self, id: KeyId) -> String {
+        self.with(format_args!("id:{id}"))
+    }
+
+    pub(super) fn org(&self, id: OrgId) -> String {
+        self.with(format_args!("org:{id}"))
+    }
+
+    pub(super) fn keys_of(&self, org: OrgId) -> String {
+        self.with(format_args!("org:{org}:keys"))
+    }
+
+    pub(super) fn digest(&self, digest: &Digest) -> String {
+        self.hashed("k:", digest.as_bytes())
+    }
+
+    pub(super) fn email(&self, index: &[u8; 32]) -> String {
+        self.hashed("email:", index)
+    }
+
+    pub(super) fn answer(&self, index: &[u8; 32]) -> String {
+        self.hashed("idem:", index)
+    }
+
+    pub(super) fn entries(&self, trail: Trail) -> String {
+        self.with(format_args!("audit:{trail}"))
+    }
+
+    pub(super) fn ends(&self, trail: Trail) -> String {
+        self.with(format_args!("audit:{trail}:ends"))
+    }
+
+    pub(super) fn used(&self) -> String {
+        self.with("used")
+    }
+
+    pub(super) fn news(&self) -> String {
+        self.with("news")
+    }
+
+    pub(super) fn news_due(&self) -> String {
+        self.with("news:due")
+    }
+
+    pub(super) fn quota(&self, name: &str) -> String {
+        self.with(format_args!("quota:{name}"))
+    }
+
+    fn hashed(&self, kind: &str, bytes: &[u8; 32]) -> String {
+        let mut name = String::with_capacity(self.0.len() + kind.len() + 64);
+        name.extend([&self.0, kind]);
+        for byte in bytes {
+            name.extend([byte >> 4, byte & 15].map(|n| char::from(b"0123456789abcdef"[usize::from(n)])));
+        }
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_has_one_hash_tag() {
+        let names = Names::new(&super::super::Cell::default());
+        assert_eq!(names.meta(), "{kg}:meta");
+        assert_eq!(OrgId::LEN, 30, "where lookup.lua cuts a pointer in two");
+        let digest = Digest::from_bytes([0xa5; 32]);
+        assert_eq!(names.digest(&digest), format!("{{kg}}:k:{}", "a5".repeat(32)));
+        assert_eq!(names.entries(Trail::Operator), "{kg}:audit:operator");
+    }
+}

@@ -1,0 +1,82 @@
+-- What is to be written comes in parts. In ARGV each begins with its name; the fields of a part take the next KEYS, then the
+-- next ARGV, in the order in which they stand here.
+local PARTS = {
+  -- A record. Expected: `+` not there, `!` not as its writer saw it, else the 8 bytes of its revision.
+  org = {{'record', 'list'}, {'expected', 'bytes', 'id'}},
+  key = {{'record', 'org', 'list', 'org_list'}, {'expected', 'bytes', 'id', 'owner'}},
+  -- A digest that the last key is to have, and one that it gives up.
+  digest = {{'pointer'}, {}},
+  dropped = {{'pointer'}, {}},
+  -- A record that must be as it was, by its revision.
+  seen = {{'record'}, {'revision'}},
+  email = {{'place'}, {'org'}},
+  -- Times in milliseconds; the bytes begin with the end, as 8 bytes.
+  answer = {{'place'}, {'made_at', 'lifetime', 'bytes'}},
+  -- Where the trail must end, and where it ends then: 40 bytes each.
+  audit = {{'entries', 'ends'}, {'after', 'head', 'number', 'text'}},
+  news = {{'bodies', 'due'}, {'org', 'due_at', 'body'}},
+  event = {{}, {'subjects', 'mark', 'kept'}},
+}
+
+-- All parts by their names, from these KEYS and ARGV on. A key has its digests with it.
+local function read_parts(next_key, next_arg)
+  local parts = {}
+  for name in pairs(PARTS) do parts[name] = {} end
+  local key = nil
+  while next_arg <= #ARGV do
+    local name, part = ARGV[next_arg], {}
+    next_arg = next_arg + 1
+    for _, field in ipairs(PARTS[name][1]) do
+      part[field] = KEYS[next_key]
+      next_key = next_key + 1
+    end
+    for _, field in ipairs(PARTS[name][2]) do
+      part[field] = ARGV[next_arg]
+      next_arg = next_arg + 1
+    end
+    if name == 'key' then
+      part.digests, part.dropped, key = {}, {}, part
+    elseif name == 'digest' then
+      table.insert(key.digests, part.pointer)
+    elseif name == 'dropped' then
+      table.insert(key.dropped, part.pointer)
+    end
+    table.insert(parts[name], part)
+  end
+  return parts
+end
+
+-- Whether a record is what its writer took it to be.
+local function differs(expected, record)
+  local now = redis.call('GET', record)
+  if expected == '+' then return now and 'exists' end
+  if not now then return 'missing' end
+  return string.sub(now, 3, 10) ~= expected and 'conflict'
+end
+
+-- Why a key cannot be written, if so. What is of another type fails here.
+local function refuse_key(key, comes_with_its_org)
+  local refusal = differs(key.expected, key.record)
+  if refusal then return refusal end
+  if key.expected == '+' and not comes_with_its_org and not redis.call('GET', key.org) then return 'missing' end
+  for _, pointer in ipairs(key.digests) do
+    local owner = redis.call('GET', pointer)
+    if owner and owner ~= key.owner then return 'exists' end
+  end
+  redis.call('ZCARD', key.list)
+  redis.call('ZCARD', key.org_list)
+  return nil
+end
+
+local function write_key(key)
+  redis.call('SET', key.record, key.bytes)
+  redis.call('ZADD', key.list, 0, key.id)
+  redis.call('ZADD', key.org_list, 0, key.id)
+  for _, pointer in ipairs(key.digests) do
+    redis.call('SET', pointer, key.owner)
+  end
+  for _, pointer in ipairs(key.dropped) do
+    -- It may be another key's by now.
+    if redis.call('GET', pointer) == key.owner then redis.call('DEL', pointer) end
+  end
+end
