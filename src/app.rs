@@ -31,6 +31,7 @@ use crate::lifecycle::{self, Lifecycle, SignupSettings};
 use crate::listener::{self, Listener};
 use crate::metrics::{MeasuredStore, Metrics, Reloads, State};
 use crate::ops::{self, Readiness, Told};
+use crate::outbox;
 use crate::reload::{Fixed, Refused, Source};
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
@@ -53,23 +54,24 @@ pub enum StartError {
     #[error(transparent)]
     Admin(#[from] admin::BindError),
     #[error(transparent)]
-    Pepper(#[from] PepperError),
+    Secret(#[from] SecretError),
     #[error(transparent)]
     Tls(#[from] tls::LoadErrors),
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
 }
 
+/// What is wrong with a file that holds a secret; `setting` names it.
 #[derive(Debug, Error)]
-pub enum PepperError {
-    #[error("cannot read keys.pepper_file {path}: {cause}")]
-    Io { path: PathBuf, cause: io::Error },
-    #[error("keys.pepper_file {0} can be read by others: chmod 600 {0}")]
-    Exposed(PathBuf),
+pub enum SecretError {
+    #[error("cannot read {setting} {path}: {cause}")]
+    Io { setting: &'static str, path: PathBuf, cause: io::Error },
+    #[error("{setting} {path} can be read by others: chmod 600 {path}")]
+    Exposed { setting: &'static str, path: PathBuf },
     #[error(
-        "keys.pepper_file {0} is too short: write at least 32 random bytes, for instance with `openssl rand -base64 48`"
+        "{setting} {path} is too short: write at least 32 random bytes, for instance with `openssl rand -base64 48`"
     )]
-    TooShort(PathBuf),
+    TooShort { setting: &'static str, path: PathBuf },
 }
 
 /// What every part needs that handles keys, made from the configuration.
@@ -86,8 +88,9 @@ pub struct KeyTools {
 impl KeyTools {
     /// # Errors
     /// When the pepper cannot be read.
-    pub fn new(settings: &KeySettings) -> Result<Self, PepperError> {
-        let pepper = settings.pepper_file.as_deref().map(read_pepper).transpose()?;
+    pub fn new(settings: &KeySettings) -> Result<Self, SecretError> {
+        let pepper =
+            settings.pepper_file.as_deref().map(|path| read_secret("keys.pepper_file", path)).transpose()?;
         Ok(Self {
             format: KeyFormat::new(&settings.prefix, settings.accept_without_checksum),
             digester: Digester::new(pepper.clone()),
@@ -110,14 +113,15 @@ impl KeyTools {
     }
 }
 
-fn read_pepper(path: &Path) -> Result<Pepper, PepperError> {
-    let failed = |cause| PepperError::Io { path: path.to_owned(), cause };
+fn read_secret(setting: &'static str, path: &Path) -> Result<Pepper, SecretError> {
+    let failed = |cause| SecretError::Io { setting, path: path.to_owned(), cause };
     let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o077 != 0 {
-        return Err(PepperError::Exposed(path.to_owned()));
+        return Err(SecretError::Exposed { setting, path: path.to_owned() });
     }
     let text = Zeroizing::new(std::fs::read(path).map_err(failed)?);
-    Pepper::new(text.trim_ascii_end().to_vec()).map_err(|_| PepperError::TooShort(path.to_owned()))
+    let secret = Pepper::new(text.trim_ascii_end().to_vec());
+    secret.map_err(|_| SecretError::TooShort { setting, path: path.to_owned() })
 }
 
 /// Why there is no store.
@@ -244,6 +248,10 @@ impl App {
             .collect();
         let workers = Arc::new(workers?);
         let acceptor = tokio::spawn(listener.run(Arc::clone(&workers)));
+        if let Some(outbox) = config.outbox {
+            let key = read_secret("outbox.key_file", &outbox.key_file)?;
+            tokio::spawn(outbox::deliver(Arc::clone(&store), outbox.receiver, key, clock.clone()));
+        }
         if let Some(admin) = admin {
             tokio::spawn(admin.run(Arc::clone(&lifecycle)));
         }

@@ -43,6 +43,7 @@ pub mod listener;
 pub mod metrics;
 pub mod network;
 pub mod ops;
+pub mod outbox;
 pub mod preface;
 pub mod rejection;
 pub mod reload;

@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::config::{Config, KeySettings, Mistakes, StoreSettings};
 use crate::lifecycle::SignupSettings;
+use crate::outbox;
 use crate::store::cache;
 use crate::telemetry::RequestLog;
 use crate::{admin, listener, ops, tls};
@@ -49,6 +50,7 @@ pub struct Fixed {
     store: StoreSettings,
     cache: cache::Settings,
     signup: SignupSettings,
+    outbox: Option<outbox::Settings>,
     admin: admin::Settings,
     ops: ops::Settings,
     request_log: RequestLog,
@@ -64,6 +66,7 @@ impl Fixed {
             store: config.store.clone(),
             cache: config.cache.clone(),
             signup: config.signup.clone(),
+            outbox: config.outbox.clone(),
             admin: config.admin.clone(),
             ops: config.ops.clone(),
             request_log: config.request_log,
@@ -91,6 +94,7 @@ impl Fixed {
             ("[store]", self.store == other.store),
             ("[cache]", self.cache == other.cache),
             ("[signup]", self.signup == other.signup),
+            ("[outbox]", self.outbox == other.outbox),
             ("[admin]", self.admin == other.admin),
             ("[ops]", self.ops == other.ops),
             ("log.requests", self.request_log == other.request_log),

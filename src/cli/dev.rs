@@ -103,7 +103,7 @@ fn configuration(
     // A JSON string is a TOML string.
     let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
     let text = format!(
-        "[server]\nlisten = \"{}\"\n[store]\nkind = \"embedded\"\npath = {}\n[admin]\nsocket = {}\n[ops]\nlisten = \"127.0.0.1:0\"\n[log]\nrequests = \"text\"\n\
+        "[server]\nlisten = \"{}\"\n[store]\nkind = \"embedded\"\npath = {}\n[admin]\nsocket = {}\n[ops]\nlisten = \"127.0.0.1:0\"\n[signup]\nenabled = true\n[log]\nrequests = \"text\"\n\
          [upstreams.api]\nlive = [\"http://{live}\"]\ntest = [\"http://{test}\"]\n[policy]\nfile = \"{POLICY}\"\n",
         args.listen,
         quoted(&store),

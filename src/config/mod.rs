@@ -36,7 +36,7 @@ use crate::lifecycle::SignupSettings;
 use crate::store::{cache, embedded, redis};
 use crate::telemetry::RequestLog;
 use crate::worker::DrainSettings;
-use crate::{admin, connection, gateway, listener, ops, tls, upstream};
+use crate::{admin, connection, gateway, listener, ops, outbox, tls, upstream};
 
 /// What `keygate init` writes as `keygate.toml`: every key with its default.
 pub const DEFAULT_CONFIGURATION: &str = include_str!("../../config/keygate.toml");
@@ -59,6 +59,8 @@ pub struct Config {
     /// Every scope that there is: what a new key may be given, and all that signup gives.
     pub scopes: ScopeSet,
     pub signup: SignupSettings,
+    /// `None` where nobody is told of new organisations.
+    pub outbox: Option<outbox::Settings>,
     pub admin: admin::Settings,
     pub ops: ops::Settings,
     pub request_log: RequestLog,
@@ -176,7 +178,8 @@ fn sections(
     let admin = root.section("admin", |section| admin::Settings {
         socket: section.optional("socket", text).map(|path| folder.join(path)),
     });
-    let signup = root.section("signup", signup);
+    let outbox = root.section("outbox", |section| outbox(section, folder));
+    let signup = root.section("signup", |section| signup(section, outbox.is_some()));
     let ops = root.section("ops", |section| ops::Settings {
         listen: section.or("listen", ops::Settings::default().listen, address_or_off),
     });
@@ -199,6 +202,7 @@ fn sections(
         routes,
         scopes,
         signup,
+        outbox,
         admin,
         ops,
         request_log,
@@ -228,7 +232,8 @@ fn cache(section: &mut Section<'_>) -> cache::Settings {
     }
 }
 
-fn signup(section: &mut Section<'_>) -> SignupSettings {
+/// `news` tells whether there is somewhere to send news to.
+fn signup(section: &mut Section<'_>, news: bool) -> SignupSettings {
     let default = SignupSettings::default();
     SignupSettings {
         enabled: section.or("enabled", default.enabled, flag),
@@ -240,8 +245,19 @@ fn signup(section: &mut Section<'_>) -> SignupSettings {
         per_network: section.or("per_network_and_hour", default.per_network, count(1..=1_000_000)),
         per_day: section.or("per_day", default.per_day, count(1..=100_000_000)),
         verification: section.or("verification", default.verification, flag),
-        news: default.news,
+        news,
     }
+}
+
+fn outbox(section: &mut Section<'_>, folder: &Path) -> Option<outbox::Settings> {
+    let receiver = section.optional("url", |value| {
+        outbox::Receiver::parse(&text(value)?).map_err(|error| format!("no place to send news to; {error}"))
+    });
+    let key_file = section.optional("key_file", text).map(|path| folder.join(path));
+    if section.given("url") && !section.given("key_file") {
+        section.missing("key_file", "name the file with the key that news are signed with");
+    }
+    Some(outbox::Settings { receiver: receiver?, key_file: key_file? })
 }
 
 fn request_log(section: &mut Section<'_>) -> RequestLog {

@@ -420,7 +420,7 @@ requests = \"text\"
                 "etc/keygate.toml:10:2: logg: unknown key `logg`; did you mean `log`?",
                 "KEYGATE__LOG__REQUESTS: log.requests: \"jsn\" is not known here; did you mean \"json\"?",
                 "KEYGATE__NO__SUCH: no: unknown key `no`; the keys here are `server`, `limits`, `identity_headers`, \
-                 `keys`, `store`, `cache`, `upstreams`, `policy`, `admin`, `ops`, `log`",
+                 `keys`, `store`, `cache`, `upstreams`, `policy`, `admin`, `outbox`, `signup`, `ops`, `log`",
             ],
         );
     }

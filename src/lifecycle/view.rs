@@ -138,7 +138,7 @@ pub fn view_org(org: &OrgRecord) -> OrgView {
 }
 
 #[must_use]
-pub fn view_event(number: u64, event: audit::Event) -> EventView {
+pub(super) fn view_event(number: u64, event: audit::Event) -> EventView {
     EventView {
         object: "audit_event".to_owned(),
         id: event.id,

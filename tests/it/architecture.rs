@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 6] = [
     &["audit", "clock", "id", "key", "network", "rejection"],
     &["metrics", "store", "telemetry", "upstream"],
-    &["admin", "api", "demo", "gateway", "lifecycle", "ops"],
+    &["admin", "api", "demo", "gateway", "lifecycle", "ops", "outbox"],
     &["connection", "connection_limit", "http2", "listener", "preface", "tls", "worker"],
     &["app", "config", "reload"],
     &["cli"],

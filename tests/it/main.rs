@@ -22,6 +22,7 @@ mod limits;
 mod memory;
 mod open_streams;
 mod ops;
+mod outbox;
 mod redis_gateways;
 mod redis_store;
 mod reload;

@@ -271,7 +271,7 @@ impl Gateway {
 
     /// A live key with all scopes, in an organisation of its own.
     pub(crate) fn key_in_another_org(&self) -> TestKey {
-        let org = self.block_on(self.lifecycle().create_org("another organisation")).unwrap().id;
+        let org = self.block_on(self.lifecycle().create_org(&operator(), "another organisation")).unwrap().id;
         self.key_of(org, Environment::Live, None, None)
     }
 

@@ -1,0 +1,186 @@
+//! News of organisations on their way to the upstream: kept with the change that they tell of, sent until they
+//! are taken.
+//!
+//! Each is a `POST` with JSON, signed, and sent at least once: a gateway may end between sending and noting that
+//! it was taken. `Idempotency-Key` is the organisation's id, by which the receiver knows what it has already.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hmac::Mac;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderValue, Request, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::clock::{Clock, UnixMillis};
+use crate::key::Pepper;
+use crate::store::Store;
+use crate::store::side::News;
+use crate::telemetry;
+use crate::upstream::{Endpoint, InvalidEndpoint};
+
+/// Where news go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receiver {
+    endpoint: Endpoint,
+    path: Box<str>,
+}
+
+impl Receiver {
+    /// Takes `http://host:port/path`.
+    ///
+    /// # Errors
+    /// [`InvalidEndpoint`] says what to write instead.
+    pub fn parse(text: &str) -> Result<Self, InvalidEndpoint> {
+        let after_scheme = text.find("://").map_or(0, |at| at + 3);
+        let at = text[after_scheme..].find('/').map_or(text.len(), |at| at + after_scheme);
+        let (origin, path) = text.split_at(at);
+        let path = if path.is_empty() { "/" } else { path };
+        let endpoint = Endpoint::parse(origin)?;
+        match path.parse::<Uri>() {
+            Ok(target) if target.path_and_query().is_some_and(|target| target.as_str() == path) => {
+                Ok(Self { endpoint, path: path.into() })
+            }
+            _ => Err(InvalidEndpoint::Form),
+        }
+    }
+}
+
+impl fmt::Display for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.endpoint, self.path)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub receiver: Receiver,
+    /// The file with the key of the signatures.
+    pub key_file: PathBuf,
+}
+
+/// How often the outbox is looked into.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long a receiver may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// After which news are sent again that were not taken. Longer than [`PATIENCE`], or they would overtake
+/// themselves.
+const AGAIN: Duration = Duration::from_secs(30);
+/// News sent one after the other before the outbox is looked into again.
+const BATCH: usize = 16;
+
+/// Sends what is in the outbox, for as long as it is polled.
+pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clock: Clock) {
+    let mut failing = false;
+    loop {
+        let now = clock.now().wall;
+        // A store that cannot answer is logged where it is noticed; the news wait in it.
+        let claimed = store.side().claim_news(now, now.plus(AGAIN), BATCH).await.unwrap_or_default();
+        let is_last = claimed.len() < BATCH;
+        for news in claimed {
+            let org = news.org;
+            let sent = timeout(PATIENCE, send(&receiver, &key, &news, now)).await;
+            let failed = match sent.unwrap_or(Err(SendError::TimedOut)) {
+                Ok(()) => store.side().delivered(org).await.err().map(|fault| fault.to_string()),
+                Err(error) => Some(error.to_string()),
+            };
+            match (&failed, failing) {
+                (Some(error), false) => telemetry::log(&format!(
+                    "news of {org} could not be delivered to {receiver}: {error}; they are sent again until they are \
+                     taken"
+                )),
+                (None, true) => telemetry::log(&format!("news are delivered to {receiver} again")),
+                _ => {}
+            }
+            failing = failed.is_some();
+        }
+        if is_last {
+            sleep(EVERY).await;
+        }
+    }
+}
+
+/// Why news were not taken.
+#[derive(Debug, Error)]
+enum SendError {
+    #[error("it cannot be reached: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("it broke off: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("the request cannot be made: {0}")]
+    Request(#[from] http::Error),
+    #[error("it answered {0}")]
+    Status(StatusCode),
+    #[error("it took too long")]
+    TimedOut,
+}
+
+async fn send(receiver: &Receiver, key: &Pepper, news: &News, now: UnixMillis) -> Result<(), SendError> {
+    let Receiver { endpoint, path } = receiver;
+    let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let request = Request::post(&**path)
+        .header(HOST, endpoint.authority())
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+        .header("idempotency-key", news.org.to_string())
+        .header("keygate-signature", sign(key, now, &news.body))
+        .body(Full::new(Bytes::from(news.body.clone())))?;
+    let status = sender.send_request(request).await.map(|answer| answer.status());
+    driver.abort();
+    match status? {
+        status if status.is_success() => Ok(()),
+        status => Err(SendError::Status(status)),
+    }
+}
+
+/// `t=` the moment in Unix seconds, `v1=` HMAC-SHA-256 in hexadecimal digits over that number, a dot and the
+/// body: so an old message cannot be passed off for a new one.
+fn sign(key: &Pepper, now: UnixMillis, body: &[u8]) -> String {
+    let seconds = now.0 / 1000;
+    let mut mac = key.hmac("");
+    mac.update(seconds.to_string().as_bytes());
+    mac.update(b".");
+    mac.update(body);
+    let mac = mac.finalize().into_bytes();
+    let digits: String = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("t={seconds},v1={digits}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_is_an_origin_and_a_path() {
+        for (text, shown) in [
+            ("http://127.0.0.1:9000/internal/news", "http://127.0.0.1:9000/internal/news"),
+            ("http://api.internal", "http://api.internal:80/"),
+            ("http://[::1]:9000/a?b=c", "http://[::1]:9000/a?b=c"),
+        ] {
+            assert_eq!(Receiver::parse(text).unwrap().to_string(), shown);
+        }
+        for bad in ["https://a/b", "a/b", "http:///b", "http://a/b c", "http://u@a/b", "http://a/b#c"] {
+            assert!(Receiver::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_signature_is_what_any_hmac_library_makes_of_time_and_body() {
+        // printf '1790000000.{}' | openssl dgst -sha256 -hmac "$(printf 'k%.0s' $(seq 32))"
+        let key = Pepper::new(vec![b'k'; 32]).unwrap();
+        let signature = sign(&key, UnixMillis(1_790_000_000_123), b"{}");
+        assert_eq!(
+            signature,
+            "t=1790000000,v1=c4cacc6f6a3ea0cea1a40ea5fa3e180ef9daed20feb42d4b3d90b65d86d6deff"
+        );
+    }
+}

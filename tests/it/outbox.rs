@@ -1,0 +1,116 @@
+//! New organisations are told of: signed, again until it is taken, and only once it is a fact.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use tempfile::TempDir;
+
+use crate::harness::{Call, Gateway, Reply, Seen, Upstream, eventually, operator};
+
+const KEY: &[u8] = b"a key of thirty-two bytes or more";
+
+fn gateway(receiver: &Upstream) -> Gateway {
+    let folder = TempDir::new().unwrap();
+    let key = folder.path().join("outbox-key");
+    fs::write(&key, KEY).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let url = receiver.url();
+    Gateway::builder()
+        .settings("[signup]\nenabled = true\nfree_credits_cents = 500")
+        .settings(&format!("[outbox]\nurl = \"{url}/internal/news?from=keygate\"\nkey_file = \"outbox-key\""))
+        .upstream("api", &Upstream::start("live").url(), &Upstream::start("test").url())
+        .start_in(folder)
+}
+
+fn sign_up(gateway: &Gateway, email: &str) -> String {
+    let body = format!(r#"{{"name":"Ada","email":"{email}"}}"#);
+    let answer = gateway.fetch(&Call::post("/v1/auth/signup", body));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()["organization_id"].as_str().unwrap().to_owned()
+}
+
+/// What was seen of one organisation.
+fn about<'s>(seen: &'s [Seen], org: &str) -> Vec<&'s Seen> {
+    seen.iter().filter(|seen| seen.value("idempotency-key") == org).collect()
+}
+
+/// As a receiver in any language would.
+fn is_signed(seen: &Seen) -> bool {
+    let signature = seen.value("keygate-signature");
+    let (time, digits) = signature.strip_prefix("t=").unwrap().split_once(",v1=").unwrap();
+    let mut mac = Hmac::<Sha256>::new_from_slice(KEY).unwrap();
+    mac.update(time.as_bytes());
+    mac.update(b".");
+    mac.update(&seen.body);
+    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>() == digits
+}
+
+#[test]
+fn who_signs_up_is_told_to_the_upstream_signed_and_once_it_is_taken_no_more() {
+    let receiver = Upstream::start("taken");
+    let gateway = gateway(&receiver);
+    let org = sign_up(&gateway, "ada@example.com");
+    eventually("the news arrive", || about(&receiver.seen(), &org).len() == 1);
+    let seen = receiver.seen();
+    let news = about(&seen, &org)[0];
+    assert_eq!(news.request_line(), "POST /internal/news?from=keygate HTTP/1.1");
+    assert_eq!(news.value("content-type"), "application/json");
+    assert!(is_signed(news), "{:#?}", news.head);
+    let body: serde_json::Value = serde_json::from_slice(&news.body).unwrap();
+    assert_eq!(body["type"], "org.created");
+    let data = &body["data"];
+    assert_eq!((&data["organization_id"], &data["name"]), (&org.clone().into(), &"Ada".into()));
+    assert_eq!((&data["email"], &data["verified"]), (&"ada@example.com".into(), &true.into()));
+    assert_eq!(data["credits_cents"], 500);
+    assert!(!String::from_utf8_lossy(&news.body).contains("_sk_"), "no secret leaves this way");
+    gateway.advance(Duration::from_secs(120));
+    let later = sign_up(&gateway, "bob@example.com");
+    eventually("later news arrive", || about(&receiver.seen(), &later).len() == 1);
+    assert_eq!(about(&receiver.seen(), &org).len(), 1, "what was taken is not sent again");
+}
+
+#[test]
+fn news_that_are_not_taken_are_sent_again_and_are_the_same() {
+    let attempts: Mutex<HashMap<String, usize>> = Mutex::default();
+    let receiver = Upstream::with(move |seen| {
+        let mut attempts = attempts.lock().unwrap();
+        let attempt = attempts.entry(seen.value("idempotency-key").to_owned()).or_default();
+        *attempt += 1;
+        match *attempt {
+            1 => Reply::raw("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"),
+            2 => Reply::Custom(Box::new(|_| {})),
+            _ => Reply::ok(""),
+        }
+    });
+    let gateway = gateway(&receiver);
+    let org = sign_up(&gateway, "ada@example.com");
+    for sent in 1..=3 {
+        eventually("the news are sent once more", || about(&receiver.seen(), &org).len() >= sent);
+        gateway.advance(Duration::from_secs(31));
+    }
+    let later = sign_up(&gateway, "bob@example.com");
+    eventually("later news arrive", || !about(&receiver.seen(), &later).is_empty());
+    let seen = receiver.seen();
+    let news = about(&seen, &org);
+    assert_eq!(news.len(), 3, "what was taken is not sent again");
+    assert!(news.iter().all(|sent| sent.body == news[0].body && is_signed(sent)));
+}
+
+#[test]
+fn an_operators_organisation_is_news_too_and_a_refused_signup_is_none() {
+    let receiver = Upstream::start("taken");
+    let gateway = gateway(&receiver);
+    sign_up(&gateway, "ada@example.com");
+    let twice = Call::post("/v1/auth/signup", r#"{"name":"Eve","email":"ada@example.com"}"#);
+    gateway.fetch(&twice).refusal(409, "conflict");
+    let made = gateway.block_on(gateway.lifecycle().create_org(&operator(), "by hand")).unwrap();
+    eventually("the operator's organisation is told of", || {
+        !about(&receiver.seen(), &made.id.to_string()).is_empty()
+    });
+    assert!(receiver.seen().iter().all(|seen| !String::from_utf8_lossy(&seen.body).contains("Eve")));
+}
