@@ -25,6 +25,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use redb::backends::FileBackend;
 use redb::{
@@ -38,6 +39,7 @@ use super::events::{EventSink, Seq, Subject, encode};
 use super::keeper::{Acceptance, Keeper, LinkState, Status};
 use super::rehearsal::Rehearsal;
 use super::{Change, CommitError, Committed, Found, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use crate::clock::Clock;
 use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
 use crate::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
@@ -107,6 +109,7 @@ impl Embedded {
             sealer: Arc::clone(&sealer),
             published: Arc::clone(&published),
             waiting,
+            clock: Clock::system(),
         };
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run())?;
         let readers = Arc::new(Semaphore::new(READERS));
@@ -321,6 +324,7 @@ struct Writer {
     sealer: Arc<Sealer>,
     published: Arc<Mutex<Published>>,
     waiting: mpsc::Receiver<Order>,
+    clock: Clock,
 }
 
 impl Writer {
@@ -329,7 +333,7 @@ impl Writer {
         while self.waiting.blocking_recv_many(&mut batch, BATCH) > 0 {
             let outcomes = self.file.with(|database| self.write(database, &batch));
             if let Ok(outcomes) = &outcomes {
-                self.publish(&batch, outcomes);
+                self.publish(&batch, outcomes, self.clock.mono());
             }
             answer(&mut batch, outcomes);
         }
@@ -356,13 +360,17 @@ impl Writer {
         Ok(outcomes)
     }
 
-    fn publish(&self, batch: &[Order], outcomes: &[Outcome]) {
+    fn publish(&self, batch: &[Order], outcomes: &[Outcome], committed: Instant) {
         let mut published = lock(&self.published);
         for (order, outcome) in batch.iter().zip(outcomes) {
             let Ok(Committed { event: Some(event) }) = outcome else { continue };
             published.event = *event;
             for sink in &published.sinks {
                 sink.apply(*event, &order.mutation.subjects);
+            }
+            let lag = self.clock.mono().saturating_duration_since(committed);
+            for sink in &published.sinks {
+                sink.note_lag(lag);
             }
         }
     }

@@ -713,11 +713,21 @@ mod the_way_there {
     }
 
     /// The rights that the README names.
+    const RIGHTS: &str = "~{kg}:* +@read +@write +@scripting +@connection +info +time";
+
     #[tokio::test]
     async fn a_user_with_no_more_than_the_documented_rights_does() {
+        assert!(include_str!("../../README.md").contains(RIGHTS));
+        everything_works_with(RIGHTS).await;
+    }
+
+    #[tokio::test]
+    async fn a_user_who_may_not_ask_for_the_time_does_too() {
+        everything_works_with(RIGHTS.strip_suffix(" +time").unwrap()).await;
+    }
+
+    async fn everything_works_with(rights: &str) {
         let server = RedisServer::start();
-        let rights = "~{kg}:* +@read +@write +@scripting +@connection +info";
-        assert!(include_str!("../../README.md").contains(rights));
         let mut command = vec!["ACL", "SETUSER", "gateway", "on", ">hunter2"];
         command.extend(rights.split(' '));
         assert_eq!(server.command(&command), "+OK\r\n");

@@ -13,7 +13,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisError, Value};
 use tokio::time::{sleep, timeout};
 
-use super::ledger::{Event, Incarnation, Mark, Position};
+use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::{Call, bytes, unexpected};
 use super::{Inner, LinkState};
 use crate::store::StoreFault;
@@ -73,10 +73,16 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     let Position { known, last, mark } = inner.ledger.position();
     let call =
         Call::new(&inner.scripts.watch, [inner.names.meta(), inner.names.events()]).arg(last.to_string());
+    let asked = inner.clock.mono();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
+    let answered = inner.clock.mono();
     let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
     let replaces = reply.text().map_err(|error| inner.fault(error))?.unwrap_or_default();
     let found = reply.text().map_err(|error| inner.fault(error))?.map(Mark::from_text);
+    let time = reply.text().map_err(|error| inner.fault(error))?;
+    if let Some(time) = time.and_then(|time| RedisTime::parse(&time)) {
+        inner.ledger.note_time(asked, answered, time);
+    }
     let event = reply.meta.event.unwrap_or_default();
     if let (Some(known), Some(incarnation)) = (&known, &reply.meta.incarnation)
         && known.as_str() != incarnation
@@ -180,15 +186,16 @@ fn parse(entry: Value) -> Result<(Seq, Option<Event>), RedisError> {
     };
     let id = String::from_utf8(bytes(id)?).map_err(|_| unexpected())?;
     let seq = id.split('-').next().and_then(|seq| seq.parse().ok()).ok_or_else(unexpected)?;
-    let (mut subjects, mut mark) = (None, None);
+    let (mut subjects, mut mark, mut written) = (None, None, None);
     let mut fields = fields.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
         match &bytes(name)?[..] {
             b"subjects" => subjects = decode(&bytes(value)?),
             b"mark" => mark = String::from_utf8(bytes(value)?).ok().map(Mark::from_text),
+            b"written" => written = str::from_utf8(&bytes(value)?).ok().and_then(RedisTime::parse),
             _ => {}
         }
     }
-    let event = mark.zip(subjects).map(|(mark, subjects)| Event { seq, mark, subjects });
+    let event = mark.zip(subjects).map(|(mark, subjects)| Event { seq, mark, subjects, written });
     Ok((seq, event))
 }

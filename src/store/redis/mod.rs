@@ -43,7 +43,7 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use zeroize::Zeroizing;
 
-use self::ledger::{Event, Incarnation, Ledger, Mark, Position};
+use self::ledger::{Event, Incarnation, Ledger, Mark, Position, RedisTime};
 use self::link::{Connector, Credentials, Link};
 use self::scripts::{Call, Reply, Scripts};
 use super::events::{EventSink, encode};
@@ -520,7 +520,8 @@ impl Inner {
         let Some(event) = event else { return Ok(Committed { event: None }) };
         let seq = event.parse().map_err(|_| self.fault("the number of the event does not read"))?;
         let subjects = mutation.subjects.clone();
-        self.ledger.apply_own(&store, Event { seq, mark, subjects }).await;
+        let written = reply.text().map_err(|error| self.fault(error))?.and_then(|at| RedisTime::parse(&at));
+        self.ledger.apply_own(&store, Event { seq, mark, subjects, written }).await;
         Ok(Committed { event: Some(seq) })
     }
 

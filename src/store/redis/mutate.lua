@@ -10,8 +10,8 @@
 --       12 the subjects of the event, or nothing; 13 its mark; 14 how many events are kept.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event')
 
-local function end_with(status, event)
-  return {meta[1], meta[2], meta[3], status, event or false}
+local function end_with(status, event, written)
+  return {meta[1], meta[2], meta[3], status, event or false, written or false}
 end
 
 -- Whether a record is what its writer took it to be.
@@ -58,11 +58,15 @@ redis.call('ZCARD', KEYS[3])
 redis.call('ZCARD', KEYS[4])
 if ARGV[7] ~= '-' then redis.call('ZCARD', KEYS[8]) end
 
-local number = nil
+local number, written = nil, ''
 if ARGV[12] ~= '' then
+  -- For measurements alone: a user who may not ask for the time changes keys all the same.
+  local time = redis.pcall('TIME')
+  if not time.err then written = string.format('%d%06d', time[1], time[2]) end
   -- The first write, because the stream may refuse the number.
   number = string.format('%.0f', event + 1)
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[14], number .. '-0', 'subjects', ARGV[12], 'mark', ARGV[13])
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[14], number .. '-0', 'subjects', ARGV[12], 'mark', ARGV[13],
+    'written', written)
   redis.call('HSET', KEYS[1], 'event', number)
 end
 if ARGV[4] ~= '-' then
@@ -81,4 +85,4 @@ if ARGV[7] ~= '-' then
     if redis.call('GET', KEYS[n]) == ARGV[10] then redis.call('DEL', KEYS[n]) end
   end
 end
-return end_with('done', number)
+return end_with('done', number, written)
