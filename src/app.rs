@@ -123,7 +123,7 @@ pub fn open_store(
     match settings {
         StoreSettings::Embedded(settings) => Ok(Arc::new(Embedded::open(settings, sealer)?)),
         StoreSettings::Redis(settings) => {
-            Ok(Arc::new(Redis::open(settings.clone(), sealer, control.clone())?))
+            Ok(Arc::new(Redis::open((**settings).clone(), sealer, control.clone())?))
         }
     }
 }

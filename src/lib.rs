@@ -41,6 +41,7 @@ pub mod listener;
 pub mod metrics;
 pub mod network;
 pub mod ops;
+pub mod pem;
 pub mod preface;
 pub mod rejection;
 pub mod reload;

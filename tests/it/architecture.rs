@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers from the bottom up. A module may name those of its own layer and below.
 const LAYERS: [&[&str]; 6] = [
-    &["clock", "id", "key", "network", "rejection"],
+    &["clock", "id", "key", "network", "pem", "rejection"],
     &["metrics", "store", "telemetry", "upstream"],
     &["gateway", "lifecycle", "admin", "demo", "ops"],
     &["connection", "connection_limit", "http2", "listener", "preface", "tls", "worker"],

@@ -24,6 +24,7 @@ mod open_streams;
 mod ops;
 mod redis_gateways;
 mod redis_store;
+mod redis_tls;
 mod reload;
 mod store_contract;
 mod streaming;

@@ -697,7 +697,7 @@ mod the_way_there {
         fs::write(&file, "hunter2\n").unwrap();
         fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
         let refused = open().unwrap_err();
-        assert!(refused.to_string().contains("chmod 600") && matches!(refused, OpenError::Exposed(_)));
+        assert!(refused.to_string().contains("chmod 600") && matches!(refused, OpenError::Exposed { .. }));
         fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         let store = open().unwrap();
         assert_eq!(store.begin().await, Ok(true));
@@ -709,7 +709,7 @@ mod the_way_there {
         let without = open_with(server.settings(), Sealer::default());
         assert_unavailable(&without.lookup(Maker::new().digest()).await);
         fs::write(&file, "two\nlines").unwrap();
-        assert!(matches!(open().unwrap_err(), OpenError::NoPassword(_)));
+        assert!(matches!(open().unwrap_err(), OpenError::NoPassword { .. }));
     }
 
     /// The rights that the README names.

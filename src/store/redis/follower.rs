@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisError, Value};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::{Call, bytes, unexpected};
+use super::topology::Connected;
 use super::{Inner, LinkState};
 use crate::store::StoreFault;
 use crate::store::events::{Seq, decode};
@@ -43,18 +44,28 @@ pub(super) async fn run(inner: Arc<Inner>) {
         if before == LinkState::Up {
             wait = FIRST_WAIT;
         }
-        sleep(wait).await;
+        // A master that somebody else has found need not be waited for.
+        let _ = timeout(wait, inner.connector.changed()).await;
         wait = LAST_WAIT.min(wait * 2);
     }
 }
 
-/// Connects and follows. The link is up from the first look that found everything in order.
+/// Connects and follows, until that fails or another server is the master.
 async fn follow(inner: &Inner) -> Result<Infallible, StoreFault> {
-    let mut connection = inner.connector.connect().await?;
+    let Connected { connection, node } = inner.connector.connect().await?;
+    tokio::select! {
+        followed = follow_on(inner, connection) => followed,
+        fault = inner.connector.replaced(&node) => Err(fault),
+    }
+}
+
+/// The link is up from the first look that found everything in order.
+async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Result<Infallible, StoreFault> {
     loop {
         let store = verify(inner, &mut connection).await?;
         if inner.set_link_state(LinkState::Up) != LinkState::Up {
-            telemetry::log(&format!("the event link is up: Redis at {}, store {store}", inner.address));
+            let place = inner.connector.whereabouts();
+            telemetry::log(&format!("the event link is up: Redis at {place}, store {store}"));
             warn_of_eviction(inner, &mut connection).await?;
         }
         let until = inner.clock.now().mono + HEARTBEAT;
@@ -110,7 +121,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
 fn lose(inner: &Inner, store: &Incarnation, event: Seq, last: Seq) {
     telemetry::log(&format!(
         "Redis at {} lost events: {last} was applied here and is not there any more; every key is looked up again",
-        inner.address
+        inner.connector.whereabouts()
     ));
     inner.ledger.jump(store, event, None);
 }
@@ -127,7 +138,7 @@ async fn warn_of_eviction(inner: &Inner, connection: &mut MultiplexedConnection)
         telemetry::log(&format!(
             "Redis at {} throws keys away when its memory is full ({policy}), which turns API keys into unknown ones: \
              set its maxmemory-policy to noeviction",
-            inner.address
+            inner.connector.whereabouts()
         ));
     }
     Ok(())
