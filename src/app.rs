@@ -146,7 +146,7 @@ pub fn open_store(
     match settings {
         StoreSettings::Embedded(settings) => Ok(Arc::new(Embedded::open(settings, sealer)?)),
         StoreSettings::Redis(settings) => {
-            Ok(Arc::new(Redis::open(settings.clone(), sealer, control.clone())?))
+            Ok(Arc::new(Redis::open((**settings).clone(), sealer, control.clone())?))
         }
     }
 }
@@ -218,7 +218,7 @@ impl App {
         let (address, ops_address) = (listener.address(), ops.as_ref().map(ops::Server::address));
         let (store, meter) = MeasuredStore::new(store, clock.clone());
         let store: Arc<dyn Store> = store;
-        let metrics = Arc::new(Metrics::new(meter));
+        let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
         let lifecycle = Arc::new(Lifecycle::new(
             Arc::clone(&store),
             tools.lifecycle(config.signup),
@@ -226,6 +226,7 @@ impl App {
             clock.clone(),
         ));
         let keys = ReadThrough::new(config.cache, Arc::clone(&store), control.handle.clone(), clock.clone());
+        store.subscribe(meter);
         let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
         let in_force = Arc::new(Mutex::new(InForce {
             config_hash: config.hash,

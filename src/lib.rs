@@ -44,6 +44,7 @@ pub mod metrics;
 pub mod network;
 pub mod ops;
 pub mod outbox;
+pub mod pem;
 pub mod preface;
 pub mod rejection;
 pub mod reload;

@@ -11,9 +11,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,16 +23,15 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{InconsistentKeys, ServerConfig};
-use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use webpki::{EndEntityCert, KeyUsage};
-use zeroize::Zeroizing;
 
 use crate::clock::UnixMillis;
+use crate::pem::{PemError, read_certificates, read_key};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -135,20 +132,8 @@ fn configuration(provider: Arc<CryptoProvider>, by_name: ByName) -> Result<Serve
 
 #[derive(Debug, Error)]
 pub enum LoadError {
-    #[error("server.tls: cannot read {file}: {cause}")]
-    Io { file: PathBuf, cause: io::Error },
-    #[error("server.tls: {file} is no PEM: {cause}; it must hold what stands between BEGIN and END lines")]
-    Pem { file: PathBuf, cause: pem::Error },
-    #[error(
-        "server.tls: there is no certificate in {0}; `cert` names the file with the server's certificate and its chain"
-    )]
-    NoCertificate(PathBuf),
-    #[error(
-        "server.tls: there is no private key in {0}; `key` names the file with the certificate's own, not encrypted"
-    )]
-    NoKey(PathBuf),
-    #[error("server.tls: {0} can be read by others: chmod 600 {0}")]
-    Exposed(PathBuf),
+    #[error("server.tls: {0}")]
+    File(#[from] PemError),
     #[error(
         "server.tls: the key in {key} is not that of the first certificate in {certificate}; give the pair that belongs together, \
          the server's own certificate first in its file"
@@ -189,7 +174,7 @@ pub struct Certificate {
 
 impl Certificate {
     fn load(files: &Files, provider: &CryptoProvider) -> Result<(Self, Arc<CertifiedKey>), LoadError> {
-        let chain = read_chain(&files.certificate)?;
+        let chain = read_certificates(&files.certificate)?;
         let key = read_key(&files.key)?;
         let (certificate, key_file) = (files.certificate.clone(), files.key.clone());
         let pair = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
@@ -248,33 +233,6 @@ fn validity(certificate: &EndEntityCert<'_>) -> Result<[UnixMillis; 2], webpki::
         None => UnixMillis(u64::MAX),
     };
     Ok([not_before, not_after])
-}
-
-fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
-    let text = fs::read(file).map_err(|cause| LoadError::Io { file: file.to_owned(), cause })?;
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
-        .collect::<Result<_, _>>()
-        .map_err(|cause| LoadError::Pem { file: file.to_owned(), cause })?;
-    if chain.is_empty() { Err(LoadError::NoCertificate(file.to_owned())) } else { Ok(chain) }
-}
-
-fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, LoadError> {
-    let failed = |cause| LoadError::Io { file: file.to_owned(), cause };
-    if is_exposed(&fs::metadata(file).map_err(failed)?) {
-        return Err(LoadError::Exposed(file.to_owned()));
-    }
-    let text = Zeroizing::new(fs::read(file).map_err(failed)?);
-    PrivateKeyDer::from_pem_slice(&text).map_err(|cause| match cause {
-        pem::Error::NoItemsFound => LoadError::NoKey(file.to_owned()),
-        cause => LoadError::Pem { file: file.to_owned(), cause },
-    })
-}
-
-/// Whether more than its owner can read a key. A group may where the owner is root: so orchestrators and
-/// certificate tools hand a key to a process that is not root.
-fn is_exposed(metadata: &Metadata) -> bool {
-    let others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
-    metadata.mode() & others != 0
 }
 
 /// The certificates by the names they cover.

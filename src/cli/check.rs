@@ -77,7 +77,7 @@ fn summarise(config: &Config, certificates: &[Certificate], out: &mut impl Write
     match &config.store {
         StoreSettings::Embedded(store) => writeln!(out, "store      embedded, {}", store.path.display())?,
         StoreSettings::Redis(store) => {
-            writeln!(out, "store      redis, {}, cell {}", store.address, store.cell)?;
+            writeln!(out, "store      redis, {}, cell {}", store.place, store.cell)?;
         }
     }
     for upstream in &config.upstreams {

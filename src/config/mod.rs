@@ -84,7 +84,7 @@ pub struct KeySettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreSettings {
     Embedded(embedded::Settings),
-    Redis(redis::Settings),
+    Redis(Box<redis::Settings>),
 }
 
 impl Config {

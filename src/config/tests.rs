@@ -60,23 +60,49 @@ fn assert_says(said: impl fmt::Display, expected: &[&str]) {
 mod shipped_files {
     use super::*;
 
-    const KINDS: [&str; 2] = ["embedded", "redis"];
+    /// The kinds of store, a kind of Redis for each way to find it; and what the sentences of the keys that do
+    /// not go with it begin with.
+    const KINDS: [(&str, &[&str]); 4] = [
+        ("embedded", &["# With kind = \"redis\"", "# With `sentinels`"]),
+        ("redis", &["# With kind = \"embedded\"", OTHERWISE_FOUND, "# With `sentinels`"]),
+        ("sentinels", &["# With kind = \"embedded\"", URL, CLUSTER]),
+        (
+            "cluster",
+            &[
+                "# With kind = \"embedded\"",
+                URL,
+                "# With kind = \"redis\", instead of `url`: the sentinels",
+                "# With `sentinels`",
+            ],
+        ),
+    ];
+    const URL: &str = "# With kind = \"redis\": where the Redis is";
+    const OTHERWISE_FOUND: &str = "# With kind = \"redis\", instead of `url`";
+    const CLUSTER: &str = "# With kind = \"redis\", instead of `url`: some nodes of a cluster";
 
     /// `keygate.toml` with every key set that goes with this kind of store.
     fn complete(kind: &str) -> String {
-        let others = KINDS.map(|other| format!("# With kind = \"{other}\":"));
-        let others: Vec<&String> = others.iter().filter(|other| !other.contains(kind)).collect();
+        let others = KINDS.iter().find(|(name, _)| *name == kind).unwrap().1;
         let mut lines: Vec<String> = Vec::new();
-        let mut sentence = "";
+        let (mut sentence, mut section) = ("", "");
         for line in DEFAULT_CONFIGURATION.lines() {
             match line.strip_prefix('#') {
                 Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => {
-                    if !others.iter().any(|other| sentence.starts_with(other.as_str())) {
+                    // TLS to the one Redis is asked for in its address, and the file shows one without.
+                    let is_other = others.iter().any(|other| sentence.starts_with(other))
+                        || (kind == "redis" && section == "[store.tls]");
+                    if !is_other {
                         lines.push(key.to_owned());
                     }
                 }
-                _ if line.starts_with("kind = ") => lines.push(format!("kind = \"{kind}\"")),
+                _ if line.starts_with("kind = ") => {
+                    let kind = if kind == "embedded" { kind } else { "redis" };
+                    lines.push(format!("kind = \"{kind}\""));
+                }
                 _ => lines.push(line.to_owned()),
+            }
+            if line.starts_with('[') {
+                section = line;
             }
             sentence = line;
         }
@@ -89,12 +115,18 @@ mod shipped_files {
     }
 
     /// With the examples for what has no default.
-    fn default_redis() -> StoreSettings {
-        StoreSettings::Redis(redis::Settings {
+    fn default_redis(place: redis::Place, tls: Option<redis::TlsFiles>) -> StoreSettings {
+        StoreSettings::Redis(Box::new(redis::Settings {
             username: Some("keygate".to_owned()),
             password_file: Some("etc/redis-password".into()),
-            ..redis::Settings::default()
-        })
+            tls,
+            ..redis::Settings::at(place)
+        }))
+    }
+
+    /// The nodes that the file shows, at this port.
+    fn nodes(port: u16) -> Vec<redis::Node> {
+        (5..8).map(|n| redis::Node::parse(&format!("10.0.0.{n}:{port}")).unwrap()).collect()
     }
 
     fn assert_defaults(
@@ -136,7 +168,20 @@ mod shipped_files {
 
     #[test]
     fn what_the_shipped_file_shows_in_comments_are_the_defaults() {
-        for (kind, store) in [("embedded", default_embedded()), ("redis", default_redis())] {
+        let sentinels = redis::Sentinels {
+            nodes: nodes(26379),
+            master: "mymaster".to_owned(),
+            username: Some("keygate".to_owned()),
+            password_file: Some("etc/sentinel-password".into()),
+        };
+        let client = ("etc/redis-client.pem".into(), "etc/redis-client-key.pem".into());
+        let tls = redis::TlsFiles { ca: "etc/redis-ca.pem".into(), client: Some(client) };
+        for (kind, store) in [
+            ("embedded", default_embedded()),
+            ("redis", default_redis(redis::Settings::default().place, None)),
+            ("sentinels", default_redis(redis::Place::Sentinel(sentinels), Some(tls.clone()))),
+            ("cluster", default_redis(redis::Place::Cluster(nodes(6379)), Some(tls))),
+        ] {
             let config = load(&complete(kind), DEFAULT_POLICY, &[]).unwrap();
             assert_defaults(&config, &store, (Some(4), Some("etc/pepper".into())));
             let files = tls::Files { certificate: "etc/cert.pem".into(), key: "etc/key.pem".into() };
@@ -155,7 +200,7 @@ mod shipped_files {
 
         let mut shown = BTreeSet::new();
         let mut section = String::new();
-        let complete = KINDS.map(complete).join("\n");
+        let complete = KINDS.map(|(kind, _)| complete(kind)).join("\n");
         for line in complete.lines().filter(|line| !line.starts_with('#')) {
             if let Some(name) = line.strip_prefix('[') {
                 name.trim_end_matches(']').clone_into(&mut section);
@@ -349,7 +394,59 @@ mod translation {
             lookup_timeout: Duration::from_millis(50),
             ..redis::Settings::new(redis::Address::parse("redis://redis:7000/2").unwrap())
         };
-        assert_eq!(config.store, StoreSettings::Redis(settings));
+        assert_eq!(config.store, StoreSettings::Redis(Box::new(settings)));
+    }
+
+    #[test]
+    fn a_redis_is_found_in_one_way_and_over_tls_where_it_is_said() {
+        let redis = |lines: &str| {
+            let toml = around("[keys]\npepper_file = \"pepper\"")
+                .replace(STORE, &format!("[store]\nkind = \"redis\"\n{lines}\n"));
+            load(&toml, ROUTE, &[]).map(|config| config.store).map_err(|mistakes| mistakes.to_string())
+        };
+        let found = |lines: &str| match redis(lines) {
+            Ok(StoreSettings::Redis(settings)) => (settings.place.to_string(), settings.tls),
+            other => panic!("{other:?}"),
+        };
+        let ca = Some(redis::TlsFiles { ca: "etc/ca.pem".into(), client: None });
+        let pair = Some(("etc/c.pem".into(), "/k.pem".into()));
+        let both = Some(redis::TlsFiles { ca: "etc/ca.pem".into(), client: pair });
+        for (lines, place, tls) in [
+            ("url = \"redis://a:1\"", "a:1", None),
+            ("url = \"rediss://a:1\"\ntls = { ca = \"ca.pem\" }", "a:1", ca),
+            (
+                "sentinels = [\"a:1\", \"b:2\"]\nmaster_name = \"m\"\n[store.tls]\nca = \"ca.pem\"\ncert = \"c.pem\"\n\
+                 key = \"/k.pem\"",
+                "the master `m` of the sentinels a:1, b:2",
+                both,
+            ),
+            ("cluster = [\"[::1]:1\"]", "the cluster of [::1]:1", None),
+        ] {
+            assert_eq!(found(lines), (place.to_owned(), tls), "{lines}");
+        }
+        for (lines, mistake) in [
+            ("", "store.url: missing; say where Redis is"),
+            ("url = \"redis://a\"\ncluster = [\"a:1\"]", "store.cluster: stands beside `url`"),
+            ("sentinels = [\"a:1\"]", "store.master_name: missing"),
+            ("sentinels = []\nmaster_name = \"m\"", "store.sentinels: is empty"),
+            ("sentinels = [\"a\"]\nmaster_name = \"m\"", "store.sentinels[0]: write host:port"),
+            ("url = \"redis://a\"\nmaster_name = \"m\"", "store.master_name: belongs to `sentinels`"),
+            (
+                "sentinels = [\"a:1\"]\nmaster_name = \"m\"\nsentinel_username = \"u\"",
+                "store.sentinel_password_file: missing",
+            ),
+            ("url = \"rediss://a\"", "store.tls.ca: missing"),
+            ("url = \"redis://a\"\ntls = { ca = \"ca.pem\" }", "store.url: asks for no TLS"),
+            ("url = \"rediss://a\"\ntls = { ca = \"ca.pem\", key = \"k\" }", "store.tls.cert: missing"),
+            ("cluster = [\"a:1\"]\ntls = { cert = \"c\", key = \"k\" }", "store.tls.ca: missing"),
+            ("cluster = [\"a:1\"]\ntls = { verify = false }", "store.tls.verify: unknown key"),
+        ] {
+            let mistakes = redis(lines).unwrap_err();
+            assert!(mistakes.contains(mistake) && mistakes.lines().count() == 1, "{lines}: {mistakes}");
+        }
+        let embedded = format!("{STORE}tls = {{ ca = \"ca.pem\" }}\n");
+        let refused = load(&around("").replace(STORE, &embedded), ROUTE, &[]).unwrap_err().to_string();
+        assert!(refused.contains("store.tls.ca: belongs to kind = \"redis\""), "{refused}");
     }
 
     #[test]
@@ -633,7 +730,8 @@ requests = \"text\"
                 "KEYGATE__STORE__KIND: store.kind: a variable sets one key; write one variable for each key of the \
                  table",
                 "KEYGATE__STORE__PASSWORD: store.password: unknown key `password`; the keys here are `kind`, `path`, \
-                 `url`, `username`, `password_file`, `cell`, `connect_timeout`, `lookup_timeout`, `command_timeout`, \
+                 `url`, `sentinels`, `cluster`, `master_name`, `sentinel_username`, `sentinel_password_file`, `tls`, \
+                 `username`, `password_file`, `cell`, `connect_timeout`, `lookup_timeout`, `command_timeout`, \
                  `allow_without_pepper`",
                 "keygate__log__requests: log.requests: KEYGATE__LOG__REQUESTS sets the same key; keep one of them",
             ],
@@ -667,7 +765,8 @@ requests = \"text\"
         assert_says(
             store("kind = \"redis\"\npath = \"keys.redb\"\nusername = \"gw\"\n"),
             &[
-                "etc/keygate.toml:1:1: store.url: missing; say where Redis is: url = \"redis://127.0.0.1:6379\"",
+                "etc/keygate.toml:1:1: store.url: missing; say where Redis is: url = \"redis://127.0.0.1:6379\", or sentinels = […], or \
+                 cluster = […]",
                 "etc/keygate.toml:1:1: store.password_file: missing; name the file with the password of `username`",
                 "etc/keygate.toml:1:1: store: who can write to Redis could make keys; give keys.pepper_file, or say \
                  allow_without_pepper = true",
@@ -677,12 +776,14 @@ requests = \"text\"
         let unsealed = "allow_without_pepper = true\n";
         assert_says(store(&format!("kind = \"redis\"\nurl = \"redis://a\"\n{unsealed}")), &["none"]);
         for (url, said) in [
-            ("rediss://a", "TLS to Redis is not built yet; write redis:// and keep the way there private"),
             (
                 "redis://u:hunter2@a",
                 "leave user and password out of it; write `username` and `password_file`",
             ),
-            ("localhost:6379", "write redis://host:port, as in \"redis://127.0.0.1:6379\""),
+            (
+                "localhost:6379",
+                "write redis://host:port, as in \"redis://127.0.0.1:6379\", or rediss:// for TLS",
+            ),
         ] {
             let said = format!("etc/keygate.toml:3:7: store.url: {said}");
             assert_says(store(&format!("kind = \"redis\"\nurl = \"{url}\"\n{unsealed}")), &[&said]);

@@ -109,6 +109,24 @@ const OVERHEAD_BUCKETS: [u64; 11] = [
 const STORE_BUCKETS: [u64; 9] =
     [50_000, 100_000, 250_000, 1_000_000, 5_000_000, 25_000_000, 100_000_000, 250_000_000, 1_000_000_000];
 
+/// Upper bounds in nanoseconds: from one machine to what is promised, and beyond.
+const LAG_BUCKETS: [u64; 14] = [
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    10_000_000_000,
+];
+
 /// A histogram whose cells one thread writes, or several that take the trouble.
 #[derive(Debug)]
 struct Histogram<const N: usize> {
@@ -519,6 +537,13 @@ impl Metrics {
                 "How long the store took.",
                 MetricType::HISTOGRAM,
                 operations.collect(),
+            ),
+            family(
+                "keygate_revocation_lag_seconds",
+                "From an event's being written to its being applied here. In Redis it is dated by Redis' clock, which is read \
+                 once a second (half that reading's round trip is the error); with the embedded store it is from commit on.",
+                MetricType::HISTOGRAM,
+                histogram(&[], std::iter::once(&self.store.lag)).into_iter().collect(),
             ),
         ]
     }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Histogram, STORE_BUCKETS};
+use super::{Histogram, LAG_BUCKETS, STORE_BUCKETS};
 use crate::clock::Clock;
 use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
 use crate::key::record::{KeyRecord, OrgRecord, Versioned};
-use crate::store::events::EventSink;
+use crate::store::events::{EventSink, Seq, Subject};
 use crate::store::keeper::Keeper;
 use crate::store::side::Side;
 use crate::store::trails::Trails;
@@ -20,13 +20,14 @@ use crate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault, 
 pub struct StoreMeter {
     up: AtomicBool,
     pub(super) operations: [(&'static str, Histogram<9>); 3],
+    pub(super) lag: Histogram<14>,
 }
 
 impl Default for StoreMeter {
     fn default() -> Self {
         let operations =
             ["lookup", "read", "commit"].map(|operation| (operation, Histogram::new(&STORE_BUCKETS)));
-        Self { up: AtomicBool::new(true), operations }
+        Self { up: AtomicBool::new(true), operations, lag: Histogram::new(&LAG_BUCKETS) }
     }
 }
 
@@ -35,6 +36,17 @@ impl StoreMeter {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+}
+
+/// Measures how late events come, and does nothing about them.
+impl EventSink for StoreMeter {
+    fn apply(&self, _: Seq, _: &[Subject]) {}
+
+    fn reset(&self, _: Seq) {}
+
+    fn note_lag(&self, lag: Duration) {
+        self.lag.observe_shared(lag);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Changes that can take rights away, as numbered events.
 
+use std::time::Duration;
+
 use crate::id::OrgId;
 use crate::key::Digest;
 
@@ -23,6 +25,9 @@ pub trait EventSink: Send + Sync + 'static {
     fn apply(&self, seq: Seq, subjects: &[Subject]);
     /// Events up to `seq` may have been missed: nothing cached before may be used without a new lookup.
     fn reset(&self, seq: Seq);
+    /// All sinks have applied an event, so long after it was written. Only of events that were written while
+    /// this process followed them.
+    fn note_lag(&self, _lag: Duration) {}
 }
 
 /// The subjects of an event as a store keeps them, one after the other: each one's kind (`01` digest, `02`

@@ -25,6 +25,7 @@ mod ops;
 mod outbox;
 mod redis_gateways;
 mod redis_store;
+mod redis_tls;
 mod reload;
 mod store_contract;
 mod streaming;

@@ -11,6 +11,7 @@ use keygate::key::{Environment, KeyFormat, Prefix};
 use keygate::store::keeper::LinkState;
 use rustix::process::Signal;
 
+use crate::harness::metrics::{scrape, value};
 use crate::harness::process::{Process, keygate};
 use crate::harness::{
     Answer, Call, Chaos, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Weather, Wire, eventually,
@@ -108,6 +109,33 @@ mod together {
             percentile(100)
         );
         assert!(percentile(100) < Duration::from_secs(1), "{:?}", percentile(100));
+    }
+
+    #[test]
+    fn how_late_changes_are_is_measured_where_they_are_made_and_where_they_arrive() {
+        const REVOCATIONS: usize = 20;
+        let (redis, upstreams) = (RedisServer::start(), upstreams());
+        let watched = || patient(&redis.url(), &upstreams).settings("[ops]\nlisten = \"127.0.0.1:0\"");
+        let a = watched().start();
+        let b = watched().org(a.org).start();
+        eventually("both are linked", || is_linked(&a) && is_linked(&b));
+        for key in (0..REVOCATIONS).map(|_| a.live_key()) {
+            a.revoke(&key);
+        }
+        let lag = |gateway: &Gateway, what: &str| {
+            value(&scrape(gateway.ops_address()), &format!("keygate_revocation_lag_seconds_{what}"))
+        };
+        for gateway in [&a, &b] {
+            eventually("every event is measured", || lag(gateway, "count") == Some(REVOCATIONS as f64));
+            let sum = lag(gateway, "sum").unwrap();
+            println!("mean lag {:.6} s", sum / REVOCATIONS as f64);
+            assert!(sum < REVOCATIONS as f64, "{sum}");
+        }
+        let late = watched().org(a.org).start();
+        eventually("it is linked", || is_linked(&late));
+        late.revoke(&a.live_key());
+        eventually("its own is measured", || lag(&late, "count").is_some());
+        assert_eq!(lag(&late, "count"), Some(1.0), "what was there before it came is no lag");
     }
 
     #[test]

@@ -697,7 +697,7 @@ mod the_way_there {
         fs::write(&file, "hunter2\n").unwrap();
         fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
         let refused = open().unwrap_err();
-        assert!(refused.to_string().contains("chmod 600") && matches!(refused, OpenError::Exposed(_)));
+        assert!(refused.to_string().contains("chmod 600") && matches!(refused, OpenError::Exposed { .. }));
         fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         let store = open().unwrap();
         assert_eq!(store.begin().await, Ok(true));
@@ -709,15 +709,25 @@ mod the_way_there {
         let without = open_with(server.settings(), Sealer::default());
         assert_unavailable(&without.lookup(Maker::new().digest()).await);
         fs::write(&file, "two\nlines").unwrap();
-        assert!(matches!(open().unwrap_err(), OpenError::NoPassword(_)));
+        assert!(matches!(open().unwrap_err(), OpenError::NoPassword { .. }));
     }
 
     /// The rights that the README names.
+    const RIGHTS: &str = "~{kg}:* +@read +@write +@scripting +@connection +info +time";
+
     #[tokio::test]
     async fn a_user_with_no_more_than_the_documented_rights_does() {
+        assert!(include_str!("../../README.md").contains(RIGHTS));
+        everything_works_with(RIGHTS).await;
+    }
+
+    #[tokio::test]
+    async fn a_user_who_may_not_ask_for_the_time_does_too() {
+        everything_works_with(RIGHTS.strip_suffix(" +time").unwrap()).await;
+    }
+
+    async fn everything_works_with(rights: &str) {
         let server = RedisServer::start();
-        let rights = "~{kg}:* +@read +@write +@scripting +@connection +info";
-        assert!(include_str!("../../README.md").contains(rights));
         let mut command = vec!["ACL", "SETUSER", "gateway", "on", ">hunter2"];
         command.extend(rights.split(' '));
         assert_eq!(server.command(&command), "+OK\r\n");

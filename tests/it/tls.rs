@@ -317,7 +317,7 @@ fn a_file_that_is_missing_or_holds_something_else_is_named() {
     fs::copy(path("server-key.pem"), path("server.pem")).unwrap();
     assert_refused(
         folder.path(),
-        "server.tls: there is no certificate in server.pem; `cert` names the file with the server's certificate and its chain",
+        "server.tls: there is no certificate in server.pem; name the file with the certificate, and its chain behind it",
     );
     fs::copy(path("moved.pem"), path("server.pem")).unwrap();
     fs::write(path("server-key.pem"), &CERTIFICATE.pem).unwrap();

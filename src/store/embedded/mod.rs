@@ -56,6 +56,7 @@ use super::keeper::{Acceptance, Keeper, LinkState, Status};
 use super::side::Side;
 use super::trails::Trails;
 use super::{CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use crate::clock::Clock;
 use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
 use crate::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
@@ -107,6 +108,7 @@ impl Embedded {
             sealer: Arc::clone(&sealer),
             published: Arc::clone(&published),
             waiting,
+            clock: Clock::system(),
         };
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run())?;
         let readers = Arc::new(Semaphore::new(READERS));

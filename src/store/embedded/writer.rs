@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
 use super::tables::{Tables, begin_write};
 use super::{Published, SharedFile, lock};
+use crate::clock::Clock;
 use crate::key::record::Sealer;
 use crate::store::events::{Seq, Subject};
 use crate::store::{CommitError, Committed, Mutation, StoreFault};
@@ -43,6 +45,7 @@ pub(super) struct Writer {
     pub(super) sealer: Arc<Sealer>,
     pub(super) published: Arc<std::sync::Mutex<Published>>,
     pub(super) waiting: mpsc::Receiver<Box<dyn Order>>,
+    pub(super) clock: Clock,
 }
 
 impl Writer {
@@ -51,7 +54,7 @@ impl Writer {
         while self.waiting.blocking_recv_many(&mut batch, BATCH) > 0 {
             let failed = self.file.with(|database| self.write(database, &mut batch)).err();
             if failed.is_none() {
-                self.publish(&batch);
+                self.publish(&batch, self.clock.mono());
             }
             for order in batch.drain(..) {
                 order.answer(failed.as_ref());
@@ -79,12 +82,16 @@ impl Writer {
         Ok(())
     }
 
-    fn publish(&self, batch: &[Box<dyn Order>]) {
+    fn publish(&self, batch: &[Box<dyn Order>], committed: Instant) {
         let mut published = lock(&self.published);
         for (event, subjects) in batch.iter().filter_map(|order| order.event()) {
             published.event = event;
             for sink in &published.sinks {
                 sink.apply(event, subjects);
+            }
+            let lag = self.clock.mono().saturating_duration_since(committed);
+            for sink in &published.sinks {
+                sink.note_lag(lag);
             }
         }
     }

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisError, Value};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use super::ledger::{Event, Incarnation, Mark, Position};
+use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::{Call, bytes, unexpected};
+use super::topology::Connected;
 use super::{Inner, LinkState};
 use crate::store::StoreFault;
 use crate::store::events::{Seq, decode};
@@ -43,18 +44,28 @@ pub(super) async fn run(inner: Arc<Inner>) {
         if before == LinkState::Up {
             wait = FIRST_WAIT;
         }
-        sleep(wait).await;
+        // A master that somebody else has found need not be waited for.
+        let _ = timeout(wait, inner.connector.changed()).await;
         wait = LAST_WAIT.min(wait * 2);
     }
 }
 
-/// Connects and follows. The link is up from the first look that found everything in order.
+/// Connects and follows, until that fails or another server is the master.
 async fn follow(inner: &Inner) -> Result<Infallible, StoreFault> {
-    let mut connection = inner.connector.connect().await?;
+    let Connected { connection, node } = inner.connector.connect().await?;
+    tokio::select! {
+        followed = follow_on(inner, connection) => followed,
+        fault = inner.connector.replaced(&node) => Err(fault),
+    }
+}
+
+/// The link is up from the first look that found everything in order.
+async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Result<Infallible, StoreFault> {
     loop {
         let store = verify(inner, &mut connection).await?;
         if inner.set_link_state(LinkState::Up) != LinkState::Up {
-            telemetry::log(&format!("the event link is up: Redis at {}, store {store}", inner.address));
+            let place = inner.connector.whereabouts();
+            telemetry::log(&format!("the event link is up: Redis at {place}, store {store}"));
             warn_of_eviction(inner, &mut connection).await?;
         }
         let until = inner.clock.now().mono + HEARTBEAT;
@@ -73,10 +84,16 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     let Position { known, last, mark } = inner.ledger.position();
     let call =
         Call::new(&inner.scripts.watch, [inner.names.meta(), inner.names.events()]).arg(last.to_string());
+    let asked = inner.clock.mono();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
+    let answered = inner.clock.mono();
     let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
     let replaces = reply.text().map_err(|error| inner.fault(error))?.unwrap_or_default();
     let found = reply.text().map_err(|error| inner.fault(error))?.map(Mark::from_text);
+    let time = reply.text().map_err(|error| inner.fault(error))?;
+    if let Some(time) = time.and_then(|time| RedisTime::parse(&time)) {
+        inner.ledger.note_time(asked, answered, time);
+    }
     let event = reply.meta.event.unwrap_or_default();
     if let (Some(known), Some(incarnation)) = (&known, &reply.meta.incarnation)
         && known.as_str() != incarnation
@@ -104,7 +121,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
 fn lose(inner: &Inner, store: &Incarnation, event: Seq, last: Seq) {
     telemetry::log(&format!(
         "Redis at {} lost events: {last} was applied here and is not there any more; every key is looked up again",
-        inner.address
+        inner.connector.whereabouts()
     ));
     inner.ledger.jump(store, event, None);
 }
@@ -121,7 +138,7 @@ async fn warn_of_eviction(inner: &Inner, connection: &mut MultiplexedConnection)
         telemetry::log(&format!(
             "Redis at {} throws keys away when its memory is full ({policy}), which turns API keys into unknown ones: \
              set its maxmemory-policy to noeviction",
-            inner.address
+            inner.connector.whereabouts()
         ));
     }
     Ok(())
@@ -180,15 +197,16 @@ fn parse(entry: Value) -> Result<(Seq, Option<Event>), RedisError> {
     };
     let id = String::from_utf8(bytes(id)?).map_err(|_| unexpected())?;
     let seq = id.split('-').next().and_then(|seq| seq.parse().ok()).ok_or_else(unexpected)?;
-    let (mut subjects, mut mark) = (None, None);
+    let (mut subjects, mut mark, mut written) = (None, None, None);
     let mut fields = fields.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
         match &bytes(name)?[..] {
             b"subjects" => subjects = decode(&bytes(value)?),
             b"mark" => mark = String::from_utf8(bytes(value)?).ok().map(Mark::from_text),
+            b"written" => written = str::from_utf8(&bytes(value)?).ok().and_then(RedisTime::parse),
             _ => {}
         }
     }
-    let event = mark.zip(subjects).map(|(mark, subjects)| Event { seq, mark, subjects });
+    let event = mark.zip(subjects).map(|(mark, subjects)| Event { seq, mark, subjects, written });
     Ok((seq, event))
 }

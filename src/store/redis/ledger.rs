@@ -8,12 +8,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::scripts::Meta;
+use crate::clock::Clock;
 use crate::store::events::{EventSink, Seq, Subject};
 
 /// How long a mutation waits for the events before its own. They come by themselves while the stream is
@@ -75,6 +76,36 @@ pub(super) struct Event {
     pub(super) seq: Seq,
     pub(super) mark: Mark,
     pub(super) subjects: Vec<Subject>,
+    /// When it was written, if Redis said so.
+    pub(super) written: Option<RedisTime>,
+}
+
+/// A moment on the clock of Redis, in microseconds since the Unix epoch.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct RedisTime(u64);
+
+impl RedisTime {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().map(Self)
+    }
+}
+
+/// What the clock of Redis said at a moment here, so that what happened there can be timed here whatever the
+/// clock of this machine says.
+#[derive(Clone, Copy)]
+struct Reading {
+    here: Instant,
+    there: RedisTime,
+    /// The first reading: what was written before it was not followed.
+    first: RedisTime,
+}
+
+impl Reading {
+    /// How long ago this was, unless it was before everything that is known.
+    fn since(&self, written: RedisTime, now: Instant) -> Option<Duration> {
+        let there = Duration::from_micros(self.there.0) + now.saturating_duration_since(self.here);
+        (written >= self.first).then(|| there.saturating_sub(Duration::from_micros(written.0)))
+    }
 }
 
 /// How far this process has come, for whoever asks Redis whether that still holds.
@@ -142,6 +173,7 @@ pub(super) struct Ledger {
     state: Mutex<State>,
     /// The number of the last event applied, for those who wait for it.
     reached: watch::Sender<Seq>,
+    clock: Clock,
 }
 
 #[derive(Default)]
@@ -151,6 +183,7 @@ struct State {
     /// The marks of the events up to `last`, as far as they were seen one after the other.
     recent: VecDeque<Mark>,
     early: BTreeMap<Seq, Event>,
+    time: Option<Reading>,
     sinks: Vec<Arc<dyn EventSink>>,
 }
 
@@ -215,6 +248,14 @@ impl Ledger {
         }
     }
 
+    /// Redis was asked for its time at the one moment and had answered at the other.
+    pub(super) fn note_time(&self, asked: Instant, answered: Instant, there: RedisTime) {
+        let mut state = self.lock();
+        let first = state.time.map_or(there, |reading| reading.first);
+        let here = asked + answered.saturating_duration_since(asked) / 2;
+        state.time = Some(Reading { here, there, first });
+    }
+
     /// An event from the stream.
     pub(super) fn follow(&self, store: &Incarnation, event: Event) {
         let mut state = self.lock();
@@ -248,7 +289,7 @@ impl Ledger {
         if event.seq > state.last {
             state.early.insert(event.seq, event);
         }
-        state.apply_early();
+        state.apply_early(&self.clock);
         if state.early.len() > EARLY {
             let newest = state.early.last_key_value().map(|(seq, event)| (*seq, event.mark.clone()));
             if let Some((seq, mark)) = newest {
@@ -265,7 +306,7 @@ impl Ledger {
         for sink in &state.sinks {
             sink.reset(last);
         }
-        state.apply_early();
+        state.apply_early(&self.clock);
         self.reached.send_replace(state.last);
     }
 
@@ -277,10 +318,14 @@ impl Ledger {
 }
 
 impl State {
-    fn apply_early(&mut self) {
+    fn apply_early(&mut self, clock: &Clock) {
         while let Some(event) = self.early.remove(&(self.last + 1)) {
             for sink in &self.sinks {
                 sink.apply(event.seq, &event.subjects);
+            }
+            let lag = event.written.zip(self.time).and_then(|(at, time)| time.since(at, clock.mono()));
+            if let Some(lag) = lag {
+                self.sinks.iter().for_each(|sink| sink.note_lag(lag));
             }
             self.last = event.seq;
             self.recent.push_back(event.mark);
@@ -314,6 +359,7 @@ mod tests {
     enum Told {
         Reset(Seq),
         Applied(Seq),
+        Lag(Duration),
     }
 
     #[derive(Clone, Default)]
@@ -325,6 +371,9 @@ mod tests {
         }
         fn reset(&self, seq: Seq) {
             self.0.lock().unwrap().push(Told::Reset(seq));
+        }
+        fn note_lag(&self, lag: Duration) {
+            self.0.lock().unwrap().push(Told::Lag(lag));
         }
     }
 
@@ -344,7 +393,7 @@ mod tests {
 
     fn event(seq: Seq, mark: &str) -> Event {
         let subjects = vec![Subject::Org(OrgId::from_bytes([1; 16]))];
-        Event { seq, mark: Mark::from_text(mark.to_owned()), subjects }
+        Event { seq, mark: Mark::from_text(mark.to_owned()), subjects, written: None }
     }
 
     fn followed() -> (Ledger, Incarnation, Heard) {
@@ -394,6 +443,27 @@ mod tests {
         ledger.follow(&store, event(1, "lost"));
         ledger.apply_own(&store, event(1, "own")).await;
         assert_eq!(heard.take(), [Told::Applied(1), Told::Reset(1)]);
+    }
+
+    #[test]
+    fn an_event_is_timed_on_the_clock_of_redis_from_when_that_was_first_read() {
+        let (mut ledger, store, heard) = followed();
+        let (clock, shift) = Clock::shifted();
+        ledger.clock = clock.clone();
+        let written = |seq, at| Event { written: Some(RedisTime(at)), ..event(seq, "m") };
+        ledger.follow(&store, written(1, 5_000));
+        let asked = clock.mono();
+        ledger.note_time(asked, asked + Duration::from_millis(2), RedisTime(1_000_000));
+        ledger.follow(&store, written(2, 999_999));
+        assert_eq!(heard.take(), [Told::Applied(1), Told::Applied(2)], "from before anybody followed");
+        shift.advance(Duration::from_secs(3));
+        ledger.follow(&store, written(3, 2_000_000));
+        let told = heard.take();
+        let [Told::Applied(3), Told::Lag(lag)] = told[..] else { panic!("{told:?}") };
+        let expected = Duration::from_millis(1_999);
+        assert!((expected..expected + Duration::from_secs(1)).contains(&lag), "{lag:?}");
+        ledger.follow(&store, written(4, 900_000_000));
+        assert_eq!(heard.take(), [Told::Applied(4), Told::Lag(Duration::ZERO)], "Redis' clock was set back");
     }
 
     #[test]

@@ -33,32 +33,35 @@
 //! **Three ways to Redis**, each with a connection of its own: lookups, commands (mutations and lists),
 //! events. None is needed to start. Each is made when it is wanted, and made again when it fails.
 
+mod breaker;
+mod connect;
 mod follower;
 mod ledger;
 mod link;
 mod mutation;
 mod names;
 mod scripts;
+mod settings;
 mod side;
+mod topology;
 mod trails;
 
-use std::fmt;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+pub use self::settings::{Address, Cell, Node, OpenError, Place, Sentinels, Settings, TlsFiles};
 
-use ::redis::RedisError;
-use thiserror::Error;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
-use zeroize::Zeroizing;
 
+use self::connect::{Credentials, Dialler, Tls};
 use self::ledger::{Incarnation, Ledger};
-use self::link::{Connector, Credentials, Link};
+use self::link::Link;
 use self::names::Names;
 use self::scripts::{Call, Reply, Script, Scripts};
+use self::settings::read_password;
+use self::topology::{Cluster, Connector, Sentinel, Topology};
 use super::events::EventSink;
 use super::keeper::{Acceptance, Keeper, LinkState, Status};
 use super::side::Side;
@@ -70,129 +73,6 @@ use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
 use crate::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    pub address: Address,
-    /// The user of Redis' access control list; `None` for its default user.
-    pub username: Option<String>,
-    pub password_file: Option<PathBuf>,
-    /// What stands in the hash tag: stores of several installations can share one Redis.
-    pub cell: Cell,
-    /// How long connecting may take. Nobody waits so long; a lookup gives up before.
-    pub connect_timeout: Duration,
-    /// How long a lookup may take, connecting included.
-    pub lookup_timeout: Duration,
-    /// How long a mutation, or one page of a list, may take.
-    pub command_timeout: Duration,
-}
-
-impl Settings {
-    /// The defaults, for the Redis at `address`.
-    #[must_use]
-    pub fn new(address: Address) -> Self {
-        Self {
-            address,
-            username: None,
-            password_file: None,
-            cell: Cell::default(),
-            connect_timeout: Duration::from_secs(1),
-            lookup_timeout: Duration::from_millis(100),
-            command_timeout: Duration::from_secs(1),
-        }
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self::new(Address { host: "127.0.0.1".to_owned(), port: 6379, database: 0 })
-    }
-}
-
-/// Where Redis is: `redis://host:port/database`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
-    host: String,
-    port: u16,
-    database: i64,
-}
-
-impl Address {
-    /// # Errors
-    /// What to write instead. The text itself is not repeated: it may hold a password.
-    pub fn parse(url: &str) -> Result<Self, &'static str> {
-        const FORM: &str = "write redis://host:port, as in \"redis://127.0.0.1:6379\"";
-        if url.starts_with("rediss://") {
-            return Err("TLS to Redis is not built yet; write redis:// and keep the way there private");
-        }
-        let rest = url.strip_prefix("redis://").ok_or(FORM)?;
-        if rest.contains('@') {
-            return Err("leave user and password out of it; write `username` and `password_file`");
-        }
-        let (place, database) = rest.split_once('/').unwrap_or((rest, ""));
-        let place: http::uri::Authority = place.parse().map_err(|_| FORM)?;
-        let database = match database {
-            "" => 0,
-            number => number.parse().ok().filter(|number| (0..=65_535).contains(number)).ok_or(FORM)?,
-        };
-        let port = match place.as_str().strip_prefix(place.host()).ok_or(FORM)? {
-            "" => 6379,
-            port => port[1..].parse().ok().filter(|port| *port > 0).ok_or(FORM)?,
-        };
-        let host = place.host().trim_start_matches('[').trim_end_matches(']');
-        if host.is_empty() { Err(FORM) } else { Ok(Self { host: host.to_owned(), port, database }) }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port, database } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }?;
-        if *database == 0 { Ok(()) } else { write!(f, "/{database}") }
-    }
-}
-
-/// A store's name within its Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cell(Box<str>);
-
-impl Cell {
-    /// # Errors
-    /// Anything but 1 to 32 lower-case letters, digits, `-` and `_`.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
-        if (1..=32).contains(&text.len()) && text.bytes().all(allowed) {
-            Ok(Self(text.into()))
-        } else {
-            Err("a cell is 1 to 32 lower-case letters, digits, `-` and `_`, as in \"kg\"")
-        }
-    }
-}
-
-impl Default for Cell {
-    fn default() -> Self {
-        Self("kg".into())
-    }
-}
-
-impl fmt::Display for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Why there is not even anything to connect with. That Redis is down is no reason.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    #[error("cannot read store.password_file {path}: {cause}")]
-    Password { path: PathBuf, cause: io::Error },
-    #[error("store.password_file {0} can be read by others: chmod 600 {0}")]
-    Exposed(PathBuf),
-    #[error("store.password_file {0} does not hold a password: write it there as text, on one line")]
-    NoPassword(PathBuf),
-    #[error("store.url cannot be used: {0}")]
-    Url(RedisError),
-}
-
 /// The store. Nothing is asked of Redis before somebody asks for something.
 pub struct Redis {
     inner: Arc<Inner>,
@@ -202,11 +82,10 @@ pub struct Redis {
 /// What its tasks share.
 struct Inner {
     settings: Settings,
-    address: Address,
     names: Names,
     scripts: Scripts,
     sealer: Sealer,
-    connector: Connector,
+    connector: Arc<Connector>,
     lookups: Arc<Link>,
     commands: Arc<Link>,
     ledger: Ledger,
@@ -221,18 +100,12 @@ impl Redis {
     /// # Errors
     /// [`OpenError`], whose text says what to do.
     pub fn open(settings: Settings, sealer: Sealer, control: Handle) -> Result<Self, OpenError> {
-        let password = settings.password_file.as_deref().map(read_password).transpose()?;
-        let credentials = Credentials {
-            username: settings.username.clone(),
-            password: password.map(|text| (*text).clone()),
-        };
-        let connector = Connector::new(settings.address.clone(), &credentials, settings.connect_timeout)
-            .map_err(OpenError::Url)?;
+        let names = Names::new(&settings.cell);
+        let connector = Arc::new(connector(&settings, &names)?);
         let clock = Clock::system();
-        let link = || Link::new(connector.clone(), control.clone(), clock.clone());
+        let link = || Link::new(Arc::clone(&connector), control.clone(), clock.clone());
         let inner = Inner {
-            address: settings.address.clone(),
-            names: Names::new(&settings.cell),
+            names,
             scripts: Scripts::new(),
             sealer,
             lookups: link(),
@@ -248,16 +121,37 @@ impl Redis {
     }
 }
 
-fn read_password(path: &Path) -> Result<Zeroizing<String>, OpenError> {
-    let failed = |cause| OpenError::Password { path: path.to_owned(), cause };
-    if std::fs::metadata(path).map_err(failed)?.permissions().mode() & 0o077 != 0 {
-        return Err(OpenError::Exposed(path.to_owned()));
-    }
-    let bytes = Zeroizing::new(std::fs::read(path).map_err(failed)?);
-    match std::str::from_utf8(bytes.trim_ascii_end()) {
-        Ok(text) if !text.is_empty() && !text.contains(['\n', '\r']) => Ok(Zeroizing::new(text.to_owned())),
-        _ => Err(OpenError::NoPassword(path.to_owned())),
-    }
+fn connector(settings: &Settings, names: &Names) -> Result<Connector, OpenError> {
+    let tls = settings.tls.as_ref().map(Tls::load).transpose()?;
+    let ours = credentials(&settings.username, settings.password_file.as_deref(), OURS)?;
+    let (topology, database) = match &settings.place {
+        Place::Fixed(address) if address.encrypted && tls.is_none() => return Err(OpenError::NoAuthority),
+        Place::Fixed(address) => (Topology::Fixed(address.node.clone()), address.database),
+        Place::Sentinel(sentinels) => {
+            let password_file = sentinels.password_file.as_deref();
+            let theirs = credentials(&sentinels.username, password_file, OF_SENTINELS)?;
+            let dialler = Dialler::new(&theirs, 0, tls.clone());
+            (Topology::Sentinel(Sentinel::new(&sentinels.nodes, &sentinels.master, &dialler)), 0)
+        }
+        Place::Cluster(seeds) => {
+            (Topology::Cluster(Cluster::new(seeds, settings.cell.as_str(), names.meta())), 0)
+        }
+    };
+    let dialler = Dialler::new(&ours, database, tls);
+    Ok(Connector::new(settings.place.clone(), topology, dialler, settings.connect_timeout))
+}
+
+/// The keys for the name and the password of a user.
+const OURS: [&str; 2] = ["username", "password_file"];
+const OF_SENTINELS: [&str; 2] = ["sentinel_username", "sentinel_password_file"];
+
+fn credentials(
+    username: &Option<String>,
+    password_file: Option<&Path>,
+    keys: [&'static str; 2],
+) -> Result<Credentials, OpenError> {
+    let password = password_file.map(|file| read_password(keys[1], file)).transpose()?;
+    Ok(Credentials { username: username.clone(), password, keys })
 }
 
 impl Store for Redis {
@@ -373,7 +267,7 @@ impl Drop for Redis {
 
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redis").field("address", &self.inner.address.to_string()).finish_non_exhaustive()
+        f.debug_struct("Redis").field("place", &self.inner.connector.whereabouts()).finish_non_exhaustive()
     }
 }
 
@@ -511,7 +405,7 @@ impl Inner {
     async fn status(&self) -> Status {
         let position = self.ledger.position();
         let known = position.known.as_ref().map(ToString::to_string);
-        let place = format!("Redis at {}, cell {}", self.address, self.settings.cell);
+        let place = format!("Redis at {}, cell {}", self.connector.whereabouts(), self.settings.cell);
         let call = Call::new(&self.scripts.watch, [self.names.meta(), self.names.events()])
             .arg(position.last.to_string());
         match self.commands.run(&call, self.settings.command_timeout).await {
@@ -585,49 +479,5 @@ impl Listed for OrgRecord {
 
     fn place_of(id: &str) -> Option<[u8; 16]> {
         OrgId::parse(id).ok().map(OrgId::to_bytes)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_is_read_and_shown_without_secrets() {
-        for (url, shown) in [
-            ("redis://127.0.0.1:6379", "127.0.0.1:6379"),
-            ("redis://redis.internal", "redis.internal:6379"),
-            ("redis://[::1]:7000/", "[::1]:7000"),
-            ("redis://a:1/3", "a:1/3"),
-        ] {
-            assert_eq!(Address::parse(url).map(|address| address.to_string()).as_deref(), Ok(shown));
-        }
-        for wrong in [
-            "redis://",
-            "redis://:6379",
-            "redis://a:",
-            "redis://a:0",
-            "redis://a:99999",
-            "redis://a/x",
-            "redis://a/-1",
-            "redis://a b",
-            "http://a",
-            "a:6379",
-            "unix:///run/redis.sock",
-            "redis://:hunter2@a",
-            "redis://user:hunter2@a:6379",
-            "rediss://a",
-        ] {
-            let refusal = Address::parse(wrong).unwrap_err();
-            assert!(!refusal.contains("hunter2"), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_cell_cannot_leave_its_hash_tag() {
-        assert!(Cell::parse("eu-1").is_ok());
-        for wrong in ["", "a}", "{", "A", "a b", &"x".repeat(33)] {
-            assert!(Cell::parse(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::ledger::{Event, Incarnation, Mark, Position};
+use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::Call;
 use super::{Inner, Listed};
 use crate::audit::Append;
@@ -40,7 +40,8 @@ impl Inner {
         let Some(event) = event else { return Ok(Committed { event: None }) };
         let seq = event.parse().map_err(|_| self.fault("the number of the event does not read"))?;
         let subjects = mutation.subjects.clone();
-        self.ledger.apply_own(&store, Event { seq, mark, subjects }).await;
+        let written = reply.text().map_err(|error| self.fault(error))?.and_then(|at| RedisTime::parse(&at));
+        self.ledger.apply_own(&store, Event { seq, mark, subjects, written }).await;
         Ok(Committed { event: Some(seq) })
     }
 

@@ -1,5 +1,6 @@
 #!lua flags=no-writes
--- The state of the store, whom it replaces, and the mark of an event, if that is still there.
+-- The state of the store, whom it replaces, the mark of an event, if that is still there, and the time in
+-- microseconds, if the user may ask for it.
 -- KEYS: meta, events. ARGV: the event's number.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'replaces')
 local id = ARGV[1] .. '-0'
@@ -10,4 +11,6 @@ if entry then
     if entry[2][n] == 'mark' then mark = entry[2][n + 1] end
   end
 end
-return {meta[1], meta[2], meta[3], meta[4], mark}
+local time = redis.pcall('TIME')
+local now = not time.err and string.format('%d%06d', time[1], time[2])
+return {meta[1], meta[2], meta[3], meta[4], mark, now}

@@ -1,6 +1,7 @@
 //! What the tests speak with: a real gateway on real sockets, upstreams that record what reaches them, and a
 //! client that sends exactly the bytes it is told to.
 
+pub(crate) mod authority;
 pub(crate) mod chaos;
 pub(crate) mod client;
 pub(crate) mod closed_port;
@@ -16,6 +17,7 @@ pub(crate) mod upstream;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use authority::Authority;
 pub(crate) use chaos::{Chaos, Weather};
 pub(crate) use client::{Answer, Call, Wire, fetch};
 pub(crate) use closed_port::ClosedPort;

@@ -8,12 +8,13 @@ use keygate::store::redis::{Address, Settings};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{PATIENCE, eventually};
+use super::{Authority, PATIENCE, eventually};
 
 /// A running redis-server, ended with the test.
 pub(crate) struct RedisServer {
     folder: TempDir,
     port: u16,
+    tls_port: Option<u16>,
     child: Option<Child>,
     options: Vec<String>,
 }
@@ -25,13 +26,29 @@ impl RedisServer {
 
     /// With more options for redis-server, as on its command line.
     pub(crate) fn with(options: &[&str]) -> Self {
-        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        Self::new(options, false)
+    }
+
+    /// With TLS on a port of its own, and a certificate for 127.0.0.1 from this authority. Plain text stays.
+    pub(crate) fn with_tls(authority: &Authority, options: &[&str]) -> Self {
+        let folder = TempDir::new().unwrap();
+        authority.write(folder.path(), "ca");
+        authority.issue(&["127.0.0.1"]).write(folder.path(), "server");
+        let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server-key.pem"));
+        let files = ["--tls-ca-cert-file", &ca, "--tls-cert-file", &cert, "--tls-key-file", &key];
+        // The files are read at its start.
+        Self::new(&[&files, options].concat(), true)
+    }
+
+    fn new(options: &[&str], has_tls: bool) -> Self {
         // A port that was free a moment ago may be taken: by another test, or as the local end of a
         // connection.
         for _ in 0..20 {
-            let folder = TempDir::new().unwrap();
-            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-            let mut server = Self { folder, port, child: None, options: options.clone() };
+            let (port, tls_port) = (free_port(), has_tls.then(free_port));
+            let mut options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+            options.extend(tls_port.iter().flat_map(|port| ["--tls-port".to_owned(), port.to_string()]));
+            let mut server = Self { folder: TempDir::new().unwrap(), port, tls_port, child: None, options };
             if server.launch() {
                 return server;
             }
@@ -57,6 +74,11 @@ impl RedisServer {
                 || try_command(address, &["PING"]).is_some_and(|answer| answer.contains("NOAUTH"))
         });
         !ended
+    }
+
+    /// Where it speaks TLS.
+    pub(crate) fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}", self.tls_port.unwrap())
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -107,6 +129,10 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 fn try_command(address: SocketAddr, parts: &[&str]) -> Option<String> {

@@ -1,0 +1,66 @@
+//! Spares callers the wait for a Redis that does not answer.
+
+use std::time::{Duration, Instant};
+
+use crate::store::StoreFault;
+
+/// Failures in a row after which Redis is not asked for a while.
+const FAILURES: u32 = 3;
+/// For how long. Then one caller at a time tries.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What is known of late about asking Redis. Whoever is admitted as the one that tries must say how it ended,
+/// with [`Breaker::fail`] or [`Breaker::end_probe`].
+#[derive(Debug, Default)]
+pub(super) struct Breaker {
+    failures: u32,
+    last: Option<(Instant, StoreFault)>,
+    probing: bool,
+}
+
+impl Breaker {
+    /// Whether to ask Redis now, and if so, whether as the one that tries.
+    pub(super) fn admit(&mut self, now: Instant) -> Result<bool, StoreFault> {
+        let Some((failed_at, fault)) = &self.last else { return Ok(false) };
+        if self.failures < FAILURES {
+            return Ok(false);
+        }
+        if self.probing || now.saturating_duration_since(*failed_at) < PAUSE {
+            return Err(fault.clone());
+        }
+        self.probing = true;
+        Ok(true)
+    }
+
+    pub(super) fn fail(&mut self, now: Instant, fault: &StoreFault) {
+        self.failures = self.failures.saturating_add(1);
+        self.last = Some((now, fault.clone()));
+    }
+
+    /// The one that tried is gone; the next may.
+    pub(super) const fn end_probe(&mut self) {
+        self.probing = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn after_failures_in_a_row_redis_is_spared_until_one_caller_has_found_it_well() {
+        let (mut breaker, start) = (Breaker::default(), Clock::system().now().mono);
+        for _ in 0..FAILURES {
+            assert_eq!(breaker.admit(start), Ok(false));
+            breaker.fail(start, &StoreFault::TimedOut);
+        }
+        assert_eq!(breaker.admit(start), Err(StoreFault::TimedOut));
+        assert_eq!(breaker.admit(start + PAUSE), Ok(true), "one tries");
+        assert_eq!(breaker.admit(start + PAUSE), Err(StoreFault::TimedOut), "and nobody else");
+        breaker.end_probe();
+        breaker.fail(start + PAUSE, &StoreFault::TimedOut);
+        assert_eq!(breaker.admit(start + PAUSE), Err(StoreFault::TimedOut), "the pause begins again");
+        assert_eq!(breaker.admit(start + 2 * PAUSE), Ok(true));
+    }
+}

@@ -1,0 +1,245 @@
+//! One connection to one server: TCP, TLS where the settings say so, who we are, and what is there.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, Value};
+use rustls::crypto::aws_lc_rs;
+use rustls::version::{TLS12, TLS13};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+use super::scripts::{bytes, unexpected};
+use super::settings::{Node, OpenError, TlsFiles};
+use crate::pem::{read_certificates, read_key};
+use crate::store::StoreFault;
+
+/// Requests that may wait in a connection's queue before their senders have to.
+const QUEUE: usize = 512;
+/// The oldest Redis that has read-only scripts with flags.
+const OLDEST: u32 = 7;
+
+/// Makes connections, to whichever server it is told.
+#[derive(Clone)]
+pub(super) struct Dialler {
+    greeting: RedisConnectionInfo,
+    tls: Option<Tls>,
+    /// What to check where a server does not take us.
+    ours: [&'static str; 2],
+}
+
+/// Who keygate is to a server.
+pub(super) struct Credentials {
+    pub(super) username: Option<String>,
+    pub(super) password: Option<Zeroizing<String>>,
+    /// The keys of the configuration that they are from.
+    pub(super) keys: [&'static str; 2],
+}
+
+impl Dialler {
+    pub(super) fn new(credentials: &Credentials, database: i64, tls: Option<Tls>) -> Self {
+        let mut greeting = RedisConnectionInfo::default().set_db(database).set_skip_set_lib_name();
+        if let Some(username) = &credentials.username {
+            greeting = greeting.set_username(username);
+        }
+        if let Some(password) = &credentials.password {
+            greeting = greeting.set_password(password.as_str());
+        }
+        Self { greeting, tls, ours: credentials.keys }
+    }
+
+    /// A connection to a master that is new enough. Takes as long as the server does.
+    pub(super) async fn dial_master(&self, node: &Node) -> Result<MultiplexedConnection, StoreFault> {
+        let mut connection = self.dial(node).await?;
+        let hello = ::redis::cmd("HELLO").query_async(&mut connection).await;
+        let role = hello.map_err(|error| self.explain(&error)).and_then(check_server);
+        role.map_err(|cause| at(node, cause)).map(|()| connection)
+    }
+
+    /// A connection to whatever is there.
+    pub(super) async fn dial(&self, node: &Node) -> Result<MultiplexedConnection, StoreFault> {
+        let failed = |cause| at(node, cause);
+        let stream =
+            TcpStream::connect((&*node.host, node.port)).await.map_err(|error| failed(error.to_string()))?;
+        // Nagle's algorithm would hold a lookup back until the one before it is answered.
+        stream.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
+        let greeted = match &self.tls {
+            None => self.greet(stream).await,
+            Some(tls) => self.greet(tls.handshake(node, stream).await.map_err(failed)?).await,
+        };
+        greeted.map_err(|error| failed(self.explain(&error)))
+    }
+
+    async fn greet<S>(&self, stream: S) -> Result<MultiplexedConnection, RedisError>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        // Time-outs are the callers'; the client's own would only add a second set.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(QUEUE);
+        let (connection, driver) =
+            MultiplexedConnection::new_with_config(&self.greeting, stream, config).await?;
+        // It ends with the last copy of the connection.
+        tokio::spawn(driver);
+        Ok(connection)
+    }
+
+    /// What it may be about a server that says nothing.
+    pub(super) const fn hint_at_silence(&self) -> &'static str {
+        // To a Redis without TLS a handshake is the beginning of a long line.
+        if self.tls.is_some() { "; see whether this is the port where it speaks TLS" } else { "" }
+    }
+
+    /// What to do, where the server's own words do not say it.
+    fn explain(&self, error: &RedisError) -> String {
+        if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
+            let [username, password_file] = self.ours;
+            return format!("it refuses us: check store.{username} and store.{password_file}");
+        }
+        // With TLS 1.3 a server judges our certificate after the handshake.
+        let cause = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
+        match (&self.tls, cause.and_then(|cause| cause.downcast_ref::<io::Error>())) {
+            (Some(tls), Some(error)) => tls.explain(error, None),
+            _ => error.to_string(),
+        }
+    }
+}
+
+pub(super) fn at(node: &Node, cause: impl std::fmt::Display) -> StoreFault {
+    StoreFault::failed(format_args!("Redis at {node}: {cause}"))
+}
+
+/// Refuses what HELLO says of itself: a replica answers too, from the past.
+fn check_server(hello: Value) -> Result<(), String> {
+    let [role, version] = fields(hello, ["role", "version"]).map_err(|error| error.to_string())?;
+    let major = version.as_deref().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    if role.as_deref() != Some("master") {
+        Err("it is a replica, and keygate uses the master only; give store.url the master's address, or \
+             store.sentinels"
+            .to_owned())
+    } else if major.is_none_or(|major| major < OLDEST) {
+        Err(format!("it is version {}; Redis {OLDEST} is needed", version.unwrap_or_default()))
+    } else {
+        Ok(())
+    }
+}
+
+/// Some of the fields that Redis gives as names and values in turn.
+pub(super) fn fields<const N: usize>(
+    answer: Value,
+    names: [&str; N],
+) -> Result<[Option<String>; N], RedisError> {
+    let Value::Array(answer) = answer else { return Err(unexpected()) };
+    let mut found = names.map(|_| None);
+    let mut answer = answer.into_iter();
+    while let (Some(name), Some(value)) = (answer.next(), answer.next()) {
+        let name = bytes(name)?;
+        if let Some(n) = names.iter().position(|wanted| wanted.as_bytes() == name) {
+            found[n] = String::from_utf8(bytes(value)?).ok();
+        }
+    }
+    Ok(found)
+}
+
+/// TLS towards a server: whom we trust, and who we are.
+#[derive(Clone)]
+pub(super) struct Tls {
+    connector: TlsConnector,
+    has_certificate: bool,
+}
+
+impl Tls {
+    pub(super) fn load(files: &TlsFiles) -> Result<Self, OpenError> {
+        let mut roots = RootCertStore::empty();
+        for authority in read_certificates(&files.ca)? {
+            roots.add(authority)?;
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&TLS13, &TLS12])?
+            .with_root_certificates(roots);
+        let config = match &files.client {
+            None => config.with_no_client_auth(),
+            Some((certificate, key)) => {
+                config.with_client_auth_cert(read_certificates(certificate)?, read_key(key)?)?
+            }
+        };
+        let connector = TlsConnector::from(Arc::new(config));
+        Ok(Self { connector, has_certificate: files.client.is_some() })
+    }
+
+    async fn handshake(
+        &self,
+        node: &Node,
+        stream: TcpStream,
+    ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
+        let name = ServerName::try_from(node.host.clone())
+            .map_err(|_| "the host is no name that a certificate could be for".to_owned())?;
+        let handshake = self.connector.connect(name, stream).await;
+        handshake.map_err(|error| self.explain(&error, Some(&node.host)))
+    }
+
+    /// `host` is whom the handshake was made with; `None` when it is over.
+    fn explain(&self, error: &io::Error, host: Option<&str>) -> String {
+        use CertificateError as Bad;
+        use rustls::Error as Tls;
+        let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
+        match cause {
+            Some(Tls::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => {
+                "its certificate is from no authority in store.tls.ca; name the right file, or see who answers there"
+                    .to_owned()
+            }
+            Some(Tls::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
+                format!("its certificate is not for {}: use a name that it is for, or have one made for this name", host.unwrap_or_default())
+            }
+            Some(Tls::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => {
+                "its certificate has expired: renew it".to_owned()
+            }
+            Some(Tls::InvalidMessage(_)) => {
+                "it does not speak TLS: give the port that does, or take TLS out of the configuration".to_owned()
+            }
+            Some(Tls::AlertReceived(AlertDescription::CertificateRequired)) => {
+                "it demands a client certificate: give store.tls.cert and store.tls.key".to_owned()
+            }
+            Some(Tls::AlertReceived(alert)) => {
+                format!("it refuses our side of TLS ({alert:?}): check store.tls.cert and store.tls.key")
+            }
+            // Whether its refusal of the handshake is read, or only the end of the connection, is chance.
+            _ if !self.has_certificate && host.is_none() => {
+                format!("{error}; should it demand a client certificate, give store.tls.cert and store.tls.key")
+            }
+            _ => error.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_and_old_versions_are_refused() {
+        let hello = |version: &str, role: &str| {
+            let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+            check_server(Value::Array(vec![
+                text("version"),
+                text(version),
+                text("proto"),
+                Value::Int(2),
+                text("role"),
+                text(role),
+            ]))
+        };
+        assert!(hello("7.0.15", "master").is_ok() && hello("8.1.0", "master").is_ok());
+        for (version, role) in [("7.0.15", "replica"), ("6.2.14", "master"), ("?", "master")] {
+            assert!(hello(version, role).is_err(), "{version} {role}");
+        }
+        assert!(check_server(Value::Nil).is_err());
+    }
+}
