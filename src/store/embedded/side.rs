@@ -89,10 +89,8 @@ impl Tables<'_> {
         let mut claimed = Vec::new();
         for org in due {
             let kept = self.news.get(&org.to_bytes())?.map(|kept| kept.value().to_vec());
-            let (_, body) = kept
-                .as_deref()
-                .and_then(split_time)
-                .ok_or_else(|| Stop::unreadable("news that are due are not there"))?;
+            let unreadable = || Stop::unreadable("news that are due are not there");
+            let (_, body) = kept.as_deref().and_then(split_time).ok_or_else(unreadable)?;
             let news = News { org, due: until, body: body.to_vec() };
             self.write_news(&news)?;
             claimed.push(news);
