@@ -268,6 +268,14 @@ pub(crate) fn with_every_part(made: &Maker, chain: &Chain, trail: Trail, after: 
     }
 }
 
+/// What such a mutation inserts.
+pub(crate) fn inserted(mutation: &Mutation) -> (&OrgRecord, &KeyRecord) {
+    match (&mutation.org, &mutation.key) {
+        (Some(Change::Insert(org)), Some(Change::Insert(key))) => (org, key),
+        _ => panic!("a mutation with every part inserts an organisation and a key"),
+    }
+}
+
 pub(crate) fn only_audit(append: Append) -> Mutation {
     Mutation { audit: Some(append), ..Mutation::default() }
 }

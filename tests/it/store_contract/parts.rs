@@ -10,8 +10,8 @@ use keygate::store::side::{KeptAnswer, News};
 use keygate::store::{Change, CommitError, Committed, EmailClaim, Lookup, Mutation, Seen};
 
 use super::{
-    Call, Heard, Maker, NOW, Shared, assert_found, insert, insert_org, new_org, only_audit, update_key,
-    update_org, with_every_part,
+    Call, Heard, Maker, NOW, Shared, assert_found, insert, insert_org, inserted, new_org, only_audit,
+    update_key, update_org, with_every_part,
 };
 
 const MANY: usize = 64;
@@ -92,15 +92,8 @@ fn new_key_of(mutation: &mut Mutation) -> &mut KeyRecord {
     }
 }
 
-pub(crate) fn inserted(mutation: &Mutation) -> (&OrgRecord, &KeyRecord) {
-    match (&mutation.org, &mutation.key) {
-        (Some(Change::Insert(org)), Some(Change::Insert(key))) => (org, key),
-        _ => panic!("a mutation with every part inserts an organisation and a key"),
-    }
-}
-
 /// Whatever can be seen of it. That its address is taken shows when another wants it.
-pub(crate) async fn assert_all_there(store: &Shared, mutation: &Mutation) {
+async fn assert_all_there(store: &Shared, mutation: &Mutation) {
     let (org, key) = inserted(mutation);
     for secret in &key.secrets {
         assert_found(store, secret.digest, key, org).await;
@@ -117,7 +110,7 @@ pub(crate) async fn assert_all_there(store: &Shared, mutation: &Mutation) {
 }
 
 /// `good` is what would have been written.
-pub(crate) async fn assert_nothing_there(store: &Shared, good: &Mutation, head: Link, why: &str) {
+async fn assert_nothing_there(store: &Shared, good: &Mutation, head: Link, why: &str) {
     let (org, key) = inserted(good);
     assert_eq!(store.org(org.id).await, Ok(None), "{why}");
     assert_eq!(store.key(key.id).await, Ok(None), "{why}");
