@@ -69,6 +69,7 @@ pub struct Mutation {
     /// Whom the change takes rights from; empty for creations, which are no events.
     pub subjects: Vec<Subject>,
     /// Records that must be as they were seen, though they do not change: those that the decision rests on.
+    /// One that is not, or is not there, is a [`CommitError::Conflict`].
     pub seen: Vec<Seen>,
     /// An e-mail address, by its index, that an organisation takes for itself.
     pub email: Option<EmailClaim>,
@@ -107,6 +108,9 @@ pub struct Committed {
 }
 
 /// Why a mutation did not happen. Except for `Fault`, which may leave the outcome open, nothing was changed.
+///
+/// Where several apply, `Answered` comes first, then `EmailTaken`: the records that the one who lost a race saw
+/// may well have changed because the winner carried out the same request.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CommitError {
     /// A record, or the end of the audit trail, changed since it was read: read it again and decide anew.

@@ -24,7 +24,8 @@ impl std::fmt::Debug for KeptAnswer {
     }
 }
 
-/// News of an organisation for the upstream, until it is delivered.
+/// News of an organisation for the upstream, until they are delivered. An organisation has one at a time: newer
+/// ones take the place of older.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
     pub org: OrgId,
@@ -46,7 +47,7 @@ pub struct Quota {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     Admitted,
-    /// One of them is used up; after this time it begins anew.
+    /// One or several of them are used up; after this time the last of these begins anew.
     Refused {
         retry_after: Duration,
     },
@@ -66,8 +67,8 @@ pub trait Side: Send + Sync {
     /// The usage of each of these keys, in their order; `None` for one that was never used.
     fn usage(&self, keys: Vec<KeyId>) -> StoreFuture<'_, Result<Vec<Option<Usage>>, StoreFault>>;
 
-    /// At most `limit` news that are due at `now`, which are then not due before `until`: so two gateways do
-    /// not send the same at the same time.
+    /// At most `limit` news that are due at `now`, the longest due first, which are then not due before `until`:
+    /// so two gateways do not send the same at the same time.
     fn claim_news(
         &self,
         now: UnixMillis,
@@ -79,6 +80,6 @@ pub trait Side: Send + Sync {
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>>;
 
     /// Counts one more under every quota, or under none if any is used up. Windows are fixed: the first count
-    /// begins one.
+    /// begins one. A store of one gateway may forget its counts in a restart.
     fn admit(&self, quotas: Vec<Quota>, now: UnixMillis) -> StoreFuture<'_, Result<Admission, StoreFault>>;
 }

@@ -18,14 +18,16 @@ pub trait Trails: Send + Sync {
     ) -> StoreFuture<'_, Result<Vec<Entry>, StoreFault>>;
 
     /// Removes the entries up to number `through`, which must be there, and keeps its link as the checkpoint.
-    /// Tells how many were removed; 0 where that entry is not there.
+    /// Tells how many were removed; 0 where that entry is not there. After a fault some may be gone, up to the
+    /// checkpoint then; repeating it is safe.
     fn trim(&self, trail: Trail, through: u64) -> StoreFuture<'_, Result<u64, StoreFault>>;
 
-    /// Writes a whole trail where there is none: entries from the one after the checkpoint on, oldest first.
-    /// May be called again with the entries that follow. For moving a store.
+    /// Writes a trail where there is none, both ends first and then entries, oldest first, as they are: what is
+    /// missing among them is missing from the copy too. May be called again with the same ends and the entries
+    /// that follow, or with entries that are there already, which stay as they are. For moving a store.
     ///
     /// # Errors
-    /// A fault, also where they do not follow what is there.
+    /// A fault, also where the trail there has other ends, or the entries do not follow what is there.
     fn restore(
         &self,
         trail: Trail,

@@ -7,19 +7,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use keygate::audit::{Chain, Ends, Link, Trail};
 use keygate::id::OrgId;
 use keygate::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
+use keygate::key::usage::{Usage, Used};
 use keygate::key::{Digest, Pepper};
 use keygate::store::events::Subject;
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::redis::{Address, OpenError, Redis, Settings};
+use keygate::store::side::{Admission, Quota};
 use keygate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault};
 use tokio::runtime::Handle;
 
 use crate::harness::{Chaos, PATIENCE, RedisServer, Weather};
 use crate::store_contract::{
-    Call, Heard, Maker, Shared, assert_found, event, insert, insert_org, new_key, new_org, update_key,
-    with_digests,
+    Call, Heard, Maker, NOW, Shared, assert_found, event, insert, insert_org, inserted, new_key, new_org,
+    only_audit, update_key, with_digests, with_every_part,
 };
 
 fn open(server: &RedisServer) -> Shared {
@@ -72,8 +75,12 @@ fn assert_unavailable(lookup: &Lookup) -> String {
 
 fn revocation(key: &KeyRecord) -> Mutation {
     let subjects = key.secrets.iter().map(|secret| Subject::Digest(secret.digest)).collect();
-    let revoked = KeyRecord { revoked_at: Some(crate::store_contract::NOW), ..key.clone() };
+    let revoked = KeyRecord { revoked_at: Some(NOW), ..key.clone() };
     Mutation { subjects, ..update_key(1, &revoked) }
+}
+
+fn quota() -> Quota {
+    Quota { name: "signups:192.0.2.0/24".to_owned(), limit: 5, window: Duration::from_secs(3600) }
 }
 
 /// Everything in Redis, for comparison.
@@ -96,41 +103,73 @@ mod all_or_nothing {
         insert(&store, &org, &key).await;
         server.command(&["CONFIG", "SET", "maxmemory", "1"]);
         let before = dump(&server);
-        for refused in [new_key(&made.key(org.id, &[made.digest()])), new_org(&made.org())] {
+        let append = Chain::default().extend(Trail::Operator, Link::ORIGIN, b"x".to_vec());
+        let audited = Mutation { audit: Some(append.clone()), ..revocation(&key) };
+        for refused in
+            [new_key(&made.key(org.id, &[made.digest()])), new_org(&made.org()), only_audit(append.clone())]
+        {
             let refusal = store.commit(refused).await.unwrap_err();
             assert!(refusal.to_string().contains("OOM"), "{refusal}");
         }
         assert_eq!(dump(&server), before);
-        assert_eq!(store.commit(revocation(&key)).await, Ok(Committed { event: Some(1) }));
+        assert_eq!(store.commit(audited).await, Ok(Committed { event: Some(1) }));
         assert!(matches!(store.lookup(digest).await, Lookup::Found(found) if found.key.revoked_at.is_some()));
+        assert_eq!(store.trails().entries(Trail::Operator, None, 9).await, Ok(vec![append.entry]));
         server.command(&["CONFIG", "SET", "maxmemory", "0"]);
         store.commit(new_key(&made.key(org.id, &[made.digest()]))).await.unwrap();
     }
 
     /// Memory runs out at a different point each time.
     #[tokio::test]
-    async fn wherever_memory_runs_out_a_key_is_whole_or_not_there() {
+    async fn wherever_memory_runs_out_a_mutation_is_whole_or_not_there() {
         let server = RedisServer::start();
-        let (store, made) = (begun(&server).await, Maker::new());
-        let org = made.org();
-        insert_org(&store, &org).await;
+        let (store, made, chain) = (begun(&server).await, Maker::new(), Chain::default());
         let info = server.command(&["INFO", "memory"]);
         let used: u64 =
             info.split("used_memory:").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
-        let (mut whole, mut none) = (0, 0);
+        let (mut whole, mut none, mut head) = (0, 0, Link::ORIGIN);
         for step in 0..150 {
-            server.command(&["CONFIG", "SET", "maxmemory", &(used + step * 1024).to_string()]);
-            let key = made.key(org.id, &[made.digest(), made.digest(), made.digest()]);
-            let outcome = store.commit(new_key(&key)).await;
-            assert_eq!(is_whole(&store, &key).await, outcome.is_ok(), "{outcome:?}");
-            if outcome.is_ok() { whole += 1 } else { none += 1 }
+            server.command(&["CONFIG", "SET", "maxmemory", &(used + step * 2048).to_string()]);
+            // With an event it would be taken for one that takes rights away, and carried out regardless.
+            let mutation =
+                Mutation { subjects: vec![], ..with_every_part(&made, &chain, Trail::Operator, head) };
+            let outcome = store.commit(mutation.clone()).await;
+            assert_eq!(is_whole(&store, &server, &mutation).await, outcome.is_ok(), "{outcome:?}");
+            match outcome {
+                Ok(_) => (whole, head) = (whole + 1, mutation.audit.unwrap().entry.link),
+                Err(_) => none += 1,
+            }
+            assert_eq!(store.trails().ends(Trail::Operator).await.unwrap().head, head);
         }
         println!("{whole} went in, {none} were refused");
         assert!(whole > 0 && none > 0, "{whole} {none}");
+        assert_eq!(chain_length(&store, &chain).await, whole);
     }
 
-    /// Whether a key is there in every place; it must not be in some of them only.
-    async fn is_whole(store: &Shared, key: &KeyRecord) -> bool {
+    /// Whether a mutation with every part is there in every place; it must not be in some of them only.
+    async fn is_whole(store: &Shared, server: &RedisServer, mutation: &Mutation) -> bool {
+        let (org, key) = inserted(mutation);
+        let (email, answer) = (mutation.email.unwrap(), mutation.answer.clone().unwrap());
+        let (entry, news) = (mutation.audit.clone().unwrap().entry, mutation.news.clone().unwrap());
+        let whole = is_whole_key(store, key).await;
+        assert_eq!(store.org(org.id).await.unwrap().is_some(), whole);
+        assert_eq!(store.side().answer(answer.index, NOW).await, Ok(whole.then_some(answer.sealed)));
+        let at = store.trails().entries(Trail::Operator, Some(entry.link.number + 1), 1).await.unwrap();
+        assert_eq!(at.contains(&entry), whole);
+        let there = |command: &[&str]| u8::from(server.command(command) != "$-1\r\n");
+        let email: String = email.index.iter().map(|byte| format!("{byte:02x}")).collect();
+        let org = news.org.to_string();
+        let places = [
+            there(&["GET", &format!("{{kg}}:email:{email}")]),
+            there(&["HGET", "{kg}:news", &org]),
+            there(&["ZSCORE", "{kg}:news:due", &org]),
+        ];
+        assert_eq!(places, [u8::from(whole); 3]);
+        whole
+    }
+
+    /// The same for a key.
+    async fn is_whole_key(store: &Shared, key: &KeyRecord) -> bool {
         let record = store.key(key.id).await.unwrap().is_some();
         for secret in &key.secrets {
             assert_eq!(matches!(store.lookup(secret.digest).await, Lookup::Found(_)), record);
@@ -142,31 +181,37 @@ mod all_or_nothing {
         record
     }
 
+    /// How many entries the operator's trail has, each in its place.
+    async fn chain_length(store: &Shared, chain: &Chain) -> u64 {
+        let mut entries = store.trails().entries(Trail::Operator, None, usize::MAX).await.unwrap();
+        entries.reverse();
+        let head = entries.iter().try_fold(Link::ORIGIN, |after, entry| {
+            chain.check(Trail::Operator, &after, entry).map(|()| entry.link)
+        });
+        let head = head.unwrap();
+        assert_eq!(store.trails().ends(Trail::Operator).await, Ok(Ends { checkpoint: Link::ORIGIN, head }));
+        head.number
+    }
+
     #[tokio::test]
-    async fn whenever_connections_are_killed_a_key_is_whole_or_not_there_and_events_have_no_gap() {
+    async fn whenever_connections_are_killed_a_mutation_is_whole_or_not_there_and_events_have_no_gap() {
         let server = Arc::new(RedisServer::start());
         let (store, made, heard) = (begun(&server).await, Maker::new(), Heard::default());
+        let chain = Chain::default();
         store.subscribe(heard.sink());
-        let org = made.org();
-        insert_org(&store, &org).await;
-        let (over, killer) = (Arc::new(AtomicBool::new(false)), Arc::clone(&server));
-        let until = Arc::clone(&over);
-        let killer = std::thread::spawn(move || {
-            let mut rng = fastrand::Rng::with_seed(3);
-            while !until.load(Ordering::Relaxed) {
-                killer.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-                std::thread::sleep(Duration::from_micros(rng.u64(..10_000)));
-            }
-        });
+        let killer = Killer::of(&server);
         let (mut done, mut open) = (0, 0);
-        let mut keys = Vec::new();
+        let mut mutations = Vec::new();
         // Until enough of them got through and enough were hit.
         let patience = Instant::now() + PATIENCE;
         while done < 60 || open < 5 {
             assert!(Instant::now() < patience, "{done} confirmed, {open} left open");
-            let key = made.key(org.id, &[made.digest()]);
-            let with_event = Mutation { subjects: vec![Subject::Org(org.id)], ..new_key(&key) };
-            let outcome = store.commit(with_event).await;
+            let Ok(ends) = store.trails().ends(Trail::Operator).await else {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            let mutation = with_every_part(&made, &chain, Trail::Operator, ends.head);
+            let outcome = store.commit(mutation.clone()).await;
             match &outcome {
                 Ok(Committed { event }) => {
                     assert!(event.is_some());
@@ -177,25 +222,25 @@ mod all_or_nothing {
                     // Or the breaker alone would fail the next ones.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
+                // One that was left open was carried out after the end was read.
+                Err(CommitError::Conflict) => {}
                 Err(other) => panic!("{other}"),
             }
-            keys.push((key, outcome.is_ok()));
+            mutations.push((mutation, outcome.is_ok()));
         }
-        over.store(true, Ordering::Relaxed);
-        killer.join().unwrap();
-        soon("lookups work again", async || matches!(store.lookup(made.digest()).await, Lookup::Absent))
-            .await;
-        soon("commands work again", async || store.orgs(None, 1).await.is_ok()).await;
+        killer.stop();
+        works_again(&store).await;
         let mut there = 0;
-        for (key, told) in keys {
-            let whole = is_whole(&store, &key).await;
+        for (mutation, told) in mutations {
+            let whole = is_whole(&store, &server, &mutation).await;
             assert!(whole || !told, "what was confirmed is there");
             there += u64::from(whole);
         }
         println!("mutations under fire: {done} confirmed, {open} left open, {there} there");
+        assert_eq!(chain_length(&store, &chain).await, there);
         soon("every event arrives", async || last_event(&heard) == there).await;
         linked(&store).await;
-        assert_eq!(store.commit(event(org.id)).await, Ok(Committed { event: Some(there + 1) }));
+        assert_eq!(store.commit(event(made.org().id)).await, Ok(Committed { event: Some(there + 1) }));
         // Each once and in order, from wherever it was told to begin again.
         let mut expected = 0;
         for call in heard.all() {
@@ -206,6 +251,82 @@ mod all_or_nothing {
                     expected += 1;
                 }
             }
+        }
+    }
+
+    /// Kills every connection again and again.
+    struct Killer {
+        over: Arc<AtomicBool>,
+        thread: std::thread::JoinHandle<()>,
+    }
+
+    impl Killer {
+        fn of(server: &Arc<RedisServer>) -> Self {
+            let (over, server) = (Arc::new(AtomicBool::new(false)), Arc::clone(server));
+            let until = Arc::clone(&over);
+            let thread = std::thread::spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(3);
+                while !until.load(Ordering::Relaxed) {
+                    server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+                    std::thread::sleep(Duration::from_micros(rng.u64(..10_000)));
+                }
+            });
+            Self { over, thread }
+        }
+
+        fn stop(self) {
+            self.over.store(true, Ordering::Relaxed);
+            self.thread.join().unwrap();
+        }
+    }
+
+    async fn works_again(store: &Shared) {
+        let digest = Digest::from_bytes([0; 32]);
+        soon("lookups work again", async || matches!(store.lookup(digest).await, Lookup::Absent)).await;
+        soon("commands work again", async || store.orgs(None, 1).await.is_ok()).await;
+    }
+
+    #[tokio::test]
+    async fn an_import_whose_connections_are_killed_is_whole_in_each_key_and_can_be_repeated() {
+        let server = Arc::new(RedisServer::start());
+        let (store, made) = (begun(&server).await, Maker::new());
+        let org = made.org();
+        insert_org(&store, &org).await;
+        let keys: Vec<KeyRecord> = (0..20_000).map(|_| made.key(org.id, &[made.digest()])).collect();
+        let killer = Killer::of(&server);
+        let (mut faults, mut outcomes) = (0, Vec::new());
+        let mut rest = keys.chunks(4000).peekable();
+        let patience = Instant::now() + PATIENCE;
+        while let Some(some) = rest.peek() {
+            assert!(Instant::now() < patience, "{faults} faults, {} imported", outcomes.len());
+            match store.import(some.to_vec()).await {
+                Ok(told) => {
+                    outcomes.extend(told);
+                    rest.next();
+                }
+                Err(_) if faults < 5 => {
+                    faults += 1;
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+                // That was enough of it.
+                Err(_) => {
+                    faults += 1;
+                    break;
+                }
+            }
+        }
+        killer.stop();
+        works_again(&store).await;
+        for some in rest {
+            outcomes.extend(store.import(some.to_vec()).await.unwrap());
+        }
+        println!("an import under fire: {faults} faults");
+        assert!(faults > 0);
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(()) | Err(CommitError::Exists))));
+        assert_eq!(store.keys(None, None, usize::MAX).await.unwrap().len(), keys.len());
+        assert_eq!(store.keys(Some(org.id), None, usize::MAX).await.unwrap().len(), keys.len());
+        for key in keys.iter().step_by(7) {
+            assert_found(&store, key.secrets[0].digest, key, &org).await;
         }
     }
 
@@ -224,11 +345,16 @@ mod all_or_nothing {
         let key = made.key(org.id, &[made.digest()]);
         insert(&store, &org, &key).await;
         let stores: Vec<Shared> = (0..64).map(|_| open(&server)).collect();
+        let chain = Chain::default();
         for rev in 1..=3 {
+            let head = store.trails().ends(Trail::Operator).await.unwrap().head;
             let writers = stores.iter().enumerate().map(|(writer, store)| {
                 let (store, name) = (Arc::clone(store), format!("{rev} by {writer}"));
                 let mine = KeyRecord { name: name.clone(), ..with_digests(&key, &[made.digest()]) };
-                tokio::spawn(async move { (name, store.commit(update_key(rev, &mine)).await) })
+                let parts = with_every_part(&made, &chain, Trail::Operator, head);
+                let mutation =
+                    Mutation { org: None, ..Mutation { key: update_key(rev, &mine).key, ..parts } };
+                tokio::spawn(async move { (name, store.commit(mutation).await) })
             });
             let mut winners = Vec::new();
             for writer in writers.collect::<Vec<_>>() {
@@ -239,32 +365,81 @@ mod all_or_nothing {
             }
             let now = store.key(key.id).await.unwrap().unwrap();
             assert_eq!((now.rev, vec![now.record.name.clone()]), (rev + 1, winners));
-            assert!(is_whole(&store, &now.record).await);
-            let pointers = server.command(&["KEYS", "{kg}:k:*"]);
-            assert!(pointers.starts_with("*1\r\n"), "the losers' digests are nowhere: {pointers}");
+            assert!(is_whole_key(&store, &now.record).await);
+            for (pattern, left) in [("k", 1), ("email", rev), ("idem", rev)] {
+                let found = server.command(&["KEYS", &format!("{{kg}}:{pattern}:*")]);
+                assert!(found.starts_with(&format!("*{left}\r\n")), "the losers left nothing: {found}");
+            }
+            assert_eq!(server.command(&["HLEN", "{kg}:news"]), format!(":{rev}\r\n"));
+            assert_eq!(chain_length(&store, &chain).await, rev);
         }
     }
 
     #[tokio::test]
     async fn what_somebody_else_wrote_into_the_way_fails_a_mutation_before_it_writes() {
-        let (made, org) = (Maker::new(), Maker::new().org());
-        let key = made.key(org.id, &[made.digest()]);
+        let mutation = with_every_part(&Maker::new(), &Chain::default(), Trail::Operator, Link::ORIGIN);
+        let (org, key) = inserted(&mutation);
+        let answer: String =
+            mutation.answer.as_ref().unwrap().index.iter().map(|b| format!("{b:02x}")).collect();
         for (place, harm) in [
             ("{kg}:keys".to_owned(), &["SET", "x"][..]),
             ("{kg}:orgs".to_owned(), &["SET", "x"]),
             (format!("{{kg}}:org:{}:keys", org.id), &["SET", "x"]),
             (format!("{{kg}}:id:{}", key.id), &["SADD", "x"]),
+            (format!("{{kg}}:idem:{answer}"), &["SADD", "x"]),
+            (format!("{{kg}}:idem:{answer}"), &["SET", "short"]),
+            ("{kg}:audit:operator".to_owned(), &["SET", "x"]),
+            ("{kg}:audit:operator:ends".to_owned(), &["SADD", "x"]),
+            ("{kg}:news".to_owned(), &["SET", "x"]),
+            ("{kg}:news:due".to_owned(), &["SET", "x"]),
             ("{kg}:events".to_owned(), &["SET", "x"]),
         ] {
             let server = RedisServer::start();
             let store = begun(&server).await;
             server.command(&[harm[0], &place, harm[1]]);
             let before = dump(&server);
-            let mutation =
-                Mutation { org: new_org(&org).org, subjects: vec![Subject::Org(org.id)], ..new_key(&key) };
-            assert!(matches!(store.commit(mutation).await, Err(CommitError::Fault(_))), "{place}");
+            assert!(matches!(store.commit(mutation.clone()).await, Err(CommitError::Fault(_))), "{place}");
             assert_eq!(dump(&server), before, "{place}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_audit_trail_that_goes_on_past_its_end_fails_a_mutation_before_it_writes() {
+        for entry in ["1-0", "7-0", "1-3"] {
+            let server = RedisServer::start();
+            let store = begun(&server).await;
+            server.command(&["XADD", "{kg}:audit:operator", entry, "mac", "x"]);
+            let before = dump(&server);
+            let mutation = with_every_part(&Maker::new(), &Chain::default(), Trail::Operator, Link::ORIGIN);
+            let refused = store.commit(mutation).await.unwrap_err();
+            assert!(refused.to_string().contains("past its end"), "{refused}");
+            assert_eq!(dump(&server), before);
+            assert!(store.trails().entries(Trail::Operator, None, 1).await.is_err(), "nor does it read");
+        }
+    }
+
+    /// Redis makes room by what has an expiry first.
+    #[tokio::test]
+    async fn only_answers_and_quotas_expire() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        let mutation = with_every_part(&made, &Chain::default(), Trail::Operator, Link::ORIGIN);
+        store.commit(mutation.clone()).await.unwrap();
+        let used = Used { key: inserted(&mutation).1.id, usage: Usage::parse("7 a").unwrap() };
+        store.side().note_usage(vec![used]).await.unwrap();
+        store.side().admit(vec![quota()], NOW).await.unwrap();
+        let mut expiring = 0;
+        for (key, _) in dump(&server) {
+            let left = server.command(&["PTTL", &key]);
+            let left: i64 = left.trim_start_matches(':').trim().parse().unwrap();
+            if key.contains(":idem:") || key.contains(":quota:") {
+                expiring += 1;
+                assert!((3_000_000..=3_600_000).contains(&left), "{key} {left}");
+            } else {
+                assert_eq!(left, -1, "{key}");
+            }
+        }
+        assert_eq!(expiring, 2);
     }
 
     #[tokio::test]
@@ -323,6 +498,15 @@ mod whose_store_it_is {
         for mutation in mutations {
             assert!(matches!(store.commit(mutation).await, Err(CommitError::Fault(_))));
         }
+        assert!(store.import(vec![key.clone()]).await.is_err());
+        let (trails, trail) = (store.trails(), Trail::Operator);
+        assert!(trails.ends(trail).await.is_err() && trails.entries(trail, None, 1).await.is_err());
+        assert!(trails.trim(trail, 1).await.is_err());
+        assert!(trails.restore(trail, Ends::default(), vec![]).await.is_err());
+        let (side, used) = (store.side(), Used { key: key.id, usage: Usage::parse("7").unwrap() });
+        assert!(side.answer([1; 32], NOW).await.is_err() && side.usage(vec![key.id]).await.is_err());
+        assert!(side.note_usage(vec![used]).await.is_err() && side.admit(vec![quota()], NOW).await.is_err());
+        assert!(side.claim_news(NOW, NOW, 1).await.is_err() && side.delivered(org.id).await.is_err());
         assert_eq!(store.keeper().begin().await, Ok(false));
         store.keeper().status().await.trouble.unwrap()
     }
@@ -748,6 +932,20 @@ mod the_way_there {
         assert_found(&store, digest, &key, &org).await;
         assert_eq!(store.commit(revocation(&key)).await, Ok(Committed { event: Some(1) }));
         assert_eq!(store.keys(None, None, 10).await.unwrap().len(), 1);
+        let everything = with_every_part(&made, &Chain::default(), Trail::Operator, Link::ORIGIN);
+        store.commit(everything.clone()).await.unwrap();
+        store.import(vec![made.key(org.id, &[made.digest()])]).await.unwrap().remove(0).unwrap();
+        let (trails, side) = (store.trails(), store.side());
+        assert_eq!(trails.entries(Trail::Operator, None, 9).await.unwrap().len(), 1);
+        assert_eq!(trails.trim(Trail::Operator, 1).await, Ok(1));
+        let ends = trails.ends(Trail::Operator).await.unwrap();
+        trails.restore(Trail::Operator, ends, vec![]).await.unwrap();
+        side.note_usage(vec![Used { key: key.id, usage: Usage::parse("7 a").unwrap() }]).await.unwrap();
+        assert!(side.usage(vec![key.id]).await.unwrap()[0].is_some());
+        assert!(side.answer(everything.answer.unwrap().index, NOW).await.unwrap().is_some());
+        assert_eq!(side.admit(vec![quota()], NOW).await, Ok(Admission::Admitted));
+        let news = side.claim_news(NOW, NOW, 9).await.unwrap();
+        side.delivered(news[0].org).await.unwrap();
         server.command(&["FLUSHALL"]);
         assert!(store.keeper().accept().await.unwrap().changed);
         linked(&store).await;

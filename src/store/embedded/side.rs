@@ -82,20 +82,17 @@ impl Tables<'_> {
     }
 
     fn claim_news(&mut self, now: UnixMillis, until: UnixMillis, limit: usize) -> Result<Vec<News>, Stop> {
-        let mut due = Vec::new();
-        for place in due_at(&self.news_due, now)?.take(limit) {
-            due.push(place?);
-        }
+        let due: Vec<_> = due_at(&self.news_due, now)?.take(limit).collect::<Result<_, _>>()?;
         let mut claimed = Vec::new();
-        for org in due {
+        for (due, org) in due {
             let kept = self.news.get(&org.to_bytes())?.map(|kept| kept.value().to_vec());
-            let (_, body) = kept
-                .as_deref()
-                .and_then(split_time)
-                .ok_or_else(|| Stop::unreadable("news that are due are not there"))?;
-            let news = News { org, due: until, body: body.to_vec() };
-            self.write_news(&news)?;
-            claimed.push(news);
+            if let Some((_, body)) = kept.as_deref().and_then(split_time) {
+                let news = News { org, due: until, body: body.to_vec() };
+                self.write_news(&news)?;
+                claimed.push(news);
+            } else {
+                self.news_due.remove((&due.0.to_be_bytes(), &org.to_bytes()))?;
+            }
         }
         Ok(claimed)
     }
@@ -139,10 +136,14 @@ impl Snapshot {
 fn due_at<'t>(
     table: &'t impl ReadableTable<(Number, Id), ()>,
     now: UnixMillis,
-) -> Result<impl Iterator<Item = Result<OrgId, redb::StorageError>> + 't, redb::StorageError> {
+) -> Result<impl Iterator<Item = Result<(UnixMillis, OrgId), redb::StorageError>> + 't, redb::StorageError> {
     let end = (&now.0.to_be_bytes(), &[u8::MAX; 16]);
     let range = table.range::<(&[u8; 8], &[u8; 16])>((Bound::Unbounded, Bound::Included(end)))?;
-    Ok(range.map(|place| Ok(OrgId::from_bytes(*place?.0.value().1))))
+    Ok(range.map(|place| {
+        let (place, _) = place?;
+        let (due, org) = place.value();
+        Ok((UnixMillis(u64::from_be_bytes(*due)), OrgId::from_bytes(*org)))
+    }))
 }
 
 fn parse_usage(text: &[u8]) -> Option<Usage> {
