@@ -36,6 +36,7 @@ use crate::reload::{Fixed, Refused, Source};
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::{self, Embedded};
+use crate::store::events::EventSink;
 use crate::store::keeper::LinkState;
 use crate::store::redis::{self, Redis};
 use crate::telemetry::{self, RecordWriter};
@@ -226,7 +227,7 @@ impl App {
             clock.clone(),
         ));
         let keys = ReadThrough::new(config.cache, Arc::clone(&store), control.handle.clone(), clock.clone());
-        store.subscribe(meter);
+        store.subscribe(Arc::clone(&meter) as Arc<dyn EventSink>);
         let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
         let in_force = Arc::new(Mutex::new(InForce {
             config_hash: config.hash,
@@ -257,10 +258,17 @@ impl App {
             tokio::spawn(admin.run(Arc::clone(&lifecycle)));
         }
         let readiness = Arc::new(Readiness::default());
-        readiness.set(true);
         if let Some(ops) = ops {
+            let asked = Arc::clone(&store);
+            let store_has_answered =
+                move || meter.has_answered() || asked.keeper().link_state() == LinkState::Up;
             let state = state(store, keys, Arc::clone(&in_force), &records);
-            let told = Told { metrics, readiness: Arc::clone(&readiness), state: Box::new(state) };
+            let told = Told {
+                metrics,
+                readiness: Arc::clone(&readiness),
+                store_has_answered: Box::new(store_has_answered),
+                state: Box::new(state),
+            };
             tokio::spawn(ops.run(Arc::new(told)));
         }
         drop(entered);
@@ -374,7 +382,7 @@ impl App {
             let _ = self.reload(*read);
         }
         let delay = self.drain.delay;
-        self.readiness.set(false);
+        self.readiness.stop();
         telemetry::log("stopping: finishing the requests under way; a second signal ends them");
         let (hurry, hurried) = std::sync::mpsc::channel();
         // SIGHUP is watched still, and ignored.
@@ -400,7 +408,7 @@ impl App {
     #[expect(clippy::disallowed_methods, reason = "the end of a process is nobody's argument")]
     fn stop(self, timeout: Duration, hurried: &std::sync::mpsc::Receiver<()>) {
         let Self { control, acceptor, workers, records, lifecycle, readiness, .. } = self;
-        readiness.set(false);
+        readiness.stop();
         acceptor.abort();
         // Only when its task is gone is the socket closed and are the workers ours alone.
         drop(control.handle.block_on(acceptor));

@@ -50,18 +50,37 @@ pub struct BindError {
     cause: io::Error,
 }
 
-/// Whether requests should be sent here.
+/// Whether requests should be sent here: from the store's first answer on, until the gateway begins to stop.
+///
+/// A gateway that has never heard of its store can let nobody in, and those that it would take the place of
+/// may still know their keys. Later on a store that is away is no reason: known keys are served, for the
+/// others 503 is the honest answer everywhere, and a balancer without any gateway left would give a worse
+/// one.
 #[derive(Debug, Default)]
-pub struct Readiness(AtomicBool);
+pub struct Readiness {
+    has_begun: AtomicBool,
+    is_stopping: AtomicBool,
+}
 
 impl Readiness {
-    pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Relaxed);
+    /// From now on the answer is no.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
     }
 
-    #[must_use]
-    pub fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// # Errors
+    /// Why not.
+    fn judge(&self, store_has_answered: impl FnOnce() -> bool) -> Result<(), &'static str> {
+        if self.is_stopping.load(Ordering::Relaxed) {
+            return Err("not ready: stopping\n");
+        }
+        if !self.has_begun.load(Ordering::Relaxed) {
+            if !store_has_answered() {
+                return Err("not ready: the store has not answered since the start; the log says why\n");
+            }
+            self.has_begun.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 
@@ -69,6 +88,8 @@ impl Readiness {
 pub struct Told {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
+    /// Whether the store has ever answered this process.
+    pub store_has_answered: Box<dyn Fn() -> bool + Send + Sync>,
     /// What is read at the moment of a scrape.
     pub state: Box<dyn Fn() -> State + Send + Sync>,
 }
@@ -152,8 +173,10 @@ fn answer(told: &Told, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             }
         },
         Some("/livez") => text(StatusCode::OK, "alive\n"),
-        Some("/readyz") if told.readiness.get() => text(StatusCode::OK, "ready\n"),
-        Some("/readyz") => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        Some("/readyz") => match told.readiness.judge(&told.store_has_answered) {
+            Ok(()) => text(StatusCode::OK, "ready\n"),
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+        },
         _ => text(StatusCode::NOT_FOUND, "/metrics, /livez and /readyz are here\n"),
     }
 }

@@ -212,10 +212,18 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = match &mut self.source {
+        let mut polled = match &mut self.source {
             Source::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Upstream(streaming) => streaming.poll_frame(cx),
         };
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let (Some(trailers), Some(exchange)) = (frame.trailers_mut(), &self.exchange)
+        {
+            exchange.filter_trailers(trailers);
+            if trailers.is_empty() {
+                polled = Poll::Ready(None);
+            }
+        }
         let ended = match &polled {
             Poll::Ready(None) => true,
             // After trailers nobody asks again.

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 
 use super::Gateway;
 use super::headers::request_id_value;
@@ -176,6 +176,11 @@ impl Exchange {
         self.gateway.cells.refused(rejection);
         // What is keygate's own to say may be said to its end.
         self.leave_flight();
+    }
+
+    /// Leaves of an answer's trailers those that may go on.
+    pub(super) fn filter_trailers(&self, trailers: &mut HeaderMap) {
+        self.snapshot.rules().trailers(trailers);
     }
 
     /// The answer has been handed over to its last byte.

@@ -16,7 +16,7 @@ use super::authorize::Permit;
 use super::body::{BodyError, RequestBody, ResponseBody, Upload, UploadState};
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
-use super::headers::{Framing, Peer};
+use super::headers::{self, Framing, Peer};
 use super::snapshot::Snapshot;
 use super::tunnel::{self, Tunnel};
 use crate::rejection::{BadGateway, Rejection};
@@ -40,9 +40,12 @@ pub(super) async fn forward(
     exchange: &mut Exchange,
 ) -> Result<Forwarded, Rejection> {
     let wants_tunnel = permit.route().websocket && tunnel::is_handshake(request.method(), request.headers());
+    let takes_trailers = headers::takes_trailers(request.headers());
     let (mut request, upload) = build(snapshot, peer, permit, request, exchange)?;
     if wants_tunnel {
         tunnel::upgrade(request.headers_mut());
+    } else if takes_trailers {
+        headers::ask_for_trailers(request.headers_mut());
     }
     let timeout = snapshot.upstream(upstream).timeouts.answer;
     if let Some(holder) = permit.holder() {
@@ -76,7 +79,7 @@ pub(super) async fn forward(
     let grants_tunnel = is_switch && wants_tunnel && tunnel::is_granted(answer.headers());
     let switch = grants_tunnel.then(|| hyper::upgrade::on(&mut answer));
     let (mut head, incoming) = answer.into_parts();
-    let framing = snapshot.rules().answer(&mut head.headers, exchange.id_value());
+    let framing = snapshot.rules().answer(&mut head.headers, exchange.id_value(), takes_trailers);
     // A 101 that nobody asked for is no answer. Dropping the lease closes the connection.
     if is_switch != grants_tunnel || framing == Framing::Unknown {
         return Err(Rejection::BadGateway(BadGateway::InvalidAnswer));

@@ -51,8 +51,6 @@ pub(super) struct Shape {
     pub(super) encoded_slash: bool,
     /// A `;`, a `?` or a `#`, plain or encoded, where some servers end a path or a segment.
     pub(super) cuts: bool,
-    /// A capital letter, which some servers take for a small one.
-    pub(super) capitals: bool,
     /// The path ends with a slash, and is more than one.
     pub(super) trailing_slash: bool,
 }
@@ -239,18 +237,16 @@ pub(super) fn canonicalise(path: &str) -> Result<(Cow<'_, str>, Shape), Unsafe> 
 
 /// The canonical form of one segment, where it differs from what came.
 fn check_segment(segment: &str, shape: &mut Shape) -> Result<Option<String>, Unsafe> {
-    let (mut escaped, mut capitals) = (false, false);
+    let mut escaped = false;
     for byte in segment.bytes() {
         match CLASS[usize::from(byte)] {
             Class::Plain => {}
-            Class::Capital => capitals = true,
             Class::Semicolon => shape.cuts = true,
             Class::Percent => escaped = true,
             Class::Forbidden => return Err(Unsafe::PathCharacter),
         }
     }
     if !escaped {
-        shape.capitals |= capitals;
         return if is_dot_segment(segment.as_bytes()) { Err(Unsafe::PathDotSegment) } else { Ok(None) };
     }
     let canonical = normalise_escapes(segment)?;
@@ -297,7 +293,6 @@ fn check_decoded(decoded: &[u8], shape: &mut Shape) -> Result<(), Unsafe> {
     let is_slash = |byte: &u8| matches!(byte, b'/' | b'\\');
     shape.encoded_slash |= decoded.iter().any(is_slash);
     shape.cuts |= decoded.iter().any(|byte| CUTS.contains(byte));
-    shape.capitals |= decoded.iter().any(u8::is_ascii_uppercase);
     if decoded.split(is_slash).any(is_dot_segment) { Err(Unsafe::PathDotSegment) } else { Ok(()) }
 }
 
@@ -345,7 +340,6 @@ const fn hex_value(digit: u8) -> Option<u8> {
 #[derive(Clone, Copy)]
 enum Class {
     Plain,
-    Capital,
     Semicolon,
     Percent,
     Forbidden,
@@ -354,16 +348,11 @@ enum Class {
 /// `pchar` of RFC 3986, section 3.3, by octet.
 const CLASS: [Class; 256] = {
     let mut table = [Class::Forbidden; 256];
-    let plain = b"abcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,=:@";
+    let plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,=:@";
     let mut n = 0;
     while n < plain.len() {
         table[plain[n] as usize] = Class::Plain;
         n += 1;
-    }
-    let mut capital = b'A';
-    while capital <= b'Z' {
-        table[capital as usize] = Class::Capital;
-        capital += 1;
     }
     table[b';' as usize] = Class::Semicolon;
     table[b'%' as usize] = Class::Percent;

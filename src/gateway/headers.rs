@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
@@ -66,6 +66,44 @@ const RESERVED: [&str; 25] = [
 
 /// What a body is. `Content_Length` is a field of no meaning here, and may be the length to an upstream.
 const FRAMING: [&str; 2] = ["content-length", "content-type"];
+
+/// What a trailer must not say, because a head was acted on without it: where a body ends and what it is, who
+/// may do what, how to read the request or the answer (RFC 9110, section 6.5.1). Whoever merges trailers into
+/// the head would believe it.
+const NOT_IN_TRAILERS: [&str; 32] = [
+    "age",
+    "authentication-info",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-range",
+    "content-type",
+    "cookie",
+    "date",
+    "expires",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authentication-info",
+    "range",
+    "refresh",
+    "retry-after",
+    "set-cookie",
+    "set-cookie2",
+    "strict-transport-security",
+    "vary",
+    "warning",
+    "www-authenticate",
+];
 
 /// Names of the identity headers, and whose forwarding headers count.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,6 +191,8 @@ pub struct HeaderRules {
     aliased: NameSet,
     /// Dropped from every answer on its way down.
     hop_by_hop: NameSet,
+    /// Dropped from what comes behind an answer's body.
+    not_in_trailers: NameSet,
 }
 
 impl HeaderRules {
@@ -163,9 +203,10 @@ impl HeaderRules {
         let defaults = ["x-org-id", "x-environment", "x-key-id", "x-scopes", "x-request-id"];
         let removed = HOP_BY_HOP.iter().chain(&RESERVED).chain(&identity).chain(&defaults).copied();
         Self {
-            removed: NameSet::new(removed),
+            removed: NameSet::new(removed.clone()),
             aliased: NameSet::new(FRAMING.into_iter()),
             hop_by_hop: NameSet::new(HOP_BY_HOP.into_iter()),
+            not_in_trailers: NameSet::new(removed.chain(NOT_IN_TRAILERS)),
             settings,
         }
     }
@@ -181,8 +222,7 @@ impl HeaderRules {
     ) {
         let forwarding = self.forwarding(headers, peer, host);
         remove_connection_options(headers);
-        self.removed.remove_from(headers);
-        self.aliased.remove_aliases_from(headers);
+        remove_if(headers, |name| self.removed.contains(name) || self.aliased.is_alias(name));
         join_cookies(headers);
         let Forwarding { for_, proto, host: forwarded_host } = forwarding;
         headers.insert(X_FORWARDED_FOR, for_);
@@ -198,17 +238,36 @@ impl HeaderRules {
         }
     }
 
-    /// Makes an upstream's fields into those of the answer.
+    /// Makes an upstream's fields into those of the answer. A client that `takes_trailers` is told which come.
     #[must_use]
-    pub fn answer(&self, headers: &mut HeaderMap, request_id: &HeaderValue) -> Framing {
+    pub fn answer(&self, headers: &mut HeaderMap, request_id: &HeaderValue, takes_trailers: bool) -> Framing {
         let framing = Framing::of(headers);
         if framing == Framing::Doubtful {
             headers.remove(CONTENT_LENGTH);
         }
+        let announced = if takes_trailers { self.announced_trailers(headers) } else { None };
         remove_connection_options(headers);
-        self.hop_by_hop.remove_from(headers);
+        remove_if(headers, |name| self.hop_by_hop.contains(name));
+        if let Some(announced) = announced {
+            headers.insert(TRAILER, announced);
+        }
         self.name_answer(headers, request_id);
         framing
+    }
+
+    /// The trailers that an answer announces, without those that will not be let through.
+    fn announced_trailers(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let fields = headers.get_all(TRAILER).iter();
+        let names = fields.flat_map(|field| field.as_bytes().split(|byte| *byte == b','));
+        let names = names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok());
+        let names: Vec<_> = names.filter(|name| !self.not_in_trailers.contains(name.as_str())).collect();
+        let names: Vec<&str> = names.iter().map(HeaderName::as_str).collect();
+        HeaderValue::try_from(names.join(", ")).ok().filter(|names| !names.is_empty())
+    }
+
+    /// Makes an upstream's trailers into those of the answer; there may be none left.
+    pub fn trailers(&self, trailers: &mut HeaderMap) {
+        remove_if(trailers, |name| self.not_in_trailers.contains(name));
     }
 
     /// The one header that every answer has, of the upstream's or keygate's own.
@@ -305,6 +364,19 @@ fn parse_forwarded_address(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
+/// Whether a client takes trailers (RFC 9110, section 10.1.4).
+#[must_use]
+pub(super) fn takes_trailers(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(TE).iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b','));
+    codings.into_iter().any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+/// Asks an upstream for trailers, in fields from which everything hop-by-hop was removed.
+pub(super) fn ask_for_trailers(headers: &mut HeaderMap) {
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    headers.insert(CONNECTION, HeaderValue::from_static("te"));
+}
+
 /// Removes what `Connection` names (RFC 9110, section 7.6.1), before anything of ours is set.
 fn remove_connection_options(headers: &mut HeaderMap) {
     if !headers.contains_key(CONNECTION) {
@@ -370,15 +442,9 @@ impl NameSet {
         self.names.binary_search_by(|name| name.iter().copied().cmp(folded())).is_ok()
     }
 
-    fn remove_from(&self, headers: &mut HeaderMap) {
-        remove_if(headers, |name| self.contains(name));
-    }
-
-    /// Removes every spelling of these names but their own.
-    fn remove_aliases_from(&self, headers: &mut HeaderMap) {
-        remove_if(headers, |name| {
-            self.contains(name) && !self.names.iter().any(|own| **own == *name.as_bytes())
-        });
+    /// Whether it is another spelling of one of these names than their own.
+    fn is_alias(&self, name: &str) -> bool {
+        self.contains(name) && !self.names.iter().any(|own| **own == *name.as_bytes())
     }
 }
 
@@ -561,12 +627,39 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("content-length", HeaderValue::from_static("5"));
         let id = HeaderValue::from_static("req_1");
-        assert_eq!(rules(&[]).answer(&mut headers, &id), Framing::Clear);
+        assert_eq!(rules(&[]).answer(&mut headers, &id, false), Framing::Clear);
         headers.insert("transfer-encoding", HeaderValue::from_static("gzip, chunked"));
-        assert_eq!(rules(&[]).answer(&mut headers, &id), Framing::Unknown);
+        assert_eq!(rules(&[]).answer(&mut headers, &id, false), Framing::Unknown);
         headers.insert("transfer-encoding", HeaderValue::from_static("chunked"));
-        assert_eq!(rules(&[]).answer(&mut headers, &id), Framing::Doubtful);
+        assert_eq!(rules(&[]).answer(&mut headers, &id, false), Framing::Doubtful);
         assert!(!headers.contains_key("content-length") && !headers.contains_key("transfer-encoding"));
+    }
+
+    #[test]
+    fn trailers_are_announced_to_whoever_takes_them_without_those_that_stay_here() {
+        let announced = |value: &'static str, takes| {
+            let mut headers = HeaderMap::new();
+            headers.append("trailer", HeaderValue::from_static("x-first"));
+            headers.append("trailer", HeaderValue::from_static(value));
+            let _ = rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1"), takes);
+            headers.get("trailer").map(|names| names.to_str().unwrap().to_owned())
+        };
+        let asked = "Grpc-Status,, x_org.id , no name, Content_Type, trailer, x-sum";
+        assert_eq!(announced(asked, true).as_deref(), Some("x-first, grpc-status, x-sum"));
+        assert_eq!(announced(asked, false), None);
+        let mut headers = HeaderMap::new();
+        headers.append("trailer", HeaderValue::from_static("set-cookie"));
+        let _ = rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1"), true);
+        assert!(!headers.contains_key("trailer"), "none is left");
+    }
+
+    #[test]
+    fn te_is_read_member_by_member() {
+        let takes = |value: &'static str| {
+            takes_trailers(&HeaderMap::from_iter([(TE, HeaderValue::from_static(value))]))
+        };
+        assert!(takes("trailers") && takes("gzip;q=0.5, Trailers") && takes(" trailers ,"));
+        assert!(!takes("gzip") && !takes("trailers-not") && !takes(""));
     }
 
     proptest! {

@@ -6,6 +6,7 @@
 //! is denied.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 
 use http::Method;
@@ -213,11 +214,19 @@ pub struct RouteTable {
 
 #[derive(Debug, Default)]
 struct Node {
-    /// Sorted by the literal's canonical text.
-    literals: Vec<(Box<str>, Self)>,
+    /// Sorted by their canonical texts.
+    literals: Vec<Literal>,
     param: Option<Box<Self>>,
     here: Vec<(Method, usize)>,
     rest: Vec<(Method, usize)>,
+}
+
+#[derive(Debug)]
+struct Literal {
+    text: Box<str>,
+    /// The text as a server sees it that decodes segments.
+    octets: Box<[u8]>,
+    node: Node,
 }
 
 /// A route that was found.
@@ -230,9 +239,9 @@ pub struct Match<'t> {
 
 /// In which spelling segments are compared with literals.
 #[derive(Clone, Copy)]
-enum Reading {
-    /// As the canonical path stands.
-    Canonical,
+enum Reading<'r> {
+    /// As the canonical path stands. Notes whether a segment was a literal but for its case or encoding.
+    Canonical { near_miss: &'r Cell<bool> },
     /// As an upstream sees it that decodes segments.
     Decoded,
     /// As the laxest upstream sees it: decoded, cut off at `;`, `?` or `#`, in letters of any case.
@@ -303,9 +312,10 @@ impl RouteTable {
     /// [`Unsafe::PathTwoReadings`] where they do not; [`Unsafe::PathEncodedSlash`] where the route does not
     /// allow one.
     pub fn find<B>(&self, request: &CanonicalRequest<B>) -> Result<Option<Match<'_>>, Unsafe> {
-        let (path, shape) = (request.path(), request.shape());
-        let find = |path, reading| self.find_reading(path, request.method(), reading, End::Here);
-        let found = find(path, Reading::Canonical);
+        let (path, shape, method) = (request.path(), request.shape(), request.method());
+        let near_miss = Cell::new(false);
+        let found = self.find_reading(path, method, Reading::Canonical { near_miss: &near_miss }, End::Here);
+        let find = |path, reading| self.find_reading(path, method, reading, End::Here);
         let Some(number) = found else {
             return if shape.encoded_slash { Err(Unsafe::PathEncodedSlash) } else { Ok(None) };
         };
@@ -315,16 +325,17 @@ impl RouteTable {
         if shape.cuts && has_vanishing_segment(path) {
             return Err(Unsafe::PathTwoReadings);
         }
+        // Where nothing is decoded or cut off and no segment came near a literal, the laxest reading finds the
+        // same: looking again would be a waste, since nearly every id has capitals.
+        let is_lax = shape.cuts || shape.escapes || near_miss.get();
         if shape.escapes && find(path, Reading::Decoded) != found
-            || (shape.cuts || shape.capitals) && find(path, Reading::Lax) != found
+            || is_lax && find(path, Reading::Lax) != found
         {
             return Err(Unsafe::PathTwoReadings);
         }
         let otherwise = match path.strip_suffix('/').filter(|_| shape.trailing_slash) {
             Some(without) => find(without, Reading::Lax),
-            None if self.minds_trailing_slash => {
-                self.find_reading(path, request.method(), Reading::Lax, End::Beneath)
-            }
+            None if self.minds_trailing_slash => self.find_reading(path, method, Reading::Lax, End::Beneath),
             None => None,
         };
         if otherwise.is_some_and(|other| other != number) {
@@ -333,7 +344,7 @@ impl RouteTable {
         Ok(Some(Match { number, route: &self.routes[number] }))
     }
 
-    fn find_reading(&self, path: &str, method: &Method, reading: Reading, end: End) -> Option<usize> {
+    fn find_reading(&self, path: &str, method: &Method, reading: Reading<'_>, end: End) -> Option<usize> {
         let segments = path.strip_prefix('/').filter(|segments| !segments.is_empty());
         let claims = match segments {
             Some(_) => self.root.find(segments, reading, end)?,
@@ -360,21 +371,23 @@ impl Node {
             Some((Segment::Rest, _)) => &mut self.rest,
             Some((Segment::Param, further)) => self.param.get_or_insert_default().claims(further),
             Some((Segment::Literal(text), further)) => {
-                let at = match self.literals.binary_search_by(|(literal, _)| literal.cmp(text)) {
+                let at = match self.literals.binary_search_by(|literal| literal.text.cmp(text)) {
                     Ok(at) => at,
                     Err(at) => {
-                        self.literals.insert(at, (text.clone(), Self::default()));
+                        let octets = guard::decode(text).into();
+                        self.literals
+                            .insert(at, Literal { text: text.clone(), octets, node: Self::default() });
                         at
                     }
                 };
-                self.literals[at].1.claims(further)
+                self.literals[at].node.claims(further)
             }
         }
     }
 
     /// The claims on the most specific pattern that matches. Visits each node at most once, so its cost is
     /// bounded by the policy's size, whatever the path.
-    fn find(&self, path: Option<&str>, reading: Reading, end: End) -> Option<&[(Method, usize)]> {
+    fn find(&self, path: Option<&str>, reading: Reading<'_>, end: End) -> Option<&[(Method, usize)]> {
         let Some(path) = path else {
             return match end {
                 End::Here => non_empty(&self.here),
@@ -400,30 +413,36 @@ impl Node {
 
     /// The claims on this node's path with a slash behind it.
     fn beneath(&self) -> Option<&[(Method, usize)]> {
-        let slashed = self.literals.first().filter(|(literal, _)| literal.is_empty());
-        slashed.and_then(|(_, node)| non_empty(&node.here)).or_else(|| non_empty(&self.rest))
+        let slashed = self.literals.first().filter(|literal| literal.text.is_empty());
+        slashed.and_then(|literal| non_empty(&literal.node.here)).or_else(|| non_empty(&self.rest))
     }
 
-    fn literal(&self, segment: &str, reading: Reading) -> Option<&Self> {
-        if matches!(reading, Reading::Canonical) {
-            let at = self.literals.binary_search_by(|(literal, _)| (**literal).cmp(segment)).ok()?;
-            return Some(&self.literals[at].1);
-        }
+    fn literal(&self, segment: &str, reading: Reading<'_>) -> Option<&Self> {
         let octets = reading.of(segment);
-        let find = |same: &dyn Fn(&[u8]) -> bool| {
-            self.literals.iter().find(|(literal, _)| same(&guard::decode(literal))).map(|(_, node)| node)
+        let equal = |literal: &&Literal| *literal.octets == *octets;
+        let similar = |literal: &&Literal| literal.octets.eq_ignore_ascii_case(&octets);
+        let found = match reading {
+            Reading::Canonical { near_miss } => {
+                match self.literals.binary_search_by(|literal| (*literal.text).cmp(segment)) {
+                    Ok(at) => Some(&self.literals[at]),
+                    Err(_) => {
+                        near_miss
+                            .set(near_miss.get() || self.literals.iter().any(|literal| similar(&literal)));
+                        None
+                    }
+                }
+            }
+            Reading::Decoded => self.literals.iter().find(equal),
+            Reading::Lax => self.literals.iter().find(equal).or_else(|| self.literals.iter().find(similar)),
         };
-        find(&|literal| literal == &*octets).or_else(|| match reading {
-            Reading::Canonical | Reading::Decoded => None,
-            Reading::Lax => find(&|literal| literal.eq_ignore_ascii_case(&octets)),
-        })
+        found.map(|literal| &literal.node)
     }
 }
 
-impl Reading {
+impl Reading<'_> {
     fn of(self, segment: &str) -> Cow<'_, [u8]> {
         match self {
-            Self::Canonical => Cow::Borrowed(segment.as_bytes()),
+            Self::Canonical { .. } => Cow::Borrowed(segment.as_bytes()),
             Self::Decoded => guard::decode(segment),
             Self::Lax => match guard::decode(segment) {
                 Cow::Borrowed(octets) => Cow::Borrowed(guard::cut(octets)),
@@ -550,6 +569,15 @@ mod tests {
         ] {
             assert_eq!(find(&table, Method::GET, path).as_deref(), expected.as_ref().copied(), "{path}");
         }
+    }
+
+    #[test]
+    fn a_literal_with_capitals_is_no_less_one_than_others() {
+        let table = table(&[("one", Method::GET, &["/x/{id}"]), ("all", Method::GET, &["/x/All"])]);
+        assert_eq!(find(&table, Method::GET, "/x/All").as_deref(), Ok("all"));
+        assert_eq!(find(&table, Method::GET, "/x/all").err(), Some(Unsafe::PathTwoReadings));
+        assert_eq!(find(&table, Method::GET, "/x/aLL").err(), Some(Unsafe::PathTwoReadings));
+        assert_eq!(find(&table, Method::GET, "/x/01JD").as_deref(), Ok("one"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault, 
 #[derive(Debug)]
 pub struct StoreMeter {
     up: AtomicBool,
+    has_answered: AtomicBool,
     pub(super) operations: [(&'static str, Histogram<9>); 3],
     pub(super) lag: Histogram<14>,
 }
@@ -27,7 +28,8 @@ impl Default for StoreMeter {
     fn default() -> Self {
         let operations =
             ["lookup", "read", "commit"].map(|operation| (operation, Histogram::new(&STORE_BUCKETS)));
-        Self { up: AtomicBool::new(true), operations, lag: Histogram::new(&LAG_BUCKETS) }
+        let (up, has_answered) = (AtomicBool::new(true), AtomicBool::new(false));
+        Self { up, has_answered, operations, lag: Histogram::new(&LAG_BUCKETS) }
     }
 }
 
@@ -36,6 +38,12 @@ impl StoreMeter {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has ever answered.
+    #[must_use]
+    pub fn has_answered(&self) -> bool {
+        self.has_answered.load(Ordering::Relaxed)
     }
 }
 
@@ -97,6 +105,7 @@ impl Drop for Asked<'_> {
         let took = clock.mono().saturating_duration_since(self.begun);
         meter.operations[self.operation].1.observe_shared(took);
         meter.up.store(self.answered, Ordering::Relaxed);
+        meter.has_answered.fetch_or(self.answered, Ordering::Relaxed);
     }
 }
 

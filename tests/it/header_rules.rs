@@ -227,7 +227,7 @@ fn hop_by_hop_fields_and_those_that_connection_names_stay_behind() {
         ("proxy-connection", "hop"),
         ("proxy-authorization", "Basic hop"),
         ("proxy-authenticate", "hop"),
-        ("te", "trailers, hop"),
+        ("te", "gzip, hop"),
         ("trailer", "x-hop"),
         ("upgrade", "websocket, hop"),
         ("http2-settings", "hop"),

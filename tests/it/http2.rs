@@ -180,7 +180,7 @@ fn a_body_of_unknown_length_goes_up_in_chunks_and_its_trailers_stay_here() {
         "no trailers: {:?}",
         String::from_utf8_lossy(&seen.raw_body)
     );
-    assert!(seen.values("te").is_empty() && seen.values("trailer").is_empty());
+    assert!(seen.values("trailer").is_empty());
 }
 
 #[test]

@@ -30,5 +30,6 @@ mod reload;
 mod store_contract;
 mod streaming;
 mod tls;
+mod trailers;
 mod transports;
 mod websocket;

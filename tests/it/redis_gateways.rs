@@ -15,7 +15,7 @@ use crate::harness::metrics::{scrape, value};
 use crate::harness::process::{Process, keygate};
 use crate::harness::{
     Answer, Call, Chaos, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Weather, Wire, eventually,
-    operator,
+    fetch, operator,
 };
 
 /// Requests with known keys while Redis is away.
@@ -301,6 +301,26 @@ mod without_redis {
         proxy.turn(Weather::Fair);
         eventually("the key works", || status(&gateway, &key) == 200);
         assert_recovers("its start", &gateway, &[key]);
+    }
+
+    #[test]
+    fn a_gateway_is_ready_from_its_stores_first_answer_until_it_stops_whatever_becomes_of_the_store() {
+        let (mut redis, upstreams) = (RedisServer::start(), upstreams());
+        redis.kill();
+        let org = keygate::id::OrgId::from_bytes([7; 16]);
+        let builder = on(&redis.url(), &upstreams).org(org).settings("[ops]\nlisten = \"127.0.0.1:0\"");
+        let gateway = builder.start();
+        let ready = || fetch(gateway.ops_address(), &Call::get("/readyz"));
+        assert_eq!(ready().status, 503);
+        assert_is_unavailable("not ready", &gateway.fetch(&request(&unknown())));
+        assert!(ready().text().contains("the store has not answered since the start"), "{}", ready().text());
+        redis.revive();
+        eventually("there is a store", || gateway.block_on(gateway.lifecycle().keeper().begin()).is_ok());
+        eventually("it is ready", || ready().status == 200);
+        redis.kill();
+        eventually("the store is gone", || !is_linked(&gateway));
+        assert_is_unavailable("gone", &gateway.fetch(&request(&unknown())));
+        assert_eq!((ready().status, ready().text().as_str()), (200, "ready\n"));
     }
 
     #[test]

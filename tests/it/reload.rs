@@ -281,7 +281,7 @@ fn a_new_certificate_is_served_to_whoever_connects_and_open_connections_go_on() 
 }
 
 #[test]
-fn a_gateway_that_is_stopping_reads_nothing_again() {
+fn a_gateway_that_is_stopping_is_not_ready_and_reads_nothing_again() {
     let live = Upstream::with(|_| Reply::Custom(Box::new(|_| thread::park())));
     let folder = TempDir::new().unwrap();
     builder(&live.url(), &[("jobs", "/jobs")]).write(folder.path());
@@ -293,6 +293,8 @@ fn a_gateway_that_is_stopping_reads_nothing_again() {
     eventually("the request is under way", || !live.seen().is_empty());
     gateway.terminate();
     gateway.err_line("stopping");
+    let ready = crate::harness::fetch(ops, &Call::get("/readyz"));
+    assert_eq!((ready.status, ready.text().as_str()), (503, "not ready: stopping\n"));
     gateway.signal(Signal::HUP);
     assert!(gateway.is_running());
     assert_eq!(reloads(ops), [Some(0.0), Some(0.0)]);

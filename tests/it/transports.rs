@@ -13,7 +13,7 @@ use crate::harness::Transport;
 use crate::harness::transport::VARIABLE;
 
 /// The modules whose tests hold over every transport.
-const SUITE: [&str; 10] = [
+const SUITE: [&str; 11] = [
     "authentication::",
     "contract_errors::",
     "contract_routes::",
@@ -24,6 +24,7 @@ const SUITE: [&str; 10] = [
     "header_rules::",
     "limits::",
     "streaming::",
+    "trailers::",
 ];
 
 #[test]

@@ -155,11 +155,9 @@ impl Wire {
         let mut lines = head.split("\r\n");
         let status_line = lines.next().unwrap_or_default().to_owned();
         let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok())?;
-        let fields = lines
-            .filter_map(|line| line.split_once(": "))
-            .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
-            .collect();
-        Some(Answer { status_line, status, fields, body: Vec::new(), complete: true })
+        let fields = lines.filter_map(field).collect();
+        let (body, trailers) = (Vec::new(), Vec::new());
+        Some(Answer { status_line, status, fields, body, trailers, complete: true })
     }
 
     fn body(&mut self, answer: &mut Answer, method: &str) {
@@ -167,7 +165,7 @@ impl Wire {
             return;
         }
         if answer.field("transfer-encoding") == Some("chunked") {
-            answer.complete = self.chunks(&mut answer.body).is_some();
+            answer.complete = self.chunks(answer).is_some();
         } else if let Some(length) = answer.field("content-length") {
             let length: usize = length.parse().unwrap();
             while self.buffer.len() < length && self.fill().is_some() {}
@@ -179,17 +177,18 @@ impl Wire {
         }
     }
 
-    fn chunks(&mut self, body: &mut Vec<u8>) -> Option<()> {
+    fn chunks(&mut self, answer: &mut Answer) -> Option<()> {
         loop {
             let size = usize::from_str_radix(&self.line()?, 16).ok()?;
+            if size == 0 {
+                answer.trailers = self.request_head()?.iter().filter_map(|line| field(line)).collect();
+                return Some(());
+            }
             while self.buffer.len() < size + 2 {
                 self.fill()?;
             }
-            body.extend(self.buffer.drain(..size));
+            answer.body.extend(self.buffer.drain(..size));
             self.buffer.drain(..2);
-            if size == 0 {
-                return Some(());
-            }
         }
     }
 
@@ -214,7 +213,7 @@ impl Wire {
         Some(line)
     }
 
-    /// Reads the lines of a request's head. `None` if the connection ends before it is whole.
+    /// Reads the lines of a request's head, or those behind the last chunk. `None` if the connection ends before it is whole.
     pub(crate) fn request_head(&mut self) -> Option<Vec<String>> {
         let mut lines = Vec::new();
         loop {
@@ -268,6 +267,10 @@ impl Wire {
     }
 }
 
+fn field(line: &str) -> Option<(String, String)> {
+    line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+}
+
 /// An answer as it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
@@ -276,6 +279,8 @@ pub(crate) struct Answer {
     /// Names in lower case, in their order.
     pub(crate) fields: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
+    /// The fields behind the body, written like those before it.
+    pub(crate) trailers: Vec<(String, String)>,
     /// Whether the body came to the end that its framing announced.
     pub(crate) complete: bool,
 }

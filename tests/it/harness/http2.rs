@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
@@ -55,7 +55,8 @@ pub(crate) fn request(transport: Transport, call: &Call) -> Option<Request<Bytes
     *request.method_mut() = Method::from_bytes(call.method.as_bytes()).ok()?;
     for (name, value) in &call.fields {
         let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-        if HTTP1_ONLY.contains(&name.as_str()) {
+        let means_the_same = name == "te" && value == "trailers";
+        if HTTP1_ONLY.contains(&name.as_str()) && !means_the_same {
             return None;
         }
         request.headers_mut().append(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
@@ -99,18 +100,16 @@ where
 /// An answer to its end, or to where it broke off.
 pub(crate) async fn read(response: Response<Incoming>) -> Answer {
     let (head, mut body) = response.into_parts();
-    let fields = head
-        .headers
-        .iter()
-        .map(|(name, value)| {
-            (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-        })
-        .collect();
-    let (mut bytes, mut complete) = (Vec::new(), true);
+    let texts = |headers: &HeaderMap| -> Vec<(String, String)> {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
+    };
+    let fields = texts(&head.headers);
+    let (mut bytes, mut trailers, mut complete) = (Vec::new(), Vec::new(), true);
     while let Some(frame) = body.frame().await {
         match frame.map(http_body::Frame::into_data) {
             Ok(Ok(data)) => bytes.extend_from_slice(&data),
-            Ok(Err(_)) => {}
+            Ok(Err(frame)) => trailers = frame.trailers_ref().map(&texts).unwrap_or_default(),
             Err(_) => {
                 complete = false;
                 break;
@@ -118,7 +117,7 @@ pub(crate) async fn read(response: Response<Incoming>) -> Answer {
         }
     }
     let status_line = format!("HTTP/2 {}", head.status.as_u16());
-    Answer { status_line, status: head.status.as_u16(), fields, body: bytes, complete }
+    Answer { status_line, status: head.status.as_u16(), fields, body: bytes, trailers, complete }
 }
 
 /// A connection of which every frame is ours.
