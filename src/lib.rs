@@ -47,6 +47,7 @@ pub mod outbox;
 pub mod preface;
 pub mod rejection;
 pub mod reload;
+pub mod secret_file;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
