@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +15,6 @@ use thiserror::Error;
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
-use zeroize::Zeroizing;
 
 use crate::admin;
 use crate::api::Api;
@@ -33,6 +31,7 @@ use crate::metrics::{MeasuredStore, Metrics, Reloads, State};
 use crate::ops::{self, Readiness, Told};
 use crate::outbox;
 use crate::reload::{Fixed, Refused, Source};
+use crate::secret_file::{self, SecretFileError};
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::{self, Embedded};
@@ -62,17 +61,15 @@ pub enum StartError {
     Io(#[from] io::Error),
 }
 
-/// What is wrong with a file that holds a secret; `setting` names it.
+/// Why a secret of the installation cannot be had.
 #[derive(Debug, Error)]
 pub enum SecretError {
-    #[error("cannot read {setting} {path}: {cause}")]
-    Io { setting: &'static str, path: PathBuf, cause: io::Error },
-    #[error("{setting} {path} can be read by others: chmod 600 {path}")]
-    Exposed { setting: &'static str, path: PathBuf },
+    #[error(transparent)]
+    File(#[from] SecretFileError),
     #[error(
-        "{setting} {path} is too short: write at least 32 random bytes, for instance with `openssl rand -base64 48`"
+        "{what} {path} is too short: write at least 32 random bytes, for instance with `openssl rand -base64 48`"
     )]
-    TooShort { setting: &'static str, path: PathBuf },
+    TooShort { what: &'static str, path: PathBuf },
 }
 
 /// What every part needs that handles keys, made from the configuration.
@@ -88,15 +85,17 @@ pub struct KeyTools {
 
 impl KeyTools {
     /// # Errors
-    /// When the pepper cannot be read.
+    /// When a secret cannot be read.
     pub fn new(settings: &KeySettings) -> Result<Self, SecretError> {
-        let pepper =
-            settings.pepper_file.as_deref().map(|path| read_secret("keys.pepper_file", path)).transpose()?;
+        let read =
+            |what, path: &Option<PathBuf>| path.as_deref().map(|path| read_secret(what, path)).transpose();
+        let pepper = read("keys.pepper_file", &settings.pepper_file)?;
+        let audit = read("audit.key_file", &settings.audit_key_file)?;
         Ok(Self {
             format: KeyFormat::new(&settings.prefix, settings.accept_without_checksum),
             digester: Digester::new(pepper.clone()),
             sealer: Sealer::new(pepper.clone()),
-            chain: Chain::new(pepper.clone()),
+            chain: Chain::new(audit.or_else(|| pepper.clone())),
             pepper,
         })
     }
@@ -114,15 +113,10 @@ impl KeyTools {
     }
 }
 
-fn read_secret(setting: &'static str, path: &Path) -> Result<Pepper, SecretError> {
-    let failed = |cause| SecretError::Io { setting, path: path.to_owned(), cause };
-    let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err(SecretError::Exposed { setting, path: path.to_owned() });
-    }
-    let text = Zeroizing::new(std::fs::read(path).map_err(failed)?);
-    let secret = Pepper::new(text.trim_ascii_end().to_vec());
-    secret.map_err(|_| SecretError::TooShort { setting, path: path.to_owned() })
+fn read_secret(what: &'static str, path: &Path) -> Result<Pepper, SecretError> {
+    let text = secret_file::read(what, path)?;
+    let too_short = |_| SecretError::TooShort { what, path: path.to_owned() };
+    Pepper::new(text.trim_ascii_end().to_vec()).map_err(too_short)
 }
 
 /// Why there is no store.
@@ -157,6 +151,7 @@ pub fn open_store(
 pub struct App {
     address: SocketAddr,
     ops_address: Option<SocketAddr>,
+    admin_address: Option<SocketAddr>,
     readiness: Arc<Readiness>,
     lifecycle: Arc<Lifecycle>,
     control: Control,
@@ -214,7 +209,9 @@ impl App {
         let (trusted_proxies, trusted) = watch::channel(config.gateway.headers.trusted_proxies.clone());
         let entered = control.handle.enter();
         let listener = Listener::bind(&config.listener, trusted, clock.clone())?;
-        let admin = admin::Server::bind(&config.admin)?;
+        let socket = admin::Server::bind(&config.admin)?;
+        let remote = admin::Remote::bind(&config.admin, clock.clone())?;
+        let admin_address = remote.as_ref().map(admin::Remote::address);
         let ops = ops::Server::bind(&config.ops)?;
         let (address, ops_address) = (listener.address(), ops.as_ref().map(ops::Server::address));
         let (store, meter) = MeasuredStore::new(store, clock.clone());
@@ -254,9 +251,13 @@ impl App {
             let key = read_secret("outbox.key_file", &outbox.key_file)?;
             tokio::spawn(outbox::deliver(Arc::clone(&store), outbox.receiver, key, clock.clone()));
         }
-        if let Some(admin) = admin {
-            tokio::spawn(admin.run(Arc::clone(&lifecycle)));
+        if let Some(socket) = socket {
+            tokio::spawn(socket.run(Arc::clone(&lifecycle)));
         }
+        if let Some(remote) = remote {
+            tokio::spawn(remote.run(Arc::clone(&lifecycle)));
+        }
+        tokio::spawn(Lifecycle::attend(Arc::downgrade(&lifecycle), config.retention));
         let readiness = Arc::new(Readiness::default());
         if let Some(ops) = ops {
             let asked = Arc::clone(&store);
@@ -275,6 +276,7 @@ impl App {
         Ok(Self {
             address,
             ops_address,
+            admin_address,
             readiness,
             lifecycle,
             control,
@@ -347,6 +349,12 @@ impl App {
     #[must_use]
     pub const fn ops_address(&self) -> Option<SocketAddr> {
         self.ops_address
+    }
+
+    /// Where the admin API is, if it is served over TCP.
+    #[must_use]
+    pub const fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
     }
 
     #[must_use]
@@ -422,6 +430,7 @@ impl App {
         }
         workers.drain(..).for_each(Worker::stop);
         records.finish();
+        lifecycle.export_all_heads();
         drop(lifecycle);
         control.stop();
     }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use hmac::{Hmac, Mac};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -49,6 +49,19 @@ impl fmt::Display for Trail {
             Self::Operator => f.write_str("operator"),
             Self::Org(org) => fmt::Display::fmt(org, f),
         }
+    }
+}
+
+impl Serialize for Trail {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Trail {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        Self::parse(&text).map_err(de::Error::custom)
     }
 }
 
@@ -220,6 +233,19 @@ impl std::str::FromStr for Link {
     }
 }
 
+impl Serialize for Link {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Link {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("a head is a number, a colon and 64 hexadecimal digits")]
 pub struct InvalidLink;
@@ -241,7 +267,7 @@ pub struct Append {
 }
 
 /// Both ends of a trail as the store has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ends {
     /// The last entry that was trimmed, [`Link::ORIGIN`] where none was.
     pub checkpoint: Link,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 /// A point on the wall clock, in milliseconds since the Unix epoch. What expires by the calendar is judged on
 /// it.
@@ -22,7 +23,27 @@ impl UnixMillis {
     pub fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
     }
+
+    /// The same point, `by` earlier, but not before the epoch.
+    #[must_use]
+    pub fn minus(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// Reads RFC 3339 in UTC, to the millisecond.
+    ///
+    /// # Errors
+    /// Anything else, another offset from UTC and times before the epoch among it.
+    pub fn parse(text: &str) -> Result<Self, InvalidTime> {
+        let at = humantime::parse_rfc3339(text).map_err(|_| InvalidTime)?;
+        let since_epoch = at.duration_since(UNIX_EPOCH).map_err(|_| InvalidTime)?;
+        u64::try_from(since_epoch.as_millis()).map(Self).map_err(|_| InvalidTime)
+    }
 }
+
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a time is RFC 3339 in UTC, as in 2026-01-31T12:00:00Z")]
+pub struct InvalidTime;
 
 /// RFC 3339 in UTC with milliseconds, the API's notation for times.
 impl fmt::Display for UnixMillis {
@@ -115,6 +136,17 @@ mod tests {
         assert_eq!(UnixMillis(0).to_string(), "1970-01-01T00:00:00.000Z");
         assert_eq!(UnixMillis(1_790_000_000_123).to_string(), "2026-09-21T14:13:20.123Z");
         assert_eq!(UnixMillis(u64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_and_nothing_vaguer() {
+        for at in [0, 1_790_000_000_123, 253_402_300_799_999] {
+            assert_eq!(UnixMillis::parse(&UnixMillis(at).to_string()), Ok(UnixMillis(at)));
+        }
+        assert_eq!(UnixMillis::parse("2026-09-21T14:13:20Z"), Ok(UnixMillis(1_790_000_000_000)));
+        for bad in ["", "2026-09-21", "2026-09-21T14:13:20", "2026-09-21T14:13:20+02:00", "1790000000"] {
+            assert_eq!(UnixMillis::parse(bad), Err(InvalidTime), "{bad}");
+        }
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub mod pem;
 pub mod preface;
 pub mod rejection;
 pub mod reload;
+pub mod secret_file;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

@@ -8,7 +8,7 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::config::{Config, KeySettings, Mistakes, StoreSettings};
-use crate::lifecycle::SignupSettings;
+use crate::lifecycle::{RetentionSettings, SignupSettings};
 use crate::outbox;
 use crate::store::cache;
 use crate::telemetry::RequestLog;
@@ -51,6 +51,7 @@ pub struct Fixed {
     cache: cache::Settings,
     signup: SignupSettings,
     outbox: Option<outbox::Settings>,
+    retention: RetentionSettings,
     admin: admin::Settings,
     ops: ops::Settings,
     request_log: RequestLog,
@@ -67,6 +68,7 @@ impl Fixed {
             cache: config.cache.clone(),
             signup: config.signup.clone(),
             outbox: config.outbox.clone(),
+            retention: config.retention.clone(),
             admin: config.admin.clone(),
             ops: config.ops.clone(),
             request_log: config.request_log,
@@ -78,7 +80,7 @@ impl Fixed {
     pub fn compare(&self, other: &Config) -> Result<(), NeedsRestart> {
         let listener::Settings { listen, workers, max_connections, max_connections_per_client } =
             &self.listener;
-        let KeySettings { prefix, accept_without_checksum, pepper_file } = &self.keys;
+        let KeySettings { prefix, accept_without_checksum, pepper_file, audit_key_file } = &self.keys;
         let same = [
             ("server.listen", *listen == other.listener.listen),
             ("server.workers", *workers == other.listener.workers),
@@ -91,6 +93,8 @@ impl Fixed {
             ("keys.prefix", *prefix == other.keys.prefix),
             ("keys.accept_without_checksum", *accept_without_checksum == other.keys.accept_without_checksum),
             ("keys.pepper_file", *pepper_file == other.keys.pepper_file),
+            ("audit.key_file", *audit_key_file == other.keys.audit_key_file),
+            ("audit.retention", self.retention == other.retention),
             ("[store]", self.store == other.store),
             ("[cache]", self.cache == other.cache),
             ("[signup]", self.signup == other.signup),

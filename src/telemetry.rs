@@ -68,18 +68,31 @@ fn write_lines(orders: &Receiver<Order>) {
 /// It waits for nobody: a worker must not stand still because the reader of its log does. What finds the
 /// queue full is dropped.
 pub fn log(line: &str) {
-    if let Some(queue) = &*LINES {
-        let _ = queue.try_send(Order::Write(line.to_owned()));
-    }
+    let _ = try_log(line);
 }
 
-/// Waits until what was logged is written, but not for long.
-pub fn flush_log() {
+/// As [`log`], and tells whether the line found a place.
+#[must_use]
+pub fn try_log(line: &str) -> bool {
+    LINES.as_ref().is_some_and(|queue| queue.try_send(Order::Write(line.to_owned())).is_ok())
+}
+
+/// Waits until what was logged is written, but not for long; tells whether it was.
+pub fn flush_log() -> bool {
+    const STEP: Duration = Duration::from_millis(5);
+    let Some(queue) = &*LINES else { return false };
     let (done, written) = sync_channel(1);
-    if LINES.as_ref().is_some_and(|queue| queue.try_send(Order::Flush(done)).is_ok()) {
-        // A reader that stands still must not keep the process from ending.
-        let _ = written.recv_timeout(PATIENCE);
+    let mut order = Order::Flush(done);
+    // A reader that stands still must not keep the process from ending.
+    for _ in 0..PATIENCE.as_millis() / STEP.as_millis() {
+        match queue.try_send(order) {
+            Ok(()) => return written.recv_timeout(PATIENCE).is_ok(),
+            Err(TrySendError::Full(refused)) => order = refused,
+            Err(TrySendError::Disconnected(_)) => return false,
+        }
+        std::thread::sleep(STEP);
     }
+    false
 }
 
 /// Lets a thing be said at most every ten seconds.

@@ -4,46 +4,107 @@ use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::uri::Authority;
+use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
-use super::{Order, Reply};
+use super::{Order, Reply, Secret};
+
+/// How a gateway is reached.
+#[derive(Clone, Copy, Debug)]
+pub enum Way<'w> {
+    Socket(&'w Path),
+    Remote { authority: &'w Authority, token: &'w Secret },
+}
 
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// No gateway listens there.
     #[error("no gateway answers")]
     Absent,
-    #[error("cannot use the admin socket: {0}")]
+    #[error("the gateway cannot be reached: {0}")]
     Io(#[from] io::Error),
     #[error("the gateway broke off: {0}")]
     Http(#[from] hyper::Error),
+    #[error("the gateway does not take this token: it is unknown there, or it has expired")]
+    Unauthorized,
+    #[error("the gateway is not called {0}; add the name to admin.allowed_hosts")]
+    Misdirected(String),
     #[error("the gateway and this command do not understand each other; are they the same version? ({0})")]
     Json(#[from] serde_json::Error),
+    #[error("the token is no text that can be sent")]
+    Token,
 }
 
-/// Has the gateway behind `socket` carry a command out.
+/// Has the gateway carry a command out.
 ///
 /// # Errors
-/// [`ClientError::Absent`] where no gateway runs; anything else leaves open whether the command was carried
-/// out.
-pub async fn call(socket: &Path, order: &Order) -> Result<Reply, ClientError> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+/// [`ClientError::Absent`] where no gateway runs; after a gateway that broke off it is open whether the command
+/// was carried out.
+pub async fn call(way: Way<'_>, order: &Order) -> Result<Reply, ClientError> {
+    let body = Bytes::from(serde_json::to_vec(order)?);
+    match way {
+        Way::Socket(path) => {
+            let stream = UnixStream::connect(path).await.map_err(connecting)?;
+            let host = HeaderValue::from_static("keygate");
+            send(stream, request(body, host)).await
+        }
+        Way::Remote { authority, token } => {
+            let port = authority.port_u16().unwrap_or(80);
+            // An address in brackets is written without them where it is not part of a URL.
+            let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+            let stream = TcpStream::connect((host, port)).await.map_err(connecting)?;
+            let name = HeaderValue::from_str(authority.as_str()).map_err(|_| ClientError::Absent)?;
+            let mut request = request(body, name);
+            request.headers_mut().insert(header::AUTHORIZATION, bearer(token)?);
+            send(stream, request).await.map_err(|error| match error {
+                ClientError::Misdirected(_) => ClientError::Misdirected(authority.host().to_owned()),
+                error => error,
+            })
+        }
+    }
+}
+
+fn connecting(error: io::Error) -> ClientError {
+    match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::Absent,
         _ => ClientError::Io(error),
-    })?;
+    }
+}
+
+fn bearer(token: &Secret) -> Result<HeaderValue, ClientError> {
+    let text = zeroize::Zeroizing::new(format!("Bearer {}", token.expose()));
+    let mut value = HeaderValue::from_str(&text).map_err(|_| ClientError::Token)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn request(body: Bytes, host: HeaderValue) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = http::Uri::from_static("/v1/command");
+    request.headers_mut().insert(header::HOST, host);
+    request
+}
+
+async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Reply, ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let mut request = Request::post("/v1/command").body(Full::new(Bytes::from(serde_json::to_vec(order)?)));
-    if let Ok(request) = &mut request {
-        request.headers_mut().insert(header::HOST, http::HeaderValue::from_static("keygate"));
-    }
-    let request = request.map_err(io::Error::other)?;
-    let answer = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let answer = response.into_body().collect().await?.to_bytes();
     driver.abort();
-    Ok(serde_json::from_slice(&answer)?)
+    match status {
+        StatusCode::UNAUTHORIZED => Err(ClientError::Unauthorized),
+        StatusCode::MISDIRECTED_REQUEST => Err(ClientError::Misdirected(String::new())),
+        _ => Ok(serde_json::from_slice(&answer)?),
+    }
 }

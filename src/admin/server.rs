@@ -2,10 +2,12 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -17,12 +19,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::UnixListener;
 
-use super::{Order, Reply, Settings, execute};
-use crate::lifecycle::Lifecycle;
+use super::{Order, Reply, Settings, TokenFileError, execute, local_operator};
+use crate::lifecycle::{By, Lifecycle};
 use crate::telemetry;
 
-/// No command is nearly as long.
-const COMMAND_LEN: usize = 64 << 10;
+/// No command is nearly as long; the longest move a batch of keys in.
+const COMMAND_LEN: usize = 16 << 20;
+/// How long a command may take to arrive.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Error)]
 pub enum BindError {
@@ -30,6 +34,12 @@ pub enum BindError {
     InUse(PathBuf),
     #[error("{0} is there and is no socket; set admin.socket to another path")]
     NoSocket(PathBuf),
+    #[error(
+        "cannot listen on {listen}: {cause}; set admin.listen (KEYGATE__ADMIN__LISTEN) to an address that is free"
+    )]
+    Address { listen: SocketAddr, cause: io::Error },
+    #[error(transparent)]
+    Tokens(#[from] TokenFileError),
     #[error(
         "cannot make the admin socket {path}: {cause}; set admin.socket to a path in a folder that keygate may write to"
     )]
@@ -68,13 +78,16 @@ impl Server {
     pub async fn run(self, lifecycle: Arc<Lifecycle>) {
         loop {
             let Ok((stream, _)) = self.listener.accept().await else {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
+            // A change must have an author. Of a socket that is connected the system always knows it.
+            let Ok(peer) = stream.peer_cred() else { continue };
             let lifecycle = Arc::clone(&lifecycle);
             let service = service_fn(move |request| {
                 let lifecycle = Arc::clone(&lifecycle);
-                async move { Ok::<_, Infallible>(answer(lifecycle, request).await) }
+                let by = move |claimed: &str| local_operator(claimed, peer.uid());
+                async move { Ok::<_, Infallible>(answer(lifecycle, request, by).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -103,19 +116,26 @@ fn clear(path: &Path) -> Result<(), BindError> {
     }
 }
 
-async fn answer(lifecycle: Arc<Lifecycle>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+/// Carries out the command of a request that was let in; `by` says for whom, given the name that it claims.
+pub(super) async fn answer(
+    lifecycle: Arc<Lifecycle>,
+    request: Request<Incoming>,
+    by: impl FnOnce(&str) -> By,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::POST || request.uri() != "/v1/command" {
         return reply(StatusCode::NOT_FOUND, &failed("POST a command to /v1/command"));
     }
-    let Ok(body) = Limited::new(request.into_body(), COMMAND_LEN).collect().await else {
+    let body = Limited::new(request.into_body(), COMMAND_LEN).collect();
+    let Ok(Ok(body)) = tokio::time::timeout(COMMAND_TIMEOUT, body).await else {
         return reply(StatusCode::BAD_REQUEST, &failed("the command is incomplete or too long"));
     };
-    let order: Order = match serde_json::from_slice(&body.to_bytes()) {
+    let Order { operator, command } = match serde_json::from_slice(&body.to_bytes()) {
         Ok(order) => order,
         Err(error) => return reply(StatusCode::BAD_REQUEST, &failed(&format!("not a command: {error}"))),
     };
+    let by = by(&operator);
     // A task of its own: a change goes on to its end though the operator hangs up.
-    match tokio::spawn(async move { execute(&lifecycle, order).await }).await {
+    match tokio::spawn(async move { execute(&lifecycle, &by, command).await }).await {
         Ok(answer) => reply(StatusCode::OK, &answer),
         Err(error) => {
             telemetry::log(&format!("an operator's command failed: {error}"));
@@ -124,11 +144,11 @@ async fn answer(lifecycle: Arc<Lifecycle>, request: Request<Incoming>) -> Respon
     }
 }
 
-fn failed(message: &str) -> Reply {
+pub(super) fn failed(message: &str) -> Reply {
     Reply::Failed { message: message.to_owned() }
 }
 
-fn reply(status: StatusCode, reply: &Reply) -> Response<Full<Bytes>> {
+pub(super) fn reply(status: StatusCode, reply: &Reply) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(serde_json::to_vec(reply).unwrap_or_default().into()));
     *response.status_mut() = status;
     let json = http::HeaderValue::from_static("application/json");

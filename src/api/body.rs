@@ -40,18 +40,18 @@ impl Body {
     pub(super) fn take<T>(
         &mut self,
         name: &'static str,
-        read: impl FnOnce(Value) -> Result<T, &'static str>,
+        read: impl FnOnce(&Value) -> Result<T, &'static str>,
     ) -> Option<T> {
         let at = self.fields.iter().position(|(field, _)| field == name)?;
         let (_, value) = self.fields.swap_remove(at);
-        read(value).map_err(|message| self.errors.push(FieldError::new(name, message))).ok()
+        read(&value).map_err(|message| self.errors.push(FieldError::new(name, message))).ok()
     }
 
     /// The same for a field that must be there.
     pub(super) fn require<T>(
         &mut self,
         name: &'static str,
-        read: impl FnOnce(Value) -> Result<T, &'static str>,
+        read: impl FnOnce(&Value) -> Result<T, &'static str>,
     ) -> Option<T> {
         let (there, before) = (self.fields.len(), self.errors.len());
         let value = self.take(name, read);
@@ -101,29 +101,29 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-pub(super) fn text(value: Value) -> Result<String, &'static str> {
+pub(super) fn text(value: &Value) -> Result<String, &'static str> {
     match value {
-        Value::String(text) => Ok(text),
+        Value::String(text) => Ok(text.clone()),
         _ => Err("must be a string"),
     }
 }
 
 /// A string, or null for none.
-pub(super) fn nullable_text(value: Value) -> Result<Option<String>, &'static str> {
+pub(super) fn nullable_text(value: &Value) -> Result<Option<String>, &'static str> {
     match value {
         Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text)),
+        Value::String(text) => Ok(Some(text.clone())),
         _ => Err("must be a string or null"),
     }
 }
 
-pub(super) fn time(value: Value) -> Result<UnixMillis, &'static str> {
+pub(super) fn time(value: &Value) -> Result<UnixMillis, &'static str> {
     const MESSAGE: &str = "must be a time in RFC 3339, as in 2030-01-31T12:00:00Z";
     parse_time(value.as_str().ok_or(MESSAGE)?).ok_or(MESSAGE)
 }
 
 /// A time, or null for none.
-pub(super) fn nullable_time(value: Value) -> Result<Option<UnixMillis>, &'static str> {
+pub(super) fn nullable_time(value: &Value) -> Result<Option<UnixMillis>, &'static str> {
     if value.is_null() { Ok(None) } else { time(value).map(Some) }
 }
 
@@ -134,20 +134,20 @@ pub(super) fn parse_time(text: &str) -> Option<UnixMillis> {
     u64::try_from(since.as_millis()).ok().map(UnixMillis)
 }
 
-pub(super) fn scopes(value: Value) -> Result<ScopeSet, &'static str> {
+pub(super) fn scopes(value: &Value) -> Result<ScopeSet, &'static str> {
     const MESSAGE: &str = "must be a list of scopes, as in [\"jobs:read\"]";
     let Value::Array(values) = value else { return Err(MESSAGE) };
     let scope = |value: &Value| value.as_str().and_then(|text| Scope::parse(text).ok()).ok_or(MESSAGE);
     values.iter().map(scope).collect()
 }
 
-pub(super) fn networks(value: Value) -> Result<Vec<IpNet>, &'static str> {
+pub(super) fn networks(value: &Value) -> Result<Vec<IpNet>, &'static str> {
     const MESSAGE: &str = "must be a list of networks or addresses, as in [\"192.0.2.0/24\"]";
     let Value::Array(values) = value else { return Err(MESSAGE) };
     values.iter().map(|value| parse_network(value.as_str().ok_or(MESSAGE)?)).collect()
 }
 
-pub(super) fn seconds(value: Value) -> Result<Duration, &'static str> {
+pub(super) fn seconds(value: &Value) -> Result<Duration, &'static str> {
     value.as_u64().map(Duration::from_secs).ok_or("must be a whole number of seconds")
 }
 

@@ -1,6 +1,6 @@
 //! `/v1/api_keys`: the caller's keys.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::body::{Body, networks, nullable_text, nullable_time, scopes, seconds, text};
 use super::query::{Cursor, Query};
@@ -105,8 +105,8 @@ fn id(call: &Call) -> Result<KeyId, Rejection> {
     id.ok_or(Rejection::NotFound(NotFound::NoResource))
 }
 
-fn environment(value: serde_json::Value) -> Result<Environment, &'static str> {
-    serde_json::from_value(value).map_err(|_| "must be \"live\" or \"test\"")
+fn environment(value: &serde_json::Value) -> Result<Environment, &'static str> {
+    Environment::deserialize(value).map_err(|_| "must be \"live\" or \"test\"")
 }
 
 async fn show(lifecycle: &Lifecycle, key: Result<KeyRecord, LifecycleError>) -> Result<Answer, Rejection> {

@@ -1,81 +1,187 @@
-//! `keygate keys`: make, list and revoke keys.
-//!
-//! The [`Operator`] carries them out.
+//! `keygate keys`: keys from birth to death, and moving them in and out.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
+use ipnet::IpNet;
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
-use super::operator::{Operator, confirmed, unexpected};
-use super::{Outcome, load};
-use crate::admin::{Command, Reply};
-use crate::clock::Clock;
-use crate::config::Config;
+use super::operator::{Access, Failure, Session, run as operate, to_the_second, unexpected};
+use super::orgs::only_org;
+use super::table::Column;
+use super::{Outcome, transfer};
+use crate::admin::{Command, KeyCommand, Reply, Secret};
+use crate::clock::{Clock, UnixMillis};
 use crate::id::{KeyId, OrgId};
-use crate::key::Environment;
+use crate::key::record::Status;
 use crate::key::scope::Scope;
-use crate::lifecycle::{KeyView, OrgView};
+use crate::key::{Digest, Environment};
+use crate::lifecycle::{KeyFilter, KeyView, NewKey, OVERLAP, Patch, parse_network};
+use crate::secret_file;
 
 /// Keys asked for at a time when all are listed.
 const PAGE: usize = 500;
-/// What the organisation is called that the first key makes.
-const FIRST_ORG: &str = "default";
 
-/// Make, list and revoke keys
+/// Make, list, change, rotate, revoke and move keys
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Exit code: 0 if all was done, 1 if anything was not, 2 if the command cannot be understood or the configuration not read.
+
 Examples:
   keygate keys create --name 'billing service' --scopes jobs:read,jobs:write
   keygate keys create --name sandbox --environment test --expires-in 90d
-  keygate keys list
-  keygate keys revoke key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --yes")]
+  keygate keys list --unused 90d --status active
+  keygate keys list --owner billing --json | keygate keys revoke --stdin --yes
+  keygate keys show --secret-stdin < leaked.txt
+  keygate keys rotate key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --overlap 1h
+  keygate keys revoke key_01J9ZQ6T5N8XKD3V4WPYB7C2HM
+  keygate keys import keys.jsonl --dry-run")]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
-    /// The configuration file of the gateway whose keys these are
-    #[arg(long, short, value_name = "FILE", default_value = "keygate.toml", global = true)]
-    config: PathBuf,
-    /// Print JSON instead of text
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    access: Access,
 }
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a key and print its secret, once, on standard output.
-    Create {
-        /// What the key is for.
-        #[arg(long)]
-        name: String,
-        /// Whose key it is. Needed once there is more than one organisation; the first is made on demand.
-        #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
-        org: Option<OrgId>,
-        #[arg(long, value_name = "live|test", default_value = "live", value_parser = parse_environment)]
-        environment: Environment,
-        /// Scopes, separated by commas [default: every scope of the policy].
-        #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse)]
-        scopes: Option<Vec<Scope>>,
-        /// When it ends, as in 90d [default: never].
-        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-        expires_in: Option<Duration>,
+    /// Make a key and print its secret, once, on standard output
+    Create(Create),
+    /// List keys, newest first; secrets are masked
+    List(Filter),
+    /// Show a key, by its id or by its secret
+    Show {
+        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse, required_unless_present_any = ["secret_stdin", "secret_file"])]
+        id: Option<KeyId>,
+        /// Read a secret on standard input, and show whose it is and whether it opens anything
+        #[arg(long, conflicts_with_all = ["id", "secret_file"])]
+        secret_stdin: bool,
+        /// The same with a secret in a file of mode 0600
+        #[arg(long, value_name = "FILE", conflicts_with = "id")]
+        secret_file: Option<PathBuf>,
     },
-    /// List keys, newest first; secrets are masked.
-    List {
-        /// Only the keys of this organisation.
-        #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
-        org: Option<OrgId>,
-    },
-    /// End a key for ever.
-    Revoke {
+    /// Change what may be changed about a key; its scopes and its life only ever become less
+    Edit {
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
-        /// Do not ask.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Give a key a new secret and print it, once, on standard output
+    Rotate {
+        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
+        id: KeyId,
+        /// How long the old secret goes on to work, from 0s for a leak to 7d [default: 24h]
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        overlap: Option<Duration>,
+        /// Do not ask
         #[arg(long)]
         yes: bool,
     },
+    /// End keys for ever
+    Revoke {
+        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse, required_unless_present = "stdin", conflicts_with = "stdin")]
+        ids: Vec<KeyId>,
+        /// Read the ids on standard input: the first word of each line, or what `keys list --json` prints
+        #[arg(long)]
+        stdin: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make a key open nothing until it is enabled again
+    Disable {
+        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
+        id: KeyId,
+    },
+    /// Take a disabling back
+    Enable {
+        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
+        id: KeyId,
+    },
+    /// Move hashed keys in from elsewhere, one line of JSON each
+    Import(transfer::Import),
+    /// Print hashed keys in the form that `import` takes, one line of JSON each
+    Export(transfer::Export),
+}
+
+#[derive(Debug, clap::Args)]
+struct Create {
+    /// What the key is for
+    #[arg(long)]
+    name: String,
+    /// Whose key it is. Needed once there is more than one organisation; the first is made on demand
+    #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
+    org: Option<OrgId>,
+    #[arg(long, value_name = "live|test", default_value = "live", value_parser = parse_environment)]
+    environment: Environment,
+    /// Scopes, separated by commas [default: every scope of the policy]
+    #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse)]
+    scopes: Option<Vec<Scope>>,
+    /// When it ends, as in 90d [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    expires_in: Option<Duration>,
+    /// Networks and addresses it may be used from, separated by commas [default: any]
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = parse_network)]
+    allow: Vec<IpNet>,
+    /// Who answers for it: a person or a team
+    #[arg(long)]
+    owner: Option<String>,
+    #[arg(long)]
+    note: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Filter {
+    /// Only keys of this organisation
+    #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
+    org: Option<OrgId>,
+    /// Only keys that this person or team answers for
+    #[arg(long)]
+    owner: Option<String>,
+    #[arg(long, value_name = "live|test", value_parser = parse_environment)]
+    environment: Option<Environment>,
+    /// Only keys that are active, disabled, expired or revoked
+    #[arg(long, value_name = "STATUS", value_parser = parse_status)]
+    status: Option<Status>,
+    /// Only keys that were not used for so long, as in 90d; one that never was is judged by its age
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    unused: Option<Duration>,
+    /// Only keys that were made so long ago, as in 365d
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+struct Change {
+    #[arg(long)]
+    name: Option<String>,
+    /// Who answers for it: a person or a team
+    #[arg(long)]
+    owner: Option<String>,
+    #[arg(long, conflicts_with = "owner")]
+    no_owner: bool,
+    #[arg(long)]
+    note: Option<String>,
+    #[arg(long, conflicts_with = "note")]
+    no_note: bool,
+    /// The scopes that it is to keep, separated by commas
+    #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse)]
+    scopes: Option<Vec<Scope>>,
+    /// When it ends, as in 30d; only earlier than before
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    expires_in: Option<Duration>,
+    /// Networks and addresses it may be used from, separated by commas, in place of those before
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = parse_network)]
+    allow: Option<Vec<IpNet>>,
+    /// It may be used from anywhere
+    #[arg(long, conflicts_with = "allow")]
+    allow_any: bool,
 }
 
 fn parse_environment(text: &str) -> Result<Environment, &'static str> {
@@ -85,6 +191,11 @@ fn parse_environment(text: &str) -> Result<Environment, &'static str> {
         .ok_or("an environment is live or test")
 }
 
+fn parse_status(text: &str) -> Result<Status, &'static str> {
+    let status = Status::ALL.into_iter().find(|status| status.as_str() == text);
+    status.ok_or("a status is active, disabled, expired or revoked")
+}
+
 /// Carries out one `keys` command.
 pub(super) fn run(
     args: Args,
@@ -92,121 +203,285 @@ pub(super) fn run(
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> io::Result<Outcome> {
-    let config = match load(&args.config, environment, err)? {
-        Ok(config) => config,
-        Err(outcome) => return Ok(outcome),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let told = runtime.block_on(act(args.action, config, args.json, err));
-    match told {
-        Ok(text) => {
-            out.write_all(text.as_bytes())?;
-            Ok(Outcome::Done)
-        }
-        Err(message) => {
-            writeln!(err, "keygate: {message}")?;
-            Ok(Outcome::Refused)
-        }
-    }
+    let Args { action, access } = args;
+    operate(&access, environment, out, err, async |session| act(action, session).await)
 }
 
-/// What to print on standard output, or why nothing was done.
-async fn act(action: Action, config: Config, json: bool, err: &mut impl Write) -> Result<String, String> {
-    let operator = Operator::connect(config)?;
+async fn act(action: Action, session: &mut Session<'_>) -> Result<Outcome, Failure> {
     match action {
-        Action::Create { name, org, environment, scopes, expires_in } => {
-            let org = match org {
-                Some(org) => org,
-                None => only_org(&operator, err).await?,
-            };
-            let expires_at = expires_in.map(|after| Clock::system().now().wall.plus(after));
-            let scopes = scopes.map(Into::into);
-            let command = Command::CreateKey { org, name, environment, scopes, expires_at };
-            show_new_key(&operator.ask(command).await?, json, err)
+        Action::Create(create) => {
+            let new = new_key(create, session).await?;
+            let reply = session.ask(Command::Keys(KeyCommand::Create(new))).await?;
+            show_secret(&reply, "made", session)
         }
-        Action::List { org } => Ok(show_keys(&all_keys(&operator, org).await?, json)),
-        Action::Revoke { id, yes } => {
-            if !yes && !confirmed(&format!("Revoke {id} for ever?"), err)? {
-                return Err("nothing was revoked".to_owned());
+        Action::List(filter) => list(filter, session).await,
+        Action::Show { id: Some(id), .. } => ask_and_show(KeyCommand::Show { id }, None, session).await,
+        Action::Show { secret_file, .. } => find(read_secret(secret_file)?, session).await,
+        Action::Edit { id, change } => {
+            let patch = patch(change);
+            ask_and_show(KeyCommand::Update { id, patch }, Some("changed"), session).await
+        }
+        Action::Rotate { id, overlap, yes } => {
+            let overlap = overlap.unwrap_or(OVERLAP);
+            if overlap.is_zero() {
+                session.confirm(&format!("End the present secret of {id} at once?"), yes)?;
             }
-            show_revoked(&operator.ask(Command::RevokeKey { id }).await?, json)
+            let command = KeyCommand::Rotate { id, overlap_seconds: overlap.as_secs() };
+            let reply = session.ask(Command::Keys(command)).await?;
+            show_secret(&reply, "rotated", session)
         }
+        Action::Revoke { ids, stdin, yes } => revoke(ids, stdin, yes, session).await,
+        Action::Disable { id } => ask_and_show(KeyCommand::Disable { id }, Some("disabled"), session).await,
+        Action::Enable { id } => ask_and_show(KeyCommand::Enable { id }, Some("enabled"), session).await,
+        Action::Import(import) => transfer::import(import, session).await,
+        Action::Export(export) => transfer::export(&export, session).await,
     }
 }
 
-/// The organisation that needs no name: the only one there is, or a first one.
-async fn only_org(operator: &Operator, err: &mut impl Write) -> Result<OrgId, String> {
-    if let Reply::StoreBegun { made: true } = operator.ask(Command::BeginStore).await? {
-        // Nobody is left to tell when standard error is gone.
-        let _ = writeln!(err, "there was no store yet: made an empty one");
-    }
-    let Reply::Orgs { orgs } = operator.ask(Command::ListOrgs { after: None, limit: 2 }).await? else {
-        return Err(unexpected());
+fn from_now(after: Duration) -> UnixMillis {
+    Clock::system().now().wall.plus(after)
+}
+
+async fn new_key(create: Create, session: &mut Session<'_>) -> Result<NewKey, Failure> {
+    let Create { name, org, environment, scopes, expires_in, allow, owner, note } = create;
+    let org = match org {
+        Some(org) => org,
+        None => only_org(session).await?,
     };
-    match orgs.as_slice() {
-        [OrgView { id, .. }] => Ok(*id),
-        [] => match operator.ask(Command::CreateOrg { name: FIRST_ORG.to_owned() }).await? {
-            Reply::Org(org) => Ok(org.id),
-            _ => Err(unexpected()),
-        },
-        _ => Err("there is more than one organisation; say whose key it is with --org".to_owned()),
+    let (scopes, expires_at) = (scopes.map(Into::into), expires_in.map(from_now));
+    Ok(NewKey { org, name, environment, scopes, expires_at, allowed_addresses: allow, owner, note })
+}
+
+fn patch(change: Change) -> Patch {
+    let Change { name, owner, no_owner, note, no_note, scopes, expires_in, allow, allow_any } = change;
+    Patch {
+        name,
+        owner: owner.map(Some).or(no_owner.then_some(None)),
+        note: note.map(Some).or(no_note.then_some(None)),
+        scopes: scopes.map(Into::into),
+        expires_at: expires_in.map(|after| Some(from_now(after))),
+        allowed_addresses: allow.or(allow_any.then(Vec::new)),
     }
 }
 
-async fn all_keys(operator: &Operator, org: Option<OrgId>) -> Result<Vec<KeyView>, String> {
-    let mut all = Vec::new();
+async fn list(filter: Filter, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    const COLUMNS: [Column; 7] = [
+        Column::new("ID", KeyId::LEN, 9),
+        Column::new("KEY", 16, 7),
+        Column::new("STATUS", 8, 8),
+        Column::new("CREATED", 20, 3),
+        Column::new("LAST USED", 20, 5),
+        Column::new("OWNER", 12, 2),
+        Column::new("NAME", 10, 6),
+    ];
+    let Filter { org, owner, environment, status, unused, older_than } = filter;
+    let filter = KeyFilter { org, owner, environment, status, unused_for: unused, older_than };
+    let table = session.table(&COLUMNS)?;
+    let mut after = None;
     loop {
-        let after = all.last().map(|key: &KeyView| key.id);
-        let Reply::Keys { keys } = operator.ask(Command::ListKeys { org, after, limit: PAGE }).await? else {
+        let command = KeyCommand::List { filter: filter.clone(), after, limit: PAGE };
+        let Reply::Keys { keys, next } = session.ask(Command::Keys(command)).await? else {
             return Err(unexpected());
         };
-        let last = keys.len() < PAGE;
-        all.extend(keys);
-        if last {
-            return Ok(all);
+        for key in keys {
+            if session.json {
+                session.print_json(&key)?;
+                continue;
+            }
+            let (id, created) = (key.id.to_string(), to_the_second(&key.created_at));
+            let last_used = key.last_used_at.as_deref().map_or_else(|| "never".to_owned(), to_the_second);
+            let owner = key.owner.as_deref().unwrap_or_default();
+            let row = table.row(&[&id, &key.key, &key.status, &created, &last_used, owner, &key.name]);
+            session.out.write_all(row.as_bytes())?;
         }
+        if next.is_none() {
+            return Ok(Outcome::Done);
+        }
+        after = next;
     }
 }
 
-fn show_new_key(reply: &Reply, json: bool, err: &mut impl Write) -> Result<String, String> {
-    let Reply::NewKey { key, secret } = reply else { return Err(unexpected()) };
-    if json {
-        return Ok(format!("{}\n", serde_json::json!({ "key": key, "secret": secret })));
+/// Prints the key that a command answers with: all of it, or after a change one line.
+async fn ask_and_show(
+    command: KeyCommand,
+    done: Option<&str>,
+    session: &mut Session<'_>,
+) -> Result<Outcome, Failure> {
+    let Reply::Key { key } = session.ask(Command::Keys(command)).await? else { return Err(unexpected()) };
+    match done {
+        _ if session.json => session.print_json(&key)?,
+        Some(done) => writeln!(session.out, "{done} {} ({})", key.id, key.name)?,
+        None => show(&key, session)?,
     }
+    Ok(Outcome::Done)
+}
+
+fn show(key: &KeyView, session: &mut Session<'_>) -> Result<(), Failure> {
+    let joined = |list: &[Scope]| list.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ");
+    let filled = |text: String| Some(text).filter(|text| !text.is_empty());
+    session.print_fields(&[
+        ("id", Some(key.id.to_string())),
+        ("name", Some(key.name.clone())),
+        ("organization", Some(key.organization_id.to_string())),
+        ("key", Some(key.key.clone())),
+        ("environment", Some(key.environment.to_string())),
+        ("status", Some(key.status.clone())),
+        ("scopes", Some(joined(&key.scopes))),
+        ("scopes used", filled(joined(&key.used_scopes))),
+        ("created", Some(format!("{} by {}", key.created_at, key.created_by))),
+        ("last used", Some(key.last_used_at.clone().unwrap_or_else(|| "never".to_owned()))),
+        ("expires", key.expires_at.clone()),
+        ("disabled", key.disabled_at.clone()),
+        ("revoked", key.revoked_at.clone()),
+        ("old secret until", key.old_secret_ends_at.clone()),
+        ("allowed from", filled(key.allowed_addresses.join(" "))),
+        ("owner", key.owner.clone()),
+        ("note", key.note.clone()),
+    ])
+}
+
+/// The longest secret that could be a key, and more.
+const SECRET_LEN: u64 = 4096;
+
+fn read_secret(file: Option<PathBuf>) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let bytes = match file {
+        Some(path) => secret_file::read("--secret-file", &path).map_err(|error| error.to_string())?,
+        None => {
+            let mut bytes = Zeroizing::new(Vec::new());
+            let read = io::stdin().lock().take(SECRET_LEN).read_to_end(&mut bytes);
+            read.map_err(|error| format!("cannot read the secret: {error}"))?;
+            bytes
+        }
+    };
+    Ok(Zeroizing::new(bytes.trim_ascii().to_vec()))
+}
+
+/// Only the secret's hash leaves this process.
+async fn find(secret: Zeroizing<Vec<u8>>, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let sha256 = Digest::from_bytes(Sha256::digest(&*secret).into());
+    match session.ask(Command::Keys(KeyCommand::Find { sha256 })).await? {
+        Reply::KeyFound { key, opens } => {
+            if session.json {
+                session.print_json(&serde_json::json!({ "key": key, "opens": opens }))?;
+            } else {
+                show(&key, session)?;
+                let opens = if opens { "opens this key" } else { "opens nothing any more" };
+                session.print_fields(&[("this secret     ", Some(opens.to_owned()))])?;
+            }
+            Ok(Outcome::Done)
+        }
+        Reply::KeyNotFound => Err("no key has this secret".into()),
+        _ => Err(unexpected()),
+    }
+}
+
+async fn revoke(
+    mut ids: Vec<KeyId>,
+    stdin: bool,
+    yes: bool,
+    session: &mut Session<'_>,
+) -> Result<Outcome, Failure> {
+    if stdin {
+        ids = read_ids(&mut io::stdin().lock())?;
+    }
+    let question = match &ids[..] {
+        [] => return Err("there are no ids on standard input".into()),
+        [id] => format!("Revoke {id} for ever?"),
+        ids => format!("Revoke {} keys for ever?", ids.len()),
+    };
+    if stdin {
+        session.confirm_beside_stdin(&question, yes)?;
+    } else {
+        session.confirm(&question, yes)?;
+    }
+    let mut failed = 0_usize;
+    for id in &ids {
+        match ask_and_show(KeyCommand::Revoke { id: *id }, Some("revoked"), session).await {
+            Ok(_) => {}
+            Err(Failure::Told(message)) => {
+                failed += 1;
+                session.remark(&format!("{id} was not revoked: {message}"));
+            }
+            Err(gone) => return Err(gone),
+        }
+    }
+    if failed == 0 {
+        return Ok(Outcome::Done);
+    }
+    Err(format!("{failed} of {} keys were not revoked", ids.len()).into())
+}
+
+/// The ids in what `keys list` prints, or in any text with an id at the beginning of each line.
+fn read_ids(lines: &mut impl BufRead) -> Result<Vec<KeyId>, Failure> {
+    let mut ids = Vec::new();
+    for (n, line) in lines.lines().enumerate() {
+        let line = line.map_err(|error| format!("cannot read the ids: {error}"))?;
+        let line = line.trim();
+        if line.is_empty() || n == 0 && line.starts_with("ID ") {
+            continue;
+        }
+        let id = if line.starts_with('{') {
+            serde_json::from_str::<serde_json::Value>(line)
+                .ok()
+                .and_then(|key| Some(key.get("id")?.as_str()?.to_owned()))
+        } else {
+            line.split_whitespace().next().map(str::to_owned)
+        };
+        let id = id.and_then(|id| KeyId::parse(&id).ok());
+        ids.push(id.ok_or_else(|| format!("line {} has no key id; nothing was changed", n + 1))?);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+fn show_secret(reply: &Reply, done: &str, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let Reply::NewKey { key, secret } = reply else { return Err(unexpected()) };
+    if session.json {
+        session.print_json(&serde_json::json!({ "key": key, "secret": secret }))?;
+        return Ok(Outcome::Done);
+    }
+    print_secret(key, secret, done, session)?;
+    Ok(Outcome::Done)
+}
+
+fn print_secret(
+    key: &KeyView,
+    secret: &Secret,
+    done: &str,
+    session: &mut Session<'_>,
+) -> Result<(), Failure> {
     let scopes: Vec<&str> = key.scopes.iter().map(Scope::as_str).collect();
+    let until = key.old_secret_ends_at.as_deref().map(|end| format!("; the old secret works until {end}"));
     // Apart from the secret, so that the secret alone can be piped on. Should it fail, the secret still comes
     // out.
     let _ = writeln!(
-        err,
-        "made {} for {} ({}, {}); this is the only time its secret is shown:",
+        session.err,
+        "{done} {} for {} ({}, {}){}; this is the only time its secret is shown:",
         key.id,
         key.organization_id,
         key.environment,
-        scopes.join(" ")
+        scopes.join(" "),
+        until.unwrap_or_default(),
     );
-    Ok(format!("{}\n", secret.expose()))
+    Ok(writeln!(session.out, "{}", secret.expose())?)
 }
 
-fn show_keys(keys: &[KeyView], json: bool) -> String {
-    if json {
-        return keys.iter().map(|key| format!("{}\n", serde_json::json!(key))).collect();
-    }
-    let row = |id: &str, key: &str, status: &str, created: &str, name: &str| {
-        format!("{id:<30}  {key:<16}  {status:<8}  {created:<20}  {name}\n")
-    };
-    let mut table = row("ID", "KEY", "STATUS", "CREATED", "NAME");
-    for key in keys {
-        let created = format!("{}Z", key.created_at.get(..19).unwrap_or(&key.created_at));
-        table += &row(&key.id.to_string(), &key.key, &key.status, &created, &key.name);
-    }
-    table
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn show_revoked(reply: &Reply, json: bool) -> Result<String, String> {
-    let Reply::Key { key } = reply else { return Err(unexpected()) };
-    Ok(if json {
-        format!("{}\n", serde_json::json!(key))
-    } else {
-        format!("revoked {} ({})\n", key.id, key.name)
-    })
+    #[test]
+    fn ids_are_taken_from_tables_and_from_json_and_a_line_without_one_stops_it() {
+        let (one, two) = ("key_01J9ZQ6T5N8XKD3V4WPYB7C2HM", "key_01J9ZQ6T5N8XKD3V4WPYB7C2HN");
+        let read = |text: &str| read_ids(&mut text.as_bytes()).map_err(|failure| format!("{failure:?}"));
+        let ids = vec![KeyId::parse(one).unwrap(), KeyId::parse(two).unwrap()];
+        assert_eq!(read(&format!("ID   KEY\n{two}  fh_live_sk_…wxyz\n\n{one}\n{two}")), Ok(ids.clone()));
+        assert_eq!(
+            read(&format!("{{\"object\":\"api_key\",\"id\":\"{one}\"}}\n{{\"id\":\"{two}\"}}")),
+            Ok(ids)
+        );
+        assert!(read(&format!("{one}\nfh_live_sk_")).unwrap_err().contains("line 2"));
+        assert!(read("{\"name\":\"x\"}").unwrap_err().contains("line 1"));
+    }
 }

@@ -3,20 +3,26 @@
 //! A command writes to the handles it is given and says how it ended; nothing here leaves the process by
 //! itself.
 
+mod admin;
+mod audit;
 mod check;
+mod completions;
 mod dev;
 mod init;
 mod keys;
 mod operator;
+mod orgs;
 mod serve;
 mod store;
+mod table;
+mod transfer;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Mistakes};
 
@@ -34,6 +40,8 @@ Examples:
   keygate check --config gateway/keygate.toml     show every mistake in it
   keygate serve --config gateway/keygate.toml     run the gateway
   keygate keys create --name 'my service'         make a key; `keygate keys --help` for more
+  keygate orgs list                               whose keys there are
+  keygate audit verify                            whether the record of all changes is whole
   keygate store status                            whether the store is well
 
 A key of the configuration can be set by a variable: KEYGATE__SERVER__LISTEN=127.0.0.1:8000"
@@ -50,7 +58,11 @@ enum Command {
     Check(check::Args),
     Init(init::Args),
     Keys(keys::Args),
+    Orgs(orgs::Args),
+    Audit(audit::Args),
     Store(store::Args),
+    Admin(admin::Args),
+    Completions(completions::Args),
 }
 
 /// How a command ended, and so the exit code of the process.
@@ -91,7 +103,11 @@ pub fn run(
         Command::Check(args) => check::run(&args, environment, out, err),
         Command::Init(args) => init::run(&args, out, err),
         Command::Keys(args) => keys::run(args, environment, out, err),
+        Command::Orgs(args) => orgs::run(args, environment, out, err),
+        Command::Audit(args) => audit::run(args, environment, out, err),
         Command::Store(args) => store::run(args, environment, out, err),
+        Command::Admin(args) => admin::run(args, out, err),
+        Command::Completions(args) => completions::run(&args, Cli::command(), out),
     };
     // Whoever reads the output has left; there is nobody to tell.
     outcome.map_or(ExitCode::FAILURE, ExitCode::from)

@@ -56,6 +56,9 @@ pub(super) fn run(
     if let Some(address) = app.ops_address() {
         writeln!(err, "keygate: metrics and probes on http://{address}")?;
     }
+    if let Some(address) = app.admin_address() {
+        writeln!(err, "keygate: admin API on http://{address}")?;
+    }
     app.run_until_signalled(signals);
     Ok(Outcome::Done)
 }

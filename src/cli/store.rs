@@ -1,16 +1,13 @@
 //! `keygate store`: what state the store is in, and the operator's word that it is the right one.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::operator::{Operator, confirmed, unexpected};
-use super::{Outcome, load};
-use crate::admin::{Command, Reply};
-use crate::config::Config;
+use super::Outcome;
+use super::operator::{Access, Failure, Session, run as operate, unexpected};
+use crate::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Status};
 
 /// See what state the store is in, and accept it after a loss
@@ -28,12 +25,8 @@ Examples:
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
-    /// The configuration file of the gateway whose store it is
-    #[arg(long, short, value_name = "FILE", default_value = "keygate.toml", global = true)]
-    config: PathBuf,
-    /// Print JSON instead of text
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    access: Access,
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,73 +48,56 @@ pub(super) fn run(
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> io::Result<Outcome> {
-    let config = match load(&args.config, environment, err)? {
-        Ok(config) => config,
-        Err(outcome) => return Ok(outcome),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(act(args.action, config, args.json, err)) {
-        Ok((text, outcome)) => {
-            out.write_all(text.as_bytes())?;
-            Ok(outcome)
-        }
-        Err(message) => {
-            writeln!(err, "keygate: {message}")?;
-            Ok(Outcome::Refused)
-        }
-    }
+    let Args { action, access } = args;
+    operate(&access, environment, out, err, async |session| act(action, session).await)
 }
 
-async fn act(
-    action: Action,
-    config: Config,
-    json: bool,
-    err: &mut impl Write,
-) -> Result<(String, Outcome), String> {
-    let operator = Operator::connect(config)?;
+async fn act(action: Action, session: &mut Session<'_>) -> Result<Outcome, Failure> {
     match action {
         Action::Status => {
-            let Reply::StoreStatus { status } = operator.ask(Command::StoreStatus).await? else {
+            let Reply::StoreStatus { status } = session.ask(Command::Store(StoreCommand::Status)).await?
+            else {
                 return Err(unexpected());
             };
-            let outcome = if status.trouble.is_none() { Outcome::Done } else { Outcome::Refused };
-            Ok((show_status(&status, json), outcome))
+            show_status(&status, session)?;
+            Ok(if status.trouble.is_none() { Outcome::Done } else { Outcome::Refused })
         }
         Action::Accept { yes } => {
-            if !yes && !confirmed("Refuse every key that the store does not have now?", err)? {
-                return Err("nothing was accepted".to_owned());
-            }
-            let Reply::StoreAccepted { acceptance } = operator.ask(Command::AcceptStore).await? else {
+            session.confirm("Refuse every key that the store does not have now?", yes)?;
+            let Reply::StoreAccepted { acceptance } =
+                session.ask(Command::Store(StoreCommand::Accept)).await?
+            else {
                 return Err(unexpected());
             };
-            Ok((show_acceptance(&acceptance, json), Outcome::Done))
+            show_acceptance(&acceptance, session)?;
+            Ok(Outcome::Done)
         }
     }
 }
 
-fn show_status(status: &Status, json: bool) -> String {
-    if json {
-        return format!("{}\n", serde_json::json!(status));
+fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure> {
+    if session.json {
+        return session.print_json(status);
     }
-    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
-    let mut text = String::new();
-    // Writing to a string does not fail.
-    let _ = writeln!(text, "place     {}", status.place);
-    let _ = writeln!(text, "store     {}", or_none(&status.found));
-    let _ = writeln!(text, "expected  {}", status.known.clone().unwrap_or_else(|| "any".to_owned()));
-    let _ = writeln!(text, "events    {}", or_none(&status.events.map(|events| events.to_string())));
-    let _ = writeln!(text, "state     {}", status.trouble.as_deref().unwrap_or("well"));
-    text
+    let or_none = |text: Option<String>| Some(text.unwrap_or_else(|| "none".to_owned()));
+    session.print_fields(&[
+        ("place", Some(status.place.clone())),
+        ("store", or_none(status.found.clone())),
+        ("expected", Some(status.known.clone().unwrap_or_else(|| "any".to_owned()))),
+        ("events", or_none(status.events.map(|events| events.to_string()))),
+        ("state", Some(status.trouble.clone().unwrap_or_else(|| "well".to_owned()))),
+    ])
 }
 
-fn show_acceptance(acceptance: &Acceptance, json: bool) -> String {
-    if json {
-        return format!("{}\n", serde_json::json!(acceptance));
+fn show_acceptance(acceptance: &Acceptance, session: &mut Session<'_>) -> Result<(), Failure> {
+    if session.json {
+        return session.print_json(acceptance);
     }
     let Acceptance { store, changed } = acceptance;
     if *changed {
-        format!("accepted: the store is {store} from now on\n")
+        writeln!(session.out, "accepted: the store is {store} from now on")?;
     } else {
-        format!("nothing to accept: the store is {store}, as it was\n")
+        writeln!(session.out, "nothing to accept: the store is {store}, as it was")?;
     }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 //! Every module owns its settings and their defaults; what is here only translates, and reports every mistake
 //! at once. A relative path, in the file or in a variable, starts at the folder of the configuration file.
 
+mod admin;
 mod environment;
 mod file;
 mod identity;
@@ -28,15 +29,15 @@ use sha2::{Digest as _, Sha256};
 use self::mistake::{Document, Report};
 use self::policy::Policy;
 use self::section::Section;
-use self::value::{DAY, INSTANT, address_or_off, choice, count, duration, flag, parsed, text};
+use self::value::{CENTURY, DAY, INSTANT, address_or_off, choice, count, duration, flag, parsed, text};
 use crate::gateway::route::RouteTable;
 use crate::key::Prefix;
 use crate::key::scope::ScopeSet;
-use crate::lifecycle::SignupSettings;
+use crate::lifecycle::{RetentionSettings, SignupSettings};
 use crate::store::{cache, embedded, redis};
 use crate::telemetry::RequestLog;
 use crate::worker::DrainSettings;
-use crate::{admin, connection, gateway, listener, ops, outbox, tls, upstream};
+use crate::{connection, gateway, listener, ops, outbox, tls, upstream};
 
 /// What `keygate init` writes as `keygate.toml`: every key with its default.
 pub const DEFAULT_CONFIGURATION: &str = include_str!("../../config/keygate.toml");
@@ -61,7 +62,8 @@ pub struct Config {
     pub signup: SignupSettings,
     /// `None` where nobody is told of new organisations.
     pub outbox: Option<outbox::Settings>,
-    pub admin: admin::Settings,
+    pub retention: RetentionSettings,
+    pub admin: crate::admin::Settings,
     pub ops: ops::Settings,
     pub request_log: RequestLog,
     pub drain: DrainSettings,
@@ -78,6 +80,8 @@ pub struct KeySettings {
     pub accept_without_checksum: bool,
     /// The file with the installation's secret; `None` for plain digests.
     pub pepper_file: Option<PathBuf>,
+    /// The file with the key of the audit trail; `None` for the installation's secret.
+    pub audit_key_file: Option<PathBuf>,
 }
 
 /// Which back end keeps the keys.
@@ -169,15 +173,17 @@ fn sections(
     let server = root.section("server", |section| server::read(section, folder));
     let limits = root.section("limits", server::limits);
     let headers = root.section("identity_headers", |section| identity::read(section, server.trusted_proxies));
-    let keys = root.section("keys", |section| keys(section, folder));
+    let mut keys = root.section("keys", |section| keys(section, folder));
+    let retention = root.section("audit", |section| {
+        keys.audit_key_file = section.optional("key_file", text).map(|path| folder.join(path));
+        retention(section)
+    });
     let sealed = keys.pepper_file.is_some();
     let store = root.section("store", |section| store::read(section, folder, sealed));
     let cache = root.section("cache", cache);
     let upstreams = root.section("upstreams", |section| section.named(upstreams::read));
     let policy = root.section("policy", |section| policy(section, folder, &upstreams, files, report));
-    let admin = root.section("admin", |section| admin::Settings {
-        socket: section.optional("socket", text).map(|path| folder.join(path)),
-    });
+    let admin = root.section("admin", |section| admin::read(section, folder));
     let outbox = root.section("outbox", |section| outbox(section, folder));
     let signup = root.section("signup", |section| signup(section, outbox.is_some()));
     let ops = root.section("ops", |section| ops::Settings {
@@ -203,6 +209,7 @@ fn sections(
         scopes,
         signup,
         outbox,
+        retention,
         admin,
         ops,
         request_log,
@@ -217,7 +224,13 @@ fn keys(section: &mut Section<'_>, folder: &Path) -> KeySettings {
         prefix: section.or("prefix", default.prefix, parsed(Prefix::parse)),
         accept_without_checksum: section.or("accept_without_checksum", default.accept_without_checksum, flag),
         pepper_file: section.optional("pepper_file", text).map(|path| folder.join(path)),
+        audit_key_file: default.audit_key_file,
     }
+}
+
+fn retention(section: &mut Section<'_>) -> RetentionSettings {
+    let default = RetentionSettings::default();
+    RetentionSettings { retention: section.or("retention", default.retention, duration(DAY..=CENTURY)) }
 }
 
 fn cache(section: &mut Section<'_>) -> cache::Settings {

@@ -15,7 +15,7 @@ use crate::worker::DrainSettings;
 use crate::{connection, gateway, listener, tls};
 
 /// What `plaintext` must say, word for word, so that nobody serves keys in the clear without having read it.
-const BEHIND_TLS: &str = "behind a TLS terminator";
+pub(super) const BEHIND_TLS: &str = "behind a TLS terminator";
 
 pub(super) struct Server {
     pub(super) listener: listener::Settings,
@@ -104,7 +104,7 @@ fn drain(section: &mut Section<'_>) -> DrainSettings {
     }
 }
 
-fn plaintext(value: &Value) -> Result<(), String> {
+pub(super) fn plaintext(value: &Value) -> Result<(), String> {
     if text(value)? == BEHIND_TLS {
         Ok(())
     } else {
@@ -112,7 +112,7 @@ fn plaintext(value: &Value) -> Result<(), String> {
     }
 }
 
-fn is_loopback(address: SocketAddr) -> bool {
+pub(super) fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 

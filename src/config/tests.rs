@@ -132,7 +132,7 @@ mod shipped_files {
     fn assert_defaults(
         config: &Config,
         store: &StoreSettings,
-        (workers, pepper_file): (Option<usize>, Option<PathBuf>),
+        (workers, pepper_file, audit_key_file): (Option<usize>, Option<PathBuf>, Option<PathBuf>),
     ) {
         let listener = listener::Settings {
             workers: workers.and_then(std::num::NonZeroUsize::new),
@@ -141,13 +141,17 @@ mod shipped_files {
         assert_eq!(config.listener, listener);
         assert_eq!(config.connection, connection::Settings::default());
         assert_eq!(config.gateway, gateway::Settings::default());
-        assert_eq!(config.keys, KeySettings { pepper_file, ..KeySettings::default() });
+        assert_eq!(config.keys, KeySettings { pepper_file, audit_key_file, ..KeySettings::default() });
         assert_eq!(config.store, *store);
         assert_eq!(config.cache, cache::Settings::default());
         assert_eq!(config.request_log, RequestLog::default());
         assert_eq!(config.drain, DrainSettings::default());
         // These have no default; the file has to show something.
-        assert_eq!(config.admin, admin::Settings { socket: Some("etc/keygate.sock".into()) });
+        assert_eq!(
+            config.admin,
+            crate::admin::Settings { socket: Some("etc/keygate.sock".into()), remote: None }
+        );
+        assert_eq!(config.retention, RetentionSettings::default());
         let endpoint = |text| vec![Endpoint::parse(text).unwrap()];
         let upstream = upstream::Settings {
             name: "api".into(),
@@ -162,7 +166,7 @@ mod shipped_files {
     #[test]
     fn the_shipped_file_sets_nothing_but_the_defaults() {
         let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
-        assert_defaults(&config, &default_embedded(), (None, None));
+        assert_defaults(&config, &default_embedded(), (None, None, None));
         assert_eq!(config.tls, tls::Settings::default());
     }
 
@@ -183,7 +187,11 @@ mod shipped_files {
             ("cluster", default_redis(redis::Place::Cluster(nodes(6379)), Some(tls))),
         ] {
             let config = load(&complete(kind), DEFAULT_POLICY, &[]).unwrap();
-            assert_defaults(&config, &store, (Some(4), Some("etc/pepper".into())));
+            assert_defaults(
+                &config,
+                &store,
+                (Some(4), Some("etc/pepper".into()), Some("etc/audit-key".into())),
+            );
             let files = tls::Files { certificate: "etc/cert.pem".into(), key: "etc/key.pem".into() };
             assert_eq!(config.tls.certificates, [files], "there is no default to show");
         }
@@ -517,9 +525,33 @@ requests = \"text\"
                 "etc/keygate.toml:10:2: logg: unknown key `logg`; did you mean `log`?",
                 "KEYGATE__LOG__REQUESTS: log.requests: \"jsn\" is not known here; did you mean \"json\"?",
                 "KEYGATE__NO__SUCH: no: unknown key `no`; the keys here are `server`, `limits`, `identity_headers`, \
-                 `keys`, `store`, `cache`, `upstreams`, `policy`, `admin`, `outbox`, `signup`, `ops`, `log`",
+                 `keys`, `audit`, `store`, `cache`, `upstreams`, `policy`, `admin`, `outbox`, `signup`, `ops`, `log`",
             ],
         );
+    }
+
+    #[test]
+    fn an_admin_api_over_tcp_needs_tokens_and_does_not_leave_the_machine_unasked() {
+        assert_says(
+            about("[admin]\nlisten = \"0.0.0.0:9465\"\nallowed_hosts = [\"http://admin.example\"]"),
+            &[
+                "etc/keygate.toml:1:1: admin.tokens_file: missing; name the file of tokens that `keygate admin token` \
+                 makes lines for",
+                "etc/keygate.toml:2:10: admin.listen: 0.0.0.0:9465 is not loopback, and tokens and keys would cross the \
+                 network in plain text; listen on loopback, or put a TLS terminator before it and say plaintext = \
+                 \"behind a TLS terminator\"",
+                "etc/keygate.toml:3:18: admin.allowed_hosts[0]: \"http://admin.example\" does not do; a host is a name or \
+                 an address without a port, as in \"localhost\" or \"[::1]\"",
+            ],
+        );
+        let listen = "[admin]\nlisten = \"127.0.0.1:9465\"\ntokens_file = \"tokens\"";
+        let config = load(&around(listen), ROUTE, &[]).unwrap();
+        let remote = crate::admin::RemoteSettings {
+            listen: "127.0.0.1:9465".parse().unwrap(),
+            tokens_file: "etc/tokens".into(),
+            allowed_hosts: crate::admin::RemoteSettings::loopback_hosts(),
+        };
+        assert_eq!(config.admin, crate::admin::Settings { socket: None, remote: Some(remote) });
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub(super) const INSTANT: Duration = Duration::from_millis(1);
 /// No time-out that is meant as one is longer.
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Longer than anything is kept.
+pub(super) const CENTURY: Duration = Duration::from_secs(36_525 * 24 * 60 * 60);
+
 pub(super) fn text(value: &Value) -> Result<String, String> {
     as_text(value).map(str::to_owned).ok_or_else(|| wrong_kind(value, "a string", "put it in quotes"))
 }

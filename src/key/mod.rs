@@ -95,6 +95,12 @@ impl KeyFormat {
         Self { heads: Environment::ALL.map(head), accept_without_checksum }
     }
 
+    /// Whether a key must end in a checksum to be looked up at all.
+    #[must_use]
+    pub const fn requires_checksum(&self) -> bool {
+        !self.accept_without_checksum
+    }
+
     /// Everything before the random digits, as in `fh_live_sk_`.
     #[must_use]
     pub fn head(&self, environment: Environment) -> &str {
@@ -107,17 +113,7 @@ impl KeyFormat {
     /// When the operating system has no randomness to give.
     pub fn mint(&self, environment: Environment) -> Result<ApiKey, getrandom::Error> {
         let head = self.head(environment);
-        let mut text = Zeroizing::new(String::with_capacity(head.len() + RANDOM_DIGITS + CHECKSUM_DIGITS));
-        text.push_str(head);
-        let mut pool = Zeroizing::new([0_u8; 2 * RANDOM_DIGITS]);
-        while text.len() < head.len() + RANDOM_DIGITS {
-            getrandom::fill(&mut pool[..])?;
-            // Six bits give 64 values; the two that are no digit are thrown away, so that every digit is as
-            // likely.
-            let digits = pool.iter().filter_map(|byte| BASE62.get(usize::from(byte & 63)));
-            let missing = head.len() + RANDOM_DIGITS - text.len();
-            text.extend(digits.take(missing).map(|digit| char::from(*digit)));
-        }
+        let mut text = random_token(head, RANDOM_DIGITS, CHECKSUM_DIGITS)?;
         let checksum = checksum_digits(text.as_bytes());
         text.extend(checksum.map(char::from));
         Ok(ApiKey { text, environment })
@@ -156,6 +152,28 @@ impl KeyFormat {
         }
         Err(Malformed)
     }
+}
+
+/// `head` and this many random base62 digits, with room for some more.
+///
+/// # Errors
+/// When the operating system has no randomness to give.
+pub(crate) fn random_token(
+    head: &str,
+    digits: usize,
+    room: usize,
+) -> Result<Zeroizing<String>, getrandom::Error> {
+    let mut text = Zeroizing::new(String::with_capacity(head.len() + digits + room));
+    text.push_str(head);
+    let mut pool = Zeroizing::new([0_u8; 2 * RANDOM_DIGITS]);
+    while text.len() < head.len() + digits {
+        getrandom::fill(&mut pool[..])?;
+        // Six bits give 64 values; the two that are no digit are thrown away, so that every digit is as likely.
+        let drawn = pool.iter().filter_map(|byte| BASE62.get(usize::from(byte & 63)));
+        let missing = head.len() + digits - text.len();
+        text.extend(drawn.take(missing).map(|digit| char::from(*digit)));
+    }
+    Ok(text)
 }
 
 /// A token that no key of this installation can look like.
@@ -357,6 +375,13 @@ impl Digester {
     #[must_use]
     pub fn digest(&self, key: &PresentedKey<'_>) -> Digest {
         self.convert(Sha256::digest(key.token).into())
+    }
+
+    /// What tells peppers apart and reveals nothing of them; `None` without one.
+    #[must_use]
+    pub fn pepper_id(&self) -> Option<String> {
+        let id = self.pepper.as_ref()?.hmac("keygate pepper id\0").finalize().into_bytes();
+        Some(id.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// From a plain SHA-256 of a key to the digest that is stored.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use super::authority::Authority;
@@ -31,7 +32,8 @@ const ADDRESSES: usize = 100;
 const PAGE: usize = 256;
 
 /// What a new key is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NewKey {
     pub org: OrgId,
     pub name: String,
@@ -62,16 +64,28 @@ impl NewKey {
 }
 
 /// What is to be different about a key; `None` leaves it as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Patch {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `Some(None)` takes it away; so for the note.
+    /// `Some(None)`, JSON's `null`, takes it away; so for the note.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub owner: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub note: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub scopes: Option<ScopeSet>,
     /// `Some(None)`: it is not to end.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub expires_at: Option<Option<UnixMillis>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_addresses: Option<Vec<IpNet>>,
+}
+
+/// Tells `null` from a field that is not there.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(field).map(Some)
 }
 
 /// A key that was just made or rotated, with the only copy of its secret.
@@ -478,7 +492,7 @@ fn refuse_ended(key: &KeyRecord, now: UnixMillis) -> Result<(), LifecycleError> 
     }
 }
 
-fn check_scopes(scopes: &ScopeSet, vocabulary: &ScopeSet, errors: &mut Vec<FieldError>) {
+pub(super) fn check_scopes(scopes: &ScopeSet, vocabulary: &ScopeSet, errors: &mut Vec<FieldError>) {
     if scopes.is_empty() {
         errors.push(FieldError::new("scopes", "at least one scope is needed"));
     } else if vocabulary.first_missing(scopes).is_some() {
@@ -486,13 +500,13 @@ fn check_scopes(scopes: &ScopeSet, vocabulary: &ScopeSet, errors: &mut Vec<Field
     }
 }
 
-fn check_addresses(addresses: &[IpNet], errors: &mut Vec<FieldError>) {
+pub(super) fn check_addresses(addresses: &[IpNet], errors: &mut Vec<FieldError>) {
     if addresses.len() > ADDRESSES {
         errors.push(FieldError::new("allowed_addresses", "must be at most 100 networks"));
     }
 }
 
-fn take<T>(parsed: Result<T, FieldError>, errors: &mut Vec<FieldError>) -> Option<T> {
+pub(super) fn take<T>(parsed: Result<T, FieldError>, errors: &mut Vec<FieldError>) -> Option<T> {
     parsed.map_err(|error| errors.push(error)).ok()
 }
 

@@ -7,8 +7,10 @@
 
 mod authority;
 mod idempotency;
+mod import;
 mod keys;
 mod orgs;
+mod search;
 mod trail;
 mod usage;
 mod view;
@@ -30,8 +32,10 @@ use crate::store::keeper::Keeper;
 use crate::store::{Store, StoreFault};
 
 pub use self::idempotency::{Idempotency, Keep, Outcome};
+pub use self::import::{Imported, MovedKey, MovedSecret, Time};
 pub use self::keys::{KeyPage, Made, NewKey, OVERLAP, OVERLAP_AT_MOST, Patch, parse_network};
 pub use self::orgs::{SignedUp, SignupSettings};
+pub use self::search::{FoundKeys, KeyFilter, Owned};
 pub use self::trail::{EventFilter, EventPage, Finding, RetentionSettings, Trouble, TroubleSeen, Verdict};
 pub use self::usage::UsageLog;
 pub use self::view::{EventView, KeyView, OrgView, view_org};
@@ -220,6 +224,12 @@ impl Lifecycle {
     #[must_use]
     pub const fn signup_settings(&self) -> &SignupSettings {
         &self.settings.signup
+    }
+
+    /// Whether a key must end in a checksum to be looked up at all.
+    #[must_use]
+    pub const fn requires_checksum(&self) -> bool {
+        self.settings.format.requires_checksum()
     }
 
     /// The operator's side of the store.

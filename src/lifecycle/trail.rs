@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::{MutexGuard, mpsc};
 
@@ -180,6 +181,11 @@ impl Heads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(trail, link);
     }
 
+    /// Unless it has moved on since.
+    fn put_back(&self, trail: Trail, link: Link) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(trail).or_insert(link);
+    }
+
     fn take(&self) -> BTreeMap<Trail, Link> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -226,7 +232,8 @@ impl Trouble {
 }
 
 /// Which events are wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EventFilter {
     pub kind: Option<Kind>,
     /// From this moment on.
@@ -244,7 +251,7 @@ pub struct EventPage {
 }
 
 /// What is wrong with a trail.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The event's number.
     pub number: u64,
@@ -252,10 +259,12 @@ pub struct Finding {
 }
 
 /// What verifying a trail came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     pub trail: Trail,
     pub ends: Ends,
+    /// Whether the chain has a key. One without shows damage, and forgery only against exported heads.
+    pub keyed: bool,
     /// How many events were checked.
     pub checked: u64,
     /// Empty for a trail that is whole.
@@ -325,6 +334,30 @@ impl Lifecycle {
         }
     }
 
+    /// The events of a trail with numbers above `after`, oldest first, at most about `limit`; and the number to
+    /// go on after, or `None` at the end.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::events`].
+    pub async fn events_after(
+        &self,
+        trail: Trail,
+        after: u64,
+        limit: usize,
+    ) -> Result<EventPage, LifecycleError> {
+        let Ends { checkpoint, head } = self.store.trails().ends(trail).await?;
+        let start = after.max(checkpoint.number);
+        if start >= head.number {
+            return Ok(EventPage { events: Vec::new(), next: None });
+        }
+        let through = start.saturating_add(u64::try_from(limit).unwrap_or(u64::MAX)).min(head.number);
+        let entries = self.store.trails().entries(trail, Some(through + 1), limit).await?;
+        let wanted = entries.iter().rev().filter(|entry| entry.link.number > start);
+        let events = wanted.map(|entry| Ok(view_event(entry.link.number, parse(entry)?)));
+        let events = events.collect::<Result<_, LifecycleError>>()?;
+        Ok(EventPage { events, next: Some(through).filter(|through| *through < head.number) })
+    }
+
     /// Checks a whole trail against its key, its ends and the heads that were exported earlier.
     ///
     /// # Errors
@@ -336,7 +369,8 @@ impl Lifecycle {
         let mut note = |number, text: String| findings.push(Finding { number, text });
         let (mut checked, mut newer) = (0, None::<Entry>);
         let mut trimmed_through = 0;
-        let mut before = None;
+        // What is added meanwhile is not part of what was promised when this began.
+        let mut before = Some(ends.head.number + 1);
         loop {
             let page = self.store.trails().entries(trail, before, PAGE).await?;
             let last = page.len() < PAGE;
@@ -361,22 +395,41 @@ impl Lifecycle {
                 break;
             }
         }
+        let checkpoint = self.checkpoint_below(trail, ends.checkpoint, newer.as_ref()).await?;
         match &newer {
-            Some(oldest) => self.check_after(trail, &ends.checkpoint, oldest, &mut note),
+            Some(oldest) => self.check_after(trail, &checkpoint, oldest, &mut note),
             None if ends.head != ends.checkpoint => {
                 note(ends.head.number, "is the end of the trail and is missing".to_owned());
             }
             None => {}
         }
-        if ends.checkpoint.number > trimmed_through {
-            note(ends.checkpoint.number, "and those before were removed, and no event says so".to_owned());
+        if exported.get(&checkpoint.number).is_some_and(|known| *known != checkpoint) {
+            note(checkpoint.number, "is not the one whose head was exported".to_owned());
+        }
+        if checkpoint.number > trimmed_through {
+            note(checkpoint.number, "and those before were removed, and no event says so".to_owned());
         }
         exported.retain(|number, _| *number > ends.head.number);
         for number in exported.into_keys() {
             note(number, "was exported to the log and is missing: the trail was cut off".to_owned());
         }
         findings.sort_by_key(|finding| finding.number);
-        Ok(Verdict { trail, ends, checked, findings })
+        let ends = Ends { checkpoint, ..ends };
+        Ok(Verdict { trail, ends, keyed: self.settings.chain.has_key(), checked, findings })
+    }
+
+    /// The checkpoint that the oldest entry should follow: as it was, or as it is now, since old entries may have
+    /// been trimmed meanwhile.
+    async fn checkpoint_below(
+        &self,
+        trail: Trail,
+        before: Link,
+        oldest: Option<&Entry>,
+    ) -> Result<Link, LifecycleError> {
+        if oldest.is_none_or(|oldest| oldest.link.number == before.number + 1) {
+            return Ok(before);
+        }
+        Ok(self.store.trails().ends(trail).await?.checkpoint)
     }
 
     fn check_after(&self, trail: Trail, older: &Link, newer: &Entry, note: &mut impl FnMut(u64, String)) {
@@ -431,11 +484,19 @@ impl Lifecycle {
         );
     }
 
-    /// Writes the ends of the trails that moved to the log.
-    pub fn export_heads(&self) {
-        for (trail, head) in self.heads.take() {
-            telemetry::log(&format!("audit head {trail} {head}"));
-        }
+    /// Writes the ends of the trails that moved to the log; tells whether all are in its queue. What has no place
+    /// there waits for the next time.
+    fn export_heads(&self) -> bool {
+        let mut moved = self.heads.take().into_iter();
+        let full = moved.find(|(trail, head)| !telemetry::try_log(&format!("audit head {trail} {head}")));
+        let all = full.is_none();
+        full.into_iter().chain(moved).for_each(|(trail, head)| self.heads.put_back(trail, head));
+        all
+    }
+
+    /// Writes the ends of all trails that moved to the log, for as long as somebody reads it. Blocks.
+    pub fn export_all_heads(&self) {
+        while !self.export_heads() && telemetry::flush_log() {}
     }
 }
 
@@ -486,12 +547,17 @@ async fn export_heads(lifecycle: Weak<Lifecycle>) {
 }
 
 async fn trim_trails(lifecycle: Weak<Lifecycle>, retention: Duration) {
+    // At once too: a gateway that is started every day would never come to it.
     loop {
-        tokio::time::sleep(TRIM).await;
         let mut after = None;
         loop {
             let Some(lifecycle) = lifecycle.upgrade() else { return };
-            let orgs = lifecycle.list_orgs(after, TRIM_PAGE).await.unwrap_or_default();
+            let Ok(orgs) = lifecycle.list_orgs(after, TRIM_PAGE).await else {
+                // The store is away, which is logged where it is noticed.
+                drop(lifecycle);
+                tokio::time::sleep(EXPORT).await;
+                continue;
+            };
             after = orgs.last().map(|org| org.id);
             let operator = Some(Trail::Operator).filter(|_| after.is_none());
             for trail in orgs.iter().map(|org| Trail::Org(org.id)).chain(operator) {
@@ -503,6 +569,7 @@ async fn trim_trails(lifecycle: Weak<Lifecycle>, retention: Duration) {
                 break;
             }
         }
+        tokio::time::sleep(TRIM).await;
     }
 }
 

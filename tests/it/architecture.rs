@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The layers from the bottom up. A module may name those of its own layer and below.
 const LAYERS: [&[&str]; 6] = [
     &["audit", "clock", "id", "key", "network", "pem", "rejection"],
-    &["metrics", "store", "telemetry", "upstream"],
+    &["metrics", "secret_file", "store", "telemetry", "upstream"],
     &["admin", "api", "demo", "gateway", "lifecycle", "ops", "outbox"],
     &["connection", "connection_limit", "http2", "listener", "preface", "tls", "worker"],
     &["app", "config", "reload"],

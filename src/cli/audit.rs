@@ -1,0 +1,398 @@
+//! `keygate audit`: who changed what, and whether the trail that says so is whole.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::Outcome;
+use super::operator::{Access, Failure, Session, run as operate, to_the_second, unexpected};
+use super::orgs::{next_orgs, the_org};
+use super::table::Column;
+use crate::admin::{AuditCommand, Command, Reply};
+use crate::audit::{Kind, Link, Trail};
+use crate::clock::{Clock, UnixMillis};
+use crate::id::OrgId;
+use crate::lifecycle::{EventFilter, EventView, Verdict};
+
+/// Events asked for at a time.
+const PAGE: usize = 500;
+/// Heads of a trail that it is checked against. An entry vouches for all before it, so the newest tell.
+const HEADS: usize = 1000;
+
+/// List, verify and export the audit trail
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Every organisation has a trail of its own; what concerns none is in the operator's. Every minute a gateway writes the ends of
+the trails that moved to its log (`audit head …`): keep that log where whoever can write to the store cannot, and `verify
+--heads` finds an end that was cut off too.
+
+Exit code: 0, or 1 if the trail is not whole.
+
+Examples:
+  keygate audit list --type key.revoked --since 7d
+  keygate audit verify --heads /var/log/keygate.log
+  keygate audit export --org org_01J9ZQ6T5N8XKD3V4WPYB7C2HM > events.jsonl")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    access: Access,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List events, newest first
+    List {
+        #[command(flatten)]
+        whose: Whose,
+        /// Only events of this type, as in key.rotated
+        #[arg(long = "type", value_name = "TYPE", value_parser = parse_kind)]
+        kind: Option<Kind>,
+        /// Only from then on: a time as in 2026-01-31T12:00:00Z, or how long ago, as in 7d
+        #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+        since: Option<UnixMillis>,
+        /// Only before then
+        #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+        until: Option<UnixMillis>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: usize,
+    },
+    /// Check that no event was altered, removed or added
+    Verify {
+        #[command(flatten)]
+        whose: Whose,
+        /// A gateway's log with the heads that it exported, or - for standard input; can be given several times
+        #[arg(long, value_name = "FILE")]
+        heads: Vec<PathBuf>,
+    },
+    /// Print events as lines of JSON, oldest first
+    Export {
+        #[command(flatten)]
+        whose: Whose,
+    },
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Whose {
+    /// The trail of this organisation, or `all` [default: all; for `list` the only organisation]
+    #[arg(long, value_name = "ORG_ID", value_parser = parse_org)]
+    org: Option<Orgs>,
+    /// The operator's own trail
+    #[arg(long, conflicts_with = "org")]
+    operator: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Orgs {
+    All,
+    One(OrgId),
+}
+
+fn parse_org(text: &str) -> Result<Orgs, crate::id::InvalidId> {
+    if text == "all" { Ok(Orgs::All) } else { OrgId::parse(text).map(Orgs::One) }
+}
+
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    Kind::parse(text).ok_or_else(|| {
+        let all: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+        format!("the types are {}", all.join(", "))
+    })
+}
+
+fn parse_moment(text: &str) -> Result<UnixMillis, &'static str> {
+    if let Ok(at) = UnixMillis::parse(text) {
+        return Ok(at);
+    }
+    let ago = humantime::parse_duration(text);
+    let ago = ago.map_err(|_| "write a time as in 2026-01-31T12:00:00Z, or how long ago, as in 7d")?;
+    Ok(Clock::system().now().wall.minus(ago))
+}
+
+pub(super) fn run(
+    args: Args,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> io::Result<Outcome> {
+    let Args { action, access } = args;
+    operate(&access, environment, out, err, async |session| act(action, session).await)
+}
+
+async fn act(action: Action, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    match action {
+        Action::List { whose, kind, since, until, limit } => {
+            let trail = match whose {
+                Whose { operator: true, .. } => Trail::Operator,
+                Whose { org: Some(Orgs::One(org)), .. } => Trail::Org(org),
+                Whose { org: Some(Orgs::All), .. } => return Err("a list is of one trail; name it".into()),
+                Whose { org: None, .. } => the_org(session).await?.map_or(Trail::Operator, Trail::Org),
+            };
+            list(trail, EventFilter { kind, from: since, until }, limit, session).await
+        }
+        Action::Verify { whose, heads } => verify(whose, &heads, session).await,
+        Action::Export { whose } => {
+            let mut trails = Trails::of(whose);
+            while let Some(trail) = trails.next(session).await? {
+                export(trail, session).await?;
+            }
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+/// The trails that are asked for, one after the other.
+enum Trails {
+    One(Trail),
+    /// Those of the organisations that were read and are still to come, and after which more are to be read.
+    All {
+        waiting: Vec<OrgId>,
+        after: Option<OrgId>,
+    },
+    None,
+}
+
+impl Trails {
+    const fn of(whose: Whose) -> Self {
+        match whose {
+            Whose { operator: true, .. } => Self::One(Trail::Operator),
+            Whose { org: Some(Orgs::One(org)), .. } => Self::One(Trail::Org(org)),
+            Whose { org: Some(Orgs::All) | None, .. } => Self::All { waiting: Vec::new(), after: None },
+        }
+    }
+
+    async fn next(&mut self, session: &mut Session<'_>) -> Result<Option<Trail>, Failure> {
+        let Self::All { waiting, after } = self else {
+            return Ok(match std::mem::replace(self, Self::None) {
+                Self::One(trail) => Some(trail),
+                Self::All { .. } | Self::None => None,
+            });
+        };
+        if waiting.is_empty() {
+            let orgs = next_orgs(after, session).await?.unwrap_or_default();
+            waiting.extend(orgs.iter().rev().map(|org| org.id));
+        }
+        if let Some(org) = waiting.pop() {
+            return Ok(Some(Trail::Org(org)));
+        }
+        *self = Self::None;
+        Ok(Some(Trail::Operator))
+    }
+}
+
+async fn list(
+    trail: Trail,
+    filter: EventFilter,
+    limit: usize,
+    session: &mut Session<'_>,
+) -> Result<Outcome, Failure> {
+    const COLUMNS: [Column; 6] = [
+        Column::new("TIME", 20, 9),
+        Column::new("TYPE", 18, 8),
+        Column::new("BY", 20, 6),
+        Column::new("FROM", 15, 2),
+        Column::new("TARGET", 30, 5),
+        Column::new("NOW", 12, 3),
+    ];
+    let table = session.table(&COLUMNS)?;
+    let (mut before, mut left) = (None, limit);
+    while left > 0 {
+        let command = AuditCommand::List { trail, filter, before, limit: left.min(PAGE) };
+        let Reply::Events { events, next } = session.ask(Command::Audit(command)).await? else {
+            return Err(unexpected());
+        };
+        left = left.saturating_sub(events.len());
+        for event in events {
+            if session.json {
+                session.print_json(&InTrail { trail, event: &event })?;
+                continue;
+            }
+            let (at, by) = (to_the_second(&event.created_at), event.actor.to_string());
+            let from = event.ip_address.as_deref().unwrap_or_default();
+            let target = event.target.as_deref().unwrap_or_default();
+            let row = table.row(&[&at, &event.r#type, &by, from, target, &changes(&event)]);
+            session.out.write_all(row.as_bytes())?;
+        }
+        if next.is_none() {
+            break;
+        }
+        before = next;
+    }
+    Ok(Outcome::Done)
+}
+
+/// What the event says of how things are now.
+fn changes(event: &EventView) -> String {
+    let fields = event.after.as_ref().and_then(|after| after.as_object()).into_iter().flatten();
+    let shown = fields.map(|(name, value)| match value.as_str() {
+        Some(text) => format!("{name}={text}"),
+        None => format!("{name}={value}"),
+    });
+    shown.collect::<Vec<_>>().join(" ").replace('\n', "\\n")
+}
+
+/// An event, and whose trail it is in.
+#[derive(Serialize)]
+struct InTrail<'e> {
+    trail: Trail,
+    #[serde(flatten)]
+    event: &'e EventView,
+}
+
+async fn export(trail: Trail, session: &mut Session<'_>) -> Result<(), Failure> {
+    let mut after = 0;
+    loop {
+        let command = AuditCommand::Export { trail, after, limit: PAGE };
+        let Reply::Events { events, next } = session.ask(Command::Audit(command)).await? else {
+            return Err(unexpected());
+        };
+        for event in &events {
+            session.print_json(&InTrail { trail, event })?;
+        }
+        match next {
+            Some(next) => after = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn verify(whose: Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    // Read before anything is asked: what is exported meanwhile is none of this.
+    let mut heads = Heads::default();
+    for log in logs {
+        heads.read(log)?;
+    }
+    let mut trails = Trails::of(whose);
+    let (mut checked, mut findings, mut count, mut keyed) = (0, 0, 0_u64, true);
+    while let Some(trail) = trails.next(session).await? {
+        let command = AuditCommand::Verify { trail, exported: heads.take(trail) };
+        let Reply::Verdict(verdict) = session.ask(Command::Audit(command)).await? else {
+            return Err(unexpected());
+        };
+        count += 1;
+        checked += verdict.checked;
+        findings += verdict.findings.len();
+        keyed = verdict.keyed;
+        show(&verdict, session)?;
+    }
+    // A trail that is in the log and not in the store was removed with its organisation.
+    for trail in
+        heads.others().filter(|_| matches!(whose, Whose { org: None | Some(Orgs::All), operator: false }))
+    {
+        findings += 1;
+        if session.json {
+            session.print_json(&serde_json::json!({ "trail": trail, "findings": [{ "text": GONE }] }))?;
+        } else {
+            writeln!(session.out, "{trail}: {GONE}")?;
+        }
+    }
+    if !keyed {
+        session.remark(
+            "there is no audit.key_file and no pepper: whoever can write to the store can forge a trail that verifies, but not \
+             the heads in a log",
+        );
+    }
+    if !session.json {
+        writeln!(session.out, "{checked} events in {count} trails, {findings} findings")?;
+    }
+    Ok(if findings == 0 { Outcome::Done } else { Outcome::Refused })
+}
+
+const GONE: &str = "was exported to the log, and its organisation is not in the store";
+
+fn show(verdict: &Verdict, session: &mut Session<'_>) -> Result<(), Failure> {
+    if session.json {
+        return session.print_json(verdict);
+    }
+    for finding in &verdict.findings {
+        writeln!(session.out, "{}: event {} {}", verdict.trail, finding.number, finding.text)?;
+    }
+    Ok(())
+}
+
+/// The newest heads of each trail in a log, by number. Two that differ are both kept: one of them is wrong.
+#[derive(Default)]
+struct Heads(HashMap<Trail, BTreeMap<(u64, [u8; 32]), Link>>);
+
+impl Heads {
+    fn read(&mut self, path: &Path) -> Result<(), Failure> {
+        let failed = |error: io::Error| format!("cannot read {}: {error}", path.display());
+        let input: Box<dyn BufRead> = if path.as_os_str() == "-" {
+            Box::new(BufReader::new(io::stdin()))
+        } else {
+            Box::new(BufReader::new(File::open(path).map_err(failed)?))
+        };
+        for line in input.split(b'\n') {
+            self.pick(&String::from_utf8_lossy(&line.map_err(failed)?));
+        }
+        Ok(())
+    }
+
+    /// Picks a head out of a line, whatever a log collector has put around it.
+    fn pick(&mut self, line: &str) {
+        const MARK: &str = "audit head ";
+        for (at, _) in line.match_indices(MARK) {
+            let mut words =
+                line[at + MARK.len()..].split(|c: char| !c.is_ascii_alphanumeric() && !"_:".contains(c));
+            let trail = words.next().and_then(|word| Trail::parse(word).ok());
+            let link = words.next().and_then(|word| word.parse().ok());
+            let (Some(trail), Some(link)) = (trail, link) else { continue };
+            let Link { number, mac } = link;
+            let heads = self.0.entry(trail).or_default();
+            heads.insert((number, mac), link);
+            if heads.len() > HEADS {
+                heads.pop_first();
+            }
+        }
+    }
+
+    fn take(&mut self, trail: Trail) -> Vec<Link> {
+        self.0.remove(&trail).unwrap_or_default().into_values().collect()
+    }
+
+    /// The trails that were not taken.
+    fn others(&self) -> impl Iterator<Item = Trail> {
+        let mut trails: Vec<Trail> = self.0.keys().copied().collect();
+        trails.sort_unstable();
+        trails.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_picked_out_of_whatever_a_log_collector_makes_of_them() {
+        let (org, mac) = (OrgId::from_bytes([7; 16]), "a5".repeat(32));
+        let mut heads = Heads::default();
+        for line in [
+            &format!("keygate: audit head operator 3:{mac}"),
+            &format!("Nov 24 06:21:46 host keygate[17]: keygate: audit head {org} 9:{mac}"),
+            &format!("{{\"msg\":\"keygate: audit head {org} 10:{mac}\",\"pid\":1}}"),
+            "keygate: audit head operator 4:short",
+            "keygate: audit head",
+            "nothing",
+        ] {
+            heads.pick(line);
+        }
+        let numbers =
+            |heads: &mut Heads, trail| heads.take(trail).iter().map(|link| link.number).collect::<Vec<_>>();
+        assert_eq!(numbers(&mut heads, Trail::Operator), [3]);
+        assert_eq!(heads.others().collect::<Vec<_>>(), [Trail::Org(org)]);
+        assert_eq!(numbers(&mut heads, Trail::Org(org)), [9, 10]);
+        assert_eq!(heads.others().count(), 0);
+    }
+
+    #[test]
+    fn a_moment_is_a_time_or_how_long_ago() {
+        assert_eq!(parse_moment("1970-01-01T00:00:01Z"), Ok(UnixMillis(1000)));
+        assert!(parse_moment("1h").unwrap() < Clock::system().now().wall);
+        assert!(parse_moment("yesterday").is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! `keygate orgs`: organisations, and what they may do.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+use clap::Subcommand;
+
+use super::Outcome;
+use super::operator::{Access, Failure, Session, run as operate, to_the_second, unexpected};
+use super::table::Column;
+use crate::admin::{Command, OrgCommand, Reply, StoreCommand};
+use crate::id::OrgId;
+use crate::lifecycle::OrgView;
+
+/// Organisations asked for at a time when all are listed.
+const PAGE: usize = 500;
+/// What the organisation is called that the first key makes.
+const FIRST_ORG: &str = "default";
+
+/// Make, list, suspend, resume and verify organisations
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  keygate orgs create 'Example Ltd'
+  keygate orgs list
+  keygate orgs suspend org_01J9ZQ6T5N8XKD3V4WPYB7C2HM")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    access: Access,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make an organisation
+    Create { name: String },
+    /// List organisations, newest first
+    List,
+    Show {
+        #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
+        id: OrgId,
+    },
+    /// Make all keys of an organisation open nothing until it is resumed
+    Suspend {
+        #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
+        id: OrgId,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Take a suspension back
+    Resume {
+        #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
+        id: OrgId,
+    },
+    /// Let an organisation that signed up use its keys, where signup.verification asks for it
+    Verify {
+        #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
+        id: OrgId,
+    },
+}
+
+pub(super) fn run(
+    args: Args,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> io::Result<Outcome> {
+    let Args { action, access } = args;
+    operate(&access, environment, out, err, async |session| act(action, session).await)
+}
+
+async fn act(action: Action, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let (command, done) = match action {
+        Action::List => return list(session).await,
+        Action::Create { name } => {
+            begin(session).await?;
+            (OrgCommand::Create { name }, Some("made"))
+        }
+        Action::Show { id } => (OrgCommand::Show { id }, None),
+        Action::Suspend { id, yes } => {
+            session.confirm(&format!("Refuse every request with a key of {id}?"), yes)?;
+            (OrgCommand::Suspend { id }, Some("suspended"))
+        }
+        Action::Resume { id } => (OrgCommand::Resume { id }, Some("resumed")),
+        Action::Verify { id } => (OrgCommand::Verify { id }, Some("verified")),
+    };
+    let Reply::Org(org) = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
+    match done {
+        _ if session.json => session.print_json(&org)?,
+        Some(done) => writeln!(session.out, "{done} {} ({})", org.id, org.name)?,
+        None => session.print_fields(&[
+            ("id", Some(org.id.to_string())),
+            ("name", Some(org.name)),
+            ("e-mail", org.email),
+            ("status", Some(org.status)),
+            ("created", Some(org.created_at)),
+            ("suspended", org.suspended_at),
+        ])?,
+    }
+    Ok(Outcome::Done)
+}
+
+async fn list(session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    const COLUMNS: [Column; 5] = [
+        Column::new("ID", OrgId::LEN, 9),
+        Column::new("STATUS", 9, 8),
+        Column::new("CREATED", 20, 3),
+        Column::new("E-MAIL", 24, 4),
+        Column::new("NAME", 10, 7),
+    ];
+    let table = session.table(&COLUMNS)?;
+    let mut after = None;
+    while let Some(orgs) = next_orgs(&mut after, session).await? {
+        for org in orgs {
+            if session.json {
+                session.print_json(&org)?;
+                continue;
+            }
+            let (id, created) = (org.id.to_string(), to_the_second(&org.created_at));
+            let email = org.email.as_deref().unwrap_or_default();
+            session.out.write_all(table.row(&[&id, &org.status, &created, email, &org.name]).as_bytes())?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Some more organisations, until there are none.
+pub(super) async fn next_orgs(
+    after: &mut Option<OrgId>,
+    session: &mut Session<'_>,
+) -> Result<Option<Vec<OrgView>>, Failure> {
+    let command = OrgCommand::List { after: *after, limit: PAGE };
+    let Reply::Orgs { orgs } = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
+    *after = orgs.last().map(|org| org.id).or(*after);
+    Ok(Some(orgs).filter(|orgs| !orgs.is_empty()))
+}
+
+/// Makes the store where there never was one: with what an operator makes first.
+async fn begin(session: &mut Session<'_>) -> Result<(), Failure> {
+    if let Reply::StoreBegun { made: true } = session.ask(Command::Store(StoreCommand::Begin)).await? {
+        session.remark("there was no store yet: made an empty one");
+    }
+    Ok(())
+}
+
+/// The organisation that needs no name: the only one there is, or a first one.
+pub(super) async fn only_org(session: &mut Session<'_>) -> Result<OrgId, Failure> {
+    begin(session).await?;
+    match the_org(session).await? {
+        Some(id) => Ok(id),
+        None => {
+            let command = OrgCommand::Create { name: FIRST_ORG.to_owned() };
+            match session.ask(Command::Orgs(command)).await? {
+                Reply::Org(org) => Ok(org.id),
+                _ => Err(unexpected()),
+            }
+        }
+    }
+}
+
+/// The only organisation that there is, if there is any.
+pub(super) async fn the_org(session: &mut Session<'_>) -> Result<Option<OrgId>, Failure> {
+    let command = OrgCommand::List { after: None, limit: 2 };
+    let Reply::Orgs { orgs } = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
+    match orgs.as_slice() {
+        [] => Ok(None),
+        [OrgView { id, .. }] => Ok(Some(*id)),
+        _ => Err("there is more than one organisation; say which with --org".into()),
+    }
+}

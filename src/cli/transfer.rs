@@ -1,0 +1,270 @@
+//! `keygate keys import` and `keygate keys export`: keys as lines of JSON, many at a time, none of them all at
+//! once.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::Outcome;
+use super::operator::{Failure, Session, unexpected};
+use crate::admin::{Command, KeyCommand, Reply};
+use crate::id::{KeyId, OrgId};
+use crate::lifecycle::{Imported, MovedKey};
+
+/// Keys that are handed over at once.
+const BATCH: usize = 1000;
+/// Text of lines that is handed over at once, at most, with one more line; bytes.
+const BATCH_LEN: usize = 4 << 20;
+/// The longest line that is read; bytes. A key with all that it may have is much shorter.
+const LINE_LEN: usize = 64 << 10;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Each line is one key:
+  {\"sha256\": \"…\", \"organization_id\": \"org_…\", \"name\": \"…\", \"environment\": \"live\", \"scopes\": [\"jobs:read\"]}
+sha256 is the SHA-256 of the whole key in hexadecimal digits. A line may also have id, last_four, created_at, expires_at,
+disabled_at, revoked_at, owner, note and allowed_addresses. What is there already and the same is left alone, so an import that
+was interrupted can simply be run again.
+
+Exit code: 0 if every line was moved in or there already, 1 if any was not.
+
+Examples:
+  keygate keys import keys.jsonl --dry-run
+  keygate keys import keys.jsonl --org org_01J9ZQ6T5N8XKD3V4WPYB7C2HM
+  zcat keys.jsonl.gz | keygate keys import -")]
+pub(super) struct Import {
+    /// The file, or - for standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Whose keys those are that do not say it
+    #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
+    org: Option<OrgId>,
+    /// Go on from this line, the first being 1
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    from_line: u64,
+    /// Change nothing, and say what would happen
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Without a pepper the lines fit any keygate. With one they carry `digest` in place of `sha256` and fit only where the same
+pepper is set. When keys were used is not part of them.")]
+pub(super) struct Export {
+    /// Only keys of this organisation
+    #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
+    org: Option<OrgId>,
+}
+
+/// What an import has come to so far.
+#[derive(Debug, Default, serde::Serialize)]
+struct Tally {
+    imported: u64,
+    present: u64,
+    refused: u64,
+    /// The last line that was read.
+    last_line: u64,
+}
+
+/// Lines that wait to be handed over, with their numbers.
+#[derive(Default)]
+struct Batch {
+    numbers: Vec<u64>,
+    keys: Vec<MovedKey>,
+    len: usize,
+}
+
+pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let mut lines = Lines { input: open(&args.file)?, number: 0 };
+    let (mut tally, mut batch, mut checksum_required) = (Tally::default(), Batch::default(), false);
+    while let Some((number, line)) = lines.next()? {
+        tally.last_line = number;
+        if number < args.from_line {
+            continue;
+        }
+        match line.and_then(|line| parse(&line, args.org)) {
+            Ok(None) => {}
+            Ok(Some((key, len))) => {
+                batch.numbers.push(number);
+                batch.keys.push(key);
+                batch.len += len;
+            }
+            Err(reason) => refuse(number, &reason, &mut tally, session),
+        }
+        if batch.keys.len() == BATCH || batch.len >= BATCH_LEN {
+            checksum_required |= hand_over(&mut batch, args.dry_run, &mut tally, session).await?;
+        }
+    }
+    checksum_required |= hand_over(&mut batch, args.dry_run, &mut tally, session).await?;
+    session.show_progress("");
+    if checksum_required {
+        session.remark(
+            "keys.accept_without_checksum is false: of these keys, those work that keygate or something like it made; those \
+             without its checksum are refused",
+        );
+    }
+    summarise(&tally, args.dry_run, session)?;
+    Ok(if tally.refused == 0 { Outcome::Done } else { Outcome::Refused })
+}
+
+fn open(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(BufReader::new(io::stdin())));
+    }
+    let file = File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
+}
+
+/// The lines of a file, one at a time.
+struct Lines {
+    input: Box<dyn BufRead>,
+    number: u64,
+}
+
+impl Lines {
+    /// The next line and its number; what is wrong with one that is too long.
+    #[expect(clippy::type_complexity, reason = "the end of the file and a bad line are both no line")]
+    fn next(&mut self) -> Result<Option<(u64, Result<Vec<u8>, String>)>, Failure> {
+        let failed = |error| format!("cannot read on after line {}: {error}", self.number);
+        let mut line = Vec::new();
+        let most = LINE_LEN as u64 + 1;
+        let read = (&mut self.input).take(most).read_until(b'\n', &mut line).map_err(failed)?;
+        if read == 0 {
+            return Ok(None);
+        }
+        let too_long = line.len() > LINE_LEN && !line.ends_with(b"\n");
+        if too_long {
+            self.input.skip_until(b'\n').map_err(failed)?;
+        }
+        self.number += 1;
+        let line = if too_long { Err(format!("is longer than {LINE_LEN} bytes")) } else { Ok(line) };
+        Ok(Some((self.number, line)))
+    }
+}
+
+/// The key on a line and the line's length; `None` for an empty line.
+fn parse(line: &[u8], org: Option<OrgId>) -> Result<Option<(MovedKey, usize)>, String> {
+    let line = line.trim_ascii();
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let mut key: MovedKey = serde_json::from_slice(line).map_err(|error| {
+        // It counts lines within what it was given, which is one.
+        let text = error.to_string();
+        let text = text.split(" at line 1").next().unwrap_or_default();
+        format!("{text}, at column {}", error.column())
+    })?;
+    key.organization_id = key.organization_id.or(org);
+    Ok(Some((key, line.len())))
+}
+
+/// Moves a batch in; tells whether keys need a checksum to work.
+async fn hand_over(
+    batch: &mut Batch,
+    rehearsal: bool,
+    tally: &mut Tally,
+    session: &mut Session<'_>,
+) -> Result<bool, Failure> {
+    let Batch { numbers, keys, .. } = std::mem::take(batch);
+    let Some(first) = numbers.first() else { return Ok(false) };
+    let command = Command::Keys(KeyCommand::Import { keys, rehearsal });
+    let reply = session.ask(command).await.map_err(|failure| match failure {
+        Failure::Told(message) => Failure::Told(format!(
+            "{message}; stopped before or within line {first} and those after it: run it again, with --from-line {first} to \
+             save time"
+        )),
+        gone @ Failure::Output(_) => gone,
+    })?;
+    let Reply::Imported { outcomes, checksum_required } = reply else { return Err(unexpected()) };
+    for (number, outcome) in numbers.iter().zip(outcomes) {
+        match outcome {
+            Imported::New => tally.imported += 1,
+            Imported::Present => tally.present += 1,
+            Imported::Refused { reason } => refuse(*number, &reason, tally, session),
+        }
+    }
+    let Tally { imported, present, refused, .. } = tally;
+    session.show_progress(&format!("{imported} keys moved in, {present} there already, {refused} refused"));
+    Ok(checksum_required)
+}
+
+fn refuse(number: u64, reason: &str, tally: &mut Tally, session: &mut Session<'_>) {
+    tally.refused += 1;
+    session.show_progress("");
+    session.remark(&format!("line {number}: {reason}"));
+}
+
+fn summarise(tally: &Tally, rehearsal: bool, session: &mut Session<'_>) -> Result<(), Failure> {
+    if session.json {
+        return session.print_json(tally);
+    }
+    let Tally { imported, present, refused, .. } = tally;
+    let moved = if rehearsal { "would be moved in" } else { "moved in" };
+    Ok(writeln!(session.out, "{imported} {moved}, {present} there already, {refused} refused")?)
+}
+
+pub(super) async fn export(args: &Export, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let mut after: Option<KeyId> = None;
+    let (mut count, mut peppered) = (0_usize, false);
+    loop {
+        let command = KeyCommand::Export { org: args.org, after, limit: BATCH };
+        let Reply::ExportedKeys { keys, has_more } = session.ask(Command::Keys(command)).await? else {
+            return Err(unexpected());
+        };
+        for key in &keys {
+            session.print_json(key)?;
+            peppered |= key.digest.is_some();
+        }
+        count += keys.len();
+        after = keys.last().and_then(|key| key.id).or(after);
+        if !has_more {
+            break;
+        }
+    }
+    if peppered {
+        session.remark("there is a pepper, so these lines can only be imported where the same pepper is set");
+    }
+    session.remark(&format!("{count} keys"));
+    Ok(Outcome::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &'static str) -> Lines {
+        Lines { input: Box::new(BufReader::with_capacity(16, text.as_bytes())), number: 0 }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_skipped_and_the_next_is_read() {
+        let text = format!("a\n{}\nb", "x".repeat(LINE_LEN + 1)).leak();
+        let mut lines = lines(text);
+        assert_eq!(lines.next().unwrap(), Some((1, Ok(b"a\n".to_vec()))));
+        assert!(matches!(lines.next().unwrap(), Some((2, Err(reason))) if reason.contains("longer")));
+        assert_eq!(lines.next().unwrap(), Some((3, Ok(b"b".to_vec()))));
+        assert_eq!(lines.next().unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_line_is_said_without_the_secret_that_may_be_in_it() {
+        let secret = "fh_live_sk_0123456789abcdef";
+        let sha256 = "\"sha256\":\"".to_owned() + &"a5".repeat(32) + "\"";
+        let rest = "\"name\":\"n\",\"environment\":\"live\",\"scopes\":[\"jobs:read\"]";
+        let said = |line: String| parse(line.as_bytes(), None).unwrap_err();
+        assert!(
+            said(format!("{{{sha256}}}")).starts_with("missing field `name`"),
+            "{}",
+            said(format!("{{{sha256}}}"))
+        );
+        assert!(said(format!("{{{sha256},{rest},\"scope\":1}}")).contains("unknown field `scope`"));
+        assert!(said("{".to_owned()).contains("column"));
+        let plain = said(format!("{{\"sha256\":\"{secret}\",{rest}}}"));
+        assert!(plain.contains("64 hexadecimal digits") && !plain.contains(secret), "{plain}");
+        assert_eq!(parse(b" \n", None), Ok(None));
+        let org = OrgId::from_bytes([1; 16]);
+        let (key, _) = parse(format!("{{{sha256},{rest}}}").as_bytes(), Some(org)).unwrap().unwrap();
+        assert_eq!(key.organization_id, Some(org));
+    }
+}

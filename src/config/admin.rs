@@ -1,0 +1,33 @@
+//! `[admin]`: how operators reach a running gateway.
+
+use std::path::Path;
+
+use super::section::Section;
+use super::server::{BEHIND_TLS, is_loopback, plaintext};
+use super::value::{address_or_off, parsed, text};
+use crate::admin::{Host, RemoteSettings, Settings};
+
+pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Settings {
+    let socket = section.optional("socket", text).map(|path| folder.join(path));
+    let listen = section.or("listen", None, address_or_off);
+    let tokens_file = section.optional("tokens_file", text).map(|path| folder.join(path));
+    let allowed_hosts = section
+        .filled("allowed_hosts", "name the hosts that clients call it by", parsed(Host::parse))
+        .unwrap_or_else(RemoteSettings::loopback_hosts);
+    section.optional("plaintext", plaintext);
+    let Some(listen) = listen else { return Settings { socket, remote: None } };
+    if !section.given("tokens_file") {
+        section.missing("tokens_file", "name the file of tokens that `keygate admin token` makes lines for");
+    }
+    if !section.given("plaintext") && !is_loopback(listen) {
+        section.wrong(
+            "listen",
+            format!(
+                "{listen} is not loopback, and tokens and keys would cross the network in plain text; listen on loopback, or \
+                 put a TLS terminator before it and say plaintext = {BEHIND_TLS:?}"
+            ),
+        );
+    }
+    let remote = tokens_file.map(|tokens_file| RemoteSettings { listen, tokens_file, allowed_hosts });
+    Settings { socket, remote }
+}

@@ -1,0 +1,188 @@
+//! Finding keys by what an operator knows of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{By, KeyView, Lifecycle, LifecycleError};
+use crate::clock::UnixMillis;
+use crate::id::{KeyId, OrgId};
+use crate::key::record::{KeyRecord, Status};
+use crate::key::usage::Usage;
+use crate::key::{Digest, Environment};
+use crate::store::{Found, Lookup, Store, StoreFault};
+
+/// Keys read at once.
+const PAGE: usize = 256;
+/// Keys looked through for one page of a filtered list.
+const LOOKED_THROUGH: usize = 4096;
+
+/// Which keys are wanted; all that is said must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeyFilter {
+    pub org: Option<OrgId>,
+    pub owner: Option<String>,
+    pub environment: Option<Environment>,
+    pub status: Option<Status>,
+    /// Not used for so long; a key that never was is judged by its age.
+    pub unused_for: Option<Duration>,
+    /// Made so long ago.
+    pub older_than: Option<Duration>,
+}
+
+/// Some keys, newest first.
+#[derive(Clone, Debug)]
+pub struct FoundKeys {
+    pub keys: Vec<KeyView>,
+    /// Where the next page begins: after this key. `None` where there is nothing more.
+    pub next: Option<KeyId>,
+}
+
+/// The key that a secret belongs to.
+#[derive(Clone, Debug)]
+pub struct Owned {
+    pub key: KeyRecord,
+    /// Whether the secret opens it now.
+    pub opens: bool,
+}
+
+impl KeyFilter {
+    fn wants(&self, key: &KeyRecord, usage: Option<&Usage>, now: UnixMillis) -> bool {
+        let before = |age: Option<Duration>, at: UnixMillis| age.is_none_or(|age| at <= now.minus(age));
+        let last_used = usage.map_or(key.created_at, |usage| usage.last_used_at);
+        self.owner.as_ref().is_none_or(|owner| key.owner.as_ref() == Some(owner))
+            && self.environment.is_none_or(|environment| key.environment == environment)
+            && self.status.is_none_or(|status| key.status_at(now) == status)
+            && before(self.unused_for, last_used)
+            && before(self.older_than, key.created_at)
+    }
+}
+
+impl Lifecycle {
+    /// At most `limit` keys after the key `after`.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn find_keys(
+        &self,
+        by: &By,
+        filter: &KeyFilter,
+        mut after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<FoundKeys, LifecycleError> {
+        let (mut keys, mut looked_at) = (Vec::new(), 0);
+        loop {
+            let page = self.list_keys(by, filter.org, after, PAGE).await?;
+            let usage = self.store.side().usage(page.keys.iter().map(|key| key.id).collect()).await?;
+            let now = self.now();
+            for (key, usage) in page.keys.iter().zip(&usage) {
+                if filter.wants(key, usage.as_ref(), now) {
+                    if keys.len() == limit {
+                        return Ok(FoundKeys { keys, next: after });
+                    }
+                    keys.push(self.view_key(key, usage.as_ref()));
+                }
+                after = Some(key.id);
+            }
+            looked_at += PAGE;
+            if !page.has_more || looked_at >= LOOKED_THROUGH {
+                return Ok(FoundKeys { keys, next: after.filter(|_| page.has_more) });
+            }
+        }
+    }
+
+    /// Whose secret has this SHA-256, be it alive or not.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn find_secret(&self, sha256: [u8; 32]) -> Result<Option<Owned>, LifecycleError> {
+        let digest = self.settings.digester.convert(sha256);
+        let Some(found) = find_digest(&self.store, digest).await? else { return Ok(None) };
+        let Found { key, org } = &*found;
+        let opens = key.admit(&digest, key.environment, self.now()).is_ok()
+            && org.suspended_at.is_none()
+            && !org.pending;
+        Ok(Some(Owned { key: key.clone(), opens }))
+    }
+
+    /// A key with what is known of its use.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn view_used(&self, key: &KeyRecord) -> Result<KeyView, LifecycleError> {
+        let usage = self.store.side().usage(vec![key.id]).await?;
+        Ok(self.view_key(key, usage.first().and_then(Option::as_ref)))
+    }
+}
+
+pub(super) async fn find_digest(
+    store: &Arc<dyn Store>,
+    digest: Digest,
+) -> Result<Option<Arc<Found>>, StoreFault> {
+    match store.lookup(digest).await {
+        Lookup::Found(found) => Ok(Some(found)),
+        Lookup::Absent => Ok(None),
+        Lookup::Unavailable(fault) => Err(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::IdSource;
+    use crate::key::scope::ScopeSet;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+
+    fn key(age: u32) -> KeyRecord {
+        let mut ids = IdSource::seeded(1);
+        KeyRecord {
+            id: KeyId::draw(&mut ids, NOW),
+            org: OrgId::draw(&mut ids, NOW),
+            name: "a key".to_owned(),
+            environment: Environment::Live,
+            scopes: ScopeSet::default(),
+            secrets: Vec::new(),
+            created_at: NOW.minus(DAY * age),
+            created_by: "test".to_owned(),
+            expires_at: None,
+            disabled_at: None,
+            revoked_at: None,
+            allowed_addresses: Vec::new(),
+            owner: Some("billing".to_owned()),
+            note: None,
+        }
+    }
+
+    fn used(ago: u32) -> Usage {
+        Usage { last_used_at: NOW.minus(DAY * ago), scopes: ScopeSet::default() }
+    }
+
+    #[test]
+    fn a_key_that_was_never_used_is_unused_since_it_was_made() {
+        let filter = KeyFilter { unused_for: Some(DAY * 90), ..KeyFilter::default() };
+        assert!(filter.wants(&key(100), None, NOW));
+        assert!(!filter.wants(&key(10), None, NOW), "nobody had the time to use it");
+        assert!(!filter.wants(&key(100), Some(&used(89)), NOW));
+        assert!(filter.wants(&key(100), Some(&used(90)), NOW));
+    }
+
+    #[test]
+    fn everything_that_is_said_must_hold() {
+        let old = KeyFilter { older_than: Some(DAY * 30), ..KeyFilter::default() };
+        assert!(old.wants(&key(30), Some(&used(0)), NOW) && !old.wants(&key(29), None, NOW));
+        let owned = KeyFilter { owner: Some("billing".to_owned()), ..old };
+        assert!(owned.wants(&key(30), None, NOW) && !owned.wants(&key(29), None, NOW));
+        let other = KeyFilter { owner: Some("jobs".to_owned()), ..owned };
+        assert!(!other.wants(&key(30), None, NOW));
+        for status in Status::ALL {
+            let filter = KeyFilter { status: Some(status), ..KeyFilter::default() };
+            assert_eq!(filter.wants(&key(1), None, NOW), status == Status::Active);
+        }
+        let test = KeyFilter { environment: Some(Environment::Test), ..KeyFilter::default() };
+        assert!(!test.wants(&key(1), None, NOW));
+    }
+}
