@@ -60,7 +60,7 @@ pub(super) async fn a_refused_mutation_leaves_nothing_of_any_part(store: Shared)
         }),
         ("the organisation is not there", CommitError::Missing, &|mutation| mutation.org = None),
         ("a digest is taken", CommitError::Exists, &|mutation| {
-            new_key_of(mutation).secrets[1].digest = taken
+            new_key_of(mutation).secrets[1].digest = taken;
         }),
         ("the key is there", CommitError::Exists, &|mutation| new_key_of(mutation).id = key.id),
         ("the trail went on", CommitError::Conflict, &|mutation| {

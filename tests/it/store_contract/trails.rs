@@ -115,7 +115,7 @@ pub(super) async fn a_trail_that_was_trimmed_to_nothing_goes_on(store: Shared) {
     assert_eq!(store.commit(only_audit(again)).await, Err(CommitError::Conflict), "it does not begin anew");
     let next = chain.extend(TRAIL, head, b"next".to_vec());
     store.commit(only_audit(next.clone())).await.unwrap();
-    assert_eq!(all(&store, TRAIL).await, [next.entry.clone()]);
+    assert_eq!(all(&store, TRAIL).await, std::slice::from_ref(&next.entry));
     assert_eq!(store.trails().ends(TRAIL).await, Ok(Ends { checkpoint: head, head: next.entry.link }));
 }
 
