@@ -160,7 +160,7 @@ impl Lifecycle {
             let revoked_at = Some(record.revoked_at.unwrap_or_else(|| self.clock.now().wall));
             let record = KeyRecord { revoked_at, ..record };
             let mutation = Mutation {
-                subjects: record.secrets.iter().map(|secret| Subject::Digest(secret.digest)).collect(),
+                subjects: record.secrets.iter().map(|secret| Subject::Revoked(secret.digest)).collect(),
                 key: Some(Change::Update { rev, record: record.clone() }),
                 ..Mutation::default()
             };
