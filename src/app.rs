@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin;
 use crate::api::Api;
@@ -23,9 +23,10 @@ use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, KeySettings, Mistakes, StoreSettings};
 use crate::connection;
 use crate::gateway::{Plan, Shared};
+use crate::id::KeyId;
 use crate::key::record::Sealer;
 use crate::key::{Digester, KeyFormat, Pepper};
-use crate::lifecycle::{self, Lifecycle, SignupSettings};
+use crate::lifecycle::{self, By, Lifecycle, LifecycleError, SignupSettings};
 use crate::listener::{self, Listener};
 use crate::metrics::{MeasuredStore, Metrics, Reloads, State};
 use crate::ops::{self, Readiness, Told};
@@ -224,6 +225,9 @@ impl App {
             clock.clone(),
         ));
         let keys = ReadThrough::new(config.cache, Arc::clone(&store), control.handle.clone(), clock.clone());
+        if let Some(revived) = keys.revived() {
+            tokio::spawn(revoke_again(Arc::clone(&lifecycle), revived));
+        }
         store.subscribe(Arc::clone(&meter) as Arc<dyn EventSink>);
         let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
         let in_force = Arc::new(Mutex::new(InForce {
@@ -455,6 +459,29 @@ fn serving(
 fn certificates(serving: &Serving) -> Vec<(Box<str>, UnixMillis)> {
     let certificates = serving.tls.iter().flat_map(tls::Acceptor::certificates);
     certificates.map(|one| (one.file.display().to_string().into(), one.not_after)).collect()
+}
+
+/// How often writing a revocation again is tried, and how long it waits in between. A key that is still not
+/// written then is reported again when somebody presents it.
+const REVOKED_TRIES: usize = 50;
+const REVOKED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Writes again what this process knows to be revoked, and a store that lost its last changes does not.
+async fn revoke_again(lifecycle: Arc<Lifecycle>, mut revived: mpsc::Receiver<KeyId>) {
+    let mut keys = Vec::new();
+    while revived.recv_many(&mut keys, 64).await > 0 {
+        keys.sort_unstable();
+        keys.dedup();
+        for key in keys.drain(..) {
+            telemetry::log(&format!("the store has forgotten that {key} is revoked: it is revoked again"));
+            for _ in 0..REVOKED_TRIES {
+                match lifecycle.revoke_key(&By::gateway(), key).await {
+                    Ok(_) | Err(LifecycleError::NoKey(_)) => break,
+                    Err(_) => tokio::time::sleep(REVOKED_PAUSE).await,
+                }
+            }
+        }
+    }
 }
 
 /// What is read of the parts at the moment of a scrape.

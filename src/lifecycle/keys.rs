@@ -415,7 +415,7 @@ impl Lifecycle {
             let record = decide(&authority, &before, now)?;
             let event = Draft::change(kind, id, &self.describe(&before), &self.describe(&record));
             let mutation = Mutation {
-                subjects: subjects(&before),
+                subjects: if record.revoked_at.is_some() { revoked(&before) } else { subjects(&before) },
                 seen: authority.seen(Some(id)),
                 key: Some(Change::Update { rev, record: record.clone() }),
                 ..Mutation::default()
@@ -481,6 +481,11 @@ fn keep_answer(
 /// Everything that is cached of a key.
 fn subjects(key: &KeyRecord) -> Vec<Subject> {
     key.secrets.iter().map(|secret| Subject::Digest(secret.digest)).collect()
+}
+
+/// The same of a key that has ended for good, which the caches remember should the store forget it.
+fn revoked(key: &KeyRecord) -> Vec<Subject> {
+    key.secrets.iter().map(|secret| Subject::Revoked(secret.digest)).collect()
 }
 
 /// What has ended for good stays as it is.

@@ -80,6 +80,12 @@ impl By {
         Self { asker: Asker::Operator(name.to_owned()), address: None, request: None }
     }
 
+    /// keygate itself.
+    #[must_use]
+    pub const fn gateway() -> Self {
+        Self { asker: Asker::Gateway, address: None, request: None }
+    }
+
     fn actor(&self) -> Actor {
         match &self.asker {
             Asker::Operator(name) => Actor::Operator { name: name.clone() },

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{MutexGuard, mpsc};
 
 use super::view::{EventView, view_event};
-use super::{Asker, By, Lifecycle, LifecycleError, TRIES};
+use super::{By, Lifecycle, LifecycleError, TRIES};
 use crate::audit::{Actor, Break, Ends, Entry, Event, Kind, Link, Trail};
 use crate::clock::UnixMillis;
 use crate::id::{EventId, KeyId, OrgId};
@@ -465,8 +465,10 @@ impl Lifecycle {
         if old == checkpoint.number {
             return Ok(0);
         }
-        let by = By { asker: Asker::Gateway, address: None, request: None };
-        self.record(trail, &by, || Draft::bare(Kind::AuditTrimmed).after(json!({ "through": old }))).await?;
+        self.record(trail, &By::gateway(), || {
+            Draft::bare(Kind::AuditTrimmed).after(json!({ "through": old }))
+        })
+        .await?;
         Ok(self.store.trails().trim(trail, old).await?)
     }
 

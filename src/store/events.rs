@@ -15,6 +15,9 @@ pub enum Subject {
     Digest(Digest),
     /// Every key of the organisation.
     Org(OrgId),
+    /// The same as [`Subject::Digest`], and the secret opens nothing any more, for ever: its key is revoked,
+    /// or the secret was ended. Remembered, should the store forget it.
+    Revoked(Digest),
 }
 
 /// Who is told of events: the fence of this process.
@@ -31,7 +34,7 @@ pub trait EventSink: Send + Sync + 'static {
 }
 
 /// The subjects of an event as a store keeps them, one after the other: each one's kind (`01` digest, `02`
-/// organisation), then its 32 or 16 bytes.
+/// organisation, `03` digest revoked), then its 32 or 16 bytes.
 pub(super) fn encode(subjects: &[Subject]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(33 * subjects.len());
     for subject in subjects {
@@ -44,6 +47,10 @@ pub(super) fn encode(subjects: &[Subject]) -> Vec<u8> {
                 bytes.push(2);
                 bytes.extend_from_slice(&org.to_bytes());
             }
+            Subject::Revoked(digest) => {
+                bytes.push(3);
+                bytes.extend_from_slice(digest.as_bytes());
+            }
         }
     }
     bytes
@@ -54,9 +61,11 @@ pub(super) fn decode(mut bytes: &[u8]) -> Option<Vec<Subject>> {
     let mut subjects = Vec::new();
     while let Some((kind, rest)) = bytes.split_first() {
         let (subject, rest) = match kind {
-            1 => rest
-                .split_first_chunk()
-                .map(|(digest, rest)| (Subject::Digest(Digest::from_bytes(*digest)), rest))?,
+            1 | 3 => {
+                let (digest, rest) = rest.split_first_chunk()?;
+                let digest = Digest::from_bytes(*digest);
+                (if *kind == 1 { Subject::Digest(digest) } else { Subject::Revoked(digest) }, rest)
+            }
             2 => rest.split_first_chunk().map(|(org, rest)| (Subject::Org(OrgId::from_bytes(*org)), rest))?,
             _ => return None,
         };
@@ -75,6 +84,7 @@ mod tests {
         prop_oneof![
             any::<[u8; 32]>().prop_map(|bytes| Subject::Digest(Digest::from_bytes(bytes))),
             any::<[u8; 16]>().prop_map(|bytes| Subject::Org(OrgId::from_bytes(bytes))),
+            any::<[u8; 32]>().prop_map(|bytes| Subject::Revoked(Digest::from_bytes(bytes))),
         ]
     }
 

@@ -11,12 +11,17 @@
 //!
 //! Stamps are this process's own count, not the store's event numbers, so they never run backwards, whatever
 //! happens to the store.
+//!
+//! What was revoked is remembered besides, and by no reset forgotten: a store that lost its last changes would
+//! bring it back.
+//!
+//! `fence_model.rs` runs this file under loom.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::PoisonError;
 
 use super::events::{EventSink, Seq, Subject};
+use super::sync::{AtomicU64, Ordering, RwLock};
 use crate::id::OrgId;
 use crate::key::Digest;
 
@@ -25,6 +30,8 @@ pub type Stamp = u64;
 
 /// How many subjects are remembered at most. Past it the oldest are forgotten and the floor rises.
 const REMEMBERED: usize = 1 << 16;
+/// How many revoked digests are remembered at most, beside those.
+const REVOKED: usize = 1 << 16;
 
 #[derive(Debug)]
 pub struct Fence {
@@ -39,6 +46,8 @@ struct Recent {
     order: VecDeque<(Stamp, Subject)>,
     /// What is stamped before this may be concerned by an event that is no longer remembered.
     floor: Stamp,
+    revoked: HashSet<Digest>,
+    revoked_order: VecDeque<Digest>,
 }
 
 /// What the fence says of a stamped entry.
@@ -59,8 +68,8 @@ impl Default for Fence {
 }
 
 impl Fence {
-    fn remembering(remembered: usize) -> Self {
-        Self { current: AtomicU64::new(0), recent: RwLock::default(), remembered }
+    pub(super) fn remembering(remembered: usize) -> Self {
+        Self { current: AtomicU64::new(0), recent: RwLock::new(Recent::default()), remembered }
     }
 
     /// The stamp for a load that begins now.
@@ -73,6 +82,19 @@ impl Fence {
     pub fn judge(&self, stamp: Stamp, digest: &Digest, org: OrgId) -> Judgement {
         let current = self.current.load(Ordering::Acquire);
         if stamp == current { Judgement::Current } else { self.judge_moved(stamp, current, digest, org) }
+    }
+
+    /// Whether an event has ever said that the digest opens nothing any more; as far as is remembered.
+    #[must_use]
+    pub fn is_revoked(&self, digest: &Digest) -> bool {
+        self.recent.read().unwrap_or_else(PoisonError::into_inner).revoked.contains(digest)
+    }
+
+    /// At most `limit` digests that are remembered as revoked, the newest first.
+    #[must_use]
+    pub fn revoked(&self, limit: usize) -> Vec<Digest> {
+        let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner);
+        recent.revoked_order.iter().rev().take(limit).copied().collect()
     }
 
     #[cold]
@@ -88,13 +110,33 @@ impl Fence {
     }
 }
 
+impl Recent {
+    fn remember_revoked(&mut self, digest: Digest) {
+        if self.revoked.insert(digest) {
+            self.revoked_order.push_back(digest);
+        }
+        if self.revoked_order.len() > REVOKED
+            && let Some(oldest) = self.revoked_order.pop_front()
+        {
+            self.revoked.remove(&oldest);
+        }
+    }
+}
+
 impl EventSink for Fence {
     fn apply(&self, _: Seq, subjects: &[Subject]) {
         let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
         let stamp = self.current.load(Ordering::Relaxed) + 1;
         for subject in subjects {
-            recent.last_event.insert(*subject, stamp);
-            recent.order.push_back((stamp, *subject));
+            let touched = match *subject {
+                Subject::Digest(_) | Subject::Org(_) => *subject,
+                Subject::Revoked(digest) => {
+                    recent.remember_revoked(digest);
+                    Subject::Digest(digest)
+                }
+            };
+            recent.last_event.insert(touched, stamp);
+            recent.order.push_back((stamp, touched));
         }
         while recent.order.len() > self.remembered {
             let Some((forgotten, subject)) = recent.order.pop_front() else { break };
@@ -111,78 +153,5 @@ impl EventSink for Fence {
         let stamp = self.current.load(Ordering::Relaxed) + 1;
         recent.floor = stamp;
         self.current.store(stamp, Ordering::Release);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn digest(n: u8) -> Digest {
-        Digest::from_bytes([n; 32])
-    }
-
-    fn org(n: u8) -> OrgId {
-        OrgId::from_bytes([n; 16])
-    }
-
-    #[test]
-    fn an_event_touches_its_key_or_its_organisation_and_nobody_else() {
-        let fence = Fence::default();
-        let stamp = fence.stamp();
-        assert_eq!(fence.judge(stamp, &digest(1), org(1)), Judgement::Current);
-        fence.apply(1, &[Subject::Digest(digest(1))]);
-        assert_eq!(fence.judge(stamp, &digest(1), org(1)), Judgement::Touched);
-        assert_eq!(fence.judge(stamp, &digest(2), org(1)), Judgement::Untouched(fence.stamp()));
-        fence.apply(2, &[Subject::Org(org(1))]);
-        assert_eq!(fence.judge(stamp, &digest(2), org(1)), Judgement::Touched);
-        assert_eq!(fence.judge(stamp, &digest(2), org(2)), Judgement::Untouched(fence.stamp()));
-        assert_eq!(fence.judge(fence.stamp(), &digest(1), org(1)), Judgement::Current);
-    }
-
-    #[test]
-    fn after_a_reset_nothing_from_before_is_trusted() {
-        let fence = Fence::default();
-        let stamp = fence.stamp();
-        fence.reset(0);
-        assert_eq!(fence.judge(stamp, &digest(1), org(1)), Judgement::Touched);
-        assert_eq!(fence.judge(fence.stamp(), &digest(1), org(1)), Judgement::Current);
-    }
-
-    proptest! {
-        /// The fence against a list of all events ever: it may ask for a load too many, never for one too
-        /// few.
-        #[test]
-        fn a_bounded_memory_never_misses_an_event(
-            events in proptest::collection::vec(proptest::option::weighted(0.9, (any::<bool>(), 0_u8..6)), 0..60),
-            asked in proptest::collection::vec((0_usize..60, 0_u8..6, 0_u8..6), 1..40),
-        ) {
-            let fence = Fence::remembering(8);
-            let mut stamps = vec![fence.stamp()];
-            for event in &events {
-                match event {
-                    Some((true, n)) => fence.apply(0, &[Subject::Digest(digest(*n))]),
-                    Some((false, n)) => fence.apply(0, &[Subject::Org(org(*n))]),
-                    None => fence.reset(0),
-                }
-                stamps.push(fence.stamp());
-            }
-            for (at, d, o) in asked {
-                let at = at % stamps.len();
-                let concerned = events[at..].iter().any(|event| match event {
-                    Some((true, n)) => *n == d,
-                    Some((false, n)) => *n == o,
-                    None => true,
-                });
-                let judgement = fence.judge(stamps[at], &digest(d), org(o));
-                if concerned {
-                    prop_assert_eq!(judgement, Judgement::Touched);
-                }
-                if events.len() - at <= 8 && !concerned {
-                    prop_assert_ne!(judgement, Judgement::Touched, "remembered, so no load is needed");
-                }
-            }
-        }
     }
 }

@@ -7,10 +7,18 @@ pub mod cache;
 pub mod embedded;
 pub mod events;
 pub mod fence;
+#[cfg(test)]
+mod fence_tests;
 pub mod keeper;
 pub mod redis;
 pub mod side;
 pub mod trails;
+
+/// What the fence is built on; its model has loom's in their place.
+mod sync {
+    pub(super) use std::sync::RwLock;
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
 
 use std::fmt;
 use std::future::Future;

@@ -157,6 +157,78 @@ mod together {
     }
 }
 
+mod after_a_loss {
+    use super::*;
+
+    /// Within the time from Redis' return to the new revocation.
+    const REVOKED_AGAIN_WITHIN: Duration = Duration::from_secs(5);
+
+    /// Redis goes back to a dump from before the revocation, as to a replica that lacked it.
+    #[test]
+    fn a_revocation_that_redis_lost_holds_and_is_written_again() {
+        let (mut redis, upstreams) = (RedisServer::start(), upstreams());
+        let a = patient(&redis.url(), &upstreams).start();
+        let b = patient(&redis.url(), &upstreams).org(a.org).start();
+        eventually("both are linked", || is_linked(&a) && is_linked(&b));
+        let (revoked, kept) = (a.live_key(), a.live_key());
+        for gateway in [&a, &b] {
+            assert_eq!((status(gateway, &revoked), status(gateway, &kept)), (200, 200));
+        }
+        redis.command(&["SAVE"]);
+        a.revoke(&revoked);
+        eventually("the other refuses it", || status(&b, &revoked) == 401);
+
+        redis.revive();
+        let back = Instant::now();
+        // Nobody presents the key: whoever remembers looks for it.
+        let record = format!("{{kg}}:id:{}", revoked.id());
+        eventually("it is revoked again", || {
+            for gateway in [&a, &b] {
+                assert_eq!(status(gateway, &kept), 200);
+            }
+            redis.command(&["GET", &record]).contains("revoked_at")
+        });
+        let took = back.elapsed();
+        println!("revoked again {took:?} after Redis was back without the revocation");
+        assert!(took < REVOKED_AGAIN_WITHIN, "{took:?}");
+        for gateway in [&a, &b] {
+            eventually("it is linked", || is_linked(gateway));
+            assert_eq!(status(gateway, &revoked), 401);
+            assert_eq!(status(gateway, &kept), 200);
+        }
+        let fresh = patient(&redis.url(), &upstreams).org(a.org).start();
+        assert_eq!(status(&fresh, &revoked), 401, "one that remembers nothing");
+        assert_eq!(status(&fresh, &kept), 200);
+    }
+
+    /// The same while the key is presented all the time.
+    #[test]
+    fn a_revoked_key_is_let_in_at_no_moment_of_a_loss() {
+        let (mut redis, upstreams) = (RedisServer::start(), upstreams());
+        let gateway = on(&redis.url(), &upstreams).start();
+        let revoked = gateway.live_key();
+        assert_eq!(status(&gateway, &revoked), 200);
+        redis.command(&["SAVE"]);
+        gateway.revoke(&revoked);
+        let mut wire = gateway.connect();
+        let call = request(&revoked.secret);
+        redis.kill();
+        let record = format!("{{kg}}:id:{}", revoked.id());
+        for _ in 0..20 {
+            assert_ne!(wire.call(&call).unwrap().status, 200);
+        }
+        redis.revive();
+        eventually("it is revoked again", || {
+            assert_ne!(wire.call(&call).unwrap().status, 200);
+            redis.command(&["GET", &record]).contains("revoked_at")
+        });
+        eventually("it is refused for good", || match wire.call(&call).unwrap().status {
+            200 => panic!("it is back"),
+            status => status == 401,
+        });
+    }
+}
+
 mod without_redis {
     use super::*;
 

@@ -88,6 +88,12 @@ impl Process {
         kill_process(pid, signal).unwrap();
     }
 
+    /// Everything that it writes from here on to its end, on both outputs, beyond the lines already waited
+    /// for.
+    pub(crate) fn told(&self) -> String {
+        self.out.iter().chain(self.err.iter()).map(|line| line + "\n").collect()
+    }
+
     /// Waits for its end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;

@@ -105,6 +105,31 @@ impl RedisServer {
         try_command(self.address(), parts).expect("an answer from redis-server")
     }
 
+    /// What it would find on its disk after a restart.
+    pub(crate) fn dump(&self) -> Vec<u8> {
+        // Compressed, nothing could be found in it.
+        assert_eq!(self.command(&["CONFIG", "SET", "rdbcompression", "no"]), "+OK\r\n");
+        assert_eq!(self.command(&["SAVE"]), "+OK\r\n");
+        std::fs::read(self.folder.path().join("dump.rdb")).unwrap()
+    }
+
+    /// Every key and its value, as they come over the wire.
+    pub(crate) fn values(&self) -> String {
+        let scanned = self.command(&["SCAN", "0", "COUNT", "100000"]);
+        let names: Vec<&str> = scanned.split("\r\n").filter(|line| line.starts_with('{')).collect();
+        let read = |name: &&str| match self.command(&["TYPE", name]).trim() {
+            "+string" => self.command(&["GET", name]),
+            "+hash" => self.command(&["HGETALL", name]),
+            "+zset" => self.command(&["ZRANGE", name, "0", "-1"]),
+            "+set" => self.command(&["SMEMBERS", name]),
+            "+list" => self.command(&["LRANGE", name, "0", "-1"]),
+            "+stream" => self.command(&["XRANGE", name, "-", "+"]),
+            other => panic!("{name} is {other}: read it too"),
+        };
+        let values: String = names.iter().map(read).collect();
+        scanned + &values
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let id = self.child.as_ref().unwrap().id();
         kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), signal).unwrap();

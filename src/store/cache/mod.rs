@@ -1,0 +1,364 @@
+//! The read-through cache: a thread's own slots, then moka, then the store.
+//!
+//! Whatever level answers, what it gives is judged by the [`Fence`] and by its age at that moment. Unknown
+//! keys live in a cache of their own, small and short, so that a flood of guesses evicts no known key.
+//!
+//! A key in use is loaded again before its time is over, beside the requests that go on with what is cached.
+//! So a request waits for the store only with a key that is new here, that an event has touched, or that
+//! nobody used for a while; and while the store is known to fail, only with a key for which nothing usable is
+//! cached.
+
+mod loads;
+mod revived;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use moka::sync::Cache;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
+
+use self::loads::{Budget, Join, Loads};
+use super::events::{EventSink, Seq, Subject};
+use super::fence::{Fence, Judgement};
+use super::{Found, Store, StoreFault};
+use crate::clock::{Clock, Now};
+use crate::id::KeyId;
+use crate::key::Digest;
+use crate::telemetry;
+
+pub use thread::{Known, Resolved, ThreadCache};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How many keys are kept in the process.
+    pub capacity: u64,
+    /// How long a key is served without asking the store, at most: up to a tenth less, by chance, so that
+    /// keys that were loaded together are not loaded together again.
+    pub ttl: Duration,
+    /// How long an unknown key is refused without asking the store.
+    pub negative_ttl: Duration,
+    /// How much longer than `ttl` a key is served while the store cannot answer.
+    pub stale_window: Duration,
+    /// How many lookups of keys that nobody here knows may be under way at once. Keys that are known have as
+    /// many of their own.
+    pub max_lookups: usize,
+    /// How long one lookup may take.
+    pub lookup_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            capacity: 100_000,
+            ttl: Duration::from_secs(60),
+            negative_ttl: Duration::from_secs(5),
+            stale_window: Duration::from_secs(300),
+            max_lookups: 256,
+            lookup_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Unknown keys remembered at most. At five seconds each, more would only hold more guesses.
+const NEGATIVE_CAPACITY: u64 = 16_384;
+/// How often a load is begun again because an event overtook it or it was given up, before it counts as
+/// unavailable.
+const TRIES: usize = 4;
+/// What chance takes off an entry's time, at most, as a part of it.
+const JITTER: u32 = 10;
+/// The last part of an entry's time, in which its use has it loaded again.
+const REFRESHED_IN_LAST: u32 = 5;
+/// How long an entry that could not be loaded again is left alone.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long no entry is loaded ahead of its time after one found no room to be.
+const CROWDED_FOR: Duration = Duration::from_millis(100);
+/// Keys that may wait to be revoked again. What finds no room is told again when it is looked up again.
+const REVIVED_AT_ONCE: usize = 1024;
+/// How often an outage is said to begin.
+const SAID_EVERY: Duration = Duration::from_secs(10);
+
+/// Who answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Thread,
+    Process,
+    Store,
+    /// The store could not answer; an entry within the stale window stood in.
+    Stale,
+}
+
+impl Level {
+    pub const ALL: [Self; 4] = [Self::Thread, Self::Process, Self::Store, Self::Stale];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Thread => "thread",
+            Self::Process => "process",
+            Self::Store => "store",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// A known key as the process caches it.
+#[derive(Debug)]
+struct Entry {
+    found: Arc<Found>,
+    stamp: AtomicU64,
+    loaded_at: Instant,
+    ttl: Duration,
+    /// When it may be loaded again ahead of its time, in milliseconds of the cache's life; [`REPLACED`] once
+    /// that was done.
+    next_refresh: AtomicU64,
+}
+
+const REPLACED: u64 = u64::MAX;
+
+impl Entry {
+    fn age(&self, now: Now) -> Duration {
+        now.mono.saturating_duration_since(self.loaded_at)
+    }
+
+    /// From when on its use has it loaded again.
+    fn is_aged(&self, now: Now) -> bool {
+        self.age(now) >= self.ttl - self.ttl / REFRESHED_IN_LAST
+    }
+
+    fn is_replaced(&self) -> bool {
+        self.next_refresh.load(Ordering::Acquire) == REPLACED
+    }
+}
+
+/// What a load came to.
+#[derive(Clone, Debug)]
+enum Outcome {
+    Known(Arc<Entry>),
+    Absent,
+    Unavailable(StoreFault),
+}
+
+/// The process's part of the cache, shared by its threads.
+#[derive(Debug)]
+pub struct ReadThrough {
+    settings: Settings,
+    fence: Arc<Fence>,
+    known: Cache<Digest, Arc<Entry>>,
+    absent: Cache<Digest, Instant>,
+    loads: Mutex<Loads>,
+    /// Whether the last load failed: from then on nobody waits for the store who need not.
+    failing: AtomicBool,
+    /// From when on entries are loaded ahead of their time again.
+    uncrowded: Moment,
+    /// From when on the beginning of an outage may be said again, and whether this one was.
+    sayable: Moment,
+    said: AtomicBool,
+    /// Takes the keys that are to be revoked again.
+    revive: mpsc::Sender<KeyId>,
+    revived: Mutex<Option<mpsc::Receiver<KeyId>>>,
+    store: Arc<dyn Store>,
+    control: Handle,
+    clock: Clock,
+    began: Instant,
+}
+
+/// What the store tells of: events for the fence, and that some may have been missed.
+struct Told {
+    fence: Arc<Fence>,
+    doubt: Arc<Notify>,
+}
+
+impl EventSink for Told {
+    fn apply(&self, seq: Seq, subjects: &[Subject]) {
+        self.fence.apply(seq, subjects);
+    }
+
+    fn reset(&self, seq: Seq) {
+        self.fence.reset(seq);
+        self.doubt.notify_one();
+    }
+}
+
+/// A moment in the cache's life, in milliseconds of it.
+#[derive(Debug, Default)]
+struct Moment(AtomicU64);
+
+impl Moment {
+    fn has_come(&self, now: u64) -> bool {
+        now >= self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, at: u64) {
+        self.0.store(at, Ordering::Relaxed);
+    }
+}
+
+const fn millis(duration: Duration) -> u64 {
+    // A process does not live for half a billion years.
+    duration.as_millis() as u64
+}
+
+impl ReadThrough {
+    /// A cache in front of `store`, whose loads run on the runtime `control`.
+    #[must_use]
+    pub fn new(settings: Settings, store: Arc<dyn Store>, control: Handle, clock: Clock) -> Arc<Self> {
+        let fence = Arc::new(Fence::default());
+        let doubt = Arc::new(Notify::new());
+        store.subscribe(Arc::new(Told { fence: Arc::clone(&fence), doubt: Arc::clone(&doubt) }));
+        let known = Cache::builder()
+            .max_capacity(settings.capacity)
+            .time_to_live(settings.ttl + settings.stale_window)
+            .build();
+        let absent =
+            Cache::builder().max_capacity(NEGATIVE_CAPACITY).time_to_live(settings.negative_ttl).build();
+        let (revive, revived) = mpsc::channel(REVIVED_AT_ONCE);
+        let cache = Arc::new(Self {
+            settings,
+            fence,
+            known,
+            absent,
+            loads: Mutex::default(),
+            failing: AtomicBool::new(false),
+            uncrowded: Moment::default(),
+            sayable: Moment::default(),
+            said: AtomicBool::new(false),
+            revive,
+            revived: Mutex::new(Some(revived)),
+            store,
+            control,
+            began: clock.mono(),
+            clock,
+        });
+        cache.control.spawn(revived::look_for(Arc::downgrade(&cache), doubt));
+        cache
+    }
+
+    /// The keys that the store takes for alive and this process remembers as revoked: a store that lost its
+    /// last changes has brought them back. They are refused here, and to be revoked again. `None` when
+    /// somebody has asked before.
+    #[must_use]
+    pub fn revived(&self) -> Option<mpsc::Receiver<KeyId>> {
+        self.revived.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// How many known keys are cached, roughly.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.known.entry_count()
+    }
+
+    /// What is cached and current. `None` means that the store must be asked.
+    fn find(&self, digest: &Digest, now: Now) -> Option<Outcome> {
+        if let Some(entry) = self.known.get(digest) {
+            return self.is_fresh(&entry, digest, now).then_some(Outcome::Known(entry));
+        }
+        let absent_since = self.absent.get(digest)?;
+        (now.mono.saturating_duration_since(absent_since) < self.settings.negative_ttl)
+            .then_some(Outcome::Absent)
+    }
+
+    fn is_fresh(&self, entry: &Entry, digest: &Digest, now: Now) -> bool {
+        self.is_untouched(entry, digest) && entry.age(now) < entry.ttl
+    }
+
+    fn is_untouched(&self, entry: &Entry, digest: &Digest) -> bool {
+        let stamp = entry.stamp.load(Ordering::Relaxed);
+        match self.fence.judge(stamp, digest, entry.found.org.id) {
+            Judgement::Current => true,
+            Judgement::Untouched(stamp) => {
+                // Two readers may renew at once with different stamps; both are right, the later is better.
+                entry.stamp.fetch_max(stamp, Ordering::Relaxed);
+                true
+            }
+            Judgement::Touched => false,
+        }
+    }
+
+    /// Has an entry loaded again, unless that is under way, was in vain a moment ago, or has to wait.
+    fn refresh(self: &Arc<Self>, digest: &Digest, entry: &Arc<Entry>, now: Now) {
+        let at = self.since_began(now);
+        let due = entry.next_refresh.load(Ordering::Relaxed);
+        if at < due || !self.uncrowded.has_come(at) {
+            return;
+        }
+        let retry = at + millis(RETRY_AFTER);
+        let ours = entry.next_refresh.compare_exchange(due, retry, Ordering::Relaxed, Ordering::Relaxed);
+        if ours.is_ok() && matches!(self.join(digest, Budget::Refresh, Some(entry)), Join::Refused) {
+            self.uncrowded.set(at + millis(CROWDED_FOR));
+            // It is first in turn then; or it was replaced meanwhile, and stays so.
+            let _ = entry.next_refresh.compare_exchange(retry, due, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the store, together with whoever else wants the same key.
+    async fn load(self: &Arc<Self>, digest: &Digest, budget: Budget) -> (Outcome, Level) {
+        let known = self.known.get(digest);
+        if self.failing.load(Ordering::Relaxed)
+            && let Some(entry) = known.as_ref().filter(|entry| self.is_usable(entry, digest))
+        {
+            self.refresh(digest, entry, self.clock.now());
+            return (Outcome::Known(Arc::clone(entry)), Level::Stale);
+        }
+        // What was known here is no guess, wherever it comes from.
+        let budget = if known.is_some() { Budget::Known } else { budget };
+        for _ in 0..TRIES {
+            let (outcome, level) = match self.join(digest, budget, None) {
+                Join::Ended(outcome) => (Some(outcome), Level::Process),
+                Join::UnderWay(load) => (load.outcome().await, Level::Store),
+                Join::Refused => (Some(Outcome::Unavailable(StoreFault::Exhausted)), Level::Store),
+            };
+            match outcome {
+                // Whoever began it did not end it: that is no fault of who waited.
+                None => {}
+                // An event came between the load's end and this moment.
+                Some(Outcome::Known(entry)) if !self.is_untouched(&entry, digest) => {}
+                Some(Outcome::Unavailable(fault)) => {
+                    let stale = self.known.get(digest).filter(|entry| self.is_usable(entry, digest));
+                    return match stale {
+                        Some(entry) => (Outcome::Known(entry), Level::Stale),
+                        None => (Outcome::Unavailable(fault), level),
+                    };
+                }
+                Some(outcome) => return (outcome, level),
+            }
+        }
+        (Outcome::Unavailable(StoreFault::failed(CHANGING)), Level::Store)
+    }
+
+    /// Remembers whether the store answers, and says so when that changes.
+    fn note_store(&self, fault: Option<&StoreFault>) {
+        let was_failing = self.failing.swap(fault.is_some(), Ordering::Relaxed);
+        let now = self.since_began(self.clock.now());
+        match fault {
+            Some(fault) if !was_failing && self.sayable.has_come(now) => {
+                self.sayable.set(now + millis(SAID_EVERY));
+                self.said.store(true, Ordering::Relaxed);
+                telemetry::log(&format!(
+                    "keys cannot be looked up: {fault}; known keys are served for up to {:?} more",
+                    self.settings.stale_window
+                ));
+            }
+            None if was_failing && self.said.swap(false, Ordering::Relaxed) => {
+                telemetry::log("keys can be looked up again");
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether an entry may stand in while the store cannot answer. Never one that an event has touched.
+    fn is_usable(&self, entry: &Entry, digest: &Digest) -> bool {
+        entry.age(self.clock.now()) < self.settings.ttl + self.settings.stale_window
+            && self.is_untouched(entry, digest)
+    }
+
+    fn since_began(&self, now: Now) -> u64 {
+        millis(now.mono.saturating_duration_since(self.began))
+    }
+}
+
+const CHANGING: &str = "the key is changing too fast to be read";

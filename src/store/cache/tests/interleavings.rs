@@ -1,0 +1,285 @@
+//! Random interleavings of everything that happens to keys, on the real cache and the real fence: whatever
+//! comes between whatever, nobody who is told of a key's end lets it in afterwards.
+//!
+//! `KEYGATE_INTERLEAVINGS=1000000 cargo test --release --lib interleavings -- --nocapture` is the long form.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+
+use fastrand::Rng;
+
+use super::*;
+
+/// The short form.
+const INTERLEAVINGS: u64 = 4_000;
+/// What happens in one interleaving, before everything is let go on.
+const STEPS: usize = 24;
+/// How often tasks get their turn after a step, at most.
+const TURNS: usize = 4;
+/// Keys of one interleaving, two in each organisation.
+const KEYS: u64 = 4;
+
+/// One interleaving. The cache lives on from one to the next, with what the others left in it.
+struct Interleaving<'b> {
+    bench: &'b Bench,
+    threads: [Rc<ThreadCache<Bare>>; 2],
+    random: Rng,
+    /// The first number of its keys and organisations.
+    first: u64,
+    digests: Vec<Digest>,
+    next_digest: u64,
+    /// Digests whose revocation was confirmed to whoever asked for it. No store takes that back.
+    revoked: Rc<RefCell<Vec<Digest>>>,
+    story: Rc<RefCell<String>>,
+}
+
+#[test]
+fn no_interleaving_brings_a_key_back() {
+    let wanted = std::env::var("KEYGATE_INTERLEAVINGS").ok().and_then(|text| text.parse().ok());
+    let wanted: u64 = wanted.unwrap_or(INTERLEAVINGS);
+    let bench = Bench::with(Settings {
+        capacity: 64,
+        lookup_timeout: Duration::from_secs(3600),
+        ..Settings::default()
+    });
+    let mut revived = bench.cache.revived().unwrap();
+    let threads = [(); 2].map(|()| Rc::new(ThreadCache::new(Arc::clone(&bench.cache))));
+    let began = bench.clock.mono();
+    let mut admitted = 0;
+    LocalSet::new().block_on(&bench.runtime, async {
+        for number in 0..wanted {
+            admitted += Interleaving::begin(&bench, &threads, number).run().await;
+            while revived.try_recv().is_ok() {}
+        }
+    });
+    let took = bench.clock.mono() - began - bench.shift.ahead();
+    println!("{wanted} interleavings in {took:?}, {admitted} requests let in");
+    assert!(admitted > wanted, "a cache that lets nobody in proves nothing");
+}
+
+impl<'b> Interleaving<'b> {
+    fn begin(bench: &'b Bench, threads: &[Rc<ThreadCache<Bare>>; 2], number: u64) -> Self {
+        let first = number * 1000;
+        {
+            let mut books = bench.model.books();
+            // Nothing is lost that lies before this.
+            books.before.clear();
+            books.now = State::default();
+            books.stepped = true;
+        }
+        let digests = (0..KEYS).map(|n| bench.model.make(first + n, first + n / 2)).collect();
+        Self {
+            bench,
+            threads: threads.clone(),
+            random: Rng::with_seed(number),
+            first,
+            digests,
+            next_digest: first + KEYS,
+            revoked: Rc::default(),
+            story: Rc::new(RefCell::new(format!("interleaving {number}:"))),
+        }
+    }
+
+    /// Gives the number of requests that were let in.
+    async fn run(mut self) -> u64 {
+        let mut asking = Vec::new();
+        for _ in 0..STEPS {
+            self.step(&mut asking).await;
+            for _ in 0..self.random.usize(..=TURNS) {
+                yield_now().await;
+            }
+        }
+        // Everything goes on to its end, and then the truth is told.
+        self.bench.model.fail(false);
+        self.bench.model.notice();
+        self.bench.model.books().stepped = false;
+        while !self.bench.model.books().waiting.is_empty() {
+            self.bench.model.step(0);
+            yield_now().await;
+        }
+        let mut admitted = 0;
+        for one in asking {
+            admitted += u64::from(one.await.unwrap());
+        }
+        self.bench.shift.advance(Duration::from_secs(6));
+        for digest in self.digests.clone() {
+            let let_in = self.ask(0, digest).await.unwrap();
+            assert_eq!(
+                let_in,
+                self.should_be_let_in(&digest),
+                "in the end {digest:?}: {}",
+                self.story.borrow()
+            );
+            admitted += u64::from(let_in);
+        }
+        admitted
+    }
+
+    async fn step(&mut self, asking: &mut Vec<JoinHandle<bool>>) {
+        let digest = self.digests[self.random.usize(..self.digests.len())];
+        let model = &self.bench.model;
+        match self.random.u32(..100) {
+            0..32 => {
+                let thread = self.random.usize(..2);
+                self.tell(format_args!("ask {digest:?} at {thread}"));
+                asking.push(self.ask(thread, digest));
+            }
+            32..64 => model.step(self.random.usize(..8)),
+            64..70 => self.revoke(digest),
+            70..75 => self.rotate(digest),
+            75..79 => self.toggle(digest),
+            79..84 => self.suspend_or_resume(),
+            84..86 => self.expire(digest),
+            86..90 => {
+                let lost = self.random.usize(1..4);
+                self.tell(format_args!("lose {lost}"));
+                model.lose(lost);
+            }
+            90..94 => {
+                self.tell(format_args!("notice"));
+                model.notice();
+            }
+            94..96 => {
+                let failing = self.random.bool();
+                self.tell(format_args!("failing {failing}"));
+                model.fail(failing);
+            }
+            _ => {
+                let by = self.random.u64(1..80);
+                self.tell(format_args!("advance {by}"));
+                self.bench.advance(by);
+            }
+        }
+    }
+
+    /// A request, in a task of its own. Whatever is let in must have the right to it at that moment.
+    fn ask(&self, thread: usize, digest: Digest) -> JoinHandle<bool> {
+        let thread = Rc::clone(&self.threads[thread]);
+        let (clock, model) = (self.bench.clock.clone(), Arc::clone(&self.bench.model));
+        let (revoked, story) = (Rc::clone(&self.revoked), Rc::clone(&self.story));
+        tokio::task::spawn_local(async move {
+            let told = ask(&thread, digest, &clock, 1).await;
+            let let_in = !["absent", "dead", "unavailable", "exhausted"].contains(&told);
+            if let_in {
+                let _ = write!(story.borrow_mut(), " [{digest:?} let in: {told}]");
+                assert!(!revoked.borrow().contains(&digest), "a revoked key is back: {}", story.borrow());
+                // What the store has lost and nobody has noticed yet, nobody here can know of. Otherwise what
+                // it says counts.
+                let books = model.books();
+                if books.event == books.told {
+                    let alive =
+                        books.now.find(&digest).is_some_and(|found| is_alive(&found, &digest, &clock));
+                    assert!(alive, "a dead key is let in: {}", story.borrow());
+                }
+            }
+            let_in
+        })
+    }
+
+    fn should_be_let_in(&self, digest: &Digest) -> bool {
+        let alive = |found| is_alive(&found, digest, &self.bench.clock);
+        let found = self.bench.model.books().now.find(digest);
+        found.is_some_and(alive) && !self.revoked.borrow().contains(digest)
+    }
+
+    /// Changes the key that the digest opens, if nothing keeps a mutation from being made: a store that has
+    /// lost what its writer knows refuses it.
+    fn change(
+        &self,
+        what: &str,
+        digest: Digest,
+        subjects: impl FnOnce(&KeyRecord) -> Vec<Subject>,
+        change: impl FnOnce(&mut KeyRecord),
+    ) -> Option<KeyRecord> {
+        let found = {
+            let books = self.bench.model.books();
+            if books.failing || books.event != books.told {
+                return None;
+            }
+            books.now.find(&digest)?
+        };
+        self.tell(format_args!("{what} {digest:?}"));
+        let id = found.key.id.to_bytes();
+        self.bench.model.change(&subjects(&found.key), |state| {
+            if let Some(key) = state.keys.get_mut(&id) {
+                change(key);
+            }
+        });
+        Some(found.key)
+    }
+
+    fn revoke(&self, digest: Digest) {
+        let all =
+            |key: &KeyRecord| key.secrets.iter().map(|secret| Subject::Revoked(secret.digest)).collect();
+        if let Some(key) = self.change("revoke", digest, all, |key| key.revoked_at = Some(UnixMillis(1))) {
+            self.revoked.borrow_mut().extend(key.secrets.iter().map(|secret| secret.digest));
+        }
+    }
+
+    /// With an overlap, or ending the secret at once and for ever.
+    fn rotate(&mut self, digest: Digest) {
+        let (new, overlap) = (digest_of(self.next_digest), self.random.bool());
+        let ends_at = self.bench.clock.now().wall.plus(Duration::from_secs(self.random.u64(1..60)));
+        let subjects = |key: &KeyRecord| {
+            let ended = |digest| if overlap { Subject::Digest(digest) } else { Subject::Revoked(digest) };
+            key.secrets.iter().map(|secret| ended(secret.digest)).collect()
+        };
+        let before = self.change(if overlap { "overlap" } else { "replace" }, digest, subjects, |key| {
+            if !overlap {
+                key.secrets.clear();
+            }
+            for secret in &mut key.secrets {
+                secret.ends_at = Some(secret.ends_at.map_or(ends_at, |before| before.min(ends_at)));
+            }
+            key.secrets.insert(0, Secret { digest: new, last_four: String::new(), ends_at: None });
+        });
+        if let Some(key) = before {
+            self.next_digest += 1;
+            self.digests.push(new);
+            if !overlap {
+                self.revoked.borrow_mut().extend(key.secrets.iter().map(|secret| secret.digest));
+            }
+        }
+    }
+
+    /// Disables the key, or enables it again.
+    fn toggle(&self, digest: Digest) {
+        self.change("toggle", digest, touched, |key| {
+            key.disabled_at = if key.disabled_at.is_some() { None } else { Some(UnixMillis(1)) };
+        });
+    }
+
+    /// Gives the key an end.
+    fn expire(&mut self, digest: Digest) {
+        let end = self.bench.clock.now().wall.plus(Duration::from_secs(self.random.u64(0..60)));
+        self.change("expire", digest, touched, |key| key.expires_at = Some(end));
+    }
+
+    fn suspend_or_resume(&mut self) {
+        let org = org_of(self.first + self.random.u64(..KEYS / 2)).id;
+        let model = &self.bench.model;
+        {
+            let books = model.books();
+            if books.failing || books.event != books.told {
+                return;
+            }
+        }
+        self.tell(format_args!("suspend or resume {org}"));
+        model.change(&[Subject::Org(org)], |state| {
+            let org = state.orgs.get_mut(&org.to_bytes()).unwrap();
+            org.suspended_at = if org.suspended_at.is_some() { None } else { Some(UnixMillis(1)) };
+        });
+    }
+
+    fn tell(&self, what: std::fmt::Arguments<'_>) {
+        let _ = write!(self.story.borrow_mut(), " {what},");
+    }
+}
+
+fn touched(key: &KeyRecord) -> Vec<Subject> {
+    key.secrets.iter().map(|secret| Subject::Digest(secret.digest)).collect()
+}
+
+fn is_alive(found: &Found, digest: &Digest, clock: &Clock) -> bool {
+    found.key.admit(digest, Environment::Live, clock.now().wall).is_ok() && found.org.suspended_at.is_none()
+}

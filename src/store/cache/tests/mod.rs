@@ -1,0 +1,570 @@
+//! The cache before a store of which every step is the test's: single cases, and any number of random
+//! interleavings.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, LocalSet, yield_now};
+
+use super::*;
+use crate::clock::{Shift, UnixMillis};
+use crate::id::OrgId;
+use crate::key::Environment;
+use crate::key::record::{KeyRecord, OrgRecord, Secret, Versioned};
+use crate::key::scope::ScopeSet;
+use crate::network::ClientNetwork;
+use crate::store::keeper::Keeper;
+use crate::store::side::Side;
+use crate::store::trails::Trails;
+use crate::store::{CommitError, Committed, Lookup, Mutation, StoreFuture};
+
+mod interleavings;
+
+/// A store in memory. A lookup reads at one step and answers at another.
+#[derive(Debug, Default)]
+struct Model {
+    books: Mutex<Books>,
+}
+
+#[derive(Default)]
+struct Books {
+    now: State,
+    /// The states before each event, the oldest first.
+    before: Vec<(Seq, State)>,
+    /// The number of the last event that the sinks were told of.
+    told: Seq,
+    event: Seq,
+    sinks: Vec<Arc<dyn EventSink>>,
+    failing: bool,
+    /// Whether lookups wait for [`Model::step`].
+    stepped: bool,
+    waiting: Vec<oneshot::Sender<()>>,
+    lookups: usize,
+}
+
+impl std::fmt::Debug for Books {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Books").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct State {
+    keys: BTreeMap<[u8; 16], KeyRecord>,
+    orgs: BTreeMap<[u8; 16], OrgRecord>,
+}
+
+impl State {
+    fn find(&self, digest: &Digest) -> Option<Found> {
+        let key = self.keys.values().find(|key| key.secrets.iter().any(|secret| secret.digest == *digest))?;
+        Some(Found { key: key.clone(), org: self.orgs[&key.org.to_bytes()].clone() })
+    }
+}
+
+impl Model {
+    fn books(&self) -> std::sync::MutexGuard<'_, Books> {
+        self.books.lock().unwrap()
+    }
+
+    /// Makes a key with this number, in the organisation of that number.
+    fn make(&self, number: u64, org: u64) -> Digest {
+        let (key, org) = (key(number, org), org_of(org));
+        let digest = key.secrets[0].digest;
+        let state = &mut self.books().now;
+        state.keys.insert(key.id.to_bytes(), key);
+        state.orgs.entry(org.id.to_bytes()).or_insert(org);
+        digest
+    }
+
+    /// Changes the state, with an event.
+    fn change(&self, subjects: &[Subject], change: impl FnOnce(&mut State)) {
+        let mut books = self.books();
+        let (event, before) = (books.event, books.now.clone());
+        books.before.push((event, before));
+        change(&mut books.now);
+        books.event += 1;
+        books.told = books.event;
+        for sink in &books.sinks {
+            sink.apply(books.event, subjects);
+        }
+    }
+
+    fn revoke(&self, digest: Digest) {
+        let key = self.books().now.find(&digest).unwrap().key;
+        let subjects: Vec<_> = key.secrets.iter().map(|secret| Subject::Revoked(secret.digest)).collect();
+        self.change(&subjects, |state| {
+            state.keys.get_mut(&key.id.to_bytes()).unwrap().revoked_at = Some(UnixMillis(1));
+        });
+    }
+
+    /// Fails over to a replica that lacks the last events. Nobody has noticed yet.
+    fn lose(&self, events: usize) {
+        let mut books = self.books();
+        for _ in 0..events {
+            if let Some((event, state)) = books.before.pop() {
+                books.event = event;
+                books.now = state;
+            }
+        }
+    }
+
+    /// Whoever follows the events notices what was lost.
+    fn notice(&self) {
+        let mut books = self.books();
+        if books.event != books.told {
+            books.told = books.event;
+            for sink in &books.sinks {
+                sink.reset(books.event);
+            }
+        }
+    }
+
+    fn fail(&self, failing: bool) {
+        self.books().failing = failing;
+    }
+
+    fn lookups(&self) -> usize {
+        self.books().lookups
+    }
+
+    /// Lets the waiting lookup of this number, counted in a circle, do its next step.
+    fn step(&self, number: usize) {
+        let waiting = &mut self.books().waiting;
+        if !waiting.is_empty() {
+            let number = number % waiting.len();
+            let _ = waiting.swap_remove(number).send(());
+        }
+    }
+
+    async fn turn(&self) {
+        let turn = {
+            let mut books = self.books();
+            let (step, turn) = oneshot::channel();
+            if books.stepped {
+                books.waiting.push(step);
+                Some(turn)
+            } else {
+                None
+            }
+        };
+        if let Some(turn) = turn {
+            let _ = turn.await;
+        }
+    }
+
+    fn read(&self, digest: &Digest) -> Lookup {
+        let books = self.books();
+        // As the Redis store: one that lacks an event which this process knows is no store.
+        if books.failing || books.event < books.told {
+            return Lookup::Unavailable(StoreFault::failed("the test says so"));
+        }
+        books.now.find(digest).map_or(Lookup::Absent, |found| Lookup::Found(Arc::new(found)))
+    }
+}
+
+impl Store for Model {
+    fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup> {
+        Box::pin(async move {
+            self.books().lookups += 1;
+            self.turn().await;
+            let read = self.read(&digest);
+            self.turn().await;
+            read
+        })
+    }
+
+    fn subscribe(&self, sink: Arc<dyn EventSink>) {
+        self.books().sinks.push(sink);
+    }
+
+    fn key(&self, _: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
+        unasked()
+    }
+
+    fn org(&self, _: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>> {
+        unasked()
+    }
+
+    fn keys(
+        &self,
+        _: Option<OrgId>,
+        _: Option<KeyId>,
+        _: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
+        unasked()
+    }
+
+    fn orgs(
+        &self,
+        _: Option<OrgId>,
+        _: usize,
+    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
+        unasked()
+    }
+
+    fn commit(&self, _: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
+        unasked()
+    }
+
+    fn import(&self, _: Vec<KeyRecord>) -> StoreFuture<'_, Result<Vec<Result<(), CommitError>>, StoreFault>> {
+        unasked()
+    }
+
+    fn keeper(&self) -> &dyn Keeper {
+        unasked()
+    }
+
+    fn trails(&self) -> &dyn Trails {
+        unasked()
+    }
+
+    fn side(&self) -> &dyn Side {
+        unasked()
+    }
+}
+
+fn unasked<T>() -> T {
+    panic!("the cache asks for nothing but lookups and events")
+}
+
+fn digest_of(number: u64) -> Digest {
+    let mut bytes = [0; 32];
+    // Slots are chosen by the first bytes.
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes[8..16].copy_from_slice(&(!number).to_le_bytes());
+    Digest::from_bytes(bytes)
+}
+
+fn place_of(number: u64) -> [u8; 16] {
+    u128::from(number).to_be_bytes()
+}
+
+fn key(number: u64, org: u64) -> KeyRecord {
+    KeyRecord {
+        id: KeyId::from_bytes(place_of(number)),
+        org: OrgId::from_bytes(place_of(org)),
+        name: String::new(),
+        environment: Environment::Live,
+        scopes: ScopeSet::default(),
+        secrets: vec![Secret { digest: digest_of(number), last_four: String::new(), ends_at: None }],
+        created_at: UnixMillis(0),
+        created_by: String::new(),
+        expires_at: None,
+        disabled_at: None,
+        revoked_at: None,
+        allowed_addresses: Vec::new(),
+        owner: None,
+        note: None,
+    }
+}
+
+fn org_of(number: u64) -> OrgRecord {
+    let id = OrgId::from_bytes(place_of(number));
+    OrgRecord {
+        id,
+        name: String::new(),
+        created_at: UnixMillis(0),
+        suspended_at: None,
+        pending: false,
+        email: None,
+    }
+}
+
+/// Nothing prepared.
+#[derive(Debug)]
+struct Bare;
+
+impl From<&Found> for Bare {
+    fn from(_: &Found) -> Self {
+        Self
+    }
+}
+
+/// A cache, a thread's part of it, and the store behind.
+struct Bench {
+    runtime: Runtime,
+    model: Arc<Model>,
+    cache: Arc<ReadThrough>,
+    thread: Rc<ThreadCache<Bare>>,
+    clock: Clock,
+    shift: Shift,
+}
+
+impl Bench {
+    fn with(settings: Settings) -> Self {
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        let model = Arc::new(Model::default());
+        let (clock, shift) = Clock::shifted();
+        let store = Arc::clone(&model) as Arc<dyn Store>;
+        let cache = ReadThrough::new(settings, store, runtime.handle().clone(), clock.clone());
+        let thread = Rc::new(ThreadCache::new(Arc::clone(&cache)));
+        Self { runtime, model, cache, thread, clock, shift }
+    }
+
+    fn new() -> Self {
+        // Only the clock of the test is to end anything.
+        Self::with(Settings { lookup_timeout: Duration::from_secs(3600), ..Settings::default() })
+    }
+
+    fn ask(&self, digest: Digest) -> &'static str {
+        self.runtime.block_on(ask(&self.thread, digest, &self.clock, 1))
+    }
+
+    /// Lets everything go on that can.
+    fn settle(&self) {
+        self.runtime.block_on(async {
+            for _ in 0..50 {
+                yield_now().await;
+            }
+        });
+    }
+
+    fn advance(&self, seconds: u64) {
+        self.shift.advance(Duration::from_secs(seconds));
+    }
+}
+
+fn network(number: u8) -> ClientNetwork {
+    ClientNetwork::of(std::net::IpAddr::from([192, 0, number, 1]))
+}
+
+/// What a request with the key is told, and how it was found out.
+async fn ask(thread: &ThreadCache<Bare>, digest: Digest, clock: &Clock, from: u8) -> &'static str {
+    let (resolved, level) = match thread.find(&digest, clock.now()) {
+        Some(found) => found,
+        None => thread.load(&digest, network(from)).await,
+    };
+    match resolved {
+        Resolved::Absent => "absent",
+        Resolved::Unavailable(StoreFault::Exhausted) => "exhausted",
+        Resolved::Unavailable(_) => "unavailable",
+        Resolved::Known(known) if !is_admitted(&known, clock) => "dead",
+        Resolved::Known(_) => level.as_str(),
+    }
+}
+
+fn is_admitted(known: &Known<Bare>, clock: &Clock) -> bool {
+    let Found { key, org } = &*known.found;
+    key.admit(&known.digest, Environment::Live, clock.now().wall).is_ok() && org.suspended_at.is_none()
+}
+
+#[test]
+fn a_key_in_use_is_loaded_again_beside_its_requests() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    assert_eq!((bench.ask(digest), bench.ask(digest)), ("store", "thread"));
+    bench.advance(40);
+    assert_eq!(bench.ask(digest), "thread");
+    bench.settle();
+    assert_eq!(bench.model.lookups(), 1, "it is not old yet");
+    bench.advance(10);
+    bench.model.books().stepped = true;
+    for _ in 0..10 {
+        assert_eq!(bench.ask(digest), "thread", "nobody waits");
+        bench.settle();
+    }
+    assert_eq!(bench.model.lookups(), 2, "once for all of them");
+    bench.model.books().stepped = false;
+    for _ in 0..2 {
+        bench.model.step(0);
+        bench.settle();
+    }
+    for _ in 0..3 {
+        assert_eq!(bench.ask(digest), "thread");
+        bench.advance(49);
+        assert_eq!(bench.ask(digest), "thread", "it is young again");
+        bench.settle();
+    }
+    assert_eq!(bench.model.lookups(), 5);
+}
+
+#[test]
+fn what_was_loaded_together_is_not_loaded_together_again() {
+    let bench = Bench::new();
+    let digests: Vec<Digest> = (0..100).map(|n| bench.model.make(n, 1)).collect();
+    for digest in &digests {
+        assert_eq!(bench.ask(*digest), "store");
+    }
+    bench.advance(53);
+    bench.settle();
+    // Those that nobody used until their time was over are the ones to be looked at.
+    let entries = digests.iter().map(|digest| bench.cache.known.get(digest).unwrap().ttl);
+    let (shortest, longest) = (entries.clone().min().unwrap(), entries.max().unwrap());
+    assert!(longest <= Duration::from_secs(60) && shortest >= Duration::from_secs(54));
+    assert!(longest - shortest > Duration::from_secs(3), "{shortest:?} to {longest:?}");
+}
+
+#[test]
+fn while_the_store_fails_nobody_waits_who_need_not() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    assert_eq!(bench.ask(digest), "store");
+    bench.model.fail(true);
+    bench.advance(61);
+    assert_eq!(bench.ask(digest), "stale", "this one has found it out");
+    bench.model.books().stepped = true;
+    let before = bench.model.lookups();
+    for _ in 0..10 {
+        assert_eq!(bench.ask(digest), "stale", "and these do not wait");
+        bench.settle();
+    }
+    assert_eq!(bench.model.lookups(), before + 1, "while one asks");
+    bench.model.books().stepped = false;
+    (0..2).for_each(|n| {
+        bench.model.step(n);
+        bench.settle();
+    });
+    bench.model.fail(false);
+    bench.advance(2);
+    assert_eq!(bench.ask(digest), "stale");
+    bench.settle();
+    assert_eq!(bench.ask(digest), "process", "the store is back");
+    bench.model.fail(true);
+    bench.advance(361);
+    assert_eq!(bench.ask(digest), "unavailable", "the window is over");
+}
+
+#[test]
+fn an_unknown_key_is_never_refused_on_stale_knowledge() {
+    let bench = Bench::new();
+    assert_eq!((bench.ask(digest_of(1)), bench.ask(digest_of(1))), ("absent", "absent"));
+    assert_eq!(bench.model.lookups(), 1);
+    bench.model.fail(true);
+    assert_eq!(bench.ask(digest_of(1)), "absent", "that is still known");
+    bench.advance(6);
+    assert_eq!(bench.ask(digest_of(1)), "unavailable");
+}
+
+#[test]
+fn what_an_event_touched_is_not_served_stale() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    assert_eq!(bench.ask(digest), "store");
+    bench.model.change(&[Subject::Digest(digest)], |_| {});
+    bench.model.fail(true);
+    assert_eq!((bench.ask(digest), bench.ask(digest)), ("unavailable", "unavailable"));
+    bench.model.fail(false);
+    assert_eq!(bench.ask(digest), "store");
+}
+
+#[test]
+fn a_key_that_is_gone_without_an_event_is_gone_for_every_thread() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    let other = ThreadCache::<Bare>::new(Arc::clone(&bench.cache));
+    assert_eq!(bench.ask(digest), "store");
+    assert_eq!(bench.runtime.block_on(ask(&other, digest, &bench.clock, 1)), "process");
+    bench.model.books().now.keys.clear();
+    bench.advance(50);
+    assert_eq!(bench.ask(digest), "thread");
+    bench.settle();
+    assert_eq!(bench.ask(digest), "absent");
+    assert_eq!(bench.runtime.block_on(ask(&other, digest, &bench.clock, 1)), "absent");
+}
+
+#[test]
+fn waiters_share_a_load_and_outlive_who_began_it() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    bench.model.books().stepped = true;
+    let local = LocalSet::new();
+    local.block_on(&bench.runtime, async {
+        let begin = || {
+            let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
+            tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await })
+        };
+        let first = begin();
+        yield_now().await;
+        let others: Vec<JoinHandle<&str>> = (0..5).map(|_| begin()).collect();
+        yield_now().await;
+        first.abort();
+        for _ in 0..2 {
+            for _ in 0..5 {
+                yield_now().await;
+            }
+            bench.model.step(0);
+        }
+        for other in others {
+            assert_eq!(other.await.unwrap(), "store");
+        }
+    });
+    assert_eq!(bench.model.lookups(), 1);
+}
+
+/// Begins loads of these keys, from networks in turn, and gives what those came to that did not wait.
+fn crowd(bench: &Bench, asks: impl IntoIterator<Item = (u64, u8)>) -> Vec<&'static str> {
+    bench.model.books().stepped = true;
+    let local = LocalSet::new();
+    local.block_on(&bench.runtime, async {
+        let asking: Vec<_> = asks
+            .into_iter()
+            .map(|(number, from)| {
+                let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
+                tokio::task::spawn_local(async move { ask(&thread, digest_of(number), &clock, from).await })
+            })
+            .collect();
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        let mut ended = Vec::new();
+        for one in asking {
+            if one.is_finished() {
+                ended.push(one.await.unwrap());
+            }
+        }
+        ended
+    })
+}
+
+#[test]
+fn a_flood_of_guesses_takes_neither_the_reserve_nor_the_room_of_known_keys() {
+    let bench = Bench::with(Settings {
+        max_lookups: 16,
+        lookup_timeout: Duration::from_secs(3600),
+        ..Settings::default()
+    });
+    let known: Vec<Digest> = (0..8).map(|n| bench.model.make(n, 1)).collect();
+    for digest in &known {
+        assert_eq!(bench.ask(*digest), "store");
+    }
+    bench.advance(50);
+    let before = bench.model.lookups();
+    let guesses = (1000..1100).map(|n| (n, 1));
+    assert_eq!(crowd(&bench, guesses), ["exhausted"; 98], "two of one network, and at once");
+    assert_eq!(crowd(&bench, (2000..2010).map(|n| (n, 2))), ["exhausted"; 8], "and of another");
+    assert_eq!(crowd(&bench, [(3000, 3)]).len(), 0, "who has none is let in");
+    for n in 10..22 {
+        crowd(&bench, [(u64::from(n) + 4000, n)]);
+    }
+    assert_eq!(crowd(&bench, [(5000, 99)]), ["exhausted"], "sixteen and no more");
+    assert_eq!(bench.model.lookups(), before + 16);
+    // Known keys are served, and loaded again in the room that is theirs.
+    assert_eq!(crowd(&bench, (0..8).map(|n| (n, 1))), ["thread"; 8]);
+    assert_eq!(bench.model.lookups(), before + 16 + 4);
+    // Past their time they are no guesses either.
+    bench.advance(11);
+    crowd(&bench, (0..8).map(|n| (n, 1)));
+    assert_eq!(bench.model.lookups(), before + 16 + 8);
+}
+
+#[test]
+fn a_revocation_that_the_store_lost_holds_and_is_reported() {
+    let bench = Bench::new();
+    let (revoked, other) = (bench.model.make(1, 1), bench.model.make(2, 1));
+    let mut revived = bench.cache.revived().unwrap();
+    assert!(bench.cache.revived().is_none());
+    assert_eq!((bench.ask(revoked), bench.ask(other)), ("store", "store"));
+    bench.model.revoke(revoked);
+    assert_eq!(bench.ask(revoked), "dead");
+    bench.model.lose(1);
+    assert!(bench.model.books().now.find(&revoked).unwrap().key.revoked_at.is_none());
+    bench.model.notice();
+    bench.settle();
+    assert_eq!(revived.try_recv(), Ok(key(1, 1).id), "nobody has to present it");
+    assert!(revived.try_recv().is_err());
+    assert_eq!((bench.ask(revoked), bench.ask(other)), ("dead", "store"));
+    bench.model.revoke(revoked);
+    assert_eq!(bench.ask(revoked), "dead");
+}

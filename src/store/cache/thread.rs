@@ -1,0 +1,159 @@
+//! A thread's own level of the cache: what no other thread touches.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::loads::Budget;
+use super::{Entry, Level, Outcome, ReadThrough};
+use crate::clock::Now;
+use crate::key::Digest;
+use crate::network::ClientNetwork;
+use crate::store::fence::{Judgement, Stamp};
+use crate::store::{Found, StoreFault};
+
+/// A thread's slots; a power of two. A key that shares its slot with another is found one level further.
+const SLOTS: usize = 4096;
+
+/// What a key came to, for the request that presents it.
+#[derive(Debug)]
+pub enum Resolved<T> {
+    Known(Rc<Known<T>>),
+    Absent,
+    Unavailable(StoreFault),
+}
+
+/// A known key as one thread holds it: reference counts and prepared values that no other thread touches.
+#[derive(Debug)]
+pub struct Known<T> {
+    pub digest: Digest,
+    pub found: Arc<Found>,
+    /// Whatever the thread makes of the key once, to use it on every request.
+    pub prepared: T,
+    stamp: Cell<Stamp>,
+    entry: Arc<Entry>,
+}
+
+/// The slot of a key is chosen by its digest, which is uniformly distributed: no hashing, no eviction to
+/// decide on, a fixed size.
+#[derive(Debug)]
+pub struct ThreadCache<T> {
+    shared: Arc<ReadThrough>,
+    slots: RefCell<Vec<Option<Rc<Known<T>>>>>,
+}
+
+impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
+    #[must_use]
+    pub fn new(shared: Arc<ReadThrough>) -> Self {
+        let slots = std::iter::repeat_with(|| None).take(SLOTS).collect();
+        Self { shared, slots: RefCell::new(slots) }
+    }
+
+    /// Answers from this thread's slots or the process's cache, without waiting. `None`: the store must be
+    /// asked.
+    #[must_use]
+    pub fn find(&self, digest: &Digest, now: Now) -> Option<(Resolved<T>, Level)> {
+        let (known, level) = match self.find_slot(digest, now) {
+            Some(known) => (known, Level::Thread),
+            None => match self.keep(digest, self.shared.find(digest, now)?) {
+                Resolved::Known(known) => (known, Level::Process),
+                other => return Some((other, Level::Process)),
+            },
+        };
+        let known = if known.entry.is_aged(now) { self.refreshed(known, now) } else { known };
+        Some((Resolved::Known(known), level))
+    }
+
+    /// Asks the store about a key that somebody in `network` presents.
+    pub async fn load(&self, digest: &Digest, network: ClientNetwork) -> (Resolved<T>, Level) {
+        self.load_on(Budget::Network(network), digest).await
+    }
+
+    /// Asks the store about a key that opened something here a while ago.
+    pub async fn load_known(&self, digest: &Digest) -> (Resolved<T>, Level) {
+        self.load_on(Budget::Known, digest).await
+    }
+
+    async fn load_on(&self, budget: Budget, digest: &Digest) -> (Resolved<T>, Level) {
+        let (outcome, level) = self.shared.load(digest, budget).await;
+        if matches!(outcome, Outcome::Unavailable(_)) {
+            // The process's cache may have evicted what this thread still holds.
+            let now = self.shared.clock.now();
+            if let Some(known) = self.own(digest).filter(|known| self.is_untouched(known))
+                && !self.is_spent(&known, now)
+            {
+                return (Resolved::Known(known), Level::Stale);
+            }
+        }
+        (self.keep(digest, outcome), level)
+    }
+
+    /// What this thread holds of a key.
+    fn own(&self, digest: &Digest) -> Option<Rc<Known<T>>> {
+        self.slots.borrow()[slot_of(digest)].as_ref().filter(|known| known.digest == *digest).cloned()
+    }
+
+    fn find_slot(&self, digest: &Digest, now: Now) -> Option<Rc<Known<T>>> {
+        self.own(digest).filter(|known| self.is_current(known, now))
+    }
+
+    /// Whether what was known then still holds, as far as this process knows.
+    #[must_use]
+    pub fn is_current(&self, known: &Known<T>, now: Now) -> bool {
+        self.is_untouched(known) && known.entry.age(now) < known.entry.ttl
+    }
+
+    /// Whether what was known then is too old to be used, even while the store cannot answer.
+    #[must_use]
+    pub fn is_spent(&self, known: &Known<T>, now: Now) -> bool {
+        let at_most: Duration = self.shared.settings.ttl + self.shared.settings.stale_window;
+        known.entry.age(now) >= at_most
+    }
+
+    fn is_untouched(&self, known: &Known<T>) -> bool {
+        match self.shared.fence.judge(known.stamp.get(), &known.digest, known.found.org.id) {
+            Judgement::Current => {}
+            Judgement::Untouched(stamp) => known.stamp.set(stamp),
+            Judgement::Touched => return false,
+        }
+        true
+    }
+
+    /// What has replaced an aged entry; or the same, which is then being loaded again.
+    #[cold]
+    fn refreshed(&self, known: Rc<Known<T>>, now: Now) -> Rc<Known<T>> {
+        if !known.entry.is_replaced() {
+            self.shared.refresh(&known.digest, &known.entry, now);
+            return known;
+        }
+        match self.shared.find(&known.digest, now).map(|outcome| self.keep(&known.digest, outcome)) {
+            Some(Resolved::Known(newer)) => newer,
+            // Evicted, or touched this moment: what was judged a moment ago still holds for this request.
+            Some(Resolved::Absent | Resolved::Unavailable(_)) | None => known,
+        }
+    }
+
+    fn keep(&self, digest: &Digest, outcome: Outcome) -> Resolved<T> {
+        let entry = match outcome {
+            Outcome::Known(entry) => entry,
+            Outcome::Absent => return Resolved::Absent,
+            Outcome::Unavailable(fault) => return Resolved::Unavailable(fault),
+        };
+        let known = Rc::new(Known {
+            digest: *digest,
+            prepared: T::from(&entry.found),
+            found: Arc::clone(&entry.found),
+            stamp: Cell::new(entry.stamp.load(Ordering::Relaxed)),
+            entry,
+        });
+        self.slots.borrow_mut()[slot_of(digest)] = Some(Rc::clone(&known));
+        Resolved::Known(known)
+    }
+}
+
+const fn slot_of(digest: &Digest) -> usize {
+    // Truncation keeps the low bits, as good as any others.
+    digest.leading() as usize % SLOTS
+}

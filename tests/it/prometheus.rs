@@ -1,0 +1,172 @@
+//! A real Prometheus reads what a gateway tells, and has nothing to say against it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use keygate::key::Environment;
+use keygate::lifecycle::NewKey;
+use tempfile::TempDir;
+
+use crate::harness::http2::runtime;
+use crate::harness::metrics::{scrape, value};
+use crate::harness::{
+    Answer, Call, Gateway, Process, Transport, Upstream, eventually, fetch, operator, refusing,
+};
+
+const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"";
+
+/// Debian's prometheus with the file that is shipped, but for whom it asks and how often.
+fn prometheus(folder: &TempDir, target: SocketAddr) -> (Process, SocketAddr) {
+    let shipped = include_str!("../../deploy/prometheus/prometheus.yml");
+    let targets = r#"["gateway-a:9464", "gateway-b:9464"]"#;
+    assert!(shipped.contains(targets) && shipped.contains("_interval: 10s"), "{shipped}");
+    let config =
+        shipped.replace(targets, &format!("[\"{target}\"]")).replace("_interval: 10s", "_interval: 200ms");
+    fs::write(folder.path().join("prometheus.yml"), config).unwrap();
+    let mut command = Command::new("prometheus");
+    command.current_dir(folder.path());
+    command.args([
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
+        "--web.listen-address=127.0.0.1:0",
+    ]);
+    let process = Process::start(command);
+    let line = process.err_line("msg=\"Listening on\"");
+    let address = line.rsplit("address=").next().unwrap().trim().parse().unwrap();
+    eventually("it answers", || fetch(address, &Call::get("/-/ready")).status == 200);
+    (process, address)
+}
+
+/// The values of the series that a query finds.
+fn query(prometheus: SocketAddr, query: &str) -> Vec<String> {
+    let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let answer: Answer = fetch(prometheus, &Call::get(&format!("/api/v1/query?query={encoded}")));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let found = answer.json()["data"]["result"].as_array().unwrap().clone();
+    found.iter().map(|series| series["value"][1].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn prometheus_scrapes_a_gateway_and_knows_what_it_counted() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = Gateway::builder().settings(OPS).api(&live, &test).start();
+    let key = gateway.live_key();
+    for _ in 0..3 {
+        gateway.fetch(&Call::get("/v1/jobs").key(&key.secret));
+    }
+    let folder = TempDir::new().unwrap();
+    let (_process, prometheus) = prometheus(&folder, gateway.ops_address());
+    eventually("the gateway is up", || query(prometheus, "up{job=\"keygate\"}") == ["1"]);
+    let counted = "sum(keygate_requests_total{route=\"jobs.read\",code=\"2xx\"})";
+    eventually("the requests are known", || query(prometheus, counted) == ["3"]);
+    gateway.fetch(&Call::get("/v1/jobs").key(&key.secret));
+    eventually("one more is known too", || query(prometheus, counted) == ["4"]);
+    let quantile = "histogram_quantile(0.99, sum by (le) (keygate_overhead_seconds_bucket))";
+    let quantile: f64 = query(prometheus, quantile)[0].parse().unwrap();
+    assert!(quantile > 0.0 && quantile < 0.1, "{quantile}");
+}
+
+/// The gateway has everything to tell: certificates, an endpoint that is down, refusals, changes.
+#[test]
+fn promtool_finds_nothing_to_complain_about() {
+    let settings =
+        "[server]\nlisten = \"127.0.0.1:0\"\ntls = [{ cert = \"server.pem\", key = \"server-key.pem\" }]";
+    let folder = TempDir::new().unwrap();
+    crate::harness::transport::CERTIFICATE.write(folder.path(), "server");
+    let live = Upstream::start("live");
+    let builder = Gateway::builder().settings(settings).settings(OPS).transport(Transport::TlsHttp2);
+    let mut gateway = builder.upstream("api", &live.url(), &refusing()).start_in(folder);
+    let key = gateway.live_key();
+    gateway.fetch(&Call::get("/v1/jobs").key(&key.secret));
+    gateway.fetch(&Call::get("/v1/jobs").key(&gateway.test_key().secret));
+    gateway.revoke(&key);
+    gateway.fetch(&Call::get("/v1/jobs").key(&key.secret));
+    gateway.reload().unwrap();
+    let text = scrape(gateway.ops_address());
+    let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE keygate_"));
+    let families: BTreeSet<&str> = families.filter_map(|rest| rest.split(' ').next()).collect();
+    for family in [
+        "requests_total",
+        "request_duration_seconds",
+        "overhead_seconds",
+        "upstream_duration_seconds",
+        "requests_in_flight",
+        "connections",
+        "auth_decisions_total",
+        "cache_lookups_total",
+        "cache_entries",
+        "store_up",
+        "store_request_duration_seconds",
+        "revocation_lag_seconds",
+        "event_link_up",
+        "stale_served_total",
+        "upstream_healthy",
+        "config_reloads_total",
+        "config_hash",
+        "tls_cert_not_after_timestamp_seconds",
+        "records_dropped_total",
+        "build_info",
+    ] {
+        assert!(families.contains(family), "{family} in {families:#?}");
+    }
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.spawn().expect("promtool is installed; tests/run sees to it");
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let said = promtool.wait_with_output().unwrap();
+    let complaint = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success() && complaint.is_empty(), "{complaint}");
+}
+
+#[test]
+fn two_thousand_keys_have_no_more_series_than_ten() {
+    const THREADS: usize = 16;
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = Gateway::builder().settings(OPS).api(&live, &test).transport(Transport::Http1).start();
+    let new = |n: usize| NewKey::named(gateway.org, &format!("key {n}"), Environment::ALL[n % 2]);
+    let keys = |count: usize| -> Vec<String> {
+        let lifecycle = gateway.lifecycle();
+        let batches: Vec<Vec<NewKey>> =
+            (0..THREADS).map(|n| (n..count).step_by(THREADS).map(&new).collect()).collect();
+        thread::scope(|scope| {
+            let makers: Vec<_> = batches
+                .into_iter()
+                .map(|batch| {
+                    scope.spawn(move || {
+                        let by = &operator();
+                        let made =
+                            batch.into_iter().map(async |new| lifecycle.create_key(by, new).await.unwrap());
+                        runtime().block_on(async {
+                            let mut secrets = Vec::new();
+                            for key in made {
+                                secrets.push(key.await.secret.expose().to_owned());
+                            }
+                            secrets
+                        })
+                    })
+                })
+                .collect();
+            makers.into_iter().flat_map(|maker| maker.join().unwrap()).collect()
+        })
+    };
+    let mut used = 0;
+    let mut use_all = |keys: Vec<String>| -> BTreeSet<String> {
+        let mut wire = gateway.connect();
+        for key in &keys {
+            assert_eq!(wire.call(&Call::get("/v1/jobs").key(key)).unwrap().status, 200);
+        }
+        used += keys.len();
+        let count = "keygate_request_duration_seconds_count{route=\"jobs.read\"}";
+        eventually("all are counted", || value(&scrape(gateway.ops_address()), count) == Some(used as f64));
+        let text = scrape(gateway.ops_address());
+        let series = text.lines().filter(|line| !line.starts_with('#'));
+        series.filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name.to_owned()).collect()
+    };
+    let few = use_all(keys(10));
+    let many = use_all(keys(2000));
+    assert_eq!(few, many);
+}
