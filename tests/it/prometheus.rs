@@ -50,6 +50,15 @@ fn query(prometheus: SocketAddr, query: &str) -> Vec<String> {
     found.iter().map(|series| series["value"][1].as_str().unwrap().to_owned()).collect()
 }
 
+/// What the shipped dashboard asks for.
+fn dashboard() -> Vec<String> {
+    let dashboard = include_str!("../../deploy/grafana/keygate.json");
+    let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect()
+}
+
 #[test]
 fn prometheus_scrapes_a_gateway_and_knows_what_it_counted() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
@@ -65,6 +74,9 @@ fn prometheus_scrapes_a_gateway_and_knows_what_it_counted() {
     eventually("the requests are known", || query(prometheus, counted) == ["3"]);
     gateway.fetch(&Call::get("/v1/jobs").key(&key.secret));
     eventually("one more is known too", || query(prometheus, counted) == ["4"]);
+    for expression in dashboard() {
+        query(prometheus, &expression.replace("$instance", ".*").replace("$__rate_interval", "1m"));
+    }
     let quantile = "histogram_quantile(0.99, sum by (le) (keygate_overhead_seconds_bucket))";
     let quantile: f64 = query(prometheus, quantile)[0].parse().unwrap();
     assert!(quantile > 0.0 && quantile < 0.1, "{quantile}");
@@ -112,6 +124,13 @@ fn promtool_finds_nothing_to_complain_about() {
         "build_info",
     ] {
         assert!(families.contains(family), "{family} in {families:#?}");
+    }
+    for expression in dashboard() {
+        for name in expression.match_indices("keygate_").map(|(at, _)| &expression[at + 8..]) {
+            let name = name.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
+            let name = name.strip_suffix("_bucket").unwrap_or(name);
+            assert!(families.contains(name), "the dashboard asks for {name}, which there is not");
+        }
     }
     let mut promtool = Command::new("promtool");
     promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
