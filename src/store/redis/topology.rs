@@ -21,7 +21,7 @@ use crate::store::StoreFault;
 
 /// How often sentinels are asked whether the master is still the master. An old one that they cannot reach,
 /// but we can, goes on answering.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 /// How often a node of a cluster may send us on to another.
 const REDIRECTIONS: usize = 4;
 /// Slots of a cluster.

@@ -5,6 +5,7 @@ pub(crate) mod authority;
 pub(crate) mod chaos;
 pub(crate) mod client;
 pub(crate) mod closed_port;
+pub(crate) mod fail_over;
 pub(crate) mod gateway;
 pub(crate) mod http2;
 pub(crate) mod manual;

@@ -1,5 +1,6 @@
 //! A Redis of the test's own, and the words to make it suffer.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +18,8 @@ pub(crate) struct RedisServer {
     tls_port: Option<u16>,
     child: Option<Child>,
     options: Vec<String>,
+    /// Whether it is a sentinel, which keeps what it learns in its configuration.
+    is_sentinel: bool,
 }
 
 impl RedisServer {
@@ -26,7 +29,7 @@ impl RedisServer {
 
     /// With more options for redis-server, as on its command line.
     pub(crate) fn with(options: &[&str]) -> Self {
-        Self::new(options, false)
+        Self::new(options, false, None)
     }
 
     /// With TLS on a port of its own, and a certificate for 127.0.0.1 from this authority. Plain text stays.
@@ -38,17 +41,27 @@ impl RedisServer {
         let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server-key.pem"));
         let files = ["--tls-ca-cert-file", &ca, "--tls-cert-file", &cert, "--tls-key-file", &key];
         // The files are read at its start.
-        Self::new(&[&files, options].concat(), true)
+        Self::new(&[&files, options].concat(), true, None)
     }
 
-    fn new(options: &[&str], has_tls: bool) -> Self {
+    /// A sentinel with this configuration.
+    pub(crate) fn sentinel(configuration: &str) -> Self {
+        Self::new(&[], false, Some(configuration))
+    }
+
+    fn new(options: &[&str], has_tls: bool, sentinel: Option<&str>) -> Self {
         // A port that was free a moment ago may be taken: by another test, or as the local end of a
         // connection.
         for _ in 0..20 {
             let (port, tls_port) = (free_port(), has_tls.then(free_port));
             let mut options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
             options.extend(tls_port.iter().flat_map(|port| ["--tls-port".to_owned(), port.to_string()]));
-            let mut server = Self { folder: TempDir::new().unwrap(), port, tls_port, child: None, options };
+            let folder = TempDir::new().unwrap();
+            if let Some(configuration) = sentinel {
+                fs::write(folder.path().join("sentinel.conf"), configuration).unwrap();
+            }
+            let is_sentinel = sentinel.is_some();
+            let mut server = Self { folder, port, tls_port, child: None, options, is_sentinel };
             if server.launch() {
                 return server;
             }
@@ -59,6 +72,9 @@ impl RedisServer {
     fn launch(&mut self) -> bool {
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
+        if self.is_sentinel {
+            command.args(["sentinel.conf", "--sentinel"]);
+        }
         command.current_dir(self.folder.path()).args(["--port", &port, "--bind", "127.0.0.1"]);
         command.args(["--save", "", "--appendonly", "no", "--logfile", "redis.log"]).args(&self.options);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
@@ -74,6 +90,10 @@ impl RedisServer {
                 || try_command(address, &["PING"]).is_some_and(|answer| answer.contains("NOAUTH"))
         });
         !ended
+    }
+
+    pub(crate) fn port(&self) -> String {
+        self.port.to_string()
     }
 
     /// Where it speaks TLS.
@@ -110,7 +130,7 @@ impl RedisServer {
         // Compressed, nothing could be found in it.
         assert_eq!(self.command(&["CONFIG", "SET", "rdbcompression", "no"]), "+OK\r\n");
         assert_eq!(self.command(&["SAVE"]), "+OK\r\n");
-        std::fs::read(self.folder.path().join("dump.rdb")).unwrap()
+        fs::read(self.folder.path().join("dump.rdb")).unwrap()
     }
 
     /// Every key and its value, as they come over the wire.
@@ -168,7 +188,7 @@ fn try_command(address: SocketAddr, parts: &[&str]) -> Option<String> {
         request += &format!("${}\r\n{part}\r\n", part.len());
     }
     // Its answer tells where the first one ends.
-    request += "*2\r\n$4\r\nECHO\r\n$12\r\nend-of-reply\r\n";
+    request += "*2\r\n$4\r\nPING\r\n$12\r\nend-of-reply\r\n";
     stream.write_all(request.as_bytes()).ok()?;
     let (mut answer, mut part) = (Vec::new(), [0; 4096]);
     loop {

@@ -1,0 +1,167 @@
+//! Clients of two gateways on one Redis, while something happens to it: of one that serves what it has
+//! cached, and of one that looks every key up each time.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Call, Gateway, GatewayBuilder, PATIENCE, TestKey, Upstream, eventually};
+
+/// Between two requests of a client.
+const PACE: Duration = Duration::from_millis(2);
+
+pub(crate) struct Pair {
+    pub(crate) caching: Gateway,
+    pub(crate) asking: Gateway,
+    keys: Vec<TestKey>,
+    _upstreams: [Upstream; 2],
+}
+
+/// What the clients saw.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) from_cache: usize,
+    pub(crate) looked_up: usize,
+    pub(crate) unavailable: usize,
+    last_looked_up: Option<Instant>,
+}
+
+/// The clients' hands, for whoever makes things happen.
+pub(crate) struct Clients<'s> {
+    seen: &'s Mutex<Seen>,
+}
+
+impl Pair {
+    /// Gateways with these lines in their `[store]`, and with the shipped time-outs.
+    pub(crate) fn start(store: &str) -> Self {
+        let upstreams = [Upstream::start("live"), Upstream::start("test")];
+        let builder = |cache: &str| -> GatewayBuilder {
+            Gateway::builder().api(&upstreams[0], &upstreams[1]).settings(&format!(
+                "[store]\nkind = \"redis\"\nallow_without_pepper = true\n{store}\n[cache]\n{cache}"
+            ))
+        };
+        let caching = builder("ttl = \"1h\"").start();
+        let asking =
+            builder("ttl = \"1ms\"\nstale_window = \"0s\"\nnegative_ttl = \"1ms\"").org(caching.org).start();
+        let keys: Vec<TestKey> = (0..8).map(|_| caching.live_key()).collect();
+        for (gateway, key) in keys.iter().flat_map(|key| [(&caching, key), (&asking, key)]) {
+            eventually("the key works", || status(gateway, key) == 200);
+        }
+        Self { caching, asking, keys, _upstreams: upstreams }
+    }
+
+    /// Does something while clients ask. A known key that is not served from the cache fails the test, and so
+    /// does a key that is called wrong.
+    pub(crate) fn under_load<T>(&self, act: impl FnOnce(&Clients<'_>) -> T) -> (T, Seen) {
+        let (over, seen) = (AtomicBool::new(false), Mutex::new(Seen::default()));
+        let outcome = thread::scope(|scope| {
+            let client = |gateway: &'_ Gateway, see: fn(&mut Seen, u16)| {
+                let (over, seen) = (&over, &seen);
+                // The gateway is not shared between threads, only where it is.
+                let calls: Vec<Call> = self.keys.iter().map(request).collect();
+                let mut wire = gateway.connect();
+                scope.spawn(move || {
+                    for call in calls.iter().cycle() {
+                        if over.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let status = wire.call(call).unwrap().status;
+                        see(&mut seen.lock().unwrap(), status);
+                        thread::sleep(PACE);
+                    }
+                })
+            };
+            let clients = [
+                client(&self.caching, |seen, status| {
+                    assert_eq!(status, 200, "a key in the cache");
+                    seen.from_cache += 1;
+                }),
+                client(&self.asking, |seen, status| match status {
+                    200 => {
+                        seen.looked_up += 1;
+                        seen.last_looked_up = Some(Instant::now());
+                    }
+                    503 => seen.unavailable += 1,
+                    wrong => panic!("{wrong} for a key that is good"),
+                }),
+            ];
+            // However it ends: a failure that nobody stops the clients for would never be told.
+            let outcome = {
+                let _end = SetOnDrop(&over);
+                act(&Clients { seen: &seen })
+            };
+            for client in clients {
+                client.join().unwrap();
+            }
+            outcome
+        });
+        (outcome, seen.into_inner().unwrap())
+    }
+
+    /// Whether both gateways have found the master at `address`.
+    pub(crate) fn are_at(&self, address: SocketAddr) -> bool {
+        let is_there = |gateway: &Gateway| {
+            let status = gateway.block_on(gateway.lifecycle().keeper().status());
+            status.place.contains(&address.to_string())
+        };
+        is_there(&self.caching) && is_there(&self.asking)
+    }
+
+    /// Whether keys can be made, and work at once at the gateway that did not make them.
+    pub(crate) fn assert_takes_changes(&self) {
+        let until = Instant::now() + PATIENCE;
+        let org = loop {
+            match self.caching.block_on(self.caching.lifecycle().create_org("another")) {
+                Ok(org) => break org,
+                Err(error) => assert!(Instant::now() < until, "{error}"),
+            }
+            thread::sleep(PACE);
+        };
+        assert_ne!(org.id, self.caching.org);
+        let key = self.caching.live_key();
+        eventually("the new key works", || status(&self.asking, &key) == 200);
+        self.caching.revoke(&key);
+        eventually("and no more once it is revoked", || status(&self.asking, &key) == 401);
+    }
+}
+
+struct SetOnDrop<'f>(&'f AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Clients<'_> {
+    /// Waits until a key is looked up that was asked for after `since`, and says how long after.
+    pub(crate) fn looked_up_since(&self, since: Instant) -> Duration {
+        let mut after = None;
+        eventually("keys are looked up again", || {
+            thread::sleep(PACE);
+            let last = self.seen.lock().unwrap().last_looked_up;
+            after = last.and_then(|last| last.checked_duration_since(since));
+            after.is_some()
+        });
+        after.unwrap()
+    }
+
+    /// Waits until a client is told that its key cannot be looked up.
+    pub(crate) fn unavailable(&self) {
+        let before = self.seen.lock().unwrap().unavailable;
+        eventually("lookups fail", || {
+            thread::sleep(PACE);
+            self.seen.lock().unwrap().unavailable > before
+        });
+    }
+}
+
+fn request(key: &TestKey) -> Call {
+    Call::get("/v1/jobs").key(&key.secret)
+}
+
+fn status(gateway: &Gateway, key: &TestKey) -> u16 {
+    gateway.fetch(&request(key)).status
+}

@@ -1,0 +1,245 @@
+//! Redis as a cluster: everything of a cell is in one slot, and the gateway is where that slot is.
+
+use std::time::{Duration, Instant};
+
+use keygate::key::record::Sealer;
+use keygate::store::keeper::{Keeper, LinkState};
+use keygate::store::redis::{Node, Place, Redis, Settings};
+use keygate::store::{CommitError, Lookup, Store};
+use tokio::runtime::Handle;
+
+use crate::harness::fail_over::Pair;
+use crate::harness::{PATIENCE, RedisServer, eventually};
+use crate::store_contract::{Heard, Maker, assert_found, insert, new_org};
+
+/// From the moment that a replica has taken over to the first key looked up; alone it is within 1 s.
+const AT_MOST: Duration = Duration::from_secs(3);
+/// CRC-16 of the default cell's hash tag.
+const SLOT: usize = 2961;
+const SLOTS: usize = 16_384;
+const MASTERS: usize = 3;
+
+/// Three masters, the first of which has our slot, and a replica of each.
+struct Cluster {
+    nodes: Vec<RedisServer>,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let options = [
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            "1500",
+            "--repl-diskless-sync-delay",
+            "0",
+            "--cluster-allow-replica-migration",
+            "no",
+        ];
+        let cluster = Self { nodes: (0..2 * MASTERS).map(|_| RedisServer::with(&options)).collect() };
+        let nodes = &cluster.nodes;
+        let share = SLOTS / MASTERS;
+        for (n, master) in nodes[..MASTERS].iter().enumerate() {
+            let last = if n + 1 == MASTERS { SLOTS - 1 } else { (n + 1) * share - 1 };
+            let range = [(n * share).to_string(), last.to_string()];
+            assert_eq!(master.command(&["CLUSTER", "ADDSLOTSRANGE", &range[0], &range[1]]), "+OK\r\n");
+            master.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(n + 1).to_string()]);
+        }
+        for node in &nodes[1..] {
+            nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &node.port()]);
+        }
+        for node in nodes {
+            unhurried("all know each other", || {
+                node.command(&["CLUSTER", "INFO"]).contains("known_nodes:6\r\n")
+            });
+        }
+        for n in 0..MASTERS {
+            let id = id(&nodes[n]);
+            unhurried("a replica is one", || {
+                nodes[MASTERS + n].command(&["CLUSTER", "REPLICATE", &id]) == "+OK\r\n"
+            });
+        }
+        for node in nodes {
+            unhurried("the cluster is complete", || {
+                let info = node.command(&["CLUSTER", "INFO"]);
+                let replication = node.command(&["INFO", "replication"]);
+                info.contains("cluster_state:ok")
+                    && (replication.contains("master_link_status:up")
+                        || replication.contains("connected_slaves:1"))
+            });
+        }
+        cluster
+    }
+
+    fn owner(&self) -> &RedisServer {
+        &self.nodes[0]
+    }
+
+    fn replica_of_owner(&self) -> &RedisServer {
+        &self.nodes[MASTERS]
+    }
+
+    /// Two masters, neither of which has our slot.
+    fn settings(&self) -> String {
+        format!("cluster = [\"{}\", \"{}\"]", self.nodes[1].address(), self.nodes[2].address())
+    }
+
+    fn open(&self) -> Redis {
+        let seeds =
+            [&self.nodes[1], &self.nodes[2]].map(|node| Node::parse(&node.address().to_string()).unwrap());
+        let settings = Settings {
+            connect_timeout: PATIENCE,
+            lookup_timeout: PATIENCE,
+            command_timeout: PATIENCE,
+            ..Settings::at(Place::Cluster(seeds.to_vec()))
+        };
+        Redis::open(settings, Sealer::default(), Handle::current()).unwrap()
+    }
+
+    /// Moves our slot with its keys, as `redis-cli --cluster reshard` does.
+    fn move_slot(from: &RedisServer, to: &RedisServer) {
+        let (slot, ids) = (SLOT.to_string(), [id(from), id(to)]);
+        assert_eq!(to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &ids[0]]), "+OK\r\n");
+        assert_eq!(from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[1]]), "+OK\r\n");
+        loop {
+            let keys = from.command(&["CLUSTER", "GETKEYSINSLOT", &slot, "10"]);
+            let keys: Vec<&str> = keys.split("\r\n").filter(|line| line.starts_with('{')).collect();
+            if keys.is_empty() {
+                break;
+            }
+            let port = to.port();
+            let command = [&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"], &keys[..]].concat();
+            assert_eq!(from.command(&command), "+OK\r\n");
+        }
+        for node in [to, from] {
+            assert_eq!(node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &ids[1]]), "+OK\r\n");
+        }
+    }
+}
+
+fn id(node: &RedisServer) -> String {
+    let id = node.command(&["CLUSTER", "MYID"]);
+    id.split("\r\n").nth(1).unwrap().to_owned()
+}
+
+#[track_caller]
+fn unhurried(what: &str, mut holds: impl FnMut() -> bool) {
+    eventually(what, || {
+        let held = holds();
+        if !held {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        held
+    });
+}
+
+async fn linked(store: &dyn Store) {
+    let until = Instant::now() + PATIENCE;
+    while store.keeper().link_state() != LinkState::Up {
+        assert!(Instant::now() < until, "{:?}", store.keeper().link_state());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[test]
+fn a_slot_moves_and_an_owner_dies_under_load_and_no_key_is_called_wrong() {
+    let mut cluster = Cluster::start();
+    let slot = cluster.nodes[0].command(&["CLUSTER", "KEYSLOT", "{kg}:meta"]);
+    assert_eq!(slot, format!(":{SLOT}\r\n"));
+    let pair = Pair::start(&cluster.settings());
+    let (took, seen) = pair.under_load(|clients| {
+        let (from, to) = (cluster.owner(), &cluster.nodes[1]);
+        Cluster::move_slot(from, to);
+        let moved = Instant::now();
+        let took = clients.looked_up_since(moved);
+        unhurried("both have followed", || pair.are_at(to.address()));
+        took
+    });
+    println!("slot moved: keys looked up again {took:?} after the move; {seen:?}");
+    assert!(took < AT_MOST, "{took:?}");
+    pair.assert_takes_changes();
+
+    cluster.nodes[1].command(&["WAIT", "1", "20000"]);
+    let (took, seen) = pair.under_load(|clients| {
+        cluster.nodes[1].kill();
+        clients.unavailable();
+        let replica = &cluster.nodes[MASTERS + 1];
+        unhurried("its replica has taken over", || {
+            replica.command(&["INFO", "replication"]).contains("role:master")
+        });
+        clients.looked_up_since(Instant::now())
+    });
+    println!("owner killed: keys looked up again {took:?} after its replica took over; {seen:?}");
+    assert!(took < AT_MOST, "{took:?}");
+    pair.assert_takes_changes();
+}
+
+#[tokio::test]
+async fn while_a_slot_is_on_its_way_nothing_is_called_absent_and_afterwards_all_goes_on() {
+    let cluster = Cluster::start();
+    let store: crate::store_contract::Shared = std::sync::Arc::new(cluster.open());
+    assert_eq!(store.keeper().begin().await, Ok(true));
+    let (heard, made) = (Heard::default(), Maker::new());
+    store.subscribe(heard.sink());
+    linked(&*store).await;
+    let (org, digest) = (made.org(), made.digest());
+    let key = made.key(org.id, &[digest]);
+    insert(&store, &org, &key).await;
+    assert_found(&store, digest, &key, &org).await;
+    assert!(store.keeper().status().await.place.contains(&cluster.owner().address().to_string()));
+    let (from, to, ids) = (cluster.owner(), &cluster.nodes[1], [id(cluster.owner()), id(&cluster.nodes[1])]);
+    let slot = SLOT.to_string();
+    to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &ids[0]]);
+    from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[1]]);
+    // What tells which store it is goes first; a lookup that finds it elsewhere must not take that for an answer.
+    let port = to.port();
+    for moved in [&["{kg}:meta"][..], &["{kg}:orgs", "{kg}:keys"]] {
+        from.command(&[&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"], moved].concat());
+        for asked in [digest, made.digest()] {
+            let lookup = store.lookup(asked).await;
+            assert!(matches!(lookup, Lookup::Unavailable(_)), "{lookup:?}");
+        }
+        let refused = store.commit(new_org(&made.org())).await;
+        assert!(matches!(refused, Err(CommitError::Fault(_))), "{refused:?}");
+    }
+    Cluster::move_slot(from, to);
+    assert_found(&store, digest, &key, &org).await;
+    assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
+    linked(&*store).await;
+    store.commit(crate::store_contract::event(org.id)).await.unwrap();
+    assert_eq!(
+        heard.all().last().map(|call| matches!(call, crate::store_contract::Call::Apply(1, _))),
+        Some(true)
+    );
+}
+
+#[tokio::test]
+async fn a_replica_is_never_used_and_lost_seeds_do_not_matter() {
+    let mut cluster = Cluster::start();
+    let store = cluster.open();
+    assert_eq!(store.begin().await, Ok(true));
+    cluster.nodes[1].kill();
+    let made = Maker::new();
+    assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
+    let replica = Node::parse(&cluster.replica_of_owner().address().to_string()).unwrap();
+    let settings = Settings {
+        connect_timeout: PATIENCE,
+        lookup_timeout: PATIENCE,
+        command_timeout: PATIENCE,
+        ..Settings::at(Place::Cluster(vec![replica]))
+    };
+    let through_a_replica = Redis::open(settings, Sealer::default(), Handle::current()).unwrap();
+    assert!(matches!(through_a_replica.lookup(made.digest()).await, Lookup::Absent));
+    let place = through_a_replica.status().await.place;
+    assert!(place.starts_with(&format!("Redis at {}", cluster.owner().address())), "{place}");
+}
+
+#[tokio::test]
+async fn without_a_cluster_the_reason_is_told() {
+    let alone = RedisServer::start();
+    let seeds = vec![Node::parse(&alone.address().to_string()).unwrap()];
+    let settings = Settings { command_timeout: PATIENCE, ..Settings::at(Place::Cluster(seeds)) };
+    let store = Redis::open(settings, Sealer::default(), Handle::current()).unwrap();
+    let told = store.begin().await.unwrap_err().to_string();
+    assert!(told.contains("cluster support disabled"), "{told}");
+}

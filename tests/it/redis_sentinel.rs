@@ -1,0 +1,315 @@
+//! Redis with sentinels: the gateway follows the master wherever it goes, and takes nobody else for it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use keygate::key::record::Sealer;
+use keygate::store::keeper::{Keeper, LinkState};
+use keygate::store::redis::{Node, Place, Redis, Sentinels, Settings};
+use keygate::store::{Lookup, Store};
+use rustix::process::Signal;
+use tokio::runtime::Handle;
+
+use crate::harness::fail_over::Pair;
+use crate::harness::{PATIENCE, RedisServer, eventually};
+use crate::store_contract::{Heard, Maker, insert};
+
+/// From the sentinels' word to the first key looked up, on a machine that does other things too; alone it is
+/// within 1 s.
+const AT_MOST: Duration = Duration::from_secs(3);
+
+/// A master, its replica, and three sentinels that know both and each other. One set at a time: sentinels that do
+/// not get their turn on a busy machine take masters for dead, or do nothing for a while.
+struct Watched {
+    servers: [RedisServer; 2],
+    sentinels: Vec<RedisServer>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+static TURN: Mutex<()> = Mutex::new(());
+
+impl Watched {
+    fn start() -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let options = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "swapdb"];
+        let master = RedisServer::with(&options);
+        master.command(&["ACL", "SETUSER", "replica", "on", "nopass", "+psync", "+replconf", "+ping"]);
+        let port = master.port();
+        let following = ["--replicaof", "127.0.0.1", &port, "--masteruser", "replica", "--masterauth", "any"];
+        let replica = RedisServer::with(&[&options[..], &following].concat());
+        unhurried("the replica follows", || {
+            replica.command(&["INFO", "replication"]).contains("master_link_status:up")
+        });
+        let sentinels: Vec<_> = (0..3).map(|_| sentinel(&master, "")).collect();
+        for sentinel in &sentinels {
+            unhurried("the sentinel knows the others", || {
+                let known = sentinel.command(&["SENTINEL", "MASTER", "mymaster"]);
+                field(&known, "num-slaves") == "1" && field(&known, "num-other-sentinels") == "2"
+            });
+        }
+        Self { servers: [master, replica], sentinels, _turn: turn }
+    }
+
+    fn settings(&self) -> String {
+        lines(&self.sentinels.iter().collect::<Vec<_>>())
+    }
+
+    /// Waits until a sentinel says that the other server is the master.
+    fn announced(&self, server: &RedisServer) -> Instant {
+        let port = format!("\r\n{}\r\n", server.port());
+        unhurried("the sentinels have another master", || {
+            self.sentinels.iter().any(|sentinel| {
+                sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).contains(&port)
+            })
+        });
+        Instant::now()
+    }
+}
+
+/// Asks servers again and again, and leaves them time to do something else.
+#[track_caller]
+fn unhurried(what: &str, mut holds: impl FnMut() -> bool) {
+    eventually(what, || {
+        let held = holds();
+        if !held {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        held
+    });
+}
+
+fn sentinel(master: &RedisServer, more: &str) -> RedisServer {
+    RedisServer::sentinel(&format!(
+        "sentinel monitor mymaster 127.0.0.1 {} 2\nsentinel down-after-milliseconds mymaster 1000\n\
+         sentinel failover-timeout mymaster 5000\n{more}\n",
+        master.port()
+    ))
+}
+
+fn lines(sentinels: &[&RedisServer]) -> String {
+    let nodes: Vec<String> = sentinels.iter().map(|sentinel| format!("\"{}\"", sentinel.address())).collect();
+    format!("sentinels = [{}]\nmaster_name = \"mymaster\"", nodes.join(", "))
+}
+
+/// A field of an answer that has names and values in turn.
+fn field(answer: &str, name: &str) -> String {
+    answer.split("\r\n").skip_while(|line| *line != name).nth(2).unwrap_or_default().to_owned()
+}
+
+fn place(sentinels: &[&RedisServer]) -> Sentinels {
+    let nodes = sentinels.iter().map(|sentinel| Node::parse(&sentinel.address().to_string()).unwrap());
+    Sentinels { nodes: nodes.collect(), master: "mymaster".to_owned(), username: None, password_file: None }
+}
+
+fn open(sentinels: Sentinels) -> Redis {
+    let settings = Settings {
+        connect_timeout: PATIENCE,
+        lookup_timeout: PATIENCE,
+        command_timeout: PATIENCE,
+        ..Settings::at(Place::Sentinel(sentinels))
+    };
+    Redis::open(settings, Sealer::default(), Handle::current()).unwrap()
+}
+
+async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < until, "it never came to pass that {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+mod fail_over {
+    use super::*;
+
+    #[test]
+    fn a_killed_master_is_followed_by_its_replica_and_no_key_is_called_wrong() {
+        let mut watched = Watched::start();
+        let pair = Pair::start(&watched.settings());
+        watched.servers[0].command(&["WAIT", "1", "20000"]);
+        let (took, seen) = pair.under_load(|clients| {
+            watched.servers[0].kill();
+            clients.unavailable();
+            let announced = watched.announced(&watched.servers[1]);
+            let took = clients.looked_up_since(announced);
+            // The old one comes back empty, as a master until the sentinels tell it otherwise.
+            watched.servers[0].revive();
+            unhurried("it is a replica", || {
+                watched.servers[0].command(&["INFO", "replication"]).contains("master_link_status:up")
+            });
+            took
+        });
+        println!("master killed: keys looked up again {took:?} after the new one was announced; {seen:?}");
+        assert!(took < AT_MOST, "{took:?}");
+        pair.assert_takes_changes();
+    }
+
+    #[test]
+    fn a_master_that_hangs_is_left_for_its_replica() {
+        let watched = Watched::start();
+        let pair = Pair::start(&watched.settings());
+        watched.servers[0].command(&["WAIT", "1", "20000"]);
+        let (took, seen) = pair.under_load(|clients| {
+            watched.servers[0].signal(Signal::STOP);
+            clients.unavailable();
+            let announced = watched.announced(&watched.servers[1]);
+            let took = clients.looked_up_since(announced);
+            // It wakes as the master that it was, with connections from before.
+            watched.servers[0].signal(Signal::CONT);
+            unhurried("it is a replica", || {
+                watched.servers[0].command(&["INFO", "replication"]).contains("master_link_status:up")
+            });
+            took
+        });
+        println!("master stopped: keys looked up again {took:?} after the new one was announced; {seen:?}");
+        assert!(took < AT_MOST, "{took:?}");
+        pair.assert_takes_changes();
+    }
+
+    #[test]
+    fn a_master_that_becomes_a_replica_is_left_at_once() {
+        let watched = Watched::start();
+        let pair = Pair::start(&watched.settings());
+        watched.servers[0].command(&["WAIT", "1", "20000"]);
+        let (took, seen) = pair.under_load(|_| {
+            let answer = watched.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]);
+            assert!(answer.contains("+OK"), "{answer}");
+            let announced = watched.announced(&watched.servers[1]);
+            // A server that steps down closes nothing, and goes on answering, from the past.
+            unhurried("both have left", || pair.are_at(watched.servers[1].address()));
+            let left = announced.elapsed();
+            unhurried("nobody looks up there any more", || !is_asked(&watched.servers[0]));
+            left
+        });
+        println!("master asked to step down: left {took:?} after the new one was announced; {seen:?}");
+        assert!(took < AT_MOST, "{took:?}");
+        pair.assert_takes_changes();
+    }
+}
+
+/// Whether somebody looked something up there within the last second.
+fn is_asked(server: &RedisServer) -> bool {
+    let clients = server.command(&["CLIENT", "LIST", "TYPE", "NORMAL"]);
+    clients.lines().any(|client| client.contains(" idle=0 ") && client.contains(" cmd=evalsha_ro "))
+}
+
+mod whose_word_counts {
+    use super::*;
+
+    /// The sentinels have another master, and the old one neither knows nor closes anything.
+    #[tokio::test]
+    async fn an_old_master_that_goes_on_as_one_is_left_when_the_sentinels_say_so() {
+        let servers = [RedisServer::start(), RedisServer::start()];
+        let sentinel = sentinel(&servers[0], "");
+        let (store, heard, made) = (open(place(&[&sentinel])), Heard::default(), Maker::new());
+        assert_eq!(store.begin().await, Ok(true));
+        store.subscribe(heard.sink());
+        soon("the event link is up", async || store.link_state() == LinkState::Up).await;
+        assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
+        sentinel.command(&["SENTINEL", "REMOVE", "mymaster"]);
+        sentinel.command(&["SENTINEL", "MONITOR", "mymaster", "127.0.0.1", &servers[1].port(), "1"]);
+        // The other one is empty, so that it shows who is asked.
+        soon("the other one is asked", async || match store.lookup(made.digest()).await {
+            Lookup::Absent => false,
+            Lookup::Unavailable(fault) => fault.to_string().contains("the store is gone"),
+            Lookup::Found(_) => panic!("there is no such key"),
+        })
+        .await;
+        assert!(store.status().await.place.contains(&servers[1].address().to_string()));
+    }
+
+    #[tokio::test]
+    async fn sentinels_that_are_wrong_dead_or_silent_do_not_keep_us_from_the_master() {
+        let (master, dead, silent) = (RedisServer::start(), RedisServer::start(), RedisServer::start());
+        let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &master.port()]);
+        let honest = sentinel(&master, "");
+        let [naming_a_replica, naming_the_dead] = [&replica, &dead].map(|server| sentinel(server, ""));
+        let gone = RedisServer::start();
+        let unreachable = gone.address();
+        drop(gone);
+        drop(dead);
+        silent.signal(Signal::STOP);
+        let sentinels = place(&[&naming_the_dead, &naming_a_replica, &silent, &honest]);
+        let nodes = [vec![Node::parse(&unreachable.to_string()).unwrap()], sentinels.nodes].concat();
+        let settings = Settings {
+            lookup_timeout: PATIENCE,
+            connect_timeout: Duration::from_secs(4),
+            command_timeout: PATIENCE,
+            ..Settings::at(Place::Sentinel(Sentinels { nodes, ..place(&[]) }))
+        };
+        let store = Redis::open(settings, Sealer::default(), Handle::current()).unwrap();
+        assert_eq!(store.begin().await, Ok(true));
+        let status = store.status().await;
+        assert!(
+            status.trouble.is_none() && status.place.contains(&master.address().to_string()),
+            "{status:?}"
+        );
+        silent.signal(Signal::CONT);
+    }
+
+    #[tokio::test]
+    async fn without_a_master_the_reason_is_told() {
+        let master = RedisServer::start();
+        let sentinel = sentinel(&master, "");
+        let store = open(Sentinels { master: "other".to_owned(), ..place(&[&sentinel]) });
+        let told = store.begin().await.unwrap_err().to_string();
+        assert!(told.contains("no master `other`: check store.master_name"), "{told}");
+        let settings = place(&[&sentinel]);
+        drop(sentinel);
+        let told = open(settings).begin().await.unwrap_err().to_string();
+        assert!(told.contains("no sentinel names a master") && told.contains("refused"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn sentinels_have_a_password_of_their_own() {
+        let (master, folder) =
+            (RedisServer::with(&["--requirepass", "hunter2"]), tempfile::tempdir().unwrap());
+        let file = |name: &str, text: &str| {
+            let file = folder.path().join(name);
+            fs::write(&file, text).unwrap();
+            fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+            Some(file)
+        };
+        let sentinel = sentinel(&master, "sentinel auth-pass mymaster hunter2\nrequirepass hunter3");
+        let open = |of_sentinels: &str| {
+            let password_file = file("sentinels", of_sentinels);
+            let settings = Settings {
+                password_file: file("redis", "hunter2"),
+                connect_timeout: PATIENCE,
+                command_timeout: PATIENCE,
+                ..Settings::at(Place::Sentinel(Sentinels { password_file, ..place(&[&sentinel]) }))
+            };
+            Redis::open(settings, Sealer::default(), Handle::current()).unwrap()
+        };
+        assert_eq!(open("hunter3").begin().await, Ok(true));
+        let told = open("hunter2").begin().await.unwrap_err().to_string();
+        assert!(told.contains("store.sentinel_password_file") && !told.contains("hunter"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_fail_over_that_lost_events_is_noticed() {
+        let mut watched = Watched::start();
+        let sentinels: Vec<&RedisServer> = watched.sentinels.iter().collect();
+        let (store, heard, made) = (open(place(&sentinels)), Heard::default(), Maker::new());
+        assert_eq!(store.begin().await, Ok(true));
+        let org = made.org();
+        let key = made.key(org.id, &[made.digest()]);
+        let store: crate::store_contract::Shared = std::sync::Arc::new(store);
+        insert(&store, &org, &key).await;
+        store.subscribe(heard.sink());
+        soon("the event link is up", async || store.keeper().link_state() == LinkState::Up).await;
+        store.commit(crate::store_contract::event(org.id)).await.unwrap();
+        watched.servers[0].command(&["WAIT", "1", "20000"]);
+        // The replica hears no more, and so it loses what comes now.
+        watched.servers[0].command(&["ACL", "SETUSER", "replica", "off"]);
+        watched.servers[0].command(&["CLIENT", "KILL", "TYPE", "REPLICA"]);
+        store.commit(crate::store_contract::event(org.id)).await.unwrap();
+        watched.servers[0].kill();
+        soon("everything is to be looked up again", async || {
+            heard.all().last() == Some(&crate::store_contract::Call::Reset(1))
+        })
+        .await;
+    }
+}
