@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::operator;
 use super::{Call, Gateway, GatewayBuilder, PATIENCE, TestKey, Upstream, eventually};
 
 /// Between two requests of a client.
@@ -113,7 +114,7 @@ impl Pair {
     pub(crate) fn assert_takes_changes(&self) {
         let until = Instant::now() + PATIENCE;
         let org = loop {
-            match self.caching.block_on(self.caching.lifecycle().create_org("another")) {
+            match self.caching.block_on(self.caching.lifecycle().create_org(&operator(), "another")) {
                 Ok(org) => break org,
                 Err(error) => assert!(Instant::now() < until, "{error}"),
             }
