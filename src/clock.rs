@@ -125,12 +125,6 @@ impl Shift {
     pub fn advance(&self, by: Duration) {
         self.millis.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
-
-    /// How far ahead it is.
-    #[must_use]
-    pub fn ahead(&self) -> Duration {
-        Duration::from_millis(self.millis.load(Ordering::Relaxed))
-    }
 }
 
 #[cfg(test)]

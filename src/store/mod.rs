@@ -8,6 +8,8 @@ pub mod embedded;
 pub mod events;
 pub mod fence;
 #[cfg(test)]
+mod fence_model;
+#[cfg(test)]
 mod fence_tests;
 pub mod keeper;
 pub mod redis;

@@ -128,6 +128,11 @@ impl ReadThrough {
         Join::UnderWay(loading)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_loading(&self) -> bool {
+        !self.lock_loads().under_way.is_empty()
+    }
+
     fn lock_loads(&self) -> MutexGuard<'_, Loads> {
         // Nothing below can panic under this lock but an allocation, and the counts are only a bound.
         self.loads.lock().unwrap_or_else(PoisonError::into_inner)
