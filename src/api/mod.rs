@@ -26,6 +26,9 @@ use crate::lifecycle::{Asker, By, Escalation, Holder, Idempotency, Lifecycle, Li
 use crate::rejection::{Conflict, FieldError, Forbidden, NotFound, Rejection, Unauthenticated, Unavailable};
 use crate::telemetry;
 
+/// What there is to call, as OpenAPI 3.1. A test holds it against the policy that is shipped, and every answer that
+/// the tests get against it.
+pub const DESCRIPTION: &str = include_str!("openapi.json");
 /// The largest body of an operation, in bytes.
 pub const BODY_LEN: u64 = 64 << 10;
 /// The longest idempotency key, in bytes.

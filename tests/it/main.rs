@@ -5,6 +5,12 @@
 
 mod harness;
 
+mod api_audit;
+mod api_description;
+mod api_idempotency;
+mod api_secrets;
+mod api_story;
+mod api_use;
 mod architecture;
 mod authentication;
 mod cli_check;
