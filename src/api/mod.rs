@@ -106,7 +106,7 @@ pub struct Call {
 
 impl Call {
     fn by(&self) -> By {
-        let asker = self.holder.map_or(Asker::Stranger, Asker::Holder);
+        let asker = self.holder.clone().map_or(Asker::Stranger, Asker::Holder);
         By { asker, address: Some(self.address), request: Some(self.request) }
     }
 }
@@ -230,6 +230,7 @@ fn refuse(error: LifecycleError) -> Rejection {
         LifecycleError::CallerDead(dead) => Rejection::Unauthenticated(Unauthenticated::Dead(dead)),
         LifecycleError::CallerSuspended => Rejection::Forbidden(Forbidden::OrganisationSuspended),
         LifecycleError::CallerPending => Rejection::Forbidden(Forbidden::OrganisationPending),
+        LifecycleError::CallerElsewhere => Rejection::Forbidden(Forbidden::Address),
         LifecycleError::MissingScope(scope) => Rejection::MissingScope(scope),
         LifecycleError::Escalation(escalation) => Rejection::Escalation(Escalation::message(escalation)),
         LifecycleError::Revoked(_) => Rejection::Conflict(Conflict::KeyRevoked),
