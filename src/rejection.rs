@@ -161,41 +161,38 @@ pub enum Unavailable {
     Lookups,
 }
 
-/// The `type` of the error envelope.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorType {
-    Validation,
-    Authentication,
-    Authorization,
-    Forbidden,
-    NotFound,
-    Conflict,
-    Idempotency,
-    RateLimit,
-    Internal,
-    BadGateway,
-    ServiceUnavailable,
-    GatewayTimeout,
+macro_rules! error_types {
+    ($($name:ident = $text:literal,)*) => {
+        /// The `type` of the error envelope.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum ErrorType {
+            $($name,)*
+        }
+
+        impl ErrorType {
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+        }
+    };
 }
 
-impl ErrorType {
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Validation => "validation_error",
-            Self::Authentication => "authentication_error",
-            Self::Authorization => "authorization_error",
-            Self::Forbidden => "forbidden",
-            Self::NotFound => "not_found",
-            Self::Conflict => "conflict",
-            Self::Idempotency => "idempotency_error",
-            Self::RateLimit => "rate_limit_exceeded",
-            Self::Internal => "internal_error",
-            Self::BadGateway => "bad_gateway",
-            Self::ServiceUnavailable => "service_unavailable",
-            Self::GatewayTimeout => "gateway_timeout",
-        }
-    }
+error_types! {
+    Validation = "validation_error",
+    Authentication = "authentication_error",
+    Authorization = "authorization_error",
+    Forbidden = "forbidden",
+    NotFound = "not_found",
+    Conflict = "conflict",
+    Idempotency = "idempotency_error",
+    RateLimit = "rate_limit_exceeded",
+    Internal = "internal_error",
+    BadGateway = "bad_gateway",
+    ServiceUnavailable = "service_unavailable",
+    GatewayTimeout = "gateway_timeout",
 }
 
 impl Rejection {

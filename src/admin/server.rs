@@ -20,6 +20,7 @@ use thiserror::Error;
 use tokio::net::UnixListener;
 
 use super::{Order, Reply, Settings, TokenFileError, execute, local_operator};
+use crate::api::DESCRIPTION;
 use crate::lifecycle::{By, Lifecycle};
 use crate::telemetry;
 
@@ -122,6 +123,9 @@ pub(super) async fn answer(
     request: Request<Incoming>,
     by: impl FnOnce(&str) -> By,
 ) -> Response<Full<Bytes>> {
+    if request.method() == Method::GET && request.uri() == "/v1/openapi.json" {
+        return json(StatusCode::OK, Bytes::from_static(DESCRIPTION.as_bytes()));
+    }
     if request.method() != Method::POST || request.uri() != "/v1/command" {
         return reply(StatusCode::NOT_FOUND, &failed("POST a command to /v1/command"));
     }
@@ -149,7 +153,11 @@ pub(super) fn failed(message: &str) -> Reply {
 }
 
 pub(super) fn reply(status: StatusCode, reply: &Reply) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(serde_json::to_vec(reply).unwrap_or_default().into()));
+    json(status, serde_json::to_vec(reply).unwrap_or_default().into())
+}
+
+fn json(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let json = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);

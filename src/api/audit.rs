@@ -15,7 +15,7 @@ pub(super) async fn list(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, R
     };
     let (limit, cursor) = (query.limit(), query.cursor::<u64>());
     query.finish()?;
-    let holder = call.holder.ok_or_else(|| refuse(LifecycleError::Stranger))?;
+    let holder = call.holder.as_ref().ok_or_else(|| refuse(LifecycleError::Stranger))?;
     let page = lifecycle.events(Trail::Org(holder.org), filter, cursor, limit).await.map_err(refuse)?;
     let EventPage { events, next } = page;
     Answer::json(&List::new(events, next.map(|number| number.print())))

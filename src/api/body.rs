@@ -61,9 +61,23 @@ impl Body {
         value
     }
 
+    /// Whether nothing was wrong so far, and no field is left that nobody took.
+    pub(super) const fn is_clean(&self) -> bool {
+        self.fields.is_empty() && self.errors.is_empty()
+    }
+
     /// Tells every mistake, also fields that nobody took.
     pub(super) fn finish(self) -> Result<(), Rejection> {
+        self.finish_with(Vec::new())
+    }
+
+    /// The same, with what is wrong with the values that were taken. Of a field that could not even be taken,
+    /// the first mistake is enough.
+    pub(super) fn finish_with(self, more: Vec<FieldError>) -> Result<(), Rejection> {
         let Self { fields, mut errors } = self;
+        let fresh: Vec<FieldError> =
+            more.into_iter().filter(|error| errors.iter().all(|known| known.field != error.field)).collect();
+        errors.extend(fresh);
         errors.extend(fields.into_iter().map(|(name, _)| FieldError {
             field: name.chars().take(SHOWN).collect::<String>().into(),
             message: "is not a field of this request".into(),

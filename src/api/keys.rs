@@ -34,7 +34,7 @@ pub(super) async fn create(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
         note: body.take("note", nullable_text).flatten(),
         ..NewKey::named(holder.org, name.as_deref().unwrap_or_default(), Environment::Test)
     };
-    body.finish()?;
+    body.finish_with(lifecycle.mistakes_in_new(&new))?;
     let environment = match environment {
         Some(environment) => environment,
         None => lifecycle.key(&call.by(), holder.key).await.map_err(refuse)?.environment,
@@ -86,7 +86,9 @@ pub(super) async fn update(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
         expires_at: body.take("expires_at", nullable_time),
         allowed_addresses: body.take("allowed_addresses", networks),
     };
-    body.finish()?;
+    if !body.is_clean() {
+        body.finish_with(lifecycle.mistakes_in_patch(&call.by(), id, &patch).await.map_err(refuse)?)?;
+    }
     show(lifecycle, lifecycle.update_key(&call.by(), id, &patch).await).await
 }
 
@@ -95,8 +97,8 @@ pub(super) async fn revoke(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
     Ok(Answer::nothing())
 }
 
-fn holder(call: &Call) -> Result<Holder, Rejection> {
-    call.holder.ok_or_else(|| refuse(LifecycleError::Stranger))
+fn holder(call: &Call) -> Result<&Holder, Rejection> {
+    call.holder.as_ref().ok_or_else(|| refuse(LifecycleError::Stranger))
 }
 
 /// What is no identifier of a key names none.

@@ -26,6 +26,9 @@ use crate::lifecycle::{Asker, By, Escalation, Holder, Idempotency, Lifecycle, Li
 use crate::rejection::{Conflict, FieldError, Forbidden, NotFound, Rejection, Unauthenticated, Unavailable};
 use crate::telemetry;
 
+/// What there is to call, as OpenAPI 3.1. A test holds it against the policy that is shipped, and every answer that
+/// the tests get against it.
+pub const DESCRIPTION: &str = include_str!("openapi.json");
 /// The largest body of an operation, in bytes.
 pub const BODY_LEN: u64 = 64 << 10;
 /// The longest idempotency key, in bytes.
@@ -103,7 +106,7 @@ pub struct Call {
 
 impl Call {
     fn by(&self) -> By {
-        let asker = self.holder.map_or(Asker::Stranger, Asker::Holder);
+        let asker = self.holder.clone().map_or(Asker::Stranger, Asker::Holder);
         By { asker, address: Some(self.address), request: Some(self.request) }
     }
 }
@@ -227,6 +230,7 @@ fn refuse(error: LifecycleError) -> Rejection {
         LifecycleError::CallerDead(dead) => Rejection::Unauthenticated(Unauthenticated::Dead(dead)),
         LifecycleError::CallerSuspended => Rejection::Forbidden(Forbidden::OrganisationSuspended),
         LifecycleError::CallerPending => Rejection::Forbidden(Forbidden::OrganisationPending),
+        LifecycleError::CallerElsewhere => Rejection::Forbidden(Forbidden::Address),
         LifecycleError::MissingScope(scope) => Rejection::MissingScope(scope),
         LifecycleError::Escalation(escalation) => Rejection::Escalation(Escalation::message(escalation)),
         LifecycleError::Revoked(_) => Rejection::Conflict(Conflict::KeyRevoked),

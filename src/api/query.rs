@@ -45,7 +45,10 @@ impl<'q> Query<'q> {
     }
 
     pub(super) fn limit(&mut self) -> usize {
-        let read = |text: &str| text.parse().ok().filter(|limit| (1..=LIMIT_AT_MOST).contains(limit));
+        let digits = |text: &&str| text.bytes().all(|b| b.is_ascii_digit());
+        let read = |text: &str| {
+            Some(text).filter(digits)?.parse().ok().filter(|limit| (1..=LIMIT_AT_MOST).contains(limit))
+        };
         self.take("limit", read, "must be a number from 1 to 100").unwrap_or(LIMIT)
     }
 
@@ -123,6 +126,7 @@ mod tests {
         for (query, wrong) in [
             ("limit=0", &["limit: must be a number from 1 to 100"][..]),
             ("limit=101", &["limit: must be a number from 1 to 100"]),
+            ("limit=%2B5", &["limit: must be a number from 1 to 100"]),
             ("limit=1&limit=2", &["limit: stands twice"]),
             ("limti=5", &["limti: is not a parameter of this request"]),
             ("limit=5&cursor=x", &["cursor: must be a next_cursor of an earlier page"]),

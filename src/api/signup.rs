@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::body::{Body, text};
 use super::{Answer, Call, Shown, refuse};
 use crate::id::OrgId;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, parse_signup};
 use crate::rejection::{NotFound, Rejection};
 
 #[derive(Serialize)]
@@ -22,8 +22,8 @@ pub(super) async fn sign_up(lifecycle: &Lifecycle, call: &Call) -> Result<Answer
     }
     let mut body = Body::parse(&call.body)?;
     let (name, email) = (body.require("name", text), body.require("email", text));
-    body.finish()?;
-    let (Some(name), Some(email)) = (name, email) else { return Err(Rejection::InvalidBody) };
+    let (name, email) = (name.unwrap_or_default(), email.unwrap_or_default());
+    body.finish_with(parse_signup(&name, &email).err().unwrap_or_default())?;
     let made = lifecycle.sign_up(&call.by(), &name, &email).await.map_err(refuse)?;
     Answer::json(&SignedUp {
         organization_id: made.org.id,

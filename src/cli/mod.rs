@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::api::DESCRIPTION;
 use crate::config::{Config, Mistakes};
 
 /// An edge gateway for API keys: validates, authorises, forwards, and owns the keys.
@@ -63,6 +64,9 @@ enum Command {
     Store(store::Args),
     Admin(admin::Args),
     Completions(completions::Args),
+    /// Print what keygate itself serves, as OpenAPI 3.1.
+    #[command(name = "openapi")]
+    OpenApi,
 }
 
 /// How a command ended, and so the exit code of the process.
@@ -108,6 +112,7 @@ pub fn run(
         Command::Store(args) => store::run(args, environment, out, err),
         Command::Admin(args) => admin::run(args, out, err),
         Command::Completions(args) => completions::run(&args, Cli::command(), out),
+        Command::OpenApi => write!(out, "{DESCRIPTION}").map(|()| Outcome::Done),
     };
     // Whoever reads the output has left; there is nobody to tell.
     outcome.map_or(ExitCode::FAILURE, ExitCode::from)

@@ -15,7 +15,6 @@ use super::snapshot::Snapshot;
 use super::usage::Prepared;
 use crate::clock::UnixMillis;
 use crate::key::{Environment, PresentedKey};
-use crate::lifecycle::Holder;
 use crate::network::ClientNetwork;
 use crate::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
 use crate::store::StoreFault;
@@ -28,14 +27,6 @@ pub(super) enum Caller {
     Anyone { environment: Environment },
     /// The holder of a valid key.
     Holder(Rc<Known<Prepared>>),
-}
-
-impl Caller {
-    /// The key that was presented, for whoever decides on it again.
-    pub(super) fn holder(&self) -> Option<Holder> {
-        let Self::Holder(known) = self else { return None };
-        Some(Holder { key: known.found.key.id, org: known.found.org.id, digest: known.digest })
-    }
 }
 
 /// Finds out who asks.

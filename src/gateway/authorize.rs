@@ -7,6 +7,7 @@ use super::headers::Identity;
 use super::route::{Access, Route, Target};
 use super::usage::Prepared;
 use crate::key::Environment;
+use crate::lifecycle::Holder;
 use crate::rejection::{NotFound, Rejection};
 use crate::store::cache::Known;
 
@@ -44,6 +45,13 @@ impl<'r> Permit<'r> {
             Caller::Anyone { .. } => None,
             Caller::Holder(known) => Some(known),
         }
+    }
+
+    /// The key that was presented and what was asked of it, for whoever decides on it again.
+    pub(super) fn asker(&self) -> Option<Holder> {
+        let Known { found, digest, .. } = &**self.holder()?;
+        let needs = self.route.scopes().cloned().unwrap_or_default();
+        Some(Holder { key: found.key.id, org: found.org.id, digest: *digest, needs })
     }
 
     /// What the upstream is told; nothing on a public route.

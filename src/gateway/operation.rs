@@ -35,7 +35,7 @@ pub(super) async fn serve(
 ) -> Result<Answer, Rejection> {
     let id = permit.route().parameter(request.path()).map(str::to_owned);
     let address = snapshot.rules().client_address(request.headers(), peer);
-    let holder = permit.caller().holder();
+    let holder = permit.asker();
     let Parts { target, headers, body, .. } = request.into_parts();
     let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
     let body = if operation.takes_body() {

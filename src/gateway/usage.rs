@@ -104,7 +104,7 @@ pub(super) fn note(
     }
     let live = known.found.key.environment == Environment::Live;
     if live && is_from_browser(request.headers()) && !noted.in_browser.replace(true) {
-        let Some(holder) = permit.caller().holder() else { return };
+        let Some(holder) = permit.asker() else { return };
         let address = snapshot.rules().client_address(request.headers(), peer);
         report(gateway, holder, address, &permit.route().id, exchange);
     }
@@ -117,12 +117,13 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 /// Told once for as long as this thread holds the key; that it is written once an hour, the trail sees to.
 #[cold]
 fn report(gateway: &Gateway, holder: Holder, address: IpAddr, route: &str, exchange: &Exchange) {
+    let (trail, target) = (Trail::Org(holder.org), Some(holder.key.to_string()));
     let by = By { asker: Asker::Holder(holder), address: Some(address), request: Some(exchange.id()) };
     gateway.api.lifecycle().troubles().report(TroubleSeen {
-        trail: Trail::Org(holder.org),
+        trail,
         kind: Kind::KeyInBrowser,
         by,
-        target: Some(holder.key.to_string()),
+        target,
         seen: json!({ "route": route }),
     });
 }

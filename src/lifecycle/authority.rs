@@ -1,5 +1,6 @@
 //! What somebody may change: everything, or what a key covers. The one place where escalation is decided on.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Asker, By, Escalation, Holder, LifecycleError};
@@ -36,11 +37,13 @@ impl Authority {
         };
         let key = store.key(holder.key).await?.ok_or(LifecycleError::NoKey(holder.key))?;
         let org = store.org(key.record.org).await?.ok_or(LifecycleError::NoOrg(key.record.org))?;
-        Self::admit(holder, key, org, now)
+        Self::admit(holder, by.address, key, org, now)
     }
 
+    /// All that let the request in must still be so: a body may take its time.
     fn admit(
         holder: &Holder,
+        address: Option<IpAddr>,
         key: Versioned<KeyRecord>,
         org: Versioned<OrgRecord>,
         now: UnixMillis,
@@ -53,6 +56,12 @@ impl Authority {
         if org.record.pending {
             return Err(LifecycleError::CallerPending);
         }
+        if address.is_some_and(|address| !key.record.allows(address)) {
+            return Err(LifecycleError::CallerElsewhere);
+        }
+        if let Some(missing) = key.record.scopes.first_missing(&holder.needs) {
+            return Err(LifecycleError::MissingScope(missing.clone()));
+        }
         Ok(Self::Holder(Box::new(Caller { key, org })))
     }
 
@@ -60,6 +69,14 @@ impl Authority {
         match self {
             Self::Unbounded => None,
             Self::Holder(caller) => Some(&caller.key.record),
+        }
+    }
+
+    /// The calling key, if it is this one.
+    pub(super) fn own(&self, id: KeyId) -> Option<&Versioned<KeyRecord>> {
+        match self {
+            Self::Holder(caller) if caller.key.record.id == id => Some(&caller.key),
+            Self::Holder(_) | Self::Unbounded => None,
         }
     }
 
@@ -77,7 +94,16 @@ impl Authority {
     /// # Errors
     /// What the calling key lacks.
     pub(super) fn check_covers(&self, key: &KeyRecord) -> Result<(), LifecycleError> {
-        let Some(caller) = self.caller().filter(|caller| caller.id != key.id) else { return Ok(()) };
+        if self.own(key.id).is_some() { Ok(()) } else { self.check_gives(key) }
+    }
+
+    /// Whether a key may become one that can do this, which their own may not either: a thief must not be able
+    /// to empty its list, or to have it live for longer.
+    ///
+    /// # Errors
+    /// What the calling key lacks.
+    pub(super) fn check_gives(&self, key: &KeyRecord) -> Result<(), LifecycleError> {
+        let Some(caller) = self.caller() else { return Ok(()) };
         if let Some(missing) = caller.scopes.first_missing(&key.scopes) {
             return Err(LifecycleError::MissingScope(missing.clone()));
         }
@@ -92,18 +118,10 @@ impl Authority {
         if outlives {
             return Err(LifecycleError::Escalation(Escalation::OutlivesCaller));
         }
-        self.check_addresses(key)
-    }
-
-    /// Whether the key may be used from nowhere that whoever asks may not be; also when it is their own, whose
-    /// list a thief must not be able to empty.
-    pub(super) fn check_addresses(&self, key: &KeyRecord) -> Result<(), LifecycleError> {
-        match self.caller() {
-            Some(caller) if !within(&key.allowed_addresses, &caller.allowed_addresses) => {
-                Err(LifecycleError::Escalation(Escalation::WiderAddresses))
-            }
-            _ => Ok(()),
+        if !within(&key.allowed_addresses, &caller.allowed_addresses) {
+            return Err(LifecycleError::Escalation(Escalation::WiderAddresses));
         }
+        Ok(())
     }
 
     /// What a new key gets that does not say what it is to have.

@@ -169,6 +169,12 @@ impl Lifecycle {
         }
     }
 
+    /// All that is wrong with a new key, whoever asks for it.
+    #[must_use]
+    pub fn mistakes_in_new(&self, new: &NewKey) -> Vec<FieldError> {
+        check_new(new, &self.vocabulary(), self.now()).err().unwrap_or_default()
+    }
+
     /// The new key, if its maker may have it.
     pub(super) fn draft_key(
         &self,
@@ -177,20 +183,10 @@ impl Lifecycle {
         new: &NewKey,
         now: UnixMillis,
     ) -> Result<Made, LifecycleError> {
-        let mut errors = Vec::new();
         let vocabulary = self.vocabulary();
+        let Texts { name, owner, note } =
+            check_new(new, &vocabulary, now).map_err(LifecycleError::Invalid)?;
         let scopes = new.scopes.clone().unwrap_or_else(|| authority.scopes(&vocabulary));
-        check_scopes(&scopes, &vocabulary, &mut errors);
-        if new.expires_at.is_some_and(|end| end <= now) {
-            errors.push(FieldError::new("expires_at", "must lie in the future"));
-        }
-        check_addresses(&new.allowed_addresses, &mut errors);
-        let name = take(parse_name(&new.name), &mut errors);
-        let owner = new.owner.as_deref().and_then(|owner| take(parse_owner(owner), &mut errors));
-        let note = new.note.as_deref().and_then(|note| take(parse_note(note), &mut errors));
-        let Some(name) = name.filter(|_| errors.is_empty()) else {
-            return Err(LifecycleError::Invalid(errors));
-        };
         let mut key = KeyRecord {
             id: self.draw(|ids| KeyId::draw(ids, now)),
             org: new.org,
@@ -236,7 +232,11 @@ impl Lifecycle {
         authority: &Authority,
         id: KeyId,
     ) -> Result<Versioned<KeyRecord>, LifecycleError> {
-        let key = self.store.key(id).await?;
+        let key = match authority.own(id) {
+            // As its caller was judged by, not as it became a moment later.
+            Some(own) => Some(own.clone()),
+            None => self.store.key(id).await?,
+        };
         key.filter(|key| authority.sees(&key.record)).ok_or(LifecycleError::NoKey(id))
     }
 
@@ -279,12 +279,27 @@ impl Lifecycle {
     pub async fn update_key(&self, by: &By, id: KeyId, patch: &Patch) -> Result<KeyRecord, LifecycleError> {
         self.change_key(by, id, Kind::KeyUpdated, |authority, key, now| {
             refuse_ended(key, now)?;
+            let vocabulary = self.vocabulary();
             authority.check_covers(key)?;
-            let patched = apply(patch, key, &self.vocabulary(), now)?;
-            authority.check_addresses(&patched)?;
-            Ok(patched)
+            // Before what is wrong with it for anybody: whoever asks for more than they have is told so, and on.
+            authority.check_gives(&wanted(patch, key, &vocabulary))?;
+            apply(patch, key, &vocabulary, now).map_err(LifecycleError::Invalid)
         })
         .await
+    }
+
+    /// All that is wrong with a patch of this key.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NoKey`] also for a key that is not theirs to see; a dead caller; a fault of the store.
+    pub async fn mistakes_in_patch(
+        &self,
+        by: &By,
+        id: KeyId,
+        patch: &Patch,
+    ) -> Result<Vec<FieldError>, LifecycleError> {
+        let key = self.key(by, id).await?;
+        Ok(apply(patch, &key, &self.vocabulary(), self.now()).err().unwrap_or_default())
     }
 
     /// Makes a key open nothing until it is enabled again.
@@ -515,13 +530,48 @@ pub(super) fn take<T>(parsed: Result<T, FieldError>, errors: &mut Vec<FieldError
     parsed.map_err(|error| errors.push(error)).ok()
 }
 
+/// What is written of a key in its owner's own words.
+struct Texts {
+    name: String,
+    owner: Option<String>,
+    note: Option<String>,
+}
+
+fn check_new(new: &NewKey, vocabulary: &ScopeSet, now: UnixMillis) -> Result<Texts, Vec<FieldError>> {
+    let mut errors = Vec::new();
+    // Those of the maker need no check: they were in the vocabulary when it was given them.
+    check_scopes(new.scopes.as_ref().unwrap_or(vocabulary), vocabulary, &mut errors);
+    if new.expires_at.is_some_and(|end| end <= now) {
+        errors.push(FieldError::new("expires_at", "must lie in the future"));
+    }
+    check_addresses(&new.allowed_addresses, &mut errors);
+    let name = take(parse_name(&new.name), &mut errors);
+    let owner = new.owner.as_deref().and_then(|owner| take(parse_owner(owner), &mut errors));
+    let note = new.note.as_deref().and_then(|note| take(parse_note(note), &mut errors));
+    match name {
+        Some(name) if errors.is_empty() => Ok(Texts { name, owner, note }),
+        _ => Err(errors),
+    }
+}
+
+/// What a patch would make a key be able to do, whether or not it may; scopes that there are not, give nothing.
+fn wanted(patch: &Patch, key: &KeyRecord, vocabulary: &ScopeSet) -> KeyRecord {
+    let scopes = patch.scopes.clone().filter(|scopes| vocabulary.first_missing(scopes).is_none());
+    KeyRecord {
+        scopes: scopes.unwrap_or_else(|| key.scopes.clone()),
+        expires_at: patch.expires_at.unwrap_or(key.expires_at),
+        allowed_addresses: patch.allowed_addresses.clone().unwrap_or_else(|| key.allowed_addresses.clone()),
+        ..key.clone()
+    }
+}
+
 /// The key as the patch wants it. Scopes and life only ever become less.
 fn apply(
     patch: &Patch,
     key: &KeyRecord,
     vocabulary: &ScopeSet,
     now: UnixMillis,
-) -> Result<KeyRecord, LifecycleError> {
+) -> Result<KeyRecord, Vec<FieldError>> {
     let mut errors = Vec::new();
     let mut patched = key.clone();
     if let Some(name) = patch.name.as_deref().and_then(|name| take(parse_name(name), &mut errors)) {
@@ -559,5 +609,5 @@ fn apply(
         check_addresses(addresses, &mut errors);
         patched.allowed_addresses.clone_from(addresses);
     }
-    if errors.is_empty() { Ok(patched) } else { Err(LifecycleError::Invalid(errors)) }
+    if errors.is_empty() { Ok(patched) } else { Err(errors) }
 }

@@ -34,7 +34,7 @@ use crate::store::{Store, StoreFault};
 pub use self::idempotency::{Idempotency, Keep, Outcome};
 pub use self::import::{Imported, MovedKey, MovedSecret, Time};
 pub use self::keys::{KeyPage, Made, NewKey, OVERLAP, OVERLAP_AT_MOST, Patch, parse_network};
-pub use self::orgs::{SignedUp, SignupSettings};
+pub use self::orgs::{SignedUp, SignupSettings, parse_signup};
 pub use self::search::{FoundKeys, KeyFilter, Owned};
 pub use self::trail::{EventFilter, EventPage, Finding, RetentionSettings, Trouble, TroubleSeen, Verdict};
 pub use self::usage::UsageLog;
@@ -66,11 +66,13 @@ pub enum Asker {
 
 /// The holder of a key that a request has presented. Whether it still opens anything is looked at again when a
 /// change is decided.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Holder {
     pub key: KeyId,
     pub org: OrgId,
     pub digest: Digest,
+    /// What the route asked of the key.
+    pub needs: ScopeSet,
 }
 
 impl By {
@@ -143,6 +145,8 @@ pub enum LifecycleError {
     CallerSuspended,
     #[error("the calling key's organisation is not verified yet")]
     CallerPending,
+    #[error("the calling key may not be used from this address")]
+    CallerElsewhere,
     #[error("the calling key lacks the scope {0}")]
     MissingScope(Scope),
     #[error("{}", .0.message())]

@@ -58,6 +58,18 @@ pub struct SignedUp {
     pub secret: ApiKey,
 }
 
+/// What somebody signs up with.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn parse_signup(name: &str, email: &str) -> Result<(String, Email), Vec<FieldError>> {
+    let email = Email::parse(email.trim()).map_err(|_| FieldError::new("email", "must be an e-mail address"));
+    match (parse_name(name), email) {
+        (Ok(name), Ok(email)) => Ok((name, email)),
+        (name, email) => Err(name.err().into_iter().chain(email.err()).collect()),
+    }
+}
+
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The first key's name.
@@ -89,12 +101,7 @@ impl Lifecycle {
     /// # Errors
     /// [`LifecycleError`]; nothing was made then, unless the store could not say.
     pub async fn sign_up(&self, by: &By, name: &str, email: &str) -> Result<SignedUp, LifecycleError> {
-        let mut errors = Vec::new();
-        let name = parse_name(name).map_err(|error| errors.push(error)).ok();
-        let email = Email::parse(email.trim())
-            .map_err(|_| errors.push(FieldError::new("email", "must be an e-mail address")))
-            .ok();
-        let (Some(name), Some(email)) = (name, email) else { return Err(LifecycleError::Invalid(errors)) };
+        let (name, email) = parse_signup(name, email).map_err(LifecycleError::Invalid)?;
         self.count_signup(by).await?;
         let now = self.now();
         let org = OrgRecord {

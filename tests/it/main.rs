@@ -5,6 +5,16 @@
 
 mod harness;
 
+mod api_audit;
+mod api_description;
+mod api_escalation;
+mod api_idempotency;
+mod api_model;
+mod api_secrets;
+mod api_shapes;
+mod api_signup;
+mod api_story;
+mod api_use;
 mod architecture;
 mod authentication;
 mod cli_check;

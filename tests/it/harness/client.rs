@@ -9,10 +9,10 @@ use super::{PATIENCE, http2};
 /// An ordinary request.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    pub(super) method: String,
-    pub(super) target: String,
-    pub(super) fields: Vec<(String, String)>,
-    pub(super) body: Vec<u8>,
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Call {

@@ -143,14 +143,8 @@ impl GatewayBuilder {
             let toml = self.toml().replacen("[server]\n", TLS, 1);
             fs::write(folder.path().join("keygate.toml"), toml).unwrap();
         }
-        let config = Config::load(&folder.path().join("keygate.toml"), [])
-            .unwrap_or_else(|mistakes| panic!("{mistakes}"));
-        let tools = KeyTools::new(&config.keys).unwrap();
-        let control = Control::start().unwrap();
-        let store = (self.wrap)(open_store(&config.store, tools.sealer.clone(), control.handle()).unwrap());
         let (clock, shift) = Clock::shifted();
-        let app = App::start_with(config, tools, control, store, clock.clone())
-            .unwrap_or_else(|error| panic!("{error}"));
+        let app = run(folder.path(), self.wrap, clock.clone());
         let lifecycle = Arc::clone(app.lifecycle());
         let org = self.org.unwrap_or_else(|| {
             app.block_on(async {
@@ -168,6 +162,17 @@ impl GatewayBuilder {
             folder,
         }
     }
+}
+
+/// A gateway on the configuration in `folder`.
+#[track_caller]
+fn run(folder: &Path, wrap: Box<Wrap>, clock: Clock) -> App {
+    let config =
+        Config::load(&folder.join("keygate.toml"), []).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    let tools = KeyTools::new(&config.keys).unwrap();
+    let control = Control::start().unwrap();
+    let store = wrap(open_store(&config.store, tools.sealer.clone(), control.handle()).unwrap());
+    App::start_with(config, tools, control, store, clock).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A running gateway, and an organisation on it. Stopped when dropped.
@@ -313,6 +318,15 @@ impl Gateway {
     /// Moves the gateway's clock ahead.
     pub(crate) fn advance(&self, by: Duration) {
         self.shift.advance(by);
+    }
+
+    /// Ends it, and starts another on what it left: the same configuration, store and time.
+    pub(crate) fn restart(&mut self) {
+        self.lifecycle = None;
+        self.app.take().unwrap().drain(Duration::ZERO);
+        let app = run(self.folder.path(), Box::new(|store| store), self.clock.clone());
+        self.lifecycle = Some(Arc::clone(app.lifecycle()));
+        self.app = Some(app);
     }
 
     /// Ends it as a signal would, and waits until it has ended.

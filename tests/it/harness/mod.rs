@@ -1,10 +1,12 @@
 //! What the tests speak with: a real gateway on real sockets, upstreams that record what reaches them, and a
 //! client that sends exactly the bytes it is told to.
 
+pub(crate) mod api;
 pub(crate) mod authority;
 pub(crate) mod chaos;
 pub(crate) mod client;
 pub(crate) mod closed_port;
+pub(crate) mod description;
 pub(crate) mod fail_over;
 pub(crate) mod gateway;
 pub(crate) mod http2;

@@ -94,6 +94,14 @@ impl Process {
         self.out.iter().chain(self.err.iter()).map(|line| line + "\n").collect()
     }
 
+    /// Ends it as a signal would, and gives what is left unread of both its outputs.
+    pub(crate) fn end(mut self) -> (String, String) {
+        self.terminate();
+        self.wait();
+        let rest = |lines: &Receiver<String>| lines.iter().map(|line| line + "\n").collect();
+        (rest(&self.out), rest(&self.err))
+    }
+
     /// Waits for its end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;

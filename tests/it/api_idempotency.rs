@@ -1,0 +1,221 @@
+//! A request that may be sent twice makes one thing, and its answer comes twice; a client that hangs up leaves the
+//! whole change behind, or nothing.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::api::{
+    Api, ApiKey, HOUR, Kept, at_once, json_call, on_both_stores, refused, wrong_fields,
+};
+use crate::harness::{Answer, Call, hang_up};
+
+on_both_stores! {
+    the_same_request_gets_the_same_answer_for_a_day
+    another_request_under_the_same_name_is_409
+    a_name_is_its_callers_own
+    a_restart_forgets_no_answer
+    of_64_at_once_one_is_carried_out
+    a_refusal_is_not_kept
+    a_caller_that_died_gets_no_kept_answer
+    a_client_that_hangs_up_leaves_all_or_nothing
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const HANG_UPS: usize = 40;
+
+fn named(call: Call, name: &str, key: &str) -> Call {
+    call.field("idempotency-key", name).key(key)
+}
+
+fn create(body: &str) -> Call {
+    Call::post("/v1/api_keys", body)
+}
+
+fn rotate(key: &ApiKey, body: &str) -> Call {
+    Call::post(&format!("{}/rotate", key.path()), body)
+}
+
+#[track_caller]
+fn assert_same(first: &Answer, again: &Answer) {
+    assert_eq!((first.status, again.status), (200, 200), "{} {}", first.text(), again.text());
+    assert_eq!(first.text(), again.text());
+    assert_ne!(first.field("x-request-id"), again.field("x-request-id"), "each request has its own");
+}
+
+fn the_same_request_gets_the_same_answer_for_a_day(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let call = named(create(r#"{"name":"a key"}"#), "n-1", &root);
+    let first = api.ask(&call);
+    let key = ApiKey::of(&first);
+    assert_same(&first, &api.ask(&call));
+    let turn = named(rotate(&key, r#"{"overlap_seconds":0}"#), "n-2", &root);
+    let rotated = api.ask(&turn);
+    assert_same(&rotated, &api.ask(&turn));
+    assert!(api.works(&ApiKey::of(&rotated).secret));
+    assert_eq!(api.keys(&root).len(), 2, "one was made");
+    assert_eq!(api.events(&root).len(), 3, "and rotated once");
+    // Whatever became of the key: the answer is the first one.
+    assert_eq!(api.ask(&Call::new("DELETE", &key.path()).key(&root)).status, 204);
+    api.gateway.advance(DAY - HOUR);
+    assert_same(&first, &api.ask(&call));
+    assert_same(&rotated, &api.ask(&turn));
+    api.gateway.advance(HOUR);
+    let fresh = api.ask(&call);
+    assert_ne!(ApiKey::of(&fresh).id, key.id, "a day later it is another request");
+    assert_same(&fresh, &api.ask(&call));
+    refused(&api.ask(&turn), 409, "conflict");
+    assert_eq!(api.keys(&root).len(), 3);
+}
+
+fn another_request_under_the_same_name_is_409(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let first = api.ask(&named(create(r#"{"name":"a key"}"#), "n", &root));
+    let (key, other) = (ApiKey::of(&first), api.create(&root, &json!({ "name": "other" })));
+    let before = (api.keys(&root), api.events(&root));
+    for call in [
+        create(r#"{"name":"another"}"#),
+        create(r#"{"name": "a key"}"#),
+        rotate(&key, r#"{"name":"a key"}"#),
+        rotate(&key, ""),
+    ] {
+        let answer = api.ask(&named(call.clone(), "n", &root));
+        // What could not be carried out at all may be told first.
+        if answer.status != 400 {
+            refused(&answer, 409, "idempotency_error");
+        } else {
+            assert!(call.target.ends_with("rotate") && !call.target.contains(&other.id));
+        }
+    }
+    let turned = named(rotate(&other, ""), "m", &root);
+    assert_eq!(api.ask(&turned).status, 200);
+    refused(&api.ask(&named(rotate(&key, ""), "m", &root)), 409, "idempotency_error");
+    refused(&api.ask(&named(rotate(&other, "{}"), "m", &root)), 409, "idempotency_error");
+    assert_eq!(api.keys(&root).len(), before.0.len());
+    assert_eq!(api.events(&root).len(), before.1.len() + 1);
+    assert_same(&first, &api.ask(&named(create(r#"{"name":"a key"}"#), "n", &root)));
+}
+
+fn a_name_is_its_callers_own(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let (_, stranger) = api.sign_up("eve@example.com");
+    let colleague = api.create(&root, &json!({ "name": "colleague" })).secret;
+    let mut made = BTreeSet::new();
+    for caller in [&root, &stranger, &colleague] {
+        let call = named(create(r#"{"name":"a key"}"#), "n", caller);
+        let first = api.ask(&call);
+        assert!(made.insert(ApiKey::of(&first).secret));
+        assert_same(&first, &api.ask(&call));
+    }
+    assert_eq!((api.keys(&root).len(), api.keys(&stranger).len()), (4, 2));
+}
+
+fn a_restart_forgets_no_answer(kept: Kept) {
+    let mut api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let call = named(create(r#"{"name":"a key"}"#), "n", &root);
+    let first = api.ask(&call);
+    api.gateway.restart();
+    assert_same(&first, &api.ask(&call));
+    refused(&api.ask(&named(create("{\"name\":\"b\"}"), "n", &root)), 409, "idempotency_error");
+    assert!(api.works(&ApiKey::of(&first).secret));
+    assert_eq!((api.keys(&root).len(), api.events(&root).len()), (2, 2));
+}
+
+fn of_64_at_once_one_is_carried_out(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let calls = vec![named(create(r#"{"name":"a key"}"#), "n", &root); 64];
+    let answers = at_once(&api, &calls);
+    let secrets: BTreeSet<String> = answers.iter().map(|answer| ApiKey::of(answer).secret).collect();
+    assert_eq!(secrets.len(), 1);
+    assert!(answers.iter().all(|answer| answer.body == answers[0].body));
+    assert_eq!((api.keys(&root).len(), api.events(&root).len()), (2, 2));
+    let key = ApiKey::of(&answers[0]);
+    let turns = vec![named(rotate(&key, ""), "m", &root); 64];
+    let answers = at_once(&api, &turns);
+    assert!(answers.iter().all(|answer| answer.body == answers[0].body));
+    assert!(api.works(&key.secret), "rotated once: the old secret is the one before");
+    assert_eq!(api.events(&root).len(), 3);
+}
+
+fn a_refusal_is_not_kept(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let weak = api.create(&root, &json!({ "name": "weak", "scopes": ["keys:manage"] }));
+    let call = named(create(r#"{"name":"a key","scopes":["jobs:read"]}"#), "n", &weak.secret);
+    refused(&api.ask(&call), 403, "authorization_error");
+    refused(&api.ask(&named(create(r#"{"name":""}"#), "n", &weak.secret)), 400, "validation_error");
+    assert_eq!(api.ask(&named(create(r#"{"name":"a key"}"#), "n", &weak.secret)).status, 200);
+}
+
+fn a_caller_that_died_gets_no_kept_answer(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let caller = api.create(&root, &json!({ "name": "caller" }));
+    let call = named(create(r#"{"name":"a key"}"#), "n", &caller.secret);
+    assert_eq!(api.ask(&call).status, 200);
+    assert_eq!(api.ask(&Call::new("DELETE", &caller.path()).key(&root)).status, 204);
+    refused(&api.ask(&call), 401, "authentication_error");
+}
+
+#[test]
+fn a_name_is_given_once_and_is_1_to_255_bytes() {
+    let api = Api::start(Kept::Embedded);
+    let (_, root) = api.sign_up("ada@example.com");
+    let key = api.create(&root, &json!({ "name": "a key" }));
+    for call in [create(r#"{"name":"x"}"#), rotate(&key, "")] {
+        for names in [&[""][..], &["a", "a"], &["a", "b"], &["x"; 256].map(|_| "")[..2], &[&"x".repeat(256)]]
+        {
+            let named =
+                names.iter().fold(call.clone().key(&root), |call, name| call.field("idempotency-key", name));
+            assert_eq!(wrong_fields(&api.ask(&named)), ["Idempotency-Key"], "{names:?}");
+        }
+    }
+    for (number, name) in [&"x".repeat(255), "a, b", "\u{e9}"].into_iter().enumerate() {
+        assert_eq!(api.ask(&named(create(r#"{"name":"x"}"#), name, &root)).status, 200, "{number}");
+    }
+    // Where nothing could be made twice it says nothing.
+    let revoke = named(Call::post(&format!("{}/revoke", key.path()), ""), "n", &root);
+    assert_eq!([api.ask(&revoke).status, api.ask(&revoke).status], [204, 204]);
+}
+
+fn a_client_that_hangs_up_leaves_all_or_nothing(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let mut names = Vec::new();
+    for number in 0..HANG_UPS {
+        let name = format!("left {number}");
+        let bytes = json_call("POST", "/v1/api_keys", &json!({ "name": name })).key(&root).to_bytes();
+        let mut wire = api.gateway.connect();
+        // Sometimes before all is said, sometimes at once, sometimes in the midst of it.
+        let said = if number % 4 == 0 { bytes.len() - 1 } else { bytes.len() };
+        wire.send(&bytes[..said]);
+        (0..number * 50).for_each(|_| std::thread::yield_now());
+        hang_up(&wire).unwrap();
+        names.push((name, said == bytes.len()));
+    }
+    // What comes behind them on the same trail sees all that they did, but for those that are still on their way.
+    let mut keys = Vec::new();
+    crate::harness::eventually("every creation has ended one way or the other", || {
+        let before = api.keys(&root).len();
+        api.create(&root, &json!({ "name": "a marker" }));
+        keys = api.keys(&root);
+        keys.len() == before + 1
+    });
+    let text = |value: &Value, name: &str| value[name].as_str().unwrap().to_owned();
+    let events = api.pages(&root, "/v1/audit_events?limit=100&type=key.created");
+    let told: BTreeSet<String> = events.iter().map(|event| text(event, "target")).collect();
+    let made: BTreeSet<String> =
+        keys.iter().filter(|key| key["created_by"] != "signup").map(|key| text(key, "id")).collect();
+    assert_eq!(told, made, "the trail tells of what is there and of nothing else");
+    assert_eq!(events.len(), told.len());
+    for (name, whole) in names {
+        let count = keys.iter().filter(|key| key["name"] == json!(name)).count();
+        assert!(count <= usize::from(whole), "{name} is there {count} times");
+    }
+}

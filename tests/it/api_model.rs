@@ -1,0 +1,427 @@
+//! Random organisations, keys and operations, held against a small model: every status is the model's, no key
+//! ever has what its maker had not, and nobody ever sees another organisation's.
+
+use std::collections::BTreeSet;
+
+use keygate::clock::UnixMillis;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use serde_json::{Value, json};
+
+use crate::harness::api::{Api, ApiKey, HOUR, Kept, json_call, on_both_stores};
+use crate::harness::{Answer, Call};
+
+on_both_stores! {
+    no_way_leads_from_one_organisation_to_another_or_from_few_scopes_to_more
+}
+
+const CASES: u32 = 8;
+const STEPS: usize = 60;
+/// What keys are made with; the first ones of each organisation have all.
+const SCOPES: [&str; 4] = ["keys:manage", "audit:read", "jobs:read", "jobs:write"];
+/// Where keys may be used from, each within the one before; the test is at all of them.
+const PLACES: [&[&str]; 3] = [&[], &["127.0.0.0/8"], &["127.0.0.1/32"]];
+
+/// One step; numbers stand for one of the keys that there are then.
+#[derive(Clone, Debug)]
+enum Step {
+    Create {
+        caller: usize,
+        test: Option<bool>,
+        scopes: Option<BTreeSet<&'static str>>,
+        hours: Option<u8>,
+        place: usize,
+    },
+    Narrow {
+        caller: usize,
+        target: usize,
+        scopes: BTreeSet<&'static str>,
+    },
+    Bind {
+        caller: usize,
+        target: usize,
+        place: usize,
+    },
+    Rotate {
+        caller: usize,
+        target: usize,
+        overlap: bool,
+    },
+    Revoke {
+        caller: usize,
+        target: usize,
+    },
+    Get {
+        caller: usize,
+        target: usize,
+    },
+    List {
+        caller: usize,
+    },
+    Audit {
+        caller: usize,
+    },
+    Use {
+        caller: usize,
+    },
+    Wait,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let key = || any::<u16>().prop_map(usize::from);
+    let scopes =
+        || proptest::sample::subsequence(SCOPES.to_vec(), 1..=4).prop_map(|list| list.into_iter().collect());
+    let place = 0..PLACES.len();
+    let create = (
+        key(),
+        any::<Option<bool>>(),
+        proptest::option::of(scopes()),
+        proptest::option::of(1..5_u8),
+        place.clone(),
+    )
+        .prop_map(|(caller, test, scopes, hours, place)| Step::Create {
+            caller,
+            test,
+            scopes,
+            hours,
+            place,
+        });
+    let step = prop_oneof![
+        6 => create,
+        2 => (key(), key(), scopes()).prop_map(|(caller, target, scopes)| Step::Narrow { caller, target, scopes }),
+        1 => (key(), key(), place).prop_map(|(caller, target, place)| Step::Bind { caller, target, place }),
+        3 => (key(), key(), any::<bool>()).prop_map(|(caller, target, overlap)| Step::Rotate { caller, target, overlap }),
+        2 => (key(), key()).prop_map(|(caller, target)| Step::Revoke { caller, target }),
+        3 => (key(), key()).prop_map(|(caller, target)| Step::Get { caller, target }),
+        2 => key().prop_map(|caller| Step::List { caller }),
+        1 => key().prop_map(|caller| Step::Audit { caller }),
+        3 => key().prop_map(|caller| Step::Use { caller }),
+        1 => Just(Step::Wait),
+    ];
+    proptest::collection::vec(step, STEPS / 2..STEPS)
+}
+
+/// A secret, and when it ends.
+#[derive(Clone, Debug)]
+struct Secret {
+    text: String,
+    ends_at: Option<UnixMillis>,
+}
+
+#[derive(Clone, Debug)]
+struct Key {
+    id: String,
+    org: String,
+    test: bool,
+    scopes: BTreeSet<String>,
+    expires_at: Option<UnixMillis>,
+    place: usize,
+    revoked: bool,
+    /// Newest first.
+    secrets: Vec<Secret>,
+}
+
+impl Key {
+    fn ended(&self, now: UnixMillis) -> bool {
+        self.revoked || self.expires_at.is_some_and(|end| end <= now)
+    }
+
+    fn sees(&self, other: &Self) -> bool {
+        self.org == other.org && (!self.test || other.test)
+    }
+
+    /// Whether it may hold the other's secret.
+    fn covers(&self, other: &Self) -> bool {
+        let outlived = match (self.expires_at, other.expires_at) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(own), Some(end)) => end > own,
+        };
+        self.id == other.id
+            || self.scopes.is_superset(&other.scopes) && !outlived && other.place >= self.place
+    }
+}
+
+struct Model<'a> {
+    api: &'a Api,
+    keys: Vec<Key>,
+}
+
+/// Who calls: a key with one of its secrets.
+struct Caller {
+    key: Key,
+    secret: String,
+    lives: bool,
+}
+
+impl Model<'_> {
+    fn begin(api: &Api, case: u64) -> Model<'_> {
+        let mut keys = Vec::new();
+        for name in ["ada", "eve"] {
+            let (org, secret) = api.sign_up(&format!("{name}{case}@example.com"));
+            let own = api.get(&secret, "/v1/api_keys/self").json();
+            keys.push(Key {
+                id: own["id"].as_str().unwrap().to_owned(),
+                org,
+                test: false,
+                scopes: names(&own["scopes"]),
+                expires_at: None,
+                place: 0,
+                revoked: false,
+                secrets: vec![Secret { text: secret, ends_at: None }],
+            });
+        }
+        Model { api, keys }
+    }
+
+    /// The caller of a number; an odd one calls with the older secret where there is one.
+    fn caller(&self, number: usize) -> Caller {
+        let key = self.keys[number / 2 % self.keys.len()].clone();
+        let now = self.api.gateway.now();
+        let secret = key.secrets.get(number % 2).unwrap_or(&key.secrets[0]).clone();
+        let lives = !key.ended(now) && secret.ends_at.is_none_or(|end| end > now);
+        Caller { key, secret: secret.text, lives }
+    }
+
+    /// What everybody is told who may not: 401 to the dead, 403 without the scope.
+    fn barrier(caller: &Caller, scope: &str) -> Option<u16> {
+        if !caller.lives {
+            Some(401)
+        } else if caller.key.scopes.contains(scope) {
+            None
+        } else {
+            Some(403)
+        }
+    }
+
+    fn ask(&self, caller: &Caller, method: &str, target: &str, body: Option<Value>) -> Answer {
+        let call = match body {
+            Some(body) => json_call(method, target, &body),
+            None => Call::new(method, target),
+        };
+        self.api.ask(&call.key(&caller.secret))
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Create { caller, test, scopes, hours, place } => {
+                self.create(&self.caller(*caller), *test, scopes.as_ref(), *hours, *place)
+            }
+            Step::Narrow { caller, target, scopes } => self.narrow(&self.caller(*caller), *target, scopes),
+            Step::Bind { caller, target, place } => self.bind(&self.caller(*caller), *target, *place),
+            Step::Rotate { caller, target, overlap } => self.rotate(&self.caller(*caller), *target, *overlap),
+            Step::Revoke { caller, target } => self.revoke(&self.caller(*caller), *target),
+            Step::Get { caller, target } => self.get(&self.caller(*caller), *target),
+            Step::List { caller } => self.list(&self.caller(*caller)),
+            Step::Audit { caller } => self.audit(&self.caller(*caller)),
+            Step::Use { caller } => self.try_out(&self.caller(*caller)),
+            Step::Wait => {
+                self.api.gateway.advance(HOUR / 2);
+                Ok(())
+            }
+        }
+    }
+
+    fn create(
+        &mut self,
+        caller: &Caller,
+        test: Option<bool>,
+        scopes: Option<&BTreeSet<&'static str>>,
+        hours: Option<u8>,
+        place: usize,
+    ) -> Result<(), TestCaseError> {
+        let own = &caller.key;
+        let expires_at = hours.map(|hours| self.api.gateway.now().plus(HOUR * hours.into()));
+        let mut body = json!({ "name": "a key", "allowed_addresses": PLACES[place] });
+        let fields = body.as_object_mut().unwrap();
+        fields.extend(test.map(|test| ("environment".to_owned(), json!(if test { "test" } else { "live" }))));
+        fields.extend(scopes.map(|scopes| ("scopes".to_owned(), json!(scopes))));
+        fields.extend(expires_at.map(|end| ("expires_at".to_owned(), json!(end.to_string()))));
+        let answer = self.ask(caller, "POST", "/v1/api_keys", Some(body));
+        let mut key = Key {
+            id: String::new(),
+            org: own.org.clone(),
+            test: test.unwrap_or(own.test),
+            scopes: scopes.map_or_else(
+                || own.scopes.clone(),
+                |list| list.iter().map(|name| (*name).to_owned()).collect(),
+            ),
+            expires_at: expires_at.or(own.expires_at),
+            place: if place == 0 { own.place } else { place },
+            revoked: false,
+            secrets: Vec::new(),
+        };
+        let allowed = own.covers(&key) && (key.test || !own.test);
+        let expected = Self::barrier(caller, "keys:manage").unwrap_or(if allowed { 200 } else { 403 });
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        if answer.status == 200 {
+            let ApiKey { id, secret } = ApiKey::of(&answer);
+            key.id = id;
+            key.secrets.push(Secret { text: secret, ends_at: None });
+            check(&answer.json(), &key)?;
+            self.keys.push(key);
+        }
+        Ok(())
+    }
+
+    /// What an operation on a key is answered, if not by the model's own rule.
+    fn on(&self, caller: &Caller, target: usize, rule: impl FnOnce(&Key) -> u16) -> (usize, u16) {
+        let target = target % self.keys.len();
+        let key = &self.keys[target];
+        let hidden = (!caller.key.sees(key)).then_some(404);
+        let status = Self::barrier(caller, "keys:manage").or(hidden);
+        (target, status.unwrap_or_else(|| rule(key)))
+    }
+
+    fn strength(&self, caller: &Caller, key: &Key) -> u16 {
+        match (key.ended(self.api.gateway.now()), caller.key.covers(key)) {
+            (true, _) => 409,
+            (false, false) => 403,
+            (false, true) => 200,
+        }
+    }
+
+    fn narrow(
+        &mut self,
+        caller: &Caller,
+        target: usize,
+        scopes: &BTreeSet<&'static str>,
+    ) -> Result<(), TestCaseError> {
+        let wanted: BTreeSet<String> = scopes.iter().map(|name| (*name).to_owned()).collect();
+        let (target, expected) = self.on(caller, target, |key| match self.strength(caller, key) {
+            200 if !caller.key.scopes.is_superset(&wanted) => 403,
+            200 if !key.scopes.is_superset(&wanted) => 400,
+            status => status,
+        });
+        let answer = self.ask(caller, "PATCH", &self.path(target), Some(json!({ "scopes": scopes })));
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        if answer.status == 200 {
+            self.keys[target].scopes = wanted;
+            check(&answer.json(), &self.keys[target])?;
+        }
+        Ok(())
+    }
+
+    fn bind(&mut self, caller: &Caller, target: usize, place: usize) -> Result<(), TestCaseError> {
+        let (target, expected) = self.on(caller, target, |key| match self.strength(caller, key) {
+            200 if place < caller.key.place => 403,
+            status => status,
+        });
+        let body = json!({ "allowed_addresses": PLACES[place] });
+        let answer = self.ask(caller, "PATCH", &self.path(target), Some(body));
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        if answer.status == 200 {
+            self.keys[target].place = place;
+            check(&answer.json(), &self.keys[target])?;
+        }
+        Ok(())
+    }
+
+    fn rotate(&mut self, caller: &Caller, target: usize, overlap: bool) -> Result<(), TestCaseError> {
+        let (target, expected) = self.on(caller, target, |key| self.strength(caller, key));
+        let seconds = if overlap { 3600 } else { 0 };
+        let body = json!({ "overlap_seconds": seconds });
+        let ends_at = self.api.gateway.now().plus(HOUR * u32::from(overlap));
+        let answer = self.ask(caller, "POST", &format!("{}/rotate", self.path(target)), Some(body));
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        if answer.status == 200 {
+            let key = &mut self.keys[target];
+            key.secrets.truncate(1);
+            key.secrets[0].ends_at = Some(ends_at);
+            key.secrets.insert(0, Secret { text: ApiKey::of(&answer).secret, ends_at: None });
+            check(&answer.json(), key)?;
+        }
+        Ok(())
+    }
+
+    fn revoke(&mut self, caller: &Caller, target: usize) -> Result<(), TestCaseError> {
+        let (target, expected) = self.on(caller, target, |_| 204);
+        let answer = self.ask(caller, "DELETE", &self.path(target), None);
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        self.keys[target].revoked |= answer.status == 204;
+        Ok(())
+    }
+
+    fn get(&self, caller: &Caller, target: usize) -> Result<(), TestCaseError> {
+        let (target, expected) = self.on(caller, target, |_| 200);
+        let answer = self.ask(caller, "GET", &self.path(target), None);
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        if answer.status == 200 { check(&answer.json(), &self.keys[target]) } else { Ok(()) }
+    }
+
+    fn list(&self, caller: &Caller) -> Result<(), TestCaseError> {
+        let expected = Self::barrier(caller, "keys:manage").unwrap_or(200);
+        let answer = self.ask(caller, "GET", "/v1/api_keys?limit=100", None);
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        if answer.status == 200 {
+            let json = answer.json();
+            let listed: BTreeSet<&str> =
+                json["data"].as_array().unwrap().iter().map(|key| key["id"].as_str().unwrap()).collect();
+            let seen = self.keys.iter().filter(|key| caller.key.sees(key)).map(|key| key.id.as_str());
+            prop_assert_eq!(listed, seen.collect::<BTreeSet<_>>());
+        }
+        Ok(())
+    }
+
+    fn audit(&self, caller: &Caller) -> Result<(), TestCaseError> {
+        let expected = Self::barrier(caller, "audit:read").unwrap_or(200);
+        let answer = self.ask(caller, "GET", "/v1/audit_events?limit=100", None);
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        let told = answer.text();
+        for other in self.keys.iter().filter(|key| key.org != caller.key.org) {
+            prop_assert!(!told.contains(&other.id) && !told.contains(&other.org), "{}", told);
+        }
+        Ok(())
+    }
+
+    /// What the upstream hears of a caller is what the model knows.
+    fn try_out(&self, caller: &Caller) -> Result<(), TestCaseError> {
+        let answer = self.api.gateway.fetch(&Call::get("/v1/jobs").key(&caller.secret));
+        let expected = Self::barrier(caller, "jobs:read").unwrap_or(200);
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        if answer.status == 200 {
+            let upstream = if caller.key.test { &self.api.test } else { &self.api.live };
+            let seen = upstream.only();
+            upstream.forget();
+            prop_assert_eq!(seen.value("x-org-id"), &caller.key.org);
+            prop_assert_eq!(seen.value("x-key-id"), &caller.key.id);
+            let scopes: BTreeSet<String> = seen.value("x-scopes").split(' ').map(str::to_owned).collect();
+            prop_assert_eq!(&scopes, &caller.key.scopes);
+        }
+        Ok(())
+    }
+
+    fn path(&self, target: usize) -> String {
+        format!("/v1/api_keys/{}", self.keys[target].id)
+    }
+}
+
+fn names(list: &Value) -> BTreeSet<String> {
+    list.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+}
+
+/// Whether a key as it is shown is the model's.
+fn check(shown: &Value, key: &Key) -> Result<(), TestCaseError> {
+    prop_assert_eq!(&shown["id"], &json!(key.id));
+    prop_assert_eq!(&shown["organization_id"], &json!(key.org));
+    prop_assert_eq!(&shown["environment"], if key.test { "test" } else { "live" });
+    prop_assert_eq!(&names(&shown["scopes"]), &key.scopes);
+    prop_assert_eq!(&shown["expires_at"], &json!(key.expires_at.map(|end| end.to_string())));
+    prop_assert_eq!(&shown["allowed_addresses"], &json!(PLACES[key.place]));
+    Ok(())
+}
+
+fn no_way_leads_from_one_organisation_to_another_or_from_few_scopes_to_more(kept: Kept) {
+    let api = Api::start(kept);
+    let config =
+        Config { cases: CASES, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
+    let case = std::cell::Cell::new(0);
+    let outcome = TestRunner::new(config).run(&steps(), |steps| {
+        case.set(case.get() + 1);
+        let mut model = Model::begin(&api, case.get());
+        api.live.forget();
+        api.test.forget();
+        steps.iter().try_for_each(|step| model.step(step))
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}

@@ -1,0 +1,300 @@
+//! keygate's own API as its callers see it, on either store. Every answer is held against the description.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+use keygate::store::keeper::LinkState;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::client::{Answer, Call, fetch_over};
+use super::description::assert_described;
+use super::eventually;
+use super::gateway::{Gateway, GatewayBuilder};
+use super::redis::RedisServer;
+use super::transport::Transport;
+use super::upstream::Upstream;
+
+pub(crate) const HOUR: Duration = Duration::from_secs(60 * 60);
+
+/// Where the keys are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Embedded,
+    /// With a pepper, as it should be.
+    Redis,
+}
+
+/// Makes a test of each rule for each store: a function that takes [`Kept`].
+macro_rules! on_both_stores {
+    ($($rule:ident)*) => {
+        mod embedded {
+            $(#[test] fn $rule() { super::$rule($crate::harness::api::Kept::Embedded); })*
+        }
+        mod redis {
+            $(#[test] fn $rule() { super::$rule($crate::harness::api::Kept::Redis); })*
+        }
+    };
+}
+pub(crate) use on_both_stores;
+
+/// How an API is set up.
+pub(crate) struct ApiBuilder {
+    kept: Kept,
+    signup: String,
+    proxies: &'static str,
+}
+
+impl ApiBuilder {
+    /// Lines of `[signup]`, instead of a signup open to all.
+    pub(crate) fn signup(mut self, toml: &str) -> Self {
+        self.signup = toml.to_owned();
+        self
+    }
+
+    /// Nobody's X-Forwarded-For is believed.
+    pub(crate) fn no_proxies(mut self) -> Self {
+        self.proxies = "";
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn start(self) -> Api {
+        let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+        let redis = (self.kept == Kept::Redis).then(RedisServer::start);
+        let gateway = self.gateway(redis.as_ref(), &live, &test);
+        let folder = TempDir::new().unwrap();
+        let pepper = folder.path().join("pepper");
+        fs::write(&pepper, "a pepper of the tests, with at least thirty-two bytes").unwrap();
+        fs::set_permissions(&pepper, fs::Permissions::from_mode(0o600)).unwrap();
+        let gateway = gateway.start_in(folder);
+        eventually("events arrive", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
+        Api { gateway, live, test, _redis: redis }
+    }
+
+    fn gateway(&self, redis: Option<&RedisServer>, live: &Upstream, test: &Upstream) -> GatewayBuilder {
+        let server = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\nmax_connections = 1000\n{}\n",
+            self.proxies
+        );
+        let store = redis.map_or_else(String::new, |redis| {
+            format!(
+                "[keys]\npepper_file = \"pepper\"\n\
+                 [store]\nkind = \"redis\"\nurl = \"{}\"\nconnect_timeout = \"10s\"\n\
+                 lookup_timeout = \"10s\"\ncommand_timeout = \"10s\"\n[cache]\nlookup_timeout = \"10s\"\n",
+                redis.url()
+            )
+        });
+        let signup = format!("[signup]\n{}\n", self.signup);
+        Gateway::builder().settings(&[server, signup, store].concat()).api(live, test)
+    }
+}
+
+/// A gateway that serves its own API, before upstreams that say `live` and `test`.
+pub(crate) struct Api {
+    // First, so that it has ended before what it speaks with.
+    pub(crate) gateway: Gateway,
+    pub(crate) live: Upstream,
+    pub(crate) test: Upstream,
+    _redis: Option<RedisServer>,
+}
+
+/// A key as an answer gave it.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiKey {
+    pub(crate) id: String,
+    pub(crate) secret: String,
+}
+
+impl ApiKey {
+    #[track_caller]
+    pub(crate) fn of(answer: &Answer) -> Self {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let json = answer.json();
+        let text = |name: &str| json[name].as_str().unwrap().to_owned();
+        Self { id: text("id"), secret: text("secret") }
+    }
+
+    pub(crate) fn path(&self) -> String {
+        format!("/v1/api_keys/{}", self.id)
+    }
+}
+
+/// One of several that call at the same time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    address: SocketAddr,
+    transport: Transport,
+}
+
+impl Client {
+    #[track_caller]
+    pub(crate) fn ask(self, call: &Call) -> Answer {
+        let answer = fetch_over(self.address, self.transport, call);
+        assert_described(call, &answer);
+        answer
+    }
+}
+
+/// The answers to calls that are sent at the same time.
+pub(crate) fn at_once(api: &Api, calls: &[Call]) -> Vec<Answer> {
+    let (client, ready) = (api.client(), Barrier::new(calls.len()));
+    let asking = |call| {
+        ready.wait();
+        client.ask(call)
+    };
+    thread::scope(|scope| {
+        let asked: Vec<_> = calls
+            .iter()
+            .map(|call| {
+                scope.spawn({
+                    let asking = &asking;
+                    move || asking(call)
+                })
+            })
+            .collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    })
+}
+
+impl Api {
+    pub(crate) fn builder(kept: Kept) -> ApiBuilder {
+        ApiBuilder {
+            kept,
+            signup: "enabled = true\nper_network_and_hour = 1000\nper_day = 1000".to_owned(),
+            proxies: "trusted_proxies = [\"127.0.0.1\"]",
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn start(kept: Kept) -> Self {
+        Self::builder(kept).start()
+    }
+
+    /// Sends a call; its answer is as the description says.
+    #[track_caller]
+    pub(crate) fn ask(&self, call: &Call) -> Answer {
+        self.client().ask(call)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client { address: self.gateway.address(), transport: self.gateway.transport() }
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&self, key: &str, target: &str) -> Answer {
+        self.ask(&Call::get(target).key(key))
+    }
+
+    #[track_caller]
+    pub(crate) fn post(&self, key: &str, target: &str, body: &Value) -> Answer {
+        self.ask(&json_call("POST", target, body).key(key))
+    }
+
+    #[track_caller]
+    pub(crate) fn patch(&self, key: &str, target: &str, body: &Value) -> Answer {
+        self.ask(&json_call("PATCH", target, body).key(key))
+    }
+
+    /// A key that must be made.
+    #[track_caller]
+    pub(crate) fn create(&self, key: &str, body: &Value) -> ApiKey {
+        ApiKey::of(&self.post(key, "/v1/api_keys", body))
+    }
+
+    /// A new organisation's id, and the secret of its first key.
+    #[track_caller]
+    pub(crate) fn sign_up(&self, email: &str) -> (String, String) {
+        let answer = self.ask(&sign_up(email));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let json = answer.json();
+        let text = |name: &str| json[name].as_str().unwrap().to_owned();
+        (text("organization_id"), text("api_key"))
+    }
+
+    /// Whether a key opens anything, as the upstreams see it.
+    #[track_caller]
+    pub(crate) fn works(&self, key: &str) -> bool {
+        match self.gateway.fetch(&Call::get("/v1/jobs").key(key)).status {
+            200 | 403 => true,
+            401 => false,
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Every key that a caller sees, newest first.
+    #[track_caller]
+    pub(crate) fn keys(&self, key: &str) -> Vec<Value> {
+        self.pages(key, "/v1/api_keys?limit=100")
+    }
+
+    /// Every event that a caller sees, newest first.
+    #[track_caller]
+    pub(crate) fn events(&self, key: &str) -> Vec<Value> {
+        self.pages(key, "/v1/audit_events?limit=100")
+    }
+
+    /// Events of one type, once there are as many; signs of trouble are written in their own time.
+    #[track_caller]
+    pub(crate) fn events_of(&self, key: &str, kind: &str, count: usize) -> Vec<Value> {
+        let mut events = Vec::new();
+        eventually(&format!("there are {count} events {kind}"), || {
+            events = self.pages(key, &format!("/v1/audit_events?limit=100&type={kind}"));
+            events.len() >= count
+        });
+        assert_eq!(events.len(), count, "{events:#?}");
+        events
+    }
+
+    /// A whole list, page by page; `target` has a query.
+    #[track_caller]
+    pub(crate) fn pages(&self, key: &str, target: &str) -> Vec<Value> {
+        let mut all = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let answer = self.get(key, &format!("{target}{cursor}"));
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let mut page = answer.json();
+            all.append(page["data"].as_array_mut().unwrap());
+            assert_eq!(page["has_more"], json!(page["next_cursor"].is_string()));
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return all,
+            }
+        }
+    }
+}
+
+pub(crate) fn json_call(method: &str, target: &str, body: &Value) -> Call {
+    let call = Call::post(target, body.to_string());
+    Call { method: method.to_owned(), ..call }.field("content-type", "application/json")
+}
+
+pub(crate) fn sign_up(email: &str) -> Call {
+    json_call("POST", "/v1/auth/signup", &json!({ "name": "Example", "email": email }))
+}
+
+/// The refusal's message and its `details`, as pairs; it has this status and type.
+#[track_caller]
+pub(crate) fn refused(answer: &Answer, status: u16, kind: &str) -> Vec<(String, String)> {
+    assert_eq!(answer.status, status, "{}", answer.text());
+    let json = answer.json();
+    assert_eq!(json["error"]["type"], kind, "{json}");
+    assert_eq!(json["error"]["request_id"].as_str(), answer.field("x-request-id"));
+    let details = json["error"]["details"].as_array().cloned().unwrap_or_default();
+    let text = |detail: &Value, name: &str| detail[name].as_str().unwrap().to_owned();
+    details.iter().map(|detail| (text(detail, "field"), text(detail, "message"))).collect()
+}
+
+/// The names of the fields that were wrong.
+#[track_caller]
+pub(crate) fn wrong_fields(answer: &Answer) -> Vec<String> {
+    let mut fields: Vec<String> =
+        refused(answer, 400, "validation_error").into_iter().map(|(field, _)| field).collect();
+    fields.sort();
+    fields
+}
