@@ -14,7 +14,9 @@ use super::route::{Access, Route};
 use super::snapshot::Snapshot;
 use super::usage::Prepared;
 use crate::clock::UnixMillis;
+use crate::key::scope::ScopeSet;
 use crate::key::{Environment, PresentedKey};
+use crate::lifecycle::Holder;
 use crate::network::ClientNetwork;
 use crate::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
 use crate::store::StoreFault;
@@ -27,6 +29,14 @@ pub(super) enum Caller {
     Anyone { environment: Environment },
     /// The holder of a valid key.
     Holder(Rc<Known<Prepared>>),
+}
+
+impl Caller {
+    /// The key that was presented, for whoever decides on it again; `needs` is what was asked of it.
+    pub(super) fn holder(&self, needs: ScopeSet) -> Option<Holder> {
+        let Self::Holder(known) = self else { return None };
+        Some(Holder { key: known.found.key.id, org: known.found.org.id, digest: known.digest, needs })
+    }
 }
 
 /// Finds out who asks.

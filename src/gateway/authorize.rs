@@ -49,9 +49,7 @@ impl<'r> Permit<'r> {
 
     /// The key that was presented and what was asked of it, for whoever decides on it again.
     pub(super) fn asker(&self) -> Option<Holder> {
-        let Known { found, digest, .. } = &**self.holder()?;
-        let needs = self.route.scopes().cloned().unwrap_or_default();
-        Some(Holder { key: found.key.id, org: found.org.id, digest: *digest, needs })
+        self.caller.holder(self.route.scopes().cloned().unwrap_or_default())
     }
 
     /// What the upstream is told; nothing on a public route.

@@ -197,10 +197,11 @@ async fn pass(
     exchange.note_route(found.ok().flatten());
     let route = found.ok().flatten().map(|found| found.route);
     let caller = authenticate(gateway, snapshot, peer, &request, route, exchange).await?;
+    usage::watch(gateway, snapshot, peer, &caller, route, &request, exchange);
     // Only now: which paths have two readings says which rules there are.
     found.map_err(Rejection::Unsafe)?;
     let permit = authorize(route, caller)?;
-    usage::note(gateway, snapshot, peer, &permit, &request, exchange);
+    usage::note(gateway, &permit, exchange);
     match permit.target() {
         Target::Upstream(upstream) => {
             let forwarded = forward(gateway, snapshot, peer, &permit, upstream, request, exchange).await;

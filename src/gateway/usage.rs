@@ -17,10 +17,12 @@ use super::authorize::Permit;
 use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
 use super::headers::{Identity, Peer};
+use super::route::Route;
 use super::snapshot::Snapshot;
 use crate::audit::{Kind, Trail};
 use crate::clock::UnixMillis;
 use crate::key::Environment;
+use crate::key::scope::ScopeSet;
 use crate::key::usage::{Usage, Used};
 use crate::lifecycle::{Asker, By, Holder, TroubleSeen, UsageLog};
 use crate::store::Found;
@@ -83,15 +85,27 @@ impl UsageNotes {
     }
 }
 
-/// Notes what a permit was given for.
-pub(super) fn note(
+/// Looks whether a browser sent a live key; what the key may do makes no difference to that.
+pub(super) fn watch(
     gateway: &Gateway,
     snapshot: &Snapshot,
     peer: &Peer,
-    permit: &Permit<'_>,
+    caller: &Caller,
+    route: Option<&Route>,
     request: &CanonicalRequest<Incoming>,
     exchange: &Exchange,
 ) {
+    let Caller::Holder(known) = caller else { return };
+    let live = known.found.key.environment == Environment::Live;
+    if live && is_from_browser(request.headers()) && !known.prepared.noted.in_browser.replace(true) {
+        let Some(holder) = caller.holder(ScopeSet::default()) else { return };
+        let address = snapshot.rules().client_address(request.headers(), peer);
+        report(gateway, holder, address, route.map(|route| &*route.id), exchange);
+    }
+}
+
+/// Notes what a permit was given for.
+pub(super) fn note(gateway: &Gateway, permit: &Permit<'_>, exchange: &Exchange) {
     let (Caller::Holder(known), Some(route)) = (permit.caller(), exchange.route()) else { return };
     let at = exchange.started().wall;
     let noted = &known.prepared.noted;
@@ -102,12 +116,6 @@ pub(super) fn note(
             notes.push(Used { key: known.found.key.id, usage: Usage { last_used_at: at, scopes } });
         }
     }
-    let live = known.found.key.environment == Environment::Live;
-    if live && is_from_browser(request.headers()) && !noted.in_browser.replace(true) {
-        let Some(holder) = permit.asker() else { return };
-        let address = snapshot.rules().client_address(request.headers(), peer);
-        report(gateway, holder, address, &permit.route().id, exchange);
-    }
 }
 
 fn is_from_browser(headers: &HeaderMap) -> bool {
@@ -116,7 +124,7 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 
 /// Told once for as long as this thread holds the key; that it is written once an hour, the trail sees to.
 #[cold]
-fn report(gateway: &Gateway, holder: Holder, address: IpAddr, route: &str, exchange: &Exchange) {
+fn report(gateway: &Gateway, holder: Holder, address: IpAddr, route: Option<&str>, exchange: &Exchange) {
     let (trail, target) = (Trail::Org(holder.org), Some(holder.key.to_string()));
     let by = By { asker: Asker::Holder(holder), address: Some(address), request: Some(exchange.id()) };
     gateway.api.lifecycle().troubles().report(TroubleSeen {

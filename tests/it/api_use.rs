@@ -169,7 +169,7 @@ fn a_live_key_in_a_browser_is_told_of_once_an_hour(kept: Kept) {
     let api = Api::start(kept);
     let (_, root) = api.sign_up("ada@example.com");
     let live = api.create(&root, &json!({ "name": "live" }));
-    let other = api.create(&root, &json!({ "name": "other" }));
+    let other = api.create(&root, &json!({ "name": "other", "scopes": ["jobs:read"] }));
     let test = api.create(&root, &json!({ "name": "test", "environment": "test" }));
     let browse = |key: &ApiKey, name: &str, value: &str| {
         let call =
@@ -191,7 +191,9 @@ fn a_live_key_in_a_browser_is_told_of_once_an_hour(kept: Kept) {
         browse(&live, "sec-fetch-site", "same-origin");
         browse(&live, "sec-fetch-mode", "cors");
     }
-    browse(&other, "sec-fetch-site", "none");
+    // Also where the key may do nothing.
+    let denied = Call::post("/v1/jobs", "{}").key(&other.secret).field("sec-fetch-site", "none");
+    api.gateway.fetch(&denied).refusal(403, "authorization_error");
     let told = api.events_of(&root, "key.in_browser", 2).remove(0);
     assert_eq!(told["target"], json!(other.id), "one each");
     // After the hour it is told again.

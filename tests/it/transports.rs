@@ -13,7 +13,8 @@ use crate::harness::Transport;
 use crate::harness::transport::VARIABLE;
 
 /// The modules whose tests hold over every transport.
-const SUITE: [&str; 11] = [
+const SUITE: [&str; 12] = [
+    "api_story::",
     "authentication::",
     "contract_errors::",
     "contract_routes::",
