@@ -82,6 +82,8 @@ pub struct KeyTools {
     pub pepper: Option<Pepper>,
     /// The key of the audit trail.
     pub chain: Chain,
+    /// How long whoever takes a right away waits for all gateways.
+    pub ack_wait: Duration,
 }
 
 impl KeyTools {
@@ -98,6 +100,7 @@ impl KeyTools {
             sealer: Sealer::new(pepper.clone()),
             chain: Chain::new(audit.or_else(|| pepper.clone())),
             pepper,
+            ack_wait: settings.ack_wait,
         })
     }
 
@@ -110,6 +113,7 @@ impl KeyTools {
             pepper: self.pepper.clone(),
             chain: self.chain.clone(),
             signup,
+            ack_wait: self.ack_wait,
         }
     }
 }

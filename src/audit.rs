@@ -95,6 +95,8 @@ kinds! {
     KeyDisabled = "key.disabled",
     KeyEnabled = "key.enabled",
     KeyRevoked = "key.revoked",
+    /// A change holds at the gateways that the event counts.
+    ChangePropagated = "change.propagated",
     /// Keys were moved in from elsewhere; the event counts them.
     KeysImported = "keys.imported",
     /// A caller asked for more than its key may give.

@@ -80,7 +80,8 @@ impl Fixed {
     pub fn compare(&self, other: &Config) -> Result<(), NeedsRestart> {
         let listener::Settings { listen, workers, max_connections, max_connections_per_client } =
             &self.listener;
-        let KeySettings { prefix, accept_without_checksum, pepper_file, audit_key_file } = &self.keys;
+        let KeySettings { prefix, accept_without_checksum, pepper_file, audit_key_file, ack_wait } =
+            &self.keys;
         let same = [
             ("server.listen", *listen == other.listener.listen),
             ("server.workers", *workers == other.listener.workers),
@@ -93,6 +94,7 @@ impl Fixed {
             ("keys.prefix", *prefix == other.keys.prefix),
             ("keys.accept_without_checksum", *accept_without_checksum == other.keys.accept_without_checksum),
             ("keys.pepper_file", *pepper_file == other.keys.pepper_file),
+            ("keys.ack_wait", *ack_wait == other.keys.ack_wait),
             ("audit.key_file", *audit_key_file == other.keys.audit_key_file),
             ("audit.retention", self.retention == other.retention),
             ("[store]", self.store == other.store),

@@ -252,20 +252,24 @@ async fn on_orgs(lifecycle: &Lifecycle, by: &By, command: OrgCommand) -> Result<
         }
         OrgCommand::Create { name } => lifecycle.create_org(by, &name).await?,
         OrgCommand::Show { id } => lifecycle.org(id).await?,
-        OrgCommand::Suspend { id } => lifecycle.suspend_org(by, id).await?,
-        OrgCommand::Resume { id } => lifecycle.resume_org(by, id).await?,
-        OrgCommand::Verify { id } => lifecycle.verify_org(by, id).await?,
+        OrgCommand::Suspend { id } => lifecycle.suspend_org(by, id).await?.record,
+        OrgCommand::Resume { id } => lifecycle.resume_org(by, id).await?.record,
+        OrgCommand::Verify { id } => lifecycle.verify_org(by, id).await?.record,
     };
     Ok(Reply::Org(view_org(&org)))
 }
 
 async fn on_keys(lifecycle: &Lifecycle, by: &By, command: KeyCommand) -> Result<Reply, LifecycleError> {
     let key = match command {
-        KeyCommand::Show { id } => lifecycle.key(by, id).await?,
-        KeyCommand::Update { id, patch } => lifecycle.update_key(by, id, &patch).await?,
-        KeyCommand::Disable { id } => lifecycle.disable_key(by, id).await?,
-        KeyCommand::Enable { id } => lifecycle.enable_key(by, id).await?,
-        KeyCommand::Revoke { id } => lifecycle.revoke_key(by, id).await?,
+        KeyCommand::Show { id } => {
+            let key = lifecycle.key(by, id).await?;
+            let propagation = lifecycle.last_propagation(key.org, id).await?;
+            return Ok(Reply::Key { key: KeyView { propagation, ..lifecycle.view_used(&key).await? } });
+        }
+        KeyCommand::Update { id, patch } => lifecycle.update_key(by, id, &patch).await?.record,
+        KeyCommand::Disable { id } => lifecycle.disable_key(by, id).await?.record,
+        KeyCommand::Enable { id } => lifecycle.enable_key(by, id).await?.record,
+        KeyCommand::Revoke { id } => lifecycle.revoke_key(by, id).await?.record,
         KeyCommand::Create(new) => return Ok(show_made(lifecycle, lifecycle.create_key(by, new).await?)),
         KeyCommand::Rotate { id, overlap_seconds } => {
             let overlap = Duration::from_secs(overlap_seconds);
@@ -318,7 +322,7 @@ async fn on_store(lifecycle: &Lifecycle, command: StoreCommand) -> Result<Reply,
     })
 }
 
-fn show_made(lifecycle: &Lifecycle, Made { key, secret }: Made) -> Reply {
+fn show_made(lifecycle: &Lifecycle, Made { key, secret, .. }: Made) -> Reply {
     let secret = Secret::new(secret.expose().to_owned());
     Reply::NewKey { key: lifecycle.view_key(&key, None), secret }
 }

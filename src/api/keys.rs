@@ -9,7 +9,7 @@ use crate::id::KeyId;
 use crate::key::record::KeyRecord;
 use crate::key::{ApiKey, Environment};
 use crate::lifecycle::{
-    Holder, Keep, KeyPage, KeyView, Lifecycle, LifecycleError, Made, NewKey, OVERLAP, Outcome, Patch,
+    Changed, Holder, Keep, KeyPage, KeyView, Lifecycle, LifecycleError, Made, NewKey, OVERLAP, Outcome, Patch,
 };
 use crate::rejection::{NotFound, Rejection};
 
@@ -89,12 +89,14 @@ pub(super) async fn update(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
     if !body.is_clean() {
         body.finish_with(lifecycle.mistakes_in_patch(&call.by(), id, &patch).await.map_err(refuse)?)?;
     }
-    show(lifecycle, lifecycle.update_key(&call.by(), id, &patch).await).await
+    let Changed { record, propagation } =
+        lifecycle.update_key(&call.by(), id, &patch).await.map_err(refuse)?;
+    Ok(show(lifecycle, Ok(record)).await?.propagated(propagation))
 }
 
 pub(super) async fn revoke(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
-    lifecycle.revoke_key(&call.by(), id(call)?).await.map_err(refuse)?;
-    Ok(Answer::nothing())
+    let revoked = lifecycle.revoke_key(&call.by(), id(call)?).await.map_err(refuse)?;
+    Ok(Answer::nothing().propagated(revoked.propagation))
 }
 
 fn holder(call: &Call) -> Result<&Holder, Rejection> {
@@ -121,7 +123,9 @@ fn answer(
     outcome: Result<Outcome<Made>, LifecycleError>,
 ) -> Result<Answer, Rejection> {
     match outcome.map_err(refuse)? {
-        Outcome::Fresh(Made { key, secret }) => Ok(Answer::made(render(lifecycle, &key, &secret))),
+        Outcome::Fresh(Made { key, secret, propagation }) => {
+            Ok(Answer::made(render(lifecycle, &key, &secret)).propagated(propagation))
+        }
         Outcome::Repeated(body) => Ok(Answer::made(body)),
     }
 }

@@ -24,6 +24,7 @@ use crate::id::RequestId;
 use crate::key::PresentedKey;
 use crate::lifecycle::{Asker, By, Escalation, Holder, Idempotency, Lifecycle, LifecycleError};
 use crate::rejection::{Conflict, FieldError, Forbidden, NotFound, Rejection, Unauthenticated, Unavailable};
+use crate::store::Propagation;
 use crate::telemetry;
 
 /// What there is to call, as OpenAPI 3.1. A test holds it against the policy that is shipped, and every answer that
@@ -116,21 +117,27 @@ impl Call {
 pub struct Answer {
     pub status: StatusCode,
     pub body: Bytes,
+    /// How far the change has come that was asked for.
+    pub propagation: Option<Propagation>,
 }
 
 impl Answer {
     fn json(value: &impl Serialize) -> Result<Self, Rejection> {
         let body = serde_json::to_vec(value).map_err(|error| internal(&error))?;
-        Ok(Self { status: StatusCode::OK, body: body.into() })
+        Ok(Self { status: StatusCode::OK, body: body.into(), propagation: None })
     }
 
     /// A body that was rendered before: the first time, or now.
     fn made(body: Vec<u8>) -> Self {
-        Self { status: StatusCode::OK, body: body.into() }
+        Self { status: StatusCode::OK, body: body.into(), propagation: None }
+    }
+
+    fn propagated(self, propagation: Option<Propagation>) -> Self {
+        Self { propagation, ..self }
     }
 
     const fn nothing() -> Self {
-        Self { status: StatusCode::NO_CONTENT, body: Bytes::new() }
+        Self { status: StatusCode::NO_CONTENT, body: Bytes::new(), propagation: None }
     }
 }
 

@@ -34,6 +34,7 @@ use crate::gateway::route::RouteTable;
 use crate::key::Prefix;
 use crate::key::scope::ScopeSet;
 use crate::lifecycle::{RetentionSettings, SignupSettings};
+use crate::store::cache::OnPartition;
 use crate::store::{cache, embedded, redis};
 use crate::telemetry::RequestLog;
 use crate::worker::DrainSettings;
@@ -73,7 +74,7 @@ pub struct Config {
 }
 
 /// What keys look like and how they are digested.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySettings {
     pub prefix: Prefix,
     /// Whether imported keys without a checksum are looked up at all.
@@ -82,6 +83,20 @@ pub struct KeySettings {
     pub pepper_file: Option<PathBuf>,
     /// The file with the key of the audit trail; `None` for the installation's secret.
     pub audit_key_file: Option<PathBuf>,
+    /// How long whoever takes a right away waits until all gateways have confirmed it.
+    pub ack_wait: Duration,
+}
+
+impl Default for KeySettings {
+    fn default() -> Self {
+        Self {
+            prefix: Prefix::default(),
+            accept_without_checksum: false,
+            pepper_file: None,
+            audit_key_file: None,
+            ack_wait: Duration::from_millis(250),
+        }
+    }
 }
 
 /// Which back end keeps the keys.
@@ -225,6 +240,7 @@ fn keys(section: &mut Section<'_>, folder: &Path) -> KeySettings {
         accept_without_checksum: section.or("accept_without_checksum", default.accept_without_checksum, flag),
         pepper_file: section.optional("pepper_file", text).map(|path| folder.join(path)),
         audit_key_file: default.audit_key_file,
+        ack_wait: section.or("ack_wait", default.ack_wait, duration(Duration::ZERO..=DAY)),
     }
 }
 
@@ -232,6 +248,9 @@ fn retention(section: &mut Section<'_>) -> RetentionSettings {
     let default = RetentionSettings::default();
     RetentionSettings { retention: section.or("retention", default.retention, duration(DAY..=CENTURY)) }
 }
+
+const ON_PARTITION: [(&str, OnPartition); 2] =
+    [("serve", OnPartition::Serve), ("refuse", OnPartition::Refuse)];
 
 fn cache(section: &mut Section<'_>) -> cache::Settings {
     let default = cache::Settings::default();
@@ -242,6 +261,7 @@ fn cache(section: &mut Section<'_>) -> cache::Settings {
         stale_window: section.or("stale_window", default.stale_window, duration(Duration::ZERO..=DAY)),
         max_lookups: section.or("max_lookups", default.max_lookups, count(1..=65_536)),
         lookup_timeout: section.or("lookup_timeout", default.lookup_timeout, duration(INSTANT..=DAY)),
+        on_partition: section.or("on_partition", default.on_partition, choice(&ON_PARTITION)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use http::Method;
 
+use super::ON_PARTITION;
 use super::file::Value;
 use super::mistake::{Place, nearest, quoted, suggestion};
 use super::section::Section;
@@ -63,6 +64,7 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
     let forward_authorization = section.or("forward_authorization", false, flag);
     let encoded_slash = section.or("encoded_slash", false, flag);
     let websocket = section.or("websocket", false, flag);
+    let on_partition = section.optional("on_partition", choice(&ON_PARTITION));
     let body_limit = section.optional("body_limit", size(BODY));
     let (access, target) = (access?, target?);
     refuse_senseless(section, &access, target);
@@ -79,6 +81,7 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
         forward_authorization,
         encoded_slash,
         websocket,
+        on_partition,
         body_limit,
     })
 }

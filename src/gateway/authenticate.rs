@@ -20,7 +20,7 @@ use crate::lifecycle::Holder;
 use crate::network::ClientNetwork;
 use crate::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
 use crate::store::StoreFault;
-use crate::store::cache::{Known, Resolved};
+use crate::store::cache::{Known, Level, OnPartition, Resolved};
 
 /// Who asks.
 #[derive(Debug)]
@@ -59,7 +59,8 @@ pub(super) async fn authenticate<B>(
     }
     let key = presented_key(gateway, request.headers())?;
     let client = || snapshot.rules().client_address(request.headers(), peer);
-    let known = resolve(gateway, &key, client, exchange).await?;
+    let on_partition = route.and_then(|route| route.on_partition);
+    let known = resolve(gateway, &key, client, on_partition, exchange).await?;
     Ok(Caller::Holder(known))
 }
 
@@ -76,6 +77,7 @@ async fn resolve(
     gateway: &Gateway,
     key: &PresentedKey<'_>,
     client: impl Fn() -> IpAddr,
+    on_partition: Option<OnPartition>,
     exchange: &mut Exchange,
 ) -> Result<Rc<Known<Prepared>>, Rejection> {
     let digest = gateway.digester.digest(key);
@@ -86,6 +88,11 @@ async fn resolve(
     exchange.note_level(level);
     gateway.cells.looked_up(level);
     let known = match resolved {
+        Resolved::Known(_)
+            if level == Level::Stale && gateway.keys.refuses_stale(on_partition, gateway.clock.now()) =>
+        {
+            return Err(Rejection::Unavailable(Unavailable::Store));
+        }
         Resolved::Known(known) => known,
         Resolved::Absent => return Err(Rejection::Unauthenticated(Unauthenticated::Unknown)),
         Resolved::Unavailable(StoreFault::Exhausted) => {

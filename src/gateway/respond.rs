@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, Response};
+use http::{HeaderName, HeaderValue, Response};
 use serde::Serialize;
 
 use super::body::ResponseBody;
@@ -11,6 +11,9 @@ use super::snapshot::Snapshot;
 use crate::api::Answer;
 use crate::id::RequestId;
 use crate::rejection::{FieldError, Rejection};
+
+/// How far a change has come among the gateways.
+const PROPAGATION: HeaderName = HeaderName::from_static("keygate-propagation");
 
 #[derive(Serialize)]
 struct Envelope<'e> {
@@ -66,6 +69,10 @@ pub(super) fn answer(snapshot: &Snapshot, answer: Answer, mut exchange: Exchange
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Numbers and plain text, which a field value may have.
+    if let Some(Ok(told)) = answer.propagation.map(|told| HeaderValue::try_from(told.to_string())) {
+        headers.insert(PROPAGATION, told);
+    }
     snapshot.rules().name_answer(headers, &id_value);
     response
 }

@@ -17,6 +17,7 @@ use crate::api::Operation;
 use crate::key::Environment;
 use crate::key::scope::ScopeSet;
 use crate::rejection::Unsafe;
+use crate::store::cache::OnPartition;
 use crate::upstream::UpstreamId;
 
 /// One rule of the policy.
@@ -34,6 +35,8 @@ pub struct Route {
     pub encoded_slash: bool,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
+    /// What becomes of its requests when the gateway is cut off from the store; `None` for what holds for all.
+    pub on_partition: Option<OnPartition>,
     /// The largest body in bytes; `None` for the limit of all routes.
     pub body_limit: Option<u64>,
 }
@@ -471,6 +474,7 @@ mod tests {
             target: Target::Operation(Operation::GetOwnKey),
             forward_authorization: false,
             encoded_slash: id.contains("slash"),
+            on_partition: None,
             websocket: false,
             body_limit: None,
         }

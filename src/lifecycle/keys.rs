@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::authority::Authority;
 use super::idempotency::{Keep, Outcome};
+use super::propagation::Changed;
 use super::trail::{Draft, Settled, TroubleSeen};
 use super::{Asker, By, Lifecycle, LifecycleError, parse_name, parse_note, parse_owner};
 use crate::audit::{Kind, Trail};
@@ -19,7 +20,7 @@ use crate::key::{ApiKey, Environment};
 use crate::rejection::FieldError;
 use crate::store::events::Subject;
 use crate::store::side::KeptAnswer;
-use crate::store::{Change, Mutation};
+use crate::store::{Change, Mutation, Propagation};
 
 /// How long the answer to a request that may be sent twice is kept.
 const ANSWER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -93,6 +94,8 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<O
 pub struct Made {
     pub key: KeyRecord,
     pub secret: ApiKey,
+    /// How far the end of the secret before it has come, where there was one.
+    pub propagation: Option<Propagation>,
 }
 
 /// Some keys, newest first.
@@ -161,7 +164,7 @@ impl Lifecycle {
             };
             let event = Draft::new(Kind::KeyCreated, made.key.id).after(self.describe(&made.key));
             match turn.commit(mutation, event).await? {
-                Settled::Done => return Ok(Outcome::Fresh(made)),
+                Settled::Done { .. } => return Ok(Outcome::Fresh(made)),
                 Settled::Again => {}
                 Settled::Missing => return Err(LifecycleError::NoOrg(new.org)),
                 Settled::EmailTaken => return Err(LifecycleError::Collision),
@@ -206,7 +209,7 @@ impl Lifecycle {
         authority.bequeath(&mut key);
         authority.check_covers(&key)?;
         let secret = self.mint(&mut key)?;
-        Ok(Made { key, secret })
+        Ok(Made { key, secret, propagation: None })
     }
 
     /// Gives a key a new secret, before those that it has.
@@ -276,7 +279,12 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`LifecycleError`]; nothing was changed then, unless the store could not say.
-    pub async fn update_key(&self, by: &By, id: KeyId, patch: &Patch) -> Result<KeyRecord, LifecycleError> {
+    pub async fn update_key(
+        &self,
+        by: &By,
+        id: KeyId,
+        patch: &Patch,
+    ) -> Result<Changed<KeyRecord>, LifecycleError> {
         self.change_key(by, id, Kind::KeyUpdated, |authority, key, now| {
             refuse_ended(key, now)?;
             let vocabulary = self.vocabulary();
@@ -306,7 +314,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// As [`Lifecycle::update_key`].
-    pub async fn disable_key(&self, by: &By, id: KeyId) -> Result<KeyRecord, LifecycleError> {
+    pub async fn disable_key(&self, by: &By, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
         self.change_key(by, id, Kind::KeyDisabled, |_, key, now| {
             refuse_ended(key, now)?;
             Ok(KeyRecord { disabled_at: Some(key.disabled_at.unwrap_or(now)), ..key.clone() })
@@ -318,7 +326,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// As [`Lifecycle::update_key`].
-    pub async fn enable_key(&self, by: &By, id: KeyId) -> Result<KeyRecord, LifecycleError> {
+    pub async fn enable_key(&self, by: &By, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
         self.change_key(by, id, Kind::KeyEnabled, |authority, key, now| {
             refuse_ended(key, now)?;
             authority.check_covers(key)?;
@@ -331,7 +339,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`LifecycleError`]. After a fault of the store, repeat it until it succeeds.
-    pub async fn revoke_key(&self, by: &By, id: KeyId) -> Result<KeyRecord, LifecycleError> {
+    pub async fn revoke_key(&self, by: &By, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
         self.change_key(by, id, Kind::KeyRevoked, |_, key, now| {
             Ok(KeyRecord { revoked_at: Some(key.revoked_at.unwrap_or(now)), ..key.clone() })
         })
@@ -381,7 +389,7 @@ impl Lifecycle {
             let ends_at = now.plus(overlap);
             key.secrets.iter_mut().for_each(|secret| secret.ends_at = Some(ends_at));
             let secret = self.mint(&mut key)?;
-            let made = Made { key, secret };
+            let made = Made { key, secret, propagation: None };
             let mutation = Mutation {
                 subjects: subjects(&before),
                 seen: authority.seen(Some(id)),
@@ -393,7 +401,11 @@ impl Lifecycle {
                 .before(json!({ "key": self.masked(&before) }))
                 .after(json!({ "key": self.masked(&made.key), "old_secret_ends_at": ends_at.to_string() }));
             match turn.commit(mutation, event).await? {
-                Settled::Done => return Ok(Outcome::Fresh(made)),
+                Settled::Done { event } => {
+                    drop(turn);
+                    let propagation = self.propagate(Trail::Org(org), id.to_string(), event).await;
+                    return Ok(Outcome::Fresh(Made { propagation, ..made }));
+                }
                 Settled::Again => {}
                 Settled::Missing => return Err(LifecycleError::NoKey(id)),
                 Settled::EmailTaken => return Err(LifecycleError::Collision),
@@ -408,7 +420,7 @@ impl Lifecycle {
         id: KeyId,
         kind: Kind,
         decide: impl Fn(&Authority, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
-    ) -> Result<KeyRecord, LifecycleError> {
+    ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let org = self.org_of(id).await?;
         let changed = self.try_change(by, org, id, kind, decide).await;
         changed.inspect_err(|error| self.note_refusal(by, org, Some(id), error))
@@ -421,7 +433,7 @@ impl Lifecycle {
         id: KeyId,
         kind: Kind,
         decide: impl Fn(&Authority, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
-    ) -> Result<KeyRecord, LifecycleError> {
+    ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let mut turn = self.turn(Trail::Org(org), by).await;
         loop {
             let now = turn.next()?;
@@ -436,7 +448,11 @@ impl Lifecycle {
                 ..Mutation::default()
             };
             match turn.commit(mutation, event).await? {
-                Settled::Done => return Ok(record),
+                Settled::Done { event } => {
+                    drop(turn);
+                    let propagation = self.propagate(Trail::Org(org), id.to_string(), event).await;
+                    return Ok(Changed { record, propagation });
+                }
                 Settled::Again => {}
                 Settled::Missing => return Err(LifecycleError::NoKey(id)),
                 Settled::EmailTaken => return Err(LifecycleError::Collision),

@@ -10,6 +10,7 @@ mod idempotency;
 mod import;
 mod keys;
 mod orgs;
+mod propagation;
 mod search;
 mod trail;
 mod usage;
@@ -35,11 +36,13 @@ pub use self::idempotency::{Idempotency, Keep, Outcome};
 pub use self::import::{Imported, MovedKey, MovedSecret, Time};
 pub use self::keys::{KeyPage, Made, NewKey, OVERLAP, OVERLAP_AT_MOST, Patch, parse_network};
 pub use self::orgs::{SignedUp, SignupSettings, parse_signup};
+pub use self::propagation::Changed;
 pub use self::search::{FoundKeys, KeyFilter, Owned};
 pub use self::trail::{EventFilter, EventPage, Finding, RetentionSettings, Trouble, TroubleSeen, Verdict};
 pub use self::usage::UsageLog;
 pub use self::view::{EventView, KeyView, OrgView, view_org};
 
+use self::propagation::Following;
 use self::trail::{Heads, Turns};
 
 /// How often a change is decided anew because something moved under it.
@@ -194,6 +197,8 @@ pub struct Settings {
     pub pepper: Option<Pepper>,
     pub chain: Chain,
     pub signup: SignupSettings,
+    /// How long whoever takes a right away waits for all gateways to confirm it.
+    pub ack_wait: Duration,
 }
 
 /// The one way to change keys.
@@ -208,6 +213,7 @@ pub struct Lifecycle {
     heads: Heads,
     troubles: Trouble,
     usage: UsageLog,
+    following: Following,
     clock: Clock,
 }
 
@@ -217,7 +223,18 @@ impl Lifecycle {
         let (ids, turns, heads) = (Mutex::default(), Turns::default(), Heads::default());
         let (troubles, usage) = (Trouble::default(), UsageLog::default());
         let vocabulary = RwLock::new(vocabulary);
-        Self { store, settings, vocabulary, ids, turns, heads, troubles, usage, clock }
+        Self {
+            store,
+            settings,
+            vocabulary,
+            ids,
+            turns,
+            heads,
+            troubles,
+            usage,
+            following: Following::default(),
+            clock,
+        }
     }
 
     /// Every scope that the policy knows.

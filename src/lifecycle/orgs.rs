@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::authority::Authority;
 use super::keys::NewKey;
+use super::propagation::Changed;
 use super::trail::{Draft, Settled};
 use super::{By, Lifecycle, LifecycleError, parse_name};
 use crate::audit::{Kind, Trail};
@@ -89,7 +90,7 @@ impl Lifecycle {
             let mutation = Mutation { org: Some(Change::Insert(org.clone())), news, ..Mutation::default() };
             let event = Draft::of_org(Kind::OrgCreated, org.id).after(describe(&org));
             match turn.commit(mutation, event).await? {
-                Settled::Done => return Ok(org),
+                Settled::Done { .. } => return Ok(org),
                 Settled::Again => {}
                 Settled::Missing | Settled::EmailTaken => return Err(LifecycleError::Collision),
             }
@@ -126,7 +127,7 @@ impl Lifecycle {
             let about = json!({ "organization": describe(&org), "key": self.describe(&made.key) });
             let event = Draft::of_org(Kind::OrgCreated, org.id).after(about);
             match turn.commit(mutation, event).await? {
-                Settled::Done => return Ok(SignedUp { org, key: made.key, secret: made.secret }),
+                Settled::Done { .. } => return Ok(SignedUp { org, key: made.key, secret: made.secret }),
                 Settled::Again => {}
                 Settled::EmailTaken => return Err(LifecycleError::EmailTaken),
                 Settled::Missing => return Err(LifecycleError::Collision),
@@ -199,7 +200,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`LifecycleError`]; nothing was changed then, unless the store could not say.
-    pub async fn suspend_org(&self, by: &By, id: OrgId) -> Result<OrgRecord, LifecycleError> {
+    pub async fn suspend_org(&self, by: &By, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
         self.change_org(by, id, Kind::OrgSuspended, |org, now| {
             org.suspended_at = Some(org.suspended_at.unwrap_or(now));
         })
@@ -208,7 +209,7 @@ impl Lifecycle {
 
     /// # Errors
     /// As [`Lifecycle::suspend_org`].
-    pub async fn resume_org(&self, by: &By, id: OrgId) -> Result<OrgRecord, LifecycleError> {
+    pub async fn resume_org(&self, by: &By, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
         self.change_org(by, id, Kind::OrgResumed, |org, _| org.suspended_at = None).await
     }
 
@@ -216,7 +217,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// As [`Lifecycle::suspend_org`].
-    pub async fn verify_org(&self, by: &By, id: OrgId) -> Result<OrgRecord, LifecycleError> {
+    pub async fn verify_org(&self, by: &By, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
         self.change_org(by, id, Kind::OrgVerified, |org, _| org.pending = false).await
     }
 
@@ -226,7 +227,7 @@ impl Lifecycle {
         id: OrgId,
         kind: Kind,
         change: impl Fn(&mut OrgRecord, UnixMillis),
-    ) -> Result<OrgRecord, LifecycleError> {
+    ) -> Result<Changed<OrgRecord>, LifecycleError> {
         let mut turn = self.turn(Trail::Org(id), by).await;
         loop {
             let now = turn.next()?;
@@ -241,7 +242,11 @@ impl Lifecycle {
                 ..Mutation::default()
             };
             match turn.commit(mutation, event).await? {
-                Settled::Done => return Ok(record),
+                Settled::Done { event } => {
+                    drop(turn);
+                    let propagation = self.propagate(Trail::Org(id), id.to_string(), event).await;
+                    return Ok(Changed { record, propagation });
+                }
                 Settled::Again => {}
                 Settled::Missing => return Err(LifecycleError::NoOrg(id)),
                 Settled::EmailTaken => return Err(LifecycleError::Collision),

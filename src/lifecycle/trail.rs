@@ -14,13 +14,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::{MutexGuard, mpsc};
 
+use super::propagation::follow_changes;
 use super::view::{EventView, view_event};
 use super::{By, Lifecycle, LifecycleError, TRIES};
 use crate::audit::{Actor, Break, Ends, Entry, Event, Kind, Link, Trail};
 use crate::clock::UnixMillis;
 use crate::id::{EventId, KeyId, OrgId};
+use crate::store::events::Seq;
 use crate::store::side::{Admission, Quota};
-use crate::store::{CommitError, Mutation, StoreFault};
+use crate::store::{CommitError, Committed, Mutation, StoreFault};
 use crate::telemetry;
 
 /// How long events are kept.
@@ -80,6 +82,10 @@ impl Draft {
         Self { kind, target: Some(org.to_string()), before: None, after: None }
     }
 
+    pub(super) const fn about(kind: Kind, target: String) -> Self {
+        Self { kind, target: Some(target), before: None, after: None }
+    }
+
     pub(super) const fn bare(kind: Kind) -> Self {
         Self { kind, target: None, before: None, after: None }
     }
@@ -119,7 +125,10 @@ pub(super) struct Turn<'l> {
 /// What a commit came to, apart from faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Settled {
-    Done,
+    Done {
+        /// The number of the event that the caches were told of, where the change took a right away.
+        event: Option<Seq>,
+    },
     /// Something moved, or was answered before: decide anew.
     Again,
     Missing,
@@ -159,9 +168,9 @@ impl Turn<'_> {
         let link = append.entry.link;
         mutation.audit = Some(append);
         match lifecycle.store.commit(mutation).await {
-            Ok(_) => {
+            Ok(Committed { event }) => {
                 lifecycle.heads.note(*trail, link);
-                Ok(Settled::Done)
+                Ok(Settled::Done { event })
             }
             Err(CommitError::Conflict | CommitError::Answered) => Ok(Settled::Again),
             Err(CommitError::Missing) => Ok(Settled::Missing),
@@ -290,7 +299,7 @@ impl Lifecycle {
         let mut turn = self.turn(trail, by).await;
         loop {
             turn.next()?;
-            if turn.commit(Mutation::default(), draft()).await? == Settled::Done {
+            if matches!(turn.commit(Mutation::default(), draft()).await?, Settled::Done { .. }) {
                 return Ok(());
             }
         }
@@ -356,6 +365,28 @@ impl Lifecycle {
         let events = wanted.map(|entry| Ok(view_event(entry.link.number, parse(entry)?)));
         let events = events.collect::<Result<_, LifecycleError>>()?;
         Ok(EventPage { events, next: Some(through).filter(|through| *through < head.number) })
+    }
+
+    /// The newest event of this kind about a target, as far back as one page of a list looks.
+    pub(super) async fn last_event(
+        &self,
+        trail: Trail,
+        kind: Kind,
+        target: &str,
+    ) -> Result<Option<Event>, LifecycleError> {
+        let mut before = None;
+        for _ in 0..LOOKED_THROUGH / PAGE {
+            let page = self.store.trails().entries(trail, before, PAGE).await?;
+            let Some(oldest) = page.last() else { return Ok(None) };
+            before = Some(oldest.link.number);
+            for entry in &page {
+                let event = parse(entry)?;
+                if event.kind == kind && event.target.as_deref() == Some(target) {
+                    return Ok(Some(event));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Checks a whole trail against its key, its ends and the heads that were exported earlier.
@@ -478,7 +509,11 @@ impl Lifecycle {
         let Some(waiting) = lifecycle.upgrade().and_then(|lifecycle| lifecycle.troubles.take()) else {
             return;
         };
+        let Some(changes) = lifecycle.upgrade().and_then(|lifecycle| lifecycle.following.take()) else {
+            return;
+        };
         tokio::join!(
+            follow_changes(lifecycle.clone(), changes),
             write_troubles(lifecycle.clone(), waiting),
             export_heads(lifecycle.clone()),
             write_usage(lifecycle.clone()),

@@ -36,6 +36,9 @@ pub struct KeyView {
     pub allowed_addresses: Vec<String>,
     pub owner: Option<String>,
     pub note: Option<String>,
+    /// How far its last change came among several gateways; for operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub propagation: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +94,7 @@ impl Lifecycle {
             allowed_addresses: key.allowed_addresses.iter().map(ToString::to_string).collect(),
             owner: key.owner.clone(),
             note: key.note.clone(),
+            propagation: None,
         }
     }
 

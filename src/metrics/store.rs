@@ -13,7 +13,7 @@ use crate::store::events::{EventSink, Seq, Subject};
 use crate::store::keeper::Keeper;
 use crate::store::side::Side;
 use crate::store::trails::Trails;
-use crate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 
 /// What is known of a store from watching it.
 #[derive(Debug)]
@@ -143,6 +143,10 @@ impl Store for MeasuredStore {
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
         let answer = self.store.commit(mutation);
         Box::pin(self.measure(COMMIT, answer, |committed| !matches!(committed, Err(CommitError::Fault(_)))))
+    }
+
+    fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+        self.store.propagation(event, within)
     }
 
     fn import(

@@ -28,6 +28,10 @@ pub trait EventSink: Send + Sync + 'static {
     fn apply(&self, seq: Seq, subjects: &[Subject]);
     /// Events up to `seq` may have been missed: nothing cached before may be used without a new lookup.
     fn reset(&self, seq: Seq);
+    /// So long ago every event that there was had been applied, and further ones were on their way here; `None`:
+    /// so it will be for as long as this process lives. Where this is not said for a while, events may be lost on
+    /// their way.
+    fn assure(&self, _age: Option<Duration>) {}
     /// All sinks have applied an event, so long after it was written. Only of events that were written while
     /// this process followed them.
     fn note_lag(&self, _lag: Duration) {}

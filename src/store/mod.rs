@@ -26,6 +26,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -117,6 +118,35 @@ pub struct Committed {
     pub event: Option<Seq>,
 }
 
+/// How long a gateway counts after its last sign of life. One that is told to refuse while it is cut off does so no
+/// later.
+pub const LEASE: Duration = Duration::from_secs(10);
+
+/// How far an event has come among the gateways that hold a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Propagation {
+    pub gateways: usize,
+    /// At how many of them it holds.
+    pub confirmed: usize,
+    /// How long it took until the last of them had confirmed it, or until nobody waited any longer.
+    pub took: Duration,
+}
+
+impl Propagation {
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.confirmed == self.gateways
+    }
+}
+
+/// `confirmed=7/7; slowest_ms=41`
+impl fmt::Display for Propagation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { gateways, confirmed, took } = self;
+        write!(f, "confirmed={confirmed}/{gateways}; slowest_ms={}", took.as_millis())
+    }
+}
+
 /// Why a mutation did not happen. Except for `Fault`, which may leave the outcome open, nothing was changed.
 ///
 /// Where several apply, `Answered` comes first, then `EmailTaken`: the records that the one who lost a race saw
@@ -172,6 +202,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Durable when it returns `Ok`, and its event applied to every sink.
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>>;
+
+    /// Waits until an event holds at every gateway that has a lease, but no longer than `within`.
+    ///
+    /// # Errors
+    /// A fault says nothing about the event: it was committed before.
+    fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>>;
 
     /// Inserts keys of organisations that are there, many at a time; each for itself, all or nothing of it.
     /// The outcomes are in their order: [`CommitError::Exists`] for an id or a digest that is taken,

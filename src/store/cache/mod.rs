@@ -25,7 +25,7 @@ use tokio::sync::{Notify, mpsc};
 use self::loads::{Budget, Join, Loads};
 use super::events::{EventSink, Seq, Subject};
 use super::fence::{Fence, Judgement};
-use super::{Found, Store, StoreFault};
+use super::{Found, LEASE, Store, StoreFault};
 use crate::clock::{Clock, Now};
 use crate::id::KeyId;
 use crate::key::Digest;
@@ -49,6 +49,18 @@ pub struct Settings {
     pub max_lookups: usize,
     /// How long one lookup may take.
     pub lookup_timeout: Duration,
+    /// What becomes of keys in use when this process is cut off from the store.
+    pub on_partition: OnPartition,
+}
+
+/// What a gateway does that can neither hear of changes nor ask the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnPartition {
+    /// It serves the keys that it knows for as long as the stale window.
+    #[default]
+    Serve,
+    /// It refuses every key once its lease has ended.
+    Refuse,
 }
 
 impl Default for Settings {
@@ -60,10 +72,16 @@ impl Default for Settings {
             stale_window: Duration::from_secs(300),
             max_lookups: 256,
             lookup_timeout: Duration::from_secs(1),
+            on_partition: OnPartition::default(),
         }
     }
 }
 
+/// How long the store's word that events arrive is believed. It gives it every second.
+const BELIEVED: Duration = Duration::from_secs(4);
+/// How old a key may be that is used without asking while that word is missing. Together with [`BELIEVED`] it bounds how
+/// long a revoked key lives at a gateway that no event reaches: 8 s.
+const IN_DOUBT: Duration = Duration::from_secs(4);
 /// Unknown keys remembered at most. At five seconds each, more would only hold more guesses.
 const NEGATIVE_CAPACITY: u64 = 16_384;
 /// How often a load is begun again because an event overtook it or it was given up, before it counts as
@@ -148,6 +166,7 @@ enum Outcome {
 pub struct ReadThrough {
     settings: Settings,
     fence: Arc<Fence>,
+    assured: Arc<Moment>,
     known: Cache<Digest, Arc<Entry>>,
     absent: Cache<Digest, Instant>,
     loads: Mutex<Loads>,
@@ -171,6 +190,10 @@ pub struct ReadThrough {
 struct Told {
     fence: Arc<Fence>,
     doubt: Arc<Notify>,
+    /// When the store last said that no event is missing; the end of time where none can be.
+    assured: Arc<Moment>,
+    clock: Clock,
+    began: Instant,
 }
 
 impl EventSink for Told {
@@ -181,6 +204,12 @@ impl EventSink for Told {
     fn reset(&self, seq: Seq) {
         self.fence.reset(seq);
         self.doubt.notify_one();
+    }
+
+    fn assure(&self, age: Option<Duration>) {
+        let alive = self.clock.mono().saturating_duration_since(self.began);
+        let at = age.map_or(u64::MAX, |age| millis(alive.saturating_sub(age)));
+        self.assured.set(at);
     }
 }
 
@@ -209,7 +238,14 @@ impl ReadThrough {
     pub fn new(settings: Settings, store: Arc<dyn Store>, control: Handle, clock: Clock) -> Arc<Self> {
         let fence = Arc::new(Fence::default());
         let doubt = Arc::new(Notify::new());
-        store.subscribe(Arc::new(Told { fence: Arc::clone(&fence), doubt: Arc::clone(&doubt) }));
+        let (assured, began) = (Arc::new(Moment::default()), clock.mono());
+        store.subscribe(Arc::new(Told {
+            fence: Arc::clone(&fence),
+            doubt: Arc::clone(&doubt),
+            assured: Arc::clone(&assured),
+            clock: clock.clone(),
+            began,
+        }));
         let known = Cache::builder()
             .max_capacity(settings.capacity)
             .time_to_live(settings.ttl + settings.stale_window)
@@ -220,6 +256,7 @@ impl ReadThrough {
         let cache = Arc::new(Self {
             settings,
             fence,
+            assured,
             known,
             absent,
             loads: Mutex::default(),
@@ -231,7 +268,7 @@ impl ReadThrough {
             revived: Mutex::new(Some(revived)),
             store,
             control,
-            began: clock.mono(),
+            began,
             clock,
         });
         cache.control.spawn(revived::look_for(Arc::downgrade(&cache), doubt));
@@ -263,7 +300,29 @@ impl ReadThrough {
     }
 
     fn is_fresh(&self, entry: &Entry, digest: &Digest, now: Now) -> bool {
-        self.is_untouched(entry, digest) && entry.age(now) < entry.ttl
+        self.is_untouched(entry, digest) && self.is_young(entry, now)
+    }
+
+    /// Whether an entry is of an age at which it may be used without asking: while events may be lost on their
+    /// way, hardly any is.
+    fn is_young(&self, entry: &Entry, now: Now) -> bool {
+        let age = entry.age(now);
+        age < entry.ttl && (age < IN_DOUBT || !self.is_silent(BELIEVED, now))
+    }
+
+    /// Whether it is longer ago than this that the store said that no event is missing.
+    fn is_silent(&self, since: Duration, now: Now) -> bool {
+        let assured = self.assured.0.load(Ordering::Relaxed);
+        self.since_began(now) > assured.saturating_add(millis(since))
+    }
+
+    /// Whether a key that the store could not be asked about is refused on a route that says so, or where none
+    /// does: this process has been cut off for longer than its lease.
+    fn refuses_stale(&self, on_route: Option<OnPartition>, now: Now) -> bool {
+        match on_route.unwrap_or(self.settings.on_partition) {
+            OnPartition::Serve => false,
+            OnPartition::Refuse => self.is_silent(LEASE, now),
+        }
     }
 
     fn is_untouched(&self, entry: &Entry, digest: &Digest) -> bool {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::loads::Budget;
-use super::{Entry, Level, Outcome, ReadThrough};
+use super::{Entry, Level, OnPartition, Outcome, ReadThrough};
 use crate::clock::Now;
 use crate::key::Digest;
 use crate::network::ClientNetwork;
@@ -102,7 +102,13 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
     /// Whether what was known then still holds, as far as this process knows.
     #[must_use]
     pub fn is_current(&self, known: &Known<T>, now: Now) -> bool {
-        self.is_untouched(known) && known.entry.age(now) < known.entry.ttl
+        self.is_untouched(known) && self.shared.is_young(&known.entry, now)
+    }
+
+    /// Whether a stale key is refused on a route that says so of itself, or where none does.
+    #[must_use]
+    pub fn refuses_stale(&self, on_route: Option<OnPartition>, now: Now) -> bool {
+        self.shared.refuses_stale(on_route, now)
     }
 
     /// Whether what was known then is too old to be used, even while the store cannot answer.

@@ -41,6 +41,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use redb::{Database, ReadTransaction, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -55,7 +56,7 @@ use super::events::{EventSink, Seq};
 use super::keeper::{Acceptance, Keeper, LinkState, Status};
 use super::side::Side;
 use super::trails::Trails;
-use super::{CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use super::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::clock::Clock;
 use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
@@ -217,6 +218,12 @@ impl Store for Embedded {
 
     /// In transactions of so many keys that their syncs weigh little, and mutations wait for one of them at
     /// most.
+    /// There is one gateway, and an event holds there before its caller hears of it.
+    fn propagation(&self, _: Seq, _: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+        let done = Propagation { gateways: 1, confirmed: 1, took: Duration::ZERO };
+        Box::pin(async move { Ok(done) })
+    }
+
     fn import(
         &self,
         keys: Vec<KeyRecord>,
@@ -238,6 +245,8 @@ impl Store for Embedded {
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         let mut published = lock(&self.published);
         sink.reset(published.event);
+        // Nothing lies between this file and its only gateway on which an event could be lost.
+        sink.assure(None);
         published.sinks.push(sink);
     }
 

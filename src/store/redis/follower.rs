@@ -7,7 +7,8 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisError, Value};
@@ -17,8 +18,8 @@ use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::{Call, bytes, unexpected};
 use super::topology::Connected;
 use super::{Inner, LinkState};
-use crate::store::StoreFault;
 use crate::store::events::{Seq, decode};
+use crate::store::{LEASE, StoreFault};
 use crate::telemetry;
 
 /// How often the last event seen is looked at again.
@@ -51,7 +52,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
 }
 
 /// Connects and follows, until that fails or another server is the master.
-async fn follow(inner: &Inner) -> Result<Infallible, StoreFault> {
+async fn follow(inner: &Arc<Inner>) -> Result<Infallible, StoreFault> {
     let Connected { connection, node } = inner.connector.connect().await?;
     tokio::select! {
         followed = follow_on(inner, connection) => followed,
@@ -60,9 +61,13 @@ async fn follow(inner: &Inner) -> Result<Infallible, StoreFault> {
 }
 
 /// The link is up from the first look that found everything in order.
-async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Result<Infallible, StoreFault> {
+async fn follow_on(
+    inner: &Arc<Inner>,
+    mut connection: MultiplexedConnection,
+) -> Result<Infallible, StoreFault> {
     loop {
-        let store = verify(inner, &mut connection).await?;
+        let Verified { store, event, asked } = verify(inner, &mut connection).await?;
+        let mut assurance = Some(asked);
         if inner.set_link_state(LinkState::Up) != LinkState::Up {
             let place = inner.connector.whereabouts();
             telemetry::log(&format!("the event link is up: Redis at {place}, store {store}"));
@@ -74,16 +79,37 @@ async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Resu
             if left < Duration::from_millis(1) {
                 break;
             }
-            read(inner, &mut connection, &store, left).await?;
+            // What had happened when Redis was asked must hold here before that says anything.
+            if assurance.is_some() && inner.ledger.position().last >= event {
+                assurance.take().into_iter().for_each(|asked| inner.ledger.assure(asked));
+            }
+            if read(inner, &mut connection, &store, left).await? {
+                confirm(inner, &store);
+            }
         }
     }
 }
 
-/// Looks whether this is our store, and whether it still has what was applied.
-async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<Incarnation, StoreFault> {
+/// What a look at the store found.
+struct Verified {
+    store: Incarnation,
+    /// The number of its last event.
+    event: Seq,
+    /// When it was asked.
+    asked: Instant,
+}
+
+/// Looks whether this is our store, and whether it still has what was applied; and renews the lease, which an old
+/// master that is cut off from its replicas does not let through.
+async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<Verified, StoreFault> {
     let Position { known, last, mark } = inner.ledger.position();
-    let call =
-        Call::new(&inner.scripts.watch, [inner.names.meta(), inner.names.events()]).arg(last.to_string());
+    let names = &inner.names;
+    let places = [names.meta(), names.events(), names.gateways(), names.lease(&inner.gateway)];
+    let call = Call::new(&inner.scripts.renew, places)
+        .arg(last.to_string())
+        .arg(&*inner.gateway)
+        .arg(LEASE.as_millis().to_string())
+        .arg(names.leases());
     let asked = inner.clock.mono();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
     let answered = inner.clock.mono();
@@ -105,7 +131,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     let store = inner.ledger.recognise(&reply.meta, 0).map_err(|stranger| inner.fault(stranger))?;
     if known.as_ref().is_some_and(|known| *known != store) {
         // Nothing that was asked before says anything about the store that has just been adopted.
-        return Ok(store);
+        return Ok(Verified { store, event: Seq::MAX, asked });
     }
     match (mark, found) {
         _ if event < last => lose(inner, &store, event, last),
@@ -114,7 +140,34 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         _ if event - last > BACKLOG => inner.ledger.jump(&store, event, None),
         _ => {}
     }
-    Ok(store)
+    count_replicas(inner, connection).await?;
+    Ok(Verified { store, event, asked })
+}
+
+/// Whether there is anybody that a change should have reached before it counts as durable.
+async fn count_replicas(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
+    let mut command = ::redis::cmd("INFO");
+    command.arg("replication");
+    let answer = timeout(inner.settings.command_timeout, command.query_async::<String>(connection)).await;
+    // Whoever may not ask waits for nobody.
+    let info = answer.map_err(|_| StoreFault::TimedOut)?.unwrap_or_default();
+    let count = info.lines().find_map(|line| line.strip_prefix("connected_slaves:"));
+    let count = count.and_then(|count| count.trim_end().parse().ok()).unwrap_or(0);
+    inner.replicas.store(count, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Tells whoever waits for it how far this process has come, beside the reading.
+fn confirm(inner: &Arc<Inner>, store: &Incarnation) {
+    let (inner, store) = (Arc::clone(inner), store.clone());
+    let task = Arc::clone(&inner);
+    inner.control.spawn(async move {
+        let places = [task.names.meta(), task.names.lease(&task.gateway)];
+        let last = task.ledger.position().last.to_string();
+        let call = Call::new(&task.scripts.confirm, places).arg(store.as_str()).arg(last);
+        // The next heartbeat says it too.
+        let _ = task.commands.run(&call, task.settings.command_timeout).await;
+    });
 }
 
 /// The store went back in time: nobody knows what came between.
@@ -144,13 +197,13 @@ async fn warn_of_eviction(inner: &Inner, connection: &mut MultiplexedConnection)
     Ok(())
 }
 
-/// Waits for events and applies them.
+/// Waits for events and applies them; tells whether there were any.
 async fn read(
     inner: &Inner,
     connection: &mut MultiplexedConnection,
     store: &Incarnation,
     patience: Duration,
-) -> Result<(), StoreFault> {
+) -> Result<bool, StoreFault> {
     let last = inner.ledger.position().last;
     let block = u64::try_from(patience.as_millis()).unwrap_or(1).max(1);
     let mut command = ::redis::cmd("XREAD");
@@ -170,7 +223,7 @@ async fn read(
         }
         expected = seq + 1;
     }
-    Ok(())
+    Ok(expected > last + 1)
 }
 
 /// The entries of the one stream that was read; none where the time was up.

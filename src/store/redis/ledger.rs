@@ -256,6 +256,12 @@ impl Ledger {
         state.time = Some(Reading { here, there, first });
     }
 
+    /// At this moment every event up to `last`, and there were none beyond, was here or on its way here.
+    pub(super) fn assure(&self, at: Instant) {
+        let age = self.clock.mono().saturating_duration_since(at);
+        self.lock().sinks.iter().for_each(|sink| sink.assure(Some(age)));
+    }
+
     /// An event from the stream.
     pub(super) fn follow(&self, store: &Incarnation, event: Event) {
         let mut state = self.lock();

@@ -19,6 +19,10 @@ use super::settings::Node;
 use super::topology::{Connected, Connector};
 use crate::clock::Clock;
 use crate::store::StoreFault;
+use crate::telemetry;
+
+/// How long a change waits for a replica.
+const REPLICA_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A connection that lay idle for this long is tried out before a mutation is entrusted to it: had it been
 /// closed meanwhile, nobody could say whether the mutation was carried out.
@@ -143,6 +147,9 @@ impl Link {
         match call.send(&mut opened.connection).await {
             Ok(reply) => {
                 *lock(&opened.answered) = self.now();
+                if call.is_durable() {
+                    self.wait_for_replica(opened).await;
+                }
                 Ok(reply)
             }
             Err(error) => {
@@ -157,6 +164,21 @@ impl Link {
                 self.close(opened);
                 Err(failure)
             }
+        }
+    }
+
+    /// Until a replica has what this connection wrote, but not for long: one that is behind must not hold up
+    /// who takes a right away.
+    async fn wait_for_replica(&self, opened: &mut Opened) {
+        let mut command = ::redis::cmd("WAIT");
+        command.arg(1).arg(REPLICA_PATIENCE.as_millis().to_string());
+        let reached = command.query_async::<usize>(&mut opened.connection).await;
+        if !matches!(reached, Ok(1..)) {
+            telemetry::log(&format!(
+                "a change has reached no replica of Redis at {} within {REPLICA_PATIENCE:?}: should that Redis be lost \
+                 now, the change is lost with it",
+                self.connector.whereabouts()
+            ));
         }
     }
 

@@ -50,7 +50,9 @@ pub use self::settings::{Address, Cell, Node, OpenError, Place, Sentinels, Setti
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -62,11 +64,11 @@ use self::names::Names;
 use self::scripts::{Call, Reply, Script, Scripts};
 use self::settings::read_password;
 use self::topology::{Cluster, Connector, Sentinel, Topology};
-use super::events::EventSink;
+use super::events::{EventSink, Seq};
 use super::keeper::{Acceptance, Keeper, LinkState, Status};
 use super::side::Side;
 use super::trails::Trails;
-use super::{CommitError, Committed, Found, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use super::{CommitError, Committed, Found, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::audit::Trail;
 use crate::clock::Clock;
 use crate::id::{KeyId, OrgId};
@@ -90,6 +92,10 @@ struct Inner {
     commands: Arc<Link>,
     ledger: Ledger,
     link_state: Mutex<LinkState>,
+    /// What this process is called among the gateways.
+    gateway: Box<str>,
+    /// Replicas that the master has.
+    replicas: AtomicUsize,
     control: Handle,
     clock: Clock,
 }
@@ -112,6 +118,8 @@ impl Redis {
             commands: link(),
             ledger: Ledger::default(),
             link_state: Mutex::new(LinkState::Down("not connected yet".into())),
+            gateway: format!("{:016x}", fastrand::u64(..)).into(),
+            replicas: AtomicUsize::new(0),
             connector,
             control,
             clock,
@@ -210,6 +218,10 @@ impl Store for Redis {
         })
     }
 
+    fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+        Box::pin(self.inner.propagation(event, within))
+    }
+
     /// Some at a time; each script inserts its keys one by one, so that a fault finds each whole or not there.
     fn import(
         &self,
@@ -273,6 +285,8 @@ impl fmt::Debug for Redis {
 
 /// Records of a list that are asked for at once; it bounds how long a script holds everybody else up.
 const PAGE: usize = 256;
+/// How long who waits for gateways lets pass before it asks again.
+const PAUSE_AT_MOST: Duration = Duration::from_millis(10);
 /// Where the list is read from its newest entry.
 const NEWEST: &str = "+";
 
@@ -400,6 +414,31 @@ impl Inner {
             }
         }
         Ok(listed)
+    }
+
+    /// Asks again and again: what it costs is little, and only who changes something pays it.
+    async fn propagation(&self, event: Seq, within: Duration) -> Result<Propagation, StoreFault> {
+        let begun = self.clock.mono();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let call = Call::new(&self.scripts.confirmed, [self.names.meta(), self.names.gateways()])
+                .arg(event.to_string())
+                .arg(self.names.leases());
+            let mut reply = self.ask(&call).await?;
+            let mut count = || -> Result<usize, StoreFault> {
+                let text = reply.text().map_err(|error| self.fault(error))?;
+                let count = text.and_then(|text| text.parse().ok());
+                count.ok_or_else(|| self.fault("the number of gateways does not read"))
+            };
+            let (gateways, confirmed) = (count()?, count()?);
+            let took = self.clock.mono().saturating_duration_since(begun);
+            let propagation = Propagation { gateways, confirmed, took };
+            if propagation.is_complete() || took >= within {
+                return Ok(propagation);
+            }
+            tokio::time::sleep(pause.min(within.saturating_sub(took))).await;
+            pause = PAUSE_AT_MOST.min(pause * 2);
+        }
     }
 
     async fn status(&self) -> Status {

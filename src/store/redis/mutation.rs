@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
+use std::sync::atomic::Ordering;
+
 use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::Call;
 use super::{Inner, Listed};
@@ -31,6 +33,8 @@ impl Inner {
         let key = mutation.key.as_ref().map(|change| self.draft_key(change, key_before)).transpose()?;
         let mark = Mark::draw().map_err(|error| self.fault(error))?;
         let call = self.mutate(&position, org.as_ref(), key.as_ref(), mutation, &mark);
+        let has_replica = self.replicas.load(Ordering::Relaxed) > 0;
+        let call = if has_replica && !mutation.subjects.is_empty() { call.durably() } else { call };
         let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
         let store =
             self.ledger.recognise(&reply.meta, position.last).map_err(|stranger| self.fault(stranger))?;

@@ -9,6 +9,9 @@ use crate::key::Digest;
 /// The names of everything, behind the hash tag.
 pub(super) struct Names(String);
 
+/// What stands before the name of a gateway.
+const LEASE: &str = "gateway:";
+
 impl Names {
     pub(super) fn new(cell: &super::Cell) -> Self {
         Self(format!("{{{cell}}}:"))
@@ -16,6 +19,19 @@ impl Names {
 
     pub(super) fn with(&self, name: impl fmt::Display) -> String {
         format!("{}{name}", self.0)
+    }
+
+    /// The gateways that hold leases, or held them a while ago.
+    pub(super) fn gateways(&self) -> String {
+        self.with("gateways")
+    }
+
+    pub(super) fn lease(&self, gateway: &str) -> String {
+        self.with(format_args!("{LEASE}{gateway}"))
+    }
+
+    pub(super) fn leases(&self) -> String {
+        self.with(LEASE)
     }
 
     pub(super) fn meta(&self) -> String {

@@ -31,6 +31,9 @@ pub(super) struct Scripts {
     pub(super) read: Script,
     pub(super) list: Script,
     pub(super) watch: Script,
+    pub(super) renew: Script,
+    pub(super) confirm: Script,
+    pub(super) confirmed: Script,
     /// A mutation that may need more memory. Redis refuses it before it runs where there is none.
     pub(super) mutate: Script,
     /// A mutation that takes rights away. It is carried out in a Redis whose memory is full too.
@@ -62,6 +65,13 @@ impl Scripts {
             read: Script::reading(include_str!("read.lua")),
             list: Script::reading(include_str!("list.lua")),
             watch: Script::reading(include_str!("watch.lua")),
+            renew: Script::writing(concat!(
+                "#!lua flags=allow-oom\n",
+                include_str!("streams.lua"),
+                include_str!("renew.lua")
+            )),
+            confirm: Script::writing(ours!("#!lua flags=allow-oom", "confirm.lua")),
+            confirmed: Script::reading(include_str!("confirmed.lua")),
             mutate: Script::writing(ours!("#!lua", "streams.lua", "parts.lua", "mutate.lua")),
             revoke: Script::writing(ours!("#!lua flags=allow-oom", "streams.lua", "parts.lua", "mutate.lua")),
             import: Script::writing(ours!("#!lua", "parts.lua", "import.lua")),
@@ -88,11 +98,12 @@ pub(super) struct Call<'s> {
     script: &'s Script,
     keys: Vec<String>,
     args: Vec<Vec<u8>>,
+    durable: bool,
 }
 
 impl<'s> Call<'s> {
     pub(super) fn new(script: &'s Script, keys: impl IntoIterator<Item = String>) -> Self {
-        Self { script, keys: keys.into_iter().collect(), args: Vec::new() }
+        Self { script, keys: keys.into_iter().collect(), args: Vec::new(), durable: false }
     }
 
     pub(super) fn key(mut self, key: String) -> Self {
@@ -103,6 +114,16 @@ impl<'s> Call<'s> {
     pub(super) fn arg(mut self, arg: impl Into<Vec<u8>>) -> Self {
         self.args.push(arg.into());
         self
+    }
+
+    /// What it writes is to be on a replica before it counts as done.
+    pub(super) fn durably(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    pub(super) const fn is_durable(&self) -> bool {
+        self.durable
     }
 
     /// Whether it may be sent twice.

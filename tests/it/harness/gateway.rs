@@ -302,7 +302,7 @@ impl Gateway {
         };
         let new = NewKey { scopes: Some(scopes), expires_at, ..NewKey::named(org, "a key", environment) };
         let made = self.block_on(self.lifecycle().create_key(&operator(), new)).unwrap();
-        let Made { key: record, secret } = made;
+        let Made { key: record, secret, .. } = made;
         TestKey { record, secret: secret.expose().to_owned() }
     }
 

@@ -2,15 +2,18 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use keygate::id::{KeyId, OrgId};
 use keygate::key::Digest;
 use keygate::key::record::{KeyRecord, OrgRecord, Versioned};
-use keygate::store::events::EventSink;
+use keygate::store::events::{EventSink, Seq};
 use keygate::store::keeper::Keeper;
 use keygate::store::side::Side;
 use keygate::store::trails::Trails;
-use keygate::store::{Change, CommitError, Committed, Lookup, Mutation, Store, StoreFault, StoreFuture};
+use keygate::store::{
+    Change, CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
+};
 use tokio::sync::watch;
 
 /// What becomes of lookups.
@@ -168,6 +171,10 @@ impl Store for Valved {
 
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
         self.0.store().commit(mutation)
+    }
+
+    fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+        self.0.store().propagation(event, within)
     }
 
     fn import(

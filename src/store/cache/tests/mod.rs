@@ -18,7 +18,7 @@ use crate::network::ClientNetwork;
 use crate::store::keeper::Keeper;
 use crate::store::side::Side;
 use crate::store::trails::Trails;
-use crate::store::{CommitError, Committed, Lookup, Mutation, StoreFuture};
+use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, StoreFuture};
 
 mod interleavings;
 
@@ -205,6 +205,10 @@ impl Store for Model {
     }
 
     fn commit(&self, _: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
+        unasked()
+    }
+
+    fn propagation(&self, _: Seq, _: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
         unasked()
     }
 

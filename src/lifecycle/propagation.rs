@@ -1,0 +1,128 @@
+//! How far a change has come: who makes one waits for a moment until every gateway has confirmed it, and is told;
+//! what took longer is waited for beside the request. Both ends up in the audit trail.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::trail::Draft;
+use super::{By, Lifecycle, LifecycleError};
+use crate::audit::{Kind, Trail};
+use crate::id::{KeyId, OrgId};
+use crate::store::events::Seq;
+use crate::store::{LEASE, Propagation};
+
+/// Changes whose end may wait to be written down. More of them at once are answered all the same, and what is
+/// not written down can be asked of the store.
+const WAITING: usize = 4096;
+
+/// A changed record, and how far the change had come when whoever made it was answered.
+#[derive(Clone, Debug)]
+pub struct Changed<T> {
+    pub record: T,
+    /// `None` where the store could not tell, or the change took no right away.
+    pub propagation: Option<Propagation>,
+}
+
+/// A change that is to be followed to its end.
+#[derive(Debug)]
+pub(super) struct Followed {
+    trail: Trail,
+    target: String,
+    event: Seq,
+    committed: Instant,
+    /// What is known already.
+    so_far: Option<Propagation>,
+}
+
+/// The queue of changes that are followed.
+#[derive(Debug)]
+pub(super) struct Following {
+    queue: mpsc::Sender<Followed>,
+    waiting: Mutex<Option<mpsc::Receiver<Followed>>>,
+}
+
+impl Default for Following {
+    fn default() -> Self {
+        let (queue, waiting) = mpsc::channel(WAITING);
+        Self { queue, waiting: Mutex::new(Some(waiting)) }
+    }
+}
+
+impl Following {
+    pub(super) fn take(&self) -> Option<mpsc::Receiver<Followed>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Lifecycle {
+    /// Waits for the gateways, and has the change followed to its end.
+    pub(super) async fn propagate(
+        &self,
+        trail: Trail,
+        target: String,
+        event: Option<Seq>,
+    ) -> Option<Propagation> {
+        let (event, committed) = (event?, self.clock.mono());
+        let so_far = self.store.propagation(event, self.settings.ack_wait).await.ok();
+        let _ = self.following.queue.try_send(Followed { trail, target, event, committed, so_far });
+        so_far
+    }
+
+    async fn follow(&self, followed: Followed) -> Result<(), LifecycleError> {
+        let Followed { trail, target, event, committed, so_far } = followed;
+        let end = match so_far.filter(Propagation::is_complete) {
+            Some(complete) => complete,
+            None => {
+                let end = self.store.propagation(event, LEASE).await?;
+                Propagation { took: self.clock.mono().saturating_duration_since(committed), ..end }
+            }
+        };
+        // A gateway that is alone has nobody to tell, and its own word stands in the event before.
+        if end.gateways <= 1 {
+            return Ok(());
+        }
+        let told = json!({
+            "event": event,
+            "gateways": end.gateways,
+            "confirmed": end.confirmed,
+            "slowest_ms": millis(end.took),
+        });
+        let draft = || Draft::about(Kind::ChangePropagated, target.clone()).after(told.clone());
+        self.record(trail, &By::gateway(), draft).await
+    }
+
+    /// How far the last change of a key has come, as the audit trail has it: `confirmed=7/7; slowest_ms=41`.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn last_propagation(&self, org: OrgId, key: KeyId) -> Result<Option<String>, LifecycleError> {
+        let found = self.last_event(Trail::Org(org), Kind::ChangePropagated, &key.to_string()).await?;
+        let told = found.and_then(|event| event.after);
+        let number = |name| told.as_ref().and_then(|told| told.get(name)).and_then(Value::as_u64);
+        Ok(match (number("gateways"), number("confirmed"), number("slowest_ms")) {
+            (Some(gateways), Some(confirmed), Some(slowest)) => {
+                Some(format!("confirmed={confirmed}/{gateways}; slowest_ms={slowest}"))
+            }
+            _ => None,
+        })
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Follows changes to their ends, each beside the others: one gateway that hangs holds up only what waits for
+/// it.
+pub(super) async fn follow_changes(lifecycle: Weak<Lifecycle>, mut waiting: mpsc::Receiver<Followed>) {
+    while let Some(followed) = waiting.recv().await {
+        let Some(lifecycle) = lifecycle.upgrade() else { return };
+        tokio::spawn(async move {
+            // What the store does not take down can be asked of it later.
+            let _ = Arc::clone(&lifecycle).follow(followed).await;
+        });
+    }
+}
