@@ -22,8 +22,8 @@ use tokio::sync::Semaphore;
 
 use super::server::{BindError, answer, failed, reply};
 use super::token::{TokenName, Tokens};
-use super::{Settings, remote_operator};
-use crate::clock::Clock;
+use super::{Settings, TokenFileError, remote_operator};
+use crate::clock::{Clock, UnixMillis};
 use crate::lifecycle::Lifecycle;
 use crate::telemetry::Throttle;
 
@@ -38,6 +38,14 @@ pub struct RemoteSettings {
 }
 
 impl RemoteSettings {
+    /// Whether the tokens can be read.
+    ///
+    /// # Errors
+    /// What is wrong with their file.
+    pub fn check(&self) -> Result<(), TokenFileError> {
+        Tokens::read(&self.tokens_file).map(drop)
+    }
+
     /// What this machine is called by itself.
     #[must_use]
     pub fn loopback_hosts() -> Vec<Host> {
@@ -86,7 +94,7 @@ impl Remote {
     /// When the address is taken, or the tokens cannot be read.
     pub fn bind(settings: &Settings, clock: Clock) -> Result<Option<Self>, BindError> {
         let Some(settings) = settings.remote.clone() else { return Ok(None) };
-        Tokens::read(&settings.tokens_file)?;
+        settings.check()?;
         let bind = || {
             let listener = std::net::TcpListener::bind(settings.listen)?;
             listener.set_nonblocking(true)?;
@@ -190,10 +198,6 @@ impl Gate {
     }
 }
 
-fn find(
-    path: &Path,
-    presented: &[u8],
-    now: crate::clock::UnixMillis,
-) -> Result<Option<TokenName>, super::TokenFileError> {
+fn find(path: &Path, presented: &[u8], now: UnixMillis) -> Result<Option<TokenName>, TokenFileError> {
     Ok(Tokens::read(path)?.find(presented, now).cloned())
 }

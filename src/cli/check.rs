@@ -28,6 +28,9 @@ pub(super) struct Args {
     config: PathBuf,
 }
 
+const NO_AUDIT_KEY: &str =
+    "there is no audit.key_file and no keys.pepper_file: whoever can write to the store can forge the trail";
+
 pub(super) fn run(
     args: &Args,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -57,6 +60,8 @@ pub(super) fn run(
 fn read_files(config: &Config, clock: &Clock) -> Result<Vec<Certificate>, Vec<String>> {
     let mut mistakes: Vec<String> =
         KeyTools::new(&config.keys).err().iter().map(ToString::to_string).collect();
+    mistakes
+        .extend(config.admin.remote.iter().filter_map(|remote| remote.check().err()).map(|e| e.to_string()));
     let certificates = match Acceptor::load(&config.tls) {
         Ok(acceptor) => acceptor.map(|acceptor| acceptor.certificates().to_vec()).unwrap_or_default(),
         Err(LoadErrors(errors)) => {
@@ -79,6 +84,13 @@ fn summarise(config: &Config, certificates: &[Certificate], out: &mut impl Write
         StoreSettings::Redis(store) => {
             writeln!(out, "store      redis, {}, cell {}", store.place, store.cell)?;
         }
+    }
+    writeln!(out, "audit      kept {} days", config.retention.retention.as_secs() / (24 * 60 * 60))?;
+    if config.keys.audit_key_file.is_none() && config.keys.pepper_file.is_none() {
+        writeln!(out, "warning    {NO_AUDIT_KEY}")?;
+    }
+    if let Some(remote) = &config.admin.remote {
+        writeln!(out, "admin      http://{}", remote.listen)?;
     }
     for upstream in &config.upstreams {
         writeln!(out, "upstream   {}", describe_upstream(upstream))?;

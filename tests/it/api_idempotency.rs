@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::api::{
-    Api, ApiKey, HOUR, Kept, at_once, json_call, on_both_stores, refused, wrong_fields,
+    Api, ApiKey, Client, HOUR, Kept, at_once, json_call, on_both_stores, refused, wrong_fields,
 };
 use crate::harness::{Answer, Call, hang_up};
 
@@ -130,17 +130,48 @@ fn of_64_at_once_one_is_carried_out(kept: Kept) {
     let api = Api::start(kept);
     let (_, root) = api.sign_up("ada@example.com");
     let calls = vec![named(create(r#"{"name":"a key"}"#), "n", &root); 64];
-    let answers = at_once(&api, &calls);
+    let answers = at_once(&[api.client()], &calls);
     let secrets: BTreeSet<String> = answers.iter().map(|answer| ApiKey::of(answer).secret).collect();
     assert_eq!(secrets.len(), 1);
     assert!(answers.iter().all(|answer| answer.body == answers[0].body));
     assert_eq!((api.keys(&root).len(), api.events(&root).len()), (2, 2));
     let key = ApiKey::of(&answers[0]);
     let turns = vec![named(rotate(&key, ""), "m", &root); 64];
-    let answers = at_once(&api, &turns);
+    let answers = at_once(&[api.client()], &turns);
     assert!(answers.iter().all(|answer| answer.body == answers[0].body));
     assert!(api.works(&key.secret), "rotated once: the old secret is the one before");
     assert_eq!(api.events(&root).len(), 3);
+}
+
+#[test]
+fn of_64_at_once_at_two_gateways_one_is_carried_out() {
+    let api = Api::start(Kept::Redis);
+    let neighbour = api.neighbour();
+    let clients = [api.client(), Client::of(&neighbour)];
+    for round in 0..5 {
+        let (_, root) = api.sign_up(&format!("ada{round}@example.com"));
+        let creations = vec![named(create(r#"{"name":"a key"}"#), "n", &root); 64];
+        let answers = at_once(&clients, &creations);
+        let key = ApiKey::of(&answers[0]);
+        assert!(answers.iter().all(|answer| answer.body == answers[0].body));
+        let rotations = vec![named(rotate(&key, ""), "m", &root); 64];
+        let answers = at_once(&clients, &rotations);
+        let rotated = ApiKey::of(&answers[0]);
+        assert!(answers.iter().all(|answer| answer.body == answers[0].body));
+        assert!(api.works(&rotated.secret) && api.works(&key.secret));
+        assert_eq!((api.keys(&root).len(), api.events(&root).len()), (2, 3));
+    }
+}
+
+#[test]
+fn of_64_different_ones_at_two_gateways_every_one_is_carried_out() {
+    let api = Api::start(Kept::Redis);
+    let neighbour = api.neighbour();
+    let (_, root) = api.sign_up("ada@example.com");
+    let creations: Vec<Call> = (0..64).map(|n| create(&format!("{{\"name\":\"{n}\"}}")).key(&root)).collect();
+    let answers = at_once(&[api.client(), Client::of(&neighbour)], &creations);
+    let made: BTreeSet<String> = answers.iter().map(|answer| ApiKey::of(answer).id).collect();
+    assert_eq!((made.len(), api.keys(&root).len(), api.events(&root).len()), (64, 65, 65));
 }
 
 fn a_refusal_is_not_kept(kept: Kept) {

@@ -7,7 +7,7 @@ use keygate::id::OrgId;
 use serde_json::json;
 
 use crate::harness::api::{
-    Api, HOUR, Kept, at_once, json_call, on_both_stores, refused, sign_up, wrong_fields,
+    Api, Client, HOUR, Kept, at_once, json_call, on_both_stores, refused, sign_up, wrong_fields,
 };
 use crate::harness::{Answer, Call, operator};
 
@@ -138,7 +138,7 @@ fn of_64_signups_with_one_address_exactly_one_succeeds(kept: Kept) {
             )
         })
         .collect();
-    let answers = at_once(&api, &calls);
+    let answers = at_once(&[api.client()], &calls);
     let (won, lost): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
     assert_eq!(won.len(), 1);
     lost.iter().for_each(|answer| drop(refused(answer, 409, "conflict")));
@@ -146,6 +146,19 @@ fn of_64_signups_with_one_address_exactly_one_succeeds(kept: Kept) {
     let secret = won[0].json()["api_key"].as_str().unwrap().to_owned();
     assert_eq!(api.keys(&secret).len(), 1);
     assert_eq!(api.events(&secret).len(), 1);
+}
+
+#[test]
+fn of_64_signups_at_two_gateways_exactly_one_succeeds() {
+    let api = Api::start(Kept::Redis);
+    let neighbour = api.neighbour();
+    let clients = [api.client(), Client::of(&neighbour)];
+    for round in 0..5 {
+        let answers = at_once(&clients, &vec![sign_up(&format!("ada{round}@example.com")); 64]);
+        let won = answers.iter().filter(|answer| answer.status == 200).count();
+        let lost = answers.iter().filter(|answer| answer.status == 409).count();
+        assert_eq!((won, lost), (1, 63));
+    }
 }
 
 fn five_an_hour_come_from_one_network(kept: Kept) {

@@ -36,6 +36,8 @@ keygate.toml: fine
 
 listen     127.0.0.1:8080
 store      embedded, keygate.redb
+audit      kept 400 days
+warning    there is no audit.key_file and no keys.pepper_file: whoever can write to the store can forge the trail
 upstream   api: live http://127.0.0.1:9000; test http://127.0.0.1:9001
 routes     20, of which 1 public
 public     auth.signup: POST /v1/auth/signup

@@ -27,7 +27,7 @@ end
 if org then
   local refusal = differs(org.expected, org.record)
   if refusal then return answer(refusal) end
-  redis.call('ZCARD', org.list)
+  check_list(org.list)
 end
 if key then
   local refusal = refuse_key(key, org and org.expected == '+' and org.record == key.org)
@@ -43,7 +43,7 @@ if audit then
 end
 if news then
   redis.call('HLEN', news.bodies)
-  redis.call('ZCARD', news.due)
+  check_list(news.due)
 end
 
 -- The writes, first the one that may still fail, because the stream may refuse the number.

@@ -67,13 +67,8 @@ impl ApiBuilder {
         let (live, test) = (Upstream::start("live"), Upstream::start("test"));
         let redis = (self.kept == Kept::Redis).then(RedisServer::start);
         let gateway = self.gateway(redis.as_ref(), &live, &test);
-        let folder = TempDir::new().unwrap();
-        let pepper = folder.path().join("pepper");
-        fs::write(&pepper, "a pepper of the tests, with at least thirty-two bytes").unwrap();
-        fs::set_permissions(&pepper, fs::Permissions::from_mode(0o600)).unwrap();
-        let gateway = gateway.start_in(folder);
-        eventually("events arrive", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
-        Api { gateway, live, test, _redis: redis }
+        let gateway = start(gateway);
+        Api { gateway, live, test, redis }
     }
 
     fn gateway(&self, redis: Option<&RedisServer>, live: &Upstream, test: &Upstream) -> GatewayBuilder {
@@ -94,13 +89,24 @@ impl ApiBuilder {
     }
 }
 
+#[track_caller]
+fn start(gateway: GatewayBuilder) -> Gateway {
+    let folder = TempDir::new().unwrap();
+    let pepper = folder.path().join("pepper");
+    fs::write(&pepper, "a pepper of the tests, with at least thirty-two bytes").unwrap();
+    fs::set_permissions(&pepper, fs::Permissions::from_mode(0o600)).unwrap();
+    let gateway = gateway.start_in(folder);
+    eventually("events arrive", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
+    gateway
+}
+
 /// A gateway that serves its own API, before upstreams that say `live` and `test`.
 pub(crate) struct Api {
     // First, so that it has ended before what it speaks with.
     pub(crate) gateway: Gateway,
     pub(crate) live: Upstream,
     pub(crate) test: Upstream,
-    _redis: Option<RedisServer>,
+    redis: Option<RedisServer>,
 }
 
 /// A key as an answer gave it.
@@ -132,6 +138,10 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    pub(crate) fn of(gateway: &Gateway) -> Self {
+        Self { address: gateway.address(), transport: gateway.transport() }
+    }
+
     #[track_caller]
     pub(crate) fn ask(self, call: &Call) -> Answer {
         let answer = fetch_over(self.address, self.transport, call);
@@ -140,23 +150,17 @@ impl Client {
     }
 }
 
-/// The answers to calls that are sent at the same time.
-pub(crate) fn at_once(api: &Api, calls: &[Call]) -> Vec<Answer> {
-    let (client, ready) = (api.client(), Barrier::new(calls.len()));
-    let asking = |call| {
+/// The answers to calls that are sent at the same time, to these gateways in turn.
+pub(crate) fn at_once(clients: &[Client], calls: &[Call]) -> Vec<Answer> {
+    let ready = Barrier::new(calls.len());
+    let asking = |(client, call): (&Client, &Call)| {
         ready.wait();
         client.ask(call)
     };
     thread::scope(|scope| {
-        let asked: Vec<_> = calls
-            .iter()
-            .map(|call| {
-                scope.spawn({
-                    let asking = &asking;
-                    move || asking(call)
-                })
-            })
-            .collect();
+        let asking = &asking;
+        let each = clients.iter().cycle().zip(calls);
+        let asked: Vec<_> = each.map(|one| scope.spawn(move || asking(one))).collect();
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
     })
 }
@@ -182,7 +186,14 @@ impl Api {
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client { address: self.gateway.address(), transport: self.gateway.transport() }
+        Client::of(&self.gateway)
+    }
+
+    /// Another gateway on the same Redis.
+    #[track_caller]
+    pub(crate) fn neighbour(&self) -> Gateway {
+        let beside = Self::builder(Kept::Redis).gateway(self.redis.as_ref(), &self.live, &self.test);
+        start(beside.org(self.gateway.org))
     }
 
     #[track_caller]

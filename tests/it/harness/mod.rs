@@ -8,6 +8,7 @@ pub(crate) mod client;
 pub(crate) mod closed_port;
 pub(crate) mod description;
 pub(crate) mod fail_over;
+pub(crate) mod desk;
 pub(crate) mod gateway;
 pub(crate) mod http2;
 pub(crate) mod manual;

@@ -7,15 +7,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::Poll;
 
+use keygate::audit::{Chain, Ends, Link, Trail};
+use keygate::clock::UnixMillis;
 use keygate::id::OrgId;
 use keygate::key::Pepper;
 use keygate::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
+use keygate::key::usage::{Usage, Used};
 use keygate::store::embedded::{Embedded, OpenError, Settings};
 use keygate::store::events::Subject;
-use keygate::store::{CommitError, Committed, Lookup, Store};
+use keygate::store::side::KeptAnswer;
+use keygate::store::{CommitError, Committed, Lookup, Mutation, Store};
+use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use super::{
-    Call, Heard, Maker, Shared, assert_found, at, event, insert, insert_org, new_key, new_org, update_key,
+    Call, Heard, Maker, NOW, Shared, assert_found, at, event, insert, insert_org, inserted, new_key, new_org,
+    only_audit, update_key, with_every_part,
 };
 
 #[tokio::test]
@@ -35,6 +41,73 @@ async fn a_file_opened_again_has_everything_and_its_events_go_on() {
     assert_eq!(store.keys(Some(org.id), None, 10).await, Ok(vec![Versioned { rev: 1, record: key }]));
     assert_eq!(store.commit(event(org.id)).await, Ok(Committed { event: Some(2) }));
     assert_eq!(heard.all(), [Call::Reset(1), Call::Apply(2, vec![Subject::Org(org.id)])]);
+}
+
+#[tokio::test]
+async fn a_file_opened_again_has_everything_that_is_kept_beside_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    let (made, chain) = (Maker::new(), Chain::default());
+    let mutation = with_every_part(&made, &chain, Trail::Operator, Link::ORIGIN);
+    let usage = Usage::parse("7 jobs:read").unwrap();
+    let key = inserted(&mutation).1.id;
+    {
+        let store = open(directory.path());
+        store.commit(mutation.clone()).await.unwrap();
+        store.side().note_usage(vec![Used { key, usage: usage.clone() }]).await.unwrap();
+    }
+    let store = open(directory.path());
+    let (trails, side) = (store.trails(), store.side());
+    let entry = mutation.audit.unwrap().entry;
+    let ends = Ends { checkpoint: Link::ORIGIN, head: entry.link };
+    assert_eq!(trails.ends(Trail::Operator).await, Ok(ends));
+    assert_eq!(trails.entries(Trail::Operator, None, 9).await, Ok(vec![entry]));
+    let answer = mutation.answer.unwrap();
+    assert_eq!(side.answer(answer.index, NOW).await, Ok(Some(answer.sealed)));
+    assert_eq!(side.usage(vec![key]).await, Ok(vec![Some(usage)]));
+    assert_eq!(side.claim_news(NOW, NOW, 9).await, Ok(vec![mutation.news.unwrap()]));
+    let email = Mutation { email: mutation.email, ..Mutation::default() };
+    assert_eq!(store.commit(email).await, Err(CommitError::EmailTaken));
+}
+
+#[tokio::test]
+async fn answers_that_have_ended_make_room_for_others() {
+    const ANSWERS: redb::TableDefinition<'_, &[u8; 32], &[u8]> = redb::TableDefinition::new("answers");
+    const ENDS: redb::TableDefinition<'_, (&[u8; 8], &[u8; 32]), ()> =
+        redb::TableDefinition::new("answer_ends");
+    let directory = tempfile::tempdir().unwrap();
+    {
+        let (store, made) = (open(directory.path()), Maker::new());
+        // Ten are kept at a time, and a hundred that all end at once.
+        for n in 0..300 {
+            let lifetime = if n < 100 { 100 } else { 10 };
+            let (made_at, ends_at) = (UnixMillis(n), UnixMillis(n.max(99) + lifetime));
+            let answer = KeptAnswer { made_at, ends_at, ..made.answer(made.digest()) };
+            store.commit(Mutation { answer: Some(answer), ..Mutation::default() }).await.unwrap();
+        }
+    }
+    let database = redb::Database::open(at(directory.path()).path).unwrap();
+    let file = database.begin_read().unwrap();
+    let (answers, ends) = (file.open_table(ANSWERS).unwrap(), file.open_table(ENDS).unwrap());
+    assert_eq!((answers.len().unwrap(), ends.len().unwrap()), (10, 10));
+}
+
+#[tokio::test]
+async fn an_audit_entry_cut_short_is_a_fault_and_no_entry() {
+    const AUDIT: redb::TableDefinition<'_, (&[u8; 16], &[u8; 8]), &[u8]> =
+        redb::TableDefinition::new("audit");
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(directory.path()));
+    let file = redb::Database::open(at(directory.path()).path).unwrap();
+    let transaction = file.begin_write().unwrap();
+    let place = (&Trail::Operator.to_bytes(), &1_u64.to_be_bytes());
+    transaction.open_table(AUDIT).unwrap().insert(place, &[0; 31][..]).unwrap();
+    transaction.commit().unwrap();
+    drop(file);
+    let store = open(directory.path());
+    assert!(store.trails().entries(Trail::Operator, None, 9).await.is_err());
+    let append = Chain::default().extend(Trail::Operator, Link::ORIGIN, b"x".to_vec());
+    let refused = store.commit(only_audit(append)).await.unwrap_err();
+    assert!(refused.to_string().contains("past its end"), "{refused}");
 }
 
 #[tokio::test]

@@ -1,0 +1,321 @@
+//! The audit trail at the command line: tampering shows, heads in a log show what a store alone cannot, old events go.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use keygate::app::KeyTools;
+use keygate::audit::{Link, Trail};
+use keygate::clock::Clock;
+use keygate::config::KeySettings;
+use keygate::lifecycle::{EventFilter, Lifecycle, RetentionSettings, SignupSettings};
+use keygate::store::Store;
+use redb::{Database, ReadableTable, TableDefinition};
+
+use crate::harness::desk::{Desk, NOWHERE, Ran, Way, in_redis, write_secret};
+use crate::harness::{Gateway, RedisServer, eventually, operator};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const KEYED: &str = "[audit]\nkey_file = \"audit-key\"\n";
+
+/// A trail as it lies in a store: its ends, and each entry's number, MAC and text.
+#[derive(Clone)]
+struct Raw {
+    checkpoint: Link,
+    head: Link,
+    entries: Vec<(u64, Vec<u8>, Vec<u8>)>,
+}
+
+impl Raw {
+    fn link(&self, number: u64) -> Link {
+        let (_, mac, _) = self.entries.iter().find(|(at, ..)| *at == number).unwrap();
+        Link { number, mac: mac.as_slice().try_into().unwrap() }
+    }
+}
+
+/// Somebody who can write to a store.
+enum Intruder<'s> {
+    File(&'s Path),
+    Redis(&'s RedisServer),
+}
+
+const AUDIT: TableDefinition<'_, (&[u8; 16], &[u8; 8]), &[u8]> = TableDefinition::new("audit");
+const AUDIT_ENDS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("audit_ends");
+
+impl Intruder<'_> {
+    fn read(&self, trail: Trail) -> Raw {
+        let (ends, entries) = match self {
+            Self::File(path) => {
+                let transaction = Database::open(path).unwrap().begin_write().unwrap();
+                let table = transaction.open_table(AUDIT).unwrap();
+                let rows =
+                    table.range((&trail.to_bytes(), &[0; 8])..=(&trail.to_bytes(), &[255; 8])).unwrap();
+                let entries = rows.map(|row| {
+                    let (place, bytes) = row.unwrap();
+                    let (mac, text) = bytes.value().split_at(32);
+                    (u64::from_be_bytes(*place.value().1), mac.to_vec(), text.to_vec())
+                });
+                let entries = entries.collect();
+                let ends = transaction.open_table(AUDIT_ENDS).unwrap();
+                let ends = ends.get(&trail.to_bytes()).unwrap().unwrap().value().to_vec();
+                (ends, entries)
+            }
+            Self::Redis(redis) => {
+                let mut link = connect(redis);
+                let ends =
+                    redis::cmd("GET").arg(format!("{{kg}}:audit:{trail}:ends")).query(&mut link).unwrap();
+                let entries: Vec<(String, Vec<Vec<u8>>)> = redis::cmd("XRANGE")
+                    .arg(format!("{{kg}}:audit:{trail}"))
+                    .arg("-")
+                    .arg("+")
+                    .query(&mut link)
+                    .unwrap();
+                let number = |id: &str| id.split('-').next().unwrap().parse().unwrap();
+                let entries =
+                    entries.iter().map(|(id, fields)| (number(id), fields[1].clone(), fields[3].clone()));
+                (ends, entries.collect())
+            }
+        };
+        let link = |bytes: &[u8]| Link::from_bytes(bytes).unwrap();
+        Raw { checkpoint: link(&ends[..40]), head: link(&ends[40..]), entries }
+    }
+
+    fn write(&self, trail: Trail, raw: &Raw) {
+        let ends = [raw.checkpoint.to_bytes(), raw.head.to_bytes()].concat();
+        match self {
+            Self::File(path) => {
+                let transaction = Database::open(path).unwrap().begin_write().unwrap();
+                {
+                    let mut table = transaction.open_table(AUDIT).unwrap();
+                    let place = trail.to_bytes();
+                    table.retain_in((&place, &[0; 8])..=(&place, &[255; 8]), |_, _| false).unwrap();
+                    for (number, mac, text) in &raw.entries {
+                        let bytes = [&mac[..], text].concat();
+                        table.insert((&place, &number.to_be_bytes()), &bytes[..]).unwrap();
+                    }
+                    transaction.open_table(AUDIT_ENDS).unwrap().insert(&place, &ends[..]).unwrap();
+                }
+                transaction.commit().unwrap();
+            }
+            Self::Redis(redis) => {
+                let (mut link, place) = (connect(redis), format!("{{kg}}:audit:{trail}"));
+                redis::cmd("DEL").arg(&place).exec(&mut link).unwrap();
+                for (number, mac, text) in &raw.entries {
+                    let id = format!("{number}-0");
+                    let entry = redis::cmd("XADD")
+                        .arg(&place)
+                        .arg(id)
+                        .arg("mac")
+                        .arg(mac)
+                        .arg("text")
+                        .arg(text)
+                        .clone();
+                    entry.exec(&mut link).unwrap();
+                }
+                redis::cmd("SET").arg(format!("{place}:ends")).arg(ends).exec(&mut link).unwrap();
+            }
+        }
+    }
+}
+
+fn connect(redis: &RedisServer) -> redis::Connection {
+    redis::Client::open(redis.url()).unwrap().get_connection().unwrap()
+}
+
+/// Six events in one trail, made through a gateway that has ended since, and the log of its end.
+fn six_events(settings: &str) -> (Desk, Trail) {
+    let mut desk = Desk::with(Way::Store, settings, NOWHERE);
+    write_secret(&desk.folder().join("audit-key"), &"audit key".repeat(8));
+    desk.serve();
+    for name in ["a", "b", "c", "d", "e"] {
+        desk.done(&["keys", "create", "--name", name]);
+    }
+    let org = desk.done(&["orgs", "list", "--json"]).json()[0]["id"].as_str().unwrap().to_owned();
+    let log = desk.stop();
+    assert!(log.iter().any(|line| line.contains(&format!("audit head {org} 6:"))), "{log:#?}");
+    let log: Vec<String> =
+        log.iter().map(|line| format!("Nov 24 06:21:46 host keygate[17]: {line}\n")).collect();
+    fs::write(desk.folder().join("gateway.log"), log.concat()).unwrap();
+    (desk, Trail::parse(&org).unwrap())
+}
+
+#[track_caller]
+fn assert_finds(ran: &Ran, findings: &[&str]) {
+    assert_eq!(ran.code, i32::from(!findings.is_empty()), "{ran:?}");
+    let told: Vec<&str> = ran.out.lines().filter(|line| line.contains("event ")).collect();
+    assert_eq!(told.len(), findings.len(), "{ran:?}");
+    for (told, finding) in told.iter().zip(findings) {
+        assert!(told.ends_with(finding), "{told} is not {finding}");
+    }
+}
+
+#[test]
+fn whatever_is_done_to_a_trail_in_its_store_shows() {
+    let redis = RedisServer::start();
+    for settings in [KEYED.to_owned(), in_redis(&redis) + KEYED] {
+        let (desk, trail) = six_events(&settings);
+        let file = desk.folder().join("keygate.redb");
+        let intruder =
+            if settings.contains("redis") { Intruder::Redis(&redis) } else { Intruder::File(&file) };
+        let whole = intruder.read(trail);
+        assert_eq!((whole.head.number, whole.entries.len()), (6, 6));
+        let verify = || desk.run(&["audit", "verify"]);
+        let against_log = || desk.run(&["audit", "verify", "--heads", "gateway.log"]);
+        for ran in [verify(), against_log()] {
+            assert_finds(&ran, &[]);
+            assert_eq!(ran.out, "6 events in 2 trails, 0 findings\n");
+        }
+        let tamper = |change: &dyn Fn(&mut Raw)| {
+            let mut raw = whole.clone();
+            change(&mut raw);
+            intruder.write(trail, &raw);
+        };
+
+        tamper(&|raw| {
+            let text = String::from_utf8(raw.entries[2].2.clone()).unwrap();
+            assert!(text.contains("ada"), "{text}");
+            raw.entries[2].2 = text.replace("ada", "eve").into_bytes();
+        });
+        assert_finds(&verify(), &["event 3 was altered, or belongs elsewhere"]);
+        tamper(&|raw| drop(raw.entries.remove(3)));
+        assert_finds(&verify(), &["event 4 is missing"]);
+        tamper(&|raw| {
+            let moved = raw.entries[1].2.clone();
+            raw.entries[1].2 = std::mem::replace(&mut raw.entries[4].2, moved);
+        });
+        assert_finds(
+            &verify(),
+            &["event 2 was altered, or belongs elsewhere", "event 5 was altered, or belongs elsewhere"],
+        );
+        tamper(&|raw| drop(raw.entries.pop()));
+        assert_finds(&verify(), &["event 6 is the end of the trail and is missing"]);
+        tamper(&|raw| drop(raw.entries.drain(..2)));
+        assert_finds(&verify(), &["event 2 is missing"]);
+        tamper(&|raw| {
+            raw.checkpoint = raw.link(2);
+            raw.entries.drain(..2);
+        });
+        assert_finds(&verify(), &["event 2 and those before were removed, and no event says so"]);
+
+        tamper(&|raw| {
+            raw.head = raw.link(4);
+            raw.entries.truncate(4);
+        });
+        assert_finds(&verify(), &[]);
+        assert_finds(
+            &against_log(),
+            &["event 6 was exported to the log and is missing: the trail was cut off"],
+        );
+        // The same, and then life goes on.
+        desk.done(&["keys", "create", "--name", "after"]);
+        desk.done(&["keys", "create", "--name", "the cut"]);
+        assert_finds(&against_log(), &["event 6 is not the one whose head was exported"]);
+        intruder.write(trail, &whole);
+        assert_finds(&against_log(), &[]);
+    }
+}
+
+#[test]
+fn a_trail_is_only_as_whole_as_its_key_says() {
+    let (desk, _) = six_events(KEYED);
+    write_secret(&desk.folder().join("audit-key"), &"another".repeat(8));
+    let ran = desk.run(&["audit", "verify", "--json"]);
+    assert_eq!(ran.code, 1);
+    let verdicts = ran.json();
+    assert_eq!(verdicts[0]["findings"].as_array().unwrap().len(), 6, "{ran:?}");
+    assert_eq!(verdicts[0]["keyed"], true);
+    let unkeyed = Desk::new(Way::Store);
+    unkeyed.done(&["keys", "create", "--name", "a"]);
+    let ran = unkeyed.done(&["audit", "verify"]);
+    assert!(ran.err.contains("no audit.key_file"), "{ran:?}");
+}
+
+#[test]
+fn events_are_listed_by_type_and_time_and_exported_oldest_first() {
+    for way in Way::ALL {
+        let desk = Desk::new(way);
+        for n in 0..3 {
+            desk.done(&["keys", "create", "--name", &format!("key {n}")]);
+        }
+        let list = |more: &[&str]| desk.done(&[&["audit", "list", "--json"], more].concat()).json();
+        assert_eq!(list(&[]).len(), 4);
+        assert_eq!(list(&["--limit", "2"]).len(), 2);
+        assert_eq!(list(&["--type", "key.created"]).len(), 3);
+        assert_eq!((list(&["--since", "1h"]).len(), list(&["--until", "1h"]).len()), (4, 0));
+        let wrong = desk.run(&["audit", "list", "--type", "key.made"]);
+        assert!(wrong.code == 2 && wrong.err.contains("key.created"), "{wrong:?}");
+        let table = desk.done(&["audit", "list"]).out;
+        assert!(table.starts_with("TIME ") && table.contains(&desk.operator()), "{table}");
+
+        let exported = desk.done(&["audit", "export"]).json();
+        let numbers: Vec<u64> = exported.iter().map(|event| event["number"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, [1, 2, 3, 4]);
+        let mut listed = list(&[]);
+        listed.reverse();
+        assert_eq!(exported, listed);
+        let org = desk.done(&["orgs", "list", "--json"]).json().remove(0);
+        assert!(exported.iter().all(|event| event["trail"] == org["id"]));
+    }
+}
+
+#[test]
+fn old_events_are_removed_and_what_is_left_verifies() {
+    let redis = RedisServer::start();
+    for store in [
+        String::new(),
+        format!("[store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true\n", redis.url()),
+    ] {
+        let gateway = Gateway::builder().settings(&store).upstream("api", NOWHERE[0], NOWHERE[1]).start();
+        let trail = Trail::Org(gateway.org);
+        for _ in 0..300 {
+            gateway.live_key();
+        }
+        gateway.advance(DAY * 300);
+        let young = gateway.live_key();
+        gateway.advance(DAY * 150);
+        let trim = |days| gateway.block_on(gateway.lifecycle().trim_trail(trail, DAY * days)).unwrap();
+        assert_eq!(trim(500), 0, "nothing is so old");
+        assert_eq!(trim(400), 301);
+        assert_eq!(trim(400), 0);
+        let verdict = gateway.block_on(gateway.lifecycle().verify_trail(trail, &[])).unwrap();
+        assert_eq!((verdict.findings, verdict.checked, verdict.ends.checkpoint.number), (Vec::new(), 2, 301));
+        let page =
+            gateway.block_on(gateway.lifecycle().events(trail, EventFilter::default(), None, 10)).unwrap();
+        let types: Vec<&str> = page.events.iter().map(|event| event.r#type.as_str()).collect();
+        assert_eq!(types, ["audit.trimmed", "key.created"]);
+        assert_eq!(page.events[1].target, Some(young.id().to_string()));
+        gateway.live_key();
+        let verdict = gateway.block_on(gateway.lifecycle().verify_trail(trail, &[])).unwrap();
+        assert_eq!(verdict.findings, []);
+    }
+}
+
+#[test]
+fn a_gateway_removes_old_events_by_itself() {
+    let kept: Arc<Mutex<Option<Arc<dyn Store>>>> = Arc::default();
+    let keep = Arc::clone(&kept);
+    let gateway = Gateway::builder()
+        .store(move |store| Arc::clone(keep.lock().unwrap().insert(store)))
+        .upstream("api", NOWHERE[0], NOWHERE[1])
+        .start();
+    gateway.block_on(gateway.lifecycle().create_org(&operator(), "another")).unwrap();
+    // Another gateway on the same store, two days later.
+    let (clock, shift) = Clock::shifted();
+    shift.advance(DAY * 2);
+    let settings = KeyTools::new(&KeySettings::default()).unwrap().lifecycle(SignupSettings::default());
+    let store = kept.lock().unwrap().clone().unwrap();
+    let later = Arc::new(Lifecycle::new(store, settings, gateway.lifecycle().vocabulary(), clock));
+    let retention = RetentionSettings { retention: DAY };
+    let mut attending = None;
+    gateway.block_on(async {
+        attending = Some(tokio::spawn(Lifecycle::attend(Arc::downgrade(&later), retention)));
+    });
+    let checkpoint = || {
+        let verdict = gateway.block_on(later.verify_trail(Trail::Org(gateway.org), &[])).unwrap();
+        assert_eq!(verdict.findings, []);
+        verdict.ends.checkpoint.number
+    };
+    eventually("the old events are removed", || checkpoint() > 0);
+    attending.unwrap().abort();
+}

@@ -1,0 +1,245 @@
+//! Moving keys in and out.
+
+use std::fs;
+
+use keygate::key::{Environment, KeyFormat, Prefix};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::harness::desk::{Desk, NOWHERE, Way, in_redis, write_secret};
+use crate::harness::{Call, RedisServer, Upstream, fetch};
+
+fn secret(environment: Environment) -> String {
+    KeyFormat::new(&Prefix::default(), false).mint(environment).unwrap().expose().to_owned()
+}
+
+fn sha256(secret: &str) -> String {
+    Sha256::digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A line for this key, with more fields or others.
+fn line(secret: &str, name: &str, more: &Value) -> String {
+    let environment = if secret.contains("_live_") { "live" } else { "test" };
+    let mut line = json!({
+        "sha256": sha256(secret), "name": name, "environment": environment, "scopes": ["jobs:read"],
+        "last_four": &secret[secret.len() - 4..],
+    });
+    line.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    line.to_string()
+}
+
+fn org(desk: &Desk) -> String {
+    desk.done(&["orgs", "create", "Mover", "--json"]).json()[0]["id"].as_str().unwrap().to_owned()
+}
+
+fn tally(ran: &crate::harness::desk::Ran) -> [u64; 3] {
+    let tally = &ran.json()[0];
+    ["imported", "present", "refused"].map(|count| tally[count].as_u64().unwrap())
+}
+
+#[test]
+fn a_company_moves_in_with_the_keys_that_it_has_and_its_clients_notice_nothing() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let redis = RedisServer::start();
+    for settings in [String::new(), "[keys]\npepper_file = \"pepper\"\n".to_owned(), in_redis(&redis)] {
+        let desk = Desk::with(Way::Socket, &settings, [&live.url(), &test.url()]);
+        let org = org(&desk);
+        let (own, testing, gone) =
+            (secret(Environment::Live), secret(Environment::Test), secret(Environment::Live));
+        let times = json!({ "created_at": "2024-02-03T04:05:06Z", "owner": "ops", "note": "from before" });
+        let lines = [
+            line(&own, "first", &times),
+            line(&testing, "second", &json!({ "allowed_addresses": ["127.0.0.1"] })),
+            line(&gone, "third", &json!({ "revoked_at": "2024-02-04T00:00:00Z" })),
+        ];
+        let imported = desk.feed(&["keys", "import", "-", "--org", &org], &lines.join("\n"));
+        assert_eq!(imported.code, 0, "{imported:?}");
+        assert_eq!(imported.out, "3 moved in, 0 there already, 0 refused\n");
+        assert!(imported.err.contains("accept_without_checksum"), "{imported:?}");
+        let status = |key: &str| fetch(desk.address(), &Call::get("/v1/jobs").key(key)).status;
+        assert_eq!([&own, &testing, &gone].map(|key| status(key)), [200, 200, 401]);
+
+        let keys = desk.done(&["keys", "list", "--json"]).json();
+        let first = keys.iter().find(|key| key["name"] == "first").unwrap();
+        assert_eq!(first["created_at"], "2024-02-03T04:05:06.000Z");
+        assert_eq!(keys.last().unwrap()["name"], "first", "it sorts by its age");
+        assert!(first["key"].as_str().unwrap().ends_with(&own[own.len() - 4..]));
+        assert_eq!((&first["owner"], &first["note"]), (&json!("ops"), &json!("from before")));
+        let event = desk.done(&["audit", "list", "--type", "keys.imported", "--json"]).json();
+        assert_eq!(event.len(), 1);
+        assert_eq!(
+            (&event[0]["after"]["keys"], &event[0]["actor"]["name"]),
+            (&json!(3), &json!(desk.operator()))
+        );
+        assert!(desk.done(&["audit", "verify"]).out.ends_with(" 0 findings\n"));
+    }
+}
+
+#[test]
+fn an_import_can_be_rehearsed_broken_off_and_run_again() {
+    let redis = RedisServer::start();
+    for (way, settings) in [(Way::Store, String::new()), (Way::Tcp, in_redis(&redis))] {
+        let desk = Desk::with(way, &settings, NOWHERE);
+        let org = org(&desk);
+        let secrets: Vec<String> = (0..1200).map(|_| secret(Environment::Live)).collect();
+        let lines = |count: usize| -> String {
+            let line = |(n, secret): (usize, &String)| {
+                line(secret, &format!("key {n}"), &json!({ "organization_id": org })) + "\n"
+            };
+            secrets.iter().enumerate().take(count).map(line).collect()
+        };
+        let import = |more: &[&str], count| {
+            let ran = desk.feed(&[&["keys", "import", "-", "--json"], more].concat(), &lines(count));
+            assert_eq!(ran.code, 0, "{ran:?}");
+            tally(&ran)
+        };
+        assert_eq!(import(&["--dry-run"], 1200), [1200, 0, 0]);
+        assert_eq!(desk.done(&["keys", "list"]).out.lines().count(), 1, "a rehearsal changes nothing");
+        assert_eq!(import(&[], 700), [700, 0, 0], "as if it had been broken off");
+        assert_eq!(import(&["--dry-run"], 1200), [500, 700, 0]);
+        assert_eq!(import(&["--from-line", "901"], 1200), [300, 0, 0]);
+        assert_eq!(import(&[], 1200), [200, 1000, 0]);
+        assert_eq!(import(&[], 1200), [0, 1200, 0]);
+        assert_eq!(desk.done(&["keys", "list"]).out.lines().count(), 1201);
+        // What the trail tells of adds up to what is there, though much was asked for again.
+        let events = desk.done(&["audit", "list", "--type", "keys.imported", "--json"]).json();
+        let told: u64 = events.iter().map(|event| event["after"]["keys"].as_u64().unwrap()).sum();
+        assert_eq!(told, 1200);
+    }
+}
+
+#[test]
+fn collisions_and_bad_lines_are_told_by_their_number_and_stop_nothing() {
+    let redis = RedisServer::start();
+    for settings in [String::new(), in_redis(&redis)] {
+        let desk = Desk::with(Way::Socket, &settings, NOWHERE);
+        let org = org(&desk);
+        let (id, own) = ("key_01J9ZQ6T5N8XKD3V4WPYB7C2HM", secret(Environment::Live));
+        let good = line(&own, "good", &json!({ "id": id }));
+        let fresh = || secret(Environment::Live);
+        let nobodys = "org_01J9ZQ6T5N8XKD3V4WPYB7C2HM";
+        let cases = [
+            (good.clone(), None),
+            (String::new(), None),
+            (good, None),
+            (line(&own, "renamed", &json!({})), Some("differs in: name")),
+            (line(&own, "good", &json!({ "id": "key_01J9ZQ6T5N8XKD3V4WPYB7C2HN" })), Some("differs in: id")),
+            (line(&fresh(), "good", &json!({ "id": id })), Some("differs in: secret")),
+            (line(&own, "good", &json!({ "revoked_at": "2026-01-01T00:00:00Z" })), Some("revoked_at")),
+            ("{\"sha256\":".to_owned(), Some("EOF while parsing")),
+            (line(&fresh(), "x", &json!({ "colour": "red" })), Some("unknown field `colour`")),
+            (line(&fresh(), "x", &json!({ "sha256": own })), Some("64 hexadecimal digits")),
+            (line(&fresh(), "x", &json!({ "sha256": null })), Some("sha256: is missing")),
+            (line(&fresh(), "x", &json!({ "scopes": [] })), Some("at least one scope")),
+            (line(&fresh(), "x", &json!({ "scopes": ["jobs:delete"] })), Some("there is no such scope")),
+            (line(&fresh(), "x", &json!({ "organization_id": nobodys })), Some("there is no organisation")),
+            (line(&fresh(), "x", &json!({ "created_at": "yesterday" })), Some("a time is RFC 3339")),
+            (line(&fresh(), "x", &json!({ "created_at": "2999-01-01T00:00:00Z" })), Some("in the future")),
+            (line(&fresh(), "x", &json!({ "last_four": &own[20..] })), Some("last_four")),
+            (line(&fresh(), "x", &json!({ "allowed_addresses": ["here"] })), Some("must be networks")),
+            (format!("{{\"name\":\"{}\"}}", "x".repeat(70_000)), Some("longer than")),
+            (line(&fresh(), "the last is taken too", &json!({})), None),
+        ];
+        let lines: Vec<&str> = cases.iter().map(|(line, _)| line.as_str()).collect();
+        let ran = desk.feed(&["keys", "import", "-", "--json", "--org", &org], &lines.join("\n"));
+        assert_eq!(ran.code, 1);
+        let refused = cases.iter().filter(|(_, wrong)| wrong.is_some()).count() as u64;
+        assert_eq!(tally(&ran), [2, 1, refused], "{ran:?}");
+        for (n, (_, wrong)) in cases.iter().enumerate() {
+            let said = ran.err.lines().find(|said| said.starts_with(&format!("keygate: line {}: ", n + 1)));
+            match wrong {
+                Some(wrong) => assert!(said.is_some_and(|said| said.contains(wrong)), "{}: {said:?}", n + 1),
+                None => assert_eq!(said, None),
+            }
+        }
+        assert!(!ran.err.contains(&own[11..30]), "not even a secret that stands where its hash should");
+        let lost = desk.feed(&["keys", "import", "-"], &line(&fresh(), "whose?", &json!({})));
+        assert!(
+            lost.code == 1 && lost.err.contains("line 1: organization_id: is missing; add --org"),
+            "{lost:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_exported_can_be_moved_in_elsewhere_as_it_was() {
+    let redis = RedisServer::start();
+    let peppered = "[keys]\npepper_file = \"pepper\"\n".to_owned();
+    for (from, to) in
+        [(String::new(), String::new()), (String::new(), peppered.clone()), (peppered, in_redis(&redis))]
+    {
+        let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+        let old = Desk::with(Way::Store, &from, NOWHERE);
+        let org = org(&old);
+        let create = |more: &[&str]| {
+            let made =
+                old.done(&[&["keys", "create", "--name", "k", "--json"], more].concat()).json().remove(0);
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            (text(&made["key"]["id"]), text(&made["secret"]))
+        };
+        let plain = create(&["--owner", "o", "--note", "n", "--allow", "127.0.0.0/8", "--expires-in", "90d"]);
+        let [rotated, disabled, revoked] = [create(&[]), create(&[]), create(&["--environment", "test"])];
+        let second = old.done(&["keys", "rotate", &rotated.0, "--json"]).json()[0]["secret"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        old.done(&["keys", "disable", &disabled.0]);
+        old.done(&["keys", "revoke", &revoked.0, "--yes"]);
+        let exported = old.done(&["keys", "export"]);
+        assert_eq!(exported.out.lines().count(), 4);
+        assert_eq!(exported.err.contains("same pepper"), from.contains("pepper"), "{}", exported.err);
+        for secret in [&plain.1, &rotated.1, &second, &disabled.1, &revoked.1] {
+            assert!(!exported.out.contains(&secret[11..]));
+        }
+
+        let new = Desk::with(Way::Socket, &to, [&live.url(), &test.url()]);
+        let moved =
+            new.done(&["orgs", "create", "Moved", "--json"]).json()[0]["id"].as_str().unwrap().to_owned();
+        let lines = exported.out.replace(&org, &moved);
+        let imported = new.feed(&["keys", "import", "-", "--json"], &lines);
+        assert_eq!((imported.code, tally(&imported)), (0, [4, 0, 0]), "{imported:?}");
+        let again = new.feed(&["keys", "import", "-", "--json"], &lines);
+        assert_eq!(tally(&again), [0, 4, 0], "{again:?}");
+        let status = |secret: &str| fetch(new.address(), &Call::get("/v1/jobs").key(secret)).status;
+        let statuses = [&plain.1, &rotated.1, &second, &disabled.1, &revoked.1].map(|secret| status(secret));
+        assert_eq!(statuses, [200, 200, 200, 401, 401]);
+        if from.is_empty() == to.is_empty() {
+            let exported_again = new.done(&["keys", "export"]).out;
+            assert_eq!(exported_again, lines, "nothing was lost on the way");
+        }
+    }
+}
+
+#[test]
+fn digests_under_another_pepper_are_refused() {
+    let peppered = "[keys]\npepper_file = \"pepper\"\n";
+    let old = Desk::with(Way::Store, peppered, NOWHERE);
+    old.done(&["keys", "create", "--name", "k"]);
+    let lines = old.done(&["keys", "export"]).out;
+    for (settings, pepper) in [("", ""), (peppered, "another pepper, and a long one it is")] {
+        let new = Desk::with(Way::Store, settings, NOWHERE);
+        write_secret(&new.folder().join("pepper"), pepper);
+        let org = org(&new);
+        let line = lines.replace(
+            &old.done(&["orgs", "list", "--json"]).json()[0]["id"].as_str().unwrap().to_owned(),
+            &org,
+        );
+        let ran = new.feed(&["keys", "import", "-"], &line);
+        assert!(ran.code == 1 && ran.err.contains("another pepper"), "{ran:?}");
+    }
+}
+
+#[test]
+fn keys_without_a_checksum_work_where_the_configuration_says_so() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    for (accepted, status) in [(false, 401), (true, 200)] {
+        let settings = format!("[keys]\naccept_without_checksum = {accepted}\n");
+        let desk = Desk::with(Way::Socket, &settings, [&live.url(), &test.url()]);
+        let org = org(&desk);
+        let key = format!("fh_live_sk_{}", "0a1B2c3D".repeat(4));
+        fs::write(desk.folder().join("keys.jsonl"), line(&key, "old", &json!({}))).unwrap();
+        let imported = desk.done(&["keys", "import", "keys.jsonl", "--org", &org]);
+        assert_eq!(imported.err.contains("accept_without_checksum"), !accepted, "{imported:?}");
+        assert_eq!(fetch(desk.address(), &Call::get("/v1/jobs").key(&key)).status, status);
+    }
+}

@@ -1,0 +1,185 @@
+//! Where an operator sits: beside a running gateway, elsewhere with a token, or at a store that no gateway holds.
+
+use std::fs;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::gateway::Gateway;
+use super::process::{Process, keygate};
+use super::redis::RedisServer;
+
+/// Upstreams for gateways that forward nothing.
+pub(crate) const NOWHERE: [&str; 2] = ["http://127.0.0.1:9", "http://127.0.0.1:10"];
+
+/// How commands reach the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Socket,
+    Tcp,
+    Store,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 3] = [Self::Socket, Self::Tcp, Self::Store];
+}
+
+pub(crate) struct Desk {
+    way: Way,
+    /// Where the configuration is.
+    folder: TempDir,
+    /// Where there is a token and no configuration.
+    elsewhere: TempDir,
+    serving: Option<Process>,
+    address: Option<SocketAddr>,
+    admin_url: String,
+}
+
+/// What a command came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ran {
+    /// Each line of standard output as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Vec<Value> {
+        let line = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {self:?}"));
+        self.out.lines().map(line).collect()
+    }
+}
+
+/// A section for the store in this Redis, with the pepper that it asks for.
+pub(crate) fn in_redis(redis: &RedisServer) -> String {
+    format!(
+        "[keys]\npepper_file = \"pepper\"\n[store]\nkind = \"redis\"\nurl = \"{}\"\nconnect_timeout = \"20s\"\n\
+         lookup_timeout = \"20s\"\ncommand_timeout = \"20s\"\n",
+        redis.url()
+    )
+}
+
+impl Desk {
+    pub(crate) fn new(way: Way) -> Self {
+        Self::with(way, "", NOWHERE)
+    }
+
+    /// With more settings, and the gateway in front of these upstreams. A file `pepper` is there.
+    pub(crate) fn with(way: Way, settings: &str, [live, test]: [&str; 2]) -> Self {
+        let [folder, elsewhere] = [(); 2].map(|()| TempDir::new().unwrap());
+        let made = keygate(folder.path(), &["admin", "token", "remote-desk", "--json"]).output().unwrap();
+        let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+        write_secret(&folder.path().join("admin-tokens"), made["line"].as_str().unwrap());
+        write_secret(&elsewhere.path().join("token"), made["token"].as_str().unwrap());
+        write_secret(&folder.path().join("pepper"), &"pepper".repeat(8));
+        let admin =
+            "[admin]\nsocket = \"keygate.sock\"\nlisten = \"127.0.0.1:0\"\ntokens_file = \"admin-tokens\"\n";
+        Gateway::builder()
+            .settings(admin)
+            .settings(settings)
+            .upstream("api", live, test)
+            .write(folder.path());
+        let mut desk =
+            Self { way, folder, elsewhere, serving: None, address: None, admin_url: String::new() };
+        if way != Way::Store {
+            desk.serve();
+        }
+        desk
+    }
+
+    /// Starts the gateway.
+    pub(crate) fn serve(&mut self) {
+        let serving = Process::serve(self.folder.path());
+        self.address = Some(serving.address());
+        let line = serving.err_line("admin API on ");
+        line.split_once("admin API on ").unwrap().1.clone_into(&mut self.admin_url);
+        self.serving = Some(serving);
+    }
+
+    /// Ends the gateway in order, and gives what it logged from then on.
+    pub(crate) fn stop(&mut self) -> Vec<String> {
+        let mut serving = self.serving.take().unwrap();
+        serving.terminate();
+        let mut log = vec![serving.err_line("a second signal ends them")];
+        serving.terminate();
+        while !log.last().is_some_and(|line: &String| line.ends_with("stopped")) {
+            log.push(serving.err_line(""));
+        }
+        serving.wait();
+        log
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The gateway's public address.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address.unwrap()
+    }
+
+    pub(crate) fn admin_url(&self) -> &str {
+        &self.admin_url
+    }
+
+    /// The secret of the token.
+    pub(crate) fn token(&self) -> String {
+        fs::read_to_string(self.elsewhere.path().join("token")).unwrap()
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        self.feed(arguments, "")
+    }
+
+    /// A command that must succeed, and what it printed.
+    #[track_caller]
+    pub(crate) fn done(&self, arguments: &[&str]) -> Ran {
+        let ran = self.run(arguments);
+        assert_eq!(ran.code, 0, "{arguments:?} by {:?}: {ran:?}", self.way);
+        ran
+    }
+
+    /// A command with this on its standard input.
+    pub(crate) fn feed(&self, arguments: &[&str], input: &str) -> Ran {
+        let mut command = match self.way {
+            Way::Socket | Way::Store => keygate(self.folder.path(), arguments),
+            Way::Tcp => {
+                let way = ["--admin-url", &self.admin_url, "--token-file", "token"];
+                keygate(self.elsewhere.path(), &[arguments, &way].concat())
+            }
+        };
+        command.env("USER", "ada").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_owned();
+        // A command may end without having read all of it.
+        let feeding = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+        let output = child.wait_with_output().unwrap();
+        feeding.join().unwrap();
+        Ran {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// How the audit trail names whoever sits here.
+    pub(crate) fn operator(&self) -> String {
+        match self.way {
+            Way::Tcp => "remote-desk".to_owned(),
+            Way::Socket | Way::Store => format!("ada (uid {})", rustix::process::getuid().as_raw()),
+        }
+    }
+}
+
+pub(crate) fn write_secret(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
