@@ -18,6 +18,7 @@ mod api_use;
 mod architecture;
 mod authentication;
 mod cli_check;
+mod cli_check_online;
 mod cli_run;
 mod contract_errors;
 mod contract_routes;
