@@ -10,22 +10,30 @@ use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
 use crate::gateway::route::{Access, Route};
 use crate::key::Environment;
+use crate::store::embedded;
+use crate::store::finding::Finding;
+use crate::store::redis::{self, Redis};
 use crate::tls::{Acceptor, Certificate, LoadErrors};
 use crate::upstream::{Endpoint, Settings};
 
 /// Show every mistake in a configuration and its policy, or a summary if there is none
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code: 0 without mistakes, 1 with mistakes, 2 if the file cannot be read.
+Exit code: 0 without mistakes, 1 with mistakes, 2 if the file cannot be read. With --online, 1 also if the store would not
+work; a warning is no failure.
 
 Examples:
   keygate check
   keygate check --config /etc/keygate/keygate.toml
+  keygate check --online
   KEYGATE__SERVER__LISTEN=127.0.0.1:8000 keygate check")]
 pub(super) struct Args {
     /// The configuration file
     #[arg(long, short, value_name = "FILE", default_value = "keygate.toml")]
     config: PathBuf,
+    /// Also ask the store whether it is fit to keep keys; changes nothing
+    #[arg(long)]
+    online: bool,
 }
 
 const NO_AUDIT_KEY: &str =
@@ -49,10 +57,40 @@ pub(super) fn run(
             };
             writeln!(out, "{}: fine\n", args.config.display())?;
             summarise(&config, &certificates, out)?;
-            Ok(Outcome::Done)
+            if args.online { show(&ask_store(&config)?, out) } else { Ok(Outcome::Done) }
         }
         Err(mistakes) => refuse(&mistakes, err),
     }
+}
+
+fn ask_store(config: &Config) -> io::Result<Vec<Finding>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match (&config.store, KeyTools::new(&config.keys)) {
+        (StoreSettings::Embedded(settings), _) => Ok(vec![embedded::inspect(settings)]),
+        (StoreSettings::Redis(_), Err(error)) => Ok(vec![Finding::Broken(error.to_string())]),
+        (StoreSettings::Redis(settings), Ok(tools)) => {
+            match Redis::open((**settings).clone(), tools.sealer, runtime.handle().clone()) {
+                Ok(redis) => Ok(runtime.block_on(redis.inspect())),
+                Err(error) => Ok(vec![Finding::Broken(error.to_string())]),
+            }
+        }
+    }
+}
+
+fn show(findings: &[Finding], out: &mut impl Write) -> io::Result<Outcome> {
+    writeln!(out)?;
+    let mut outcome = Outcome::Done;
+    for finding in findings {
+        match finding {
+            Finding::Fine(text) => writeln!(out, "fine       {text}")?,
+            Finding::Warning(text) => writeln!(out, "warning    {text}")?,
+            Finding::Broken(text) => {
+                writeln!(out, "broken     {text}")?;
+                outcome = Outcome::Refused;
+            }
+        }
+    }
+    Ok(outcome)
 }
 
 /// Reads the files that the configuration names, and says everything that is wrong with them. A certificate
@@ -62,6 +100,9 @@ fn read_files(config: &Config, clock: &Clock) -> Result<Vec<Certificate>, Vec<St
         KeyTools::new(&config.keys).err().iter().map(ToString::to_string).collect();
     mistakes
         .extend(config.admin.remote.iter().filter_map(|remote| remote.check().err()).map(|e| e.to_string()));
+    if let StoreSettings::Redis(settings) = &config.store {
+        mistakes.extend(redis::check_files(settings).err().iter().map(ToString::to_string));
+    }
     let certificates = match Acceptor::load(&config.tls) {
         Ok(acceptor) => acceptor.map(|acceptor| acceptor.certificates().to_vec()).unwrap_or_default(),
         Err(LoadErrors(errors)) => {

@@ -16,7 +16,7 @@ use crate::clock::UnixMillis;
 use crate::id::{KeyId, OrgId};
 use crate::key::record::{KeyRecord, Secret, Status, Versioned};
 use crate::key::scope::ScopeSet;
-use crate::key::{ApiKey, Environment};
+use crate::key::{ApiKey, Digest, Environment};
 use crate::rejection::FieldError;
 use crate::store::events::Subject;
 use crate::store::side::KeptAnswer;
@@ -391,7 +391,7 @@ impl Lifecycle {
             let secret = self.mint(&mut key)?;
             let made = Made { key, secret, propagation: None };
             let mutation = Mutation {
-                subjects: subjects(&before),
+                subjects: rotated(&before, &made.key, now),
                 seen: authority.seen(Some(id)),
                 answer: keep_answer(keep.as_ref(), &made, now)?,
                 key: Some(Change::Update { rev, record: made.key.clone() }),
@@ -512,6 +512,16 @@ fn keep_answer(
 /// Everything that is cached of a key.
 fn subjects(key: &KeyRecord) -> Vec<Subject> {
     key.secrets.iter().map(|secret| Subject::Digest(secret.digest)).collect()
+}
+
+/// The same when it gets a new secret. One that ends with that may have leaked, and is never to open it again.
+fn rotated(before: &KeyRecord, after: &KeyRecord, now: UnixMillis) -> Vec<Subject> {
+    let goes_on = |digest: &Digest| {
+        let mut secrets = after.secrets.iter();
+        secrets.any(|secret| secret.digest == *digest && secret.ends_at.is_none_or(|end| end > now))
+    };
+    let subject = |digest| if goes_on(&digest) { Subject::Digest(digest) } else { Subject::Revoked(digest) };
+    before.secrets.iter().map(|secret| subject(secret.digest)).collect()
 }
 
 /// The same of a key that has ended for good, which the caches remember should the store forget it.

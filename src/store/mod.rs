@@ -11,6 +11,7 @@ pub mod fence;
 mod fence_model;
 #[cfg(test)]
 mod fence_tests;
+pub mod finding;
 pub mod keeper;
 pub mod redis;
 pub mod side;

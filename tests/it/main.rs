@@ -19,6 +19,7 @@ mod architecture;
 mod authentication;
 mod cli_audit;
 mod cli_check;
+mod cli_check_online;
 mod cli_import;
 mod cli_operators;
 mod cli_run;

@@ -1,8 +1,12 @@
 //! Redis as a cluster: everything of a cell is in one slot, and the gateway is where that slot is.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keygate::key::record::Sealer;
+use keygate::store::finding::Finding;
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::redis::{Node, Place, Redis, Settings};
 use keygate::store::{CommitError, Lookup, Store};
@@ -10,7 +14,8 @@ use tokio::runtime::Handle;
 
 use crate::harness::fail_over::Pair;
 use crate::harness::{PATIENCE, RedisServer, eventually};
-use crate::store_contract::{Heard, Maker, assert_found, insert, new_org};
+use crate::redis_store::RIGHTS;
+use crate::store_contract::{Heard, Maker, Shared, assert_found, insert, new_org};
 
 /// From the moment that a replica has taken over to the first key looked up; alone it is within 1 s.
 const AT_MOST: Duration = Duration::from_secs(3);
@@ -85,15 +90,18 @@ impl Cluster {
     }
 
     fn open(&self) -> Redis {
+        Redis::open(self.patient(), Sealer::default(), Handle::current()).unwrap()
+    }
+
+    fn patient(&self) -> Settings {
         let seeds =
             [&self.nodes[1], &self.nodes[2]].map(|node| Node::parse(&node.address().to_string()).unwrap());
-        let settings = Settings {
+        Settings {
             connect_timeout: PATIENCE,
             lookup_timeout: PATIENCE,
             command_timeout: PATIENCE,
             ..Settings::at(Place::Cluster(seeds.to_vec()))
-        };
-        Redis::open(settings, Sealer::default(), Handle::current()).unwrap()
+        }
     }
 
     /// Moves our slot with its keys, as `redis-cli --cluster reshard` does.
@@ -177,7 +185,7 @@ fn a_slot_moves_and_an_owner_dies_under_load_and_no_key_is_called_wrong() {
 #[tokio::test]
 async fn while_a_slot_is_on_its_way_nothing_is_called_absent_and_afterwards_all_goes_on() {
     let cluster = Cluster::start();
-    let store: crate::store_contract::Shared = std::sync::Arc::new(cluster.open());
+    let store: Shared = Arc::new(cluster.open());
     assert_eq!(store.keeper().begin().await, Ok(true));
     let (heard, made) = (Heard::default(), Maker::new());
     store.subscribe(heard.sink());
@@ -232,6 +240,35 @@ async fn a_replica_is_never_used_and_lost_seeds_do_not_matter() {
     assert!(matches!(through_a_replica.lookup(made.digest()).await, Lookup::Absent));
     let place = through_a_replica.status().await.place;
     assert!(place.starts_with(&format!("Redis at {}", cluster.owner().address())), "{place}");
+}
+
+#[tokio::test]
+async fn a_user_with_no_more_than_the_documented_rights_does() {
+    const BESIDES: &str = "+cluster|slots";
+    assert!(include_str!("../../README.md").contains(&format!("`{BESIDES}` besides")));
+    let (cluster, folder) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("password");
+    fs::write(&file, "hunter2").unwrap();
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    for node in &cluster.nodes {
+        let mut command = vec!["ACL", "SETUSER", "gateway", "on", ">hunter2", BESIDES];
+        command.extend(RIGHTS.split(' '));
+        assert_eq!(node.command(&command), "+OK\r\n");
+    }
+    let settings =
+        Settings { username: Some("gateway".to_owned()), password_file: Some(file), ..cluster.patient() };
+    let store = Redis::open(settings, Sealer::default(), Handle::current()).unwrap();
+    assert_eq!(store.begin().await, Ok(true));
+    let findings = store.inspect().await;
+    assert!(!findings.iter().any(|finding| matches!(finding, Finding::Broken(_))), "{findings:?}");
+    let store: Shared = Arc::new(store);
+    store.subscribe(Heard::default().sink());
+    linked(&*store).await;
+    let made = Maker::new();
+    let (org, digest) = (made.org(), made.digest());
+    let key = made.key(org.id, &[digest]);
+    insert(&store, &org, &key).await;
+    assert_found(&store, digest, &key, &org).await;
 }
 
 #[tokio::test]

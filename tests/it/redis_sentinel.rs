@@ -289,6 +289,23 @@ mod whose_word_counts {
     }
 
     #[tokio::test]
+    async fn a_user_with_no_more_than_the_documented_rights_may_ask_them() {
+        const RIGHTS: &str = "+@connection +sentinel|master";
+        assert!(include_str!("../../README.md").contains(&format!("`{RIGHTS}`")));
+        let (master, folder) = (RedisServer::start(), tempfile::tempdir().unwrap());
+        let file = folder.path().join("password");
+        fs::write(&file, "hunter3").unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        let sentinel = sentinel(&master, "");
+        let mut command = vec!["ACL", "SETUSER", "gateway", "on", ">hunter3"];
+        command.extend(RIGHTS.split(' '));
+        assert_eq!(sentinel.command(&command), "+OK\r\n");
+        let who = (Some("gateway".to_owned()), Some(file));
+        let store = open(Sentinels { username: who.0, password_file: who.1, ..place(&[&sentinel]) });
+        assert_eq!(store.begin().await, Ok(true));
+    }
+
+    #[tokio::test]
     async fn a_fail_over_that_lost_events_is_noticed() {
         let mut watched = Watched::start();
         let sentinels: Vec<&RedisServer> = watched.sentinels.iter().collect();

@@ -25,6 +25,9 @@ use crate::store_contract::{
     only_audit, update_key, with_digests, with_every_part,
 };
 
+/// The rights that the README names.
+pub(crate) const RIGHTS: &str = "~{kg}:* +@read +@write +@connection -@dangerous -function +eval +evalsha +eval_ro +evalsha_ro +info +time";
+
 fn open(server: &RedisServer) -> Shared {
     open_at(&server.url())
 }
@@ -896,9 +899,6 @@ mod the_way_there {
         assert!(matches!(open().unwrap_err(), OpenError::NoPassword { .. }));
     }
 
-    /// The rights that the README names.
-    const RIGHTS: &str = "~{kg}:* +@read +@write +@scripting +@connection +info +time";
-
     #[tokio::test]
     async fn a_user_with_no_more_than_the_documented_rights_does() {
         assert!(include_str!("../../README.md").contains(RIGHTS));
@@ -949,6 +949,49 @@ mod the_way_there {
         server.command(&["FLUSHALL"]);
         assert!(store.keeper().accept().await.unwrap().changed);
         linked(&store).await;
+    }
+
+    /// Reads and events, and writing to the list of gateways.
+    #[tokio::test]
+    async fn a_user_who_may_only_read_lets_requests_through_and_changes_nothing() {
+        const KEYS: &str = "%R~{kg}:* ~{kg}:gateway*";
+        assert!(include_str!("../../README.md").contains(&format!("`{KEYS}`")));
+        let server = RedisServer::start();
+        let (all, made) = (begun(&server).await, Maker::new());
+        let (org, digest) = (made.org(), made.digest());
+        let key = made.key(org.id, &[digest]);
+        insert(&all, &org, &key).await;
+        let rights = RIGHTS.replace("~{kg}:*", KEYS);
+        let mut command = vec!["ACL", "SETUSER", "proxy", "on", ">hunter2"];
+        command.extend(rights.split(' '));
+        assert_eq!(server.command(&command), "+OK\r\n");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        fs::write(&file, "hunter2").unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        let settings =
+            Settings { username: Some("proxy".to_owned()), password_file: Some(file), ..server.settings() };
+        let (proxy, heard) = (Arc::new(open_with(settings, Sealer::default())) as Shared, Heard::default());
+        proxy.subscribe(heard.sink());
+        linked(&proxy).await;
+        assert_found(&proxy, digest, &key, &org).await;
+        all.commit(event(org.id)).await.unwrap();
+        soon("the event arrives", async || matches!(heard.all().last(), Some(Call::Apply(1, _)))).await;
+        let before = dump(&server);
+        for refused in [new_org(&made.org()), revocation(&key), event(org.id)] {
+            let refusal = proxy.commit(refused).await.unwrap_err().to_string();
+            assert!(refusal.contains("no permissions"), "{refusal}");
+        }
+        assert_eq!(dump(&server), before);
+        let may = |command: &[&str]| {
+            !server.command(&[&["ACL", "DRYRUN", "proxy"], command].concat()).contains("has no permissions")
+        };
+        assert!(may(&["SET", "{kg}:gateway:one", "7", "PX", "10000"]) && may(&["SADD", "{kg}:gateways", "one"]) && may(&["GET", "{kg}:meta"]));
+        for forbidden in
+            [&["SET", "{kg}:meta", "x"][..], &["GET", "other"], &["FLUSHALL"], &["CONFIG", "GET", "x"]]
+        {
+            assert!(!may(forbidden), "{forbidden:?}");
+        }
     }
 
     #[tokio::test]

@@ -89,6 +89,9 @@ impl Loading {
 
 /// What a caller finds when it wants a key loaded.
 pub(super) enum Join {
+    /// It began one itself.
+    Begun(Loading),
+    /// Somebody else's.
     UnderWay(Loading),
     Ended(Outcome),
     /// As many loads are under way as may be.
@@ -125,7 +128,7 @@ impl ReadThrough {
         drop(loads);
         let load = Load { cache: Arc::clone(self), digest: *digest, budget };
         self.control.spawn(load.run(sender));
-        Join::UnderWay(loading)
+        Join::Begun(loading)
     }
 
     #[cfg(test)]

@@ -365,9 +365,14 @@ impl ReadThrough {
         }
         // What was known here is no guess, wherever it comes from.
         let budget = if known.is_some() { Budget::Known } else { budget };
+        let mut may_blame_another = true;
         for _ in 0..TRIES {
             let (outcome, level) = match self.join(digest, budget, None) {
                 Join::Ended(outcome) => (Some(outcome), Level::Process),
+                Join::Begun(load) => {
+                    may_blame_another = false;
+                    (load.outcome().await, Level::Store)
+                }
                 Join::UnderWay(load) => (load.outcome().await, Level::Store),
                 Join::Refused => (Some(Outcome::Unavailable(StoreFault::Exhausted)), Level::Store),
             };
@@ -378,10 +383,15 @@ impl ReadThrough {
                 Some(Outcome::Known(entry)) if !self.is_untouched(&entry, digest) => {}
                 Some(Outcome::Unavailable(fault)) => {
                     let stale = self.known.get(digest).filter(|entry| self.is_usable(entry, digest));
-                    return match stale {
-                        Some(entry) => (Outcome::Known(entry), Level::Stale),
-                        None => (Outcome::Unavailable(fault), level),
-                    };
+                    if let Some(entry) = stale {
+                        return (Outcome::Known(entry), Level::Stale);
+                    }
+                    // What failed began before this request did, perhaps before the store recovered. A
+                    // time-out is not worth a second.
+                    if !matches!(fault, StoreFault::Failed(_)) || !may_blame_another {
+                        return (Outcome::Unavailable(fault), level);
+                    }
+                    may_blame_another = false;
                 }
                 Some(outcome) => return (outcome, level),
             }

@@ -46,8 +46,8 @@ use std::time::Duration;
 use redb::{Database, ReadTransaction, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-pub use self::open::OpenError;
 use self::open::open_file;
+pub use self::open::{OpenError, inspect};
 use self::quotas::Quotas;
 use self::reads::Snapshot;
 use self::tables::{KEYS, ORGS, Tables};

@@ -9,6 +9,7 @@ use redb::backends::FileBackend;
 use redb::{Builder, Database, ReadableDatabase};
 use thiserror::Error;
 
+use super::Settings;
 use super::mutation::NO_EVENT_NUMBER;
 use super::rehearsal::Rehearsal;
 use super::tables::{
@@ -17,6 +18,7 @@ use super::tables::{
 };
 use crate::store::StoreFault;
 use crate::store::events::Seq;
+use crate::store::finding::Finding;
 
 /// Why the file was not opened. One that is refused for what it is or holds was left as it was.
 #[derive(Debug, Error)]
@@ -47,14 +49,7 @@ const SCHEMA_NUMBER: &str = "schema";
 pub(super) fn open_file(path: &Path) -> Result<(Database, Seq), OpenError> {
     let file = claim(path)?;
     let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
-    let backend = |file: &File| FileBackend::new(file.try_clone()?).map_err(io::Error::other);
-    if file.metadata().map_err(unreadable)?.len() > 0 {
-        let rehearsal = backend(&file).and_then(Rehearsal::new).map_err(unreadable)?;
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
-        let trial = builder.create_with_backend(rehearsal).map_err(|error| refuse(path, error))?;
-        survey(path, &trial)?;
-    }
+    rehearse(path, &file)?;
     let database = Builder::new()
         .set_cache_size(CACHE_BYTES)
         .create_with_backend(backend(&file).map_err(unreadable)?)
@@ -66,6 +61,52 @@ pub(super) fn open_file(path: &Path) -> Result<(Database, Seq), OpenError> {
     // The name of the new file must survive a crash as well as its content.
     File::open(parent(path)).and_then(|directory| directory.sync_all()).map_err(unreadable)?;
     Ok((database, 0))
+}
+
+fn backend(file: &File) -> io::Result<FileBackend> {
+    FileBackend::new(file.try_clone()?).map_err(io::Error::other)
+}
+
+/// Opens the file so that nothing is written to it, and verifies all of it; gives the number of its last event, or
+/// `None` where nothing was stored yet.
+fn rehearse(path: &Path, file: &File) -> Result<Option<Seq>, OpenError> {
+    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
+    if file.metadata().map_err(unreadable)?.len() == 0 {
+        return Ok(None);
+    }
+    let rehearsal = backend(file).and_then(Rehearsal::new).map_err(unreadable)?;
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    let trial = builder.create_with_backend(rehearsal).map_err(|error| refuse(path, error))?;
+    survey(path, &trial)
+}
+
+/// Looks whether the store can be opened. Makes and changes nothing.
+#[must_use]
+pub fn inspect(settings: &Settings) -> Finding {
+    let path = &settings.path;
+    if !path.exists() && parent(path).is_dir() {
+        return Finding::Fine(format!(
+            "there is no store {} yet; it is made when it is needed",
+            path.display()
+        ));
+    }
+    let opened = if path.exists() {
+        claim(path).and_then(|file| rehearse(path, &file))
+    } else {
+        Err(OpenError::NoDirectory { path: path.clone() })
+    };
+    match opened {
+        Ok(event) => {
+            let events = event.unwrap_or_default();
+            Finding::Fine(format!("the store {} is whole, with {events} events", path.display()))
+        }
+        Err(OpenError::InUse { path }) => Finding::Fine(format!(
+            "the store {} is in use, by a running gateway most likely; `keygate store status` asks that",
+            path.display()
+        )),
+        Err(error) => Finding::Broken(error.to_string()),
+    }
 }
 
 /// The file itself, ours alone from its first moment, whatever the umask.

@@ -36,6 +36,7 @@
 mod breaker;
 mod connect;
 mod follower;
+mod inspect;
 mod ledger;
 mod link;
 mod mutation;
@@ -65,6 +66,7 @@ use self::scripts::{Call, Reply, Script, Scripts};
 use self::settings::read_password;
 use self::topology::{Cluster, Connector, Sentinel, Topology};
 use super::events::{EventSink, Seq};
+use super::finding::Finding;
 use super::keeper::{Acceptance, Keeper, LinkState, Status};
 use super::side::Side;
 use super::trails::Trails;
@@ -127,6 +129,19 @@ impl Redis {
         };
         Ok(Self { inner: Arc::new(inner), follower: Mutex::default() })
     }
+
+    /// Looks whether this Redis is fit to keep keys, and who we are to it. Changes nothing.
+    pub async fn inspect(&self) -> Vec<Finding> {
+        inspect::inspect(&self.inner).await
+    }
+}
+
+/// Reads the files that the settings name, and connects to nothing.
+///
+/// # Errors
+/// [`OpenError`], whose text says what to do.
+pub fn check_files(settings: &Settings) -> Result<(), OpenError> {
+    connector(settings, &Names::new(&settings.cell)).map(drop)
 }
 
 fn connector(settings: &Settings, names: &Names) -> Result<Connector, OpenError> {

@@ -3,6 +3,7 @@
 //! Everything that must be of one moment is one script. Scripts are called by their hash; a Redis that does
 //! not have one (restarted, failed over) is given the text, which it keeps.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use ::redis::aio::MultiplexedConnection;
@@ -49,6 +50,7 @@ pub(super) struct Scripts {
     pub(super) admit: Script,
     pub(super) begin: Script,
     pub(super) accept: Script,
+    pub(super) rights: Script,
 }
 
 /// A script that writes, put together: first of all it makes sure of the store.
@@ -89,7 +91,48 @@ impl Scripts {
             admit: Script::writing(ours!("#!lua", "admit.lua")),
             begin: Script::writing(include_str!("begin.lua")),
             accept: Script::writing(include_str!("accept.lua")),
+            rights: Script::reading(include_str!("rights.lua")),
         }
+    }
+
+    /// Every command that a script cannot do without.
+    pub(super) fn commands(&self) -> BTreeSet<Vec<&'static str>> {
+        let Self {
+            lookup,
+            read,
+            list,
+            watch,
+            renew,
+            confirm,
+            confirmed,
+            mutate,
+            revoke,
+            import,
+            entries,
+            trim,
+            restore,
+            usage,
+            note_usage,
+            claim_news,
+            delivered,
+            admit,
+            begin,
+            accept,
+            rights: _,
+        } = self;
+        let reading = [lookup, read, list, watch, confirmed, entries, usage];
+        let writing = [
+            mutate, revoke, renew, confirm, import, trim, restore, note_usage, claim_news, delivered, admit,
+            begin, accept,
+        ];
+        let calls =
+            reading.into_iter().chain(writing).flat_map(|script| script.text.split("redis.call(").skip(1));
+        // The words in quotes at the front: a command, and of some commands which of them.
+        calls
+            .map(|call| {
+                call.split(", ").map_while(|word| word.strip_prefix('\'')?.split('\'').next()).collect()
+            })
+            .collect()
     }
 }
 

@@ -162,6 +162,20 @@ impl Connector {
         }
     }
 
+    /// What each of those says who are asked where the master is.
+    pub(super) async fn hear(&self) -> Vec<Result<Node, StoreFault>> {
+        let said = match &self.topology {
+            Topology::Fixed(_) => Vec::new(),
+            Topology::Sentinel(sentinel) => sentinel.hear(self.patience).await,
+            Topology::Cluster(cluster) => cluster.hear(&self.dialler, self.patience).await,
+        };
+        said.into_iter().map(|said| said.map(|naming| naming.node)).collect()
+    }
+
+    pub(super) const fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
     /// Waits until a master is found that was not the last one.
     pub(super) async fn changed(&self) {
         let _ = self.master.subscribe().changed().await;

@@ -1,7 +1,8 @@
 //! Random interleavings of everything that happens to keys, on the real cache and the real fence: whatever
 //! comes between whatever, nobody who is told of a key's end lets it in afterwards.
 //!
-//! `KEYGATE_INTERLEAVINGS=1000000 cargo test --lib interleavings -- --nocapture` is the long form.
+//! `KEYGATE_INTERLEAVINGS=1000000 cargo test --lib interleavings -- --nocapture` is the long form: four minutes of
+//! one core.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;

@@ -176,6 +176,7 @@ impl Store for Model {
     }
 
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
+        sink.assure(None);
         self.books().sinks.push(sink);
     }
 
@@ -495,6 +496,36 @@ fn waiters_share_a_load_and_outlive_who_began_it() {
         }
     });
     assert_eq!(bench.model.lookups(), 1);
+}
+
+#[test]
+fn who_waited_for_a_load_that_failed_tries_once_more() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    bench.model.books().stepped = true;
+    bench.model.fail(true);
+    LocalSet::new().block_on(&bench.runtime, async {
+        let begin = || {
+            let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
+            tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await })
+        };
+        let turns = async || {
+            for _ in 0..5 {
+                yield_now().await;
+            }
+        };
+        let first = begin();
+        turns().await;
+        bench.model.step(0);
+        turns().await;
+        bench.model.fail(false);
+        let second = begin();
+        turns().await;
+        bench.model.books().stepped = false;
+        bench.model.step(0);
+        assert_eq!((first.await.unwrap(), second.await.unwrap()), ("unavailable", "store"));
+    });
+    assert_eq!(bench.model.lookups(), 2);
 }
 
 /// Begins loads of these keys, from networks in turn, and gives what those came to that did not wait.

@@ -1,0 +1,214 @@
+//! Looks a Redis over, as an operator would before keys are entrusted to it. Asks, and changes nothing.
+
+use std::collections::HashMap;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{FromRedisValue, RedisError, ServerErrorKind};
+use tokio::time::timeout;
+
+use super::Inner;
+use super::ledger::SCHEMA;
+use super::scripts::Call;
+use super::topology::{Connected, Topology};
+use crate::key::record::KeyRecord;
+use crate::store::StoreFault;
+use crate::store::finding::Finding;
+use Finding::{Broken, Fine, Warning};
+
+/// What scripts are called with, and the events read with. What runs inside the scripts they tell themselves.
+const OUTSIDE: [&str; 5] = ["EVAL x 1", "EVALSHA x 1", "EVAL_RO x 1", "EVALSHA_RO x 1", "XREAD STREAMS"];
+
+pub(super) async fn inspect(inner: &Inner) -> Vec<Finding> {
+    let mut findings = guides(inner).await;
+    let Connected { mut connection, node } = match inner.connector.connect().await {
+        Ok(connected) => connected,
+        Err(fault) => {
+            findings.push(Broken(told(&fault)));
+            return findings;
+        }
+    };
+    let mut look = Look { inner, connection: &mut connection };
+    match look.info().await {
+        Ok(info) => {
+            let version = info.get("valkey_version").or_else(|| info.get("redis_version"));
+            let version = version.map_or("?", String::as_str);
+            findings.push(Fine(format!("{node} answers, a master, version {version}")));
+            findings.push(eviction(&info));
+            findings.push(look.persistence(&info).await);
+            findings.extend(replicas(&info, inner.connector.topology()));
+        }
+        Err(fault) => {
+            findings.push(Fine(format!("{node} answers, a master")));
+            findings.push(Warning(format!(
+                "INFO is not answered, so eviction, persistence and replicas are not seen ({}): give the user +info",
+                told(&fault)
+            )));
+        }
+    }
+    findings.push(look.rights().await);
+    findings.extend(look.store().await);
+    findings
+}
+
+/// Whoever is asked where the master is.
+async fn guides(inner: &Inner) -> Vec<Finding> {
+    let (named, silent): (Vec<_>, Vec<_>) = inner.connector.hear().await.into_iter().partition(Result::is_ok);
+    let mut named: Vec<String> = named.into_iter().flatten().map(|node| node.to_string()).collect();
+    named.sort_unstable();
+    named.dedup();
+    let silent = silent.into_iter().filter_map(Result::err);
+    let mut findings: Vec<Finding> = silent.map(|fault| Warning(told(&fault))).collect();
+    if named.len() > 1 {
+        findings.push(Warning(format!(
+            "different masters are named: {}; this passes after a fail-over, or somebody was left behind",
+            named.join(", ")
+        )));
+    }
+    findings
+}
+
+fn eviction(info: &HashMap<String, String>) -> Finding {
+    match info.get("maxmemory_policy").map(String::as_str) {
+        Some("noeviction") => Fine("nothing is evicted when memory is full".to_owned()),
+        policy => Warning(format!(
+            "maxmemory-policy is {}: a key that is evicted is an unknown key; set it to noeviction",
+            policy.unwrap_or("unknown")
+        )),
+    }
+}
+
+fn replicas(info: &HashMap<String, String>, topology: &Topology) -> Vec<Finding> {
+    let number = |name: &str| info.get(name).and_then(|text| text.parse::<u64>().ok());
+    let connected = number("connected_slaves").unwrap_or_default();
+    // It is only told where a minimum is set.
+    match (connected, number("min_slaves_good_slaves")) {
+        (_, Some(0)) => vec![Broken(
+            "no replica keeps up, and with min-replicas-to-write Redis refuses every change: bring one back"
+                .to_owned(),
+        )],
+        (connected, Some(good)) => {
+            vec![Fine(format!("{good} of {connected} replicas keep up, and a minimum is set"))]
+        }
+        (0, None) if matches!(topology, Topology::Fixed(_)) => vec![],
+        (0, None) => vec![Warning("there is no replica to fail over to: add one".to_owned())],
+        (connected, None) => vec![Warning(format!(
+            "{connected} replicas and no minimum: a master that is cut off from them goes on confirming changes that the \
+             fail-over loses; set min-replicas-to-write to 1"
+        ))],
+    }
+}
+
+struct Look<'l> {
+    inner: &'l Inner,
+    connection: &'l mut MultiplexedConnection,
+}
+
+impl Look<'_> {
+    async fn ask<T: FromRedisValue>(&mut self, words: &[&str]) -> Result<T, StoreFault> {
+        let mut command = ::redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        let patience = self.inner.settings.command_timeout;
+        let answer = timeout(patience, command.query_async(self.connection)).await;
+        answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error: RedisError| self.inner.fault(error))
+    }
+
+    async fn info(&mut self) -> Result<HashMap<String, String>, StoreFault> {
+        let info: String = self.ask(&["INFO"]).await?;
+        let fields = info.lines().filter_map(|line| line.split_once(':'));
+        Ok(fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    async fn persistence(&mut self, info: &HashMap<String, String>) -> Finding {
+        let is = |name: &str, value: &str| info.get(name).is_some_and(|found| found == value);
+        if is("aof_last_write_status", "err") || is("rdb_last_bgsave_status", "err") {
+            return Warning("Redis could not write to its disk the last time: see its log".to_owned());
+        }
+        if is("aof_enabled", "1") {
+            return Fine("changes are written to a log (appendonly)".to_owned());
+        }
+        let saves: Result<Vec<String>, StoreFault> = self.ask(&["CONFIG", "GET", "save"]).await;
+        let what = match saves.as_deref() {
+            Ok([_, times]) if times.is_empty() => "nothing is kept: every key ends with the process",
+            Ok(_) => {
+                "there are snapshots only: what came after the last one, revocations too, ends with the process"
+            }
+            Err(_) => "what came after the last snapshot, revocations too, ends with the process",
+        };
+        Warning(format!("appendonly is off, {what}; set appendonly yes"))
+    }
+
+    async fn rights(&mut self) -> Finding {
+        let inner = self.inner;
+        let meta = inner.names.meta();
+        let inside = inner.scripts.commands();
+        // Of some commands every word that follows is a key.
+        let inside = inside.iter().map(|command| format!("{} {meta} {meta} {meta}", command.join(" ")));
+        let wanted = OUTSIDE.iter().map(|command| format!("{command} {meta} 0")).chain(inside);
+        let call =
+            wanted.fold(Call::new(&inner.scripts.rights, [meta.clone()]), |call, command| call.arg(command));
+        let answer = timeout(inner.settings.command_timeout, call.send(self.connection)).await;
+        let mut reply = match answer {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) if is_forbidden(&error) => {
+                return Broken(format!("its user may not run scripts on {meta} ({error}): {GRANT}"));
+            }
+            Ok(Err(error)) => return Broken(format!("scripts do not run: {error}")),
+            Err(_) => return Broken(told(&StoreFault::TimedOut)),
+        };
+        let mut forbidden = Vec::new();
+        while let Ok(Some(command)) = reply.text() {
+            forbidden.push(command);
+        }
+        if forbidden.is_empty() {
+            Fine("its user may do what keygate does".to_owned())
+        } else {
+            Broken(format!("its user may not run {} on {meta}: {GRANT}", forbidden.join(", ")))
+        }
+    }
+
+    async fn store(&mut self) -> Vec<Finding> {
+        let inner = self.inner;
+        let call = Call::new(&inner.scripts.watch, [inner.names.meta(), inner.names.events()]).arg("0");
+        let answer = timeout(inner.settings.command_timeout, call.send(self.connection)).await;
+        let meta = match answer {
+            Ok(Ok(reply)) => reply.meta,
+            Ok(Err(error)) => return vec![Broken(format!("the store cannot be read: {error}"))],
+            Err(_) => return vec![Broken(told(&StoreFault::TimedOut))],
+        };
+        let cell = &inner.settings.cell;
+        let Some(incarnation) = &meta.incarnation else {
+            return vec![Warning(format!(
+                "there is no store in cell {cell} yet: `keygate keys create` makes it; if there was one, bring it back"
+            ))];
+        };
+        let schema = meta.schema.unwrap_or_default();
+        if schema != SCHEMA {
+            return vec![Broken(format!(
+                "the store was written by a newer keygate (schema {schema}, this one knows {SCHEMA}): run that version"
+            ))];
+        }
+        let events = meta.event.unwrap_or_default();
+        let mut findings =
+            vec![Fine(format!("cell {cell} holds the store {incarnation} with {events} events"))];
+        // The newest key stands for all: another pepper opens none of them.
+        let newest = inner.newest::<KeyRecord>(inner.names.keys(), inner.names.with("id:"), None, 1).await;
+        if let Err(fault) = newest {
+            findings.push(Broken(format!("its keys cannot be read: {}", told(&fault))));
+        }
+        findings
+    }
+}
+
+const GRANT: &str = "give it the rights that README.md lists";
+
+fn is_forbidden(error: &RedisError) -> bool {
+    error.kind() == ::redis::ErrorKind::Server(ServerErrorKind::NoPerm)
+}
+
+/// A fault without the words that are meant for a log.
+fn told(fault: &StoreFault) -> String {
+    match fault {
+        StoreFault::Failed(cause) => cause.to_string(),
+        fault => fault.to_string(),
+    }
+}
