@@ -84,7 +84,7 @@ async fn follow_on(
                 assurance.take().into_iter().for_each(|asked| inner.ledger.assure(asked));
             }
             if read(inner, &mut connection, &store, left).await? {
-                confirm(inner, &store);
+                confirm(inner);
             }
         }
     }
@@ -103,13 +103,8 @@ struct Verified {
 /// master that is cut off from its replicas does not let through.
 async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<Verified, StoreFault> {
     let Position { known, last, mark } = inner.ledger.position();
-    let names = &inner.names;
-    let places = [names.meta(), names.events(), names.gateways(), names.lease(&inner.gateway)];
-    let call = Call::new(&inner.scripts.renew, places)
-        .arg(last.to_string())
-        .arg(&*inner.gateway)
-        .arg(LEASE.as_millis().to_string())
-        .arg(names.leases());
+    let call =
+        Call::new(&inner.scripts.watch, [inner.names.meta(), inner.names.events()]).arg(last.to_string());
     let asked = inner.clock.mono();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
     let answered = inner.clock.mono();
@@ -140,8 +135,22 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         _ if event - last > BACKLOG => inner.ledger.jump(&store, event, None),
         _ => {}
     }
+    renew(inner, connection).await?;
     count_replicas(inner, connection).await?;
     Ok(Verified { store, event, asked })
+}
+
+/// Says that this gateway lives, and how far it has come.
+async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
+    let names = &inner.names;
+    let call = Call::new(&inner.scripts.renew, [names.gateways(), names.lease(&inner.gateway)])
+        .arg(&*inner.gateway)
+        .arg(inner.ledger.position().last.to_string())
+        .arg(LEASE.as_millis().to_string())
+        .arg(names.leases());
+    let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
+    answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
+    Ok(())
 }
 
 /// Whether there is anybody that a change should have reached before it counts as durable.
@@ -158,13 +167,11 @@ async fn count_replicas(inner: &Inner, connection: &mut MultiplexedConnection) -
 }
 
 /// Tells whoever waits for it how far this process has come, beside the reading.
-fn confirm(inner: &Arc<Inner>, store: &Incarnation) {
-    let (inner, store) = (Arc::clone(inner), store.clone());
-    let task = Arc::clone(&inner);
+fn confirm(inner: &Arc<Inner>) {
+    let task = Arc::clone(inner);
     inner.control.spawn(async move {
-        let places = [task.names.meta(), task.names.lease(&task.gateway)];
         let last = task.ledger.position().last.to_string();
-        let call = Call::new(&task.scripts.confirm, places).arg(store.as_str()).arg(last);
+        let call = Call::new(&task.scripts.confirm, [task.names.lease(&task.gateway)]).arg(last);
         // The next heartbeat says it too.
         let _ = task.commands.run(&call, task.settings.command_timeout).await;
     });

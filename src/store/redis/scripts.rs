@@ -67,12 +67,8 @@ impl Scripts {
             read: Script::reading(include_str!("read.lua")),
             list: Script::reading(include_str!("list.lua")),
             watch: Script::reading(include_str!("watch.lua")),
-            renew: Script::writing(concat!(
-                "#!lua flags=allow-oom\n",
-                include_str!("streams.lua"),
-                include_str!("renew.lua")
-            )),
-            confirm: Script::writing(ours!("#!lua flags=allow-oom", "confirm.lua")),
+            renew: Script::writing(include_str!("renew.lua")),
+            confirm: Script::writing(include_str!("confirm.lua")),
             confirmed: Script::reading(include_str!("confirmed.lua")),
             mutate: Script::writing(ours!("#!lua", "streams.lua", "parts.lua", "mutate.lua")),
             revoke: Script::writing(ours!("#!lua flags=allow-oom", "streams.lua", "parts.lua", "mutate.lua")),
