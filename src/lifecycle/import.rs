@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::keys::{check_addresses, check_scopes, take};
 use super::search::find_digest;
-use super::trail::Draft;
+use super::turn::Draft;
 use super::{By, FieldError, Lifecycle, LifecycleError, parse_name, parse_network, parse_note, parse_owner};
 use crate::audit::{Kind, Trail};
 use crate::clock::UnixMillis;

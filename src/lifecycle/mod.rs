@@ -6,6 +6,7 @@
 //! anew. So nobody acts on a right that was taken away a moment before, and no change is without its event.
 
 mod authority;
+mod chores;
 mod idempotency;
 mod import;
 mod keys;
@@ -13,6 +14,8 @@ mod orgs;
 mod propagation;
 mod search;
 mod trail;
+mod trouble;
+mod turn;
 mod usage;
 mod view;
 
@@ -32,18 +35,21 @@ use crate::rejection::FieldError;
 use crate::store::keeper::Keeper;
 use crate::store::{Store, StoreFault};
 
+pub use self::chores::RetentionSettings;
 pub use self::idempotency::{Idempotency, Keep, Outcome};
 pub use self::import::{Imported, MovedKey, MovedSecret, Time};
 pub use self::keys::{KeyPage, Made, NewKey, OVERLAP, OVERLAP_AT_MOST, Patch, parse_network};
 pub use self::orgs::{SignedUp, SignupSettings, parse_signup};
 pub use self::propagation::Changed;
 pub use self::search::{FoundKeys, KeyFilter, Owned};
-pub use self::trail::{EventFilter, EventPage, Finding, RetentionSettings, Trouble, TroubleSeen, Verdict};
+pub use self::trail::{EventFilter, EventPage, Finding, Verdict};
+pub use self::trouble::{Trouble, TroubleSeen};
 pub use self::usage::UsageLog;
 pub use self::view::{EventView, KeyView, OrgView, view_org};
 
+use self::chores::Heads;
 use self::propagation::Following;
-use self::trail::{Heads, Turns};
+use self::turn::Turns;
 
 /// How often a change is decided anew because something moved under it.
 const TRIES: usize = 16;

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::authority::Authority;
 use super::keys::NewKey;
 use super::propagation::Changed;
-use super::trail::{Draft, Settled};
+use super::turn::{Draft, Settled};
 use super::{By, Lifecycle, LifecycleError, parse_name};
 use crate::audit::{Kind, Trail};
 use crate::clock::UnixMillis;

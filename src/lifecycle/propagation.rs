@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::trail::Draft;
+use super::turn::Draft;
 use super::{By, Lifecycle, LifecycleError};
 use crate::audit::{Kind, Trail};
 use crate::id::{KeyId, OrgId};

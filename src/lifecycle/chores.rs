@@ -1,0 +1,157 @@
+//! What is done beside the requests: signs of trouble are written down, changes followed to their end, ends of trails
+//! exported to the log, use of keys noted, old events trimmed.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Lifecycle;
+use super::propagation::follow_changes;
+use super::trouble::TroubleSeen;
+use super::turn::Draft;
+use crate::audit::{Kind, Link, Trail};
+use crate::store::side::{Admission, Quota};
+use crate::telemetry;
+
+/// How long events are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetentionSettings {
+    pub retention: Duration,
+}
+
+impl Default for RetentionSettings {
+    fn default() -> Self {
+        Self { retention: Duration::from_secs(400 * 24 * 60 * 60) }
+    }
+}
+
+/// How often the ends of trails are exported.
+const EXPORT: Duration = Duration::from_secs(60);
+/// How often use of keys is written down.
+const USAGE: Duration = Duration::from_secs(60);
+/// How often old events are looked for.
+const TRIM: Duration = Duration::from_secs(24 * 60 * 60);
+/// Organisations looked through at once, and the rest in between: trimming is in no hurry.
+const TRIM_PAGE: usize = 64;
+
+/// The ends of trails that moved since they were last exported.
+#[derive(Debug, Default)]
+pub(super) struct Heads(Mutex<BTreeMap<Trail, Link>>);
+
+impl Heads {
+    pub(super) fn note(&self, trail: Trail, link: Link) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(trail, link);
+    }
+
+    /// Unless it has moved on since.
+    fn put_back(&self, trail: Trail, link: Link) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(trail).or_insert(link);
+    }
+
+    fn take(&self) -> BTreeMap<Trail, Link> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Lifecycle {
+    /// Does all of it, for as long as somebody else holds the lifecycle.
+    pub async fn attend(lifecycle: Weak<Self>, retention: RetentionSettings) {
+        let Some(waiting) = lifecycle.upgrade().and_then(|lifecycle| lifecycle.troubles.take()) else {
+            return;
+        };
+        let Some(changes) = lifecycle.upgrade().and_then(|lifecycle| lifecycle.following.take()) else {
+            return;
+        };
+        tokio::join!(
+            follow_changes(lifecycle.clone(), changes),
+            write_troubles(lifecycle.clone(), waiting),
+            export_heads(lifecycle.clone()),
+            write_usage(lifecycle.clone()),
+            trim_trails(lifecycle, retention.retention),
+        );
+    }
+
+    /// Writes the ends of the trails that moved to the log; tells whether all are in its queue. What has no place
+    /// there waits for the next time.
+    fn export_heads(&self) -> bool {
+        let mut moved = self.heads.take().into_iter();
+        let full = moved.find(|(trail, head)| !telemetry::try_log(&format!("audit head {trail} {head}")));
+        let all = full.is_none();
+        full.into_iter().chain(moved).for_each(|(trail, head)| self.heads.put_back(trail, head));
+        all
+    }
+
+    /// Writes the ends of all trails that moved to the log, for as long as somebody reads it. Blocks.
+    pub fn export_all_heads(&self) {
+        while !self.export_heads() && telemetry::flush_log() {}
+    }
+}
+
+impl Lifecycle {
+    /// Whether this is the first such sign of trouble about the target for an hour, at any gateway.
+    async fn is_first_within_the_hour(&self, kind: Kind, target: Option<&str>) -> bool {
+        let name = format!("{kind}:{}", target.unwrap_or_default());
+        let once = Quota { name, limit: 1, window: Duration::from_secs(60 * 60) };
+        self.store.side().admit(vec![once], self.now()).await == Ok(Admission::Admitted)
+    }
+}
+
+async fn write_troubles(lifecycle: Weak<Lifecycle>, mut waiting: mpsc::Receiver<TroubleSeen>) {
+    while let Some(TroubleSeen { trail, kind, by, target, seen }) = waiting.recv().await {
+        let Some(lifecycle) = lifecycle.upgrade() else { return };
+        if kind == Kind::KeyInBrowser && !lifecycle.is_first_within_the_hour(kind, target.as_deref()).await {
+            continue;
+        }
+        let draft = || Draft::of_trouble(kind, target.clone(), seen.clone());
+        if lifecycle.record(trail, &by, draft).await.is_err() {
+            // The store is away, which is logged where it is noticed; trouble has no place to wait for it.
+            lifecycle.troubles.note_dropped();
+        }
+    }
+}
+
+async fn write_usage(lifecycle: Weak<Lifecycle>) {
+    loop {
+        tokio::time::sleep(USAGE).await;
+        let Some(lifecycle) = lifecycle.upgrade() else { return };
+        // An outage is logged where it is noticed; what was not written waits for the next time.
+        let _ = lifecycle.write_usage().await;
+    }
+}
+
+async fn export_heads(lifecycle: Weak<Lifecycle>) {
+    loop {
+        tokio::time::sleep(EXPORT).await;
+        let Some(lifecycle) = lifecycle.upgrade() else { return };
+        lifecycle.export_heads();
+    }
+}
+
+async fn trim_trails(lifecycle: Weak<Lifecycle>, retention: Duration) {
+    // At once too: a gateway that is started every day would never come to it.
+    loop {
+        let mut after = None;
+        loop {
+            let Some(lifecycle) = lifecycle.upgrade() else { return };
+            let Ok(orgs) = lifecycle.list_orgs(after, TRIM_PAGE).await else {
+                // The store is away, which is logged where it is noticed.
+                drop(lifecycle);
+                tokio::time::sleep(EXPORT).await;
+                continue;
+            };
+            after = orgs.last().map(|org| org.id);
+            let operator = Some(Trail::Operator).filter(|_| after.is_none());
+            for trail in orgs.iter().map(|org| Trail::Org(org.id)).chain(operator) {
+                if let Err(error) = lifecycle.trim_trail(trail, retention).await {
+                    telemetry::log(&format!("cannot trim the audit trail of {trail}: {error}"));
+                }
+            }
+            if after.is_none() {
+                break;
+            }
+        }
+        tokio::time::sleep(TRIM).await;
+    }
+}

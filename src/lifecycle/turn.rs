@@ -1,0 +1,175 @@
+//! Turns: how a change and its event are committed as one.
+//!
+//! An event follows the last one of its trail, so two changes to one organisation cannot be committed on the
+//! same end: the second is decided anew. Within a process they take turns, so that this happens only between
+//! gateways.
+
+use serde_json::{Map, Value};
+use tokio::sync::MutexGuard;
+
+use super::{By, Lifecycle, LifecycleError, TRIES};
+use crate::audit::{Ends, Event, Kind, Trail};
+use crate::clock::UnixMillis;
+use crate::id::{EventId, KeyId, OrgId};
+use crate::store::events::Seq;
+use crate::store::{CommitError, Committed, Mutation, StoreFault};
+
+/// Trails whose changes wait for each other without need: few, and none of them long.
+const TURNS: usize = 64;
+
+/// Whose turn it is to change a trail.
+#[derive(Debug)]
+pub(super) struct Turns([tokio::sync::Mutex<()>; TURNS]);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| tokio::sync::Mutex::default()))
+    }
+}
+
+/// What an event says beside who and when.
+#[derive(Debug)]
+pub(super) struct Draft {
+    kind: Kind,
+    target: Option<String>,
+    before: Option<Value>,
+    after: Option<Value>,
+}
+
+impl Draft {
+    pub(super) fn new(kind: Kind, key: KeyId) -> Self {
+        Self { kind, target: Some(key.to_string()), before: None, after: None }
+    }
+
+    pub(super) fn of_org(kind: Kind, org: OrgId) -> Self {
+        Self { kind, target: Some(org.to_string()), before: None, after: None }
+    }
+
+    pub(super) const fn about(kind: Kind, target: String) -> Self {
+        Self { kind, target: Some(target), before: None, after: None }
+    }
+
+    pub(super) const fn of_trouble(kind: Kind, target: Option<String>, seen: Value) -> Self {
+        Self { kind, target, before: None, after: Some(seen) }
+    }
+
+    pub(super) const fn bare(kind: Kind) -> Self {
+        Self { kind, target: None, before: None, after: None }
+    }
+
+    /// A change of a key: those of its properties that are different.
+    pub(super) fn change(kind: Kind, key: KeyId, before: &Value, after: &Value) -> Self {
+        Self::new(kind, key).difference(before, after)
+    }
+
+    pub(super) fn before(self, before: Value) -> Self {
+        Self { before: Some(before), ..self }
+    }
+
+    pub(super) fn after(self, after: Value) -> Self {
+        Self { after: Some(after), ..self }
+    }
+
+    pub(super) fn difference(self, before: &Value, after: &Value) -> Self {
+        let only = |one: &Value, other: &Value| {
+            let fields = one.as_object().into_iter().flatten();
+            let different = fields.filter(|(name, value)| other.get(name) != Some(value));
+            different.map(|(name, value)| (name.clone(), value.clone())).collect::<Map<_, _>>()
+        };
+        self.before(only(before, after).into()).after(only(after, before).into())
+    }
+}
+
+/// A change to one trail's organisation, while it is being made.
+pub(super) struct Turn<'l> {
+    lifecycle: &'l Lifecycle,
+    trail: Trail,
+    by: &'l By,
+    tries: usize,
+    _held: MutexGuard<'l, ()>,
+}
+
+/// What a commit came to, apart from faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settled {
+    Done {
+        /// The number of the event that the caches were told of, where the change took a right away.
+        event: Option<Seq>,
+    },
+    /// Something moved, or was answered before: decide anew.
+    Again,
+    Missing,
+    EmailTaken,
+}
+
+impl Turn<'_> {
+    /// The moment of the next decision.
+    pub(super) fn next(&mut self) -> Result<UnixMillis, LifecycleError> {
+        self.tries = self.tries.checked_sub(1).ok_or(LifecycleError::Contended(self.trail))?;
+        Ok(self.lifecycle.now())
+    }
+
+    /// Commits a change together with its event.
+    pub(super) async fn commit(
+        &self,
+        mut mutation: Mutation,
+        draft: Draft,
+    ) -> Result<Settled, LifecycleError> {
+        let Self { lifecycle, trail, by, .. } = self;
+        let Ends { head, .. } = lifecycle.store.trails().ends(*trail).await?;
+        let at = lifecycle.now();
+        let event = Event {
+            id: lifecycle.draw(|ids| EventId::draw(ids, at)),
+            kind: draft.kind,
+            at,
+            actor: by.actor(),
+            address: by.address,
+            request: by.request,
+            target: draft.target,
+            before: draft.before,
+            after: draft.after,
+        };
+        // Made of strings, numbers and JSON, so nothing in it can fail to be written.
+        let text = serde_json::to_vec(&event).map_err(StoreFault::failed)?;
+        let append = lifecycle.settings.chain.extend(*trail, head, text);
+        let link = append.entry.link;
+        mutation.audit = Some(append);
+        match lifecycle.store.commit(mutation).await {
+            Ok(Committed { event }) => {
+                lifecycle.heads.note(*trail, link);
+                Ok(Settled::Done { event })
+            }
+            Err(CommitError::Conflict | CommitError::Answered) => Ok(Settled::Again),
+            Err(CommitError::Missing) => Ok(Settled::Missing),
+            Err(CommitError::EmailTaken) => Ok(Settled::EmailTaken),
+            Err(CommitError::Exists) => Err(LifecycleError::Collision),
+            Err(CommitError::Fault(fault)) => Err(fault.into()),
+        }
+    }
+}
+
+impl Lifecycle {
+    /// Waits for its turn to change what `trail` tells of.
+    pub(super) async fn turn<'l>(&'l self, trail: Trail, by: &'l By) -> Turn<'l> {
+        let bytes = trail.to_bytes();
+        // The last bytes of an identifier are random.
+        let place = usize::from(bytes[15]) % TURNS;
+        Turn { lifecycle: self, trail, by, tries: TRIES, _held: self.turns.0[place].lock().await }
+    }
+
+    /// Writes an event that tells of no change to a record.
+    pub(super) async fn record(
+        &self,
+        trail: Trail,
+        by: &By,
+        draft: impl Fn() -> Draft,
+    ) -> Result<(), LifecycleError> {
+        let mut turn = self.turn(trail, by).await;
+        loop {
+            turn.next()?;
+            if matches!(turn.commit(Mutation::default(), draft()).await?, Settled::Done { .. }) {
+                return Ok(());
+            }
+        }
+    }
+}
