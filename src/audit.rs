@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::clock::UnixMillis;
 use crate::id::{EventId, KeyId, OrgId, RequestId};
-use crate::key::Pepper;
+use crate::key::{Environment, Pepper};
 
 /// Whose trail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -163,6 +163,10 @@ pub struct Event {
     pub address: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
+    /// Of the key that it is about; none for what concerns the whole organisation. A test key is shown events of test
+    /// keys only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     /// The key or organisation that it happened to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,

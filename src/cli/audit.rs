@@ -133,7 +133,7 @@ async fn act(action: Action, session: &mut Session<'_>) -> Result<Outcome, Failu
                 Whose { org: Some(Orgs::All), .. } => return Err("a list is of one trail; name it".into()),
                 Whose { org: None, .. } => the_org(session).await?.map_or(Trail::Operator, Trail::Org),
             };
-            list(trail, EventFilter { kind, from: since, until }, limit, session).await
+            list(trail, EventFilter { kind, environment: None, from: since, until }, limit, session).await
         }
         Action::Verify { whose, heads } => verify(whose, &heads, session).await,
         Action::Export { whose } => {

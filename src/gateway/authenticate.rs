@@ -35,7 +35,9 @@ impl Caller {
     /// The key that was presented, for whoever decides on it again; `needs` is what was asked of it.
     pub(super) fn holder(&self, needs: ScopeSet) -> Option<Holder> {
         let Self::Holder(known) = self else { return None };
-        Some(Holder { key: known.found.key.id, org: known.found.org.id, digest: known.digest, needs })
+        let key = &known.found.key;
+        let (org, environment) = (known.found.org.id, key.environment);
+        Some(Holder { key: key.id, org, environment, digest: known.digest, needs })
     }
 }
 

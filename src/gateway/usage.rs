@@ -126,10 +126,12 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 #[cold]
 fn report(gateway: &Gateway, holder: Holder, address: IpAddr, route: Option<&str>, exchange: &Exchange) {
     let (trail, target) = (Trail::Org(holder.org), Some(holder.key.to_string()));
+    let environment = holder.environment;
     let by = By { asker: Asker::Holder(holder), address: Some(address), request: Some(exchange.id()) };
     gateway.api.lifecycle().troubles().report(TroubleSeen {
         trail,
         kind: Kind::KeyInBrowser,
+        environment,
         by,
         target,
         seen: json!({ "route": route }),

@@ -138,9 +138,8 @@ impl Lifecycle {
         new: NewKey,
         keep: Option<Keep<'_>>,
     ) -> Result<Outcome<Made>, LifecycleError> {
-        let org = new.org;
         let made = self.try_create(by, new, keep).await;
-        made.inspect_err(|error| self.note_refusal(by, org, None, error))
+        made.inspect_err(|error| self.note_refusal(by, None, error))
     }
 
     async fn try_create(
@@ -163,7 +162,7 @@ impl Lifecycle {
                 answer: keep_answer(keep.as_ref(), &made, now)?,
                 ..Mutation::default()
             };
-            let event = Draft::new(Kind::KeyCreated, made.key.id).after(self.describe(&made.key));
+            let event = Draft::of_key(Kind::KeyCreated, &made.key).after(self.describe(&made.key));
             match turn.commit(mutation, event).await? {
                 Settled::Done { .. } => return Ok(Outcome::Fresh(made)),
                 Settled::Again => {}
@@ -364,7 +363,7 @@ impl Lifecycle {
         }
         let org = self.org_of(id).await?;
         let rotated = self.try_rotate(by, org, id, overlap, keep).await;
-        rotated.inspect_err(|error| self.note_refusal(by, org, Some(id), error))
+        rotated.inspect_err(|error| self.note_refusal(by, Some(id), error))
     }
 
     async fn try_rotate(
@@ -398,13 +397,15 @@ impl Lifecycle {
                 key: Some(Change::Update { rev, record: made.key.clone() }),
                 ..Mutation::default()
             };
-            let event = Draft::new(Kind::KeyRotated, id)
+            let event = Draft::of_key(Kind::KeyRotated, &before)
                 .before(json!({ "key": self.masked(&before) }))
                 .after(json!({ "key": self.masked(&made.key), "old_secret_ends_at": ends_at.to_string() }));
             match turn.commit(mutation, event).await? {
                 Settled::Done { event } => {
                     drop(turn);
-                    let propagation = self.propagate(Trail::Org(org), id.to_string(), event).await;
+                    let propagation = self
+                        .propagate(Trail::Org(org), Some(before.environment), id.to_string(), event)
+                        .await;
                     return Ok(Outcome::Fresh(Made { propagation, ..made }));
                 }
                 Settled::Again => {}
@@ -424,7 +425,7 @@ impl Lifecycle {
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let org = self.org_of(id).await?;
         let changed = self.try_change(by, org, id, kind, decide).await;
-        changed.inspect_err(|error| self.note_refusal(by, org, Some(id), error))
+        changed.inspect_err(|error| self.note_refusal(by, Some(id), error))
     }
 
     async fn try_change(
@@ -441,7 +442,8 @@ impl Lifecycle {
             let authority = Authority::load(&self.store, by, now).await?;
             let Versioned { rev, record: before } = self.visible(&authority, id).await?;
             let record = decide(&authority, &before, now)?;
-            let event = Draft::change(kind, id, &self.describe(&before), &self.describe(&record));
+            let event =
+                Draft::of_key(kind, &before).difference(&self.describe(&before), &self.describe(&record));
             let mutation = Mutation {
                 subjects: if record.revoked_at.is_some() { revoked(&before) } else { subjects(&before) },
                 seen: authority.seen(Some(id)),
@@ -451,7 +453,9 @@ impl Lifecycle {
             match turn.commit(mutation, event).await? {
                 Settled::Done { event } => {
                     drop(turn);
-                    let propagation = self.propagate(Trail::Org(org), id.to_string(), event).await;
+                    let propagation = self
+                        .propagate(Trail::Org(org), Some(before.environment), id.to_string(), event)
+                        .await;
                     return Ok(Changed { record, propagation });
                 }
                 Settled::Again => {}
@@ -477,23 +481,20 @@ impl Lifecycle {
     }
 
     /// Whoever asks for more than they have is trouble; that they are told no is not enough.
-    fn note_refusal(&self, by: &By, org: OrgId, key: Option<KeyId>, error: &LifecycleError) {
+    fn note_refusal(&self, by: &By, key: Option<KeyId>, error: &LifecycleError) {
+        let Asker::Holder(holder) = &by.asker else { return };
         let wanted = match error {
             LifecycleError::MissingScope(scope) => json!({ "missing_scope": scope }),
             LifecycleError::Escalation(escalation) => json!({ "escalation": escalation.as_str() }),
             _ => return,
         };
-        // Another organisation's trail is none of theirs to write in.
-        let org = match &by.asker {
-            Asker::Holder(holder) => holder.org,
-            Asker::Operator(_) | Asker::Stranger | Asker::Gateway => org,
-        };
-        let target = key.map(|key| key.to_string());
         self.troubles.report(TroubleSeen {
-            trail: Trail::Org(org),
+            // Another organisation's trail is none of theirs to write in.
+            trail: Trail::Org(holder.org),
             kind: Kind::EscalationRefused,
             by: by.clone(),
-            target,
+            environment: holder.environment,
+            target: key.map(|key| key.to_string()),
             seen: wanted,
         });
     }

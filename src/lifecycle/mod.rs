@@ -30,7 +30,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::id::{IdSource, KeyId, OrgId, RequestId};
 use crate::key::record::{Dead, KeyRecord};
 use crate::key::scope::{Scope, ScopeSet};
-use crate::key::{Digest, Digester, KeyFormat, Pepper};
+use crate::key::{Digest, Digester, Environment, KeyFormat, Pepper};
 use crate::rejection::FieldError;
 use crate::store::keeper::Keeper;
 use crate::store::{Store, StoreFault};
@@ -79,6 +79,7 @@ pub enum Asker {
 pub struct Holder {
     pub key: KeyId,
     pub org: OrgId,
+    pub environment: Environment,
     pub digest: Digest,
     /// What the route asked of the key.
     pub needs: ScopeSet,

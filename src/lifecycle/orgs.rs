@@ -244,7 +244,7 @@ impl Lifecycle {
             match turn.commit(mutation, event).await? {
                 Settled::Done { event } => {
                     drop(turn);
-                    let propagation = self.propagate(Trail::Org(id), id.to_string(), event).await;
+                    let propagation = self.propagate(Trail::Org(id), None, id.to_string(), event).await;
                     return Ok(Changed { record, propagation });
                 }
                 Settled::Again => {}

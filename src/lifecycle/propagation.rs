@@ -11,6 +11,7 @@ use super::turn::Draft;
 use super::{By, Lifecycle, LifecycleError};
 use crate::audit::{Kind, Trail};
 use crate::id::{KeyId, OrgId};
+use crate::key::Environment;
 use crate::store::events::Seq;
 use crate::store::{LEASE, Propagation};
 
@@ -30,6 +31,7 @@ pub struct Changed<T> {
 #[derive(Debug)]
 pub(super) struct Followed {
     trail: Trail,
+    environment: Option<Environment>,
     target: String,
     event: Seq,
     committed: Instant,
@@ -62,17 +64,19 @@ impl Lifecycle {
     pub(super) async fn propagate(
         &self,
         trail: Trail,
+        environment: Option<Environment>,
         target: String,
         event: Option<Seq>,
     ) -> Option<Propagation> {
         let (event, committed) = (event?, self.clock.mono());
         let so_far = self.store.propagation(event, self.settings.ack_wait).await.ok();
-        let _ = self.following.queue.try_send(Followed { trail, target, event, committed, so_far });
+        let _ =
+            self.following.queue.try_send(Followed { trail, environment, target, event, committed, so_far });
         so_far
     }
 
     async fn follow(&self, followed: Followed) -> Result<(), LifecycleError> {
-        let Followed { trail, target, event, committed, so_far } = followed;
+        let Followed { trail, environment, target, event, committed, so_far } = followed;
         let end = match so_far.filter(Propagation::is_complete) {
             Some(complete) => complete,
             None => {
@@ -90,7 +94,8 @@ impl Lifecycle {
             "confirmed": end.confirmed,
             "slowest_ms": millis(end.took),
         });
-        let draft = || Draft::about(Kind::ChangePropagated, target.clone()).after(told.clone());
+        let draft =
+            || Draft::about(Kind::ChangePropagated, environment, Some(target.clone())).after(told.clone());
         self.record(trail, &By::gateway(), draft).await
     }
 

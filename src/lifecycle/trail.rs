@@ -12,6 +12,7 @@ use super::view::{EventView, view_event};
 use super::{By, Lifecycle, LifecycleError};
 use crate::audit::{Actor, Break, Ends, Entry, Event, Kind, Link, Trail};
 use crate::clock::UnixMillis;
+use crate::key::Environment;
 use crate::store::StoreFault;
 
 /// Entries read at once.
@@ -24,6 +25,9 @@ const LOOKED_THROUGH: usize = 4096;
 #[serde(deny_unknown_fields)]
 pub struct EventFilter {
     pub kind: Option<Kind>,
+    /// About keys of this environment.
+    #[serde(default)]
+    pub environment: Option<Environment>,
     /// From this moment on.
     pub from: Option<UnixMillis>,
     /// Before this moment.
@@ -81,6 +85,7 @@ impl Lifecycle {
                 // Times do not run backwards but by as much as two gateways' clocks differ, so a page may hold
                 // what is older than one that is too old.
                 let wanted = filter.kind.is_none_or(|kind| kind == event.kind)
+                    && filter.environment.is_none_or(|environment| event.environment == Some(environment))
                     && filter.from.is_none_or(|from| event.at >= from)
                     && filter.until.is_none_or(|until| event.at < until);
                 if wanted && events.len() == limit {
@@ -252,7 +257,7 @@ impl Lifecycle {
             return Ok(0);
         }
         self.record(trail, &By::gateway(), || {
-            Draft::bare(Kind::AuditTrimmed).after(json!({ "through": old }))
+            Draft::about(Kind::AuditTrimmed, None, None).after(json!({ "through": old }))
         })
         .await?;
         Ok(self.store.trails().trim(trail, old).await?)

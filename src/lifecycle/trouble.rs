@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::By;
 use crate::audit::{Kind, Trail};
+use crate::key::Environment;
 
 /// Signs of trouble that may wait to be written.
 const TROUBLES: usize = 1024;
@@ -18,6 +19,8 @@ pub struct TroubleSeen {
     pub trail: Trail,
     pub kind: Kind,
     pub by: By,
+    /// Of the key that it is about.
+    pub environment: Environment,
     pub target: Option<String>,
     pub seen: Value,
 }

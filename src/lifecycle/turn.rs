@@ -10,7 +10,9 @@ use tokio::sync::MutexGuard;
 use super::{By, Lifecycle, LifecycleError, TRIES};
 use crate::audit::{Ends, Event, Kind, Trail};
 use crate::clock::UnixMillis;
-use crate::id::{EventId, KeyId, OrgId};
+use crate::id::{EventId, OrgId};
+use crate::key::Environment;
+use crate::key::record::KeyRecord;
 use crate::store::events::Seq;
 use crate::store::{CommitError, Committed, Mutation, StoreFault};
 
@@ -31,35 +33,25 @@ impl Default for Turns {
 #[derive(Debug)]
 pub(super) struct Draft {
     kind: Kind,
+    environment: Option<Environment>,
     target: Option<String>,
     before: Option<Value>,
     after: Option<Value>,
 }
 
 impl Draft {
-    pub(super) fn new(kind: Kind, key: KeyId) -> Self {
-        Self { kind, target: Some(key.to_string()), before: None, after: None }
+    /// About a key.
+    pub(super) fn of_key(kind: Kind, key: &KeyRecord) -> Self {
+        Self::about(kind, Some(key.environment), Some(key.id.to_string()))
     }
 
+    /// About a whole organisation.
     pub(super) fn of_org(kind: Kind, org: OrgId) -> Self {
-        Self { kind, target: Some(org.to_string()), before: None, after: None }
+        Self::about(kind, None, Some(org.to_string()))
     }
 
-    pub(super) const fn about(kind: Kind, target: String) -> Self {
-        Self { kind, target: Some(target), before: None, after: None }
-    }
-
-    pub(super) const fn of_trouble(kind: Kind, target: Option<String>, seen: Value) -> Self {
-        Self { kind, target, before: None, after: Some(seen) }
-    }
-
-    pub(super) const fn bare(kind: Kind) -> Self {
-        Self { kind, target: None, before: None, after: None }
-    }
-
-    /// A change of a key: those of its properties that are different.
-    pub(super) fn change(kind: Kind, key: KeyId, before: &Value, after: &Value) -> Self {
-        Self::new(kind, key).difference(before, after)
+    pub(super) const fn about(kind: Kind, environment: Option<Environment>, target: Option<String>) -> Self {
+        Self { kind, environment, target, before: None, after: None }
     }
 
     pub(super) fn before(self, before: Value) -> Self {
@@ -125,6 +117,7 @@ impl Turn<'_> {
             actor: by.actor(),
             address: by.address,
             request: by.request,
+            environment: draft.environment,
             target: draft.target,
             before: draft.before,
             after: draft.after,

@@ -10,6 +10,7 @@ on_both_stores! {
     its_pages_make_the_whole_while_events_are_added
     a_change_is_told_with_what_was_before_and_after
     what_changes_nothing_or_is_refused_is_no_change
+    a_test_key_reads_of_test_keys_only
 }
 
 fn types(events: &[Value]) -> Vec<&str> {
@@ -112,4 +113,21 @@ fn what_changes_nothing_or_is_refused_is_no_change(kept: Kept) {
     api.post(&root, "/v1/api_keys/key_01J9ZQ6T5N8XKD3V4WPYB7C2HM/rotate", &json!({}));
     api.works("fh_live_sk_wrong");
     assert_eq!(api.events(&root), before);
+}
+
+fn a_test_key_reads_of_test_keys_only(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let live = api.create(&root, &json!({ "name": "live" }));
+    let test = api.create(&root, &json!({ "name": "test", "environment": "test" }));
+    api.patch(&root, &live.path(), &json!({ "note": "of the live key" }));
+    api.patch(&test.secret, &test.path(), &json!({ "note": "of the test key" }));
+    assert_eq!(types(&api.events(&test.secret)), ["key.updated", "key.created"]);
+    for event in api.events(&test.secret) {
+        assert_eq!(
+            (event["environment"].as_str(), event["target"].as_str()),
+            (Some("test"), Some(&*test.id))
+        );
+    }
+    assert_eq!(api.events(&root).len(), 5, "a live key reads of both");
 }
