@@ -26,6 +26,7 @@ mod cli_run;
 mod contract_errors;
 mod contract_routes;
 mod drain;
+mod durability;
 mod environments;
 mod foreign_upstreams;
 mod forwarding;

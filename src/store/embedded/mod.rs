@@ -28,6 +28,8 @@
 
 mod mutation;
 mod open;
+#[cfg(test)]
+mod power_cuts;
 mod quotas;
 mod reads;
 mod rehearsal;

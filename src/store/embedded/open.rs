@@ -6,7 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
-use redb::{Builder, Database, ReadableDatabase};
+use redb::{Builder, Database, ReadableDatabase, StorageBackend};
 use thiserror::Error;
 
 use super::Settings;
@@ -50,11 +50,8 @@ pub(super) fn open_file(path: &Path) -> Result<(Database, Seq), OpenError> {
     let file = claim(path)?;
     let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
     rehearse(path, &file)?;
-    let database = Builder::new()
-        .set_cache_size(CACHE_BYTES)
-        .create_with_backend(backend(&file).map_err(unreadable)?)
-        .map_err(|error| refuse(path, error))?;
-    if let Some(event) = survey(path, &database)? {
+    let (database, event) = open_on(path, backend(&file).map_err(unreadable)?)?;
+    if let Some(event) = event {
         return Ok((database, event));
     }
     lay_out(&database).map_err(|fault| unreadable(io::Error::other(fault)))?;
@@ -107,6 +104,20 @@ pub fn inspect(settings: &Settings) -> Finding {
         )),
         Err(error) => Finding::Broken(error.to_string()),
     }
+}
+
+/// Opens what the backend holds, repairing what a crash left; with the number of its last event, or `None` where
+/// nothing was stored yet.
+pub(super) fn open_on(
+    path: &Path,
+    backend: impl StorageBackend,
+) -> Result<(Database, Option<Seq>), OpenError> {
+    let database = Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(backend)
+        .map_err(|error| refuse(path, error))?;
+    let event = survey(path, &database)?;
+    Ok((database, event))
 }
 
 /// The file itself, ours alone from its first moment, whatever the umask.

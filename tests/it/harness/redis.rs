@@ -161,7 +161,7 @@ impl RedisServer {
         kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), signal).unwrap();
     }
 
-    /// Ends it as a power cut would. Whatever it held is gone.
+    /// Ends it as a power cut would. Whatever it held in memory is gone.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -169,7 +169,7 @@ impl RedisServer {
         }
     }
 
-    /// Starts it again, empty, where it was.
+    /// Starts it again where it was: empty, unless its options say that it keeps what it is told.
     pub(crate) fn revive(&mut self) {
         self.kill();
         eventually("its port is free again", || self.launch());
@@ -204,6 +204,10 @@ fn try_command(address: SocketAddr, parts: &[&str]) -> Option<String> {
         }
         if text.matches("-NOAUTH").count() == 2 {
             return Some(text.into_owned());
+        }
+        // It reads what it had on its disk, and answers nothing that was asked meanwhile.
+        if text.contains("-LOADING") {
+            return None;
         }
         match stream.read(&mut part).ok()? {
             0 => return None,
