@@ -21,6 +21,7 @@ use crate::audit::{Actor, Break, Ends, Entry, Event, Kind, Link, Trail};
 use crate::clock::UnixMillis;
 use crate::id::{EventId, KeyId, OrgId};
 use crate::store::events::Seq;
+use crate::store::keeper::Acceptance;
 use crate::store::side::{Admission, Quota};
 use crate::store::{CommitError, Committed, Mutation, StoreFault};
 use crate::telemetry;
@@ -387,6 +388,19 @@ impl Lifecycle {
             }
         }
         Ok(None)
+    }
+
+    /// Takes the store as it is for the right one, and says so in the operator's trail.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn accept_store(&self, by: &By) -> Result<Acceptance, LifecycleError> {
+        let acceptance = self.keeper().accept().await?;
+        if acceptance.changed {
+            let accepted = || Draft::bare(Kind::StoreAccepted).after(json!({ "store": acceptance.store }));
+            self.record(Trail::Operator, by, accepted).await?;
+        }
+        Ok(acceptance)
     }
 
     /// Checks a whole trail against its key, its ends and the heads that were exported earlier.
