@@ -438,6 +438,9 @@ impl App {
         }
         workers.drain(..).for_each(Worker::stop);
         records.finish();
+        let last_uses = async { tokio::time::timeout(BLOCKED_AT_MOST, lifecycle.write_usage()).await };
+        // A store that is away now cannot be told; what was used since the last minute is forgotten.
+        drop(control.handle.block_on(last_uses));
         lifecycle.export_all_heads();
         drop(lifecycle);
         control.stop();

@@ -239,7 +239,7 @@ pub async fn execute(lifecycle: &Lifecycle, by: &By, command: Command) -> Reply 
         Command::Orgs(command) => on_orgs(lifecycle, by, command).await,
         Command::Keys(command) => on_keys(lifecycle, by, command).await,
         Command::Audit(command) => on_audit(lifecycle, command).await,
-        Command::Store(command) => on_store(lifecycle, command).await,
+        Command::Store(command) => on_store(lifecycle, by, command).await,
     };
     reply.unwrap_or_else(|error| Reply::Failed { message: error.to_string() })
 }
@@ -313,12 +313,12 @@ async fn on_audit(lifecycle: &Lifecycle, command: AuditCommand) -> Result<Reply,
     Ok(Reply::Events { events: page.events, next: page.next })
 }
 
-async fn on_store(lifecycle: &Lifecycle, command: StoreCommand) -> Result<Reply, LifecycleError> {
+async fn on_store(lifecycle: &Lifecycle, by: &By, command: StoreCommand) -> Result<Reply, LifecycleError> {
     let keeper = lifecycle.keeper();
     Ok(match command {
         StoreCommand::Begin => Reply::StoreBegun { made: keeper.begin().await? },
         StoreCommand::Status => Reply::StoreStatus { status: keeper.status().await },
-        StoreCommand::Accept => Reply::StoreAccepted { acceptance: keeper.accept().await? },
+        StoreCommand::Accept => Reply::StoreAccepted { acceptance: lifecycle.accept_store(by).await? },
     })
 }
 

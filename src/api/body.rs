@@ -1,7 +1,7 @@
 //! The JSON body of an operation, read field by field: every mistake is found, not just the first.
 
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -133,19 +133,12 @@ pub(super) fn nullable_text(value: &Value) -> Result<Option<String>, &'static st
 
 pub(super) fn time(value: &Value) -> Result<UnixMillis, &'static str> {
     const MESSAGE: &str = "must be a time in RFC 3339, as in 2030-01-31T12:00:00Z";
-    parse_time(value.as_str().ok_or(MESSAGE)?).ok_or(MESSAGE)
+    UnixMillis::parse(value.as_str().ok_or(MESSAGE)?).map_err(|_| MESSAGE)
 }
 
 /// A time, or null for none.
 pub(super) fn nullable_time(value: &Value) -> Result<Option<UnixMillis>, &'static str> {
     if value.is_null() { Ok(None) } else { time(value).map(Some) }
-}
-
-/// A point in time, in UTC (RFC 3339 with `Z`).
-pub(super) fn parse_time(text: &str) -> Option<UnixMillis> {
-    let at: SystemTime = humantime::parse_rfc3339(text).ok()?;
-    let since = at.duration_since(UNIX_EPOCH).ok()?;
-    u64::try_from(since.as_millis()).ok().map(UnixMillis)
 }
 
 pub(super) fn scopes(value: &Value) -> Result<ScopeSet, &'static str> {
@@ -213,12 +206,6 @@ mod tests {
                 let _ = body.take("a", time);
                 let _ = body.finish();
             }
-        }
-
-        #[test]
-        fn a_printed_time_is_read_back(millis in 0_u64..253_402_300_799_999) {
-            let at = UnixMillis(millis);
-            prop_assert_eq!(parse_time(&at.to_string()), Some(at));
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use super::body::parse_time;
 use crate::clock::UnixMillis;
 use crate::id::KeyId;
 use crate::rejection::{FieldError, Rejection};
@@ -53,7 +52,11 @@ impl<'q> Query<'q> {
     }
 
     pub(super) fn time(&mut self, name: &'static str) -> Option<UnixMillis> {
-        self.take(name, parse_time, "must be a time in RFC 3339, as in 2030-01-31T12:00:00Z")
+        self.take(
+            name,
+            |text| UnixMillis::parse(text).ok(),
+            "must be a time in RFC 3339, as in 2030-01-31T12:00:00Z",
+        )
     }
 
     pub(super) fn cursor<C: Cursor>(&mut self) -> Option<C> {

@@ -6,12 +6,15 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use http::uri::{Authority, Uri};
 use rustix::process::getuid;
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
 
 use super::table::{Column, Table};
 use super::{Outcome, load};
@@ -96,7 +99,8 @@ pub(super) fn run(
         Err(outcome) => return Ok(outcome),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut session = Session { operator, json: access.json, out: BufWriter::new(out), err };
+    let mut session =
+        Session { operator: Arc::new(operator), json: access.json, out: BufWriter::new(out), err };
     let acted = runtime.block_on(act(&mut session));
     session.out.flush()?;
     match acted {
@@ -119,8 +123,9 @@ enum Operator {
     Local {
         socket: Option<PathBuf>,
         config: Box<Config>,
+        /// Opened once and kept open: what one command asks belongs together, and opening costs.
+        store: OnceCell<Box<Lifecycle>>,
     },
-    Store(Box<Lifecycle>),
 }
 
 fn reach(
@@ -135,9 +140,9 @@ fn reach(
             return Ok(Err(Outcome::Unusable));
         }
         let loaded = load(&access.config, environment, err)?;
-        return Ok(loaded.map(|mut config| Operator::Local {
-            socket: config.admin.socket.take(),
-            config: config.into(),
+        return Ok(loaded.map(|mut config| {
+            let socket = config.admin.socket.take();
+            Operator::Local { socket, config: config.into(), store: OnceCell::new() }
         }));
     };
     match find_token(access.token_file.as_deref(), &environment) {
@@ -165,10 +170,10 @@ fn find_token(file: Option<&Path>, environment: &[(OsString, OsString)]) -> Resu
 }
 
 impl Operator {
-    async fn ask(&mut self, command: Command) -> Result<Reply, String> {
+    async fn ask(&self, command: Command) -> Result<Reply, String> {
         let order = Order { operator: operator_name(), command };
-        let config = match self {
-            Self::Store(lifecycle) => return Ok(execute(lifecycle, order).await),
+        let (socket, config, store) = match self {
+            Self::Local { socket, config, store } => (socket, config, store),
             Self::Remote { authority, token } => {
                 let way = Way::Remote { authority, token };
                 return admin::call(way, &order).await.map_err(|error| match error {
@@ -176,19 +181,14 @@ impl Operator {
                     error => error.to_string(),
                 });
             }
-            Self::Local { socket: Some(socket), config } => {
-                match admin::call(Way::Socket(socket), &order).await {
-                    Err(ClientError::Absent) => config,
-                    replied => return replied.map_err(|error| error.to_string()),
-                }
-            }
-            Self::Local { socket: None, config } => config,
         };
-        // Kept open from here on: what follows belongs together, and opening costs.
-        let lifecycle = Box::new(open(config)?);
-        let reply = execute(&lifecycle, order).await;
-        *self = Self::Store(lifecycle);
-        Ok(reply)
+        if let (Some(socket), false) = (socket, store.initialized()) {
+            match admin::call(Way::Socket(socket), &order).await {
+                Err(ClientError::Absent) => {}
+                replied => return replied.map_err(|error| error.to_string()),
+            }
+        }
+        Ok(execute(store.get_or_try_init(async || open(config).map(Box::new)).await?, order).await)
     }
 }
 
@@ -214,9 +214,26 @@ fn operator_name() -> String {
     std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default()
 }
 
+/// A command that is being carried out.
+pub(super) struct Begun(JoinHandle<Result<Reply, String>>);
+
+impl Begun {
+    /// As [`Session::ask`].
+    pub(super) async fn finish(self) -> Result<Reply, Failure> {
+        answered(self.0.await.unwrap_or_else(|error| Err(error.to_string())))
+    }
+}
+
+fn answered(replied: Result<Reply, String>) -> Result<Reply, Failure> {
+    match replied? {
+        Reply::Failed { message } => Err(message.into()),
+        reply => Ok(reply),
+    }
+}
+
 /// A command while it runs: whom it asks, and where it prints.
 pub(super) struct Session<'s> {
-    operator: Operator,
+    operator: Arc<Operator>,
     pub(super) json: bool,
     pub(super) out: BufWriter<&'s mut dyn Write>,
     pub(super) err: &'s mut dyn Write,
@@ -228,10 +245,13 @@ impl Session<'_> {
     /// # Errors
     /// Why it was not, also where the gateway says so.
     pub(super) async fn ask(&mut self, command: Command) -> Result<Reply, Failure> {
-        match self.operator.ask(command).await? {
-            Reply::Failed { message } => Err(message.into()),
-            reply => Ok(reply),
-        }
+        answered(self.operator.ask(command).await)
+    }
+
+    /// Has a command carried out while this one goes on.
+    pub(super) fn begin(&self, command: Command) -> Begun {
+        let operator = Arc::clone(&self.operator);
+        Begun(tokio::spawn(async move { operator.ask(command).await }))
     }
 
     /// One line of JSON.

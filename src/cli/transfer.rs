@@ -1,18 +1,23 @@
 //! `keygate keys import` and `keygate keys export`: keys as lines of JSON, many at a time, none of them all at
 //! once.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::Outcome;
-use super::operator::{Failure, Session, unexpected};
+use super::operator::{Begun, Failure, Session, unexpected};
 use crate::admin::{Command, KeyCommand, Reply};
 use crate::id::{KeyId, OrgId};
 use crate::lifecycle::{Imported, MovedKey};
 
-/// Keys that are handed over at once.
-const BATCH: usize = 1000;
+/// Keys that are handed over at once: what costs once for each batch, a sync to the disk, costs little for each key.
+const BATCH: usize = 4000;
+/// Batches under way: while the store works on one, the next is read.
+const UNDER_WAY: usize = 2;
+/// Keys that are asked for at once.
+const PAGE: usize = 1000;
 /// Text of lines that is handed over at once, at most, with one more line; bytes.
 const BATCH_LEN: usize = 4 << 20;
 /// The longest line that is read; bytes. A key with all that it may have is much shorter.
@@ -77,9 +82,10 @@ struct Batch {
 
 pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Outcome, Failure> {
     let mut lines = Lines { input: open(&args.file)?, number: 0 };
-    let (mut tally, mut batch, mut checksum_required) = (Tally::default(), Batch::default(), false);
+    let mut import = Importing { rehearsal: args.dry_run, ..Importing::default() };
+    let mut batch = Batch::default();
     while let Some((number, line)) = lines.next()? {
-        tally.last_line = number;
+        import.tally.last_line = number;
         if number < args.from_line {
             continue;
         }
@@ -90,22 +96,23 @@ pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Ou
                 batch.keys.push(key);
                 batch.len += len;
             }
-            Err(reason) => refuse(number, &reason, &mut tally, session),
+            Err(reason) => import.refuse(number, &reason, session),
         }
         if batch.keys.len() == BATCH || batch.len >= BATCH_LEN {
-            checksum_required |= hand_over(&mut batch, args.dry_run, &mut tally, session).await?;
+            import.hand_over(std::mem::take(&mut batch), session).await?;
         }
     }
-    checksum_required |= hand_over(&mut batch, args.dry_run, &mut tally, session).await?;
+    import.hand_over(batch, session).await?;
+    import.finish(0, session).await?;
     session.show_progress("");
-    if checksum_required {
+    if import.checksum_required {
         session.remark(
             "keys.accept_without_checksum is false: of these keys, those work that keygate or something like it made; those \
              without its checksum are refused",
         );
     }
-    summarise(&tally, args.dry_run, session)?;
-    Ok(if tally.refused == 0 { Outcome::Done } else { Outcome::Refused })
+    summarise(&import.tally, args.dry_run, session)?;
+    Ok(if import.tally.refused == 0 { Outcome::Done } else { Outcome::Refused })
 }
 
 fn open(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
@@ -159,40 +166,68 @@ fn parse(line: &[u8], org: Option<OrgId>) -> Result<Option<(MovedKey, usize)>, S
     Ok(Some((key, line.len())))
 }
 
-/// Moves a batch in; tells whether keys need a checksum to work.
-async fn hand_over(
-    batch: &mut Batch,
+/// An import on its way.
+#[derive(Default)]
+struct Importing {
     rehearsal: bool,
-    tally: &mut Tally,
-    session: &mut Session<'_>,
-) -> Result<bool, Failure> {
-    let Batch { numbers, keys, .. } = std::mem::take(batch);
-    let Some(first) = numbers.first() else { return Ok(false) };
-    let command = Command::Keys(KeyCommand::Import { keys, rehearsal });
-    let reply = session.ask(command).await.map_err(|failure| match failure {
-        Failure::Told(message) => Failure::Told(format!(
-            "{message}; stopped before or within line {first} and those after it: run it again, with --from-line {first} to \
-             save time"
-        )),
-        gone @ Failure::Output(_) => gone,
-    })?;
-    let Reply::Imported { outcomes, checksum_required } = reply else { return Err(unexpected()) };
-    for (number, outcome) in numbers.iter().zip(outcomes) {
-        match outcome {
-            Imported::New => tally.imported += 1,
-            Imported::Present => tally.present += 1,
-            Imported::Refused { reason } => refuse(*number, &reason, tally, session),
-        }
-    }
-    let Tally { imported, present, refused, .. } = tally;
-    session.show_progress(&format!("{imported} keys moved in, {present} there already, {refused} refused"));
-    Ok(checksum_required)
+    tally: Tally,
+    /// Whether keys need a checksum to work.
+    checksum_required: bool,
+    /// Batches in the order of their lines.
+    under_way: VecDeque<(Vec<u64>, Begun)>,
 }
 
-fn refuse(number: u64, reason: &str, tally: &mut Tally, session: &mut Session<'_>) {
-    tally.refused += 1;
-    session.show_progress("");
-    session.remark(&format!("line {number}: {reason}"));
+impl Importing {
+    /// Has a batch moved in, once there is a place for it.
+    async fn hand_over(&mut self, batch: Batch, session: &mut Session<'_>) -> Result<(), Failure> {
+        let Batch { numbers, keys, .. } = batch;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.finish(UNDER_WAY - 1, session).await?;
+        let command = KeyCommand::Import { keys, rehearsal: self.rehearsal };
+        self.under_way.push_back((numbers, session.begin(Command::Keys(command))));
+        Ok(())
+    }
+
+    /// Waits until no more than so many are under way.
+    async fn finish(&mut self, left: usize, session: &mut Session<'_>) -> Result<(), Failure> {
+        while self.under_way.len() > left {
+            let Some((numbers, begun)) = self.under_way.pop_front() else { break };
+            let reply = begun.finish().await.map_err(|failure| stopped_at(&numbers, failure))?;
+            let Reply::Imported { outcomes, checksum_required } = reply else { return Err(unexpected()) };
+            self.checksum_required |= checksum_required;
+            for (number, outcome) in numbers.iter().zip(outcomes) {
+                match outcome {
+                    Imported::New => self.tally.imported += 1,
+                    Imported::Present => self.tally.present += 1,
+                    Imported::Refused { reason } => self.refuse(*number, &reason, session),
+                }
+            }
+            let Tally { imported, present, refused, .. } = self.tally;
+            session.show_progress(&format!(
+                "{imported} keys moved in, {present} there already, {refused} refused"
+            ));
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, number: u64, reason: &str, session: &mut Session<'_>) {
+        self.tally.refused += 1;
+        session.show_progress("");
+        session.remark(&format!("line {number}: {reason}"));
+    }
+}
+
+/// Says where to go on. Of this batch and those after it, some keys may be there.
+fn stopped_at(numbers: &[u64], failure: Failure) -> Failure {
+    let Some(first) = numbers.first() else { return failure };
+    match failure {
+        Failure::Told(message) => Failure::Told(format!(
+            "{message}; nothing is sure from line {first} on: run it again, with --from-line {first} to save time"
+        )),
+        gone @ Failure::Output(_) => gone,
+    }
 }
 
 fn summarise(tally: &Tally, rehearsal: bool, session: &mut Session<'_>) -> Result<(), Failure> {
@@ -208,7 +243,7 @@ pub(super) async fn export(args: &Export, session: &mut Session<'_>) -> Result<O
     let mut after: Option<KeyId> = None;
     let (mut count, mut peppered) = (0_usize, false);
     loop {
-        let command = KeyCommand::Export { org: args.org, after, limit: BATCH };
+        let command = KeyCommand::Export { org: args.org, after, limit: PAGE };
         let Reply::ExportedKeys { keys, has_more } = session.ask(Command::Keys(command)).await? else {
             return Err(unexpected());
         };

@@ -14,6 +14,7 @@ use crate::audit::{Actor, Break, Ends, Entry, Event, Kind, Link, Trail};
 use crate::clock::UnixMillis;
 use crate::key::Environment;
 use crate::store::StoreFault;
+use crate::store::keeper::Acceptance;
 
 /// Entries read at once.
 const PAGE: usize = 256;
@@ -147,6 +148,20 @@ impl Lifecycle {
             }
         }
         Ok(None)
+    }
+
+    /// Takes the store as it is for the right one, and says so in the operator's trail.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn accept_store(&self, by: &By) -> Result<Acceptance, LifecycleError> {
+        let acceptance = self.keeper().accept().await?;
+        if acceptance.changed {
+            let accepted =
+                || Draft::about(Kind::StoreAccepted, None, None).after(json!({ "store": acceptance.store }));
+            self.record(Trail::Operator, by, accepted).await?;
+        }
+        Ok(acceptance)
     }
 
     /// Checks a whole trail against its key, its ends and the heads that were exported earlier.

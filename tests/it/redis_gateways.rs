@@ -474,6 +474,8 @@ mod command_line {
         assert!(!accepted && told.contains("--yes"), "{told}");
         let (accepted, out, told) = said(&run(folder.path(), &["store", "accept", "--yes"]));
         assert!(accepted && out.contains("accepted"), "{out}{told}");
+        let (told, out, _) = said(&run(folder.path(), &["audit", "list", "--operator"]));
+        assert!(told && out.contains("store.accepted"), "{out}");
         gateway.err_line("the event link is up");
         let (made, _, told) = said(&run(folder.path(), &["keys", "create", "--name", "second"]));
         assert!(made, "{told}");
