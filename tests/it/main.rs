@@ -39,6 +39,7 @@ mod open_streams;
 mod ops;
 mod outbox;
 mod prometheus;
+mod propagation;
 mod redis_cluster;
 mod redis_gateways;
 mod redis_sentinel;
