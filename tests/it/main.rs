@@ -46,6 +46,7 @@ mod redis_sentinel;
 mod redis_store;
 mod redis_tls;
 mod reload;
+mod role_proxy;
 mod secrets;
 mod store_contract;
 mod streaming;
