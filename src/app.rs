@@ -1,5 +1,6 @@
 //! The whole, put together: store, cache, workers, listeners; and taken apart again in order when it ends.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -33,12 +34,12 @@ use crate::ops::{self, Readiness, Told};
 use crate::outbox;
 use crate::reload::{Fixed, Refused, Source};
 use crate::secret_file::{self, SecretFileError};
-use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::{self, Embedded};
 use crate::store::events::EventSink;
 use crate::store::keeper::LinkState;
 use crate::store::redis::{self, Redis};
+use crate::store::{Role, Store};
 use crate::telemetry::{self, RecordWriter};
 use crate::tls;
 use crate::upstream::health::Health;
@@ -158,7 +159,8 @@ pub struct App {
     ops_address: Option<SocketAddr>,
     admin_address: Option<SocketAddr>,
     readiness: Arc<Readiness>,
-    lifecycle: Arc<Lifecycle>,
+    /// `None` at a gateway that only lets requests through.
+    lifecycle: Option<Arc<Lifecycle>>,
     control: Control,
     acceptor: tokio::task::JoinHandle<()>,
     workers: Arc<Vec<Worker>>,
@@ -222,15 +224,13 @@ impl App {
         let (store, meter) = MeasuredStore::new(store, clock.clone());
         let store: Arc<dyn Store> = store;
         let metrics = Arc::new(Metrics::new(Arc::clone(&meter)));
-        let lifecycle = Arc::new(Lifecycle::new(
-            Arc::clone(&store),
-            tools.lifecycle(config.signup),
-            config.scopes,
-            clock.clone(),
-        ));
+        let lifecycle = (config.role == Role::Full).then(|| {
+            let settings = tools.lifecycle(config.signup);
+            Arc::new(Lifecycle::new(Arc::clone(&store), settings, config.scopes, clock.clone()))
+        });
         let keys = ReadThrough::new(config.cache, Arc::clone(&store), control.handle.clone(), clock.clone());
         if let Some(revived) = keys.revived() {
-            tokio::spawn(revoke_again(Arc::clone(&lifecycle), revived));
+            tokio::spawn(attend_revived(lifecycle.clone(), revived));
         }
         store.subscribe(Arc::clone(&meter) as Arc<dyn EventSink>);
         let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
@@ -245,7 +245,7 @@ impl App {
             format: tools.format,
             digester: tools.digester,
             keys: Arc::clone(&keys),
-            api: Api::new(Arc::clone(&lifecycle), control.handle.clone()),
+            api: lifecycle.clone().map(|lifecycle| Api::new(lifecycle, control.handle.clone())),
             clock: clock.clone(),
         };
         let records = RecordWriter::start(config.request_log)?;
@@ -259,13 +259,11 @@ impl App {
             let key = read_secret("outbox.key_file", &outbox.key_file)?;
             tokio::spawn(outbox::deliver(Arc::clone(&store), outbox.receiver, key, clock.clone()));
         }
-        if let Some(socket) = socket {
-            tokio::spawn(socket.run(Arc::clone(&lifecycle)));
+        if let Some(lifecycle) = &lifecycle {
+            tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle), config.retention));
+            socket.map(|socket| tokio::spawn(socket.run(Arc::clone(lifecycle))));
+            remote.map(|remote| tokio::spawn(remote.run(Arc::clone(lifecycle))));
         }
-        if let Some(remote) = remote {
-            tokio::spawn(remote.run(Arc::clone(&lifecycle)));
-        }
-        tokio::spawn(Lifecycle::attend(Arc::downgrade(&lifecycle), config.retention));
         let readiness = Arc::new(Readiness::default());
         if let Some(ops) = ops {
             let asked = Arc::clone(&store);
@@ -331,7 +329,7 @@ impl App {
         let health = Arc::clone(&lock(&self.in_force).health);
         let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &health));
         self.trusted_proxies.send_replace(plan.settings().headers.trusted_proxies.clone());
-        self.lifecycle.set_vocabulary(config.scopes);
+        self.lifecycle.iter().for_each(|lifecycle| lifecycle.set_vocabulary(config.scopes.clone()));
         self.drain = config.drain;
         let (done, all_done) = std::sync::mpsc::channel();
         for worker in self.workers.iter() {
@@ -365,9 +363,10 @@ impl App {
         self.admin_address
     }
 
+    /// Through which keys are changed here; `None` at a gateway that only lets requests through.
     #[must_use]
-    pub const fn lifecycle(&self) -> &Arc<Lifecycle> {
-        &self.lifecycle
+    pub const fn lifecycle(&self) -> Option<&Arc<Lifecycle>> {
+        self.lifecycle.as_ref()
     }
 
     /// Runs a future on the control runtime and waits for it. Not to be called from a runtime's own thread.
@@ -438,10 +437,12 @@ impl App {
         }
         workers.drain(..).for_each(Worker::stop);
         records.finish();
-        let last_uses = async { tokio::time::timeout(BLOCKED_AT_MOST, lifecycle.write_usage()).await };
-        // A store that is away now cannot be told; what was used since the last minute is forgotten.
-        drop(control.handle.block_on(last_uses));
-        lifecycle.export_all_heads();
+        if let Some(lifecycle) = &lifecycle {
+            let last_uses = async { tokio::time::timeout(BLOCKED_AT_MOST, lifecycle.write_usage()).await };
+            // A store that is away now cannot be told; what was used since the last minute is forgotten.
+            drop(control.handle.block_on(last_uses));
+            lifecycle.export_all_heads();
+        }
         drop(lifecycle);
         control.stop();
     }
@@ -472,21 +473,40 @@ fn certificates(serving: &Serving) -> Vec<(Box<str>, UnixMillis)> {
 /// written then is reported again when somebody presents it.
 const REVOKED_TRIES: usize = 50;
 const REVOKED_PAUSE: Duration = Duration::from_millis(100);
+/// Revived keys that a gateway tells of which can do nothing about them.
+const SAID_AT_MOST: usize = 65_536;
 
-/// Writes again what this process knows to be revoked, and a store that lost its last changes does not.
-async fn revoke_again(lifecycle: Arc<Lifecycle>, mut revived: mpsc::Receiver<KeyId>) {
+/// Attends to what this process knows to be revoked, and a store that lost its last changes does not. Whoever may
+/// write to it does so; whoever may not refuses the key all the same, and says what it saw.
+async fn attend_revived(lifecycle: Option<Arc<Lifecycle>>, mut revived: mpsc::Receiver<KeyId>) {
     let mut keys = Vec::new();
+    // A key is reported whenever somebody presents it.
+    let mut said = HashSet::new();
     while revived.recv_many(&mut keys, 64).await > 0 {
         keys.sort_unstable();
         keys.dedup();
         for key in keys.drain(..) {
-            telemetry::log(&format!("the store has forgotten that {key} is revoked: it is revoked again"));
-            for _ in 0..REVOKED_TRIES {
-                match lifecycle.revoke_key(&By::gateway(), key).await {
-                    Ok(_) | Err(LifecycleError::NoKey(_)) => break,
-                    Err(_) => tokio::time::sleep(REVOKED_PAUSE).await,
+            match &lifecycle {
+                Some(lifecycle) => {
+                    telemetry::log(&format!(
+                        "the store has forgotten that {key} is revoked: it is revoked again"
+                    ));
+                    revoke_again(lifecycle, key).await;
                 }
+                None if said.len() < SAID_AT_MOST && said.insert(key) => telemetry::log(&format!(
+                    "the store has forgotten that {key} is revoked: it is refused here, and a full gateway is to revoke it again"
+                )),
+                None => {}
             }
+        }
+    }
+}
+
+async fn revoke_again(lifecycle: &Lifecycle, key: KeyId) {
+    for _ in 0..REVOKED_TRIES {
+        match lifecycle.revoke_key(&By::gateway(), key).await {
+            Ok(_) | Err(LifecycleError::NoKey(_)) => return,
+            Err(_) => tokio::time::sleep(REVOKED_PAUSE).await,
         }
     }
 }

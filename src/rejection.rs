@@ -133,6 +133,8 @@ pub enum NotFound {
     NoResource,
     /// Signing up is not open to strangers.
     SignupOff,
+    /// A route that keygate serves itself, at a gateway that only lets requests through.
+    NotServedHere,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,6 +309,7 @@ impl Rejection {
             Self::NotFound(NotFound::NoRoute) => "no_route",
             Self::NotFound(NotFound::NoResource) => "no_resource",
             Self::NotFound(NotFound::SignupOff) => "signup_off",
+            Self::NotFound(NotFound::NotServedHere) => "not_served_here",
             Self::Escalation(_) => "escalation",
             Self::Invalid(_) => "invalid",
             Self::InvalidBody => "invalid_body",

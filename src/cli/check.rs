@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{Outcome, refuse};
+use super::{Outcome, RoleArg, refuse};
 use crate::app::KeyTools;
 use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
 use crate::gateway::route::{Access, Route};
 use crate::key::Environment;
+use crate::store::Role;
 use crate::store::embedded;
 use crate::store::finding::Finding;
 use crate::store::redis::{self, Redis};
@@ -26,6 +27,7 @@ Examples:
   keygate check
   keygate check --config /etc/keygate/keygate.toml
   keygate check --online
+  keygate check --online --role proxy
   KEYGATE__SERVER__LISTEN=127.0.0.1:8000 keygate check")]
 pub(super) struct Args {
     /// The configuration file
@@ -34,6 +36,8 @@ pub(super) struct Args {
     /// Also ask the store whether it is fit to keep keys; changes nothing
     #[arg(long)]
     online: bool,
+    #[command(flatten)]
+    role: RoleArg,
 }
 
 const NO_AUDIT_KEY: &str =
@@ -45,7 +49,7 @@ pub(super) fn run(
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> io::Result<Outcome> {
-    match Config::load(&args.config, environment) {
+    match Config::load(&args.config, environment).and_then(|config| config.in_role(args.role.into())) {
         Ok(config) => {
             let certificates = match read_files(&config, &Clock::system()) {
                 Ok(certificates) => certificates,
@@ -70,7 +74,7 @@ fn ask_store(config: &Config) -> io::Result<Vec<Finding>> {
         (StoreSettings::Redis(_), Err(error)) => Ok(vec![Finding::Broken(error.to_string())]),
         (StoreSettings::Redis(settings), Ok(tools)) => {
             match Redis::open((**settings).clone(), tools.sealer, runtime.handle().clone()) {
-                Ok(redis) => Ok(runtime.block_on(redis.inspect())),
+                Ok(redis) => Ok(runtime.block_on(redis.inspect(config.role))),
                 Err(error) => Ok(vec![Finding::Broken(error.to_string())]),
             }
         }
@@ -126,9 +130,11 @@ fn summarise(config: &Config, certificates: &[Certificate], out: &mut impl Write
             writeln!(out, "store      redis, {}, cell {}", store.place, store.cell)?;
         }
     }
-    writeln!(out, "audit      kept {} days", config.retention.retention.as_secs() / (24 * 60 * 60))?;
-    if config.keys.audit_key_file.is_none() && config.keys.pepper_file.is_none() {
-        writeln!(out, "warning    {NO_AUDIT_KEY}")?;
+    match config.role {
+        Role::Proxy => {
+            writeln!(out, "role       proxy: nothing but requests; what keygate serves itself is a 404")?;
+        }
+        Role::Full => summarise_audit(config, out)?,
     }
     if let Some(remote) = &config.admin.remote {
         writeln!(out, "admin      http://{}", remote.listen)?;
@@ -142,6 +148,14 @@ fn summarise(config: &Config, certificates: &[Certificate], out: &mut impl Write
     writeln!(out, "routes     {}, of which {} public", routes.len(), public.len())?;
     for route in public {
         writeln!(out, "public     {}", describe_route(route))?;
+    }
+    Ok(())
+}
+
+fn summarise_audit(config: &Config, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "audit      kept {} days", config.retention.retention.as_secs() / (24 * 60 * 60))?;
+    if config.keys.audit_key_file.is_none() && config.keys.pepper_file.is_none() {
+        writeln!(out, "warning    {NO_AUDIT_KEY}")?;
     }
     Ok(())
 }

@@ -74,7 +74,8 @@ pub(super) fn run(
     for demo in demos {
         app.block_on(async { demo.start() })?;
     }
-    let lifecycle = app.lifecycle().clone();
+    // A gateway whose configuration says nothing of its role is a full one.
+    let Some(lifecycle) = app.lifecycle().cloned() else { return Ok(Outcome::Refused) };
     match app.block_on(fresh_keys(&lifecycle)) {
         Ok(keys) => welcome(out, &app, upstreams, &keys)?,
         Err(error) => {

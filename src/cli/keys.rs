@@ -337,6 +337,7 @@ fn show(key: &KeyView, session: &mut Session<'_>) -> Result<(), Failure> {
         ("allowed from", filled(key.allowed_addresses.join(" "))),
         ("owner", key.owner.clone()),
         ("note", key.note.clone()),
+        ("last change", key.propagation.clone()),
     ])
 }
 

@@ -26,6 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::api::DESCRIPTION;
 use crate::config::{Config, Mistakes};
+use crate::store::Role;
 
 /// An edge gateway for API keys: validates, authorises, forwards, and owns the keys.
 #[derive(Debug, Parser)]
@@ -67,6 +68,32 @@ enum Command {
     /// Print what keygate itself serves, as OpenAPI 3.1.
     #[command(name = "openapi")]
     OpenApi,
+}
+
+/// What the gateway is that a command is about.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct RoleArg {
+    /// What the gateway does
+    #[arg(long, value_name = "ROLE", value_enum, default_value_t = RoleName::Full)]
+    role: RoleName,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum RoleName {
+    /// Everything
+    Full,
+    /// Let requests through, and nothing else: no signup, no API for keys, no admin API, no outbox, no audit trail. It reads
+    /// from Redis, and writes nothing there but its lease
+    Proxy,
+}
+
+impl From<RoleArg> for Role {
+    fn from(arg: RoleArg) -> Self {
+        match arg.role {
+            RoleName::Full => Self::Full,
+            RoleName::Proxy => Self::Proxy,
+        }
+    }
 }
 
 /// How a command ended, and so the exit code of the process.

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{Outcome, load};
+use super::{Outcome, RoleArg, refuse};
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::store::Role;
 use crate::telemetry;
 
 /// Run the gateway until SIGTERM or Ctrl-C
@@ -21,12 +22,15 @@ cache, admin, ops, log).
 
 Exit code: 0 when it was stopped, 1 when it could not start, 2 if the configuration cannot be read.
 
-Example:
-  keygate init && keygate check && keygate serve")]
+Examples:
+  keygate init && keygate check && keygate serve
+  keygate serve --role proxy      on further machines, with a Redis user that may only read")]
 pub(super) struct Args {
     /// The configuration file
     #[arg(long, short, value_name = "FILE", default_value = "keygate.toml")]
     config: PathBuf,
+    #[command(flatten)]
+    role: RoleArg,
 }
 
 pub(super) fn run(
@@ -35,9 +39,12 @@ pub(super) fn run(
     err: &mut impl Write,
 ) -> io::Result<Outcome> {
     let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
-    let config = match load(&args.config, environment.clone(), err)? {
+    let role = Role::from(args.role);
+    let path = args.config.clone();
+    let read = move || Config::load(&path, environment.clone()).and_then(|config| config.in_role(role));
+    let config = match read() {
         Ok(config) => config,
-        Err(outcome) => return Ok(outcome),
+        Err(mistakes) => return refuse(&mistakes, err),
     };
     let routes = config.routes.routes().len();
     let scheme = if config.tls.certificates.is_empty() { "http" } else { "https" };
@@ -48,11 +55,13 @@ pub(super) fn run(
             return Ok(Outcome::Refused);
         }
     };
-    let path = args.config.clone();
-    let signals = app.watch_signals(Some(Box::new(move || Config::load(&path, environment.clone()))))?;
+    let signals = app.watch_signals(Some(Box::new(read)))?;
     // What was logged on the way here, a warning perhaps, stands before the line that says it is done.
     telemetry::flush_log();
     writeln!(err, "keygate: listening on {scheme}://{} with {routes} routes", app.address())?;
+    if role == Role::Proxy {
+        writeln!(err, "keygate: role proxy: nothing but requests; what keygate serves itself is a 404 here")?;
+    }
     if let Some(address) = app.ops_address() {
         writeln!(err, "keygate: metrics and probes on http://{address}")?;
     }

@@ -23,6 +23,12 @@ impl Mistakes {
         Self { list: vec![Mistake { place, key: String::new(), text }], unreadable: true }
     }
 
+    /// What the command line says does not go with the rest.
+    pub(super) fn of_command_line(option: &'static str, text: &str) -> Self {
+        let place = Place::Whole { name: option.into() };
+        Self { list: vec![Mistake { place, key: String::new(), text: text.to_owned() }], unreadable: false }
+    }
+
     /// Whether the file itself could not be read, so that nothing was judged.
     #[must_use]
     pub const fn is_unreadable(&self) -> bool {

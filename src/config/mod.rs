@@ -35,7 +35,7 @@ use crate::key::Prefix;
 use crate::key::scope::ScopeSet;
 use crate::lifecycle::{RetentionSettings, SignupSettings};
 use crate::store::cache::OnPartition;
-use crate::store::{cache, embedded, redis};
+use crate::store::{Role, cache, embedded, redis};
 use crate::telemetry::RequestLog;
 use crate::worker::DrainSettings;
 use crate::{connection, gateway, listener, ops, outbox, tls, upstream};
@@ -48,6 +48,8 @@ pub const DEFAULT_POLICY: &str = include_str!("../../config/policy.toml");
 /// Everything an operator decides, checked.
 #[derive(Debug)]
 pub struct Config {
+    /// The command line says it: gateways of both roles may share a file.
+    pub role: Role,
     pub listener: listener::Settings,
     pub connection: connection::Settings,
     pub tls: tls::Settings,
@@ -116,6 +118,27 @@ impl Config {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Mistakes> {
         Self::load_from(&|path| fs::read_to_string(path), path, environment)
+    }
+
+    /// The same for a gateway of this role, without what it has no business with.
+    ///
+    /// # Errors
+    /// A proxy on an embedded store, which has one gateway and nobody else who could put a key into it.
+    pub fn in_role(self, role: Role) -> Result<Self, Mistakes> {
+        match (role, &self.store) {
+            (Role::Full, _) => Ok(Self { role, ..self }),
+            (Role::Proxy, StoreSettings::Redis(_)) => Ok(Self {
+                role,
+                admin: crate::admin::Settings::default(),
+                outbox: None,
+                keys: KeySettings { audit_key_file: None, ..self.keys },
+                ..self
+            }),
+            (Role::Proxy, StoreSettings::Embedded(_)) => Err(Mistakes::of_command_line(
+                "--role proxy",
+                "a gateway that only lets requests through needs a store that others write to; set store.kind = \"redis\"",
+            )),
+        }
     }
 
     /// As [`Config::load`], with files that `files` reads.
@@ -212,6 +235,7 @@ fn sections(
     let (store, upstreams) =
         (store?, upstreams.into_iter().map(|named| named.settings).collect::<Option<_>>()?);
     Some(Config {
+        role: Role::default(),
         listener,
         connection,
         tls,

@@ -60,8 +60,8 @@ impl<'r> Permit<'r> {
 
 /// # Errors
 /// 404 where no rule is, 403 where the key lacks a scope.
-pub(super) fn authorize(route: Option<&Route>, caller: Caller) -> Result<Permit<'_>, Rejection> {
-    let route = route.ok_or(Rejection::NotFound(NotFound::NoRoute))?;
+pub(super) fn authorize(route: Result<&Route, NotFound>, caller: Caller) -> Result<Permit<'_>, Rejection> {
+    let route = route.map_err(Rejection::NotFound)?;
     let holder = match &caller {
         Caller::Anyone { .. } => None,
         Caller::Holder(known) => Some(&**known),

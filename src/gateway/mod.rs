@@ -40,7 +40,7 @@ use self::guard::CanonicalRequest;
 use self::headers::Peer;
 use self::in_flight::InFlight;
 use self::operation::serve;
-use self::route::Target;
+use self::route::{Route, Target};
 use self::snapshot::Snapshot;
 use self::usage::{Prepared, UsageNotes};
 use crate::api::{Answer, Api};
@@ -48,7 +48,7 @@ use crate::clock::Clock;
 use crate::id::IdSource;
 use crate::key::{Digester, KeyFormat};
 use crate::metrics::Cells;
-use crate::rejection::Rejection;
+use crate::rejection::{NotFound, Rejection};
 use crate::store::cache::{ReadThrough, ThreadCache};
 use crate::telemetry::{RecordSink, Throttle};
 
@@ -83,7 +83,8 @@ pub struct Shared {
     pub format: KeyFormat,
     pub digester: Digester,
     pub keys: Arc<ReadThrough>,
-    pub api: Api,
+    /// `None` at a gateway that only lets requests through.
+    pub api: Option<Api>,
     pub clock: Clock,
 }
 
@@ -97,7 +98,7 @@ pub struct Gateway {
     digester: Digester,
     keys: ThreadCache<Prepared>,
     in_flight: InFlight,
-    api: Api,
+    api: Option<Api>,
     usage: UsageNotes,
     ids: RefCell<IdSource>,
     records: Rc<RecordSink>,
@@ -152,7 +153,18 @@ impl Gateway {
     pub fn sweep(self: &Rc<Self>) {
         self.snapshot().pool().sweep();
         in_flight::sweep(self);
-        self.usage.hand_over(self.api.lifecycle().usage_log());
+        if let Some(api) = &self.api {
+            self.usage.hand_over(api.lifecycle().usage_log());
+        }
+    }
+
+    /// A route that matches, unless it is not served here. It still hides what lies beneath it: no other route gets
+    /// its requests.
+    const fn offers<'r>(&self, route: &'r Route) -> Result<&'r Route, NotFound> {
+        match (route.target, &self.api) {
+            (Target::Operation(_), None) => Err(NotFound::NotServedHere),
+            _ => Ok(route),
+        }
     }
 
     fn snapshot(&self) -> Rc<Snapshot> {
@@ -196,8 +208,9 @@ async fn pass(
     let found = snapshot.routes().find(&request);
     exchange.note_route(found.ok().flatten());
     let route = found.ok().flatten().map(|found| found.route);
-    let caller = authenticate(gateway, snapshot, peer, &request, route, exchange).await?;
-    usage::watch(gateway, snapshot, peer, &caller, route, &request, exchange);
+    let route = route.ok_or(NotFound::NoRoute).and_then(|route| gateway.offers(route));
+    let caller = authenticate(gateway, snapshot, peer, &request, route.ok(), exchange).await?;
+    usage::watch(gateway, snapshot, peer, &caller, route.ok(), &request, exchange);
     // Only now: which paths have two readings says which rules there are.
     found.map_err(Rejection::Unsafe)?;
     let permit = authorize(route, caller)?;

@@ -18,7 +18,7 @@ use super::guard::{CanonicalRequest, Parts};
 use super::headers::Peer;
 use super::snapshot::Snapshot;
 use crate::api::{self, Answer, BODY_LEN, Call, Operation};
-use crate::rejection::{FieldError, Rejection};
+use crate::rejection::{FieldError, NotFound, Rejection};
 
 /// Carries out what `permit` allows.
 ///
@@ -33,6 +33,7 @@ pub(super) async fn serve(
     request: CanonicalRequest<Incoming>,
     exchange: &Exchange,
 ) -> Result<Answer, Rejection> {
+    let api = gateway.api.as_ref().ok_or(Rejection::NotFound(NotFound::NotServedHere))?;
     let id = permit.route().parameter(request.path()).map(str::to_owned);
     let address = snapshot.rules().client_address(request.headers(), peer);
     let holder = permit.asker();
@@ -52,7 +53,7 @@ pub(super) async fn serve(
     };
     let query = target.query().map(str::to_owned);
     let call = Call { operation, id, query, body, holder, idempotency, address, request: exchange.id() };
-    gateway.api.serve(call).await
+    api.serve(call).await
 }
 
 async fn gather(incoming: Incoming, limit: u64, idle: Duration) -> Result<Bytes, Rejection> {

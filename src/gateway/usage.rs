@@ -19,6 +19,7 @@ use super::guard::CanonicalRequest;
 use super::headers::{Identity, Peer};
 use super::route::Route;
 use super::snapshot::Snapshot;
+use crate::api::Api;
 use crate::audit::{Kind, Trail};
 use crate::clock::UnixMillis;
 use crate::key::Environment;
@@ -95,17 +96,21 @@ pub(super) fn watch(
     request: &CanonicalRequest<Incoming>,
     exchange: &Exchange,
 ) {
-    let Caller::Holder(known) = caller else { return };
+    // Without a hand on the audit trail there is nobody to tell.
+    let (Caller::Holder(known), Some(api)) = (caller, &gateway.api) else { return };
     let live = known.found.key.environment == Environment::Live;
     if live && is_from_browser(request.headers()) && !known.prepared.noted.in_browser.replace(true) {
         let Some(holder) = caller.holder(ScopeSet::default()) else { return };
         let address = snapshot.rules().client_address(request.headers(), peer);
-        report(gateway, holder, address, route.map(|route| &*route.id), exchange);
+        report(api, holder, address, route.map(|route| &*route.id), exchange);
     }
 }
 
-/// Notes what a permit was given for.
+/// Notes what a permit was given for, where somebody writes it down.
 pub(super) fn note(gateway: &Gateway, permit: &Permit<'_>, exchange: &Exchange) {
+    if gateway.api.is_none() {
+        return;
+    }
     let (Caller::Holder(known), Some(route)) = (permit.caller(), exchange.route()) else { return };
     let at = exchange.started().wall;
     let noted = &known.prepared.noted;
@@ -124,11 +129,11 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 
 /// Told once for as long as this thread holds the key; that it is written once an hour, the trail sees to.
 #[cold]
-fn report(gateway: &Gateway, holder: Holder, address: IpAddr, route: Option<&str>, exchange: &Exchange) {
+fn report(api: &Api, holder: Holder, address: IpAddr, route: Option<&str>, exchange: &Exchange) {
     let (trail, target) = (Trail::Org(holder.org), Some(holder.key.to_string()));
     let environment = holder.environment;
     let by = By { asker: Asker::Holder(holder), address: Some(address), request: Some(exchange.id()) };
-    gateway.api.lifecycle().troubles().report(TroubleSeen {
+    api.lifecycle().troubles().report(TroubleSeen {
         trail,
         kind: Kind::KeyInBrowser,
         environment,

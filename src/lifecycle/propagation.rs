@@ -1,7 +1,7 @@
 //! How far a change has come: who makes one waits for a moment until every gateway has confirmed it, and is told;
 //! what took longer is waited for beside the request. Both ends up in the audit trail.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -18,6 +18,10 @@ use crate::store::{LEASE, Propagation};
 /// Changes whose end may wait to be written down. More of them at once are answered all the same, and what is
 /// not written down can be asked of the store.
 const WAITING: usize = 4096;
+/// How often a store that does not answer is asked for the end of a change, or to take it down.
+const ATTEMPTS: usize = 60;
+/// How long it is left alone in between.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A changed record, and how far the change had come when whoever made it was answered.
 #[derive(Clone, Debug)]
@@ -28,7 +32,7 @@ pub struct Changed<T> {
 }
 
 /// A change that is to be followed to its end.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Followed {
     trail: Trail,
     environment: Option<Environment>,
@@ -124,10 +128,17 @@ fn millis(duration: Duration) -> u64 {
 /// it.
 pub(super) async fn follow_changes(lifecycle: Weak<Lifecycle>, mut waiting: mpsc::Receiver<Followed>) {
     while let Some(followed) = waiting.recv().await {
+        tokio::spawn(follow_to_the_end(lifecycle.clone(), followed));
+    }
+}
+
+async fn follow_to_the_end(lifecycle: Weak<Lifecycle>, followed: Followed) {
+    for _ in 0..ATTEMPTS {
         let Some(lifecycle) = lifecycle.upgrade() else { return };
-        tokio::spawn(async move {
-            // What the store does not take down can be asked of it later.
-            let _ = Arc::clone(&lifecycle).follow(followed).await;
-        });
+        if lifecycle.follow(followed.clone()).await.is_ok() {
+            return;
+        }
+        drop(lifecycle);
+        tokio::time::sleep(PAUSE).await;
     }
 }

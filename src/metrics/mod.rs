@@ -38,7 +38,7 @@ const CODES: [&str; 19] = [
 ];
 const ENVIRONMENTS: [&str; 3] = ["live", "test", "none"];
 /// What authentication and authorisation came to.
-const AUTH_REASONS: [&str; 18] = [
+const AUTH_REASONS: [&str; 19] = [
     "authenticated",
     "key_missing",
     "key_not_bearer",
@@ -55,6 +55,7 @@ const AUTH_REASONS: [&str; 18] = [
     "scope_missing",
     "escalation",
     "no_route",
+    "not_served_here",
     "store_unavailable",
     "lookups_exhausted",
 ];
@@ -882,6 +883,7 @@ mod tests {
                     Rejection::MissingScope(Scope::parse("a:b").unwrap()),
                     Rejection::Escalation(""),
                     Rejection::NotFound(NotFound::NoRoute),
+                    Rejection::NotFound(NotFound::NotServedHere),
                     Rejection::Unavailable(Unavailable::Store),
                     Rejection::Unavailable(Unavailable::Lookups),
                 ],

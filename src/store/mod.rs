@@ -40,6 +40,16 @@ use keeper::Keeper;
 use side::{KeptAnswer, News, Side};
 use trails::Trails;
 
+/// What a gateway does with its store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It lets requests through, and whatever can be done to keys is done at it.
+    #[default]
+    Full,
+    /// It only lets requests through: it reads, follows the events, and writes nothing but its lease.
+    Proxy,
+}
+
 /// A store's answer to "whose secret is this?".
 #[derive(Clone, Debug)]
 pub enum Lookup {

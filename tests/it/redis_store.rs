@@ -86,16 +86,6 @@ fn quota() -> Quota {
     Quota { name: "signups:192.0.2.0/24".to_owned(), limit: 5, window: Duration::from_secs(3600) }
 }
 
-/// Everything in Redis, for comparison.
-/// Everything but who is there at the moment.
-fn dump(server: &RedisServer) -> Vec<(String, String)> {
-    let keys = server.command(&["KEYS", "*"]);
-    let mut keys: Vec<&str> =
-        keys.split("\r\n").filter(|line| line.starts_with('{') && !line.contains(":gateway")).collect();
-    keys.sort_unstable();
-    keys.into_iter().map(|key| (key.to_owned(), server.command(&["DUMP", key]))).collect()
-}
-
 mod all_or_nothing {
     use super::*;
 
@@ -107,7 +97,7 @@ mod all_or_nothing {
         let key = made.key(org.id, &[digest]);
         insert(&store, &org, &key).await;
         server.command(&["CONFIG", "SET", "maxmemory", "1"]);
-        let before = dump(&server);
+        let before = server.contents();
         let append = Chain::default().extend(Trail::Operator, Link::ORIGIN, b"x".to_vec());
         let audited = Mutation { audit: Some(append.clone()), ..revocation(&key) };
         for refused in
@@ -116,7 +106,7 @@ mod all_or_nothing {
             let refusal = store.commit(refused).await.unwrap_err();
             assert!(refusal.to_string().contains("OOM"), "{refusal}");
         }
-        assert_eq!(dump(&server), before);
+        assert_eq!(server.contents(), before);
         assert_eq!(store.commit(audited).await, Ok(Committed { event: Some(1) }));
         assert!(matches!(store.lookup(digest).await, Lookup::Found(found) if found.key.revoked_at.is_some()));
         assert_eq!(store.trails().entries(Trail::Operator, None, 9).await, Ok(vec![append.entry]));
@@ -402,9 +392,9 @@ mod all_or_nothing {
             let server = RedisServer::start();
             let store = begun(&server).await;
             server.command(&[harm[0], &place, harm[1]]);
-            let before = dump(&server);
+            let before = server.contents();
             assert!(matches!(store.commit(mutation.clone()).await, Err(CommitError::Fault(_))), "{place}");
-            assert_eq!(dump(&server), before, "{place}");
+            assert_eq!(server.contents(), before, "{place}");
         }
     }
 
@@ -414,11 +404,11 @@ mod all_or_nothing {
             let server = RedisServer::start();
             let store = begun(&server).await;
             server.command(&["XADD", "{kg}:audit:operator", entry, "mac", "x"]);
-            let before = dump(&server);
+            let before = server.contents();
             let mutation = with_every_part(&Maker::new(), &Chain::default(), Trail::Operator, Link::ORIGIN);
             let refused = store.commit(mutation).await.unwrap_err();
             assert!(refused.to_string().contains("past its end"), "{refused}");
-            assert_eq!(dump(&server), before);
+            assert_eq!(server.contents(), before);
             assert!(store.trails().entries(Trail::Operator, None, 1).await.is_err(), "nor does it read");
         }
     }
@@ -434,7 +424,7 @@ mod all_or_nothing {
         store.side().note_usage(vec![used]).await.unwrap();
         store.side().admit(vec![quota()], NOW).await.unwrap();
         let mut expiring = 0;
-        for (key, _) in dump(&server) {
+        for (key, _) in server.contents() {
             let left = server.command(&["PTTL", &key]);
             let left: i64 = left.trim_start_matches(':').trim().parse().unwrap();
             if key.contains(":idem:") || key.contains(":quota:") {
@@ -452,9 +442,9 @@ mod all_or_nothing {
         let server = RedisServer::start();
         let (store, made) = (begun(&server).await, Maker::new());
         server.command(&["XADD", "{kg}:events", "7-0", "mark", "x"]);
-        let before = dump(&server);
+        let before = server.contents();
         assert!(matches!(store.commit(event(made.org().id)).await, Err(CommitError::Fault(_))));
-        assert_eq!(dump(&server), before);
+        assert_eq!(server.contents(), before);
     }
 
     #[tokio::test]
@@ -524,7 +514,7 @@ mod whose_store_it_is {
         assert!(told.contains("keygate keys create") && told.contains("keygate store accept"), "{told}");
         let refused = store.commit(new_org(&made.org())).await;
         assert!(matches!(refused, Err(CommitError::Fault(_))), "no request makes a store: {refused:?}");
-        assert_eq!(dump(&server), []);
+        assert_eq!(server.contents(), []);
         assert_eq!(store.keeper().begin().await, Ok(true));
         assert_eq!(open(&server).keeper().begin().await, Ok(false), "it is there already");
         assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
@@ -550,7 +540,7 @@ mod whose_store_it_is {
             }
             let told = assert_refuses_everything(&store, &org, &key, stranger).await;
             assert!(told.contains("keygate store accept"), "{told}");
-            assert_eq!(dump(&server), [], "nothing was written by being asked");
+            assert_eq!(server.contents(), [], "nothing was written by being asked");
             assert!(store.keeper().accept().await.unwrap().changed);
             assert!(matches!(store.lookup(digest).await, Lookup::Absent));
             assert_eq!(store.keeper().status().await.trouble, None);
@@ -979,12 +969,12 @@ mod the_way_there {
         assert_found(&proxy, digest, &key, &org).await;
         all.commit(event(org.id)).await.unwrap();
         soon("the event arrives", async || matches!(heard.all().last(), Some(Call::Apply(1, _)))).await;
-        let before = dump(&server);
+        let before = server.contents();
         for refused in [new_org(&made.org()), revocation(&key), event(org.id)] {
             let refusal = proxy.commit(refused).await.unwrap_err().to_string();
             assert!(refusal.contains("no permissions"), "{refusal}");
         }
-        assert_eq!(dump(&server), before);
+        assert_eq!(server.contents(), before);
         let may = |command: &[&str]| {
             !server.command(&[&["ACL", "DRYRUN", "proxy"], command].concat()).contains("has no permissions")
         };

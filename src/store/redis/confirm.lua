@@ -1,8 +1,14 @@
 #!lua flags=allow-oom
--- A gateway says how far it has come. A lease that has ended stays ended.
--- KEYS: the gateway's lease. ARGV: the number of the last event that holds there.
+-- A gateway says how far it has come. A lease that has ended stays ended. An event of this number that is another, in a store that
+-- lost its last ones and went on, is not what the gateway speaks of.
+-- KEYS: the gateway's lease, events. ARGV: the number of the last event that holds there; its mark.
 local before = redis.call('GET', KEYS[1])
 if before and tonumber(before) < tonumber(ARGV[1]) then
-  redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL')
+  local id = ARGV[1] .. '-0'
+  local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
+  local fields = entry and entry[2] or {}
+  for n = 1, #fields, 2 do
+    if fields[n] == 'mark' and fields[n + 1] == ARGV[2] then redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL') end
+  end
 end
 return {false, false, false}

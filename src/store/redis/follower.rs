@@ -34,9 +34,13 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LAST_WAIT: Duration = Duration::from_millis(500);
 
 pub(super) async fn run(inner: Arc<Inner>) {
+    tokio::join!(keep_following(&inner), confirm(&inner));
+}
+
+async fn keep_following(inner: &Inner) {
     let mut wait = FIRST_WAIT;
     loop {
-        let Err(fault) = follow(&inner).await;
+        let Err(fault) = follow(inner).await;
         let down = LinkState::Down(fault.to_string().into());
         let before = inner.set_link_state(down.clone());
         if before != down {
@@ -52,7 +56,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
 }
 
 /// Connects and follows, until that fails or another server is the master.
-async fn follow(inner: &Arc<Inner>) -> Result<Infallible, StoreFault> {
+async fn follow(inner: &Inner) -> Result<Infallible, StoreFault> {
     let Connected { connection, node } = inner.connector.connect().await?;
     tokio::select! {
         followed = follow_on(inner, connection) => followed,
@@ -61,10 +65,7 @@ async fn follow(inner: &Arc<Inner>) -> Result<Infallible, StoreFault> {
 }
 
 /// The link is up from the first look that found everything in order.
-async fn follow_on(
-    inner: &Arc<Inner>,
-    mut connection: MultiplexedConnection,
-) -> Result<Infallible, StoreFault> {
+async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Result<Infallible, StoreFault> {
     loop {
         let Verified { store, event, asked } = verify(inner, &mut connection).await?;
         let mut assurance = Some(asked);
@@ -83,9 +84,7 @@ async fn follow_on(
             if assurance.is_some() && inner.ledger.position().last >= event {
                 assurance.take().into_iter().for_each(|asked| inner.ledger.assure(asked));
             }
-            if read(inner, &mut connection, &store, left).await? {
-                confirm(inner);
-            }
+            read(inner, &mut connection, &store, left).await?;
         }
     }
 }
@@ -166,15 +165,27 @@ async fn count_replicas(inner: &Inner, connection: &mut MultiplexedConnection) -
     Ok(())
 }
 
-/// Tells whoever waits for it how far this process has come, beside the reading.
-fn confirm(inner: &Arc<Inner>) {
-    let task = Arc::clone(inner);
-    inner.control.spawn(async move {
-        let last = task.ledger.position().last.to_string();
-        let call = Call::new(&task.scripts.confirm, [task.names.lease(&task.gateway)]).arg(last);
+/// Tells whoever waits for it how far this process has come, on whichever way the events came: its own are here
+/// before the stream has them. One word at a time, so that many events together cost few.
+async fn confirm(inner: &Inner) {
+    let mut reached = inner.ledger.reached();
+    let mut told = None;
+    while reached.changed().await.is_ok() {
+        let Position { last, mark, .. } = inner.ledger.position();
+        let Some(mark) = mark else { continue };
+        let news = Some((last, mark));
+        if news == told {
+            continue;
+        }
+        told = news;
+        let Some((last, mark)) = &told else { continue };
+        let names = &inner.names;
+        let call = Call::new(&inner.scripts.confirm, [names.lease(&inner.gateway), names.events()])
+            .arg(last.to_string())
+            .arg(mark.as_str());
         // The next heartbeat says it too.
-        let _ = task.commands.run(&call, task.settings.command_timeout).await;
-    });
+        let _ = inner.commands.run(&call, inner.settings.command_timeout).await;
+    }
 }
 
 /// The store went back in time: nobody knows what came between.
@@ -204,13 +215,13 @@ async fn warn_of_eviction(inner: &Inner, connection: &mut MultiplexedConnection)
     Ok(())
 }
 
-/// Waits for events and applies them; tells whether there were any.
+/// Waits for events and applies them.
 async fn read(
     inner: &Inner,
     connection: &mut MultiplexedConnection,
     store: &Incarnation,
     patience: Duration,
-) -> Result<bool, StoreFault> {
+) -> Result<(), StoreFault> {
     let last = inner.ledger.position().last;
     let block = u64::try_from(patience.as_millis()).unwrap_or(1).max(1);
     let mut command = ::redis::cmd("XREAD");
@@ -230,7 +241,7 @@ async fn read(
         }
         expected = seq + 1;
     }
-    Ok(expected > last + 1)
+    Ok(())
 }
 
 /// The entries of the one stream that was read; none where the time was up.

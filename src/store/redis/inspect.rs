@@ -1,6 +1,6 @@
 //! Looks a Redis over, as an operator would before keys are entrusted to it. Asks, and changes nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{FromRedisValue, RedisError, ServerErrorKind};
@@ -8,17 +8,19 @@ use tokio::time::timeout;
 
 use super::Inner;
 use super::ledger::SCHEMA;
-use super::scripts::Call;
+use super::scripts::{self, Call, Script};
 use super::topology::{Connected, Topology};
 use crate::key::record::KeyRecord;
-use crate::store::StoreFault;
 use crate::store::finding::Finding;
+use crate::store::{Role, StoreFault};
 use Finding::{Broken, Fine, Warning};
 
-/// What scripts are called with, and the events read with. What runs inside the scripts they tell themselves.
-const OUTSIDE: [&str; 5] = ["EVAL x 1", "EVALSHA x 1", "EVAL_RO x 1", "EVALSHA_RO x 1", "XREAD STREAMS"];
+/// What scripts are called with that write, and what those are called with that read, and the events. What runs inside
+/// the scripts they tell themselves.
+const WRITING: [&str; 2] = ["EVAL x 1", "EVALSHA x 1"];
+const READING: [&str; 3] = ["EVAL_RO x 1", "EVALSHA_RO x 1", "XREAD STREAMS"];
 
-pub(super) async fn inspect(inner: &Inner) -> Vec<Finding> {
+pub(super) async fn inspect(inner: &Inner, role: Role) -> Vec<Finding> {
     let mut findings = guides(inner).await;
     let Connected { mut connection, node } = match inner.connector.connect().await {
         Ok(connected) => connected,
@@ -45,7 +47,7 @@ pub(super) async fn inspect(inner: &Inner) -> Vec<Finding> {
             )));
         }
     }
-    findings.push(look.rights().await);
+    findings.push(look.rights(role).await);
     findings.extend(look.store().await);
     findings
 }
@@ -137,15 +139,13 @@ impl Look<'_> {
         Warning(format!("appendonly is off, {what}; set appendonly yes"))
     }
 
-    async fn rights(&mut self) -> Finding {
+    async fn rights(&mut self, role: Role) -> Finding {
         let inner = self.inner;
         let meta = inner.names.meta();
-        let inside = inner.scripts.commands();
-        // Of some commands every word that follows is a key.
-        let inside = inside.iter().map(|command| format!("{} {meta} {meta} {meta}", command.join(" ")));
-        let wanted = OUTSIDE.iter().map(|command| format!("{command} {meta} 0")).chain(inside);
-        let call =
-            wanted.fold(Call::new(&inner.scripts.rights, [meta.clone()]), |call, command| call.arg(command));
+        let wanted = wanted(inner, role);
+        let beyond = (role == Role::Proxy).then(|| format!("SET {meta} 0"));
+        let call = wanted.iter().map(Wanted::words).chain(beyond);
+        let call = call.fold(Call::new(&inner.scripts.rights, [meta.clone()]), Call::arg);
         let answer = timeout(inner.settings.command_timeout, call.send(self.connection)).await;
         let mut reply = match answer {
             Ok(Ok(reply)) => reply,
@@ -155,15 +155,11 @@ impl Look<'_> {
             Ok(Err(error)) => return Broken(format!("scripts do not run: {error}")),
             Err(_) => return Broken(told(&StoreFault::TimedOut)),
         };
-        let mut forbidden = Vec::new();
-        while let Ok(Some(command)) = reply.text() {
-            forbidden.push(command);
+        let mut forbidden = BTreeSet::new();
+        while let Ok(Some(place)) = reply.text() {
+            forbidden.extend(place.parse::<usize>());
         }
-        if forbidden.is_empty() {
-            Fine("its user may do what keygate does".to_owned())
-        } else {
-            Broken(format!("its user may not run {} on {meta}: {GRANT}", forbidden.join(", ")))
-        }
+        judge(role, &wanted, &forbidden)
     }
 
     async fn store(&mut self) -> Vec<Finding> {
@@ -200,6 +196,68 @@ impl Look<'_> {
 }
 
 const GRANT: &str = "give it the rights that README.md lists";
+
+/// A command that a gateway cannot do without, and where.
+struct Wanted {
+    command: String,
+    key: String,
+}
+
+impl Wanted {
+    fn words(&self) -> String {
+        let Self { command, key } = self;
+        // Of some commands every word that follows is a key.
+        format!("{command} {key} {key} {key}")
+    }
+}
+
+/// Everything that a gateway of this role runs. A proxy writes nothing but leases.
+fn wanted(inner: &Inner, role: Role) -> Vec<Wanted> {
+    let (meta, gateways) = (inner.names.meta(), inner.names.gateways());
+    let scripts = &inner.scripts;
+    let (reading, writing, written) = match role {
+        Role::Full => (scripts.reading(), scripts.writing(), &meta),
+        Role::Proxy => (scripts.reading_of_proxy(), scripts.writing_of_proxy(), &gateways),
+    };
+    let on = |key: &str, outside: &[&str], inside: &[&Script]| -> Vec<Wanted> {
+        let outside = outside.iter().map(|command| (*command).to_owned());
+        let inside = scripts::commands(inside).into_iter().map(|words| words.join(" "));
+        outside.chain(inside).map(|command| Wanted { command, key: key.to_owned() }).collect()
+    };
+    on(written, &WRITING, &writing).into_iter().chain(on(&meta, &READING, &reading)).collect()
+}
+
+/// What comes of the places of what is forbidden; the last of them, for a proxy, is what it should not be allowed.
+fn judge(role: Role, wanted: &[Wanted], forbidden: &BTreeSet<usize>) -> Finding {
+    let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let lacking = wanted.iter().enumerate().filter(|(place, _)| forbidden.contains(&(place + 1)));
+    for (_, Wanted { command, key }) in lacking {
+        let commands = missing.entry(key).or_default();
+        let name = command.split(' ').next().unwrap_or_default();
+        if !commands.contains(&name) {
+            commands.push(name);
+        }
+    }
+    let missing: Vec<String> =
+        missing.into_iter().map(|(key, commands)| format!("{} on {key}", commands.join(", "))).collect();
+    match (role, &missing[..]) {
+        (Role::Full, []) => Fine("its user may do what keygate does".to_owned()),
+        (Role::Proxy, []) if forbidden.contains(&(wanted.len() + 1)) => {
+            Fine("its user may do what a proxy does, and may not write to the store".to_owned())
+        }
+        (Role::Proxy, []) => Warning(
+            "its user may write to the store, which a proxy has no need of: README.md lists what it needs"
+                .to_owned(),
+        ),
+        (Role::Full, missing) => Broken(format!(
+            "its user may not run {}: {GRANT}, or run this gateway with --role proxy, and check it so",
+            missing.join(", nor ")
+        )),
+        (Role::Proxy, missing) => {
+            Broken(format!("its user may not run {}: {GRANT} for a proxy", missing.join(", nor ")))
+        }
+    }
+}
 
 fn is_forbidden(error: &RedisError) -> bool {
     error.kind() == ::redis::ErrorKind::Server(ServerErrorKind::NoPerm)

@@ -201,6 +201,11 @@ impl Ledger {
         Position { known: state.known.clone(), last: state.last, mark: state.recent.back().cloned() }
     }
 
+    /// Tells whenever events were applied, or skipped.
+    pub(super) fn reached(&self) -> watch::Receiver<Seq> {
+        self.reached.subscribe()
+    }
+
     /// Whether what Redis says of itself is the store that is known here. The first one seen is from then on.
     pub(super) fn recognise(&self, meta: &Meta, at_least: Seq) -> Result<Incarnation, Stranger> {
         let mut state = self.lock();

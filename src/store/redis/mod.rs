@@ -70,7 +70,9 @@ use super::finding::Finding;
 use super::keeper::{Acceptance, Keeper, LinkState, Status};
 use super::side::Side;
 use super::trails::Trails;
-use super::{CommitError, Committed, Found, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
+use super::{
+    CommitError, Committed, Found, Lookup, Mutation, Propagation, Role, Store, StoreFault, StoreFuture,
+};
 use crate::audit::Trail;
 use crate::clock::Clock;
 use crate::id::{KeyId, OrgId};
@@ -130,9 +132,9 @@ impl Redis {
         Ok(Self { inner: Arc::new(inner), follower: Mutex::default() })
     }
 
-    /// Looks whether this Redis is fit to keep keys, and who we are to it. Changes nothing.
-    pub async fn inspect(&self) -> Vec<Finding> {
-        inspect::inspect(&self.inner).await
+    /// Looks whether this Redis is fit to keep keys, and what a gateway of this role may do there. Changes nothing.
+    pub async fn inspect(&self, role: Role) -> Vec<Finding> {
+        inspect::inspect(&self.inner, role).await
     }
 }
 

@@ -91,8 +91,28 @@ impl Scripts {
         }
     }
 
-    /// Every command that a script cannot do without.
-    pub(super) fn commands(&self) -> BTreeSet<Vec<&'static str>> {
+    /// Those that read, of a full gateway.
+    pub(super) fn reading(&self) -> Vec<&Script> {
+        self.all().into_iter().filter(|script| script.reads_only).collect()
+    }
+
+    /// Those that write, of a full gateway.
+    pub(super) fn writing(&self) -> Vec<&Script> {
+        self.all().into_iter().filter(|script| !script.reads_only).collect()
+    }
+
+    /// Those that read, of a gateway that only lets requests through.
+    pub(super) fn reading_of_proxy(&self) -> Vec<&Script> {
+        vec![&self.lookup, &self.watch]
+    }
+
+    /// Those that write its lease, and nothing else.
+    pub(super) fn writing_of_proxy(&self) -> Vec<&Script> {
+        vec![&self.renew, &self.confirm]
+    }
+
+    /// All but the one that asks for rights.
+    fn all(&self) -> [&Script; 20] {
         let Self {
             lookup,
             read,
@@ -116,20 +136,20 @@ impl Scripts {
             accept,
             rights: _,
         } = self;
-        let reading = [lookup, read, list, watch, confirmed, entries, usage];
-        let writing = [
-            mutate, revoke, renew, confirm, import, trim, restore, note_usage, claim_news, delivered, admit,
-            begin, accept,
-        ];
-        let calls =
-            reading.into_iter().chain(writing).flat_map(|script| script.text.split("redis.call(").skip(1));
-        // The words in quotes at the front: a command, and of some commands which of them.
-        calls
-            .map(|call| {
-                call.split(", ").map_while(|word| word.strip_prefix('\'')?.split('\'').next()).collect()
-            })
-            .collect()
+        [
+            lookup, read, list, watch, renew, confirm, confirmed, mutate, revoke, import, entries, trim,
+            restore, usage, note_usage, claim_news, delivered, admit, begin, accept,
+        ]
     }
+}
+
+/// Every command that these scripts cannot do without.
+pub(super) fn commands(scripts: &[&Script]) -> BTreeSet<Vec<&'static str>> {
+    let calls = scripts.iter().flat_map(|script| script.text.split("redis.call(").skip(1));
+    // The words in quotes at the front: a command, and of some commands which of them.
+    calls
+        .map(|call| call.split(", ").map_while(|word| word.strip_prefix('\'')?.split('\'').next()).collect())
+        .collect()
 }
 
 /// A script with what it is to work on.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -13,6 +14,8 @@ pub(crate) enum Weather {
     /// Connections are accepted and nothing is carried, in neither direction. What was sent meanwhile arrives
     /// afterwards.
     Stalled,
+    /// The same, but only for connections that follow the events, from when they do.
+    Deaf,
     /// Connections break, and new ones too.
     Cut,
     /// Everything takes this much longer, one way.
@@ -79,10 +82,14 @@ impl Sky {
         *self.weather.lock().unwrap()
     }
 
-    /// The weather, once it lets anything through.
-    fn wait(&self) -> Weather {
-        let weather = self.weather.lock().unwrap();
-        *self.changed.wait_while(weather, |weather| *weather == Weather::Stalled).unwrap()
+    /// The weather, once it lets anything through on a connection that `follows` the events, or does not.
+    fn wait(&self, follows: &AtomicBool) -> Weather {
+        let stands = |weather: &mut Weather| match weather {
+            Weather::Stalled => true,
+            Weather::Deaf => follows.load(Ordering::SeqCst),
+            _ => false,
+        };
+        *self.changed.wait_while(self.weather.lock().unwrap(), stands).unwrap()
     }
 }
 
@@ -93,16 +100,20 @@ fn carry_both(client: TcpStream, server: TcpStream, sky: &Arc<Sky>) {
         sky.streams.lock().unwrap().push(end.try_clone().unwrap());
     }
     let questions = (client.try_clone().unwrap(), server.try_clone().unwrap());
+    let follows = Arc::new(AtomicBool::new(false));
     for ((from, to), answers) in [(questions, false), ((server, client), true)] {
-        let sky = Arc::clone(sky);
-        thread::spawn(move || carry(from, to, &sky, answers));
+        let (sky, follows) = (Arc::clone(sky), Arc::clone(&follows));
+        thread::spawn(move || carry(from, to, &sky, &follows, answers));
     }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream, sky: &Sky, answers: bool) {
+fn carry(mut from: TcpStream, mut to: TcpStream, sky: &Sky, follows: &AtomicBool, answers: bool) {
     let mut part = [0; 16 << 10];
     while let Ok(n @ 1..) = from.read(&mut part) {
-        let bytes = match sky.wait() {
+        if !answers && part[..n].windows(5).any(|word| word == b"XREAD") {
+            follows.store(true, Ordering::SeqCst);
+        }
+        let bytes = match sky.wait(follows) {
             Weather::HalfAnswers if answers => &part[..n / 2],
             Weather::Slow(by) => {
                 thread::sleep(by);

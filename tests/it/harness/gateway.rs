@@ -145,7 +145,7 @@ impl GatewayBuilder {
         }
         let (clock, shift) = Clock::shifted();
         let app = run(folder.path(), self.wrap, clock.clone());
-        let lifecycle = Arc::clone(app.lifecycle());
+        let lifecycle = Arc::clone(app.lifecycle().expect("a full gateway"));
         let org = self.org.unwrap_or_else(|| {
             app.block_on(async {
                 lifecycle.keeper().begin().await.unwrap();
@@ -325,7 +325,7 @@ impl Gateway {
         self.lifecycle = None;
         self.app.take().unwrap().drain(Duration::ZERO);
         let app = run(self.folder.path(), Box::new(|store| store), self.clock.clone());
-        self.lifecycle = Some(Arc::clone(app.lifecycle()));
+        self.lifecycle = Some(Arc::clone(app.lifecycle().expect("a full gateway")));
         self.app = Some(app);
     }
 

@@ -45,3 +45,8 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::yield_now();
     }
 }
+
+/// Whether the long forms of the tests are asked for, which take minutes.
+pub(crate) fn is_long() -> bool {
+    std::env::var_os("KEYGATE_LONG").is_some()
+}

@@ -139,6 +139,15 @@ impl RedisServer {
         fs::read(self.folder.path().join("dump.rdb")).unwrap()
     }
 
+    /// Everything in it, for comparison, but who is there at the moment.
+    pub(crate) fn contents(&self) -> Vec<(String, String)> {
+        let keys = self.command(&["KEYS", "*"]);
+        let mut keys: Vec<&str> =
+            keys.split("\r\n").filter(|line| line.starts_with('{') && !line.contains(":gateway")).collect();
+        keys.sort_unstable();
+        keys.into_iter().map(|key| (key.to_owned(), self.command(&["DUMP", key]))).collect()
+    }
+
     /// Every key and its value, as they come over the wire.
     pub(crate) fn values(&self) -> String {
         let scanned = self.command(&["SCAN", "0", "COUNT", "100000"]);
