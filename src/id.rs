@@ -11,13 +11,17 @@ use ulid::{ULID_LEN, Ulid};
 
 use crate::clock::UnixMillis;
 
-/// Draws identifiers. One per thread, seeded by the operating system.
+/// Draws identifiers. One per thread, seeded by the operating system. What it draws within one millisecond sorts in the
+/// order in which it was drawn, as what it draws later does.
 #[derive(Debug)]
-pub struct IdSource(fastrand::Rng);
+pub struct IdSource {
+    random: fastrand::Rng,
+    last: u128,
+}
 
 impl Default for IdSource {
     fn default() -> Self {
-        Self(fastrand::Rng::new())
+        Self { random: fastrand::Rng::new(), last: 0 }
     }
 }
 
@@ -25,13 +29,21 @@ impl IdSource {
     /// A source that repeats itself, for tests.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
-        Self(fastrand::Rng::with_seed(seed))
+        Self { random: fastrand::Rng::with_seed(seed), last: 0 }
     }
 
     fn draw(&mut self, now: UnixMillis) -> Ulid {
-        Ulid::from_parts(now.0, self.0.u128(..))
+        let drawn = u128::from_be_bytes(Ulid::from_parts(now.0, self.random.u128(..)).to_bytes());
+        let same_moment = drawn >> RANDOM_BITS == self.last >> RANDOM_BITS;
+        // So much further on that nobody can tell how many were drawn in between, and never as far as the clock part.
+        let next = self.last.saturating_add(u128::from(self.random.u32(1..)));
+        self.last = if same_moment { next } else { drawn };
+        Ulid::from_bytes(self.last.to_be_bytes())
     }
 }
+
+/// What a ULID has beside its clock.
+const RANDOM_BITS: u32 = 80;
 
 /// A text that is not an identifier of the wanted kind.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -167,6 +179,14 @@ mod tests {
         ] {
             assert!(KeyId::parse(&other).is_err(), "{other}");
         }
+    }
+
+    #[test]
+    fn what_is_drawn_within_one_millisecond_keeps_its_order() {
+        let mut ids = IdSource::seeded(1);
+        let drawn: Vec<KeyId> =
+            [5, 5, 5, 6, 6, 9].map(|millis| KeyId::draw(&mut ids, UnixMillis(millis))).to_vec();
+        assert!(drawn.is_sorted_by(|earlier, later| earlier < later), "{drawn:?}");
     }
 
     proptest! {

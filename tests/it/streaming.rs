@@ -220,11 +220,11 @@ fn an_interim_answer_or_half_a_head_does_not_stop_the_clock() {
 #[test]
 fn the_time_for_an_answer_begins_when_the_request_has_been_sent() {
     let live = Upstream::start("live");
-    let (gateway, key) = Tuned::default().live(live.url()).upstream("answer_timeout = \"2s\"").start();
+    let (gateway, key) = Tuned::default().live(live.url()).upstream("answer_timeout = \"4s\"").start();
     let mut client = gateway.connect();
     client.send(&head("POST", "/things", &key, "content-length: 4\r\n"));
     for byte in b"slow" {
-        thread::sleep(Duration::from_millis(600));
+        thread::sleep(Duration::from_millis(1100));
         client.send(&[*byte]);
     }
     let answer = client.answer().unwrap();

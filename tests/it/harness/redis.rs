@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use keygate::store::redis::{Address, Settings};
 use rustix::process::{Pid, Signal, kill_process};
@@ -191,8 +192,19 @@ impl Drop for RedisServer {
     }
 }
 
+/// A port that nobody listens on, below those that the system gives to connections: a server that is stopped finds it free
+/// when it is started again. No two of a process are the same.
 fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 20_000;
+    loop {
+        let start = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap();
+        let port = FIRST + start.wrapping_mul(7).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn try_command(address: SocketAddr, parts: &[&str]) -> Option<String> {
