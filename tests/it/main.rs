@@ -21,6 +21,7 @@ mod cli_audit;
 mod cli_check;
 mod cli_check_online;
 mod cli_import;
+mod cli_migrate;
 mod cli_operators;
 mod cli_run;
 mod contract_errors;
