@@ -152,6 +152,21 @@ pub fn open_store(
     }
 }
 
+/// Opens the store that the configuration names, only to be read: of an embedded one the file stays as it is.
+///
+/// # Errors
+/// As [`open_store`], and where there is no embedded store.
+pub fn open_store_to_read(
+    settings: &StoreSettings,
+    sealer: Sealer,
+    control: &Handle,
+) -> Result<Arc<dyn Store>, StoreError> {
+    match settings {
+        StoreSettings::Embedded(settings) => Ok(Arc::new(Embedded::open_to_read(settings, sealer)?)),
+        StoreSettings::Redis(_) => open_store(settings, sealer, control),
+    }
+}
+
 /// A running gateway.
 #[derive(Debug)]
 pub struct App {

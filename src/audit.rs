@@ -336,6 +336,13 @@ impl Chain {
         self.key.is_some()
     }
 
+    /// Whether `other` makes the same links.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let link = |chain: &Self| chain.mac(Trail::Operator, &Link::ORIGIN, 0, b"");
+        link(self) == link(other)
+    }
+
     /// The entry that follows `after` in `trail`.
     #[must_use]
     pub fn extend(&self, trail: Trail, after: Link, text: Vec<u8>) -> Append {
@@ -436,6 +443,8 @@ mod tests {
         assert_eq!(plain.check(trail(), &Link::ORIGIN, &entry), Err(Break::Altered));
         let other = Chain::new(Some(Pepper::new(vec![4; 32]).unwrap()));
         assert_eq!(other.check(trail(), &Link::ORIGIN, &entry), Err(Break::Altered));
+        assert!(keyed.is_same(&keyed) && plain.is_same(&plain));
+        assert!(!keyed.is_same(&other) && !keyed.is_same(&plain));
     }
 
     #[test]

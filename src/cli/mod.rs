@@ -10,6 +10,7 @@ mod completions;
 mod dev;
 mod init;
 mod keys;
+mod migrate;
 mod operator;
 mod orgs;
 mod serve;

@@ -21,9 +21,11 @@ use super::{Outcome, load};
 use crate::admin::{self, ClientError, Command, Order, Reply, Secret, Way};
 use crate::app::{KeyTools, StoreError, open_store};
 use crate::clock::Clock;
-use crate::config::Config;
-use crate::lifecycle::Lifecycle;
+use crate::config::{Config, StoreSettings};
+use crate::key::record::Sealer;
+use crate::lifecycle::{By, Lifecycle};
 use crate::secret_file;
+use crate::store::Store;
 use crate::store::embedded::OpenError;
 
 /// Where the token for `--admin-url` is looked for if no file is named.
@@ -198,15 +200,32 @@ async fn execute(lifecycle: &Lifecycle, order: Order) -> Reply {
 }
 
 fn open(config: &Config) -> Result<Lifecycle, String> {
+    const ADVICE: &str = "set admin.socket in its configuration, restart it, and this command will ask it";
+    open_as(config, &config.store, open_store, ADVICE)
+}
+
+/// How a store is opened.
+pub(super) type Open = fn(&StoreSettings, Sealer, &Handle) -> Result<Arc<dyn Store>, StoreError>;
+
+/// Opens a store itself, with the rest as the configuration has it; `advice` is for where a gateway holds it.
+pub(super) fn open_as(
+    config: &Config,
+    store: &StoreSettings,
+    open: Open,
+    advice: &str,
+) -> Result<Lifecycle, String> {
     let tools = KeyTools::new(&config.keys).map_err(|error| error.to_string())?;
-    let store = open_store(&config.store, tools.sealer.clone(), &Handle::current()).map_err(|error| match error {
-        StoreError::Embedded(OpenError::InUse { .. }) => format!(
-            "{error}: a gateway holds it; set admin.socket in its configuration, restart it, and this command will ask it"
-        ),
+    let store = open(store, tools.sealer.clone(), &Handle::current()).map_err(|error| match error {
+        StoreError::Embedded(OpenError::InUse { .. }) => format!("{error}: a gateway holds it; {advice}"),
         error => error.to_string(),
     })?;
     let settings = tools.lifecycle(config.signup.clone());
     Ok(Lifecycle::new(store, settings, config.scopes.clone(), Clock::system()))
+}
+
+/// Who gives this command.
+pub(super) fn operator() -> By {
+    admin::local_operator(&operator_name(), getuid().as_raw())
 }
 
 /// Who sits at the terminal, by their own account.
@@ -240,6 +259,27 @@ pub(super) struct Session<'s> {
 }
 
 impl Session<'_> {
+    /// The configuration, for a command that opens the store itself.
+    ///
+    /// # Errors
+    /// Where a gateway elsewhere is to be asked.
+    pub(super) fn config(&self) -> Result<&Config, Failure> {
+        match &*self.operator {
+            Operator::Local { config, .. } => Ok(config),
+            Operator::Remote { .. } => {
+                Err("this command opens the store itself: leave --admin-url out".into())
+            }
+        }
+    }
+
+    /// The socket of the gateway that this configuration is of.
+    pub(super) fn socket(&self) -> Option<&Path> {
+        match &*self.operator {
+            Operator::Local { socket, .. } => socket.as_deref(),
+            Operator::Remote { .. } => None,
+        }
+    }
+
     /// Has a command carried out.
     ///
     /// # Errors

@@ -1,16 +1,17 @@
-//! `keygate store`: what state the store is in, and the operator's word that it is the right one.
+//! `keygate store`: what state the store is in, the operator's word that it is the right one, and its move into
+//! another.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
 
 use clap::Subcommand;
 
-use super::Outcome;
 use super::operator::{Access, Failure, Session, run as operate, unexpected};
+use super::{Outcome, migrate};
 use crate::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Status};
 
-/// See what state the store is in, and accept it after a loss
+/// See what state the store is in, accept it after a loss, move it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A Redis that lost its data, or another one in its place, is no store to the gateways that knew it: they serve the keys they have
@@ -21,7 +22,8 @@ Exit code: 0 if the store is well, or was accepted; 1 if not.
 
 Examples:
   keygate store status
-  keygate store accept --yes")]
+  keygate store accept --yes
+  keygate store migrate --config node.toml --to redis.toml")]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -40,6 +42,7 @@ enum Action {
         #[arg(long)]
         yes: bool,
     },
+    Migrate(migrate::Args),
 }
 
 pub(super) fn run(
@@ -49,11 +52,18 @@ pub(super) fn run(
     err: &mut impl Write,
 ) -> io::Result<Outcome> {
     let Args { action, access } = args;
-    operate(&access, environment, out, err, async |session| act(action, session).await)
+    let environment: Vec<_> = environment.into_iter().collect();
+    let variables = environment.clone();
+    operate(&access, environment, out, err, async |session| act(action, variables, session).await)
 }
 
-async fn act(action: Action, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+async fn act(
+    action: Action,
+    environment: Vec<(OsString, OsString)>,
+    session: &mut Session<'_>,
+) -> Result<Outcome, Failure> {
     match action {
+        Action::Migrate(args) => migrate::run(args, environment, session).await,
         Action::Status => {
             let Reply::StoreStatus { status } = session.ask(Command::Store(StoreCommand::Status)).await?
             else {

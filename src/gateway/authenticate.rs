@@ -20,7 +20,7 @@ use crate::lifecycle::Holder;
 use crate::network::ClientNetwork;
 use crate::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
 use crate::store::StoreFault;
-use crate::store::cache::{Known, Level, OnPartition, Resolved};
+use crate::store::cache::{Known, OnPartition, Resolved};
 
 /// Who asks.
 #[derive(Debug)]
@@ -90,9 +90,7 @@ async fn resolve(
     exchange.note_level(level);
     gateway.cells.looked_up(level);
     let known = match resolved {
-        Resolved::Known(_)
-            if level == Level::Stale && gateway.keys.refuses_stale(on_partition, gateway.clock.now()) =>
-        {
+        Resolved::Known(_) | Resolved::Absent if gateway.keys.is_fenced(on_partition) => {
             return Err(Rejection::Unavailable(Unavailable::Store));
         }
         Resolved::Known(known) => known,

@@ -384,6 +384,18 @@ impl Digester {
         Some(id.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// Whether digests made by this one can be turned into those of `other`.
+    #[must_use]
+    pub fn leads_to(&self, other: &Self) -> bool {
+        self.pepper.is_none() || self.pepper_id() == other.pepper_id()
+    }
+
+    /// From a digest made by this one to that of `other`, where this one [leads](Self::leads_to) to it.
+    #[must_use]
+    pub fn carry(&self, digest: Digest, other: &Self) -> Digest {
+        if self.pepper.is_none() { other.convert(digest.0) } else { digest }
+    }
+
     /// From a plain SHA-256 of a key to the digest that is stored.
     #[must_use]
     pub fn convert(&self, sha256: [u8; 32]) -> Digest {

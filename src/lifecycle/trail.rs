@@ -279,7 +279,7 @@ impl Lifecycle {
     }
 }
 
-fn parse(entry: &Entry) -> Result<Event, LifecycleError> {
+pub(super) fn parse(entry: &Entry) -> Result<Event, LifecycleError> {
     let unreadable = |error| StoreFault::failed(format_args!("audit event {}: {error}", entry.link.number));
     Ok(serde_json::from_slice(&entry.text).map_err(unreadable)?)
 }

@@ -76,6 +76,10 @@ pub trait Side: Send + Sync {
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<News>, StoreFault>>;
 
+    /// The news of each of these organisations, in their order, due or not; they are left unclaimed. For moving a
+    /// store.
+    fn news(&self, orgs: Vec<OrgId>) -> StoreFuture<'_, Result<Vec<Option<News>>, StoreFault>>;
+
     /// These news were taken.
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>>;
 

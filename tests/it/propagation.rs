@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use keygate::key::{Environment, KeyFormat, Prefix};
 use keygate::store::keeper::LinkState;
 use serde_json::{Value, json};
 
@@ -107,6 +108,11 @@ fn request(key: &TestKey) -> Call {
 
 fn status(gateway: &Gateway, key: &TestKey) -> u16 {
     gateway.fetch(&request(key)).status
+}
+
+/// A key that nobody has made, as far as this store knows.
+fn unknown() -> String {
+    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
 }
 
 fn path(key: &TestKey) -> String {
@@ -449,6 +455,25 @@ mod cut_off {
             c.fetch(&manage).status == 200 && c.fetch(&purchase).status == 200
         });
     }
+}
+
+/// A server that has been replaced, and nobody told: it answers lookups from the past and takes no lease.
+#[test]
+fn a_gateway_that_cannot_renew_its_lease_refuses_where_it_is_to_what_it_can_still_look_up() {
+    let trio = Trio::start("");
+    let [a, b, _] = &trio.gateways;
+    let (key, new) = (trio.known_key(), a.live_key());
+    assert_eq!(trio.redis.command(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
+    eventually("it says so", || !is_linked(b));
+    let manage = Call::get("/v1/api_keys").key(&new.secret);
+    assert_eq!(b.fetch(&manage).status, 200, "it looks the key up, and its lease has not ended");
+    b.advance(LEASE + Duration::from_secs(1));
+    b.fetch(&manage).refusal(503, "service_unavailable");
+    let unknown = Call::get("/v1/api_keys").key(&unknown());
+    b.fetch(&unknown).refusal(503, "service_unavailable");
+    assert_eq!([&key, &new].map(|key| status(b, key)), [200; 2], "jobs:read");
+    assert_eq!(trio.redis.command(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    eventually("it manages keys again", || b.fetch(&manage).status == 200);
 }
 
 mod broken_off {

@@ -59,7 +59,7 @@ pub enum OnPartition {
     /// It serves the keys that it knows for as long as the stale window.
     #[default]
     Serve,
-    /// It refuses every key once its lease has ended.
+    /// It refuses every key once its lease has ended, whatever it can still look up.
     Refuse,
 }
 
@@ -316,12 +316,13 @@ impl ReadThrough {
         self.since_began(now) > assured.saturating_add(millis(since))
     }
 
-    /// Whether a key that the store could not be asked about is refused on a route that says so, or where none
-    /// does: this process has been cut off for longer than its lease.
-    fn refuses_stale(&self, on_route: Option<OnPartition>, now: Now) -> bool {
+    /// Whether no key is let in on a route that says so, or where none does: this process has been cut off for
+    /// longer than its lease. What it can still look up counts as little: a store that takes no lease may have
+    /// been replaced by one that it does not know of.
+    fn is_fenced(&self, on_route: Option<OnPartition>) -> bool {
         match on_route.unwrap_or(self.settings.on_partition) {
             OnPartition::Serve => false,
-            OnPartition::Refuse => self.is_silent(LEASE, now),
+            OnPartition::Refuse => self.is_silent(LEASE, self.clock.now()),
         }
     }
 

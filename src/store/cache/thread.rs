@@ -105,10 +105,10 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         self.is_untouched(known) && self.shared.is_young(&known.entry, now)
     }
 
-    /// Whether a stale key is refused on a route that says so of itself, or where none does.
+    /// Whether no key is let in now on a route that says so of itself, or where none does.
     #[must_use]
-    pub fn refuses_stale(&self, on_route: Option<OnPartition>, now: Now) -> bool {
-        self.shared.refuses_stale(on_route, now)
+    pub fn is_fenced(&self, on_route: Option<OnPartition>) -> bool {
+        self.shared.is_fenced(on_route)
     }
 
     /// Whether what was known then is too old to be used, even while the store cannot answer.

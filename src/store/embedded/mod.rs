@@ -48,8 +48,8 @@ use std::time::Duration;
 use redb::{Database, ReadTransaction, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use self::open::open_file;
 pub use self::open::{OpenError, inspect};
+use self::open::{open_file, open_to_read};
 use self::quotas::Quotas;
 use self::reads::Snapshot;
 use self::tables::{KEYS, ORGS, Tables};
@@ -97,6 +97,18 @@ impl Embedded {
     pub fn open(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
         let path = settings.path.clone();
         let (database, event) = open_file(&path)?;
+        Self::start(path.clone(), database, event, sealer)
+            .map_err(|source| OpenError::Unreadable { path, source })
+    }
+
+    /// Opens a store that is there, only to be read: the file stays as it is, and what is written all the same is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`], and where there is no store.
+    pub fn open_to_read(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
+        let path = settings.path.clone();
+        let (database, event) = open_to_read(&path)?;
         Self::start(path.clone(), database, event, sealer)
             .map_err(|source| OpenError::Unreadable { path, source })
     }

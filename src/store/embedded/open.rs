@@ -64,9 +64,21 @@ fn backend(file: &File) -> io::Result<FileBackend> {
     FileBackend::new(file.try_clone()?).map_err(io::Error::other)
 }
 
+/// Opens a store that is there so that nothing of it changes: what redb writes while it opens, and whatever is
+/// written later, stays in memory.
+pub(super) fn open_to_read(path: &Path) -> Result<(Database, Seq), OpenError> {
+    let not_a_store = || OpenError::NotAStore { path: path.to_owned() };
+    if !path.exists() {
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        return Err(OpenError::Unreadable { path: path.to_owned(), source });
+    }
+    let (database, event) = rehearse(path, &claim(path)?)?.ok_or_else(not_a_store)?;
+    Ok((database, event.ok_or_else(not_a_store)?))
+}
+
 /// Opens the file so that nothing is written to it, and verifies all of it; gives the number of its last event, or
-/// `None` where nothing was stored yet.
-fn rehearse(path: &Path, file: &File) -> Result<Option<Seq>, OpenError> {
+/// `None` where nothing was stored yet. `None` for an empty file.
+fn rehearse(path: &Path, file: &File) -> Result<Option<(Database, Option<Seq>)>, OpenError> {
     let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
     if file.metadata().map_err(unreadable)?.len() == 0 {
         return Ok(None);
@@ -75,7 +87,8 @@ fn rehearse(path: &Path, file: &File) -> Result<Option<Seq>, OpenError> {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     let trial = builder.create_with_backend(rehearsal).map_err(|error| refuse(path, error))?;
-    survey(path, &trial)
+    let event = survey(path, &trial)?;
+    Ok(Some((trial, event)))
 }
 
 /// Looks whether the store can be opened. Makes and changes nothing.
@@ -94,8 +107,8 @@ pub fn inspect(settings: &Settings) -> Finding {
         Err(OpenError::NoDirectory { path: path.clone() })
     };
     match opened {
-        Ok(event) => {
-            let events = event.unwrap_or_default();
+        Ok(opened) => {
+            let events = opened.and_then(|(_, event)| event).unwrap_or_default();
             Finding::Fine(format!("the store {} is whole, with {events} events", path.display()))
         }
         Err(OpenError::InUse { path }) => Finding::Fine(format!(

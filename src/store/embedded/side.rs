@@ -7,7 +7,7 @@ use redb::ReadableTable;
 
 use super::Embedded;
 use super::reads::Snapshot;
-use super::tables::{ANSWERS, Id, NEWS_DUE, Number, Tables, USAGE};
+use super::tables::{ANSWERS, Id, NEWS, NEWS_DUE, Number, Tables, USAGE};
 use super::writer::Stop;
 use crate::clock::UnixMillis;
 use crate::id::{KeyId, OrgId};
@@ -51,6 +51,10 @@ impl Side for Embedded {
             }
             self.write(move |tables, _| tables.claim_news(now, until, limit)).await
         })
+    }
+
+    fn news(&self, orgs: Vec<OrgId>) -> StoreFuture<'_, Result<Vec<Option<News>>, StoreFault>> {
+        self.read(move |snapshot| snapshot.news(&orgs))
     }
 
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>> {
@@ -124,6 +128,16 @@ impl Snapshot {
             parse_usage(text.value()).map(Some).ok_or_else(unreadable)
         };
         keys.iter().map(usage).collect()
+    }
+
+    fn news(&self, orgs: &[OrgId]) -> Result<Vec<Option<News>>, StoreFault> {
+        let table = self.file.open_table(NEWS)?;
+        let news = |org: &OrgId| {
+            let kept = table.get(&org.to_bytes())?;
+            let kept = kept.as_ref().and_then(|kept| split_time(kept.value()));
+            Ok(kept.map(|(due, body)| News { org: *org, due, body: body.to_vec() }))
+        };
+        orgs.iter().map(news).collect()
     }
 
     fn has_news(&self, now: UnixMillis) -> Result<bool, StoreFault> {

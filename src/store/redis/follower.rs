@@ -180,9 +180,10 @@ async fn confirm(inner: &Inner) {
         told = news;
         let Some((last, mark)) = &told else { continue };
         let names = &inner.names;
-        let call = Call::new(&inner.scripts.confirm, [names.lease(&inner.gateway), names.events()])
+        let call = Call::new(&inner.scripts.confirm, [names.lease(&inner.gateway)])
             .arg(last.to_string())
-            .arg(mark.as_str());
+            .arg(mark.as_str())
+            .arg(names.events());
         // The next heartbeat says it too.
         let _ = inner.commands.run(&call, inner.settings.command_timeout).await;
     }

@@ -45,6 +45,7 @@ pub(super) struct Scripts {
     pub(super) restore: Script,
     pub(super) usage: Script,
     pub(super) note_usage: Script,
+    pub(super) news: Script,
     pub(super) claim_news: Script,
     pub(super) delivered: Script,
     pub(super) admit: Script,
@@ -82,6 +83,7 @@ impl Scripts {
             restore: Script::writing(ours!("#!lua", "streams.lua", "restore.lua")),
             usage: Script::reading(include_str!("usage.lua")),
             note_usage: Script::writing(ours!("#!lua", "note_usage.lua")),
+            news: Script::reading(include_str!("news.lua")),
             claim_news: Script::writing(ours!("#!lua flags=allow-oom", "claim_news.lua")),
             delivered: Script::writing(ours!("#!lua flags=allow-oom", "delivered.lua")),
             admit: Script::writing(ours!("#!lua", "admit.lua")),
@@ -112,7 +114,7 @@ impl Scripts {
     }
 
     /// All but the one that asks for rights.
-    fn all(&self) -> [&Script; 20] {
+    fn all(&self) -> [&Script; 21] {
         let Self {
             lookup,
             read,
@@ -129,6 +131,7 @@ impl Scripts {
             restore,
             usage,
             note_usage,
+            news,
             claim_news,
             delivered,
             admit,
@@ -138,7 +141,7 @@ impl Scripts {
         } = self;
         [
             lookup, read, list, watch, renew, confirm, confirmed, mutate, revoke, import, entries, trim,
-            restore, usage, note_usage, claim_news, delivered, admit, begin, accept,
+            restore, usage, note_usage, news, claim_news, delivered, admit, begin, accept,
         ]
     }
 }

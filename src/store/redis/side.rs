@@ -40,6 +40,10 @@ impl Side for Redis {
         Box::pin(self.inner.claim_news(now, until, limit))
     }
 
+    fn news(&self, orgs: Vec<OrgId>) -> StoreFuture<'_, Result<Vec<Option<News>>, StoreFault>> {
+        Box::pin(self.inner.news(orgs))
+    }
+
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>> {
         let names = &self.inner.names;
         let call = self
@@ -90,6 +94,23 @@ impl Inner {
             }
         }
         Ok(usage)
+    }
+
+    async fn news(&self, orgs: Vec<OrgId>) -> Result<Vec<Option<News>>, StoreFault> {
+        let mut news = Vec::with_capacity(orgs.len());
+        for batch in orgs.chunks(AT_ONCE) {
+            let places = [self.names.meta(), self.names.news(), self.names.news_due()];
+            let call = Call::new(&self.scripts.news, places);
+            let mut reply = self.ask(&batch.iter().fold(call, |call, org| call.arg(org.to_string()))).await?;
+            for org in batch {
+                let body = reply.bytes().map_err(|error| self.fault(error))?;
+                let due = reply.text().map_err(|error| self.fault(error))?;
+                // News without a time are never sent, as if they were not there.
+                let due = due.and_then(|due| due.parse().ok()).map(UnixMillis);
+                news.push(body.zip(due).map(|(body, due)| News { org: *org, due, body }));
+            }
+        }
+        Ok(news)
     }
 
     async fn claim_news(

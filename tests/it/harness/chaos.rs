@@ -56,6 +56,10 @@ impl Chaos {
         Self { address, sky }
     }
 
+    pub(crate) const fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://{}", self.address)
     }

@@ -16,6 +16,7 @@ pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod store;
+pub(crate) mod traffic;
 pub(crate) mod transport;
 pub(crate) mod upstream;
 

@@ -110,6 +110,7 @@ contract! {
         usage_of_many_keys_comes_in_their_order
         usage_is_no_event_and_leaves_the_record
         news_are_claimed_once_and_come_back_until_they_are_delivered
+        news_are_told_without_being_claimed
         of_concurrent_claims_each_gets_other_news
         newer_news_of_an_organisation_take_the_place_of_older
         quotas_admit_exactly_as_many_as_they_say

@@ -120,6 +120,26 @@ pub(super) async fn news_are_claimed_once_and_come_back_until_they_are_delivered
     assert_eq!(claim(9000, 10).await, [claimed(&first, 9000)]);
 }
 
+pub(super) async fn news_are_told_without_being_claimed(store: Shared) {
+    let made = Maker::new();
+    // More than any back end tells at once.
+    let all: Vec<News> =
+        (0..300).map(|n| News { org: made.org().id, due: later(n), body: made.text() }).collect();
+    for news in all.iter().step_by(2) {
+        tell(&store, news).await;
+    }
+    let orgs = || all.iter().map(|news| news.org).collect::<Vec<_>>();
+    let expected: Vec<_> =
+        all.iter().enumerate().map(|(n, news)| (n % 2 == 0).then(|| news.clone())).collect();
+    for _ in 0..2 {
+        assert_eq!(store.side().news(orgs()).await.unwrap(), expected);
+    }
+    assert_eq!(store.side().claim_news(later(0), later(900), 10).await.unwrap().len(), 1);
+    let told = store.side().news(vec![all[0].org]).await.unwrap();
+    assert_eq!(told, [Some(News { due: later(900), ..all[0].clone() })], "as it was claimed");
+    assert_eq!(store.side().news(vec![]).await, Ok(vec![]));
+}
+
 pub(super) async fn of_concurrent_claims_each_gets_other_news(store: Shared) {
     const NEWS: usize = 300;
     let made = Maker::new();

@@ -1,0 +1,196 @@
+//! Guesses by the thousand beside the traffic of others: that goes on as before, keys that are new here are
+//! still let in, and the store is asked no more than the budget allows.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use keygate::key::{Environment, KeyFormat, Prefix};
+
+use crate::harness::metrics::{scrape, value};
+use crate::harness::traffic::{Outcome, at_rate, at_will, percentile, with_status};
+use crate::harness::{
+    Call, Chaos, Gateway, RedisServer, TestKey, Transport, Upstream, Weather, eventually, fetch,
+};
+
+/// Normal requests a second, and those with keys that are new here.
+const NORMAL: u32 = 200;
+const COLD: u32 = 20;
+/// Where the three come from: no two of them are one network.
+const USERS: &str = "192.0.2.7";
+const NEWCOMERS: &str = "198.51.100.7";
+
+struct Scene {
+    // First, so that it has ended before what it speaks with.
+    gateway: Gateway,
+    proxy: Chaos,
+    known: Vec<TestKey>,
+    cold: Vec<TestKey>,
+    _redis: RedisServer,
+    _upstreams: (Upstream, Upstream),
+}
+
+/// Which level knew the keys so far.
+struct Lookups {
+    cached: f64,
+    asked: f64,
+}
+
+impl Scene {
+    #[track_caller]
+    fn start(cache: &str) -> Self {
+        let (redis, upstreams) = (RedisServer::start(), (Upstream::start("live"), Upstream::start("test")));
+        let proxy = Chaos::before(redis.address());
+        let settings = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\ntrusted_proxies = [\"127.0.0.1\"]\n\
+             max_connections_per_client = 1000\n\
+             [ops]\nlisten = \"127.0.0.1:0\"\n\
+             [store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true\nconnect_timeout = \"10s\"\n\
+             lookup_timeout = \"10s\"\ncommand_timeout = \"10s\"\n\
+             [cache]\nlookup_timeout = \"10s\"\nttl = \"10m\"\n{cache}",
+            proxy.url()
+        );
+        let (live, test) = &upstreams;
+        let gateway =
+            Gateway::builder().api(live, test).settings(&settings).transport(Transport::Http1).start();
+        let known: Vec<TestKey> = (0..20).map(|_| gateway.live_key()).collect();
+        let cold = (0..100).map(|_| gateway.live_key()).collect();
+        for key in &known {
+            eventually("it is known", || {
+                fetch(gateway.address(), &request(&key.secret, USERS)).status == 200
+            });
+        }
+        Self { gateway, proxy, known, cold, _redis: redis, _upstreams: upstreams }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.gateway.address()
+    }
+
+    fn lookups(&self) -> Lookups {
+        let text = scrape(self.gateway.ops_address());
+        let by = |series: &str| value(&text, series).unwrap_or_default();
+        let level = |level: &str| by(&format!("keygate_cache_lookups_total{{result=\"{level}\"}}"));
+        Lookups {
+            cached: level("thread") + level("process"),
+            asked: by("keygate_store_request_duration_seconds_count{op=\"lookup\"}"),
+        }
+    }
+
+    /// Normal traffic, and beside it newcomers if there are to be any, and whatever `flood` is.
+    fn traffic<F: Send>(
+        &self,
+        span: Duration,
+        has_newcomers: bool,
+        flood: impl FnOnce(SocketAddr) -> F + Send,
+    ) -> (Vec<Outcome>, Vec<Outcome>, F) {
+        let address = self.address();
+        let (known, cold) = (&self.known, &self.cold);
+        thread::scope(|scope| {
+            let flood = scope.spawn(move || flood(address));
+            let newcomers = scope.spawn(move || {
+                let span = if has_newcomers { span } else { Duration::ZERO };
+                at_rate(address, COLD, span, 4, |n| request(&cold[n].secret, NEWCOMERS))
+            });
+            let normal =
+                at_rate(address, NORMAL, span, 4, |n| request(&known[n % known.len()].secret, USERS));
+            (normal, newcomers.join().unwrap(), flood.join().unwrap())
+        })
+    }
+}
+
+fn request(secret: &str, from: &str) -> Call {
+    Call::get("/v1/jobs").key(secret).field("x-forwarded-for", from)
+}
+
+/// A key in the right form that nobody has made.
+fn guess() -> String {
+    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
+}
+
+/// One with a wrong checksum.
+fn mistyped() -> String {
+    let mut key = guess();
+    let last = if key.pop() == Some('0') { '1' } else { '0' };
+    key.push(last);
+    key
+}
+
+#[test]
+fn a_flood_of_guesses_changes_nothing_for_those_who_have_keys() {
+    const SPAN: Duration = Duration::from_millis(1500);
+    let scene = Scene::start("");
+    let (alone, ..) = scene.traffic(SPAN, false, |_| ());
+    let before = scene.lookups();
+    let (beside_noise, _, noise) =
+        scene.traffic(SPAN, false, |to| at_will(to, SPAN, 4, |_| request(&mistyped(), "203.0.113.7")));
+    let after_noise = scene.lookups();
+    assert_eq!(with_status(&noise, 401), noise.len());
+    assert_eq!(after_noise.asked, before.asked, "malformed keys are nobody's to look up");
+
+    let (beside_flood, newcomers, flood) =
+        scene.traffic(SPAN, true, |to| at_will(to, SPAN, 4, |_| request(&guess(), "203.0.113.7")));
+    let after = scene.lookups();
+    println!(
+        "{NORMAL} requests/s: p99 {:.2?} alone, {:.2?} beside {} malformed keys, {:.2?} beside {} guesses in {SPAN:?}; \
+         the store was asked {} times; {} newcomers within {:.2?}",
+        percentile(&alone, 99.0),
+        percentile(&beside_noise, 99.0),
+        noise.len(),
+        percentile(&beside_flood, 99.0),
+        flood.len(),
+        after.asked - after_noise.asked,
+        newcomers.len(),
+        percentile(&newcomers, 100.0),
+    );
+    for normal in [&alone, &beside_noise, &beside_flood] {
+        assert_eq!(with_status(normal, 200), normal.len());
+    }
+    assert_eq!(with_status(&newcomers, 200), newcomers.len(), "a good key that is new here");
+    assert_eq!(with_status(&flood, 401) + with_status(&flood, 503), flood.len());
+    assert!(flood.len() > newcomers.len(), "no flood");
+    let cached = after.cached - after_noise.cached;
+    assert!(cached >= beside_flood.len() as f64, "normal traffic was looked up: {cached}");
+    let asked = after.asked - after_noise.asked;
+    assert!(asked <= (flood.len() + newcomers.len()) as f64, "{asked}");
+    // Beside as much work of another kind; how much that slows them is the machine's affair.
+    let at_most = percentile(&beside_noise, 99.0) * 3 + Duration::from_millis(100);
+    assert!(percentile(&beside_flood, 99.0) < at_most, "{:?}", percentile(&beside_flood, 99.0));
+}
+
+#[test]
+fn guesses_get_their_share_of_a_slow_store_and_no_more() {
+    const SPAN: Duration = Duration::from_millis(1500);
+    const NETWORKS: usize = 4;
+    // An eighth of 16.
+    const SHARE: usize = 2;
+    /// Each way.
+    const DELAY: Duration = Duration::from_millis(20);
+    let scene = Scene::start("max_lookups = 16");
+    scene.proxy.turn(Weather::Slow(DELAY));
+    let before = scene.lookups();
+    let (normal, newcomers, flood) = scene.traffic(SPAN, true, |to| {
+        at_will(to, SPAN, 8 * NETWORKS, |n| request(&guess(), &format!("203.0.{}.7", n % NETWORKS)))
+    });
+    scene.proxy.turn(Weather::Fair);
+    let after = scene.lookups();
+    let asked = after.asked - before.asked - newcomers.len() as f64;
+    // Each of their places is taken again when the answer is there, and not before.
+    let longest = flood.iter().map(|outcome| outcome.took).max().unwrap();
+    let rounds = (SPAN + longest).as_millis() / (2 * DELAY).as_millis() + 1;
+    let budget = (SHARE * NETWORKS) as f64 * rounds as f64;
+    println!(
+        "{} guesses from {NETWORKS} networks in {SPAN:?}: {} refused at once, {asked} lookups of at most {budget}; normal \
+         traffic p99 {:.2?}, newcomers within {:.2?}",
+        flood.len(),
+        with_status(&flood, 503),
+        percentile(&normal, 99.0),
+        percentile(&newcomers, 100.0),
+    );
+    assert_eq!(with_status(&normal, 200), normal.len());
+    assert_eq!(with_status(&newcomers, 200), newcomers.len(), "a good key that is new here");
+    assert!(with_status(&flood, 503) > 0, "the budget was never spent");
+    assert_eq!(with_status(&flood, 401) + with_status(&flood, 503), flood.len());
+    assert!(asked <= budget, "{asked} lookups, {budget} allowed");
+    assert!(after.cached - before.cached >= normal.len() as f64);
+}

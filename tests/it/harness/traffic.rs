@@ -1,0 +1,92 @@
+//! Many requests: at a given rate, or as many as go.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::client::{Call, Wire};
+
+/// What a request came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    /// Which request it was, as the caller numbers them.
+    pub(crate) number: usize,
+    pub(crate) status: u16,
+    /// From the moment at which it was due to the end of its answer.
+    pub(crate) took: Duration,
+}
+
+/// Sends `call(0)`, `call(1)`, … at `rate` a second for `span`, over `connections`.
+pub(crate) fn at_rate(
+    address: SocketAddr,
+    rate: u32,
+    span: Duration,
+    connections: usize,
+    call: impl Fn(usize) -> Call + Sync,
+) -> Vec<Outcome> {
+    let begun = Instant::now();
+    over(address, connections, |connection, wire, outcomes| {
+        for number in (connection..).step_by(connections) {
+            let due = Duration::from_secs_f64(number as f64 / f64::from(rate));
+            if due >= span {
+                return;
+            }
+            thread::sleep(due.saturating_sub(begun.elapsed()));
+            let status = wire.call(&call(number)).expect("an answer").status;
+            outcomes.push(Outcome { number, status, took: begun.elapsed() - due });
+        }
+    })
+}
+
+/// Sends one after the other on each of `connections` for `span`.
+pub(crate) fn at_will(
+    address: SocketAddr,
+    span: Duration,
+    connections: usize,
+    call: impl Fn(usize) -> Call + Sync,
+) -> Vec<Outcome> {
+    let begun = Instant::now();
+    over(address, connections, |connection, wire, outcomes| {
+        for number in (connection..).step_by(connections) {
+            let sent = Instant::now();
+            if sent - begun >= span {
+                return;
+            }
+            let status = wire.call(&call(number)).expect("an answer").status;
+            outcomes.push(Outcome { number, status, took: sent.elapsed() });
+        }
+    })
+}
+
+fn over(
+    address: SocketAddr,
+    connections: usize,
+    each: impl Fn(usize, &mut Wire, &mut Vec<Outcome>) + Sync,
+) -> Vec<Outcome> {
+    let all = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for connection in 0..connections {
+            let (each, all) = (&each, &all);
+            scope.spawn(move || {
+                let (mut wire, mut outcomes) = (Wire::connect(address), Vec::new());
+                each(connection, &mut wire, &mut outcomes);
+                all.lock().unwrap().append(&mut outcomes);
+            });
+        }
+    });
+    all.into_inner().unwrap()
+}
+
+/// The time that this part of them took at most; nothing if there were none.
+pub(crate) fn percentile(outcomes: &[Outcome], percent: f64) -> Duration {
+    let mut took: Vec<Duration> = outcomes.iter().map(|outcome| outcome.took).collect();
+    took.sort_unstable();
+    let at = (took.len().max(1) - 1) as f64 * percent / 100.0;
+    took.get(at as usize).copied().unwrap_or_default()
+}
+
+/// How many were answered so.
+pub(crate) fn with_status(outcomes: &[Outcome], status: u16) -> usize {
+    outcomes.iter().filter(|outcome| outcome.status == status).count()
+}
