@@ -27,7 +27,7 @@ use crate::gateway::{Plan, Shared};
 use crate::id::KeyId;
 use crate::key::record::Sealer;
 use crate::key::{Digester, KeyFormat, Pepper};
-use crate::lifecycle::{self, By, Lifecycle, LifecycleError, SignupSettings};
+use crate::lifecycle::{self, By, Lifecycle, LifecycleError, SignupSettings, Trouble};
 use crate::listener::{self, Listener};
 use crate::metrics::{MeasuredStore, Metrics, Reloads, State};
 use crate::ops::{self, Readiness, Told};
@@ -284,7 +284,7 @@ impl App {
             let asked = Arc::clone(&store);
             let store_has_answered =
                 move || meter.has_answered() || asked.keeper().link_state() == LinkState::Up;
-            let state = state(store, keys, Arc::clone(&in_force), &records);
+            let state = state(store, keys, Arc::clone(&in_force), &records, lifecycle.as_deref());
             let told = Told {
                 metrics,
                 readiness: Arc::clone(&readiness),
@@ -532,8 +532,11 @@ fn state(
     keys: Arc<ReadThrough>,
     in_force: Arc<Mutex<InForce>>,
     records: &RecordWriter,
+    lifecycle: Option<&Lifecycle>,
 ) -> impl Fn() -> State + Send + Sync + use<> {
     let dropped = records.dropped();
+    let changes = lifecycle.map(|lifecycle| Arc::clone(lifecycle.change_meter()));
+    let troubles = lifecycle.map(|lifecycle| lifecycle.troubles().clone());
     move || {
         let in_force = lock(&in_force);
         State {
@@ -541,6 +544,9 @@ fn state(
             health: Arc::clone(&in_force.health),
             cache_entries: keys.entries(),
             event_link_up: store.keeper().link_state() == LinkState::Up,
+            vitals: store.keeper().vitals(),
+            changes: changes.clone(),
+            troubles_dropped: troubles.as_ref().map_or(0, Trouble::dropped),
             records_dropped: dropped.load(Ordering::Relaxed),
             config_hash: in_force.config_hash,
             reloads: in_force.reloads,

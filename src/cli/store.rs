@@ -9,7 +9,7 @@ use clap::Subcommand;
 use super::operator::{Access, Failure, Session, run as operate, unexpected};
 use super::{Outcome, migrate};
 use crate::admin::{Command, Reply, StoreCommand};
-use crate::store::keeper::{Acceptance, Status};
+use crate::store::keeper::{Acceptance, Lease, Status};
 
 /// See what state the store is in, accept it after a loss, move it
 #[derive(Debug, clap::Args)]
@@ -89,14 +89,26 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
     if session.json {
         return session.print_json(status);
     }
+    let gateways = status.gateways.iter().map(|lease| describe_lease(lease, status.events));
+    let gateways: Vec<String> = gateways.collect();
     let or_none = |text: Option<String>| Some(text.unwrap_or_else(|| "none".to_owned()));
-    session.print_fields(&[
+    let mut fields = vec![
         ("place", Some(status.place.clone())),
         ("store", or_none(status.found.clone())),
         ("expected", Some(status.known.clone().unwrap_or_else(|| "any".to_owned()))),
         ("events", or_none(status.events.map(|events| events.to_string()))),
         ("state", Some(status.trouble.clone().unwrap_or_else(|| "well".to_owned()))),
-    ])
+    ];
+    fields.extend(gateways.into_iter().map(|gateway| ("gateway", Some(gateway))));
+    session.print_fields(&fields)
+}
+
+/// `0123456789abcdef, event 41 (this one)`
+fn describe_lease(lease: &Lease, events: Option<u64>) -> String {
+    let behind = events.map_or(0, |events| events.saturating_sub(lease.event));
+    let behind = if behind > 0 { format!(", {behind} behind") } else { String::new() };
+    let own = if lease.own { " (this one)" } else { "" };
+    format!("{}, event {}{behind}{own}", lease.gateway, lease.event)
 }
 
 fn show_acceptance(acceptance: &Acceptance, session: &mut Session<'_>) -> Result<(), Failure> {

@@ -32,6 +32,7 @@ use crate::id::{IdSource, KeyId, OrgId, RequestId};
 use crate::key::record::{Dead, KeyRecord};
 use crate::key::scope::{Scope, ScopeSet};
 use crate::key::{Digest, Digester, Environment, KeyFormat, Pepper};
+use crate::metrics::ChangeMeter;
 use crate::rejection::FieldError;
 use crate::store::keeper::Keeper;
 use crate::store::{Store, StoreFault};
@@ -223,6 +224,7 @@ pub struct Lifecycle {
     troubles: Trouble,
     usage: UsageLog,
     following: Following,
+    changes: Arc<ChangeMeter>,
     clock: Clock,
 }
 
@@ -242,6 +244,7 @@ impl Lifecycle {
             troubles,
             usage,
             following: Following::default(),
+            changes: Arc::default(),
             clock,
         }
     }
@@ -283,6 +286,12 @@ impl Lifecycle {
     #[must_use]
     pub const fn troubles(&self) -> &Trouble {
         &self.troubles
+    }
+
+    /// How long changes take to every gateway.
+    #[must_use]
+    pub const fn change_meter(&self) -> &Arc<ChangeMeter> {
+        &self.changes
     }
 
     /// How a key is shown after its creation: `fh_live_sk_…wxyz`.

@@ -32,7 +32,7 @@ pub struct Changed<T> {
 }
 
 /// A change that is to be followed to its end.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Followed {
     trail: Trail,
     environment: Option<Environment>,
@@ -74,18 +74,29 @@ impl Lifecycle {
     ) -> Option<Propagation> {
         let (event, committed) = (event?, self.clock.mono());
         let so_far = self.store.propagation(event, self.settings.ack_wait).await.ok();
+        match so_far.filter(Propagation::is_complete) {
+            Some(complete) => self.changes.confirmed(complete.took),
+            None => self.changes.unconfirmed(),
+        }
         let _ =
             self.following.queue.try_send(Followed { trail, environment, target, event, committed, so_far });
         so_far
     }
 
-    async fn follow(&self, followed: Followed) -> Result<(), LifecycleError> {
+    /// What it finds out stands in `followed` for the next attempt.
+    async fn follow(&self, followed: &mut Followed) -> Result<(), LifecycleError> {
         let Followed { trail, environment, target, event, committed, so_far } = followed;
+        let (trail, environment) = (*trail, *environment);
         let end = match so_far.filter(Propagation::is_complete) {
             Some(complete) => complete,
             None => {
-                let end = self.store.propagation(event, LEASE).await?;
-                Propagation { took: self.clock.mono().saturating_duration_since(committed), ..end }
+                let end = self.store.propagation(*event, LEASE).await?;
+                let took = self.clock.mono().saturating_duration_since(*committed);
+                let end = *so_far.insert(Propagation { took, ..end });
+                if end.is_complete() {
+                    self.changes.confirmed(took);
+                }
+                end
             }
         };
         // A gateway that is alone has nobody to tell, and its own word stands in the event before.
@@ -132,10 +143,10 @@ pub(super) async fn follow_changes(lifecycle: Weak<Lifecycle>, mut waiting: mpsc
     }
 }
 
-async fn follow_to_the_end(lifecycle: Weak<Lifecycle>, followed: Followed) {
+async fn follow_to_the_end(lifecycle: Weak<Lifecycle>, mut followed: Followed) {
     for _ in 0..ATTEMPTS {
         let Some(lifecycle) = lifecycle.upgrade() else { return };
-        if lifecycle.follow(followed.clone()).await.is_ok() {
+        if lifecycle.follow(&mut followed).await.is_ok() {
             return;
         }
         drop(lifecycle);

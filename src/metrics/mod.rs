@@ -5,6 +5,7 @@
 //! configuration's upstreams, the lists below), so the number of series does not depend on keys,
 //! organisations or anything that a client sends.
 
+mod changes;
 mod store;
 
 use std::cell::Cell;
@@ -23,8 +24,10 @@ use crate::clock::UnixMillis;
 use crate::key::Environment;
 use crate::rejection::Rejection;
 use crate::store::cache::Level;
+use crate::store::keeper::Vitals;
 use crate::upstream::health::Health;
 
+pub use changes::ChangeMeter;
 pub use store::{MeasuredStore, StoreMeter};
 
 /// Methods that have a label of their own; the last is for every other.
@@ -437,6 +440,10 @@ pub struct State {
     pub health: Arc<Health>,
     pub cache_entries: u64,
     pub event_link_up: bool,
+    pub vitals: Vitals,
+    /// `None` at a gateway where nothing is changed.
+    pub changes: Option<Arc<ChangeMeter>>,
+    pub troubles_dropped: u64,
     pub records_dropped: u64,
     pub config_hash: u64,
     pub reloads: Reloads,
@@ -491,7 +498,7 @@ impl Metrics {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let routes = gather(&threads, |cells| &cells.routes);
         let mut families = counters(&threads, &routes, state);
-        families.extend(self.histograms(&threads, &routes));
+        families.extend(self.histograms(&threads, &routes, state));
         families.extend(gauges(&threads, self.store.is_up(), state));
         families.retain(|family| !family.get_metric().is_empty());
         families.extend(ProcessCollector::for_self().collect());
@@ -500,7 +507,12 @@ impl Metrics {
         Ok(text)
     }
 
-    fn histograms(&self, threads: &[Arc<Cells>], routes: &Gathered<RouteCells>) -> Vec<MetricFamily> {
+    fn histograms(
+        &self,
+        threads: &[Arc<Cells>],
+        routes: &Gathered<RouteCells>,
+        state: &State,
+    ) -> Vec<MetricFamily> {
         let durations = routes.iter().filter_map(|(route, cells)| {
             histogram(&[("route", route)], cells.iter().map(|cells| &cells.duration))
         });
@@ -546,6 +558,14 @@ impl Metrics {
                 MetricType::HISTOGRAM,
                 histogram(&[], std::iter::once(&self.store.lag)).into_iter().collect(),
             ),
+            family(
+                "keygate_propagation_seconds",
+                "From the commit of a change that was made here to its being confirmed by every gateway with a lease.",
+                MetricType::HISTOGRAM,
+                histogram(&[], state.changes.iter().map(|changes| &changes.propagation))
+                    .into_iter()
+                    .collect(),
+            ),
         ]
     }
 }
@@ -587,6 +607,24 @@ fn counters(threads: &[Arc<Cells>], routes: &Gathered<RouteCells>, state: &State
             vec![counter(&[], threads.iter().map(|cells| read(&cells.cache[Level::Stale as usize])).sum())],
         ),
         family(
+            "keygate_rate_limited_total",
+            "Requests that keygate answered with 429.",
+            MetricType::COUNTER,
+            routes.iter().map(|(route, cells)| counter(&[("route", route)], rate_limited(cells))).collect(),
+        ),
+        family(
+            "keygate_propagation_unconfirmed_total",
+            "Changes made here whose caller was answered before every gateway with a lease had confirmed them.",
+            MetricType::COUNTER,
+            state.changes.iter().map(|changes| counter(&[], read(&changes.unconfirmed))).collect(),
+        ),
+        family(
+            "keygate_audit_troubles_dropped_total",
+            "Signs of trouble that did not come into the audit trail: too many at once, or the store was away.",
+            MetricType::COUNTER,
+            vec![counter(&[], state.troubles_dropped)],
+        ),
+        family(
             "keygate_records_dropped_total",
             "Records of requests that found the queue to the log full.",
             MetricType::COUNTER,
@@ -602,6 +640,16 @@ fn counters(threads: &[Arc<Cells>], routes: &Gathered<RouteCells>, state: &State
             ],
         ),
     ]
+}
+
+/// What keygate itself answered with 429; an upstream's are counted as a class.
+fn rate_limited(cells: &[Arc<RouteCells>]) -> u64 {
+    let code = position(&CODES, "429");
+    let of_route = |cells: &Arc<RouteCells>| -> u64 {
+        let methods = cells.requests.chunks(CODES.len() * ENVIRONMENTS.len());
+        methods.flat_map(|codes| codes.chunks(ENVIRONMENTS.len()).nth(code)).flatten().map(read).sum()
+    };
+    cells.iter().map(of_route).sum()
 }
 
 /// A series for what has occurred, and none for the many things that have not.
@@ -644,6 +692,8 @@ fn gauges(threads: &[Arc<Cells>], store_up: bool, state: &State) -> Vec<MetricFa
             threads.iter().map(|cells| cells.connections[protocol as usize].load(Ordering::Relaxed)).sum();
         gauge(&[("listener", "server"), ("protocol", protocol.label())], open as f64)
     });
+    let breakers = state.vitals.breakers.iter();
+    let breakers = breakers.map(|(link, open)| gauge(&[("link", link)], f64::from(u8::from(*open))));
     let endpoints = state.health.endpoints().map(|(upstream, endpoint, healthy)| {
         gauge(&[("upstream", upstream), ("endpoint", endpoint)], f64::from(u8::from(healthy)))
     });
@@ -660,6 +710,23 @@ fn gauges(threads: &[Arc<Cells>], store_up: bool, state: &State) -> Vec<MetricFa
             "keygate_event_link_up",
             "Whether changes made through other gateways arrive.",
             f64::from(u8::from(state.event_link_up)),
+        ),
+        family(
+            "keygate_leases",
+            "Gateways that held a lease when this one renewed its own; there while it holds one.",
+            MetricType::GAUGE,
+            state.vitals.leases.iter().map(|leases| gauge(&[], *leases as f64)).collect(),
+        ),
+        one(
+            "keygate_lease_held",
+            "Whether this gateway holds a lease, so that whoever takes a right away waits for it.",
+            f64::from(u8::from(state.vitals.leases.is_some())),
+        ),
+        family(
+            "keygate_store_breaker_open",
+            "Whether callers of a link are turned away at the moment without the store's being asked.",
+            MetricType::GAUGE,
+            breakers.collect(),
         ),
         one(
             "keygate_store_up",
@@ -838,6 +905,22 @@ mod tests {
         let series =
             r#"keygate_requests_total{route="jobs.read",method="POST",code="499",environment="test"} 3"#;
         assert_has(&metrics, &[series]);
+    }
+
+    #[test]
+    fn only_what_keygate_itself_limits_is_counted_as_limited() {
+        let metrics = Metrics::new(Arc::default());
+        for code in [StatusCode::TOO_MANY_REQUESTS, StatusCode::FORBIDDEN] {
+            let cells = metrics.cells();
+            cells.route(Some("auth.signup")).finish(&finished(Code::Own(code)));
+            cells.route(Some("auth.signup")).finish(&finished(Code::Own(StatusCode::TOO_MANY_REQUESTS)));
+            cells.route(Some("jobs.read")).finish(&finished(Code::Upstream(code)));
+        }
+        let expected = [
+            r#"keygate_rate_limited_total{route="auth.signup"} 3"#,
+            r#"keygate_rate_limited_total{route="jobs.read"} 0"#,
+        ];
+        assert_has(&metrics, &expected);
     }
 
     #[test]

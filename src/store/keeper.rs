@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::events::Seq;
 use super::{StoreFault, StoreFuture};
 
 /// Whether events that others cause arrive.
@@ -12,6 +13,26 @@ pub enum LinkState {
     Up,
     /// Why they do not.
     Down(Arc<str>),
+}
+
+/// What a store knows of its links without asking anybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Vitals {
+    /// How many gateways held a lease when this one renewed its own; `None` while it holds none.
+    pub leases: Option<usize>,
+    /// Whether callers of a link are turned away at the moment without the store's being asked, by its name.
+    pub breakers: Vec<(&'static str, bool)>,
+}
+
+/// A gateway that holds a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// What it called itself when it started.
+    pub gateway: String,
+    /// The number of the last event that holds there.
+    pub event: Seq,
+    /// Whether it is the one that tells this.
+    pub own: bool,
 }
 
 /// A store, for its operator.
@@ -26,6 +47,9 @@ pub struct Status {
     pub known: Option<String>,
     /// How many events there were.
     pub events: Option<u64>,
+    /// Who holds a lease; nobody where a store has one gateway only.
+    #[serde(default)]
+    pub gateways: Vec<Lease>,
 }
 
 /// What accepting came to.
@@ -41,6 +65,8 @@ pub struct Acceptance {
 /// hands on that of the store behind it.
 pub trait Keeper: Send + Sync {
     fn link_state(&self) -> LinkState;
+
+    fn vitals(&self) -> Vitals;
 
     fn status(&self) -> StoreFuture<'_, Status>;
 

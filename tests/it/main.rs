@@ -35,6 +35,7 @@ mod forwarding;
 mod guard;
 mod header_rules;
 mod http2;
+mod leases;
 mod limits;
 mod memory;
 mod open_streams;

@@ -55,7 +55,7 @@ use self::reads::Snapshot;
 use self::tables::{KEYS, ORGS, Tables};
 use self::writer::{Chore, Commit, Order, Outcome, Stop, Writer};
 use super::events::{EventSink, Seq};
-use super::keeper::{Acceptance, Keeper, LinkState, Status};
+use super::keeper::{Acceptance, Keeper, LinkState, Status, Vitals};
 use super::side::Side;
 use super::trails::Trails;
 use super::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
@@ -283,6 +283,11 @@ impl Keeper for Embedded {
         LinkState::Up
     }
 
+    /// The file can be open once.
+    fn vitals(&self) -> Vitals {
+        Vitals { leases: Some(1), breakers: Vec::new() }
+    }
+
     fn status(&self) -> StoreFuture<'_, Status> {
         let incarnation = self.read(|snapshot| snapshot.incarnation());
         Box::pin(async move {
@@ -291,7 +296,7 @@ impl Keeper for Embedded {
                 Err(fault) => (None, Some(fault.to_string())),
             };
             let (place, events) = (self.path.display().to_string(), Some(lock(&self.published).event));
-            Status { place, trouble, known: found.clone(), found, events }
+            Status { place, trouble, known: found.clone(), found, events, gateways: Vec::new() }
         })
     }
 

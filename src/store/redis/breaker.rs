@@ -21,15 +21,18 @@ pub(super) struct Breaker {
 impl Breaker {
     /// Whether to ask Redis now, and if so, whether as the one that tries.
     pub(super) fn admit(&mut self, now: Instant) -> Result<bool, StoreFault> {
-        let Some((failed_at, fault)) = &self.last else { return Ok(false) };
-        if self.failures < FAILURES {
-            return Ok(false);
+        match &self.last {
+            Some((_, fault)) if self.turns_away(now) => return Err(fault.clone()),
+            _ => self.probing = self.failures >= FAILURES,
         }
-        if self.probing || now.saturating_duration_since(*failed_at) < PAUSE {
-            return Err(fault.clone());
-        }
-        self.probing = true;
-        Ok(true)
+        Ok(self.probing)
+    }
+
+    /// Whether a caller who came now would be turned away.
+    pub(super) fn turns_away(&self, now: Instant) -> bool {
+        self.last.as_ref().is_some_and(|(failed_at, _)| {
+            self.failures >= FAILURES && (self.probing || now.saturating_duration_since(*failed_at) < PAUSE)
+        })
     }
 
     pub(super) fn fail(&mut self, now: Instant, fault: &StoreFault) {
@@ -52,10 +55,11 @@ mod tests {
     fn after_failures_in_a_row_redis_is_spared_until_one_caller_has_found_it_well() {
         let (mut breaker, start) = (Breaker::default(), Clock::system().now().mono);
         for _ in 0..FAILURES {
-            assert_eq!(breaker.admit(start), Ok(false));
+            assert_eq!((breaker.turns_away(start), breaker.admit(start)), (false, Ok(false)));
             breaker.fail(start, &StoreFault::TimedOut);
         }
-        assert_eq!(breaker.admit(start), Err(StoreFault::TimedOut));
+        assert_eq!((breaker.turns_away(start), breaker.admit(start)), (true, Err(StoreFault::TimedOut)));
+        assert!(!breaker.turns_away(start + PAUSE), "one would not be");
         assert_eq!(breaker.admit(start + PAUSE), Ok(true), "one tries");
         assert_eq!(breaker.admit(start + PAUSE), Err(StoreFault::TimedOut), "and nobody else");
         breaker.end_probe();

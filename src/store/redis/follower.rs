@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::{Call, bytes, unexpected};
 use super::topology::Connected;
-use super::{Inner, LinkState};
+use super::{Inner, LinkState, Renewal};
 use crate::store::events::{Seq, decode};
 use crate::store::{LEASE, StoreFault};
 use crate::telemetry;
@@ -147,8 +147,11 @@ async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<
         .arg(inner.ledger.position().last.to_string())
         .arg(LEASE.as_millis().to_string())
         .arg(names.leases());
+    let asked = inner.clock.mono();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
-    answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
+    let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
+    let leases = reply.text().map_err(|error| inner.fault(error))?.and_then(|text| text.parse().ok());
+    inner.note_lease(Renewal { asked, leases: leases.unwrap_or(1) });
     Ok(())
 }
 

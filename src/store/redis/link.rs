@@ -92,6 +92,11 @@ impl Link {
         Arc::new(Self { connector, control, clock, slot, breaker })
     }
 
+    /// Whether a caller who came now would be turned away without Redis' being asked.
+    pub(super) fn turns_away(&self) -> bool {
+        lock(&self.breaker).turns_away(self.now())
+    }
+
     /// Has Redis run a script, all in all within `patience`.
     ///
     /// After a fault a script that writes may have been carried out, or may still be.

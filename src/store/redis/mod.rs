@@ -53,7 +53,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -67,11 +67,11 @@ use self::settings::read_password;
 use self::topology::{Cluster, Connector, Sentinel, Topology};
 use super::events::{EventSink, Seq};
 use super::finding::Finding;
-use super::keeper::{Acceptance, Keeper, LinkState, Status};
+use super::keeper::{Acceptance, Keeper, Lease, LinkState, Status, Vitals};
 use super::side::Side;
 use super::trails::Trails;
 use super::{
-    CommitError, Committed, Found, Lookup, Mutation, Propagation, Role, Store, StoreFault, StoreFuture,
+    CommitError, Committed, Found, LEASE, Lookup, Mutation, Propagation, Role, Store, StoreFault, StoreFuture,
 };
 use crate::audit::Trail;
 use crate::clock::Clock;
@@ -96,12 +96,21 @@ struct Inner {
     commands: Arc<Link>,
     ledger: Ledger,
     link_state: Mutex<LinkState>,
+    lease: Mutex<Option<Renewal>>,
     /// What this process is called among the gateways.
     gateway: Box<str>,
     /// Replicas that the master has.
     replicas: AtomicUsize,
     control: Handle,
     clock: Clock,
+}
+
+/// The last time that this gateway's lease was renewed.
+#[derive(Clone, Copy)]
+struct Renewal {
+    asked: Instant,
+    /// How many gateways held one then.
+    leases: usize,
 }
 
 impl Redis {
@@ -122,6 +131,7 @@ impl Redis {
             commands: link(),
             ledger: Ledger::default(),
             link_state: Mutex::new(LinkState::Down("not connected yet".into())),
+            lease: Mutex::default(),
             gateway: format!("{:016x}", fastrand::u64(..)).into(),
             replicas: AtomicUsize::new(0),
             connector,
@@ -273,6 +283,10 @@ impl Keeper for Redis {
         self.inner.link_state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn vitals(&self) -> Vitals {
+        self.inner.vitals()
+    }
+
     fn status(&self) -> StoreFuture<'_, Status> {
         Box::pin(self.inner.status())
     }
@@ -315,6 +329,20 @@ impl Inner {
     /// The state before, for whoever tells of changes.
     fn set_link_state(&self, state: LinkState) -> LinkState {
         std::mem::replace(&mut *self.link_state.lock().unwrap_or_else(PoisonError::into_inner), state)
+    }
+
+    fn note_lease(&self, renewal: Renewal) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = Some(renewal);
+    }
+
+    fn vitals(&self) -> Vitals {
+        let now = self.clock.mono();
+        let renewal = *self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = renewal.filter(|renewal| now.saturating_duration_since(renewal.asked) < LEASE);
+        Vitals {
+            leases: held.map(|renewal| renewal.leases),
+            breakers: vec![("lookups", self.lookups.turns_away()), ("commands", self.commands.turns_away())],
+        }
     }
 
     /// Asks over the connection of the commands, and takes the answer only from our own store.
@@ -466,15 +494,35 @@ impl Inner {
             .arg(position.last.to_string());
         match self.commands.run(&call, self.settings.command_timeout).await {
             Err(fault) => {
-                Status { place, trouble: Some(fault.to_string()), found: None, known, events: None }
+                let gateways = Vec::new();
+                Status { place, trouble: Some(fault.to_string()), found: None, known, events: None, gateways }
             }
             Ok(reply) => {
                 let judged = self.ledger.recognise(&reply.meta, position.last);
                 let trouble = judged.err().map(|stranger| stranger.to_string());
                 let (found, events) = (reply.meta.incarnation, reply.meta.event);
-                Status { place, trouble, found, known, events }
+                // Who is there is told where it can be; it is no trouble of the store's if not.
+                let gateways = self.gateways().await.unwrap_or_default();
+                Status { place, trouble, found, known, events, gateways }
             }
         }
+    }
+
+    /// Who holds a lease, by their names.
+    async fn gateways(&self) -> Result<Vec<Lease>, StoreFault> {
+        let call = Call::new(&self.scripts.gateways, [self.names.meta(), self.names.gateways()])
+            .arg(self.names.leases());
+        let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
+        let mut gateways = Vec::new();
+        while let Some(gateway) = reply.text().map_err(|error| self.fault(error))? {
+            let event = reply.text().map_err(|error| self.fault(error))?;
+            let event = event.and_then(|event| event.parse().ok());
+            let event = event.ok_or_else(|| self.fault("the number in a lease does not read"))?;
+            let own = *gateway == *self.gateway;
+            gateways.push(Lease { gateway, event, own });
+        }
+        gateways.sort_unstable_by(|one, other| one.gateway.cmp(&other.gateway));
+        Ok(gateways)
     }
 
     /// Makes the store where there is nothing and nothing was known.

@@ -35,6 +35,7 @@ pub(super) struct Scripts {
     pub(super) renew: Script,
     pub(super) confirm: Script,
     pub(super) confirmed: Script,
+    pub(super) gateways: Script,
     /// A mutation that may need more memory. Redis refuses it before it runs where there is none.
     pub(super) mutate: Script,
     /// A mutation that takes rights away. It is carried out in a Redis whose memory is full too.
@@ -71,6 +72,7 @@ impl Scripts {
             renew: Script::writing(include_str!("renew.lua")),
             confirm: Script::writing(include_str!("confirm.lua")),
             confirmed: Script::reading(include_str!("confirmed.lua")),
+            gateways: Script::reading(include_str!("gateways.lua")),
             mutate: Script::writing(ours!("#!lua", "streams.lua", "parts.lua", "mutate.lua")),
             revoke: Script::writing(ours!("#!lua flags=allow-oom", "streams.lua", "parts.lua", "mutate.lua")),
             import: Script::writing(ours!("#!lua", "parts.lua", "import.lua")),
@@ -105,7 +107,7 @@ impl Scripts {
 
     /// Those that read, of a gateway that only lets requests through.
     pub(super) fn reading_of_proxy(&self) -> Vec<&Script> {
-        vec![&self.lookup, &self.watch]
+        vec![&self.lookup, &self.watch, &self.gateways]
     }
 
     /// Those that write its lease, and nothing else.
@@ -114,7 +116,7 @@ impl Scripts {
     }
 
     /// All but the one that asks for rights.
-    fn all(&self) -> [&Script; 21] {
+    fn all(&self) -> [&Script; 22] {
         let Self {
             lookup,
             read,
@@ -123,6 +125,7 @@ impl Scripts {
             renew,
             confirm,
             confirmed,
+            gateways,
             mutate,
             revoke,
             import,
@@ -140,8 +143,8 @@ impl Scripts {
             rights: _,
         } = self;
         [
-            lookup, read, list, watch, renew, confirm, confirmed, mutate, revoke, import, entries, trim,
-            restore, usage, note_usage, news, claim_news, delivered, admit, begin, accept,
+            lookup, read, list, watch, renew, confirm, confirmed, gateways, mutate, revoke, import, entries,
+            trim, restore, usage, note_usage, news, claim_news, delivered, admit, begin, accept,
         ]
     }
 }

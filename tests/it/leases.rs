@@ -1,0 +1,164 @@
+//! Which gateways there are and how far each has come, as operators see it: metrics and `keygate store status`.
+
+use serde_json::Value;
+
+use keygate::store::keeper::LinkState;
+
+use crate::harness::metrics::{scrape, value};
+use crate::harness::process::keygate;
+use crate::harness::{Call, Chaos, Gateway, GatewayBuilder, RedisServer, Upstream, Weather, eventually};
+
+fn on(url: &str) -> GatewayBuilder {
+    Gateway::builder().upstream("api", &Upstream::start("live").url(), &Upstream::start("test").url()).settings(
+        &format!(
+            "[store]\nkind = \"redis\"\nurl = \"{url}\"\nallow_without_pepper = true\nconnect_timeout = \"10s\"\n\
+             command_timeout = \"10s\"\n[ops]\nlisten = \"127.0.0.1:0\"\n[admin]\nsocket = \"admin.sock\""
+        ),
+    )
+}
+
+/// Started, and with a lease.
+fn start(builder: GatewayBuilder) -> Gateway {
+    let gateway = builder.start();
+    eventually("it is linked", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
+    gateway
+}
+
+fn metric(gateway: &Gateway, series: &str) -> Option<f64> {
+    value(&scrape(gateway.ops_address()), series)
+}
+
+#[track_caller]
+fn comes_to(gateway: &Gateway, series: &str, wanted: f64) {
+    eventually(&format!("{series} is {wanted}"), || metric(gateway, series) == Some(wanted));
+}
+
+/// Exit code and output of `keygate store status` with these arguments, where this gateway runs.
+fn status(gateway: &Gateway, arguments: &[&str]) -> (i32, String) {
+    let output = keygate(gateway.folder(), &[&["store", "status"], arguments].concat()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+}
+
+/// A gateway that holds a lease and applies nothing.
+fn ghost(redis: &RedisServer) {
+    redis.command(&["SADD", "{kg}:gateways", "ghost"]);
+    redis.command(&["SET", "{kg}:gateway:ghost", "0", "PX", "60000"]);
+}
+
+#[test]
+fn every_gateway_tells_how_many_there_are_and_whether_it_is_one_of_them() {
+    let redis = RedisServer::start();
+    let chaos = Chaos::before(redis.address());
+    let a = start(on(&redis.url()));
+    let b = start(on(&chaos.url()).org(a.org));
+    for gateway in [&a, &b] {
+        comes_to(gateway, "keygate_leases", 2.0);
+        assert_eq!(metric(gateway, "keygate_lease_held"), Some(1.0));
+    }
+    // One that is gone counts until its lease has ended.
+    ghost(&redis);
+    comes_to(&a, "keygate_leases", 3.0);
+    redis.command(&["DEL", "{kg}:gateway:ghost"]);
+    comes_to(&a, "keygate_leases", 2.0);
+    chaos.turn(Weather::Cut);
+    comes_to(&b, "keygate_lease_held", 0.0);
+    assert_eq!(metric(&b, "keygate_leases"), None, "it does not know");
+    comes_to(&a, "keygate_leases", 1.0);
+    chaos.turn(Weather::Fair);
+    comes_to(&b, "keygate_lease_held", 1.0);
+    comes_to(&a, "keygate_leases", 2.0);
+}
+
+#[test]
+fn a_breaker_is_open_while_callers_are_turned_away_and_shut_once_redis_is_back() {
+    let redis = RedisServer::start();
+    let chaos = Chaos::before(redis.address());
+    let gateway = start(on(&chaos.url()).settings("[cache]\nnegative_ttl = \"1ms\""));
+    let [lookups, commands] =
+        ["lookups", "commands"].map(|link| format!("keygate_store_breaker_open{{link=\"{link}\"}}"));
+    assert_eq!((metric(&gateway, &lookups), metric(&gateway, &commands)), (Some(0.0), Some(0.0)));
+    let key = gateway.live_key();
+    chaos.turn(Weather::Cut);
+    let call = Call::get("/v1/jobs").key(&key.secret);
+    eventually("it is open", || {
+        assert_eq!(gateway.fetch(&call).status, 503);
+        metric(&gateway, &lookups) == Some(1.0)
+    });
+    assert_eq!(metric(&gateway, &commands), Some(0.0), "nobody asked there");
+    chaos.turn(Weather::Fair);
+    eventually("the key is found", || gateway.fetch(&call).status == 200);
+    assert_eq!(metric(&gateway, &lookups), Some(0.0));
+}
+
+#[test]
+fn how_long_changes_take_to_all_gateways_is_measured_once_each() {
+    let redis = RedisServer::start();
+    let a = start(on(&redis.url()).settings("[keys]\nack_wait = \"10s\""));
+    let b = start(on(&redis.url()).org(a.org).settings("[keys]\nack_wait = \"100ms\""));
+    let seen = |gateway: &Gateway| {
+        let of = |series| metric(gateway, series);
+        (of("keygate_propagation_seconds_count"), of("keygate_propagation_unconfirmed_total"))
+    };
+    assert_eq!((seen(&a), seen(&b)), ((None, Some(0.0)), (None, Some(0.0))));
+    a.revoke(&a.live_key());
+    assert_eq!((seen(&a), seen(&b)), ((Some(1.0), Some(0.0)), (None, Some(0.0))), "where it was made");
+    ghost(&redis);
+    b.revoke(&b.live_key());
+    assert_eq!(seen(&b), (None, Some(1.0)), "its maker was answered before");
+    redis.command(&["SET", "{kg}:gateway:ghost", "9", "KEEPTTL"]);
+    comes_to(&b, "keygate_propagation_seconds_count", 1.0);
+    assert!(metric(&b, "keygate_propagation_seconds_sum").unwrap() >= 0.1, "from its commit on");
+    assert_eq!(seen(&b), (Some(1.0), Some(1.0)));
+}
+
+#[test]
+fn signups_beyond_the_quota_are_counted_as_limited() {
+    let redis = RedisServer::start();
+    let settings = "[signup]\nenabled = true\nper_network_and_hour = 1";
+    let gateway = start(on(&redis.url()).settings(settings));
+    let limited = "keygate_rate_limited_total{route=\"auth.signup\"}";
+    for (email, status) in [("a@example.com", 200), ("b@example.com", 429), ("c@example.com", 429)] {
+        let body = format!(r#"{{"name":"Ada","email":"{email}"}}"#);
+        assert_eq!(gateway.fetch(&Call::post("/v1/auth/signup", body)).status, status);
+    }
+    comes_to(&gateway, limited, 2.0);
+    assert_eq!(metric(&gateway, "keygate_audit_troubles_dropped_total"), Some(0.0));
+}
+
+#[test]
+fn store_status_tells_who_is_there_how_far_each_has_come_and_who_was_asked() {
+    let redis = RedisServer::start();
+    let a = start(on(&redis.url()));
+    let b = start(on(&redis.url()).org(a.org));
+    a.revoke(&a.live_key());
+    ghost(&redis);
+    let json =
+        |gateway: &Gateway| -> Value { serde_json::from_str(&status(gateway, &["--json"]).1).unwrap() };
+    eventually("both have applied it", || {
+        json(&a)["gateways"].as_array().unwrap().iter().filter(|lease| lease["event"] == 1).count() == 2
+    });
+    let own = |gateway: &Gateway| {
+        let status = json(gateway);
+        let leases = status["gateways"].as_array().unwrap();
+        let own: Vec<&Value> = leases.iter().filter(|lease| lease["own"] == true).collect();
+        assert_eq!((leases.len(), own.len()), (3, 1), "{status}");
+        own[0]["gateway"].as_str().unwrap().to_owned()
+    };
+    assert_ne!(own(&a), own(&b));
+    let (code, text) = status(&a, &[]);
+    assert_eq!(code, 0, "{text}");
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("gateway ")).collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    for wanted in [
+        format!("  {}, event 1 (this one)", own(&a)),
+        format!("  {}, event 1", own(&b)),
+        "  ghost, event 0, 1 behind".to_owned(),
+    ] {
+        assert!(lines.iter().any(|line| line.ends_with(&wanted)), "{wanted:?} in {text}");
+    }
+    // A command that asks Redis itself is no gateway.
+    std::fs::remove_file(b.folder().join("admin.sock")).unwrap();
+    let (code, text) = status(&b, &[]);
+    assert!(code == 0 && text.contains("gateway") && !text.contains("this one"), "{text}");
+}
