@@ -24,7 +24,7 @@ use crate::clock::UnixMillis;
 use crate::key::Environment;
 use crate::rejection::Rejection;
 use crate::store::cache::Level;
-use crate::store::keeper::Vitals;
+use crate::store::keeper::{Standing, Vitals};
 use crate::upstream::health::Health;
 
 pub use changes::ChangeMeter;
@@ -692,6 +692,11 @@ fn gauges(threads: &[Arc<Cells>], store_up: bool, state: &State) -> Vec<MetricFa
             threads.iter().map(|cells| cells.connections[protocol as usize].load(Ordering::Relaxed)).sum();
         gauge(&[("listener", "server"), ("protocol", protocol.label())], open as f64)
     });
+    let (held, leases) = match state.vitals.standing {
+        Standing::Alone => (None, None),
+        Standing::Out => (Some(false), None),
+        Standing::Among(leases) => (Some(true), Some(leases)),
+    };
     let breakers = state.vitals.breakers.iter();
     let breakers = breakers.map(|(link, open)| gauge(&[("link", link)], f64::from(u8::from(*open))));
     let endpoints = state.health.endpoints().map(|(upstream, endpoint, healthy)| {
@@ -715,12 +720,13 @@ fn gauges(threads: &[Arc<Cells>], store_up: bool, state: &State) -> Vec<MetricFa
             "keygate_leases",
             "Gateways that held a lease when this one renewed its own; there while it holds one.",
             MetricType::GAUGE,
-            state.vitals.leases.iter().map(|leases| gauge(&[], *leases as f64)).collect(),
+            leases.iter().map(|leases| gauge(&[], *leases as f64)).collect(),
         ),
-        one(
+        family(
             "keygate_lease_held",
             "Whether this gateway holds a lease, so that whoever takes a right away waits for it.",
-            f64::from(u8::from(state.vitals.leases.is_some())),
+            MetricType::GAUGE,
+            held.iter().map(|held| gauge(&[], f64::from(u8::from(*held)))).collect(),
         ),
         family(
             "keygate_store_breaker_open",

@@ -18,10 +18,21 @@ pub enum LinkState {
 /// What a store knows of its links without asking anybody.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vitals {
-    /// How many gateways held a lease when this one renewed its own; `None` while it holds none.
-    pub leases: Option<usize>,
+    pub standing: Standing,
     /// Whether callers of a link are turned away at the moment without the store's being asked, by its name.
     pub breakers: Vec<(&'static str, bool)>,
+}
+
+/// What a gateway is among those of its store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// The only one that there can be.
+    #[default]
+    Alone,
+    /// One without a lease, for which nobody waits.
+    Out,
+    /// One of so many that held a lease when this one renewed its own.
+    Among(usize),
 }
 
 /// A gateway that holds a lease.

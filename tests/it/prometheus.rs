@@ -1,6 +1,6 @@
 //! A real Prometheus reads what a gateway tells, and has nothing to say against it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -9,15 +9,18 @@ use std::thread;
 
 use keygate::key::Environment;
 use keygate::lifecycle::NewKey;
+use keygate::store::keeper::LinkState;
 use tempfile::TempDir;
 
 use crate::harness::http2::runtime;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{
-    Answer, Call, Gateway, Process, Transport, Upstream, eventually, fetch, operator, refusing,
+    Answer, Call, Gateway, Process, RedisServer, Transport, Upstream, eventually, fetch, operator, refusing,
 };
 
 const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"";
+
+const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yml");
 
 /// Debian's prometheus with the file that is shipped, but for whom it asks and how often.
 fn prometheus(folder: &TempDir, target: SocketAddr) -> (Process, SocketAddr) {
@@ -27,6 +30,7 @@ fn prometheus(folder: &TempDir, target: SocketAddr) -> (Process, SocketAddr) {
     let config =
         shipped.replace(targets, &format!("[\"{target}\"]")).replace("_interval: 10s", "_interval: 200ms");
     fs::write(folder.path().join("prometheus.yml"), config).unwrap();
+    fs::write(folder.path().join("alerts.yml"), ALERTS).unwrap();
     let mut command = Command::new("prometheus");
     command.current_dir(folder.path());
     command.args([
@@ -48,6 +52,24 @@ fn query(prometheus: SocketAddr, query: &str) -> Vec<String> {
     assert_eq!(answer.status, 200, "{}", answer.text());
     let found = answer.json()["data"]["result"].as_array().unwrap().clone();
     found.iter().map(|series| series["value"][1].as_str().unwrap().to_owned()).collect()
+}
+
+/// What became of the shipped rules: the health of each, by its name.
+fn rules(prometheus: SocketAddr) -> BTreeMap<String, String> {
+    let answer = fetch(prometheus, &Call::get("/api/v1/rules")).json();
+    let groups = answer["data"]["groups"].as_array().unwrap().clone();
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    rules.map(|rule| (text(&rule["name"]), text(&rule["health"]))).collect()
+}
+
+/// The names of keygate's metrics in an expression, as their families are called.
+fn metrics_in(expression: &str) -> impl Iterator<Item = &str> {
+    expression.match_indices("keygate_").map(|(at, _)| {
+        let name = &expression[at + 8..];
+        let name = name.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
+        ["_bucket", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name)
+    })
 }
 
 /// What the shipped dashboard asks for.
@@ -77,27 +99,39 @@ fn prometheus_scrapes_a_gateway_and_knows_what_it_counted() {
     for expression in dashboard() {
         query(prometheus, &expression.replace("$instance", ".*").replace("$__rate_interval", "1m"));
     }
+    let alerts = ALERTS.matches("- alert: ").count();
+    eventually("every rule is evaluated", || {
+        let rules = rules(prometheus);
+        rules.len() == alerts && rules.values().all(|health| health == "ok")
+    });
     let quantile = "histogram_quantile(0.99, sum by (le) (keygate_overhead_seconds_bucket))";
     let quantile: f64 = query(prometheus, quantile)[0].parse().unwrap();
     assert!(quantile > 0.0 && quantile < 0.1, "{quantile}");
 }
 
-/// The gateway has everything to tell: certificates, an endpoint that is down, refusals, changes.
+/// The gateway has everything to tell: a Redis, certificates, an endpoint that is down, refusals, changes.
 #[test]
 fn promtool_finds_nothing_to_complain_about() {
+    let redis = RedisServer::start();
+    let store = format!("[store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true", redis.url());
     let settings =
         "[server]\nlisten = \"127.0.0.1:0\"\ntls = [{ cert = \"server.pem\", key = \"server-key.pem\" }]";
     let folder = TempDir::new().unwrap();
     crate::harness::transport::CERTIFICATE.write(folder.path(), "server");
     let live = Upstream::start("live");
-    let builder = Gateway::builder().settings(settings).settings(OPS).transport(Transport::TlsHttp2);
+    let builder =
+        Gateway::builder().settings(settings).settings(&store).settings(OPS).transport(Transport::TlsHttp2);
     let mut gateway = builder.upstream("api", &live.url(), &refusing()).start_in(folder);
+    eventually("it has a lease", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
     let key = gateway.live_key();
     gateway.fetch(&Call::get("/v1/jobs").key(&key.secret));
     gateway.fetch(&Call::get("/v1/jobs").key(&gateway.test_key().secret));
     gateway.revoke(&key);
     gateway.fetch(&Call::get("/v1/jobs").key(&key.secret));
     gateway.reload().unwrap();
+    eventually("the revocation is measured", || {
+        scrape(gateway.ops_address()).contains("# TYPE keygate_revocation_lag_seconds ")
+    });
     let text = scrape(gateway.ops_address());
     let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE keygate_"));
     let families: BTreeSet<&str> = families.filter_map(|rest| rest.split(' ').next()).collect();
@@ -114,6 +148,13 @@ fn promtool_finds_nothing_to_complain_about() {
         "store_up",
         "store_request_duration_seconds",
         "revocation_lag_seconds",
+        "propagation_seconds",
+        "propagation_unconfirmed_total",
+        "leases",
+        "lease_held",
+        "store_breaker_open",
+        "rate_limited_total",
+        "audit_troubles_dropped_total",
         "event_link_up",
         "stale_served_total",
         "upstream_healthy",
@@ -126,11 +167,14 @@ fn promtool_finds_nothing_to_complain_about() {
         assert!(families.contains(family), "{family} in {families:#?}");
     }
     for expression in dashboard() {
-        for name in expression.match_indices("keygate_").map(|(at, _)| &expression[at + 8..]) {
-            let name = name.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
-            let name = name.strip_suffix("_bucket").unwrap_or(name);
+        for name in metrics_in(&expression) {
             assert!(families.contains(name), "the dashboard asks for {name}, which there is not");
         }
+    }
+    let rules = ALERTS.lines().filter(|line| !line.contains("action: ") && !line.contains("meaning: "));
+    let rules: String = rules.collect();
+    for name in metrics_in(&rules) {
+        assert!(families.contains(name), "an alert asks for {name}, which there is not");
     }
     let mut promtool = Command::new("promtool");
     promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -139,6 +183,24 @@ fn promtool_finds_nothing_to_complain_about() {
     let said = promtool.wait_with_output().unwrap();
     let complaint = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
     assert!(said.status.success() && complaint.is_empty(), "{complaint}");
+}
+
+#[test]
+fn the_shipped_alerts_are_raised_when_they_should_be_and_only_then() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus");
+    for arguments in [&["check", "rules", "alerts.yml"][..], &["test", "rules", "alerts_test.yml"]] {
+        let said = Command::new("promtool").args(arguments).current_dir(folder).output();
+        let said = said.expect("promtool is installed; tests/run sees to it");
+        let text = [said.stdout, said.stderr].concat();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&text));
+    }
+    let tested = include_str!("../../deploy/prometheus/alerts_test.yml");
+    for alert in ALERTS.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(tested.contains(&format!("alertname=\"{alert}\"")), "{alert} is raised in no test");
+    }
+    for part in ["labels: { severity: ", "summary: ", "meaning: ", "action: "] {
+        assert_eq!(ALERTS.matches(part).count(), ALERTS.matches("- alert: ").count(), "{part}");
+    }
 }
 
 #[test]

@@ -285,7 +285,7 @@ impl Keeper for Embedded {
 
     /// The file can be open once.
     fn vitals(&self) -> Vitals {
-        Vitals { leases: Some(1), breakers: Vec::new() }
+        Vitals::default()
     }
 
     fn status(&self) -> StoreFuture<'_, Status> {

@@ -67,7 +67,7 @@ use self::settings::read_password;
 use self::topology::{Cluster, Connector, Sentinel, Topology};
 use super::events::{EventSink, Seq};
 use super::finding::Finding;
-use super::keeper::{Acceptance, Keeper, Lease, LinkState, Status, Vitals};
+use super::keeper::{Acceptance, Keeper, Lease, LinkState, Standing, Status, Vitals};
 use super::side::Side;
 use super::trails::Trails;
 use super::{
@@ -340,7 +340,7 @@ impl Inner {
         let renewal = *self.lease.lock().unwrap_or_else(PoisonError::into_inner);
         let held = renewal.filter(|renewal| now.saturating_duration_since(renewal.asked) < LEASE);
         Vitals {
-            leases: held.map(|renewal| renewal.leases),
+            standing: held.map_or(Standing::Out, |renewal| Standing::Among(renewal.leases)),
             breakers: vec![("lookups", self.lookups.turns_away()), ("commands", self.commands.turns_away())],
         }
     }
