@@ -154,8 +154,8 @@ fn a_flood_of_guesses_changes_nothing_for_those_who_have_keys() {
     let asked = after.asked - after_noise.asked;
     assert!(asked <= (flood.len() + newcomers.len()) as f64, "{asked}");
     // Beside as much work of another kind; how much that slows them is the machine's affair.
-    let at_most = percentile(&beside_noise, 99.0) * 3 + Duration::from_millis(100);
-    assert!(percentile(&beside_flood, 99.0) < at_most, "{:?}", percentile(&beside_flood, 99.0));
+    let [noise, flood] = [&beside_noise, &beside_flood].map(|outcomes| percentile(outcomes, 90.0));
+    assert!(flood < noise * 3 + Duration::from_millis(100), "{flood:?}, {noise:?}");
 }
 
 #[test]

@@ -174,14 +174,12 @@ async fn confirm(inner: &Inner) {
     let mut reached = inner.ledger.reached();
     let mut told = None;
     while reached.changed().await.is_ok() {
-        let Position { last, mark, .. } = inner.ledger.position();
-        let Some(mark) = mark else { continue };
-        let news = Some((last, mark));
-        if news == told {
+        let Position { last, mark: Some(mark), .. } = inner.ledger.position() else { continue };
+        let news = (last, mark);
+        if told.as_ref() == Some(&news) {
             continue;
         }
-        told = news;
-        let Some((last, mark)) = &told else { continue };
+        let (last, mark) = &*told.insert(news);
         let names = &inner.names;
         let call = Call::new(&inner.scripts.confirm, [names.lease(&inner.gateway)])
             .arg(last.to_string())
