@@ -12,6 +12,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -65,12 +66,12 @@ impl Cut {
         .await;
     }
 
-    /// Runs what leads to an answer, unless the request must end before there is one.
+    /// Runs what leads to an answer, unless the request must end before there is one. It is of kilobytes, so it
+    /// stays where it was made.
     pub(super) async fn or_refused<T>(
         &self,
-        answering: impl Future<Output = Result<T, Rejection>>,
+        mut answering: Pin<&mut impl Future<Output = Result<T, Rejection>>>,
     ) -> Result<T, Rejection> {
-        let mut answering = std::pin::pin!(answering);
         poll_fn(|cx| {
             if let Some(why) = self.0.why.borrow_mut().take() {
                 return Poll::Ready(Err(why));

@@ -25,6 +25,7 @@ mod tunnel;
 mod usage;
 
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,7 +184,11 @@ pub async fn handle(
 ) -> (Response<ResponseBody>, Option<Tunnel>) {
     let snapshot = gateway.snapshot();
     let mut exchange = Exchange::begin(gateway, &snapshot, &request, cut);
-    match cut.or_refused(pass(gateway, &snapshot, peer, request, &mut exchange)).await {
+    let passed = {
+        let passing = pin!(pass(gateway, &snapshot, peer, request, &mut exchange));
+        cut.or_refused(passing).await
+    };
+    match passed {
         Ok(Passed::Forwarded(answer)) => answer.into_response(gateway, exchange),
         Ok(Passed::Served(answer)) => (respond::answer(&snapshot, answer, exchange), None),
         Err(rejection) => (respond::refuse(&snapshot, &rejection, exchange), None),

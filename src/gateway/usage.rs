@@ -124,7 +124,8 @@ pub(super) fn note(gateway: &Gateway, permit: &Permit<'_>, exchange: &Exchange) 
 }
 
 fn is_from_browser(headers: &HeaderMap) -> bool {
-    headers.contains_key(ORIGIN) || SEC_FETCH.iter().any(|name| headers.contains_key(name))
+    // A look at the few names that there are costs less than three searches.
+    headers.keys().any(|name| *name == ORIGIN || SEC_FETCH.contains(name))
 }
 
 /// Told once for as long as this thread holds the key; that it is written once an hour, the trail sees to.
