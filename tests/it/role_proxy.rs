@@ -125,7 +125,7 @@ impl Proxy {
 /// The line of the README.
 fn rights() -> Vec<&'static str> {
     let readme = include_str!("../../README.md");
-    let full = readme.lines().find(|line| line.starts_with("| a gateway |")).unwrap();
+    let full = readme.lines().find(|line| line.starts_with("| a gateway | `~{kg}:* ")).unwrap();
     let rights = full.split('`').nth(1).unwrap();
     let line = readme.lines().find(|line| line.contains("`%R~{kg}:* ~{kg}:gateway*`")).unwrap();
     let keys = line.split('`').find(|part| part.starts_with("%R")).unwrap();
