@@ -152,7 +152,9 @@ impl RedisServer {
     /// Every key and its value, as they come over the wire.
     pub(crate) fn values(&self) -> String {
         let scanned = self.command(&["SCAN", "0", "COUNT", "100000"]);
-        let names: Vec<&str> = scanned.split("\r\n").filter(|line| line.starts_with('{')).collect();
+        let mut names: Vec<&str> = scanned.split("\r\n").filter(|line| line.starts_with('{')).collect();
+        // Redis moves them about while it makes room.
+        names.sort_unstable();
         let read = |name: &&str| match self.command(&["TYPE", name]).trim() {
             "+string" => self.command(&["GET", name]),
             "+hash" => self.command(&["HGETALL", name]),
@@ -163,7 +165,7 @@ impl RedisServer {
             other => panic!("{name} is {other}: read it too"),
         };
         let values: String = names.iter().map(read).collect();
-        scanned + &values
+        names.join("\r\n") + &values
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
