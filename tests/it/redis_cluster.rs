@@ -13,7 +13,7 @@ use keygate::store::{CommitError, Lookup, Role, Store};
 use tokio::runtime::Handle;
 
 use crate::harness::fail_over::Pair;
-use crate::harness::{PATIENCE, RedisServer, eventually};
+use crate::harness::{PATIENCE, RedisServer, unhurried};
 use crate::redis_store::RIGHTS;
 use crate::store_contract::{Heard, Maker, Shared, assert_found, insert, new_org};
 
@@ -128,17 +128,6 @@ impl Cluster {
 fn id(node: &RedisServer) -> String {
     let id = node.command(&["CLUSTER", "MYID"]);
     id.split("\r\n").nth(1).unwrap().to_owned()
-}
-
-#[track_caller]
-fn unhurried(what: &str, mut holds: impl FnMut() -> bool) {
-    eventually(what, || {
-        let held = holds();
-        if !held {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        held
-    });
 }
 
 async fn linked(store: &dyn Store) {

@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use tokio::runtime::Handle;
 
 use crate::harness::fail_over::Pair;
-use crate::harness::{PATIENCE, RedisServer, eventually};
+use crate::harness::{PATIENCE, RedisServer, unhurried};
 use crate::store_contract::{Heard, Maker, insert};
 
 /// From the sentinels' word to the first key looked up, on a machine that does other things too; alone it is
@@ -66,18 +66,6 @@ impl Watched {
         });
         Instant::now()
     }
-}
-
-/// Asks servers again and again, and leaves them time to do something else.
-#[track_caller]
-fn unhurried(what: &str, mut holds: impl FnMut() -> bool) {
-    eventually(what, || {
-        let held = holds();
-        if !held {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        held
-    });
 }
 
 fn sentinel(master: &RedisServer, more: &str) -> RedisServer {

@@ -47,6 +47,16 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The same for servers that decide by time-outs of their own: asked now and then, and for longer.
+#[track_caller]
+pub(crate) fn unhurried(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + 3 * PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "it never came to pass that {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Whether the long forms of the tests are asked for, which take minutes.
 pub(crate) fn is_long() -> bool {
     std::env::var_os("KEYGATE_LONG").is_some()
