@@ -1,5 +1,7 @@
 //! The audit trail as its readers see it: filters, pages, what is in an event, and that every change is told once.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::harness::Call;
@@ -24,6 +26,8 @@ fn it_is_filtered_by_type_and_time(kept: Kept) {
     api.gateway.advance(HOUR);
     let noon = api.gateway.now();
     let second = api.create(&root, &json!({ "name": "second" }));
+    // Two events of one millisecond have one moment.
+    api.gateway.advance(Duration::from_millis(2));
     api.patch(&root, &second.path(), &json!({ "note": "x" }));
     api.gateway.advance(HOUR);
     let evening = api.gateway.now();
