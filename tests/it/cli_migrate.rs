@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use keygate::key::record::Sealer;
 use keygate::key::scope::ScopeSet;
@@ -17,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::harness::api::{json_call, sign_up};
 use crate::harness::desk::{Desk, NOWHERE, Ran, Way, in_redis, write_secret};
 use crate::harness::process::keygate;
-use crate::harness::{Call, Process, RedisServer, Upstream, fetch};
+use crate::harness::{Call, Process, RedisServer, Upstream, eventually, fetch};
 
 const SIGNUP: &str = "[signup]\nenabled = true\nper_network_and_hour = 1000\n";
 const OUTBOX: &str = "[outbox]\nurl = \"http://127.0.0.1:9/news\"\nkey_file = \"pepper\"\n";
@@ -279,11 +278,12 @@ fn a_migration_that_is_killed_goes_on_when_it_is_run_again() {
     let new = Desk::with(Way::Store, &in_redis(&redis), NOWHERE);
     let to = new.folder().join("keygate.toml");
     let arguments = ["store", "migrate", "--to", to.to_str().unwrap(), "--rechain", "--json"];
-    let mut rng = fastrand::Rng::new();
+    let size = || redis.command(&["DBSIZE"]).trim_start_matches(':').trim_end().parse::<usize>().unwrap();
     let mut broken_off = 0;
-    for _ in 0..6 {
+    // The first at once, each of the others when it has come further than those before.
+    for reached in [0, 1_000, 3_000, 5_000, 7_000, 9_000] {
         let mut running = Process::start(keygate(node.folder(), &arguments));
-        std::thread::sleep(Duration::from_millis(rng.u64(50..900)));
+        eventually("it has come so far", || size() >= reached);
         running.signal(Signal::KILL);
         broken_off += usize::from(!running.wait().success());
     }
