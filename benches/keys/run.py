@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""What a million keys cost: moving them in, and what a lookup and a creation cost then, beside a store with a thousand.
+
+Two gateways run at once, one with few keys and one with many, each on a store of its own. Requests alternate between them, one
+at a time, and every lookup is of a key that its gateway has not seen: no cache has it. A lookup ends in 403 (the key lacks the
+route's scope), so no upstream takes part. Memory is the gateway's VmHWM, from /proc.
+
+Needs Debian's package redis-server, and `cargo build --profile dist`. Loopback only; ends by itself.
+
+    python3 benches/keys/run.py [--store redis] [--keys 1000000] [--few 1000] [--samples 800]
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(port, deadline=10):
+    until = time.monotonic() + deadline
+    while time.monotonic() < until:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    sys.exit(f"nothing listens on port {port}")
+
+
+def secret_of(number):
+    """A well-formed secret, the same for the same number, so that none needs to be kept."""
+    draw = random.Random(number)
+    body = "fh_live_sk_" + "".join(draw.choices(BASE62, k=32))
+    check, digits = zlib.crc32(body.encode()), ""
+    for _ in range(6):
+        check, digit = divmod(check, 62)
+        digits = BASE62[digit] + digits
+    return body + digits
+
+
+def write_lines(path, count):
+    with open(path, "w") as out:
+        for number in range(count):
+            secret = secret_of(number)
+            out.write(json.dumps({
+                "sha256": hashlib.sha256(secret.encode()).hexdigest(), "name": f"key {number}", "environment": "live",
+                "scopes": ["jobs:read"], "last_four": secret[-4:]}) + "\n")
+
+
+class Gateway:
+    """A running gateway on a store of its own."""
+
+    def __init__(self, binary, folder, store):
+        folder.mkdir()
+        self.binary, self.folder, self.running = binary, folder, []
+        settings = 'kind = "embedded"\npath = "keygate.redb"'
+        if store == "redis":
+            port = free_port()
+            self.running.append(subprocess.Popen(
+                ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--dir", str(folder)],
+                stdout=subprocess.DEVNULL))
+            wait_for(port)
+            settings = f'kind = "redis"\nurl = "redis://127.0.0.1:{port}"\nallow_without_pepper = true'
+        self.port = free_port()
+        shutil.copy(ROOT / "config/policy.toml", folder / "policy.toml")
+        self.config = folder / "keygate.toml"
+        self.config.write_text(f"""
+[server]
+listen = "127.0.0.1:{self.port}"
+[store]
+{settings}
+[policy]
+file = "policy.toml"
+[log]
+requests = "off"
+[admin]
+socket = "keygate.sock"
+[ops]
+listen = "off"
+[upstreams.api]
+live = ["http://127.0.0.1:9"]
+shared = true
+""")
+        self.gateway = subprocess.Popen([binary, "serve", "--config", self.config], stdout=(log := open(folder / "log", "w")), stderr=log)
+        self.running.append(self.gateway)
+        wait_for(self.port)
+        self.org = self.command("orgs", "create", "Bench", "--json")["id"]
+        self.manager = self.command("keys", "create", "--org", self.org, "--name", "manager", "--json")["secret"]
+
+    def command(self, *words):
+        """A command of keygate, and its answer in JSON."""
+        ran = subprocess.run([self.binary, *words, "--config", self.config], capture_output=True, text=True)
+        if ran.returncode:
+            sys.exit(f"keygate {' '.join(words)}: {ran.stderr}")
+        return json.loads(ran.stdout)
+
+    def move_in(self, lines):
+        began = time.monotonic()
+        tally = self.command("keys", "import", str(lines), "--org", self.org, "--json")
+        return tally["imported"], time.monotonic() - began
+
+    def peak_memory(self):
+        """MiB that were resident at once at most."""
+        for line in pathlib.Path(f"/proc/{self.gateway.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) // 1024
+
+    def connect(self):
+        self.socket = socket.create_connection(("127.0.0.1", self.port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, request, status):
+        """Seconds until an answer was there; any other status ends the run."""
+        began = time.perf_counter()
+        self.socket.sendall(request)
+        answer = self.socket.recv(65536)
+        took = time.perf_counter() - began
+        while not answer.endswith(b"}"):
+            answer += self.socket.recv(65536)
+        if not answer.startswith(b"HTTP/1.1 %d" % status):
+            sys.exit(answer.decode())
+        return took
+
+    def look_up(self, number):
+        request = f"GET /v1/audit_events HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {secret_of(number)}\r\n\r\n"
+        return self.ask(request.encode(), 403)
+
+    def create(self, number):
+        body = json.dumps({"name": f"made {number}", "environment": "live", "scopes": ["jobs:read"]})
+        request = (f"POST /v1/api_keys HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {self.manager}\r\n"
+                   f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}")
+        return self.ask(request.encode(), 200)
+
+    def stop(self):
+        for process in reversed(self.running):
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def compare(what, few, many, rounds):
+    """Times of both, in turn; which of them is first alternates, too."""
+    times = {few: [], many: []}
+    for number, (of_few, of_many) in enumerate(rounds):
+        pair = [(few, of_few), (many, of_many)]
+        for gateway, argument in pair if number % 2 else reversed(pair):
+            times[gateway].append(getattr(gateway, what)(argument) * 1e6)
+    figures = []
+    for gateway in (few, many):
+        parts = statistics.quantiles(times[gateway], n=10)
+        figures.append((statistics.median(times[gateway]), parts[0], parts[8]))
+    (a, a10, a90), (b, b10, b90) = figures
+    print(f"{what:8}  few {a:6.0f} us (p10 {a10:.0f}, p90 {a90:.0f})   many {b:6.0f} us (p10 {b10:.0f}, p90 {b90:.0f})   "
+          f"ratio of medians {b / a:.2f}, of p10 {b10 / a10:.2f}, of p90 {b90 / a90:.2f}", flush=True)
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--store", choices=["embedded", "redis"], default="redis")
+    arguments.add_argument("--keys", type=int, default=1_000_000)
+    arguments.add_argument("--few", type=int, default=1_000)
+    arguments.add_argument("--samples", type=int, default=800)
+    arguments.add_argument("--keygate", default=str(ROOT / "target/dist/keygate"))
+    arguments = arguments.parse_args()
+    arguments.samples = min(arguments.samples, arguments.few)
+
+    running = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        write_lines(folder / "few.jsonl", arguments.few)
+        write_lines(folder / "many.jsonl", arguments.keys)
+        try:
+            for name in ("few", "many"):
+                gateway = Gateway(arguments.keygate, folder / name, arguments.store)
+                running.append(gateway)
+                before = gateway.peak_memory()
+                moved, seconds = gateway.move_in(folder / f"{name}.jsonl")
+                print(f"{arguments.store}: {moved} keys moved in within {seconds:.1f} s; peak memory of the gateway "
+                      f"{before} MiB before, {gateway.peak_memory()} MiB after", flush=True)
+            few, many = running
+            for gateway in running:
+                gateway.connect()
+            draw = random.Random(1)
+            compare("look_up", few, many, zip(draw.sample(range(arguments.few), arguments.samples),
+                                             draw.sample(range(arguments.keys), arguments.samples)))
+            compare("create", few, many, [(n, n) for n in range(arguments.samples)])
+        finally:
+            for gateway in running:
+                gateway.stop()
+
+
+main()
