@@ -7,29 +7,22 @@ neither takes time from the one that is measured. Rounds alternate, A B A B …,
 
 Needs Debian's packages haproxy and wrk, and `cargo build --profile dist`. Loopback only; ends by itself.
 
-    python3 benches/peers/run.py [--rounds 7] [--seconds 4] [--connections 32]
+    python3 benches/peers.py [--rounds 7] [--seconds 4] [--connections 32]
 """
 
 import argparse
-import json
 import pathlib
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+from common import DIST, command, configure, end, free_port, wait_for
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+PEERS = pathlib.Path(__file__).resolve().parent / "peers"
 
 
 def fill(template, target, values):
@@ -48,16 +41,6 @@ def cpu_seconds(pid):
     return total / 1e9
 
 
-def wait_for(port, deadline=10):
-    until = time.monotonic() + deadline
-    while time.monotonic() < until:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    sys.exit(f"nothing listens on port {port}")
-
-
 class Process:
     def __init__(self, name, cpu, *command):
         self.name = name
@@ -66,13 +49,6 @@ class Process:
     @property
     def pid(self):
         return self.process.pid
-
-    def stop(self):
-        self.process.terminate()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
 
 
 def load(url, key, seconds, connections):
@@ -85,19 +61,12 @@ def load(url, key, seconds, connections):
     return int(re.search(r"(\d+) requests in", out).group(1))
 
 
-def keygate_key(binary, config):
-    out = subprocess.run([binary, "keys", "create", "--config", config, "--name", "bench", "--json"],
-                         capture_output=True, text=True, check=True).stdout
-    made = json.loads(out)
-    return made["secret"], made["key"]
-
-
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--rounds", type=int, default=7)
     arguments.add_argument("--seconds", type=int, default=4)
     arguments.add_argument("--connections", type=int, default=32)
-    arguments.add_argument("--keygate", default=str(ROOT / "target/dist/keygate"))
+    arguments.add_argument("--keygate", default=DIST)
     arguments = arguments.parse_args()
     for tool in ("haproxy", "wrk", "taskset"):
         if not shutil.which(tool):
@@ -107,35 +76,19 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         ports = {"LIVE_PORT": free_port(), "TEST_PORT": free_port()}
-        config = folder / "keygate.toml"
         keygate_port, haproxy_port = free_port(), free_port()
-        shutil.copy(ROOT / "config/policy.toml", folder / "policy.toml")
-        config.write_text(f"""
-[server]
-listen = "127.0.0.1:{keygate_port}"
-workers = 1
-[store]
-kind = "embedded"
-path = "keygate.redb"
-[policy]
-file = "policy.toml"
-[log]
-requests = "off"
-[ops]
-listen = "off"
-[upstreams.api]
-live = ["http://127.0.0.1:{ports['LIVE_PORT']}"]
-test = ["http://127.0.0.1:{ports['TEST_PORT']}"]
-""")
-        secret, key = keygate_key(arguments.keygate, str(config))
+        upstreams = f"""live = ["http://127.0.0.1:{ports['LIVE_PORT']}"]\ntest = ["http://127.0.0.1:{ports['TEST_PORT']}"]"""
+        config = configure(folder, keygate_port, upstreams, workers=1)
+        made = command(arguments.keygate, config, "keys", "create", "--name", "bench")
+        secret, key = made["secret"], made["key"]
         for name, value in {"org": key["organization_id"], "environment": key["environment"], "key": key["id"],
                             "scopes": ",".join(key["scopes"])}.items():
             (folder / f"{name}.map").write_text(f"{secret} {value}\n")
         (folder / "routes.map").write_text("/v1/jobs jobs:read\n/v1/submissions jobs:read\n")
         try:
-            upstream = fill(HERE / "upstream.cfg", folder / "upstream.cfg", ports)
+            upstream = fill(PEERS / "upstream.cfg", folder / "upstream.cfg", ports)
             running.append(Process("upstream", 1, "haproxy", "-db", "-f", str(upstream)))
-            haproxy_cfg = fill(HERE / "haproxy.cfg", folder / "haproxy.cfg",
+            haproxy_cfg = fill(PEERS / "haproxy.cfg", folder / "haproxy.cfg",
                                {**ports, "FRONT_PORT": haproxy_port, "MAP_DIR": folder})
             haproxy = Process("haproxy", 0, "haproxy", "-db", "-f", str(haproxy_cfg))
             keygate = Process("keygate", 0, arguments.keygate, "serve", "--config", str(config))
@@ -158,7 +111,7 @@ test = ["http://127.0.0.1:{ports['TEST_PORT']}"]
             print(f"ratio keygate/haproxy: min {min(ratios):.2f}, median {statistics.median(ratios):.2f}, max {max(ratios):.2f}")
         finally:
             for process in reversed(running):
-                process.stop()
+                end(process.process)
 
 
 main()

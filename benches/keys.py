@@ -7,7 +7,7 @@ route's scope), so no upstream takes part. Memory is the gateway's VmHWM, from /
 
 Needs Debian's package redis-server, and `cargo build --profile dist`. Loopback only; ends by itself.
 
-    python3 benches/keys/run.py [--store redis] [--keys 1000000] [--few 1000] [--samples 800]
+    python3 benches/keys.py [--store redis] [--keys 1000000] [--few 1000] [--samples 800]
 """
 
 import argparse
@@ -15,7 +15,6 @@ import hashlib
 import json
 import pathlib
 import random
-import shutil
 import socket
 import statistics
 import subprocess
@@ -24,24 +23,9 @@ import tempfile
 import time
 import zlib
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+from common import DIST, EMBEDDED, command, configure, end, free_port, wait_for
+
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(port, deadline=10):
-    until = time.monotonic() + deadline
-    while time.monotonic() < until:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    sys.exit(f"nothing listens on port {port}")
 
 
 def secret_of(number):
@@ -69,51 +53,26 @@ class Gateway:
 
     def __init__(self, binary, folder, store):
         folder.mkdir()
-        self.binary, self.folder, self.running = binary, folder, []
-        settings = 'kind = "embedded"\npath = "keygate.redb"'
+        self.binary, self.running, settings = binary, [], EMBEDDED
         if store == "redis":
             port = free_port()
             self.running.append(subprocess.Popen(
                 ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--dir", str(folder)],
                 stdout=subprocess.DEVNULL))
-            wait_for(port)
+            wait_for(port, self.running[-1])
             settings = f'kind = "redis"\nurl = "redis://127.0.0.1:{port}"\nallow_without_pepper = true'
         self.port = free_port()
-        shutil.copy(ROOT / "config/policy.toml", folder / "policy.toml")
-        self.config = folder / "keygate.toml"
-        self.config.write_text(f"""
-[server]
-listen = "127.0.0.1:{self.port}"
-[store]
-{settings}
-[policy]
-file = "policy.toml"
-[log]
-requests = "off"
-[admin]
-socket = "keygate.sock"
-[ops]
-listen = "off"
-[upstreams.api]
-live = ["http://127.0.0.1:9"]
-shared = true
-""")
-        self.gateway = subprocess.Popen([binary, "serve", "--config", self.config], stdout=(log := open(folder / "log", "w")), stderr=log)
+        self.config = configure(folder, self.port, 'live = ["http://127.0.0.1:9"]\nshared = true', settings)
+        with open(folder / "log", "w") as log:
+            self.gateway = subprocess.Popen([binary, "serve", "--config", self.config], stdout=log, stderr=log)
         self.running.append(self.gateway)
-        wait_for(self.port)
-        self.org = self.command("orgs", "create", "Bench", "--json")["id"]
-        self.manager = self.command("keys", "create", "--org", self.org, "--name", "manager", "--json")["secret"]
-
-    def command(self, *words):
-        """A command of keygate, and its answer in JSON."""
-        ran = subprocess.run([self.binary, *words, "--config", self.config], capture_output=True, text=True)
-        if ran.returncode:
-            sys.exit(f"keygate {' '.join(words)}: {ran.stderr}")
-        return json.loads(ran.stdout)
+        wait_for(self.port, self.gateway)
+        self.org = command(binary, self.config, "orgs", "create", "Bench")["id"]
+        self.manager = command(binary, self.config, "keys", "create", "--org", self.org, "--name", "manager")["secret"]
 
     def move_in(self, lines):
         began = time.monotonic()
-        tally = self.command("keys", "import", str(lines), "--org", self.org, "--json")
+        tally = command(self.binary, self.config, "keys", "import", str(lines), "--org", self.org)
         return tally["imported"], time.monotonic() - began
 
     def peak_memory(self):
@@ -150,11 +109,7 @@ shared = true
 
     def stop(self):
         for process in reversed(self.running):
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            end(process)
 
 
 def compare(what, few, many, rounds):
@@ -179,7 +134,7 @@ def main():
     arguments.add_argument("--keys", type=int, default=1_000_000)
     arguments.add_argument("--few", type=int, default=1_000)
     arguments.add_argument("--samples", type=int, default=800)
-    arguments.add_argument("--keygate", default=str(ROOT / "target/dist/keygate"))
+    arguments.add_argument("--keygate", default=DIST)
     arguments = arguments.parse_args()
     arguments.samples = min(arguments.samples, arguments.few)
 

@@ -1,0 +1,71 @@
+"""What the benchmarks share: free ports, and gateways that are configured alike."""
+
+import json
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DIST = str(ROOT / "target/dist/keygate")
+EMBEDDED = 'kind = "embedded"\npath = "keygate.redb"'
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(port, process=None, deadline=60):
+    """Returns once something listens there; ends the run if nothing does in time, or the process has ended."""
+    until = time.monotonic() + deadline
+    while time.monotonic() < until and (process is None or process.poll() is None):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    sys.exit(f"nothing listens on port {port}")
+
+
+def configure(folder, port, upstreams, store=EMBEDDED, workers=None):
+    """Writes what a gateway needs, with the shipped policy and no records of requests. Returns its configuration file."""
+    shutil.copy(ROOT / "config/policy.toml", folder / "policy.toml")
+    config = folder / "keygate.toml"
+    config.write_text(f"""
+[server]
+listen = "127.0.0.1:{port}"
+drain_delay = "0s"
+{f"workers = {workers}" if workers else ""}
+[store]
+{store}
+[policy]
+file = "policy.toml"
+[log]
+requests = "off"
+[admin]
+socket = "keygate.sock"
+[ops]
+listen = "off"
+[upstreams.api]
+{upstreams}
+""")
+    return config
+
+
+def command(keygate, config, *words):
+    """A command of keygate, and its answer in JSON; one that fails ends the run."""
+    ran = subprocess.run([keygate, *words, "--config", config, "--json"], capture_output=True, text=True)
+    if ran.returncode:
+        sys.exit(f"keygate {' '.join(words)}: {ran.stderr}")
+    return json.loads(ran.stdout)
+
+
+def end(process):
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
