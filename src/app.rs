@@ -39,7 +39,7 @@ use crate::store::embedded::{self, Embedded};
 use crate::store::events::EventSink;
 use crate::store::keeper::LinkState;
 use crate::store::redis::{self, Redis};
-use crate::store::{Role, Store};
+use crate::store::{LEASE, Role, Store, StoreFault};
 use crate::telemetry::{self, RecordWriter};
 use crate::tls;
 use crate::upstream::health::Health;
@@ -176,6 +176,7 @@ pub struct App {
     readiness: Arc<Readiness>,
     /// `None` at a gateway that only lets requests through.
     lifecycle: Option<Arc<Lifecycle>>,
+    store: Arc<dyn Store>,
     control: Control,
     acceptor: tokio::task::JoinHandle<()>,
     workers: Arc<Vec<Worker>>,
@@ -284,7 +285,8 @@ impl App {
             let asked = Arc::clone(&store);
             let store_has_answered =
                 move || meter.has_answered() || asked.keeper().link_state() == LinkState::Up;
-            let state = state(store, keys, Arc::clone(&in_force), &records, lifecycle.as_deref());
+            let state =
+                state(Arc::clone(&store), keys, Arc::clone(&in_force), &records, lifecycle.as_deref());
             let told = Told {
                 metrics,
                 readiness: Arc::clone(&readiness),
@@ -300,6 +302,7 @@ impl App {
             admin_address,
             readiness,
             lifecycle,
+            store,
             control,
             acceptor,
             workers,
@@ -437,7 +440,7 @@ impl App {
 
     #[expect(clippy::disallowed_methods, reason = "the end of a process is nobody's argument")]
     fn stop(self, timeout: Duration, hurried: &std::sync::mpsc::Receiver<()>) {
-        let Self { control, acceptor, workers, records, lifecycle, readiness, .. } = self;
+        let Self { control, acceptor, workers, records, lifecycle, store, readiness, .. } = self;
         readiness.stop();
         acceptor.abort();
         // Only when its task is gone is the socket closed and are the workers ours alone.
@@ -452,15 +455,30 @@ impl App {
         }
         workers.drain(..).for_each(Worker::stop);
         records.finish();
-        if let Some(lifecycle) = &lifecycle {
-            let last_uses = async { tokio::time::timeout(BLOCKED_AT_MOST, lifecycle.write_usage()).await };
-            // A store that is away now cannot be told; what was used since the last minute is forgotten.
-            drop(control.handle.block_on(last_uses));
-            lifecycle.export_all_heads();
-        }
-        drop(lifecycle);
+        control.handle.block_on(take_leave(&*store, lifecycle.as_deref()));
+        lifecycle.iter().for_each(|lifecycle| lifecycle.export_all_heads());
+        drop((lifecycle, store));
         control.stop();
     }
+}
+
+/// What the store is told at the end, once the last request has been answered: until then whoever takes a right
+/// away has to wait for this gateway. A store that is away now cannot be told, and keeps nobody here.
+async fn take_leave(store: &dyn Store, lifecycle: Option<&Lifecycle>) {
+    let leaving = async {
+        let left = tokio::time::timeout(BLOCKED_AT_MOST, store.keeper().leave()).await;
+        if let Err(fault) = left.unwrap_or(Err(StoreFault::TimedOut)) {
+            telemetry::log(&format!(
+                "the lease could not be given up: {fault}; until it ends, within {LEASE:?}, changes wait for this gateway"
+            ));
+        }
+    };
+    let writing_usage = async {
+        let Some(lifecycle) = lifecycle else { return };
+        // Where it cannot be written, what was used since the last minute is forgotten.
+        let _ = tokio::time::timeout(BLOCKED_AT_MOST, lifecycle.write_usage()).await;
+    };
+    tokio::join!(leaving, writing_usage);
 }
 
 /// How connections are served, with certificates that are read now. One that clients will refuse does not

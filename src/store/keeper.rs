@@ -79,6 +79,13 @@ pub trait Keeper: Send + Sync {
 
     fn vitals(&self) -> Vitals;
 
+    /// Gives this gateway's lease up for good, so that nobody waits for it. Only for one that lets no request in
+    /// any more.
+    ///
+    /// # Errors
+    /// A fault leaves the lease to end by itself.
+    fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>>;
+
     fn status(&self) -> StoreFuture<'_, Status>;
 
     /// Makes an empty store where there is nothing and this process has never seen anything; tells whether it

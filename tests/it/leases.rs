@@ -1,20 +1,32 @@
 //! Which gateways there are and how far each has come, as operators see it: metrics and `keygate store status`.
 
+use std::net::TcpStream;
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
 use serde_json::Value;
 
 use keygate::store::keeper::LinkState;
 
 use crate::harness::metrics::{scrape, value};
 use crate::harness::process::keygate;
-use crate::harness::{Call, Chaos, Gateway, GatewayBuilder, RedisServer, Upstream, Weather, eventually};
+use crate::harness::{
+    Call, Chaos, Gateway, GatewayBuilder, PATIENCE, Process, RedisServer, Reply, Upstream, Weather,
+    eventually,
+};
 
 fn on(url: &str) -> GatewayBuilder {
-    Gateway::builder().upstream("api", &Upstream::start("live").url(), &Upstream::start("test").url()).settings(
-        &format!(
-            "[store]\nkind = \"redis\"\nurl = \"{url}\"\nallow_without_pepper = true\nconnect_timeout = \"10s\"\n\
+    in_front_of(&Upstream::start("live"), url)
+}
+
+fn in_front_of(live: &Upstream, url: &str) -> GatewayBuilder {
+    Gateway::builder().api(live, &Upstream::start("test")).settings(&format!(
+        "[store]\nkind = \"redis\"\nurl = \"{url}\"\nallow_without_pepper = true\nconnect_timeout = \"10s\"\n\
              command_timeout = \"10s\"\n[ops]\nlisten = \"127.0.0.1:0\"\n[admin]\nsocket = \"admin.sock\""
-        ),
-    )
+    ))
 }
 
 /// Started, and with a lease.
@@ -110,6 +122,92 @@ fn how_long_changes_take_to_all_gateways_is_measured_once_each() {
     comes_to(&b, "keygate_propagation_seconds_count", 1.0);
     assert!(metric(&b, "keygate_propagation_seconds_sum").unwrap() >= 0.1, "from its commit on");
     assert_eq!(seen(&b), (Some(1.0), Some(1.0)));
+}
+
+/// How far a revocation has come when it is answered, without the time that it took.
+#[track_caller]
+fn revoked_at(gateway: &Gateway) -> String {
+    let (admin, key) = (gateway.live_key(), gateway.live_key());
+    let call = Call::new("DELETE", &format!("/v1/api_keys/{}", key.id())).key(&admin.secret);
+    let answer = gateway.fetch(&call);
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    let told = answer.field("keygate-propagation").unwrap();
+    told.split(';').next().unwrap().to_owned()
+}
+
+/// How many gateways `keygate store status` lists.
+fn listed(gateway: &Gateway) -> usize {
+    let (_, text) = status(gateway, &["--json"]);
+    serde_json::from_str::<Value>(&text).unwrap()["gateways"].as_array().unwrap().len()
+}
+
+#[test]
+fn a_gateway_that_has_stopped_is_not_waited_for_and_not_listed() {
+    let redis = RedisServer::start();
+    let a = start(on(&redis.url()).settings("[keys]\nack_wait = \"10s\""));
+    let b = start(on(&redis.url()).org(a.org));
+    assert_eq!((revoked_at(&a).as_str(), listed(&a)), ("confirmed=2/2", 2));
+    b.drain(PATIENCE);
+    assert_eq!((revoked_at(&a).as_str(), listed(&a)), ("confirmed=1/1", 1));
+    assert_eq!(redis.command(&["SCARD", "{kg}:gateways"]), ":1\r\n", "nothing is left of it");
+    comes_to(&a, "keygate_leases", 1.0);
+}
+
+#[test]
+fn a_gateway_that_still_answers_requests_is_waited_for_and_confirms() {
+    let redis = RedisServer::start();
+    let ((tell_begun, begun), (go, told)) = (channel(), channel::<()>());
+    let told = Mutex::new(told);
+    let slow = Upstream::with(move |_| {
+        tell_begun.send(()).unwrap();
+        // The test that forgets to say so has failed already.
+        let _ = told.lock().unwrap().recv();
+        Reply::ok("done")
+    });
+    let before = |builder: GatewayBuilder| builder.settings("[keys]\nack_wait = \"10s\"");
+    let a = start(before(on(&redis.url())));
+    let b = start(before(in_front_of(&slow, &redis.url()).org(a.org)));
+    let key = a.live_key();
+    let mut busy = b.connect();
+    busy.send(&Call::get("/v1/jobs").key(&key.secret).to_bytes());
+    begun.recv_timeout(PATIENCE).unwrap();
+    let (address, drained) = (b.address(), thread::spawn(move || b.drain(PATIENCE)));
+    eventually("it takes nobody any more", || TcpStream::connect(address).is_err());
+    assert_eq!((revoked_at(&a).as_str(), listed(&a)), ("confirmed=2/2", 2));
+    assert!(!drained.is_finished());
+    go.send(()).unwrap();
+    assert_eq!(busy.answer().unwrap().text(), "done");
+    drained.join().unwrap();
+    assert_eq!((revoked_at(&a).as_str(), listed(&a)), ("confirmed=1/1", 1));
+}
+
+#[test]
+fn a_process_gives_its_lease_up_when_it_is_told_to_end_and_not_when_it_is_killed() {
+    let redis = RedisServer::start();
+    let a = start(on(&redis.url()));
+    for (end, wanted, left) in [(Signal::TERM, "confirmed=1/1", 1), (Signal::KILL, "confirmed=1/2", 2)] {
+        let folder = tempfile::tempdir().unwrap();
+        on(&redis.url())
+            .settings("[server]\nlisten = \"127.0.0.1:0\"\ndrain_delay = \"0s\"")
+            .write(folder.path());
+        let mut b = Process::serve(folder.path());
+        eventually("it holds a lease", || listed(&a) == 2);
+        b.signal(end);
+        b.wait();
+        assert_eq!((revoked_at(&a).as_str(), listed(&a)), (wanted, left));
+    }
+}
+
+#[test]
+fn a_gateway_whose_redis_is_away_ends_all_the_same_and_soon() {
+    let redis = RedisServer::start();
+    let chaos = Chaos::before(redis.address());
+    let gateway = start(on(&chaos.url()));
+    chaos.turn(Weather::Stalled);
+    let begun = Instant::now();
+    gateway.drain(PATIENCE);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(redis.command(&["SCARD", "{kg}:gateways"]), ":1\r\n", "it could not say that it goes");
 }
 
 #[test]

@@ -189,6 +189,10 @@ fn a_revocation_at_a_full_gateway_reaches_it_and_is_confirmed_by_it() {
     let propagation = answer.field("keygate-propagation").unwrap();
     assert!(propagation.starts_with("confirmed=2/2; slowest_ms="), "{propagation}");
     assert_eq!((proxy.status(&key.secret), proxy.status(&other.secret)), (401, 200));
+    proxy.process.end();
+    let call = Call::new("DELETE", &format!("/v1/api_keys/{}", other.id())).key(&other.secret);
+    let propagation = full.fetch(&call).field("keygate-propagation").unwrap().to_owned();
+    assert!(propagation.starts_with("confirmed=1/1; slowest_ms="), "it has said that it goes: {propagation}");
     assert_eq!(scene.refused(), "*0\r\n");
 }
 

@@ -288,6 +288,10 @@ impl Keeper for Embedded {
         Vitals::default()
     }
 
+    fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn status(&self) -> StoreFuture<'_, Status> {
         let incarnation = self.read(|snapshot| snapshot.incarnation());
         Box::pin(async move {

@@ -141,6 +141,10 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
 
 /// Says that this gateway lives, and how far it has come.
 async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
+    let left = inner.left.lock().await;
+    if *left {
+        return Ok(());
+    }
     let names = &inner.names;
     let call = Call::new(&inner.scripts.renew, [names.gateways(), names.lease(&inner.gateway)])
         .arg(&*inner.gateway)
@@ -151,7 +155,8 @@ async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
     let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
     let leases = reply.text().map_err(|error| inner.fault(error))?.and_then(|text| text.parse().ok());
-    inner.note_lease(Renewal { asked, leases: leases.unwrap_or(1) });
+    inner.note_lease(Some(Renewal { asked, leases: leases.unwrap_or(1) }));
+    drop(left);
     Ok(())
 }
 

@@ -97,6 +97,8 @@ struct Inner {
     ledger: Ledger,
     link_state: Mutex<LinkState>,
     lease: Mutex<Option<Renewal>>,
+    /// Whether the lease was given up. Held over every renewal, so that none that is under way brings it back.
+    left: tokio::sync::Mutex<bool>,
     /// What this process is called among the gateways.
     gateway: Box<str>,
     /// Replicas that the master has.
@@ -132,6 +134,7 @@ impl Redis {
             ledger: Ledger::default(),
             link_state: Mutex::new(LinkState::Down("not connected yet".into())),
             lease: Mutex::default(),
+            left: tokio::sync::Mutex::default(),
             gateway: format!("{:016x}", fastrand::u64(..)).into(),
             replicas: AtomicUsize::new(0),
             connector,
@@ -287,6 +290,10 @@ impl Keeper for Redis {
         self.inner.vitals()
     }
 
+    fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
+        Box::pin(self.inner.leave())
+    }
+
     fn status(&self) -> StoreFuture<'_, Status> {
         Box::pin(self.inner.status())
     }
@@ -331,8 +338,17 @@ impl Inner {
         std::mem::replace(&mut *self.link_state.lock().unwrap_or_else(PoisonError::into_inner), state)
     }
 
-    fn note_lease(&self, renewal: Renewal) {
-        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = Some(renewal);
+    fn note_lease(&self, renewal: Option<Renewal>) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = renewal;
+    }
+
+    async fn leave(&self) -> Result<(), StoreFault> {
+        *self.left.lock().await = true;
+        self.note_lease(None);
+        let names = &self.names;
+        let call = Call::new(&self.scripts.leave, [names.gateways(), names.lease(&self.gateway)])
+            .arg(&*self.gateway);
+        self.commands.run(&call, self.settings.command_timeout).await.map(drop)
     }
 
     fn vitals(&self) -> Vitals {

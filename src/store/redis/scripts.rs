@@ -33,6 +33,7 @@ pub(super) struct Scripts {
     pub(super) list: Script,
     pub(super) watch: Script,
     pub(super) renew: Script,
+    pub(super) leave: Script,
     pub(super) confirm: Script,
     pub(super) confirmed: Script,
     pub(super) gateways: Script,
@@ -70,6 +71,7 @@ impl Scripts {
             list: Script::reading(include_str!("list.lua")),
             watch: Script::reading(include_str!("watch.lua")),
             renew: Script::writing(include_str!("renew.lua")),
+            leave: Script::writing(include_str!("leave.lua")),
             confirm: Script::writing(include_str!("confirm.lua")),
             confirmed: Script::reading(include_str!("confirmed.lua")),
             gateways: Script::reading(include_str!("gateways.lua")),
@@ -112,17 +114,18 @@ impl Scripts {
 
     /// Those that write its lease, and nothing else.
     pub(super) fn writing_of_proxy(&self) -> Vec<&Script> {
-        vec![&self.renew, &self.confirm]
+        vec![&self.renew, &self.leave, &self.confirm]
     }
 
     /// All but the one that asks for rights.
-    fn all(&self) -> [&Script; 22] {
+    fn all(&self) -> [&Script; 23] {
         let Self {
             lookup,
             read,
             list,
             watch,
             renew,
+            leave,
             confirm,
             confirmed,
             gateways,
@@ -143,8 +146,8 @@ impl Scripts {
             rights: _,
         } = self;
         [
-            lookup, read, list, watch, renew, confirm, confirmed, gateways, mutate, revoke, import, entries,
-            trim, restore, usage, note_usage, news, claim_news, delivered, admit, begin, accept,
+            lookup, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import,
+            entries, trim, restore, usage, note_usage, news, claim_news, delivered, admit, begin, accept,
         ]
     }
 }
