@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{Outcome, RoleArg, refuse};
 use crate::app::KeyTools;
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, StoreSettings};
 use crate::gateway::route::{Access, Route};
 use crate::key::Environment;
@@ -21,7 +21,7 @@ use crate::upstream::{Endpoint, Settings};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit code: 0 without mistakes, 1 with mistakes, 2 if the file cannot be read. With --online, 1 also if the store would not
-work; a warning is no failure.
+work. A warning, of an expired certificate for instance, is no failure: `keygate serve` starts with it.
 
 Examples:
   keygate check
@@ -51,7 +51,7 @@ pub(super) fn run(
 ) -> io::Result<Outcome> {
     match Config::load(&args.config, environment).and_then(|config| config.in_role(args.role.into())) {
         Ok(config) => {
-            let certificates = match read_files(&config, &Clock::system()) {
+            let certificates = match read_files(&config) {
                 Ok(certificates) => certificates,
                 Err(mistakes) => {
                     let (n, s) = (mistakes.len(), if mistakes.len() == 1 { "" } else { "s" });
@@ -60,7 +60,7 @@ pub(super) fn run(
                 }
             };
             writeln!(out, "{}: fine\n", args.config.display())?;
-            summarise(&config, &certificates, out)?;
+            summarise(&config, &certificates, Clock::system().now().wall, out)?;
             if args.online { show(&ask_store(&config)?, out) } else { Ok(Outcome::Done) }
         }
         Err(mistakes) => refuse(&mistakes, err),
@@ -97,9 +97,8 @@ fn show(findings: &[Finding], out: &mut impl Write) -> io::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Reads the files that the configuration names, and says everything that is wrong with them. A certificate
-/// that clients would refuse is a mistake here, where somebody looks; serving goes on with it.
-fn read_files(config: &Config, clock: &Clock) -> Result<Vec<Certificate>, Vec<String>> {
+/// Reads the files that the configuration names, and says everything that is wrong with them.
+fn read_files(config: &Config) -> Result<Vec<Certificate>, Vec<String>> {
     let mut mistakes: Vec<String> =
         KeyTools::new(&config.keys).err().iter().map(ToString::to_string).collect();
     mistakes
@@ -114,15 +113,24 @@ fn read_files(config: &Config, clock: &Clock) -> Result<Vec<Certificate>, Vec<St
             Vec::new()
         }
     };
-    mistakes.extend(certificates.iter().filter_map(|certificate| certificate.complaint(clock.now().wall)));
     if mistakes.is_empty() { Ok(certificates) } else { Err(mistakes) }
 }
 
-fn summarise(config: &Config, certificates: &[Certificate], out: &mut impl Write) -> io::Result<()> {
+fn summarise(
+    config: &Config,
+    certificates: &[Certificate],
+    now: UnixMillis,
+    out: &mut impl Write,
+) -> io::Result<()> {
     writeln!(out, "listen     {}", config.listener.listen)?;
     for certificate in certificates {
         let names = certificate.names.join(", ");
         writeln!(out, "tls        {names}, until {}", certificate.not_after)?;
+        // No mistake, because serving goes on with it: a check before every start would turn one name that has
+        // expired into an outage of all of them.
+        if let Some(complaint) = certificate.complaint(now) {
+            writeln!(out, "warning    {complaint}")?;
+        }
     }
     match &config.store {
         StoreSettings::Embedded(store) => writeln!(out, "store      embedded, {}", store.path.display())?,

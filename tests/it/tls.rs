@@ -412,16 +412,26 @@ server.tls: the certificate in nameless.pem is for no DNS name, so no client wou
 }
 
 #[test]
-fn an_expired_certificate_is_a_mistake_to_check_and_a_warning_to_serve() {
-    let folder = configured();
-    let expired = Certificate::with(&[HOST], |parameters| {
-        parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
-        parameters.not_after = rcgen::date_time_ymd(2021, 1, 1);
-    });
-    expired.write(folder.path(), "server");
-    let complaint = "server.tls: the certificate in server.pem expired on 2021-01-01T00:00:00.000Z; renew it";
-    assert_eq!(run(folder.path(), "check"), (1, String::new(), format!("{complaint}\n\n1 mistake\n")));
-    let process = Process::keygate(folder.path(), &["serve"]);
-    process.err_line(complaint);
-    process.err_line("listening on https://127.0.0.1:");
+fn what_clients_will_hold_against_a_certificate_is_a_warning_to_check_as_to_serve() {
+    for (years, complaint) in [
+        ((2020, 2021), "expired on 2021-01-01T00:00:00.000Z; renew it"),
+        ((2220, 2221), "is valid from 2220-01-01T00:00:00.000Z on; set the clock right, or wait"),
+    ] {
+        let folder = configured();
+        let certificate = Certificate::with(&[HOST], |parameters| {
+            parameters.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+            parameters.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+        });
+        certificate.write(folder.path(), "server");
+        let complaint = format!("server.tls: the certificate in server.pem {complaint}");
+        // A unit with `ExecStartPre=keygate check` must get as far as `serve`.
+        let (code, out, err) = run(folder.path(), "check");
+        assert_eq!((code, &*err), (0, ""));
+        let wanted =
+            format!("tls        {HOST}, until {}-01-01T00:00:00.000Z\nwarning    {complaint}\n", years.1);
+        assert!(out.contains(&wanted), "{out}");
+        let process = Process::keygate(folder.path(), &["serve"]);
+        process.err_line(&complaint);
+        process.err_line("listening on https://127.0.0.1:");
+    }
 }
