@@ -6,7 +6,8 @@
 //! an event has touched, or what has aged, is looked up, through the cache and once for all requests of a
 //! key. A short request pays for a place in the list and no more: it has mostly gone before a sweep comes by.
 //!
-//! A store that cannot answer ends nothing before the stale window does.
+//! A store that cannot answer ends nothing before the stale window does; except where a route refuses while this
+//! gateway is cut off, which it does from the end of the lease on.
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use slab::Slab;
 use super::Gateway;
 use super::authenticate::admit;
 use super::authorize::check_access;
+use super::route::Route;
 use super::snapshot::Snapshot;
 use super::usage::Prepared;
 use crate::clock::Now;
@@ -172,6 +174,9 @@ pub(super) fn sweep(gateway: &Rc<Gateway>) {
 fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, Vec<usize>)> {
     let mut in_doubt: HashMap<Digest, Vec<usize>> = HashMap::new();
     for (place, request) in &mut *gateway.in_flight.requests.borrow_mut() {
+        if request.is_fenced(gateway) {
+            continue;
+        }
         if !gateway.keys.is_current(&request.known, now) {
             match gateway.keys.find(&request.known.digest, now) {
                 Some((Resolved::Known(known), _)) => request.known = known,
@@ -209,6 +214,9 @@ fn conclude(gateway: &Gateway, digest: &Digest, places: &[usize], resolved: &Res
         let Some(request) = requests.get_mut(*place).filter(|request| request.known.digest == *digest) else {
             continue;
         };
+        if request.is_fenced(gateway) {
+            continue;
+        }
         match resolved {
             Resolved::Known(known) => {
                 request.known = Rc::clone(known);
@@ -227,11 +235,23 @@ impl Request {
     /// Orders its end where a new request like it would be refused.
     fn judge(&self, now: Now) {
         let record = &self.known.found.key;
-        let access = &self.snapshot.routes().routes()[self.route].access;
         let judged = admit(&self.known, record.environment, now.wall)
-            .and_then(|()| check_access(access, Some(&self.known)));
+            .and_then(|()| check_access(&self.route().access, Some(&self.known)));
         if let Err(why) = judged {
             self.cut.order(why);
         }
+    }
+
+    /// Whether its route lets nobody in now, whoever it is. Orders its end then.
+    fn is_fenced(&self, gateway: &Gateway) -> bool {
+        let fenced = gateway.keys.is_fenced(self.route().on_partition);
+        if fenced {
+            self.cut.order(Rejection::Unavailable(Unavailable::Store));
+        }
+        fenced
+    }
+
+    fn route(&self) -> &Route {
+        &self.snapshot.routes().routes()[self.route]
     }
 }

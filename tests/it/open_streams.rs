@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use keygate::key::record::{KeyRecord, Secret};
 use keygate::key::scope::{Scope, ScopeSet};
 use keygate::key::{Digest, Environment};
+use keygate::store::keeper::LinkState;
 
 use crate::harness::client::fetch_over;
 use crate::harness::http2::{DATA, Frames, HEADERS, RESET, WINDOW_UPDATE};
 use crate::harness::process::keygate;
 use crate::harness::{
-    Call, Gateway, GatewayBuilder, Manual, Process, Reply, TestKey, Transport, Upstream, Valve, Wire,
-    create_key, eventually, fetch, refusing,
+    Call, Chaos, Gateway, GatewayBuilder, Manual, Process, RedisServer, Reply, TestKey, Transport, Upstream,
+    Valve, Weather, Wire, create_key, eventually, fetch, is_long, refusing,
 };
 
 /// What is promised.
@@ -388,6 +389,113 @@ fn a_store_that_cannot_answer_ends_no_stream_before_the_stale_window_does() {
     eventually("it is counted", || {
         has_metric(&gateway, r#"keygate_answers_cut_total{reason="store_unavailable"} 2"#)
     });
+}
+
+/// What is open while a gateway is cut off from its store, on a route that refuses then and on one that serves.
+mod cut_off {
+    use super::*;
+
+    /// The longest that a gateway lets requests in on a route that refuses.
+    const LEASE: Duration = Duration::from_secs(10);
+
+    /// The same routes, which refuse, and each again beneath /kept, which serve.
+    fn policy() -> String {
+        let routes = POLICY.split("[[route]]").skip(1);
+        let refusing = routes.clone().map(|route| format!("[[route]]{route}on_partition = \"refuse\"\n"));
+        let serving = routes.map(|route| {
+            let kept = route.replacen("id = \"", "id = \"kept-", 1).replace("\"/", "\"/kept/");
+            format!("[[route]]{kept}on_partition = \"serve\"\n")
+        });
+        format!("scopes = [\"read\", \"write\"]\n{}", refusing.chain(serving).collect::<String>())
+    }
+
+    /// A gateway with a lease, and the network between it and Redis.
+    fn start(live: &Upstream) -> (Gateway, Chaos, RedisServer) {
+        let redis = RedisServer::start();
+        let chaos = Chaos::before(redis.address());
+        let store = format!(
+            "[store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true\nconnect_timeout = \"2s\"\n\
+             command_timeout = \"2s\"\n[cache]\non_partition = \"serve\"\nlookup_timeout = \"200ms\"",
+            chaos.url()
+        );
+        let test = Upstream::start("test");
+        let gateway = Gateway::builder()
+            .transport(Transport::Http1)
+            .policy(&policy())
+            // One sweep for all.
+            .settings(&SETTINGS.replace("workers = 2", "workers = 1"))
+            .settings(&store)
+            .api(live, &test)
+            .start();
+        eventually("it is linked", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
+        (gateway, chaos, redis)
+    }
+
+    fn begin(gateway: &Gateway, key: &TestKey, target: &str) -> Wire {
+        let mut wire = gateway.connect();
+        let call = if target.ends_with("socket") { handshake(key) } else { Call::get("/").key(&key.secret) };
+        wire.send(&Call { target: target.to_owned(), ..call }.to_bytes());
+        wire
+    }
+
+    /// Opens a stream, a socket and a download.
+    fn open(gateway: &Gateway, key: &TestKey, under: &str) -> [Wire; 3] {
+        let mut wires =
+            ["/events", "/socket", "/large"].map(|target| begin(gateway, key, &format!("{under}{target}")));
+        let [events, socket, large] = &mut wires;
+        assert_eq!((events.head().unwrap().status, events.chunk().unwrap()), (200, b"data: 1\n\n".to_vec()));
+        assert_eq!(
+            (socket.head().unwrap().status, socket.exactly(FRAME.len()).unwrap()),
+            (101, FRAME.to_vec())
+        );
+        assert_eq!(large.head().unwrap().status, 200);
+        wires
+    }
+
+    #[test]
+    fn once_its_lease_is_over_what_is_open_ends_where_it_refuses_and_goes_on_where_it_serves() {
+        let live = streaming();
+        let (gateway, chaos, _redis) = start(&live);
+        // The last heartbeat before the cut may be a second old, or two on a busy machine.
+        let early = LEASE - Duration::from_secs(4);
+        let (key, expiring) = (gateway.live_key(), gateway.expiring_key(early));
+        let (mut refusing, mut serving) = (open(&gateway, &key, ""), open(&gateway, &key, "/kept"));
+        let [mut swept, ..] = open(&gateway, &expiring, "");
+        chaos.turn(Weather::Cut);
+        let cut = Instant::now();
+        if !is_long() {
+            gateway.advance(early);
+        }
+        assert!(swept.is_closed(), "its key has expired");
+        assert!(is_untouched(&refusing[0]) && is_untouched(&refusing[1]), "by the same sweep");
+        let (mut refused, waiting) = (begin(&gateway, &key, "/wait"), begin(&gateway, &key, "/kept/wait"));
+        eventually("all are under way", || has_metric(&gateway, "keygate_requests_in_flight 8"));
+        if !is_long() {
+            gateway.advance(LEASE - early);
+        }
+        let over = Instant::now();
+        refused.answer().unwrap().refusal(503, "service_unavailable");
+        let [events, socket, large] = &mut refusing;
+        assert!(events.is_closed(), "without the chunk that would make it whole");
+        assert_eq!(socket.rest(), [0x88, 2, 0x03, 0xf0], "a Close frame with the code 1008, then the end");
+        large.rest();
+        let took = if is_long() { cut.elapsed() - LEASE } else { over.elapsed() };
+        println!("ended {took:?} after the end of the lease");
+        assert!(took < AT_MOST, "{took:?}");
+        eventually("they are counted", || {
+            has_metric(&gateway, r#"keygate_answers_cut_total{reason="store_unavailable"} 3"#)
+                && has_metric(&gateway, "keygate_requests_in_flight 4")
+        });
+        let [events, socket, large] = &mut serving;
+        assert!(is_untouched(events) && is_untouched(&waiting));
+        socket.send(FRAME);
+        assert_eq!(socket.exactly(FRAME.len()).unwrap(), FRAME);
+        assert_eq!(large.exactly(1 << 20).unwrap().len(), 1 << 20);
+        chaos.turn(Weather::Fair);
+        eventually("streams can be opened again", || {
+            begin(&gateway, &key, "/events").head().unwrap().status == 200
+        });
+    }
 }
 
 #[test]
