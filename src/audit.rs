@@ -235,7 +235,9 @@ impl std::str::FromStr for Link {
             let pair = std::str::from_utf8(pair).map_err(|_| InvalidLink)?;
             *byte = u8::from_str_radix(pair, 16).map_err(|_| InvalidLink)?;
         }
-        Ok(Self { number: number.parse().map_err(|_| InvalidLink)?, mac })
+        let link = Self { number: number.parse().map_err(|_| InvalidLink)?, mac };
+        // The numbers of the standard library may have a sign, leading zeros and capitals.
+        if link.to_string() == text { Ok(link) } else { Err(InvalidLink) }
     }
 }
 
@@ -346,7 +348,8 @@ impl Chain {
     /// The entry that follows `after` in `trail`.
     #[must_use]
     pub fn extend(&self, trail: Trail, after: Link, text: Vec<u8>) -> Append {
-        let number = after.number + 1;
+        // No trail comes so far; a store can be made to say so.
+        let number = after.number.saturating_add(1);
         let mac = self.mac(trail, &after, number, &text);
         Append { trail, after, entry: Entry { link: Link { number, mac }, text } }
     }
@@ -356,7 +359,7 @@ impl Chain {
     /// # Errors
     /// [`Break`], if it is not.
     pub fn check(&self, trail: Trail, after: &Link, entry: &Entry) -> Result<(), Break> {
-        if entry.link.number != after.number + 1 {
+        if after.number.checked_add(1) != Some(entry.link.number) {
             return Err(Break::Missing);
         }
         if self.mac(trail, after, entry.link.number, &entry.text) == entry.link.mac {

@@ -32,6 +32,7 @@ mod environments;
 mod flood;
 mod foreign_upstreams;
 mod forwarding;
+mod fuzz;
 mod guard;
 mod header_rules;
 mod http2;
