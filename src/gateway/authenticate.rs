@@ -101,19 +101,22 @@ async fn resolve(
         Resolved::Unavailable(_) => return Err(Rejection::Unavailable(Unavailable::Store)),
     };
     exchange.note_key(&known.found.key);
-    admit(&known, key.environment(), exchange.started().wall)?;
-    if !known.found.key.allowed_addresses.is_empty() && !known.found.key.allows(client()) {
-        return Err(Rejection::Forbidden(Forbidden::Address));
-    }
+    admit(&known, key.environment(), exchange.started().wall, client)?;
     gateway.cells.authenticated();
     Ok(known)
 }
 
-/// Whether a known key, presented under this prefix, opens anything now.
+/// Whether a known key, presented under this prefix by this client, opens anything now.
 ///
 /// # Errors
-/// 401 where it does not, 403 `forbidden` where its organisation is suspended or not verified yet.
-pub(super) fn admit<T>(known: &Known<T>, environment: Environment, now: UnixMillis) -> Result<(), Rejection> {
+/// 401 where it does not, 403 `forbidden` where its organisation is suspended or not verified yet, or the key is
+/// for other addresses.
+pub(super) fn admit<T>(
+    known: &Known<T>,
+    environment: Environment,
+    now: UnixMillis,
+    client: impl FnOnce() -> IpAddr,
+) -> Result<(), Rejection> {
     known
         .found
         .key
@@ -124,6 +127,10 @@ pub(super) fn admit<T>(known: &Known<T>, environment: Environment, now: UnixMill
     }
     if known.found.org.pending {
         return Err(Rejection::Forbidden(Forbidden::OrganisationPending));
+    }
+    // Most keys have no list, and then nobody has to find out who the client is.
+    if !known.found.key.allowed_addresses.is_empty() && !known.found.key.allows(client()) {
+        return Err(Rejection::Forbidden(Forbidden::Address));
     }
     Ok(())
 }

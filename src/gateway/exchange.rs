@@ -1,5 +1,6 @@
 //! One request, one answer, one record: the guard that sees to it.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -118,11 +119,11 @@ impl Exchange {
         self.level = Some(level);
     }
 
-    /// From now on it is ended when its key may no longer do what it does.
-    pub(super) fn enter_flight(&mut self, holder: &Rc<Known<Prepared>>) {
+    /// From now on it is ended when its key, in the hands of this client, may no longer do what it does.
+    pub(super) fn enter_flight(&mut self, holder: &Rc<Known<Prepared>>, client: IpAddr) {
         if let Some(route) = self.route {
             let (known, snapshot) = (Rc::clone(holder), Rc::clone(&self.snapshot));
-            let place = self.gateway.in_flight.enter(known, snapshot, route, self.cut.clone());
+            let place = self.gateway.in_flight.enter(known, client, snapshot, route, self.cut.clone());
             self.place = Some(place);
         }
     }

@@ -41,6 +41,9 @@ pub(super) async fn forward(
 ) -> Result<Forwarded, Rejection> {
     let wants_tunnel = permit.route().websocket && tunnel::is_handshake(request.method(), request.headers());
     let takes_trailers = headers::takes_trailers(request.headers());
+    let client = || snapshot.rules().client_address(request.headers(), peer);
+    // While the client's own fields are there to tell.
+    let judged = permit.holder().map(|holder| (holder, client()));
     let (mut request, upload) = build(snapshot, peer, permit, request, exchange)?;
     if wants_tunnel {
         tunnel::upgrade(request.headers_mut());
@@ -48,8 +51,8 @@ pub(super) async fn forward(
         headers::ask_for_trailers(request.headers_mut());
     }
     let timeout = snapshot.upstream(upstream).timeouts.answer;
-    if let Some(holder) = permit.holder() {
-        exchange.enter_flight(holder);
+    if let Some((holder, client)) = judged {
+        exchange.enter_flight(holder, client);
     }
     exchange.note_sending(permit.environment());
     let sending = snapshot.pool().send(upstream, permit.environment(), request);

@@ -13,6 +13,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -128,6 +129,8 @@ pub(super) struct InFlight {
 #[derive(Debug)]
 struct Request {
     known: Rc<Known<Prepared>>,
+    /// Where it came from, as the key's address list counts.
+    client: IpAddr,
     /// What it is handled by to its end, and the route's number there.
     snapshot: Rc<Snapshot>,
     route: usize,
@@ -139,11 +142,12 @@ impl InFlight {
     pub(super) fn enter(
         &self,
         known: Rc<Known<Prepared>>,
+        client: IpAddr,
         snapshot: Rc<Snapshot>,
         route: usize,
         cut: Cut,
     ) -> usize {
-        self.requests.borrow_mut().insert(Request { known, snapshot, route, cut })
+        self.requests.borrow_mut().insert(Request { known, client, snapshot, route, cut })
     }
 
     pub(super) fn leave(&self, place: usize) {
@@ -235,7 +239,7 @@ impl Request {
     /// Orders its end where a new request like it would be refused.
     fn judge(&self, now: Now) {
         let record = &self.known.found.key;
-        let judged = admit(&self.known, record.environment, now.wall)
+        let judged = admit(&self.known, record.environment, now.wall, || self.client)
             .and_then(|()| check_access(&self.route().access, Some(&self.known)));
         if let Err(why) = judged {
             self.cut.order(why);

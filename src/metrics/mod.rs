@@ -63,13 +63,14 @@ const AUTH_REASONS: [&str; 19] = [
     "lookups_exhausted",
 ];
 /// Why an answer that had begun was cut.
-const CUT_REASONS: [&str; 9] = [
+const CUT_REASONS: [&str; 10] = [
     "key_unknown",
     "key_revoked",
     "key_disabled",
     "key_expired",
     "key_rotated",
     "organisation_suspended",
+    "address_not_allowed",
     "scope_missing",
     "store_unavailable",
     "_other",

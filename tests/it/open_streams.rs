@@ -10,6 +10,9 @@ use keygate::key::scope::{Scope, ScopeSet};
 use keygate::key::{Digest, Environment};
 use keygate::store::keeper::LinkState;
 
+use serde_json::json;
+
+use crate::harness::api::json_call;
 use crate::harness::client::fetch_over;
 use crate::harness::http2::{DATA, Frames, HEADERS, RESET, WINDOW_UPDATE};
 use crate::harness::process::keygate;
@@ -45,6 +48,15 @@ methods = ["POST"]
 paths = ["/upload"]
 scopes = ["write"]
 upstream = "api"
+"#;
+
+const MANAGE: &str = r#"
+[[route]]
+id = "manage"
+methods = ["PATCH"]
+paths = ["/v1/api_keys/{id}"]
+scopes = ["manage"]
+serve = "keys.update"
 "#;
 
 const SETTINGS: &str = "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\nmax_connections = 2000\n\
@@ -86,8 +98,12 @@ fn streaming() -> Upstream {
 }
 
 fn builder(live: &Upstream) -> GatewayBuilder {
+    builder_on(live, SETTINGS)
+}
+
+fn builder_on(live: &Upstream, settings: &str) -> GatewayBuilder {
     let test = Upstream::start("test");
-    Gateway::builder().transport(Transport::Http1).policy(POLICY).settings(SETTINGS).api(live, &test)
+    Gateway::builder().transport(Transport::Http1).policy(POLICY).settings(settings).api(live, &test)
 }
 
 fn handshake(key: &TestKey) -> Call {
@@ -203,6 +219,47 @@ fn a_key_that_is_narrowed_below_the_route_ends_its_streams_there() {
         let narrow = ScopeSet::from_iter([Scope::parse("write").unwrap()]);
         change(gateway, valve, key, |record| record.scopes = narrow);
     });
+}
+
+/// A stream from each of two clients, as a proxy would tell of them, whose key is then bound to the network of the
+/// first; when that was, and the streams.
+fn bound_to_the_first(server: &str, live: &Upstream) -> (Gateway, Instant, [Wire; 2]) {
+    let policy = POLICY.replace("\"write\"]\n\n", "\"write\", \"manage\"]\n\n") + MANAGE;
+    let settings = SETTINGS.replace("[server]\n", &format!("[server]\n{server}\n"));
+    let gateway = builder_on(live, &settings).policy(&policy).start();
+    let (key, manager) = (gateway.live_key(), gateway.live_key());
+    let streams = ["192.0.2.7", "198.51.100.7"].map(|client| {
+        let mut wire = gateway.connect();
+        wire.send(&Call::get("/events").key(&key.secret).field("x-forwarded-for", client).to_bytes());
+        assert_eq!((wire.head().unwrap().status, wire.chunk().unwrap()), (200, b"data: 1\n\n".to_vec()));
+        wire
+    });
+    let bound = json!({ "allowed_addresses": ["192.0.2.0/24"] });
+    let call = json_call("PATCH", &format!("/v1/api_keys/{}", key.id()), &bound).key(&manager.secret);
+    let answer = gateway.fetch(&call);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    (gateway, Instant::now(), streams)
+}
+
+#[test]
+fn a_key_that_is_bound_to_other_addresses_ends_its_streams_from_elsewhere() {
+    let live = streaming();
+    let proxied = "trusted_proxies = [\"127.0.0.1\"]";
+    let (gateway, bound, [within, mut elsewhere]) = bound_to_the_first(proxied, &live);
+    assert!(elsewhere.is_closed());
+    assert!(bound.elapsed() < AT_MOST, "{:?}", bound.elapsed());
+    eventually("it is counted", || {
+        has_metric(&gateway, r#"keygate_answers_cut_total{reason="address_not_allowed"} 1"#)
+    });
+    assert!(is_untouched(&within));
+}
+
+#[test]
+fn where_no_proxy_is_trusted_a_stream_comes_from_who_connected_whatever_it_claims() {
+    let live = streaming();
+    let (_gateway, bound, mut streams) = bound_to_the_first("", &live);
+    assert!(streams.iter_mut().all(Wire::is_closed));
+    assert!(bound.elapsed() < AT_MOST, "{:?}", bound.elapsed());
 }
 
 #[test]
@@ -418,15 +475,9 @@ mod cut_off {
              command_timeout = \"2s\"\n[cache]\non_partition = \"serve\"\nlookup_timeout = \"200ms\"",
             chaos.url()
         );
-        let test = Upstream::start("test");
-        let gateway = Gateway::builder()
-            .transport(Transport::Http1)
-            .policy(&policy())
-            // One sweep for all.
-            .settings(&SETTINGS.replace("workers = 2", "workers = 1"))
-            .settings(&store)
-            .api(live, &test)
-            .start();
+        // One sweep for all.
+        let settings = SETTINGS.replace("workers = 2", "workers = 1");
+        let gateway = builder_on(live, &settings).policy(&policy()).settings(&store).start();
         eventually("it is linked", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
         (gateway, chaos, redis)
     }
