@@ -31,7 +31,7 @@ use crate::lifecycle::{self, By, Lifecycle, LifecycleError, SignupSettings, Trou
 use crate::listener::{self, Listener};
 use crate::metrics::{MeasuredStore, Metrics, Reloads, State};
 use crate::ops::{self, Readiness, Told};
-use crate::outbox;
+use crate::outbox::{self, Backlog};
 use crate::reload::{Fixed, Refused, Source};
 use crate::secret_file::{self, SecretFileError};
 use crate::store::cache::ReadThrough;
@@ -271,9 +271,12 @@ impl App {
             .collect();
         let workers = Arc::new(workers?);
         let acceptor = tokio::spawn(listener.run(Arc::clone(&workers)));
+        let mut backlog = None;
         if let Some(outbox) = config.outbox {
             let key = read_secret("outbox.key_file", &outbox.key_file)?;
             tokio::spawn(outbox::deliver(Arc::clone(&store), outbox.receiver, key, clock.clone()));
+            let backlog = backlog.insert(Arc::<Backlog>::default());
+            tokio::spawn(outbox::count(Arc::clone(&store), Arc::clone(backlog)));
         }
         if let Some(lifecycle) = &lifecycle {
             tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle), config.retention));
@@ -285,8 +288,8 @@ impl App {
             let asked = Arc::clone(&store);
             let store_has_answered =
                 move || meter.has_answered() || asked.keeper().link_state() == LinkState::Up;
-            let state =
-                state(Arc::clone(&store), keys, Arc::clone(&in_force), &records, lifecycle.as_deref());
+            let (store, in_force) = (Arc::clone(&store), Arc::clone(&in_force));
+            let state = state(store, keys, in_force, &records, lifecycle.as_deref(), backlog);
             let told = Told {
                 metrics,
                 readiness: Arc::clone(&readiness),
@@ -551,6 +554,7 @@ fn state(
     in_force: Arc<Mutex<InForce>>,
     records: &RecordWriter,
     lifecycle: Option<&Lifecycle>,
+    backlog: Option<Arc<Backlog>>,
 ) -> impl Fn() -> State + Send + Sync + use<> {
     let dropped = records.dropped();
     let changes = lifecycle.map(|lifecycle| Arc::clone(lifecycle.change_meter()));
@@ -564,6 +568,7 @@ fn state(
             event_link_up: store.keeper().link_state() == LinkState::Up,
             vitals: store.keeper().vitals(),
             changes: changes.clone(),
+            news_waiting: backlog.as_ref().and_then(|backlog| backlog.waiting()),
             troubles_dropped: troubles.as_ref().map_or(0, Trouble::dropped),
             records_dropped: dropped.load(Ordering::Relaxed),
             config_hash: in_force.config_hash,

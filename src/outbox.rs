@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -76,6 +76,36 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(30);
 /// News sent one after the other before the outbox is looked into again.
 const BATCH: usize = 16;
+
+/// How many news wait, as they were last counted; `None` until they were. For metrics.
+#[derive(Debug, Default)]
+pub struct Backlog(Mutex<Option<u64>>);
+
+impl Backlog {
+    #[must_use]
+    pub fn waiting(&self) -> Option<u64> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, waiting: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiting);
+    }
+}
+
+/// How often the news are counted that wait.
+const COUNTED_EVERY: Duration = Duration::from_secs(5);
+
+/// Counts what is in the outbox, for as long as it is polled: beside the sending, which a receiver that hangs holds
+/// up.
+pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
+    loop {
+        // While the store cannot answer, the number stays what it was.
+        if let Ok(waiting) = store.side().backlog().await {
+            backlog.note(waiting);
+        }
+        sleep(COUNTED_EVERY).await;
+    }
+}
 
 /// Sends what is in the outbox, for as long as it is polled.
 pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clock: Clock) {

@@ -444,6 +444,8 @@ pub struct State {
     pub vitals: Vitals,
     /// `None` at a gateway where nothing is changed.
     pub changes: Option<Arc<ChangeMeter>>,
+    /// `None` where nobody is told of anything.
+    pub news_waiting: Option<u64>,
     pub troubles_dropped: u64,
     pub records_dropped: u64,
     pub config_hash: u64,
@@ -734,6 +736,12 @@ fn gauges(threads: &[Arc<Cells>], store_up: bool, state: &State) -> Vec<MetricFa
             "Whether callers of a link are turned away at the moment without the store's being asked.",
             MetricType::GAUGE,
             breakers.collect(),
+        ),
+        family(
+            "keygate_outbox_waiting",
+            "News that the upstream has not taken yet, all gateways' together; there where an outbox is set up.",
+            MetricType::GAUGE,
+            state.news_waiting.iter().map(|waiting| gauge(&[], *waiting as f64)).collect(),
         ),
         one(
             "keygate_store_up",

@@ -80,6 +80,9 @@ pub trait Side: Send + Sync {
     /// store.
     fn news(&self, orgs: Vec<OrgId>) -> StoreFuture<'_, Result<Vec<Option<News>>, StoreFault>>;
 
+    /// How many news wait to be delivered, due or not.
+    fn backlog(&self) -> StoreFuture<'_, Result<u64, StoreFault>>;
+
     /// These news were taken.
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>>;
 

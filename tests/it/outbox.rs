@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tempfile::TempDir;
 
+use crate::harness::metrics::{scrape, value};
 use crate::harness::{Call, Gateway, Reply, Seen, Upstream, eventually, operator};
 
 const KEY: &[u8] = b"a key of thirty-two bytes or more";
@@ -21,7 +23,7 @@ fn gateway(receiver: &Upstream) -> Gateway {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     let url = receiver.url();
     Gateway::builder()
-        .settings("[signup]\nenabled = true\nfree_credits_cents = 500")
+        .settings("[signup]\nenabled = true\nfree_credits_cents = 500\n[ops]\nlisten = \"127.0.0.1:0\"")
         .settings(&format!("[outbox]\nurl = \"{url}/internal/news?from=keygate\"\nkey_file = \"outbox-key\""))
         .upstream("api", &Upstream::start("live").url(), &Upstream::start("test").url())
         .start_in(folder)
@@ -99,6 +101,32 @@ fn news_that_are_not_taken_are_sent_again_and_are_the_same() {
     let news = about(&seen, &org);
     assert_eq!(news.len(), 3, "what was taken is not sent again");
     assert!(news.iter().all(|sent| sent.body == news[0].body && is_signed(sent)));
+}
+
+/// How many news wait, as the metrics tell.
+fn waiting(gateway: &Gateway) -> Option<f64> {
+    value(&scrape(gateway.ops_address()), "keygate_outbox_waiting")
+}
+
+#[test]
+fn what_waits_to_be_taken_is_counted() {
+    let takes = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&takes);
+    let receiver = Upstream::with(move |_| {
+        if told.load(Ordering::SeqCst) {
+            Reply::ok("")
+        } else {
+            Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+        }
+    });
+    let gateway = gateway(&receiver);
+    for email in ["ada@example.com", "bob@example.com"] {
+        sign_up(&gateway, email);
+    }
+    eventually("these two and the gateway's own wait", || waiting(&gateway) == Some(3.0));
+    takes.store(true, Ordering::SeqCst);
+    gateway.advance(Duration::from_secs(31));
+    eventually("nothing waits any more", || waiting(&gateway) == Some(0.0));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use keygate::lifecycle::NewKey;
 use keygate::store::keeper::LinkState;
 use tempfile::TempDir;
 
+use crate::harness::desk::write_secret;
 use crate::harness::http2::runtime;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{
@@ -109,7 +110,7 @@ fn prometheus_scrapes_a_gateway_and_knows_what_it_counted() {
     assert!(quantile > 0.0 && quantile < 0.1, "{quantile}");
 }
 
-/// The gateway has everything to tell: a Redis, certificates, an endpoint that is down, refusals, changes.
+/// The gateway has everything to tell: a Redis, certificates, an endpoint that is down, refusals, changes, news.
 #[test]
 fn promtool_finds_nothing_to_complain_about() {
     let redis = RedisServer::start();
@@ -118,9 +119,11 @@ fn promtool_finds_nothing_to_complain_about() {
         "[server]\nlisten = \"127.0.0.1:0\"\ntls = [{ cert = \"server.pem\", key = \"server-key.pem\" }]";
     let folder = TempDir::new().unwrap();
     crate::harness::transport::CERTIFICATE.write(folder.path(), "server");
+    write_secret(&folder.path().join("outbox-key"), "a key of thirty-two bytes or more");
     let live = Upstream::start("live");
-    let builder =
-        Gateway::builder().settings(settings).settings(&store).settings(OPS).transport(Transport::TlsHttp2);
+    let outbox = format!("[outbox]\nurl = \"{}/news\"\nkey_file = \"outbox-key\"", live.url());
+    let builder = Gateway::builder().settings(settings).settings(&store).settings(OPS).settings(&outbox);
+    let builder = builder.transport(Transport::TlsHttp2);
     let mut gateway = builder.upstream("api", &live.url(), &refusing()).start_in(folder);
     eventually("it has a lease", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
     let key = gateway.live_key();
@@ -131,6 +134,9 @@ fn promtool_finds_nothing_to_complain_about() {
     gateway.reload().unwrap();
     eventually("the revocation is measured", || {
         scrape(gateway.ops_address()).contains("# TYPE keygate_revocation_lag_seconds ")
+    });
+    eventually("the news are counted", || {
+        scrape(gateway.ops_address()).contains("\nkeygate_outbox_waiting ")
     });
     let text = scrape(gateway.ops_address());
     let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE keygate_"));
@@ -153,6 +159,7 @@ fn promtool_finds_nothing_to_complain_about() {
         "leases",
         "lease_held",
         "store_breaker_open",
+        "outbox_waiting",
         "rate_limited_total",
         "audit_troubles_dropped_total",
         "event_link_up",

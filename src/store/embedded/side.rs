@@ -3,7 +3,7 @@
 use std::ops::Bound;
 use std::sync::PoisonError;
 
-use redb::ReadableTable;
+use redb::{ReadableTable, ReadableTableMetadata};
 
 use super::Embedded;
 use super::reads::Snapshot;
@@ -55,6 +55,10 @@ impl Side for Embedded {
 
     fn news(&self, orgs: Vec<OrgId>) -> StoreFuture<'_, Result<Vec<Option<News>>, StoreFault>> {
         self.read(move |snapshot| snapshot.news(&orgs))
+    }
+
+    fn backlog(&self) -> StoreFuture<'_, Result<u64, StoreFault>> {
+        self.read(|snapshot| Ok(snapshot.file.open_table(NEWS_DUE)?.len()?))
     }
 
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>> {

@@ -48,6 +48,7 @@ pub(super) struct Scripts {
     pub(super) usage: Script,
     pub(super) note_usage: Script,
     pub(super) news: Script,
+    pub(super) backlog: Script,
     pub(super) claim_news: Script,
     pub(super) delivered: Script,
     pub(super) admit: Script,
@@ -88,6 +89,7 @@ impl Scripts {
             usage: Script::reading(include_str!("usage.lua")),
             note_usage: Script::writing(ours!("#!lua", "note_usage.lua")),
             news: Script::reading(include_str!("news.lua")),
+            backlog: Script::reading(include_str!("backlog.lua")),
             claim_news: Script::writing(ours!("#!lua flags=allow-oom", "claim_news.lua")),
             delivered: Script::writing(ours!("#!lua flags=allow-oom", "delivered.lua")),
             admit: Script::writing(ours!("#!lua", "admit.lua")),
@@ -118,7 +120,7 @@ impl Scripts {
     }
 
     /// All but the one that asks for rights.
-    fn all(&self) -> [&Script; 23] {
+    fn all(&self) -> [&Script; 24] {
         let Self {
             lookup,
             read,
@@ -138,6 +140,7 @@ impl Scripts {
             usage,
             note_usage,
             news,
+            backlog,
             claim_news,
             delivered,
             admit,
@@ -147,7 +150,8 @@ impl Scripts {
         } = self;
         [
             lookup, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import,
-            entries, trim, restore, usage, note_usage, news, claim_news, delivered, admit, begin, accept,
+            entries, trim, restore, usage, note_usage, news, backlog, claim_news, delivered, admit, begin,
+            accept,
         ]
     }
 }

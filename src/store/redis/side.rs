@@ -44,6 +44,10 @@ impl Side for Redis {
         Box::pin(self.inner.news(orgs))
     }
 
+    fn backlog(&self) -> StoreFuture<'_, Result<u64, StoreFault>> {
+        Box::pin(self.inner.backlog())
+    }
+
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>> {
         let names = &self.inner.names;
         let call = self
@@ -111,6 +115,13 @@ impl Inner {
             }
         }
         Ok(news)
+    }
+
+    async fn backlog(&self) -> Result<u64, StoreFault> {
+        let call = Call::new(&self.scripts.backlog, [self.names.meta(), self.names.news_due()]);
+        let count = self.ask(&call).await?.text().map_err(|error| self.fault(error))?;
+        let count = count.and_then(|count| count.parse().ok());
+        count.ok_or_else(|| self.fault("the number of news does not read"))
     }
 
     async fn claim_news(

@@ -111,6 +111,7 @@ contract! {
         usage_is_no_event_and_leaves_the_record
         news_are_claimed_once_and_come_back_until_they_are_delivered
         news_are_told_without_being_claimed
+        news_are_counted_until_they_are_delivered
         of_concurrent_claims_each_gets_other_news
         newer_news_of_an_organisation_take_the_place_of_older
         quotas_admit_exactly_as_many_as_they_say

@@ -176,6 +176,23 @@ pub(super) async fn newer_news_of_an_organisation_take_the_place_of_older(store:
     assert_eq!(store.side().claim_news(later(5), later(9), 10).await, Ok(vec![newer]));
 }
 
+pub(super) async fn news_are_counted_until_they_are_delivered(store: Shared) {
+    let made = Maker::new();
+    let orgs: Vec<_> = (0..3).map(|_| made.org().id).collect();
+    assert_eq!(store.side().backlog().await, Ok(0));
+    for org in &orgs {
+        tell(&store, &News { org: *org, due: later(5), body: b"news".to_vec() }).await;
+    }
+    tell(&store, &News { org: orgs[0], due: later(5), body: b"newer".to_vec() }).await;
+    assert_eq!(store.side().backlog().await, Ok(3), "due or not, and one of each organisation");
+    assert_eq!(store.side().claim_news(later(5), later(9), 2).await.unwrap().len(), 2);
+    assert_eq!(store.side().backlog().await, Ok(3), "claimed or not");
+    for (n, org) in orgs.iter().enumerate() {
+        assert_eq!(store.side().delivered(*org).await, Ok(()));
+        assert_eq!(store.side().backlog().await, Ok(2 - n as u64));
+    }
+}
+
 const WINDOW: Duration = Duration::from_secs(3600);
 
 fn quota(name: &str, limit: u32) -> Quota {
