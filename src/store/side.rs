@@ -87,6 +87,6 @@ pub trait Side: Send + Sync {
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>>;
 
     /// Counts one more under every quota, or under none if any is used up. Windows are fixed: the first count
-    /// begins one. A store of one gateway may forget its counts in a restart.
+    /// begins one, and it goes on when every gateway has ended.
     fn admit(&self, quotas: Vec<Quota>, now: UnixMillis) -> StoreFuture<'_, Result<Admission, StoreFault>>;
 }

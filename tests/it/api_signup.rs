@@ -16,6 +16,7 @@ on_both_stores! {
     of_64_signups_with_one_address_exactly_one_succeeds
     five_an_hour_come_from_one_network
     two_hundred_a_day_come_in_all
+    who_has_signed_up_counts_when_the_gateway_starts_anew
     an_organisation_is_verified_before_its_keys_open_anything
 }
 
@@ -185,6 +186,21 @@ fn five_an_hour_come_from_one_network(kept: Kept) {
     wait_of(&attempt("203.0.113.9, 127.0.0.1"));
     api.gateway.advance(wait);
     assert_eq!(attempt("203.0.113.6").status, 200, "as it was told");
+}
+
+/// Whoever can make a gateway end, or waits for it, gets no more than others.
+fn who_has_signed_up_counts_when_the_gateway_starts_anew(kept: Kept) {
+    let mut api = Api::builder(kept).signup("enabled = true\nper_network_and_hour = 2\nper_day = 3").start();
+    let attempt = |api: &Api, n: usize| {
+        api.ask(&from(sign_up(&format!("ada{n}@example.com")), &format!("10.0.{}.1", n / 2)))
+    };
+    assert_eq!((attempt(&api, 0).status, attempt(&api, 1).status), (200, 200));
+    api.gateway.restart();
+    let wait = wait_of(&api.ask(&from(sign_up("ada@example.com"), "10.0.0.9")));
+    assert!(wait <= HOUR && wait > HOUR - HOUR / 60, "{wait:?}");
+    assert_eq!(attempt(&api, 2).status, 200, "the third of the day, from another network");
+    api.gateway.restart();
+    assert!(wait_of(&attempt(&api, 4)) > HOUR, "three came in all");
 }
 
 fn two_hundred_a_day_come_in_all(kept: Kept) {

@@ -2,10 +2,9 @@
 //!
 //! A mutation, or anything else that changes the file, is an order to the one writer thread, which takes all
 //! that wait and makes them durable in one transaction: many callers share the price of a sync. Then it tells
-//! the sinks, and only then the callers. Reads run beside it, each over one snapshot. Quotas are counted in
-//! memory.
+//! the sinks, and only then the callers. Reads run beside it, each over one snapshot.
 //!
-//! The tables, all keys of fixed length so that their order is the order of ids (which is that of age):
+//! The tables, keys of fixed length first so that their order is the order of ids (which is that of age):
 //!
 //! | table | key | value |
 //! |--|--|--|
@@ -23,6 +22,8 @@
 //! | `usage` | key id | text of [`Usage`](crate::key::usage::Usage) |
 //! | `news` | organisation id | when they are due, what is to be sent |
 //! | `news_due` | when they are due, organisation id | nothing |
+//! | `quotas` | name of a quota | when its window ends, how many there were (4 bytes big-endian) |
+//! | `quota_ends` | when it ends, name of a quota | nothing |
 //!
 //! Numbers and times are eight bytes big-endian.
 
@@ -50,7 +51,6 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use self::open::{OpenError, inspect};
 use self::open::{open_file, open_to_read};
-use self::quotas::Quotas;
 use self::reads::Snapshot;
 use self::tables::{KEYS, ORGS, Tables};
 use self::writer::{Chore, Commit, Order, Outcome, Stop, Writer};
@@ -85,7 +85,6 @@ pub struct Embedded {
     /// `None` only while it is being dropped.
     orders: Option<mpsc::Sender<Box<dyn Order>>>,
     writer: Option<JoinHandle<()>>,
-    quotas: Mutex<Quotas>,
 }
 
 impl Embedded {
@@ -127,8 +126,8 @@ impl Embedded {
         };
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run())?;
         let readers = Arc::new(Semaphore::new(READERS));
-        let (orders, writer, quotas) = (Some(orders), Some(writer), Mutex::default());
-        Ok(Self { path, file, sealer, readers, published, orders, writer, quotas })
+        let (orders, writer) = (Some(orders), Some(writer));
+        Ok(Self { path, file, sealer, readers, published, orders, writer })
     }
 
     /// Runs `read` over a snapshot, on a thread that may wait for the disk.

@@ -14,7 +14,7 @@ use super::mutation::NO_EVENT_NUMBER;
 use super::rehearsal::Rehearsal;
 use super::tables::{
     ANSWER_ENDS, ANSWERS, AUDIT, AUDIT_ENDS, DIGESTS, EMAILS, EVENTS, INCARNATION, KEYS, LAST_EVENT, META,
-    NEWS, NEWS_DUE, ORG_KEYS, ORGS, Tables, USAGE, begin_write, number,
+    NEWS, NEWS_DUE, ORG_KEYS, ORGS, QUOTA_ENDS, QUOTAS, Tables, USAGE, begin_write, number, open_if_there,
 };
 use crate::store::StoreFault;
 use crate::store::events::Seq;
@@ -203,6 +203,8 @@ fn survey(path: &Path, database: &Database) -> Result<Option<Seq>, OpenError> {
         file.open_table(USAGE)?;
         file.open_table(NEWS)?;
         file.open_table(NEWS_DUE)?;
+        open_if_there(&file, QUOTAS)?;
+        open_if_there(&file, QUOTA_ENDS)?;
         Ok(value(LAST_EVENT)?.map_or(Content::NoEventNumber, Content::Store))
     };
     let path = path.to_owned();

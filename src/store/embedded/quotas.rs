@@ -1,75 +1,101 @@
-//! Quotas of a store that one gateway has for itself: in its memory. A restart forgets them.
+//! Quotas, in the file: whoever can make a gateway start anew gets no more than others.
+//!
+//! A window is a row with its end and its count. Those that have ended go with the next that are counted.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
+use redb::ReadableTable;
+
+use super::reads::Snapshot;
+use super::side::split_time;
+use super::tables::{Bytes, QUOTAS, Tables, open_if_there};
+use super::writer::Stop;
 use crate::clock::UnixMillis;
+use crate::store::StoreFault;
 use crate::store::side::{Admission, Quota};
 
-/// Windows under way, by the name of their quota.
-#[derive(Debug, Default)]
-pub(super) struct Quotas {
-    windows: HashMap<String, Window>,
-    /// How many windows there may be before those that have ended are looked for.
-    enough: usize,
-}
+/// Ended windows that go for each quota that counts one more: more than one, so that they run out.
+const CLEARED: usize = 8;
 
-#[derive(Debug)]
+#[derive(Clone, Copy)]
 struct Window {
-    count: u32,
     ends_at: UnixMillis,
+    count: u32,
 }
 
-/// Windows that are not worth looking through.
-const FEW: usize = 1024;
-
-impl Quotas {
-    pub(super) fn admit(&mut self, quotas: &[Quota], now: UnixMillis) -> Admission {
-        self.forget_ended(now);
-        let used_up = quotas.iter().filter_map(|quota| self.wait(quota, now)).max();
-        if let Some(retry_after) = used_up {
-            return Admission::Refused { retry_after };
-        }
+impl Snapshot {
+    /// How long to wait for the quotas that are used up, if any are.
+    pub(super) fn wait(&self, quotas: &[Quota], now: UnixMillis) -> Result<Option<Duration>, StoreFault> {
+        let mut longest = None;
+        let table = open_if_there(&self.file, QUOTAS)?;
         for quota in quotas {
-            let fresh = || Window { count: 0, ends_at: now.plus(quota.window) };
-            let window = self.windows.entry(quota.name.clone()).or_insert_with(fresh);
-            if window.ends_at <= now {
-                *window = fresh();
-            }
-            window.count = window.count.saturating_add(1);
+            let window = table.as_ref().map(|table| window(table, quota)).transpose()?.flatten();
+            longest = longest.max(wait(quota, window, now));
         }
-        Admission::Admitted
-    }
-
-    /// How long to wait for a quota that is used up. Never longer than a window, should the clock have gone
-    /// back.
-    fn wait(&self, quota: &Quota, now: UnixMillis) -> Option<Duration> {
-        let window = self.windows.get(&quota.name).filter(|window| window.ends_at > now);
-        let count = window.map_or(0, |window| window.count);
-        let left = window.map_or(quota.window, |window| Duration::from_millis(window.ends_at.0 - now.0));
-        (count >= quota.limit).then(|| left.min(quota.window))
-    }
-
-    /// Looks through the windows each time their number has doubled, so that it costs a call next to nothing.
-    fn forget_ended(&mut self, now: UnixMillis) {
-        if self.windows.len() >= self.enough.max(FEW) {
-            self.windows.retain(|_, window| window.ends_at > now);
-            self.enough = 2 * self.windows.len();
-        }
+        Ok(longest)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn windows_that_have_ended_are_forgotten() {
-        let mut quotas = Quotas::default();
-        for n in 0..100_000 {
-            let quota = Quota { name: n.to_string(), limit: 1, window: Duration::from_millis(10) };
-            assert_eq!(quotas.admit(&[quota], UnixMillis(n)), Admission::Admitted);
-            assert!(quotas.windows.len() <= FEW);
+impl Tables<'_> {
+    pub(super) fn admit(&mut self, quotas: &[Quota], now: UnixMillis) -> Result<Admission, Stop> {
+        let mut windows = Vec::with_capacity(quotas.len());
+        let mut longest = None;
+        for quota in quotas {
+            let window = window(&self.quotas, quota)?;
+            longest = longest.max(wait(quota, window, now));
+            windows.push(window);
         }
+        if let Some(retry_after) = longest {
+            return Ok(Admission::Refused { retry_after });
+        }
+        for (quota, window) in quotas.iter().zip(windows) {
+            self.count(quota, window, now)?;
+        }
+        Ok(Admission::Admitted)
     }
+
+    fn count(&mut self, quota: &Quota, before: Option<Window>, now: UnixMillis) -> Result<(), Stop> {
+        self.clear_windows(now)?;
+        let under_way = before.filter(|window| window.ends_at > now);
+        let Window { ends_at, count } =
+            under_way.unwrap_or(Window { ends_at: now.plus(quota.window), count: 0 });
+        if let Some(before) = before {
+            self.quota_ends.remove((&before.ends_at.0.to_be_bytes(), &*quota.name))?;
+        }
+        let (end, count) = (ends_at.0.to_be_bytes(), count.saturating_add(1).to_be_bytes());
+        self.quotas.insert(&*quota.name, &[&end[..], &count].concat()[..])?;
+        self.quota_ends.insert((&end, &*quota.name), ())?;
+        Ok(())
+    }
+
+    fn clear_windows(&mut self, now: UnixMillis) -> Result<(), Stop> {
+        for _ in 0..CLEARED {
+            let first = self.quota_ends.first()?;
+            let first = first.map(|(place, _)| (*place.value().0, place.value().1.to_owned()));
+            let Some((end, name)) = first.filter(|(end, _)| u64::from_be_bytes(*end) <= now.0) else { break };
+            self.quota_ends.remove((&end, &*name))?;
+            self.quotas.remove(&*name)?;
+        }
+        Ok(())
+    }
+}
+
+/// The last window of a quota, which may have ended. One that does not read is as good as none.
+fn window(
+    table: &impl ReadableTable<&'static str, Bytes>,
+    quota: &Quota,
+) -> Result<Option<Window>, redb::StorageError> {
+    let kept = table.get(&*quota.name)?;
+    Ok(kept.and_then(|kept| {
+        let (ends_at, count) = split_time(kept.value())?;
+        Some(Window { ends_at, count: u32::from_be_bytes(count.try_into().ok()?) })
+    }))
+}
+
+/// How long to wait for a quota that is used up. Never longer than a window, should the clock have gone back.
+fn wait(quota: &Quota, window: Option<Window>, now: UnixMillis) -> Option<Duration> {
+    let window = window.filter(|window| window.ends_at > now);
+    let count = window.map_or(0, |window| window.count);
+    let left = window.map_or(quota.window, |window| Duration::from_millis(window.ends_at.0 - now.0));
+    (count >= quota.limit).then(|| left.min(quota.window))
 }

@@ -1,6 +1,9 @@
 //! The tables of the file, and the write transaction over them.
 
-use redb::{Database, Durability, Table, TableDefinition, WriteTransaction};
+use redb::{
+    Database, Durability, Key, ReadOnlyTable, ReadTransaction, Table, TableDefinition, TableError, Value,
+    WriteTransaction,
+};
 
 use crate::store::StoreFault;
 
@@ -24,6 +27,9 @@ pub(super) const ANSWER_ENDS: TableDefinition<'_, (Number, Hash), ()> = TableDef
 pub(super) const USAGE: TableDefinition<'_, Id, Bytes> = TableDefinition::new("usage");
 pub(super) const NEWS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("news");
 pub(super) const NEWS_DUE: TableDefinition<'_, (Number, Id), ()> = TableDefinition::new("news_due");
+/// These two came later than the others: a file may not have them before something is written to it.
+pub(super) const QUOTAS: TableDefinition<'_, &str, Bytes> = TableDefinition::new("quotas");
+pub(super) const QUOTA_ENDS: TableDefinition<'_, (Number, &str), ()> = TableDefinition::new("quota_ends");
 
 /// Rows of `meta`.
 pub(super) const INCARNATION: &str = "incarnation";
@@ -45,6 +51,8 @@ pub(super) struct Tables<'t> {
     pub(super) usage: Table<'t, Id, Bytes>,
     pub(super) news: Table<'t, Id, Bytes>,
     pub(super) news_due: Table<'t, (Number, Id), ()>,
+    pub(super) quotas: Table<'t, &'static str, Bytes>,
+    pub(super) quota_ends: Table<'t, (Number, &'static str), ()>,
 }
 
 impl<'t> Tables<'t> {
@@ -64,7 +72,21 @@ impl<'t> Tables<'t> {
             usage: transaction.open_table(USAGE)?,
             news: transaction.open_table(NEWS)?,
             news_due: transaction.open_table(NEWS_DUE)?,
+            quotas: transaction.open_table(QUOTAS)?,
+            quota_ends: transaction.open_table(QUOTA_ENDS)?,
         })
+    }
+}
+
+/// A table that a file may not have yet.
+pub(super) fn open_if_there<K: Key + 'static, V: Value + 'static>(
+    file: &ReadTransaction,
+    table: TableDefinition<'_, K, V>,
+) -> Result<Option<ReadOnlyTable<K, V>>, TableError> {
+    match file.open_table(table) {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -92,4 +114,4 @@ macro_rules! faults {
     )*};
 }
 
-faults!(redb::StorageError, redb::TableError, redb::TransactionError, redb::CommitError);
+faults!(redb::StorageError, TableError, redb::TransactionError, redb::CommitError);

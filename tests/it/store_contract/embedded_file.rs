@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use keygate::audit::{Chain, Ends, Link, Trail};
 use keygate::clock::UnixMillis;
@@ -15,7 +16,7 @@ use keygate::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
 use keygate::key::usage::{Usage, Used};
 use keygate::store::embedded::{Embedded, OpenError, Settings};
 use keygate::store::events::Subject;
-use keygate::store::side::KeptAnswer;
+use keygate::store::side::{Admission, KeptAnswer, Quota};
 use keygate::store::{CommitError, Committed, Lookup, Mutation, Store};
 use redb::{ReadableDatabase, ReadableTableMetadata};
 
@@ -89,6 +90,64 @@ async fn answers_that_have_ended_make_room_for_others() {
     let file = database.begin_read().unwrap();
     let (answers, ends) = (file.open_table(ANSWERS).unwrap(), file.open_table(ENDS).unwrap());
     assert_eq!((answers.len().unwrap(), ends.len().unwrap()), (10, 10));
+}
+
+const QUOTAS: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("quotas");
+const QUOTA_ENDS: redb::TableDefinition<'_, (&[u8; 8], &str), ()> = redb::TableDefinition::new("quota_ends");
+
+fn quota(name: String, limit: u32) -> Quota {
+    Quota { name, limit, window: Duration::from_millis(10) }
+}
+
+#[tokio::test]
+async fn windows_of_quotas_that_have_ended_make_room_for_others() {
+    let directory = tempfile::tempdir().unwrap();
+    {
+        let store = open(directory.path());
+        // Ten are under way at a time, and a hundred that all end at once.
+        for n in 0..300 {
+            let quotas = vec![quota("all".to_owned(), 1000), quota(n.to_string(), 1)];
+            let now = UnixMillis(if n < 100 { 99 } else { n });
+            assert_eq!(store.side().admit(quotas, now).await, Ok(Admission::Admitted));
+        }
+    }
+    let database = redb::Database::open(at(directory.path()).path).unwrap();
+    let file = database.begin_read().unwrap();
+    let (quotas, ends) = (file.open_table(QUOTAS).unwrap(), file.open_table(QUOTA_ENDS).unwrap());
+    assert_eq!((quotas.len().unwrap(), ends.len().unwrap()), (11, 11));
+}
+
+#[tokio::test]
+async fn who_is_refused_by_a_quota_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    let once = || vec![quota("once".to_owned(), 1)];
+    assert_eq!(store.side().admit(once(), NOW).await, Ok(Admission::Admitted));
+    let before = std::fs::read(at(directory.path()).path).unwrap();
+    for _ in 0..100 {
+        assert!(matches!(store.side().admit(once(), NOW).await, Ok(Admission::Refused { .. })));
+    }
+    assert!(std::fs::read(at(directory.path()).path).unwrap() == before);
+}
+
+/// As the first keygate wrote it.
+#[tokio::test]
+async fn a_file_from_before_quotas_were_kept_is_opened_and_keeps_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = Maker::new();
+    let (org, digest) = (made.org(), made.digest());
+    let key = made.key(org.id, &[digest]);
+    insert(&open(directory.path()), &org, &key).await;
+    let file = redb::Database::open(at(directory.path()).path).unwrap();
+    let transaction = file.begin_write().unwrap();
+    assert!(transaction.delete_table(QUOTAS).unwrap() && transaction.delete_table(QUOTA_ENDS).unwrap());
+    transaction.commit().unwrap();
+    drop(file);
+    for admission in [Admission::Admitted, Admission::Refused { retry_after: Duration::from_millis(10) }] {
+        let store = open(directory.path());
+        assert_found(&store, digest, &key, &org).await;
+        assert_eq!(store.side().admit(vec![quota("once".to_owned(), 1)], NOW).await, Ok(admission));
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! What every store promises, run on every back end; in `embedded_file` what only the embedded one does. What
 //! only Redis does is in `redis_store`.
 //!
-//! A rule is a function over an empty store. `contract!` lists the rules once; a back end adds its
-//! `holds_for!`.
+//! A rule is a function over an empty store. `contract!` lists the rules once, first those that a store keeps for as
+//! long as it is open, then those that it keeps when it is opened again; a back end adds its `holds_for!`.
 
 mod embedded_file;
 mod import;
@@ -11,7 +11,6 @@ mod records;
 mod side;
 mod trails;
 
-use std::any::Any;
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -33,11 +32,11 @@ use tokio::runtime::Handle;
 use crate::harness::RedisServer;
 
 pub(crate) type Shared = Arc<dyn Store>;
-/// Keeps alive what the store lives on.
-type Guard = Box<dyn Any>;
+/// Opens the store again on what it lives on, once it is closed; and keeps that alive.
+type Reopen = Box<dyn Fn() -> Shared>;
 
 macro_rules! contract {
-    ($($topic:ident { $($rule:ident)* })*) => {
+    ($($topic:ident { $($rule:ident)* })*; $($lasting_topic:ident { $($lasting_rule:ident)* })*) => {
         /// Instantiates every rule of the contract for one back end.
         macro_rules! holds_for {
             ($backend:ident, $open:path) => {
@@ -45,8 +44,15 @@ macro_rules! contract {
                     $($(
                         #[tokio::test]
                         async fn $rule() {
-                            let (store, _guard) = $open().await;
+                            let (store, _reopen) = $open().await;
                             super::$topic::$rule(store).await;
+                        }
+                    )*)*
+                    $($(
+                        #[tokio::test]
+                        async fn $lasting_rule() {
+                            let (store, reopen) = $open().await;
+                            super::$lasting_topic::$lasting_rule(store, reopen).await;
                         }
                     )*)*
                 }
@@ -123,6 +129,9 @@ contract! {
         each_key_is_imported_for_itself
         an_import_repeated_inserts_nothing_twice
         an_import_is_no_event
+    };
+    side {
+        quotas_go_on_in_a_store_that_is_opened_again
     }
 }
 
@@ -130,25 +139,29 @@ holds_for!(embedded, super::open_embedded);
 holds_for!(redis, super::open_redis);
 holds_for!(redis_with_a_pepper, super::open_redis_with_a_pepper);
 
-async fn open_embedded() -> (Shared, Guard) {
+async fn open_embedded() -> (Shared, Reopen) {
     let directory = tempfile::tempdir().unwrap();
-    let store = Embedded::open(&at(directory.path()), Sealer::default()).unwrap();
-    (Arc::new(store), Box::new(directory))
+    let open =
+        move || -> Shared { Arc::new(Embedded::open(&at(directory.path()), Sealer::default()).unwrap()) };
+    (open(), Box::new(open))
 }
 
-async fn open_redis() -> (Shared, Guard) {
+async fn open_redis() -> (Shared, Reopen) {
     open_redis_with(Sealer::default()).await
 }
 
-async fn open_redis_with_a_pepper() -> (Shared, Guard) {
+async fn open_redis_with_a_pepper() -> (Shared, Reopen) {
     open_redis_with(Sealer::new(Some(Pepper::new(vec![7; 32]).unwrap()))).await
 }
 
-async fn open_redis_with(sealer: Sealer) -> (Shared, Guard) {
+async fn open_redis_with(sealer: Sealer) -> (Shared, Reopen) {
     let server = RedisServer::start();
-    let store = Redis::open(server.settings(), sealer, Handle::current()).unwrap();
+    let open = move || -> Shared {
+        Arc::new(Redis::open(server.settings(), sealer.clone(), Handle::current()).unwrap())
+    };
+    let store = open();
     assert_eq!(store.keeper().begin().await, Ok(true));
-    (Arc::new(store), Box::new(server))
+    (store, Box::new(open))
 }
 
 fn at(directory: &Path) -> Settings {

@@ -236,6 +236,24 @@ pub(super) async fn a_quota_begins_anew_after_its_window(store: Shared) {
     assert_eq!(admit(&store, NOW, &[quota("b", 2)]).await, None, "another's is another");
 }
 
+pub(super) async fn quotas_go_on_in_a_store_that_is_opened_again(store: Shared, reopen: impl Fn() -> Shared) {
+    let (few, many) = (quota("signup:192.0.2.0/24", 2), quota("signup", 3));
+    let both = [few.clone(), many.clone()];
+    assert_eq!(admit(&store, NOW, &both).await, None);
+    drop(store);
+    let store = reopen();
+    assert_eq!(admit(&store, later(1000), &both).await, None, "the second of two, and of three");
+    drop(store);
+    let store = reopen();
+    let left = Some(WINDOW - Duration::from_secs(2));
+    assert_eq!(admit(&store, later(2000), &both).await, left);
+    assert_eq!(admit(&store, later(2000), std::slice::from_ref(&many)).await, None, "the third of three");
+    drop(store);
+    let store = reopen();
+    assert_eq!(admit(&store, later(2000), &[many]).await, left);
+    assert_eq!(admit(&store, later(3_600_000), &both).await, None, "a window that ended meanwhile");
+}
+
 pub(super) async fn who_is_refused_by_one_quota_counts_under_none(store: Shared) {
     let (few, many) = (quota("few", 1), quota("many", 3));
     assert_eq!(admit(&store, NOW, &[few.clone(), many.clone()]).await, None);
