@@ -528,7 +528,7 @@ impl Metrics {
         });
         let store = self.store.operations.iter();
         let operations =
-            store.filter_map(|(operation, times)| histogram(&[("op", operation)], std::iter::once(times)));
+            store.filter_map(|(operation, times)| sum(&[("op", operation)], std::iter::once(times)));
         vec![
             family(
                 "keygate_request_duration_seconds",
@@ -818,11 +818,16 @@ fn histogram<'h, const N: usize>(
     pairs: &[(&str, &str)],
     threads: impl Iterator<Item = &'h Histogram<N>> + Clone,
 ) -> Option<proto::Metric> {
+    sum(pairs, threads).filter(|sum| sum.get_histogram().get_sample_count() > 0)
+}
+
+/// The sum of some threads' histograms, also while it is empty; `None` for no threads.
+fn sum<'h, const N: usize>(
+    pairs: &[(&str, &str)],
+    threads: impl Iterator<Item = &'h Histogram<N>> + Clone,
+) -> Option<proto::Metric> {
     let count: u64 = threads.clone().map(|histogram| read(&histogram.count)).sum();
     let bounds = threads.clone().next()?.bounds;
-    if count == 0 {
-        return None;
-    }
     let mut cumulative = 0;
     let mut buckets = Vec::with_capacity(N);
     for (n, bound) in bounds.iter().enumerate() {

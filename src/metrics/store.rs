@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Histogram, LAG_BUCKETS, STORE_BUCKETS};
-use crate::clock::Clock;
+use crate::audit::{Ends, Entry, Trail};
+use crate::clock::{Clock, UnixMillis};
 use crate::id::{KeyId, OrgId};
 use crate::key::Digest;
 use crate::key::record::{KeyRecord, OrgRecord, Versioned};
+use crate::key::usage::{Usage, Used};
 use crate::store::events::{EventSink, Seq, Subject};
 use crate::store::keeper::Keeper;
-use crate::store::side::Side;
+use crate::store::side::{Admission, News, Quota, Side};
 use crate::store::trails::Trails;
 use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 
@@ -20,14 +22,13 @@ use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, Store,
 pub struct StoreMeter {
     up: AtomicBool,
     has_answered: AtomicBool,
-    pub(super) operations: [(&'static str, Histogram<9>); 3],
+    pub(super) operations: [(&'static str, Histogram<9>); Operation::ALL.len()],
     pub(super) lag: Histogram<14>,
 }
 
 impl Default for StoreMeter {
     fn default() -> Self {
-        let operations =
-            ["lookup", "read", "commit"].map(|operation| (operation, Histogram::new(&STORE_BUCKETS)));
+        let operations = Operation::ALL.map(|operation| (operation.label(), Histogram::new(&STORE_BUCKETS)));
         let (up, has_answered) = (AtomicBool::new(true), AtomicBool::new(false));
         Self { up, has_answered, operations, lag: Histogram::new(&LAG_BUCKETS) }
     }
@@ -58,17 +59,53 @@ impl EventSink for StoreMeter {
     }
 }
 
-/// A store and its meter.
+/// What a store is asked to do.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Lookup,
+    Read,
+    Commit,
+    Trail,
+    Answer,
+    Usage,
+    Outbox,
+    Quota,
+}
+
+impl Operation {
+    const ALL: [Self; 8] = [
+        Self::Lookup,
+        Self::Read,
+        Self::Commit,
+        Self::Trail,
+        Self::Answer,
+        Self::Usage,
+        Self::Outbox,
+        Self::Quota,
+    ];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Lookup => "lookup",
+            Self::Read => "read",
+            Self::Commit => "commit",
+            Self::Trail => "trail",
+            Self::Answer => "answer",
+            Self::Usage => "usage",
+            Self::Outbox => "outbox",
+            Self::Quota => "quota",
+        }
+    }
+}
+
+/// A store and its meter. Not measured are what an operator asks of its keeper, and waiting for other gateways,
+/// which has a measure of its own.
 #[derive(Debug)]
 pub struct MeasuredStore {
     store: Arc<dyn Store>,
     meter: Arc<StoreMeter>,
     clock: Clock,
 }
-
-const LOOKUP: usize = 0;
-const READ: usize = 1;
-const COMMIT: usize = 2;
 
 impl MeasuredStore {
     #[must_use]
@@ -79,7 +116,7 @@ impl MeasuredStore {
 
     async fn measure<T>(
         &self,
-        operation: usize,
+        operation: Operation,
         answer: StoreFuture<'_, T>,
         answered: impl Fn(&T) -> bool,
     ) -> T {
@@ -89,12 +126,20 @@ impl MeasuredStore {
         asked.answered = answered(&outcome);
         outcome
     }
+
+    fn measured<'s, T: Send + 's>(
+        &'s self,
+        operation: Operation,
+        answer: StoreFuture<'s, Result<T, StoreFault>>,
+    ) -> StoreFuture<'s, Result<T, StoreFault>> {
+        Box::pin(self.measure(operation, answer, Result::is_ok))
+    }
 }
 
 /// One operation under way. Measured when it ends, in whatever way.
 struct Asked<'s> {
     store: &'s MeasuredStore,
-    operation: usize,
+    operation: Operation,
     begun: Instant,
     answered: bool,
 }
@@ -103,7 +148,7 @@ impl Drop for Asked<'_> {
     fn drop(&mut self) {
         let MeasuredStore { meter, clock, .. } = self.store;
         let took = clock.mono().saturating_duration_since(self.begun);
-        meter.operations[self.operation].1.observe_shared(took);
+        meter.operations[self.operation as usize].1.observe_shared(took);
         meter.up.store(self.answered, Ordering::Relaxed);
         meter.has_answered.fetch_or(self.answered, Ordering::Relaxed);
     }
@@ -112,15 +157,15 @@ impl Drop for Asked<'_> {
 impl Store for MeasuredStore {
     fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup> {
         let answer = self.store.lookup(digest);
-        Box::pin(self.measure(LOOKUP, answer, |lookup| !matches!(lookup, Lookup::Unavailable(_))))
+        Box::pin(self.measure(Operation::Lookup, answer, |lookup| !matches!(lookup, Lookup::Unavailable(_))))
     }
 
     fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
-        Box::pin(self.measure(READ, self.store.key(id), Result::is_ok))
+        self.measured(Operation::Read, self.store.key(id))
     }
 
     fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>> {
-        Box::pin(self.measure(READ, self.store.org(id), Result::is_ok))
+        self.measured(Operation::Read, self.store.org(id))
     }
 
     fn keys(
@@ -129,7 +174,7 @@ impl Store for MeasuredStore {
         after: Option<KeyId>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
-        Box::pin(self.measure(READ, self.store.keys(org, after, limit), Result::is_ok))
+        self.measured(Operation::Read, self.store.keys(org, after, limit))
     }
 
     fn orgs(
@@ -137,12 +182,16 @@ impl Store for MeasuredStore {
         after: Option<OrgId>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
-        Box::pin(self.measure(READ, self.store.orgs(after, limit), Result::is_ok))
+        self.measured(Operation::Read, self.store.orgs(after, limit))
     }
 
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
         let answer = self.store.commit(mutation);
-        Box::pin(self.measure(COMMIT, answer, |committed| !matches!(committed, Err(CommitError::Fault(_)))))
+        Box::pin(
+            self.measure(Operation::Commit, answer, |committed| {
+                !matches!(committed, Err(CommitError::Fault(_)))
+            }),
+        )
     }
 
     fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
@@ -153,7 +202,7 @@ impl Store for MeasuredStore {
         &self,
         keys: Vec<KeyRecord>,
     ) -> StoreFuture<'_, Result<Vec<Result<(), CommitError>>, StoreFault>> {
-        Box::pin(self.measure(COMMIT, self.store.import(keys), Result::is_ok))
+        self.measured(Operation::Commit, self.store.import(keys))
     }
 
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
@@ -165,10 +214,81 @@ impl Store for MeasuredStore {
     }
 
     fn trails(&self) -> &dyn Trails {
-        self.store.trails()
+        self
     }
 
     fn side(&self) -> &dyn Side {
-        self.store.side()
+        self
+    }
+}
+
+impl Trails for MeasuredStore {
+    fn ends(&self, trail: Trail) -> StoreFuture<'_, Result<Ends, StoreFault>> {
+        self.measured(Operation::Trail, self.store.trails().ends(trail))
+    }
+
+    fn entries(
+        &self,
+        trail: Trail,
+        before: Option<u64>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Entry>, StoreFault>> {
+        self.measured(Operation::Trail, self.store.trails().entries(trail, before, limit))
+    }
+
+    fn trim(&self, trail: Trail, through: u64) -> StoreFuture<'_, Result<u64, StoreFault>> {
+        self.measured(Operation::Trail, self.store.trails().trim(trail, through))
+    }
+
+    fn restore(
+        &self,
+        trail: Trail,
+        ends: Ends,
+        entries: Vec<Entry>,
+    ) -> StoreFuture<'_, Result<(), StoreFault>> {
+        self.measured(Operation::Trail, self.store.trails().restore(trail, ends, entries))
+    }
+}
+
+impl Side for MeasuredStore {
+    fn answer(
+        &self,
+        index: [u8; 32],
+        now: UnixMillis,
+    ) -> StoreFuture<'_, Result<Option<Vec<u8>>, StoreFault>> {
+        self.measured(Operation::Answer, self.store.side().answer(index, now))
+    }
+
+    fn note_usage(&self, used: Vec<Used>) -> StoreFuture<'_, Result<(), StoreFault>> {
+        self.measured(Operation::Usage, self.store.side().note_usage(used))
+    }
+
+    fn usage(&self, keys: Vec<KeyId>) -> StoreFuture<'_, Result<Vec<Option<Usage>>, StoreFault>> {
+        self.measured(Operation::Usage, self.store.side().usage(keys))
+    }
+
+    fn claim_news(
+        &self,
+        now: UnixMillis,
+        until: UnixMillis,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<News>, StoreFault>> {
+        self.measured(Operation::Outbox, self.store.side().claim_news(now, until, limit))
+    }
+
+    fn news(&self, orgs: Vec<OrgId>) -> StoreFuture<'_, Result<Vec<Option<News>>, StoreFault>> {
+        self.measured(Operation::Outbox, self.store.side().news(orgs))
+    }
+
+    fn backlog(&self) -> StoreFuture<'_, Result<u64, StoreFault>> {
+        self.measured(Operation::Outbox, self.store.side().backlog())
+    }
+
+    fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>> {
+        self.measured(Operation::Outbox, self.store.side().delivered(org))
+    }
+
+    fn admit(&self, quotas: Vec<Quota>, now: UnixMillis) -> StoreFuture<'_, Result<Admission, StoreFault>> {
+        self.measured(Operation::Quota, self.store.side().admit(quotas, now))
     }
 }

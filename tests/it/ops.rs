@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::harness::desk::write_secret;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{Call, ClosedPort, Gateway, Upstream, Wire, eventually, fetch};
 
@@ -57,6 +58,44 @@ fn every_request_is_counted_once_under_what_it_was_answered() {
         .sum();
     assert_eq!(looked_up, 6.0);
     assert!(value(&text, "process_resident_memory_bytes").unwrap() > 0.0);
+}
+
+#[test]
+fn whatever_the_store_is_asked_is_measured_by_what_it_is() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let folder = tempfile::tempdir().unwrap();
+    write_secret(&folder.path().join("outbox-key"), "a key of thirty-two bytes or more");
+    let gateway = Gateway::builder()
+        .settings("[ops]\nlisten = \"127.0.0.1:0\"\n[signup]\nenabled = true")
+        .settings(&format!("[outbox]\nurl = \"{}/news\"\nkey_file = \"outbox-key\"", live.url()))
+        .api(&live, &test)
+        .start_in(folder);
+    let asked = |gateway: &Gateway, operation: &str| {
+        let series = format!("keygate_store_request_duration_seconds_count{{op=\"{operation}\"}}");
+        value(&metrics(gateway), &series).unwrap_or_else(|| panic!("{operation} from the start"))
+    };
+    let more = |gateway: &Gateway, operation: &str, act: &dyn Fn()| {
+        let before = asked(gateway, operation);
+        act();
+        eventually(&format!("{operation} is counted"), || asked(gateway, operation) > before);
+    };
+    let key = gateway.live_key();
+    let sign_up = Call::post("/v1/auth/signup", r#"{"name":"Ada","email":"ada@example.com"}"#);
+    let make = Call::post("/v1/api_keys", r#"{"name":"another"}"#).key(&key.secret);
+    let make = make.field("idempotency-key", "once");
+    let get = |target: &str| Call::get(target).key(&key.secret);
+    for (operation, call) in [
+        ("lookup", get("/v1/jobs")),
+        ("quota", sign_up),
+        ("answer", make),
+        ("commit", Call::post("/v1/api_keys", r#"{"name":"a third"}"#).key(&key.secret)),
+        ("read", get("/v1/api_keys")),
+        ("usage", get("/v1/api_keys")),
+        ("trail", get("/v1/audit_events")),
+    ] {
+        more(&gateway, operation, &|| assert_eq!(gateway.fetch(&call).status, 200, "{operation}"));
+    }
+    more(&gateway, "outbox", &|| {});
 }
 
 #[test]
