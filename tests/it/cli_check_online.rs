@@ -52,7 +52,7 @@ fn a_redis_that_is_as_it_should_be_is_fine() {
     let (code, found) = check(folder.path());
     assert_eq!(code, 0, "{found}");
     for (line, begins) in found.lines().zip([
-        format!("fine       {} answers, a master, version ", server.address()),
+        format!("fine       {} answers, a master, {}", server.address(), server.version()),
         "fine       nothing is evicted".to_owned(),
         "fine       changes are written to a log".to_owned(),
         "fine       its user may do what keygate does".to_owned(),

@@ -32,9 +32,7 @@ pub(super) async fn inspect(inner: &Inner, role: Role) -> Vec<Finding> {
     let mut look = Look { inner, connection: &mut connection };
     match look.info().await {
         Ok(info) => {
-            let version = info.get("valkey_version").or_else(|| info.get("redis_version"));
-            let version = version.map_or("?", String::as_str);
-            findings.push(Fine(format!("{node} answers, a master, version {version}")));
+            findings.push(Fine(format!("{node} answers, a master, {}", server(&info))));
             findings.push(eviction(&info));
             findings.push(look.persistence(&info).await);
             findings.extend(replicas(&info, inner.connector.topology()));
@@ -69,6 +67,15 @@ async fn guides(inner: &Inner) -> Vec<Finding> {
     findings
 }
 
+/// Whose server it is, and its version. Valkey also tells the version of Redis that it is compatible with.
+fn server(info: &HashMap<String, String>) -> String {
+    match (info.get("valkey_version"), info.get("redis_version")) {
+        (Some(version), _) => format!("Valkey {version}"),
+        (None, Some(version)) => format!("Redis {version}"),
+        (None, None) => "of no version that it tells".to_owned(),
+    }
+}
+
 fn eviction(info: &HashMap<String, String>) -> Finding {
     match info.get("maxmemory_policy").map(String::as_str) {
         Some("noeviction") => Fine("nothing is evicted when memory is full".to_owned()),
@@ -85,7 +92,7 @@ fn replicas(info: &HashMap<String, String>, topology: &Topology) -> Vec<Finding>
     // It is only told where a minimum is set.
     match (connected, number("min_slaves_good_slaves")) {
         (_, Some(0)) => vec![Broken(
-            "no replica keeps up, and with min-replicas-to-write Redis refuses every change: bring one back"
+            "no replica keeps up, and with min-replicas-to-write it refuses every change: bring one back"
                 .to_owned(),
         )],
         (connected, Some(good)) => {
@@ -123,7 +130,7 @@ impl Look<'_> {
     async fn persistence(&mut self, info: &HashMap<String, String>) -> Finding {
         let is = |name: &str, value: &str| info.get(name).is_some_and(|found| found == value);
         if is("aof_last_write_status", "err") || is("rdb_last_bgsave_status", "err") {
-            return Warning("Redis could not write to its disk the last time: see its log".to_owned());
+            return Warning("it could not write to its disk the last time: see its log".to_owned());
         }
         if is("aof_enabled", "1") {
             return Fine("changes are written to a log (appendonly)".to_owned());

@@ -1,5 +1,7 @@
 //! A Redis of the test's own, and the words to make it suffer.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -13,7 +15,8 @@ use tempfile::TempDir;
 
 use super::{Authority, PATIENCE, eventually};
 
-/// A running redis-server, ended with the test.
+/// A running redis-server, or another that takes its options and speaks its protocol, as Valkey's does: the one that
+/// `KEYGATE_TEST_REDIS_SERVER` names, by its path. It is the sentinel too. Ended with the test.
 pub(crate) struct RedisServer {
     folder: TempDir,
     port: u16,
@@ -73,7 +76,7 @@ impl RedisServer {
 
     fn launch(&mut self) -> bool {
         let port = self.port.to_string();
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program());
         if self.is_sentinel {
             command.args(["sentinel.conf", "--sentinel"]);
         }
@@ -92,6 +95,14 @@ impl RedisServer {
                 || try_command(address, &["PING"]).is_some_and(|answer| answer.contains("NOAUTH"))
         });
         !ended
+    }
+
+    /// Whose it is and its version, as an operator would say it.
+    pub(crate) fn version(&self) -> String {
+        let info = self.command(&["INFO", "server"]);
+        let told = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        let valkey = told("valkey_version:").map(|version| format!("Valkey {version}"));
+        valkey.unwrap_or_else(|| format!("Redis {}", told("redis_version:").unwrap()))
     }
 
     pub(crate) fn port(&self) -> String {
@@ -192,6 +203,10 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn program() -> OsString {
+    env::var_os("KEYGATE_TEST_REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
 }
 
 /// A port that nobody listens on, below those that the system gives to connections: a server that is stopped finds it free
