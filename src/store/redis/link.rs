@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::timeout;
 
 use super::breaker::Breaker;
 use super::scripts::{Call, Reply};
 use super::settings::Node;
+use super::split;
 use super::topology::{Connected, Connector};
 use crate::clock::Clock;
 use crate::store::StoreFault;
@@ -35,6 +36,8 @@ pub(super) struct Link {
     control: Handle,
     clock: Clock,
     slot: Mutex<Slot>,
+    /// The node of a cluster that our slot was last on its way to.
+    target: AsyncMutex<Option<Connected>>,
     breaker: Mutex<Breaker>,
 }
 
@@ -88,8 +91,8 @@ enum Failure {
 
 impl Link {
     pub(super) fn new(connector: Arc<Connector>, control: Handle, clock: Clock) -> Arc<Self> {
-        let (slot, breaker) = (Mutex::new(Slot::Vacant), Mutex::default());
-        Arc::new(Self { connector, control, clock, slot, breaker })
+        let (slot, target, breaker) = (Mutex::new(Slot::Vacant), AsyncMutex::default(), Mutex::default());
+        Arc::new(Self { connector, control, clock, slot, target, breaker })
     }
 
     /// Whether a caller who came now would be turned away without Redis' being asked.
@@ -157,19 +160,55 @@ impl Link {
                 }
                 Ok(reply)
             }
+            Err(error) if call.has_halves() && is_split(&error) => {
+                *lock(&opened.answered) = self.now();
+                self.gather(call, opened, &error).await
+            }
+            Err(error) => Err(self.failure(&error, opened)),
+        }
+    }
+
+    /// Asks the node that has our slot, and the one that it is on its way to.
+    async fn gather(
+        &self,
+        call: &Call<'_>,
+        opened: &mut Opened,
+        refusal: &RedisError,
+    ) -> Result<Reply, Failure> {
+        let target = self.connector.target(&opened.node, &mut opened.connection).await;
+        let target = target.map_err(|error| self.failure(&error, opened))?;
+        let refused = || Failure::Refused(self.connector.fault(refusal));
+        let mut at_target = self.target_at(target.ok_or_else(refused)?).await.map_err(Failure::Refused)?;
+        match split::put_together(call, &mut opened.connection, &mut at_target).await {
+            Ok(whole) => whole.ok_or_else(refused),
             Err(error) => {
-                let fault = self.connector.fault(&error);
-                let failure = if is_elsewhere(&error) {
-                    Failure::NotMaster(fault)
-                } else if is_link_trouble(&error) {
-                    Failure::Link(fault)
-                } else {
-                    return Err(Failure::Refused(fault));
-                };
-                self.close(opened);
-                Err(failure)
+                *self.target.lock().await = None;
+                Err(self.failure(&error, opened))
             }
         }
+    }
+
+    async fn target_at(&self, node: Node) -> Result<MultiplexedConnection, StoreFault> {
+        let mut target = self.target.lock().await;
+        let connected = match target.take().filter(|connected| connected.node == node) {
+            Some(connected) => connected,
+            None => self.connector.dial(node).await?,
+        };
+        Ok(target.insert(connected).connection.clone())
+    }
+
+    /// What an error says of the connection, which is given up where it is of no more use.
+    fn failure(&self, error: &RedisError, opened: &Opened) -> Failure {
+        let fault = self.connector.fault(error);
+        let failure = if is_elsewhere(error) {
+            Failure::NotMaster(fault)
+        } else if is_link_trouble(error) {
+            Failure::Link(fault)
+        } else {
+            return Failure::Refused(fault);
+        };
+        self.close(opened);
+        failure
     }
 
     /// Until a replica has what this connection wrote, but not for long: one that is behind must not hold up
@@ -268,6 +307,14 @@ impl fmt::Debug for Slot {
 fn is_elsewhere(error: &RedisError) -> bool {
     let ErrorKind::Server(kind) = error.kind() else { return false };
     matches!(kind, ServerErrorKind::ReadOnly | ServerErrorKind::Moved)
+}
+
+/// Whether an error says that some keys are at another node: before a script began, or when it came upon them.
+fn is_split(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::Ask | ServerErrorKind::TryAgain) => true,
+        _ => error.detail().is_some_and(|detail| detail.contains("access a non local key")),
+    }
 }
 
 /// Whether an error says that this connection is of no more use, and not just that one call was refused.

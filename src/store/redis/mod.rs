@@ -44,6 +44,7 @@ mod names;
 mod scripts;
 mod settings;
 mod side;
+mod split;
 mod topology;
 mod trails;
 
@@ -172,7 +173,7 @@ fn connector(settings: &Settings, names: &Names) -> Result<Connector, OpenError>
             (Topology::Sentinel(Sentinel::new(&sentinels.nodes, &sentinels.master, &dialler)), 0)
         }
         Place::Cluster(seeds) => {
-            (Topology::Cluster(Cluster::new(seeds, settings.cell.as_str(), names.meta())), 0)
+            (Topology::Cluster(Cluster::new(seeds, settings.cell.as_str(), names.with(""))), 0)
         }
     };
     let dialler = Dialler::new(&ours, database, tls);
@@ -397,7 +398,8 @@ impl Inner {
     async fn lookup(&self, digest: &Digest) -> Result<Option<Found>, StoreFault> {
         let last = self.ledger.position().last;
         let call = Call::new(&self.scripts.lookup, [self.names.meta(), self.names.digest(digest)])
-            .arg(self.names.with(""));
+            .arg(self.names.with(""))
+            .or_by_halves(&self.scripts.half);
         let mut reply = self.lookups.run(&call, self.settings.lookup_timeout).await?;
         self.ledger.recognise(&reply.meta, last).map_err(|stranger| self.fault(stranger))?;
         let read = |reply: &mut Reply| reply.bytes().map_err(|error| self.fault(error));

@@ -29,6 +29,7 @@ impl Script {
 /// All of them.
 pub(super) struct Scripts {
     pub(super) lookup: Script,
+    pub(super) half: Script,
     pub(super) read: Script,
     pub(super) list: Script,
     pub(super) watch: Script,
@@ -68,6 +69,7 @@ impl Scripts {
     pub(super) fn new() -> Self {
         Self {
             lookup: Script::reading(include_str!("lookup.lua")),
+            half: Script::reading(include_str!("half.lua")),
             read: Script::reading(include_str!("read.lua")),
             list: Script::reading(include_str!("list.lua")),
             watch: Script::reading(include_str!("watch.lua")),
@@ -111,7 +113,7 @@ impl Scripts {
 
     /// Those that read, of a gateway that only lets requests through.
     pub(super) fn reading_of_proxy(&self) -> Vec<&Script> {
-        vec![&self.lookup, &self.watch, &self.gateways]
+        vec![&self.lookup, &self.half, &self.watch, &self.gateways]
     }
 
     /// Those that write its lease, and nothing else.
@@ -120,9 +122,10 @@ impl Scripts {
     }
 
     /// All but the one that asks for rights.
-    fn all(&self) -> [&Script; 24] {
+    fn all(&self) -> [&Script; 25] {
         let Self {
             lookup,
+            half,
             read,
             list,
             watch,
@@ -149,9 +152,9 @@ impl Scripts {
             rights: _,
         } = self;
         [
-            lookup, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import,
-            entries, trim, restore, usage, note_usage, news, backlog, claim_news, delivered, admit, begin,
-            accept,
+            lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke,
+            import, entries, trim, restore, usage, note_usage, news, backlog, claim_news, delivered, admit,
+            begin, accept,
         ]
     }
 }
@@ -171,11 +174,13 @@ pub(super) struct Call<'s> {
     keys: Vec<String>,
     args: Vec<Vec<u8>>,
     durable: bool,
+    /// What each of two nodes is asked for that have only a part of the keys.
+    half: Option<&'s Script>,
 }
 
 impl<'s> Call<'s> {
     pub(super) fn new(script: &'s Script, keys: impl IntoIterator<Item = String>) -> Self {
-        Self { script, keys: keys.into_iter().collect(), args: Vec::new(), durable: false }
+        Self { script, keys: keys.into_iter().collect(), args: Vec::new(), durable: false, half: None }
     }
 
     pub(super) fn key(mut self, key: String) -> Self {
@@ -198,6 +203,16 @@ impl<'s> Call<'s> {
         self.durable
     }
 
+    /// Where no node has all of it, each may be asked for what it has, by this script.
+    pub(super) const fn or_by_halves(mut self, half: &'s Script) -> Self {
+        self.half = Some(half);
+        self
+    }
+
+    pub(super) const fn has_halves(&self) -> bool {
+        self.half.is_some()
+    }
+
     /// Whether it may be sent twice.
     pub(super) const fn reads_only(&self) -> bool {
         self.script.reads_only
@@ -211,6 +226,23 @@ impl<'s> Call<'s> {
             answer = self.command(by_text, self.script.text).query_async(connection).await;
         }
         Reply::parse(answer?)
+    }
+
+    /// Asks a node for what it has of a lookup, whether the slot is its own already or not.
+    pub(super) async fn send_half(
+        &self,
+        owner: &[u8],
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Reply, RedisError> {
+        let Some(half) = self.half else { return Err(unexpected()) };
+        let mut asking = ::redis::pipe();
+        // It holds for the one command behind it. The text is sent each time: this is rare.
+        asking.cmd("ASKING").ignore().cmd("EVAL_RO").arg(half.text).arg(0).arg(&self.keys);
+        for arg in &self.args {
+            asking.arg(&arg[..]);
+        }
+        let (answer,) = asking.arg(owner).query_async::<(Value,)>(connection).await?;
+        Reply::parse(answer)
     }
 
     fn command(&self, name: &str, script: &str) -> Cmd {
@@ -245,6 +277,11 @@ impl Reply {
         let event = event.and_then(|event| event.parse().ok());
         reply.meta = Meta { incarnation, schema, event };
         Ok(reply)
+    }
+
+    /// One that was put together.
+    pub(super) fn of(meta: Meta, rest: [Vec<u8>; 3]) -> Self {
+        Self { meta, rest: rest.map(Value::BulkString).to_vec().into_iter() }
     }
 
     /// The next value, or `None` for one that is not there.

@@ -39,6 +39,7 @@ pub(super) struct Connector {
 }
 
 /// A connection to a server that was the master when it was made.
+#[derive(Clone, Debug)]
 pub(super) struct Connected {
     pub(super) connection: MultiplexedConnection,
     pub(super) node: Node,
@@ -113,6 +114,24 @@ impl Connector {
             }
         }
         Err(at(&node, "the nodes of the cluster send us round in circles: their views of it differ"))
+    }
+
+    /// Where our slot is on its way to, if it is; `node`, which has it, is asked.
+    pub(super) async fn target(
+        &self,
+        node: &Node,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Option<Node>, RedisError> {
+        match &self.topology {
+            Topology::Cluster(cluster) => cluster.target(node, connection).await,
+            Topology::Fixed(_) | Topology::Sentinel(_) => Ok(None),
+        }
+    }
+
+    /// A connection to a master that is not taken for ours.
+    pub(super) async fn dial(&self, node: Node) -> Result<Connected, StoreFault> {
+        let connection = self.dialler.dial_master(&node).await?;
+        Ok(Connected { connection, node })
     }
 
     fn note(&self, node: &Node) {
@@ -343,17 +362,17 @@ fn parse_master(answer: Value) -> Result<Naming, RedisError> {
 /// A cluster, of which one slot is ours.
 pub(super) struct Cluster {
     seeds: Vec<Node>,
-    /// A key of our slot.
-    key: String,
+    /// What stands before the name of every key of our slot.
+    prefix: String,
     slot: u16,
     /// The nodes that had our slot when we asked last, replicas too: one of them has it next, most likely.
     shard: Arc<Mutex<Vec<Node>>>,
 }
 
 impl Cluster {
-    /// `key` is any key under our hash tag `tag`.
-    pub(super) fn new(seeds: &[Node], tag: &str, key: String) -> Self {
-        Self { seeds: seeds.to_vec(), key, slot: slot(tag.as_bytes()), shard: Arc::default() }
+    /// `prefix` is what stands before the name of every key, with our hash tag `tag`.
+    pub(super) fn new(seeds: &[Node], tag: &str, prefix: String) -> Self {
+        Self { seeds: seeds.to_vec(), prefix, slot: slot(tag.as_bytes()), shard: Arc::default() }
     }
 
     async fn ask(&self, dialler: &Dialler, patience: Duration) -> Result<Vec<Node>, StoreFault> {
@@ -389,20 +408,41 @@ impl Cluster {
         node: &Node,
         connection: &mut MultiplexedConnection,
     ) -> Result<Option<Node>, StoreFault> {
-        let answer = ::redis::cmd("EXISTS").arg(&self.key).query_async::<Value>(connection).await;
-        match answer {
-            Ok(_) => Ok(None),
+        match self.knock(connection).await {
+            Ok(()) => Ok(None),
             Err(error) => match error.kind() {
                 ErrorKind::Server(ServerErrorKind::Moved) => {
                     redirection(&error, node).map(Some).ok_or_else(|| at(node, error))
                 }
                 // The slot is on its way to another node, and still this one's.
-                ErrorKind::Server(ServerErrorKind::Ask | ServerErrorKind::TryAgain) => Ok(None),
+                ErrorKind::Server(ServerErrorKind::Ask) => Ok(None),
                 _ => Err(at(node, error)),
             },
         }
     }
+
+    async fn target(
+        &self,
+        node: &Node,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Option<Node>, RedisError> {
+        match self.knock(connection).await {
+            Ok(()) => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::Ask) => {
+                redirection(&error, node).map(Some).ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn knock(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        let place = format!("{}{NOWHERE}", self.prefix);
+        ::redis::cmd("EXISTS").arg(place).query_async::<Value>(connection).await.map(drop)
+    }
 }
+
+/// A place where nothing ever is: while the slot moves, its node sends whoever asks for it on.
+const NOWHERE: &str = "nowhere";
 
 /// Whom a node sends us to. Without a host it means its own.
 fn redirection(error: &RedisError, from: &Node) -> Option<Node> {
