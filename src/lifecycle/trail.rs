@@ -170,13 +170,16 @@ impl Lifecycle {
     /// When the store cannot answer. What is wrong with the trail is in the verdict.
     pub async fn verify_trail(&self, trail: Trail, exported: &[Link]) -> Result<Verdict, LifecycleError> {
         let ends = self.store.trails().ends(trail).await?;
-        let mut exported: HashMap<u64, Link> = exported.iter().map(|link| (link.number, *link)).collect();
+        // A trail that was set back and went on has ended in two ways at one number, and both were exported.
+        let mut heads: HashMap<u64, Vec<Link>> = HashMap::new();
+        exported.iter().for_each(|link| heads.entry(link.number).or_default().push(*link));
+        let differs = |known: &Vec<Link>, link: Link| known.iter().any(|known| *known != link);
         let mut findings = Vec::new();
         let mut note = |number, text: String| findings.push(Finding { number, text });
         let (mut checked, mut newer) = (0, None::<Entry>);
         let mut trimmed_through = 0;
         // What is added meanwhile is not part of what was promised when this began.
-        let mut before = Some(ends.head.number + 1);
+        let mut before = Some(ends.head.number.saturating_add(1));
         loop {
             let page = self.store.trails().entries(trail, before, PAGE).await?;
             let last = page.len() < PAGE;
@@ -189,9 +192,9 @@ impl Lifecycle {
                     Some(newer) => self.check_after(trail, &entry.link, newer, &mut note),
                     None => {}
                 }
-                if let Some(known) = exported.remove(&entry.link.number).filter(|known| *known != entry.link)
-                {
-                    note(known.number, "is not the one whose head was exported".to_owned());
+                let known = heads.remove(&entry.link.number);
+                if known.is_some_and(|known| differs(&known, entry.link)) {
+                    note(entry.link.number, "is not the one whose head was exported".to_owned());
                 }
                 trimmed_through = trimmed_through.max(trimmed(&entry));
                 checked += 1;
@@ -209,14 +212,14 @@ impl Lifecycle {
             }
             None => {}
         }
-        if exported.get(&checkpoint.number).is_some_and(|known| *known != checkpoint) {
+        if heads.get(&checkpoint.number).is_some_and(|known| differs(known, checkpoint)) {
             note(checkpoint.number, "is not the one whose head was exported".to_owned());
         }
         if checkpoint.number > trimmed_through {
             note(checkpoint.number, "and those before were removed, and no event says so".to_owned());
         }
-        exported.retain(|number, _| *number > ends.head.number);
-        for number in exported.into_keys() {
+        heads.retain(|number, _| *number > ends.head.number);
+        for number in heads.into_keys() {
             note(number, "was exported to the log and is missing: the trail was cut off".to_owned());
         }
         findings.sort_by_key(|finding| finding.number);
@@ -232,7 +235,7 @@ impl Lifecycle {
         before: Link,
         oldest: Option<&Entry>,
     ) -> Result<Link, LifecycleError> {
-        if oldest.is_none_or(|oldest| oldest.link.number == before.number + 1) {
+        if oldest.is_none_or(|oldest| before.number.checked_add(1) == Some(oldest.link.number)) {
             return Ok(before);
         }
         Ok(self.store.trails().ends(trail).await?.checkpoint)
@@ -258,7 +261,7 @@ impl Lifecycle {
             UnixMillis(self.now().0.saturating_sub(u64::try_from(retention.as_millis()).unwrap_or(u64::MAX)));
         let Ends { checkpoint, head } = self.store.trails().ends(trail).await?;
         // The last number that is old, between one that is and one that is not.
-        let (mut old, mut young) = (checkpoint.number, head.number + 1);
+        let (mut old, mut young) = (checkpoint.number, head.number.saturating_add(1));
         while young - old > 1 {
             // The oldest first: mostly it is not old, and one look is enough.
             let middle = if old == checkpoint.number { old + 1 } else { old + (young - old) / 2 };

@@ -213,6 +213,17 @@ fn whatever_is_done_to_a_trail_in_its_store_shows() {
         assert_finds(&against_log(), &["event 6 is not the one whose head was exported"]);
         intruder.write(trail, &whole);
         assert_finds(&against_log(), &[]);
+        // An end that was cut off counts as well beside the one that came in its place, be both in the log.
+        let log = fs::read_to_string(desk.folder().join("gateway.log")).unwrap();
+        for mac in ["00", "ff"] {
+            let both = format!("{log}audit head {trail} 6:{}\n", mac.repeat(32));
+            fs::write(desk.folder().join("both.log"), both).unwrap();
+            let ran = desk.run(&["audit", "verify", "--heads", "both.log"]);
+            assert_finds(&ran, &["event 6 is not the one whose head was exported"]);
+        }
+        // A number that no trail can go on from is a finding, and no reason to break off.
+        tamper(&|raw| raw.head.number = u64::MAX);
+        assert_finds(&verify(), &["is the end of the trail and is missing"]);
     }
 }
 
