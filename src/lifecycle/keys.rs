@@ -1,5 +1,6 @@
 //! Keys: made, listed, narrowed, rotated, stopped.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -106,14 +107,24 @@ pub struct KeyPage {
     pub has_more: bool,
 }
 
-/// A network, or a single address.
+/// A network, or a single address. Of IPv4 in IPv6 clothes it is one of IPv4, as the addresses are that it is
+/// compared with.
 ///
 /// # Errors
 /// What to write instead.
 pub fn parse_network(text: &str) -> Result<IpNet, &'static str> {
     let net: Option<IpNet> =
-        text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| address.into()));
-    net.map(|net| net.trunc()).ok_or("must be networks such as 192.0.2.0/24 or single addresses")
+        text.parse().ok().or_else(|| text.parse().ok().map(|address: IpAddr| address.into()));
+    net.map(|net| canonical(net.trunc())).ok_or("must be networks such as 192.0.2.0/24 or single addresses")
+}
+
+fn canonical(net: IpNet) -> IpNet {
+    let mapped = match net.addr() {
+        IpAddr::V6(address) => address.to_ipv4_mapped().zip(net.prefix_len().checked_sub(96)),
+        IpAddr::V4(_) => None,
+    };
+    let mapped = mapped.and_then(|(address, prefix)| IpNet::new(address.into(), prefix).ok());
+    mapped.unwrap_or(net)
 }
 
 impl Lifecycle {

@@ -16,6 +16,7 @@ on_both_stores! {
     a_caller_is_judged_again_when_its_change_is_made
     a_test_key_sees_and_manages_test_keys_only
     another_organisations_keys_are_not_there
+    a_list_of_addresses_means_the_same_in_both_ways_to_write_them
 }
 
 /// Keys of one organisation, of every strength.
@@ -46,6 +47,20 @@ impl Keys {
             other_test: make(json!({ "name": "other", "environment": "test", "scopes": ["jobs:read"] })),
             root,
         }
+    }
+}
+
+fn a_list_of_addresses_means_the_same_in_both_ways_to_write_them(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let lists = [
+        (["::ffff:127.0.0.1", "::ffff:10.0.0.0/104"], ["127.0.0.1/32", "10.0.0.0/8"], true),
+        (["::ffff:192.0.2.7/120", "::ffff:0:0/95"], ["192.0.2.0/24", "::fffe:0:0/95"], false),
+    ];
+    for (written, shown, works) in lists {
+        let key = api.create(&root, &json!({ "name": "a key", "allowed_addresses": written }));
+        assert_eq!(api.get(&root, &key.path()).json()["allowed_addresses"], json!(shown));
+        assert_eq!(api.get(&key.secret, "/v1/api_keys/self").status, if works { 200 } else { 403 });
     }
 }
 
