@@ -23,6 +23,9 @@ struct WithSecret {
 
 pub(super) async fn create(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
     let holder = holder(call)?;
+    if let Some(answer) = answered(lifecycle, call).await? {
+        return Ok(answer);
+    }
     let mut body = Body::parse(&call.body)?;
     let name = body.require("name", text);
     let environment = body.take("environment", environment);
@@ -47,6 +50,9 @@ pub(super) async fn create(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
 
 pub(super) async fn rotate(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
     let id = id(call)?;
+    if let Some(answer) = answered(lifecycle, call).await? {
+        return Ok(answer);
+    }
     let mut body = Body::parse(&call.body)?;
     let overlap = body.take("overlap_seconds", seconds).unwrap_or(OVERLAP);
     body.finish()?;
@@ -116,6 +122,12 @@ fn environment(value: &serde_json::Value) -> Result<Environment, &'static str> {
 async fn show(lifecycle: &Lifecycle, key: Result<KeyRecord, LifecycleError>) -> Result<Answer, Rejection> {
     let views = lifecycle.view_keys(&[key.map_err(refuse)?]).await.map_err(refuse)?;
     Answer::json(&views.first())
+}
+
+/// What was answered to the same request before.
+async fn answered(lifecycle: &Lifecycle, call: &Call) -> Result<Option<Answer>, Rejection> {
+    let Some(request) = &call.idempotency else { return Ok(None) };
+    Ok(lifecycle.answered(&call.by(), request).await.map_err(refuse)?.map(Answer::made))
 }
 
 fn answer(

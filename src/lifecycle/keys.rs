@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use super::authority::Authority;
-use super::idempotency::{Keep, Outcome};
+use super::idempotency::{Idempotency, Keep, Outcome};
 use super::propagation::Changed;
 use super::trouble::TroubleSeen;
 use super::turn::{Draft, Settled};
@@ -481,12 +481,34 @@ impl Lifecycle {
         Ok(self.store.key(id).await?.ok_or(LifecycleError::NoKey(id))?.record.org)
     }
 
+    /// The answer to a request that was carried out before. It comes before all that is judged by the present: a
+    /// time that lay in the future then, or a scope that there was.
+    ///
+    /// # Errors
+    /// [`LifecycleError::IdempotencyMismatch`] for another request under the same name; a dead caller; a fault of
+    /// the store.
+    pub async fn answered(&self, by: &By, request: &Idempotency) -> Result<Option<Vec<u8>>, LifecycleError> {
+        let now = self.now();
+        Authority::load(&self.store, by, now).await?;
+        self.find_answer(request, now).await
+    }
+
     async fn kept_answer(
         &self,
         keep: Option<&Keep<'_>>,
         now: UnixMillis,
     ) -> Result<Option<Vec<u8>>, LifecycleError> {
-        let Some(Keep { request, .. }) = keep else { return Ok(None) };
+        match keep {
+            Some(Keep { request, .. }) => self.find_answer(request, now).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn find_answer(
+        &self,
+        request: &Idempotency,
+        now: UnixMillis,
+    ) -> Result<Option<Vec<u8>>, LifecycleError> {
         let sealed = self.store.side().answer(request.index(), now).await?;
         sealed.map(|sealed| request.open(&sealed)).transpose()
     }
