@@ -576,8 +576,9 @@ fn refuse_ended(key: &KeyRecord, now: UnixMillis) -> Result<(), LifecycleError> 
 pub(super) fn check_scopes(scopes: &ScopeSet, vocabulary: &ScopeSet, errors: &mut Vec<FieldError>) {
     if scopes.is_empty() {
         errors.push(FieldError::new("scopes", "at least one scope is needed"));
-    } else if vocabulary.first_missing(scopes).is_some() {
-        errors.push(FieldError::new("scopes", "there is no such scope"));
+    } else if let Some(unknown) = vocabulary.first_missing(scopes) {
+        let message = format!("there is no scope {unknown}").into();
+        errors.push(FieldError { field: "scopes".into(), message });
     }
 }
 

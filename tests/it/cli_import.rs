@@ -131,7 +131,10 @@ fn collisions_and_bad_lines_are_told_by_their_number_and_stop_nothing() {
             (line(&fresh(), "x", &json!({ "sha256": own })), Some("64 hexadecimal digits")),
             (line(&fresh(), "x", &json!({ "sha256": null })), Some("sha256: is missing")),
             (line(&fresh(), "x", &json!({ "scopes": [] })), Some("at least one scope")),
-            (line(&fresh(), "x", &json!({ "scopes": ["jobs:delete"] })), Some("there is no such scope")),
+            (
+                line(&fresh(), "x", &json!({ "scopes": ["jobs:delete"] })),
+                Some("there is no scope jobs:delete"),
+            ),
             (line(&fresh(), "x", &json!({ "organization_id": nobodys })), Some("there is no organisation")),
             (line(&fresh(), "x", &json!({ "created_at": "yesterday" })), Some("a time is RFC 3339")),
             (line(&fresh(), "x", &json!({ "created_at": "2999-01-01T00:00:00Z" })), Some("in the future")),
