@@ -12,7 +12,7 @@ use crate::clock::Clock;
 /// Make tokens for the admin API over TCP
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The token is printed once, on standard output; its line for admin.tokens_file, which does not reveal it, on standard error.
+The token is printed once, on standard output; its line for admin.tokens_file, which does not reveal it, on standard error. \
 Take the line out of the file again and the token is dead, without a restart.
 
 Example:

@@ -27,8 +27,8 @@ const HEADS: usize = 1000;
 /// List, verify and export the audit trail
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every organisation has a trail of its own; what concerns none is in the operator's. Every minute a gateway writes the ends of
-the trails that moved to its log (`audit head …`): keep that log where whoever can write to the store cannot, and `verify
+Every organisation has a trail of its own; what concerns none is in the operator's. Every minute a gateway writes the ends of \
+the trails that moved to its log (`audit head …`): keep that log where whoever can write to the store cannot, and `verify \
 --heads` finds an end that was cut off too.
 
 Exit code: 0, or 1 if the trail is not whole.

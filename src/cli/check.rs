@@ -20,7 +20,7 @@ use crate::upstream::{Endpoint, Settings};
 /// Show every mistake in a configuration and its policy, or a summary if there is none
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code: 0 without mistakes, 1 with mistakes, 2 if the file cannot be read. With --online, 1 also if the store would not
+Exit code: 0 without mistakes, 1 with mistakes, 2 if the file cannot be read. With --online, 1 also if the store would not \
 work. A warning, of an expired certificate for instance, is no failure: `keygate serve` starts with it.
 
 Examples:

@@ -76,7 +76,7 @@ enum Action {
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
         /// How long the old secret goes on to work, from 0s for a leak to 7d [default: 24h]
-        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "DURATION", value_parser = parse_overlap)]
         overlap: Option<Duration>,
         /// Do not ask
         #[arg(long)]
@@ -117,6 +117,7 @@ struct Create {
     /// Whose key it is. Needed once there is more than one organisation; the first is made on demand
     #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
     org: Option<OrgId>,
+    /// Which servers its requests reach
     #[arg(long, value_name = "live|test", default_value = "live", value_parser = parse_environment)]
     environment: Environment,
     /// Scopes, separated by commas [default: every scope of the policy]
@@ -131,6 +132,7 @@ struct Create {
     /// Who answers for it: a person or a team
     #[arg(long)]
     owner: Option<String>,
+    /// Anything else worth knowing about it
     #[arg(long)]
     note: Option<String>,
 }
@@ -143,6 +145,7 @@ struct Filter {
     /// Only keys that this person or team answers for
     #[arg(long)]
     owner: Option<String>,
+    /// Only live keys, or only test keys
     #[arg(long, value_name = "live|test", value_parser = parse_environment)]
     environment: Option<Environment>,
     /// Only keys that are active, disabled, expired or revoked
@@ -159,15 +162,19 @@ struct Filter {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = true)]
 struct Change {
+    /// What the key is for
     #[arg(long)]
     name: Option<String>,
     /// Who answers for it: a person or a team
     #[arg(long)]
     owner: Option<String>,
+    /// Nobody in particular answers for it
     #[arg(long, conflicts_with = "owner")]
     no_owner: bool,
+    /// Anything else worth knowing about it
     #[arg(long)]
     note: Option<String>,
+    /// Take the note away
     #[arg(long, conflicts_with = "note")]
     no_note: bool,
     /// The scopes that it is to keep, separated by commas
@@ -194,6 +201,12 @@ fn parse_environment(text: &str) -> Result<Environment, &'static str> {
 fn parse_status(text: &str) -> Result<Status, &'static str> {
     let status = Status::ALL.into_iter().find(|status| status.as_str() == text);
     status.ok_or("a status is active, disabled, expired or revoked")
+}
+
+/// Less than a second would be none, and the old secret would end unasked.
+fn parse_overlap(text: &str) -> Result<Duration, String> {
+    let overlap = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if overlap.subsec_nanos() == 0 { Ok(overlap) } else { Err("an overlap is whole seconds".to_owned()) }
 }
 
 /// Carries out one `keys` command.
@@ -359,6 +372,9 @@ fn read_secret(file: Option<PathBuf>) -> Result<Zeroizing<Vec<u8>>, Failure> {
 
 /// Only the secret's hash leaves this process.
 async fn find(secret: Zeroizing<Vec<u8>>, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    if secret.is_empty() {
+        return Err("there is no secret to look for: the input is empty".into());
+    }
     let sha256 = Digest::from_bytes(Sha256::digest(&*secret).into());
     match session.ask(Command::Keys(KeyCommand::Find { sha256 })).await? {
         Reply::KeyFound { key, opens } => {
@@ -471,6 +487,15 @@ fn print_secret(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_overlap_is_whole_seconds_so_that_none_is_asked_for_only_by_saying_so() {
+        assert_eq!(parse_overlap("1m 30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_overlap("0s"), Ok(Duration::ZERO));
+        for odd in ["500ms", "1s 1ns", "1", "-1s", ""] {
+            assert!(parse_overlap(odd).is_err(), "{odd}");
+        }
+    }
 
     #[test]
     fn ids_are_taken_from_tables_and_from_json_and_a_line_without_one_stops_it() {

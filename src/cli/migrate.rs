@@ -23,15 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Stop the gateways of the source first; start none on the target before this has said that it is done.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Moved are organisations, their e-mail addresses, keys in whatever state, when they were used, audit trails, and news for the
-upstream. Secrets stay what they are: with a pepper in the target and none in the source, their digests are converted. Not moved
+Moved are organisations, their e-mail addresses, keys in whatever state, when they were used, audit trails, and news for the \
+upstream. Secrets stay what they are: with a pepper in the target and none in the source, their digests are converted. Not moved \
 are answers that are kept for repeated requests, and counts of signups. The source is only read.
 
-The target must be empty. A migration that broke off goes on when it is run again; one that was done does nothing. Both stores
+The target must be empty. A migration that broke off goes on when it is run again; one that was done does nothing. Both stores \
 are compared in the end.
 
-Where audit.key_file (or, without one, the pepper) differs, --rechain is needed: trails that are whole get a new chain, and an
-event store.migrated tells both heads. Heads that were exported to the log before are then true of the source only: keep it, or
+Where audit.key_file (or, without one, the pepper) differs, --rechain is needed: trails that are whole get a new chain, and an \
+event store.migrated tells both heads. Heads that were exported to the log before are then true of the source only: keep it, or \
 give the target the same audit.key_file.
 
 Variables KEYGATE__… hold for both configurations.

@@ -182,3 +182,39 @@ fn print_usage(usage: &clap::Error) -> ExitCode {
         Outcome::Refused.into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(command: &clap::Command, look: &mut impl FnMut(&clap::Command)) {
+        look(command);
+        command.get_subcommands().for_each(|command| walk(command, look));
+    }
+
+    /// A paragraph that is broken by hand is broken again by narrower terminals.
+    #[test]
+    fn help_has_its_lines_broken_by_the_terminal_alone() {
+        walk(&Cli::command(), &mut |command| {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines: Vec<&str> = help.lines().collect();
+            let is_prose = |line: &str| !line.is_empty() && !line.starts_with(' ');
+            for pair in lines.windows(2) {
+                let broken = is_prose(pair[0]) && is_prose(pair[1]);
+                assert!(!broken, "{}: {} / {}", command.get_name(), pair[0], pair[1]);
+            }
+            let widest = lines.iter().filter(|line| !is_prose(line)).map(|line| line.chars().count()).max();
+            assert!(widest.unwrap_or(0) <= 100, "{}", command.get_name());
+        });
+    }
+
+    #[test]
+    fn every_command_and_option_says_what_it_is_for() {
+        walk(&Cli::command(), &mut |command| {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for option in command.get_opts() {
+                assert!(option.get_help().is_some(), "{} {option}", command.get_name());
+            }
+        });
+    }
+}

@@ -354,7 +354,7 @@ impl Session<'_> {
     }
 
     fn asked(&mut self, question: &str, place: Asked) -> Result<bool, Failure> {
-        const NOBODY: &str = "this cannot be undone: add --yes";
+        const NOBODY: &str = "nobody is at a terminal to be asked: add --yes";
         let people =
             io::stderr().is_terminal() && (matches!(place, Asked::OnTerminal) || io::stdin().is_terminal());
         if !people {

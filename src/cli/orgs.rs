@@ -37,6 +37,7 @@ enum Action {
     Create { name: String },
     /// List organisations, newest first
     List,
+    /// Show an organisation
     Show {
         #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
         id: OrgId,

@@ -16,8 +16,8 @@ use crate::telemetry;
 #[command(after_help = "\
 The first SIGTERM lets the requests under way finish, the second ends them.
 
-SIGHUP reads the configuration, its policy and its certificates again. All of it holds from the next request on, or nothing changes
-and standard error says why: a mistake, or a setting that only a restart changes (address, threads, connection limits, keys, store,
+SIGHUP reads the configuration, its policy and its certificates again. All of it holds from the next request on, or nothing changes \
+and standard error says why: a mistake, or a setting that only a restart changes (address, threads, connection limits, keys, store, \
 cache, admin, ops, log).
 
 Exit code: 0 when it was stopped, 1 when it could not start, 2 if the configuration cannot be read.

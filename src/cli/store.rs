@@ -14,8 +14,8 @@ use crate::store::keeper::{Acceptance, Lease, Status};
 /// See what state the store is in, accept it after a loss, move it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A Redis that lost its data, or another one in its place, is no store to the gateways that knew it: they serve the keys they have
-in memory and answer 503 for all others. Bring the data back and they go on by themselves; or accept the store as it is, and
+A Redis that lost its data, or another one in its place, is no store to the gateways that knew it: they serve the keys they have \
+in memory and answer 503 for all others. Bring the data back and they go on by themselves; or accept the store as it is, and \
 the keys that it does not have are refused.
 
 Exit code: 0 if the store is well, or was accepted; 1 if not.

@@ -22,14 +22,18 @@ const PAGE: usize = 1000;
 const BATCH_LEN: usize = 4 << 20;
 /// The longest line that is read; bytes. A key with all that it may have is much shorter.
 const LINE_LEN: usize = 64 << 10;
+/// What some editors begin a file of UTF-8 with.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Each line is one key:
-  {\"sha256\": \"…\", \"organization_id\": \"org_…\", \"name\": \"…\", \"environment\": \"live\", \"scopes\": [\"jobs:read\"]}
-sha256 is the SHA-256 of the whole key in hexadecimal digits. A line may also have id, last_four, created_at, expires_at,
-disabled_at, revoked_at, owner, note and allowed_addresses. What is there already and the same is left alone, so an import that
-was interrupted can simply be run again.
+  {\"sha256\": \"…\", \"name\": \"…\", \"environment\": \"live\", \"scopes\": [\"jobs:read\"]}
+
+sha256 is the SHA-256 of the whole key in hexadecimal digits. A line may also have organization_id, id, last_four, \
+created_at, expires_at, disabled_at, revoked_at, owner, note, allowed_addresses and old_secret. What is there already and the \
+same is left alone, so an import that was interrupted can simply be run again. Long after, only with lines that have an id: a \
+secret that was rotated out twice since is forgotten, and its line would be taken for a new key.
 
 Exit code: 0 if every line was moved in or there already, 1 if any was not.
 
@@ -47,14 +51,14 @@ pub(super) struct Import {
     /// Go on from this line, the first being 1
     #[arg(long, value_name = "N", default_value_t = 1)]
     from_line: u64,
-    /// Change nothing, and say what would happen
+    /// Change nothing, and say what would happen; that two lines of the file collide shows only in earnest
     #[arg(long)]
     dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Without a pepper the lines fit any keygate. With one they carry `digest` in place of `sha256` and fit only where the same
+Without a pepper the lines fit any keygate. With one they carry `digest` in place of `sha256` and fit only where the same \
 pepper is set. When keys were used is not part of them.")]
 pub(super) struct Export {
     /// Only keys of this organisation
@@ -145,6 +149,9 @@ impl Lines {
             self.input.skip_until(b'\n').map_err(failed)?;
         }
         self.number += 1;
+        if self.number == 1 && line.starts_with(BYTE_ORDER_MARK) {
+            line.drain(..BYTE_ORDER_MARK.len());
+        }
         let line = if too_long { Err(format!("is longer than {LINE_LEN} bytes")) } else { Ok(line) };
         Ok(Some((self.number, line)))
     }
@@ -155,6 +162,9 @@ fn parse(line: &[u8], org: Option<OrgId>) -> Result<Option<(MovedKey, usize)>, S
     let line = line.trim_ascii();
     if line.is_empty() {
         return Ok(None);
+    }
+    if !line.starts_with(b"{") {
+        return Err("is not a JSON object; a line is {\"sha256\": …}".to_owned());
     }
     let mut key: MovedKey = serde_json::from_slice(line).map_err(|error| {
         // It counts lines within what it was given, which is one.
@@ -283,6 +293,15 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let mut lines = lines("\u{feff}{}\r\n\u{feff}{}");
+        let (_, first) = lines.next().unwrap().unwrap();
+        assert_eq!(first, Ok(b"{}\r\n".to_vec()));
+        let (_, second) = lines.next().unwrap().unwrap();
+        assert!(parse(&second.unwrap(), None).unwrap_err().contains("not a JSON object"));
+    }
+
+    #[test]
     fn what_is_wrong_with_a_line_is_said_without_the_secret_that_may_be_in_it() {
         let secret = "fh_live_sk_0123456789abcdef";
         let sha256 = "\"sha256\":\"".to_owned() + &"a5".repeat(32) + "\"";
@@ -295,6 +314,9 @@ mod tests {
         );
         assert!(said(format!("{{{sha256},{rest},\"scope\":1}}")).contains("unknown field `scope`"));
         assert!(said("{".to_owned()).contains("column"));
+        for odd in ["[]", "1", "\"x\"", "null", "sha256,name"] {
+            assert!(said(odd.to_owned()).contains("not a JSON object"), "{odd}");
+        }
         let plain = said(format!("{{\"sha256\":\"{secret}\",{rest}}}"));
         assert!(plain.contains("64 hexadecimal digits") && !plain.contains(secret), "{plain}");
         assert_eq!(parse(b" \n", None), Ok(None));

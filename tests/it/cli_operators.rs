@@ -126,7 +126,10 @@ fn organisations_are_made_suspended_and_resumed() {
         assert!(unclear.code == 1 && unclear.err.contains("--org"), "{unclear:?}");
 
         let unasked = desk.run(&["orgs", "suspend", id]);
-        assert!(unasked.code == 1 && unasked.err.contains("--yes"), "{unasked:?}");
+        assert!(
+            unasked.code == 1 && unasked.err.contains("nobody is at a terminal to be asked: add --yes"),
+            "{unasked:?}"
+        );
         assert_eq!(desk.done(&["orgs", "suspend", id, "--yes"]).out, format!("suspended {id} (First)\n"));
         let listed = desk.done(&["orgs", "list"]).out;
         let rows: Vec<&str> = listed.lines().collect();
