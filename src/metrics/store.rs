@@ -4,7 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Histogram, LAG_BUCKETS, STORE_BUCKETS};
+use prometheus::proto::MetricFamily;
+
+use super::changes::LAG_BUCKETS;
+use super::family::{gauge, histogram, histograms};
+use super::histogram::Histogram;
 use crate::audit::{Ends, Entry, Trail};
 use crate::clock::{Clock, UnixMillis};
 use crate::id::{KeyId, OrgId};
@@ -22,8 +26,8 @@ use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, Store,
 pub struct StoreMeter {
     up: AtomicBool,
     has_answered: AtomicBool,
-    pub(super) operations: [(&'static str, Histogram<9>); Operation::ALL.len()],
-    pub(super) lag: Histogram<14>,
+    operations: [(&'static str, Histogram<9>); Operation::ALL.len()],
+    lag: Histogram<14>,
 }
 
 impl Default for StoreMeter {
@@ -45,6 +49,28 @@ impl StoreMeter {
     #[must_use]
     pub fn has_answered(&self) -> bool {
         self.has_answered.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn families(&self) -> [MetricFamily; 3] {
+        let operations = self.operations.iter();
+        [
+            gauge(
+                "keygate_store_up",
+                "Whether the store answered the last time it was asked.",
+                f64::from(self.is_up()),
+            ),
+            histograms(
+                "keygate_store_request_duration_seconds",
+                "How long the store took.",
+                operations.map(|(operation, took)| ([("op", *operation)], std::iter::once(took))),
+            ),
+            histogram(
+                "keygate_revocation_lag_seconds",
+                "From an event's being written to its being applied here. In Redis it is dated by Redis' clock, which is read \
+                 once a second (half that reading's round trip is the error); with the embedded store it is from commit on.",
+                &self.lag,
+            ),
+        ]
     }
 }
 
@@ -292,3 +318,7 @@ impl Side for MeasuredStore {
         self.measured(Operation::Quota, self.store.side().admit(quotas, now))
     }
 }
+
+/// Upper bounds in nanoseconds: from memory to a time-out.
+const STORE_BUCKETS: [u64; 9] =
+    [50_000, 100_000, 250_000, 1_000_000, 5_000_000, 25_000_000, 100_000_000, 250_000_000, 1_000_000_000];
