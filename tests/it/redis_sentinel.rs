@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use keygate::key::record::Sealer;
@@ -13,78 +12,13 @@ use rustix::process::Signal;
 use tokio::runtime::Handle;
 
 use crate::harness::fail_over::Pair;
+use crate::harness::sentinels::{Watched, follows, keep_replicas_out, sentinel};
 use crate::harness::{PATIENCE, RedisServer, unhurried};
 use crate::store_contract::{Heard, Maker, insert};
 
 /// From the sentinels' word to the first key looked up, on a machine that does other things too; alone it is
 /// within 1 s.
 const AT_MOST: Duration = Duration::from_secs(3);
-
-/// A master, its replica, and three sentinels that know both and each other. One set at a time: sentinels that do
-/// not get their turn on a busy machine take masters for dead, or do nothing for a while.
-struct Watched {
-    servers: [RedisServer; 2],
-    sentinels: Vec<RedisServer>,
-    _turn: MutexGuard<'static, ()>,
-}
-
-static TURN: Mutex<()> = Mutex::new(());
-
-impl Watched {
-    fn start() -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let options = ["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "swapdb"];
-        let master = RedisServer::with(&options);
-        master.command(&["ACL", "SETUSER", "replica", "on", "nopass", "+psync", "+replconf", "+ping"]);
-        let port = master.port();
-        let following = ["--replicaof", "127.0.0.1", &port, "--masteruser", "replica", "--masterauth", "any"];
-        let replica = RedisServer::with(&[&options[..], &following].concat());
-        unhurried("the replica follows", || {
-            replica.command(&["INFO", "replication"]).contains("master_link_status:up")
-        });
-        let sentinels: Vec<_> = (0..3).map(|_| sentinel(&master, "")).collect();
-        for sentinel in &sentinels {
-            unhurried("the sentinel knows the others", || {
-                let known = sentinel.command(&["SENTINEL", "MASTER", "mymaster"]);
-                field(&known, "num-slaves") == "1" && field(&known, "num-other-sentinels") == "2"
-            });
-        }
-        Self { servers: [master, replica], sentinels, _turn: turn }
-    }
-
-    fn settings(&self) -> String {
-        lines(&self.sentinels.iter().collect::<Vec<_>>())
-    }
-
-    /// Waits until a sentinel says that the other server is the master.
-    fn announced(&self, server: &RedisServer) -> Instant {
-        let port = format!("\r\n{}\r\n", server.port());
-        unhurried("the sentinels have another master", || {
-            self.sentinels.iter().any(|sentinel| {
-                sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).contains(&port)
-            })
-        });
-        Instant::now()
-    }
-}
-
-fn sentinel(master: &RedisServer, more: &str) -> RedisServer {
-    RedisServer::sentinel(&format!(
-        "sentinel monitor mymaster 127.0.0.1 {} 2\nsentinel down-after-milliseconds mymaster 1000\n\
-         sentinel failover-timeout mymaster 5000\n{more}\n",
-        master.port()
-    ))
-}
-
-fn lines(sentinels: &[&RedisServer]) -> String {
-    let nodes: Vec<String> = sentinels.iter().map(|sentinel| format!("\"{}\"", sentinel.address())).collect();
-    format!("sentinels = [{}]\nmaster_name = \"mymaster\"", nodes.join(", "))
-}
-
-/// A field of an answer that has names and values in turn.
-fn field(answer: &str, name: &str) -> String {
-    answer.split("\r\n").skip_while(|line| *line != name).nth(2).unwrap_or_default().to_owned()
-}
 
 fn place(sentinels: &[&RedisServer]) -> Sentinels {
     let nodes = sentinels.iter().map(|sentinel| Node::parse(&sentinel.address().to_string()).unwrap());
@@ -116,7 +50,7 @@ mod fail_over {
     fn a_killed_master_is_followed_by_its_replica_and_no_key_is_called_wrong() {
         let mut watched = Watched::start();
         let pair = Pair::start(&watched.settings());
-        watched.servers[0].command(&["WAIT", "1", "20000"]);
+        watched.settle(0);
         let (took, seen) = pair.under_load(|clients| {
             watched.servers[0].kill();
             clients.unavailable();
@@ -124,13 +58,8 @@ mod fail_over {
             let took = clients.looked_up_since(announced);
             // The old one comes back empty, as a master until the sentinels tell it otherwise.
             watched.servers[0].revive();
-            // When they do is theirs to say; what counts is that it is not taken for the master meanwhile.
-            let until = Instant::now() + PATIENCE / 2;
-            while Instant::now() < until
-                && !watched.servers[0].command(&["INFO", "replication"]).contains("master_link_status:up")
-            {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            // What counts is that it is not taken for the master meanwhile.
+            unhurried("it is a replica", || follows(&watched.servers[0]));
             took
         });
         println!("master killed: keys looked up again {took:?} after the new one was announced; {seen:?}");
@@ -142,7 +71,7 @@ mod fail_over {
     fn a_master_that_hangs_is_left_for_its_replica() {
         let watched = Watched::start();
         let pair = Pair::start(&watched.settings());
-        watched.servers[0].command(&["WAIT", "1", "20000"]);
+        watched.settle(0);
         let (took, seen) = pair.under_load(|clients| {
             watched.servers[0].signal(Signal::STOP);
             clients.unavailable();
@@ -150,9 +79,7 @@ mod fail_over {
             let took = clients.looked_up_since(announced);
             // It wakes as the master that it was, with connections from before.
             watched.servers[0].signal(Signal::CONT);
-            unhurried("it is a replica", || {
-                watched.servers[0].command(&["INFO", "replication"]).contains("master_link_status:up")
-            });
+            unhurried("it is a replica", || follows(&watched.servers[0]));
             took
         });
         println!("master stopped: keys looked up again {took:?} after the new one was announced; {seen:?}");
@@ -164,7 +91,7 @@ mod fail_over {
     fn a_master_that_becomes_a_replica_is_left_at_once() {
         let watched = Watched::start();
         let pair = Pair::start(&watched.settings());
-        watched.servers[0].command(&["WAIT", "1", "20000"]);
+        watched.settle(0);
         let (took, seen) = pair.under_load(|_| {
             let answer = watched.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]);
             assert!(answer.contains("+OK"), "{answer}");
@@ -310,10 +237,9 @@ mod whose_word_counts {
         store.subscribe(heard.sink());
         soon("the event link is up", async || store.keeper().link_state() == LinkState::Up).await;
         store.commit(crate::store_contract::event(org.id)).await.unwrap();
-        watched.servers[0].command(&["WAIT", "1", "20000"]);
+        watched.settle(0);
         // The replica hears no more, and so it loses what comes now.
-        watched.servers[0].command(&["ACL", "SETUSER", "replica", "off"]);
-        watched.servers[0].command(&["CLIENT", "KILL", "TYPE", "REPLICA"]);
+        keep_replicas_out(&watched.servers[0]);
         store.commit(crate::store_contract::event(org.id)).await.unwrap();
         watched.servers[0].kill();
         soon("everything is to be looked up again", async || {

@@ -15,6 +15,7 @@ pub(crate) mod manual;
 pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod redis;
+pub(crate) mod sentinels;
 pub(crate) mod store;
 pub(crate) mod traffic;
 pub(crate) mod transport;

@@ -143,6 +143,11 @@ impl RedisServer {
         try_command(self.address(), parts).expect("an answer from redis-server")
     }
 
+    /// The same of a server that may not answer, or breaks connections off.
+    pub(crate) fn asked(&self, parts: &[&str]) -> Option<String> {
+        try_command(self.address(), parts)
+    }
+
     /// What it would find on its disk after a restart.
     pub(crate) fn dump(&self) -> Vec<u8> {
         // Compressed, nothing could be found in it.

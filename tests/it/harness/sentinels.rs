@@ -1,0 +1,115 @@
+//! A Redis that fails over: a master, its replica, and three sentinels.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::{RedisServer, unhurried};
+
+/// A master, its replica, and three sentinels that know both and each other. One set at a time: sentinels that do
+/// not get their turn on a busy machine take masters for dead, or do nothing for a while.
+pub(crate) struct Watched {
+    pub(crate) servers: [RedisServer; 2],
+    pub(crate) sentinels: Vec<RedisServer>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+static TURN: Mutex<()> = Mutex::new(());
+
+impl Watched {
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With more options for the first master.
+    pub(crate) fn with(of_master: &[&str]) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        // A replica comes as a user of its own, who can be kept out.
+        let options = [
+            &["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "swapdb"][..],
+            &["--user", "replica", "on", "nopass", "+psync", "+replconf", "+ping"],
+            &["--masteruser", "replica", "--masterauth", "any"],
+        ]
+        .concat();
+        let master = RedisServer::with(&[&options, of_master].concat());
+        let port = master.port();
+        let replica = RedisServer::with(&[&options[..], &["--replicaof", "127.0.0.1", &port]].concat());
+        unhurried("the replica follows", || follows(&replica));
+        let sentinels: Vec<_> = (0..3).map(|_| sentinel(&master, "")).collect();
+        for sentinel in &sentinels {
+            unhurried("the sentinel knows the others", || {
+                let known = sentinel.command(&["SENTINEL", "MASTER", "mymaster"]);
+                field(&known, "num-slaves") == "1" && field(&known, "num-other-sentinels") == "2"
+            });
+        }
+        Self { servers: [master, replica], sentinels, _turn: turn }
+    }
+
+    pub(crate) fn settings(&self) -> String {
+        lines(&self.sentinels.iter().map(RedisServer::port).collect::<Vec<_>>())
+    }
+
+    /// Waits until the other server has what this one had. `WAIT` would only tell of what its own connection wrote.
+    pub(crate) fn settle(&self, master: usize) {
+        let offset = |server: usize, name: &str| -> Option<u64> {
+            let info = replication(&self.servers[server]);
+            info.lines().find_map(|line| line.strip_prefix(name))?.parse().ok()
+        };
+        let mut written = None;
+        unhurried("the replica has everything", || {
+            written = written.or_else(|| offset(master, "master_repl_offset:"));
+            written.is_some() && offset(1 - master, "slave_repl_offset:") >= written
+        });
+    }
+
+    /// Waits until a sentinel says that the other server is the master.
+    pub(crate) fn announced(&self, server: &RedisServer) -> Instant {
+        let port = format!("\r\n{}\r\n", server.port());
+        unhurried("the sentinels have another master", || {
+            self.sentinels.iter().any(|sentinel| {
+                sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).contains(&port)
+            })
+        });
+        Instant::now()
+    }
+}
+
+/// Whether it is a replica that hears of what happens.
+pub(crate) fn follows(server: &RedisServer) -> bool {
+    replication(server).contains("master_link_status:up")
+}
+
+/// Nothing where it does not answer: a sentinel that tells a server whom to follow breaks its connections off.
+fn replication(server: &RedisServer) -> String {
+    server.asked(&["INFO", "replication"]).unwrap_or_default()
+}
+
+/// Keeps replicas away from this server, so that they miss what comes now.
+pub(crate) fn keep_replicas_out(server: &RedisServer) {
+    server.command(&["ACL", "SETUSER", "replica", "off"]);
+    server.command(&["CLIENT", "KILL", "TYPE", "REPLICA"]);
+}
+
+pub(crate) fn sentinel(master: &RedisServer, more: &str) -> RedisServer {
+    let sentinel = RedisServer::sentinel(&format!(
+        "sentinel monitor mymaster 127.0.0.1 {} 2\nsentinel down-after-milliseconds mymaster 1000\n\
+         sentinel failover-timeout mymaster 5000\n{more}\n",
+        master.port()
+    ));
+    // It looks at each server every 10 s only, tells an old master that it is none not before it has looked twice, and
+    // after it got no turn for 2 s it does nothing for 30.
+    let hurried =
+        ["info-period", "1000", "publish-period", "500", "tilt-trigger", "20000", "tilt-period", "1000"];
+    sentinel.command(&[&["SENTINEL", "DEBUG"], &hurried[..]].concat());
+    sentinel
+}
+
+/// Settings of `[store]` for the sentinels at these ports.
+pub(crate) fn lines(ports: &[String]) -> String {
+    let nodes: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+    format!("sentinels = [{}]\nmaster_name = \"mymaster\"", nodes.join(", "))
+}
+
+/// A field of an answer that has names and values in turn.
+fn field(answer: &str, name: &str) -> String {
+    answer.split("\r\n").skip_while(|line| *line != name).nth(2).unwrap_or_default().to_owned()
+}
