@@ -46,6 +46,7 @@ mod outbox;
 mod prometheus;
 mod propagation;
 mod redis_cluster;
+mod redis_fail_over;
 mod redis_gateways;
 mod redis_sentinel;
 mod redis_store;

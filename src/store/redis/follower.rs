@@ -127,6 +127,10 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         // Nothing that was asked before says anything about the store that has just been adopted.
         return Ok(Verified { store, event: Seq::MAX, asked });
     }
+    if inner.link_state() != LinkState::Up {
+        // Before everything may have to be looked up again: nobody is to be turned away then who has nothing else.
+        [&inner.lookups, &inner.commands].into_iter().for_each(|link| link.forgive());
+    }
     match (mark, found) {
         _ if event < last => lose(inner, &store, event, last),
         (Some(seen), found) if found.as_ref() != Some(&seen) => lose(inner, &store, event, last),

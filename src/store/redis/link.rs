@@ -100,6 +100,11 @@ impl Link {
         lock(&self.breaker).turns_away(self.now())
     }
 
+    /// Somebody else has found Redis well: whoever comes now need not be spared it.
+    pub(super) fn forgive(&self) {
+        *lock(&self.breaker) = Breaker::default();
+    }
+
     /// Has Redis run a script, all in all within `patience`.
     ///
     /// After a fault a script that writes may have been carried out, or may still be.

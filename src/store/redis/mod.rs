@@ -284,7 +284,7 @@ impl Store for Redis {
 
 impl Keeper for Redis {
     fn link_state(&self) -> LinkState {
-        self.inner.link_state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.inner.link_state()
     }
 
     fn vitals(&self) -> Vitals {
@@ -332,6 +332,10 @@ const NEWEST: &str = "+";
 impl Inner {
     fn fault(&self, cause: impl fmt::Display) -> StoreFault {
         self.connector.fault(cause)
+    }
+
+    fn link_state(&self) -> LinkState {
+        self.link_state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The state before, for whoever tells of changes.

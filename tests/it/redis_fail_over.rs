@@ -1,0 +1,291 @@
+//! Three gateways and a Redis whose sentinels choose another master, which lacks the last changes.
+//!
+//! `KEYGATE_LONG=1 cargo test --test it redis_fail_over -- --nocapture --test-threads 1` is the long form: more
+//! fail-overs one after the other.
+
+#![expect(clippy::print_stdout, reason = "what was measured is told")]
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use keygate::key::record::Sealer;
+use keygate::key::{Environment, KeyFormat, Prefix};
+use keygate::store::Store;
+use keygate::store::keeper::LinkState;
+use keygate::store::redis::Redis;
+use tokio::runtime::Handle;
+
+use crate::harness::sentinels::{Watched, follows, keep_replicas_out};
+use crate::harness::{
+    Call, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, eventually, is_long, operator, unhurried,
+};
+
+/// After so long what a fail-over has brought back to life is revoked again in the store.
+const WRITTEN_BACK: Duration = Duration::from_secs(5);
+
+struct Trio {
+    // First, so that they have ended before what they speak with.
+    gateways: [Gateway; 3],
+    watched: Watched,
+    _upstreams: [Upstream; 2],
+}
+
+impl Trio {
+    #[track_caller]
+    fn start(watched: Watched) -> Self {
+        let upstreams = [Upstream::start("live"), Upstream::start("test")];
+        let on = |store: &str| -> GatewayBuilder {
+            Gateway::builder().api(&upstreams[0], &upstreams[1]).settings(&format!(
+                "[keys]\nack_wait = \"10s\"\n[cache]\nlookup_timeout = \"5s\"\n[store]\nkind = \"redis\"\n\
+                 allow_without_pepper = true\nconnect_timeout = \"2s\"\nlookup_timeout = \"2s\"\n\
+                 command_timeout = \"2s\"\n{store}"
+            ))
+        };
+        let first = on(&watched.settings()).start();
+        let second = on(&watched.settings()).org(first.org).start();
+        let third = on(&watched.settings()).org(first.org).start();
+        let gateways = [first, second, third];
+        for gateway in &gateways {
+            eventually("it is linked", || is_linked(gateway));
+        }
+        Self { gateways, watched, _upstreams: upstreams }
+    }
+}
+
+fn is_linked(gateway: &Gateway) -> bool {
+    gateway.lifecycle().keeper().link_state() == LinkState::Up
+}
+
+fn request(secret: &str) -> Call {
+    Call::get("/v1/jobs").key(secret)
+}
+
+fn status(gateway: &Gateway, key: &TestKey) -> u16 {
+    gateway.fetch(&request(&key.secret)).status
+}
+
+/// A key that nobody has made.
+fn guess() -> String {
+    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
+}
+
+mod that_loses_the_last_changes {
+    use super::*;
+
+    /// Between two requests of a client.
+    const PACE: Duration = Duration::from_millis(1);
+
+    /// What is presented, and what may come of it.
+    struct Presented {
+        secret: String,
+        kind: Kind,
+        /// Whether all gateways have confirmed its end.
+        over: AtomicBool,
+    }
+
+    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+    enum Kind {
+        Known,
+        /// Its revocation is among what is lost.
+        Revoked,
+        /// The same for a secret that was rotated away.
+        Rotated,
+        /// Its organisation's suspension is.
+        Suspended,
+        Guessed,
+    }
+
+    impl Presented {
+        fn new(kind: Kind, secret: &str) -> Self {
+            Self { secret: secret.to_owned(), kind, over: AtomicBool::new(false) }
+        }
+
+        fn end(&self) {
+            self.over.store(true, Ordering::SeqCst);
+        }
+
+        /// `was_over` when the request was sent.
+        fn judge(&self, gateway: usize, status: u16, was_over: bool) {
+            let is_right = match (self.kind, status) {
+                (Kind::Known, status) => status == 200,
+                (_, 503) => true,
+                (Kind::Guessed, status) => status == 401,
+                (Kind::Suspended, status) => status == 403 || status == 200 && !was_over,
+                (Kind::Revoked | Kind::Rotated, status) => status == 401 || status == 200 && !was_over,
+            };
+            assert!(is_right, "{:?} at gateway {gateway}: {status}, over: {was_over}", self.kind);
+        }
+    }
+
+    /// What belongs to one fail-over: keys whose ends it loses.
+    struct Round {
+        revoked: Vec<TestKey>,
+        rotated: TestKey,
+        suspended: TestKey,
+    }
+
+    const REVOKED: usize = 6;
+    const KNOWN: usize = 12;
+
+    #[test]
+    fn no_revoked_key_comes_back_and_no_good_one_is_called_wrong() {
+        let fail_overs = if is_long() { 12 } else { 1 };
+        let mut trio = Trio::start(Watched::start());
+        let known: Vec<TestKey> = (0..KNOWN).map(|_| trio.gateways[0].live_key()).collect();
+        let rounds: Vec<Round> = (0..fail_overs).map(|_| Round::make(&trio.gateways[1])).collect();
+        let presented = presented(&known, &rounds);
+        let begun = Instant::now();
+        let tally = under_load(&mut trio, &presented, |trio| {
+            for (number, round) in rounds.iter().enumerate() {
+                round.pass(number, trio, &presented);
+            }
+        });
+        println!("{fail_overs} fail-overs in {:.1?}; answers: {tally:?}", begun.elapsed());
+        assert!(tally[&(Kind::Known, 200)] > 100 * fail_overs, "the load was none");
+        for gateway in &trio.gateways {
+            known.iter().for_each(|key| eventually("it works", || status(gateway, key) == 200));
+            for round in &rounds {
+                assert!(round.revoked.iter().all(|key| status(gateway, key) == 401));
+                assert_eq!(status(gateway, &round.rotated), 401);
+                assert_eq!(status(gateway, &round.suspended), 200, "what was lost");
+            }
+        }
+    }
+
+    fn presented(known: &[TestKey], rounds: &[Round]) -> Vec<Presented> {
+        let known = known.iter().map(|key| Presented::new(Kind::Known, &key.secret));
+        let ended = rounds.iter().flat_map(|round| {
+            let revoked = round.revoked.iter().map(|key| Presented::new(Kind::Revoked, &key.secret));
+            let rotated = Presented::new(Kind::Rotated, &round.rotated.secret);
+            revoked.chain([rotated, Presented::new(Kind::Suspended, &round.suspended.secret)])
+        });
+        let guessed = (0..4).map(|_| Presented::new(Kind::Guessed, &guess()));
+        known.chain(ended).chain(guessed).collect()
+    }
+
+    /// Every client presents everything again and again, the known keys between all others.
+    fn under_load(
+        trio: &mut Trio,
+        presented: &[Presented],
+        act: impl FnOnce(&mut Trio),
+    ) -> BTreeMap<(Kind, u16), usize> {
+        let (over, tally) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
+        let (known, others): (Vec<&Presented>, Vec<&Presented>) =
+            presented.iter().partition(|one| one.kind == Kind::Known);
+        thread::scope(|scope| {
+            for gateway in 0..3 {
+                for presented in [known.clone(), others.clone()] {
+                    let (mut wire, over, tally) = (trio.gateways[gateway].connect(), &over, &tally);
+                    scope.spawn(move || {
+                        for one in presented.iter().cycle() {
+                            if over.load(Ordering::Relaxed) {
+                                break;
+                            }
+                            let was_over = one.over.load(Ordering::SeqCst);
+                            let status = wire.call(&request(&one.secret)).unwrap().status;
+                            one.judge(gateway, status, was_over);
+                            *tally.lock().unwrap().entry((one.kind, status)).or_default() += 1;
+                            thread::sleep(PACE);
+                        }
+                    });
+                }
+            }
+            let _end = SetOnDrop(&over);
+            act(trio);
+        });
+        tally.into_inner().unwrap()
+    }
+
+    struct SetOnDrop<'f>(&'f AtomicBool);
+
+    impl Drop for SetOnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    impl Round {
+        fn make(gateway: &Gateway) -> Self {
+            Self {
+                revoked: (0..REVOKED).map(|_| gateway.live_key()).collect(),
+                rotated: gateway.live_key(),
+                suspended: gateway.key_in_another_org(),
+            }
+        }
+
+        fn pass(&self, number: usize, trio: &mut Trio, presented: &[Presented]) {
+            let (old, new) = (number % 2, 1 - number % 2);
+            trio.watched.settle(old);
+            keep_replicas_out(&trio.watched.servers[old]);
+            self.end(trio, presented);
+            // A suspension can be taken back, so nobody's memory of it is better than the store's: lost is lost.
+            let suspended = presented.iter().find(|one| one.secret == self.suspended.secret).unwrap();
+            suspended.over.store(false, Ordering::SeqCst);
+            let killed = Instant::now();
+            trio.watched.servers[old].kill();
+            let announced = trio.watched.announced(&trio.watched.servers[new]);
+            let written = self.written_back(&trio.gateways[0], &trio.watched.servers[new], announced);
+            println!(
+                "fail-over {number}: announced {:.2?} after the kill, {} revocations written back {written:.2?} after that",
+                announced - killed,
+                REVOKED + 1
+            );
+            let generous = if is_long() { 1 } else { 3 };
+            assert!(written < generous * WRITTEN_BACK, "{written:?}");
+            trio.watched.servers[old].revive();
+            unhurried("it is a replica", || follows(&trio.watched.servers[old]));
+        }
+
+        /// Ends everything, at one gateway after the other, and notes what all of them have confirmed.
+        fn end(&self, trio: &Trio, presented: &[Presented]) {
+            let note = |key: &TestKey| presented.iter().find(|one| one.secret == key.secret).unwrap().end();
+            let all = "confirmed=3/3";
+            for (n, key) in self.revoked.iter().enumerate() {
+                let gateway = &trio.gateways[n % 3];
+                let revoked =
+                    gateway.block_on(gateway.lifecycle().revoke_key(&operator(), key.id())).unwrap();
+                assert!(revoked.propagation.unwrap().to_string().starts_with(all));
+                note(key);
+            }
+            let [a, b, _] = &trio.gateways;
+            let rotation = format!("/v1/api_keys/{}/rotate", self.rotated.id());
+            let call = Call::post(&rotation, r#"{"overlap_seconds":0}"#).key(&self.rotated.secret);
+            let rotated = a.fetch(&call);
+            assert_eq!(rotated.status, 200, "{}", rotated.text());
+            assert!(rotated.field("keygate-propagation").unwrap().starts_with(all));
+            note(&self.rotated);
+            let org = self.suspended.record.org;
+            let suspended = b.block_on(b.lifecycle().suspend_org(&operator(), org)).unwrap();
+            assert!(suspended.propagation.unwrap().to_string().starts_with(all));
+            note(&self.suspended);
+            for gateway in &trio.gateways {
+                assert!(self.revoked.iter().chain([&self.rotated]).all(|key| status(gateway, key) == 401));
+                assert_eq!(status(gateway, &self.suspended), 403);
+            }
+        }
+
+        /// How long after the new master was announced it has every revocation again.
+        fn written_back(&self, gateway: &Gateway, master: &RedisServer, announced: Instant) -> Duration {
+            let ids: Vec<_> = self.revoked.iter().chain([&self.rotated]).map(TestKey::id).collect();
+            let settings = master.settings();
+            gateway.block_on(async move {
+                let store = Redis::open(settings, Sealer::default(), Handle::current()).unwrap();
+                let until = announced + 4 * WRITTEN_BACK;
+                for id in ids {
+                    loop {
+                        let key = store.key(id).await.unwrap().expect("it was there before the fail-over");
+                        if key.record.revoked_at.is_some() {
+                            break;
+                        }
+                        assert!(Instant::now() < until, "{id} is not revoked again");
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                }
+                announced.elapsed()
+            })
+        }
+    }
+}
