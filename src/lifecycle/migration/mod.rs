@@ -1,0 +1,357 @@
+//! Moving everything from one store into another: organisations with their e-mail addresses and news, keys with
+//! their use, audit trails with their checkpoints.
+//!
+//! The source is only read. The target holds nothing else meanwhile, so what is in it already was moved by a run
+//! that was interrupted, and is compared instead of written; the last thing written is the event that says that it
+//! is done. In the end both stores are read again, side by side.
+//!
+//! A trail whose chain has the same key in both is copied as it is: what was exported of it stays true. Under
+//! another key its chain is made anew, only if it was whole, and an event in it tells both heads.
+
+mod trails;
+mod verify;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::json;
+use thiserror::Error;
+use tokio::task::JoinSet;
+
+use super::turn::Draft;
+use super::{By, EventFilter, Lifecycle, LifecycleError};
+use crate::audit::{Kind, Trail};
+use crate::id::{KeyId, OrgId};
+use crate::key::record::{KeyRecord, OrgRecord, Versioned};
+use crate::key::usage::Used;
+use crate::store::side::News;
+use crate::store::{Change, CommitError, EmailClaim, Mutation, StoreFault};
+
+/// Records that are read at once, and so how much of a store is in memory.
+const PAGE: usize = 512;
+/// Trails that are moved or verified at the same time.
+const TRAILS: usize = 16;
+
+/// How far a migration has come, and in the end what it came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Moved {
+    pub organizations: u64,
+    pub keys: u64,
+    /// Of those two, how many an earlier run had moved.
+    pub present: u64,
+    /// Keys of which it is known when they were used.
+    pub used: u64,
+    /// News that wait for the upstream.
+    pub news: u64,
+    /// Events in all audit trails.
+    pub events: u64,
+    /// Whether the trails' chains were made anew under another key.
+    pub rechained: bool,
+    /// Organisations and keys that were found the same in both stores at the end.
+    pub verified: u64,
+    /// Trails that are damaged in the source, and so in the target.
+    pub damaged: Vec<Trail>,
+}
+
+/// What a migration came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Migration {
+    Done(Moved),
+    /// It was done before, at this time; nothing was looked at.
+    DoneBefore {
+        at: String,
+    },
+}
+
+/// Why a migration did not happen, or broke off. Where anything was written, running it again goes on.
+#[derive(Debug, Error)]
+pub enum MigrationError {
+    #[error("both configurations lead to the same store")]
+    Same,
+    #[error(
+        "the source's keys are digested under a pepper that is not the target's: give the target the same \
+         keys.pepper_file"
+    )]
+    Pepper,
+    #[error(
+        "the audit trail has another key in the target: give it the same audit.key_file (the source's pepper, if it has \
+         none), or add --rechain, which makes the chains anew under the target's key; heads that were exported before \
+         are then true of the source only"
+    )]
+    ChainKey,
+    #[error(
+        "the audit trail of {trail} is not whole (event {number} {text}), and a new chain would hide that: see \
+         `keygate audit verify` on the source, or keep the chain's key"
+    )]
+    Damaged { trail: Trail, number: u64, text: String },
+    #[error(
+        "the target holds {0}, which the source does not have so: a migration needs an empty store, or one in which the \
+         same migration broke off; empty it, or take another"
+    )]
+    Occupied(String),
+    #[error(
+        "{0} is not the same in both stores at the end: was one of them used meanwhile? stop its gateways, empty the target, \
+         and run this again"
+    )]
+    Differs(String),
+    #[error("the source cannot be read: {0}; nothing is lost: run this again, and it goes on")]
+    Source(StoreFault),
+    #[error(
+        "the target failed: {0}; it is not complete: start no gateway on it, run this again, and it goes on"
+    )]
+    Target(StoreFault),
+    #[error("{0}; the target may be incomplete: start no gateway on it, run this again, and it goes on")]
+    Lifecycle(#[from] LifecycleError),
+}
+
+use MigrationError::{Source, Target};
+
+/// Moves everything in the store of `source` into that of `target`, and tells how far it has come.
+///
+/// # Errors
+/// [`MigrationError`], which says what to do.
+pub async fn migrate(
+    source: Arc<Lifecycle>,
+    target: Arc<Lifecycle>,
+    by: By,
+    rechain: bool,
+    tell: &mut dyn FnMut(&Moved),
+) -> Result<Migration, MigrationError> {
+    let keeps_chain = source.settings.chain.is_same(&target.settings.chain);
+    if !source.settings.digester.leads_to(&target.settings.digester) {
+        return Err(MigrationError::Pepper);
+    }
+    if !keeps_chain && !rechain {
+        return Err(MigrationError::ChainKey);
+    }
+    let moving = Moving { source, target, by, rechains: !keeps_chain };
+    moving.run(tell).await
+}
+
+/// A migration under way.
+#[derive(Clone)]
+struct Moving {
+    source: Arc<Lifecycle>,
+    target: Arc<Lifecycle>,
+    by: By,
+    rechains: bool,
+}
+
+impl Moving {
+    async fn run(self, tell: &mut dyn FnMut(&Moved)) -> Result<Migration, MigrationError> {
+        let moving = Arc::new(self);
+        let status = moving.source.keeper().status().await;
+        let no_store =
+            || Source(StoreFault::failed(status.trouble.as_deref().unwrap_or("there is no store")));
+        let from = status.found.clone().ok_or_else(no_store)?;
+        moving.target.keeper().begin().await.map_err(Target)?;
+        if moving.target.keeper().status().await.found.as_ref() == Some(&from) {
+            return Err(MigrationError::Same);
+        }
+        if let Some(at) = moving.done_before(&from).await? {
+            return Ok(Migration::DoneBefore { at });
+        }
+        moving.check_target().await?;
+        let mut moved = Moved { rechained: moving.rechains, ..Moved::default() };
+        // First, because it tells soonest that somebody has used the target.
+        let operators = moving.move_trail(Trail::Operator).await?;
+        moved.events += operators.count;
+        moving.move_orgs(&mut moved, tell).await?;
+        moving.move_keys(&mut moved, tell).await?;
+        moving.move_trails(&mut moved, tell).await?;
+        moving.verify(&mut moved, tell).await?;
+        let before = json!({ "store": from, "head": operators.before });
+        let after = json!({
+            "head": operators.after,
+            "rechained": moving.rechains,
+            "organizations": moved.organizations,
+            "keys": moved.keys,
+        });
+        let event =
+            || Draft::about(Kind::StoreMigrated, None, None).before(before.clone()).after(after.clone());
+        moving.target.record(Trail::Operator, &moving.by, event).await?;
+        Ok(Migration::Done(moved))
+    }
+
+    /// When the same migration was done, if it was.
+    async fn done_before(&self, from: &str) -> Result<Option<String>, MigrationError> {
+        let filter = EventFilter { kind: Some(Kind::StoreMigrated), ..EventFilter::default() };
+        let mut before = None;
+        loop {
+            let page = self.target.events(Trail::Operator, filter, before, PAGE).await?;
+            let told = |event: &super::EventView| {
+                event.before.as_ref().and_then(|before| Some(before.get("store")?.as_str()? == from))
+            };
+            if let Some(done) = page.events.into_iter().find(|event| told(event) == Some(true)) {
+                return Ok(Some(done.created_at));
+            }
+            before = page.next;
+            if before.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Everything in the target is what this would write.
+    async fn check_target(self: &Arc<Self>) -> Result<(), MigrationError> {
+        let mut after = None;
+        while let Some(orgs) = next_orgs(&self.target, &mut after, PAGE).await.map_err(Target)? {
+            self.each(orgs, async |moving, org| {
+                let own = moving.source.store.org(org.record.id).await.map_err(Source)?;
+                same(own.as_ref(), &org.record).ok_or_else(|| occupied(org.record.id))
+            })
+            .await?;
+        }
+        let mut after = None;
+        while let Some(keys) = next_keys(&self.target, None, &mut after).await.map_err(Target)? {
+            self.each(keys, async |moving, key| {
+                let own = moving.source.store.key(key.record.id).await.map_err(Source)?;
+                let own = own.map(|own| moving.convert(own.record));
+                own.filter(|own| *own == key.record).ok_or_else(|| occupied(key.record.id))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn move_orgs(
+        self: &Arc<Self>,
+        moved: &mut Moved,
+        tell: &mut dyn FnMut(&Moved),
+    ) -> Result<(), MigrationError> {
+        let mut after = None;
+        while let Some(orgs) = next_orgs(&self.source, &mut after, PAGE).await.map_err(Source)? {
+            let ids = orgs.iter().map(|org| org.record.id).collect();
+            let news = self.source.store.side().news(ids).await.map_err(Source)?;
+            let orgs: Vec<_> = orgs.into_iter().map(|org| org.record).zip(news).collect();
+            moved.organizations += orgs.len() as u64;
+            moved.news += orgs.iter().filter(|(_, news)| news.is_some()).count() as u64;
+            let present = self.each(orgs, async |moving, (org, news)| moving.move_org(org, news).await);
+            moved.present += present.await?.into_iter().filter(|present| *present).count() as u64;
+            tell(moved);
+        }
+        Ok(())
+    }
+
+    /// Tells whether it was there already.
+    async fn move_org(&self, org: OrgRecord, news: Option<News>) -> Result<bool, MigrationError> {
+        let pepper = self.target.settings.pepper.as_ref();
+        let email = org.email.as_ref().map(|email| EmailClaim { index: email.index(pepper), org: org.id });
+        let insert = Some(Change::Insert(org.clone()));
+        match self.target.store.commit(Mutation { org: insert, email, news, ..Mutation::default() }).await {
+            Ok(_) => Ok(false),
+            Err(CommitError::Exists | CommitError::EmailTaken) => {
+                let there = self.target.store.org(org.id).await.map_err(Target)?;
+                same(there.as_ref(), &org).map(|_| true).ok_or_else(|| occupied(org.id))
+            }
+            Err(error) => Err(Target(fault(error))),
+        }
+    }
+
+    async fn move_keys(
+        self: &Arc<Self>,
+        moved: &mut Moved,
+        tell: &mut dyn FnMut(&Moved),
+    ) -> Result<(), MigrationError> {
+        let mut after = None;
+        while let Some(keys) = next_keys(&self.source, None, &mut after).await.map_err(Source)? {
+            let keys: Vec<_> = keys.into_iter().map(|key| self.convert(key.record)).collect();
+            let ids: Vec<KeyId> = keys.iter().map(|key| key.id).collect();
+            let outcomes = self.target.store.import(keys.clone()).await.map_err(Target)?;
+            let mut taken = Vec::new();
+            for (key, outcome) in keys.into_iter().zip(outcomes) {
+                match outcome {
+                    Ok(()) => {}
+                    Err(CommitError::Exists) => taken.push(key),
+                    Err(error) => return Err(Target(fault(error))),
+                }
+            }
+            moved.keys += ids.len() as u64;
+            moved.present += taken.len() as u64;
+            self.each(taken, async |moving, key| {
+                let there = moving.target.store.key(key.id).await.map_err(Target)?;
+                same(there.as_ref(), &key).ok_or_else(|| occupied(key.id))
+            })
+            .await?;
+            moved.used += self.move_usage(ids).await?;
+            tell(moved);
+        }
+        Ok(())
+    }
+
+    async fn move_usage(&self, keys: Vec<KeyId>) -> Result<u64, MigrationError> {
+        let usage = self.source.store.side().usage(keys.clone()).await.map_err(Source)?;
+        let used = keys.into_iter().zip(usage).filter_map(|(key, usage)| Some(Used { key, usage: usage? }));
+        let used: Vec<Used> = used.collect();
+        let count = used.len() as u64;
+        self.target.store.side().note_usage(used).await.map_err(Target)?;
+        Ok(count)
+    }
+
+    /// The key as the target keeps it.
+    fn convert(&self, mut key: KeyRecord) -> KeyRecord {
+        let (from, to) = (&self.source.settings.digester, &self.target.settings.digester);
+        for secret in &mut key.secrets {
+            secret.digest = from.carry(secret.digest, to);
+        }
+        key
+    }
+
+    /// Does something with each item, all at the same time.
+    async fn each<I: Send + 'static, T: Send + 'static, F>(
+        self: &Arc<Self>,
+        items: impl IntoIterator<Item = I>,
+        act: impl Fn(Arc<Self>, I) -> F,
+    ) -> Result<Vec<T>, MigrationError>
+    where
+        F: Future<Output = Result<T, MigrationError>> + Send + 'static,
+    {
+        let mut acting = JoinSet::new();
+        for item in items {
+            acting.spawn(act(Arc::clone(self), item));
+        }
+        let mut done = Vec::new();
+        while let Some(acted) = acting.join_next().await {
+            done.push(acted.map_err(|error| Target(StoreFault::failed(error)))??);
+        }
+        Ok(done)
+    }
+}
+
+/// Some more organisations, until there are none.
+async fn next_orgs(
+    lifecycle: &Lifecycle,
+    after: &mut Option<OrgId>,
+    limit: usize,
+) -> Result<Option<Vec<Versioned<OrgRecord>>>, StoreFault> {
+    let orgs = lifecycle.store.orgs(*after, limit).await?;
+    *after = orgs.last().map(|org| org.record.id).or(*after);
+    Ok(Some(orgs).filter(|orgs| !orgs.is_empty()))
+}
+
+/// The same for keys, of one organisation or of all.
+async fn next_keys(
+    lifecycle: &Lifecycle,
+    org: Option<OrgId>,
+    after: &mut Option<KeyId>,
+) -> Result<Option<Vec<Versioned<KeyRecord>>>, StoreFault> {
+    let keys = lifecycle.store.keys(org, *after, PAGE).await?;
+    *after = keys.last().map(|key| key.record.id).or(*after);
+    Ok(Some(keys).filter(|keys| !keys.is_empty()))
+}
+
+fn same<T: PartialEq>(one: Option<&Versioned<T>>, other: &T) -> Option<()> {
+    one.is_some_and(|one| one.record == *other).then_some(())
+}
+
+fn occupied(what: impl std::fmt::Display) -> MigrationError {
+    MigrationError::Occupied(what.to_string())
+}
+
+fn fault(error: CommitError) -> StoreFault {
+    match error {
+        CommitError::Fault(fault) => fault,
+        refused => StoreFault::failed(refused),
+    }
+}
