@@ -32,8 +32,7 @@ Each line is one key:
 
 sha256 is the SHA-256 of the whole key in hexadecimal digits. A line may also have organization_id, id, last_four, \
 created_at, expires_at, disabled_at, revoked_at, owner, note, allowed_addresses and old_secret. What is there already and the \
-same is left alone, so an import that was interrupted can simply be run again. Long after, only with lines that have an id: a \
-secret that was rotated out twice since is forgotten, and its line would be taken for a new key.
+same is left alone, so an import that was interrupted can simply be run again.
 
 Exit code: 0 if every line was moved in or there already, 1 if any was not.
 

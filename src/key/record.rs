@@ -24,7 +24,8 @@ pub struct KeyRecord {
     pub name: String,
     pub environment: Environment,
     pub scopes: ScopeSet,
-    /// The secrets that open it, newest first: one, or two while a rotation overlaps.
+    /// Its secrets, newest first: the one that opens it, the one before, which does too while a rotation overlaps, and
+    /// the first that it had.
     pub secrets: Vec<Secret>,
     pub created_at: UnixMillis,
     /// Who made it: a key id, or an operator's name.

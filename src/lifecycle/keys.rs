@@ -395,10 +395,8 @@ impl Lifecycle {
             let Versioned { rev, record: before } = self.visible(&authority, id).await?;
             refuse_ended(&before, now)?;
             authority.check_covers(&before)?;
-            let mut key = before.clone();
-            key.secrets.truncate(1);
             let ends_at = now.plus(overlap);
-            key.secrets.iter_mut().for_each(|secret| secret.ends_at = Some(ends_at));
+            let mut key = KeyRecord { secrets: ended(&before.secrets, ends_at, now), ..before.clone() };
             let secret = self.mint(&mut key)?;
             let made = Made { key, secret, propagation: None };
             let mutation = Mutation {
@@ -542,6 +540,19 @@ fn keep_answer(
     let sealed = request.seal(&zeroize::Zeroizing::new(render(&made.key, &made.secret)))?;
     let ends_at = now.plus(ANSWER_KEPT);
     Ok(Some(KeptAnswer { index: request.index(), sealed, made_at: now, ends_at }))
+}
+
+/// The secrets of a key that gets a new one: the present one until `ends_at`, and the first of all, which opens
+/// nothing any more. A key that was moved in is known by it: should its line be moved in again, the secret, which may
+/// have leaked, must not be taken for a new one.
+fn ended(secrets: &[Secret], ends_at: UnixMillis, now: UnixMillis) -> Vec<Secret> {
+    let end = |secret: &Secret, at: UnixMillis| {
+        let ends_at = Some(secret.ends_at.map_or(at, |end| end.min(at)));
+        Secret { ends_at, ..secret.clone() }
+    };
+    let present = secrets.first().map(|secret| end(secret, ends_at));
+    let first = secrets.get(1..).and_then(<[Secret]>::last).map(|secret| end(secret, now));
+    present.into_iter().chain(first).collect()
 }
 
 /// Everything that is cached of a key.

@@ -213,6 +213,33 @@ fn what_is_exported_can_be_moved_in_elsewhere_as_it_was() {
     }
 }
 
+/// Its line may be in a file that is moved in again and again.
+#[test]
+fn a_secret_that_was_rotated_out_is_never_moved_in_again() {
+    let redis = RedisServer::start();
+    for settings in [String::new(), in_redis(&redis)] {
+        let desk = Desk::with(Way::Store, &settings, NOWHERE);
+        let org = org(&desk);
+        for more in [json!({}), json!({ "created_at": "2020-01-01T00:00:00Z" })] {
+            let leaked = secret(Environment::Live);
+            let lines = line(&leaked, "moved", &more);
+            let import = || desk.feed(&["keys", "import", "-", "--json", "--org", &org], &lines);
+            assert_eq!(tally(&import()), [1, 0, 0]);
+            assert_eq!(tally(&import()), [0, 1, 0]);
+            let found = desk.feed(&["keys", "show", "--secret-stdin", "--json"], &leaked).json();
+            let id = found[0]["key"]["id"].as_str().unwrap();
+            for _ in 0..3 {
+                desk.done(&["keys", "rotate", id, "--overlap", "0s", "--yes"]);
+                let ran = import();
+                assert_eq!(tally(&ran), [0, 0, 1], "{ran:?}");
+                assert!(ran.err.contains(&format!("there is {id} already")), "{ran:?}");
+                let found = desk.feed(&["keys", "show", "--secret-stdin", "--json"], &leaked).json();
+                assert_eq!((&found[0]["key"]["id"], &found[0]["opens"]), (&json!(id), &json!(false)));
+            }
+        }
+    }
+}
+
 #[test]
 fn digests_under_another_pepper_are_refused() {
     let peppered = "[keys]\npepper_file = \"pepper\"\n";
