@@ -191,9 +191,11 @@ fn a_process_gives_its_lease_up_when_it_is_told_to_end_and_not_when_it_is_killed
             .settings("[server]\nlisten = \"127.0.0.1:0\"\ndrain_delay = \"0s\"")
             .write(folder.path());
         let mut b = Process::serve(folder.path());
+        // Only then does a signal find it prepared.
+        b.address();
         eventually("it holds a lease", || listed(&a) == 2);
         b.signal(end);
-        b.wait();
+        assert_eq!(b.wait().success(), end == Signal::TERM);
         assert_eq!((revoked_at(&a).as_str(), listed(&a)), (wanted, left));
     }
 }

@@ -472,7 +472,7 @@ mod cut_off {
         let chaos = Chaos::before(redis.address());
         let store = format!(
             "[store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true\nconnect_timeout = \"2s\"\n\
-             command_timeout = \"2s\"\n[cache]\non_partition = \"serve\"\nlookup_timeout = \"200ms\"",
+             lookup_timeout = \"10s\"\ncommand_timeout = \"2s\"\n[cache]\non_partition = \"serve\"\nlookup_timeout = \"10s\"",
             chaos.url()
         );
         // One sweep for all.
