@@ -1,7 +1,6 @@
 //! `keygate audit`: who changed what, and whether the trail that says so is whole.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::Outcome;
-use super::operator::{Access, Failure, Session, run as operate, to_the_second, unexpected};
+use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::orgs::{next_orgs, the_org};
 use super::table::Column;
 use crate::admin::{AuditCommand, Command, Reply};
@@ -25,7 +24,7 @@ const PAGE: usize = 500;
 const HEADS: usize = 1000;
 
 /// List, verify and export the audit trail
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Every organisation has a trail of its own; what concerns none is in the operator's. Every minute a gateway writes the ends of \
 the trails that moved to its log (`audit head …`): keep that log where whoever can write to the store cannot, and `verify \
@@ -37,15 +36,7 @@ Examples:
   keygate audit list --type key.revoked --since 7d
   keygate audit verify --heads /var/log/keygate.log
   keygate audit export --org org_01J9ZQ6T5N8XKD3V4WPYB7C2HM > events.jsonl")]
-pub(super) struct Args {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    access: Access,
-}
-
-#[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// List events, newest first
     List {
         #[command(flatten)]
@@ -79,7 +70,7 @@ enum Action {
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
-struct Whose {
+pub(super) struct Whose {
     /// The trail of this organisation, or `all` [default: all; for `list` the only organisation]
     #[arg(long, value_name = "ORG_ID", value_parser = parse_org)]
     org: Option<Orgs>,
@@ -114,34 +105,28 @@ fn parse_moment(text: &str) -> Result<UnixMillis, &'static str> {
     Ok(Clock::system().now().wall.minus(ago))
 }
 
-pub(super) fn run(
-    args: Args,
-    environment: impl IntoIterator<Item = (OsString, OsString)>,
-    out: &mut impl Write,
-    err: &mut impl Write,
-) -> io::Result<Outcome> {
-    let Args { action, access } = args;
-    operate(&access, environment, out, err, async |session| act(action, session).await)
-}
-
-async fn act(action: Action, session: &mut Session<'_>) -> Result<Outcome, Failure> {
-    match action {
-        Action::List { whose, kind, since, until, limit } => {
-            let trail = match whose {
-                Whose { operator: true, .. } => Trail::Operator,
-                Whose { org: Some(Orgs::One(org)), .. } => Trail::Org(org),
-                Whose { org: Some(Orgs::All), .. } => return Err("a list is of one trail; name it".into()),
-                Whose { org: None, .. } => the_org(session).await?.map_or(Trail::Operator, Trail::Org),
-            };
-            list(trail, EventFilter { kind, environment: None, from: since, until }, limit, session).await
-        }
-        Action::Verify { whose, heads } => verify(whose, &heads, session).await,
-        Action::Export { whose } => {
-            let mut trails = Trails::of(whose);
-            while let Some(trail) = trails.next(session).await? {
-                export(trail, session).await?;
+impl Act for Action {
+    async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+        match self {
+            Self::List { whose, kind, since, until, limit } => {
+                let trail = match whose {
+                    Whose { operator: true, .. } => Trail::Operator,
+                    Whose { org: Some(Orgs::One(org)), .. } => Trail::Org(org),
+                    Whose { org: Some(Orgs::All), .. } => {
+                        return Err("a list is of one trail; name it".into());
+                    }
+                    Whose { org: None, .. } => the_org(session).await?.map_or(Trail::Operator, Trail::Org),
+                };
+                list(trail, EventFilter { kind, environment: None, from: since, until }, limit, session).await
             }
-            Ok(Outcome::Done)
+            Self::Verify { whose, heads } => verify(whose, &heads, session).await,
+            Self::Export { whose } => {
+                let mut trails = Trails::of(whose);
+                while let Some(trail) = trails.next(session).await? {
+                    export(trail, session).await?;
+                }
+                Ok(Outcome::Done)
+            }
         }
     }
 }

@@ -1,6 +1,5 @@
 //! `keygate keys`: keys from birth to death, and moving them in and out.
 
-use std::ffi::OsString;
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::operator::{Access, Failure, Session, run as operate, to_the_second, unexpected};
+use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::orgs::only_org;
 use super::table::Column;
 use super::{Outcome, transfer};
@@ -27,7 +26,7 @@ use crate::secret_file;
 const PAGE: usize = 500;
 
 /// Make, list, change, rotate, revoke and move keys
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Exit code: 0 if all was done, 1 if anything was not, 2 if the command cannot be understood or the configuration not read.
 
@@ -40,15 +39,7 @@ Examples:
   keygate keys rotate key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --overlap 1h
   keygate keys revoke key_01J9ZQ6T5N8XKD3V4WPYB7C2HM
   keygate keys import keys.jsonl --dry-run")]
-pub(super) struct Args {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    access: Access,
-}
-
-#[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Make a key and print its secret, once, on standard output
     Create(Create),
     /// List keys, newest first; secrets are masked
@@ -110,7 +101,7 @@ enum Action {
 }
 
 #[derive(Debug, clap::Args)]
-struct Create {
+pub(super) struct Create {
     /// What the key is for
     #[arg(long)]
     name: String,
@@ -138,7 +129,7 @@ struct Create {
 }
 
 #[derive(Debug, clap::Args)]
-struct Filter {
+pub(super) struct Filter {
     /// Only keys of this organisation
     #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
     org: Option<OrgId>,
@@ -161,7 +152,7 @@ struct Filter {
 
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = true)]
-struct Change {
+pub(super) struct Change {
     /// What the key is for
     #[arg(long)]
     name: Option<String>,
@@ -209,45 +200,36 @@ fn parse_overlap(text: &str) -> Result<Duration, String> {
     if overlap.subsec_nanos() == 0 { Ok(overlap) } else { Err("an overlap is whole seconds".to_owned()) }
 }
 
-/// Carries out one `keys` command.
-pub(super) fn run(
-    args: Args,
-    environment: impl IntoIterator<Item = (OsString, OsString)>,
-    out: &mut impl Write,
-    err: &mut impl Write,
-) -> io::Result<Outcome> {
-    let Args { action, access } = args;
-    operate(&access, environment, out, err, async |session| act(action, session).await)
-}
-
-async fn act(action: Action, session: &mut Session<'_>) -> Result<Outcome, Failure> {
-    match action {
-        Action::Create(create) => {
-            let new = new_key(create, session).await?;
-            let reply = session.ask(Command::Keys(KeyCommand::Create(new))).await?;
-            show_secret(&reply, "made", session)
-        }
-        Action::List(filter) => list(filter, session).await,
-        Action::Show { id: Some(id), .. } => ask_and_show(KeyCommand::Show { id }, None, session).await,
-        Action::Show { secret_file, .. } => find(read_secret(secret_file)?, session).await,
-        Action::Edit { id, change } => {
-            let patch = patch(change);
-            ask_and_show(KeyCommand::Update { id, patch }, Some("changed"), session).await
-        }
-        Action::Rotate { id, overlap, yes } => {
-            let overlap = overlap.unwrap_or(OVERLAP);
-            if overlap.is_zero() {
-                session.confirm(&format!("End the present secret of {id} at once?"), yes)?;
+impl Act for Action {
+    async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+        match self {
+            Self::Create(create) => {
+                let new = new_key(create, session).await?;
+                let reply = session.ask(Command::Keys(KeyCommand::Create(new))).await?;
+                show_secret(&reply, "made", session)
             }
-            let command = KeyCommand::Rotate { id, overlap_seconds: overlap.as_secs() };
-            let reply = session.ask(Command::Keys(command)).await?;
-            show_secret(&reply, "rotated", session)
+            Self::List(filter) => list(filter, session).await,
+            Self::Show { id: Some(id), .. } => ask_and_show(KeyCommand::Show { id }, None, session).await,
+            Self::Show { secret_file, .. } => find(read_secret(secret_file)?, session).await,
+            Self::Edit { id, change } => {
+                let patch = patch(change);
+                ask_and_show(KeyCommand::Update { id, patch }, Some("changed"), session).await
+            }
+            Self::Rotate { id, overlap, yes } => {
+                let overlap = overlap.unwrap_or(OVERLAP);
+                if overlap.is_zero() {
+                    session.confirm(&format!("End the present secret of {id} at once?"), yes)?;
+                }
+                let command = KeyCommand::Rotate { id, overlap_seconds: overlap.as_secs() };
+                let reply = session.ask(Command::Keys(command)).await?;
+                show_secret(&reply, "rotated", session)
+            }
+            Self::Revoke { ids, stdin, yes } => revoke(ids, stdin, yes, session).await,
+            Self::Disable { id } => ask_and_show(KeyCommand::Disable { id }, Some("disabled"), session).await,
+            Self::Enable { id } => ask_and_show(KeyCommand::Enable { id }, Some("enabled"), session).await,
+            Self::Import(import) => transfer::import(import, session).await,
+            Self::Export(export) => transfer::export(&export, session).await,
         }
-        Action::Revoke { ids, stdin, yes } => revoke(ids, stdin, yes, session).await,
-        Action::Disable { id } => ask_and_show(KeyCommand::Disable { id }, Some("disabled"), session).await,
-        Action::Enable { id } => ask_and_show(KeyCommand::Enable { id }, Some("enabled"), session).await,
-        Action::Import(import) => transfer::import(import, session).await,
-        Action::Export(export) => transfer::export(&export, session).await,
     }
 }
 

@@ -1,6 +1,5 @@
 //! `keygate store migrate`: everything in one store, moved into another.
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -9,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::Outcome;
 use super::operator::{Failure, Open, Session, open_as, operator};
-use super::{Outcome, load};
 use crate::app::{open_store, open_store_to_read};
 use crate::config::{Config, StoreSettings};
 use crate::lifecycle::{Lifecycle, Migration, Moved, migrate};
@@ -50,12 +49,8 @@ pub(super) struct Args {
     rechain: bool,
 }
 
-pub(super) async fn run(
-    args: Args,
-    environment: Vec<(OsString, OsString)>,
-    session: &mut Session<'_>,
-) -> Result<Outcome, Failure> {
-    let to = match load(&args.to, environment, &mut session.err)? {
+pub(super) async fn run(args: Args, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let to = match session.load(&args.to)? {
         Ok(config) => config,
         Err(outcome) => return Ok(outcome),
     };

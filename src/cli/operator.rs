@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::Subcommand;
 use http::uri::{Authority, Uri};
 use rustix::process::getuid;
 use rustix::termios::tcgetwinsize;
@@ -31,7 +32,25 @@ use crate::store::embedded::OpenError;
 /// Where the token for `--admin-url` is looked for if no file is named.
 const TOKEN_VARIABLE: &str = "KEYGATE_ADMIN_TOKEN";
 
-/// How the store is reached, and how answers are printed.
+// Documentation of this and of `Access` would become the help of every command, in place of that of its actions.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args<A: Act> {
+    #[command(subcommand)]
+    action: A,
+    #[command(flatten)]
+    access: Access,
+}
+
+/// What one command of operators can do: its subcommands, whose help is that of the command.
+pub(super) trait Act: Subcommand {
+    /// Does one of them.
+    ///
+    /// # Errors
+    /// Why it was not done, for whoever asked.
+    async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure>;
+}
+
+// How the store is reached, and how answers are printed.
 #[derive(Debug, clap::Args)]
 pub(super) struct Access {
     /// The configuration file of the gateway; its admin socket is asked, or where no gateway runs, its store
@@ -88,22 +107,23 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Lets `act` speak with whoever carries commands out.
+/// Has one action carried out.
 pub(super) fn run(
-    access: &Access,
+    args: Args<impl Act>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     out: &mut impl Write,
     err: &mut impl Write,
-    act: impl AsyncFnOnce(&mut Session<'_>) -> Result<Outcome, Failure>,
 ) -> io::Result<Outcome> {
-    let operator = match reach(access, environment, err)? {
+    let Args { action, access } = args;
+    let environment: Vec<_> = environment.into_iter().collect();
+    let operator = match reach(&access, &environment, err)? {
         Ok(operator) => operator,
         Err(outcome) => return Ok(outcome),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut session =
-        Session { operator: Arc::new(operator), json: access.json, out: BufWriter::new(out), err };
-    let acted = runtime.block_on(act(&mut session));
+    let (operator, json) = (Arc::new(operator), access.json);
+    let mut session = Session { operator, environment, json, out: BufWriter::new(out), err };
+    let acted = runtime.block_on(action.act(&mut session));
     session.out.flush()?;
     match acted {
         Ok(outcome) => Ok(outcome),
@@ -132,22 +152,21 @@ enum Operator {
 
 fn reach(
     access: &Access,
-    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    environment: &[(OsString, OsString)],
     err: &mut impl Write,
 ) -> io::Result<Result<Operator, Outcome>> {
-    let environment: Vec<_> = environment.into_iter().collect();
     let Some(authority) = access.admin_url.clone() else {
         if access.token_file.is_some() {
             writeln!(err, "keygate: --token-file is for --admin-url")?;
             return Ok(Err(Outcome::Unusable));
         }
-        let loaded = load(&access.config, environment, err)?;
+        let loaded = load(&access.config, environment.iter().cloned(), err)?;
         return Ok(loaded.map(|mut config| {
             let socket = config.admin.socket.take();
             Operator::Local { socket, config: config.into(), store: OnceCell::new() }
         }));
     };
-    match find_token(access.token_file.as_deref(), &environment) {
+    match find_token(access.token_file.as_deref(), environment) {
         Ok(token) => Ok(Ok(Operator::Remote { authority, token })),
         Err(message) => {
             writeln!(err, "keygate: {message}")?;
@@ -253,6 +272,7 @@ fn answered(replied: Result<Reply, String>) -> Result<Reply, Failure> {
 /// A command while it runs: whom it asks, and where it prints.
 pub(super) struct Session<'s> {
     operator: Arc<Operator>,
+    environment: Vec<(OsString, OsString)>,
     pub(super) json: bool,
     pub(super) out: BufWriter<&'s mut dyn Write>,
     pub(super) err: &'s mut dyn Write,
@@ -270,6 +290,11 @@ impl Session<'_> {
                 Err("this command opens the store itself: leave --admin-url out".into())
             }
         }
+    }
+
+    /// Another configuration, under the same variables.
+    pub(super) fn load(&mut self, path: &Path) -> io::Result<Result<Config, Outcome>> {
+        load(path, self.environment.iter().cloned(), &mut self.err)
     }
 
     /// The socket of the gateway that this configuration is of.

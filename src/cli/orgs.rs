@@ -1,12 +1,11 @@
 //! `keygate orgs`: organisations, and what they may do.
 
-use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::Write;
 
 use clap::Subcommand;
 
 use super::Outcome;
-use super::operator::{Access, Failure, Session, run as operate, to_the_second, unexpected};
+use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::table::Column;
 use crate::admin::{Command, OrgCommand, Reply, StoreCommand};
 use crate::id::OrgId;
@@ -18,21 +17,13 @@ const PAGE: usize = 500;
 const FIRST_ORG: &str = "default";
 
 /// Make, list, suspend, resume and verify organisations
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   keygate orgs create 'Example Ltd'
   keygate orgs list
   keygate orgs suspend org_01J9ZQ6T5N8XKD3V4WPYB7C2HM")]
-pub(super) struct Args {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    access: Access,
-}
-
-#[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Make an organisation
     Create { name: String },
     /// List organisations, newest first
@@ -62,45 +53,37 @@ enum Action {
     },
 }
 
-pub(super) fn run(
-    args: Args,
-    environment: impl IntoIterator<Item = (OsString, OsString)>,
-    out: &mut impl Write,
-    err: &mut impl Write,
-) -> io::Result<Outcome> {
-    let Args { action, access } = args;
-    operate(&access, environment, out, err, async |session| act(action, session).await)
-}
-
-async fn act(action: Action, session: &mut Session<'_>) -> Result<Outcome, Failure> {
-    let (command, done) = match action {
-        Action::List => return list(session).await,
-        Action::Create { name } => {
-            begin(session).await?;
-            (OrgCommand::Create { name }, Some("made"))
+impl Act for Action {
+    async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+        let (command, done) = match self {
+            Self::List => return list(session).await,
+            Self::Create { name } => {
+                begin(session).await?;
+                (OrgCommand::Create { name }, Some("made"))
+            }
+            Self::Show { id } => (OrgCommand::Show { id }, None),
+            Self::Suspend { id, yes } => {
+                session.confirm(&format!("Refuse every request with a key of {id}?"), yes)?;
+                (OrgCommand::Suspend { id }, Some("suspended"))
+            }
+            Self::Resume { id } => (OrgCommand::Resume { id }, Some("resumed")),
+            Self::Verify { id } => (OrgCommand::Verify { id }, Some("verified")),
+        };
+        let Reply::Org(org) = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
+        match done {
+            _ if session.json => session.print_json(&org)?,
+            Some(done) => writeln!(session.out, "{done} {} ({})", org.id, org.name)?,
+            None => session.print_fields(&[
+                ("id", Some(org.id.to_string())),
+                ("name", Some(org.name)),
+                ("e-mail", org.email),
+                ("status", Some(org.status)),
+                ("created", Some(org.created_at)),
+                ("suspended", org.suspended_at),
+            ])?,
         }
-        Action::Show { id } => (OrgCommand::Show { id }, None),
-        Action::Suspend { id, yes } => {
-            session.confirm(&format!("Refuse every request with a key of {id}?"), yes)?;
-            (OrgCommand::Suspend { id }, Some("suspended"))
-        }
-        Action::Resume { id } => (OrgCommand::Resume { id }, Some("resumed")),
-        Action::Verify { id } => (OrgCommand::Verify { id }, Some("verified")),
-    };
-    let Reply::Org(org) = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
-    match done {
-        _ if session.json => session.print_json(&org)?,
-        Some(done) => writeln!(session.out, "{done} {} ({})", org.id, org.name)?,
-        None => session.print_fields(&[
-            ("id", Some(org.id.to_string())),
-            ("name", Some(org.name)),
-            ("e-mail", org.email),
-            ("status", Some(org.status)),
-            ("created", Some(org.created_at)),
-            ("suspended", org.suspended_at),
-        ])?,
+        Ok(Outcome::Done)
     }
-    Ok(Outcome::Done)
 }
 
 async fn list(session: &mut Session<'_>) -> Result<Outcome, Failure> {

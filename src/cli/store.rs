@@ -1,18 +1,17 @@
 //! `keygate store`: what state the store is in, the operator's word that it is the right one, and its move into
 //! another.
 
-use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::Write;
 
 use clap::Subcommand;
 
-use super::operator::{Access, Failure, Session, run as operate, unexpected};
+use super::operator::{Act, Failure, Session, unexpected};
 use super::{Outcome, migrate};
 use crate::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Lease, Status};
 
 /// See what state the store is in, accept it after a loss, move it
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Subcommand)]
 #[command(after_help = "\
 A Redis that lost its data, or another one in its place, is no store to the gateways that knew it: they serve the keys they have \
 in memory and answer 503 for all others. Bring the data back and they go on by themselves; or accept the store as it is, and \
@@ -24,15 +23,7 @@ Examples:
   keygate store status
   keygate store accept --yes
   keygate store migrate --config node.toml --to redis.toml")]
-pub(super) struct Args {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    access: Access,
-}
-
-#[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Show where the store is and what is wrong with it.
     Status,
     /// Take the store as it is for the right one, in every gateway that knows the same store as this one.
@@ -45,42 +36,28 @@ enum Action {
     Migrate(migrate::Args),
 }
 
-pub(super) fn run(
-    args: Args,
-    environment: impl IntoIterator<Item = (OsString, OsString)>,
-    out: &mut impl Write,
-    err: &mut impl Write,
-) -> io::Result<Outcome> {
-    let Args { action, access } = args;
-    let environment: Vec<_> = environment.into_iter().collect();
-    let variables = environment.clone();
-    operate(&access, environment, out, err, async |session| act(action, variables, session).await)
-}
-
-async fn act(
-    action: Action,
-    environment: Vec<(OsString, OsString)>,
-    session: &mut Session<'_>,
-) -> Result<Outcome, Failure> {
-    match action {
-        Action::Migrate(args) => migrate::run(args, environment, session).await,
-        Action::Status => {
-            let Reply::StoreStatus { status } = session.ask(Command::Store(StoreCommand::Status)).await?
-            else {
-                return Err(unexpected());
-            };
-            show_status(&status, session)?;
-            Ok(if status.trouble.is_none() { Outcome::Done } else { Outcome::Refused })
-        }
-        Action::Accept { yes } => {
-            session.confirm("Refuse every key that the store does not have now?", yes)?;
-            let Reply::StoreAccepted { acceptance } =
-                session.ask(Command::Store(StoreCommand::Accept)).await?
-            else {
-                return Err(unexpected());
-            };
-            show_acceptance(&acceptance, session)?;
-            Ok(Outcome::Done)
+impl Act for Action {
+    async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+        match self {
+            Self::Migrate(args) => migrate::run(args, session).await,
+            Self::Status => {
+                let Reply::StoreStatus { status } = session.ask(Command::Store(StoreCommand::Status)).await?
+                else {
+                    return Err(unexpected());
+                };
+                show_status(&status, session)?;
+                Ok(if status.trouble.is_none() { Outcome::Done } else { Outcome::Refused })
+            }
+            Self::Accept { yes } => {
+                session.confirm("Refuse every key that the store does not have now?", yes)?;
+                let Reply::StoreAccepted { acceptance } =
+                    session.ask(Command::Store(StoreCommand::Accept)).await?
+                else {
+                    return Err(unexpected());
+                };
+                show_acceptance(&acceptance, session)?;
+                Ok(Outcome::Done)
+            }
         }
     }
 }
