@@ -117,7 +117,8 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clo
         let is_last = claimed.len() < BATCH;
         for news in claimed {
             let org = news.org;
-            let sent = timeout(PATIENCE, send(&receiver, &key, &news, now)).await;
+            // The moment of this attempt: those before it may have taken long, and receivers refuse old ones.
+            let sent = timeout(PATIENCE, send(&receiver, &key, &news, clock.now().wall)).await;
             let failed = match sent.unwrap_or(Err(SendError::TimedOut)) {
                 Ok(()) => store.side().delivered(org).await.err().map(|fault| fault.to_string()),
                 Err(error) => Some(error.to_string()),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -101,6 +101,41 @@ fn news_that_are_not_taken_are_sent_again_and_are_the_same() {
     let news = about(&seen, &org);
     assert_eq!(news.len(), 3, "what was taken is not sent again");
     assert!(news.iter().all(|sent| sent.body == news[0].body && is_signed(sent)));
+}
+
+fn signed_at(seen: &Seen) -> u64 {
+    let (time, _) = seen.value("keygate-signature")[2..].split_once(',').unwrap();
+    time.parse().unwrap()
+}
+
+#[test]
+fn news_that_waited_for_those_before_them_are_signed_when_they_are_sent() {
+    let takes = Arc::new(AtomicBool::new(false));
+    let (release, released) = mpsc::channel::<()>();
+    let (told, released) = (Arc::clone(&takes), Mutex::new(released));
+    let receiver = Upstream::with(move |_| {
+        if !told.load(Ordering::SeqCst) {
+            return Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+        }
+        // The first of them is held up; those after it find that the sender is gone.
+        let _ = released.lock().unwrap().recv();
+        Reply::ok("")
+    });
+    let gateway = gateway(&receiver);
+    let orgs = ["ada@example.com", "bob@example.com"].map(|email| sign_up(&gateway, email));
+    eventually("all were refused", || orgs.iter().all(|org| !about(&receiver.seen(), org).is_empty()));
+    let refused = receiver.seen().len();
+    takes.store(true, Ordering::SeqCst);
+    gateway.advance(Duration::from_secs(60));
+    eventually("one is being taken", || receiver.seen().len() > refused);
+    gateway.advance(Duration::from_secs(600));
+    let now = gateway.now().0 / 1000;
+    drop(release);
+    eventually("the others follow", || receiver.seen().len() >= refused + 3);
+    let seen = receiver.seen();
+    let (first, others) = seen[refused..].split_first().unwrap();
+    assert!(signed_at(first) <= now - 600, "{:#?}", first.head);
+    assert!(others.iter().all(|news| signed_at(news) >= now && is_signed(news)), "{others:#?}");
 }
 
 /// How many news wait, as the metrics tell.
