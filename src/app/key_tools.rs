@@ -1,0 +1,75 @@
+//! What every part needs that handles keys, made of the settings and the secrets that they name.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::audit::Chain;
+use crate::config::KeySettings;
+use crate::key::record::Sealer;
+use crate::key::{Digester, KeyFormat, Pepper};
+use crate::lifecycle::{self, SignupSettings};
+use crate::secret_file::{self, SecretFileError};
+
+/// Why a secret of the installation cannot be had.
+#[derive(Debug, Error)]
+pub enum SecretError {
+    #[error(transparent)]
+    File(#[from] SecretFileError),
+    #[error(
+        "{what} {path} is too short: write at least 32 random bytes, for instance with `openssl rand -base64 48`"
+    )]
+    TooShort { what: &'static str, path: PathBuf },
+}
+
+/// What every part needs that handles keys, made from the configuration.
+#[derive(Debug)]
+pub struct KeyTools {
+    pub format: KeyFormat,
+    pub digester: Digester,
+    pub sealer: Sealer,
+    pub pepper: Option<Pepper>,
+    /// The key of the audit trail.
+    pub chain: Chain,
+    /// How long whoever takes a right away waits for all gateways.
+    pub ack_wait: Duration,
+}
+
+impl KeyTools {
+    /// # Errors
+    /// When a secret cannot be read.
+    pub fn new(settings: &KeySettings) -> Result<Self, SecretError> {
+        let read =
+            |what, path: &Option<PathBuf>| path.as_deref().map(|path| read_secret(what, path)).transpose();
+        let pepper = read("keys.pepper_file", &settings.pepper_file)?;
+        let audit = read("audit.key_file", &settings.audit_key_file)?;
+        Ok(Self {
+            format: KeyFormat::new(&settings.prefix, settings.accept_without_checksum),
+            digester: Digester::new(pepper.clone()),
+            sealer: Sealer::new(pepper.clone()),
+            chain: Chain::new(audit.or_else(|| pepper.clone())),
+            pepper,
+            ack_wait: settings.ack_wait,
+        })
+    }
+
+    /// What a lifecycle is told of them.
+    #[must_use]
+    pub fn lifecycle(&self, signup: SignupSettings) -> lifecycle::Settings {
+        lifecycle::Settings {
+            format: self.format.clone(),
+            digester: self.digester.clone(),
+            pepper: self.pepper.clone(),
+            chain: self.chain.clone(),
+            signup,
+            ack_wait: self.ack_wait,
+        }
+    }
+}
+
+pub(super) fn read_secret(what: &'static str, path: &Path) -> Result<Pepper, SecretError> {
+    let text = secret_file::read(what, path)?;
+    let too_short = |_| SecretError::TooShort { what, path: path.to_owned() };
+    Pepper::new(text.trim_ascii_end().to_vec()).map_err(too_short)
+}

@@ -1,0 +1,51 @@
+//! The signals that end a gateway, and the one that has it read its configuration again.
+
+use tokio::signal::unix::Signal;
+
+use crate::config::{Config, Mistakes};
+use crate::reload::Source;
+
+/// The signals that mean something to a gateway. Watched from before it says that it listens, and by one
+/// watch for the first and the second: one that comes between two watches would be nobody's.
+pub struct Signals {
+    pub(super) terminate: Signal,
+    pub(super) interrupt: Signal,
+    pub(super) reload: Option<(Signal, Source)>,
+}
+
+impl std::fmt::Debug for Signals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signals").finish_non_exhaustive()
+    }
+}
+
+/// What a signal asks for.
+pub(super) enum Asked {
+    ToEnd,
+    ToReload(Box<Result<Config, Mistakes>>),
+}
+
+impl Signals {
+    pub(super) async fn next(&mut self) -> Asked {
+        let reload = async {
+            match &mut self.reload {
+                Some((hangup, source)) => {
+                    hangup.recv().await;
+                    source()
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = end(&mut self.terminate, &mut self.interrupt) => Asked::ToEnd,
+            read = reload => Asked::ToReload(Box::new(read)),
+        }
+    }
+}
+
+pub(super) async fn end(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
