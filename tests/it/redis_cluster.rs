@@ -13,99 +13,14 @@ use keygate::store::redis::{Node, Place, Redis, Settings};
 use keygate::store::{Change, CommitError, Lookup, Mutation, Role, Store};
 use tokio::runtime::Handle;
 
-use crate::harness::fail_over::Pair;
+use crate::harness::cluster::{Cluster, SLOT, id};
+use crate::harness::fail_over::{FailsOver, Pair};
 use crate::harness::{PATIENCE, RedisServer, unhurried};
 use crate::redis_store::RIGHTS;
 use crate::store_contract::{Heard, Maker, NOW, Shared, assert_found, insert, new_org};
 
 /// From the moment that a replica has taken over to the first key looked up; alone it is within 1 s.
 const AT_MOST: Duration = Duration::from_secs(3);
-/// CRC-16 of the default cell's hash tag.
-const SLOT: usize = 2961;
-const SLOTS: usize = 16_384;
-const MASTERS: usize = 3;
-
-/// Three masters, the first of which has our slot, and a replica of each.
-struct Cluster {
-    nodes: Vec<RedisServer>,
-}
-
-impl Cluster {
-    fn start() -> Self {
-        let options = [
-            "--cluster-enabled",
-            "yes",
-            "--cluster-node-timeout",
-            "1500",
-            "--repl-diskless-sync-delay",
-            "0",
-            "--cluster-allow-replica-migration",
-            "no",
-        ];
-        let cluster = Self { nodes: (0..2 * MASTERS).map(|_| RedisServer::with(&options)).collect() };
-        let nodes = &cluster.nodes;
-        let share = SLOTS / MASTERS;
-        for (n, master) in nodes[..MASTERS].iter().enumerate() {
-            let last = if n + 1 == MASTERS { SLOTS - 1 } else { (n + 1) * share - 1 };
-            let range = [(n * share).to_string(), last.to_string()];
-            assert_eq!(master.command(&["CLUSTER", "ADDSLOTSRANGE", &range[0], &range[1]]), "+OK\r\n");
-            master.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(n + 1).to_string()]);
-        }
-        for node in &nodes[1..] {
-            nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &node.port()]);
-        }
-        for node in nodes {
-            unhurried("all know each other", || {
-                node.command(&["CLUSTER", "INFO"]).contains("known_nodes:6\r\n")
-            });
-        }
-        for n in 0..MASTERS {
-            let id = id(&nodes[n]);
-            unhurried("a replica is one", || {
-                nodes[MASTERS + n].command(&["CLUSTER", "REPLICATE", &id]) == "+OK\r\n"
-            });
-        }
-        for node in nodes {
-            unhurried("the cluster is complete", || {
-                let info = node.command(&["CLUSTER", "INFO"]);
-                let replication = node.command(&["INFO", "replication"]);
-                info.contains("cluster_state:ok")
-                    && (replication.contains("master_link_status:up")
-                        || replication.contains("connected_slaves:1"))
-            });
-        }
-        cluster
-    }
-
-    fn owner(&self) -> &RedisServer {
-        &self.nodes[0]
-    }
-
-    fn replica_of_owner(&self) -> &RedisServer {
-        &self.nodes[MASTERS]
-    }
-
-    /// Two masters, neither of which has our slot.
-    fn settings(&self) -> String {
-        format!("cluster = [\"{}\", \"{}\"]", self.nodes[1].address(), self.nodes[2].address())
-    }
-
-    fn open(&self) -> Redis {
-        Redis::open(self.patient(), Sealer::default(), Handle::current()).unwrap()
-    }
-
-    fn patient(&self) -> Settings {
-        let seeds =
-            [&self.nodes[1], &self.nodes[2]].map(|node| Node::parse(&node.address().to_string()).unwrap());
-        Settings {
-            connect_timeout: PATIENCE,
-            lookup_timeout: PATIENCE,
-            command_timeout: PATIENCE,
-            ..Settings::at(Place::Cluster(seeds.to_vec()))
-        }
-    }
-}
-
 /// Our slot on its way with its keys, as `redis-cli --cluster reshard` moves it.
 struct Move<'c> {
     from: &'c RedisServer,
@@ -160,11 +75,6 @@ impl<'c> Move<'c> {
     }
 }
 
-fn id(node: &RedisServer) -> String {
-    let id = node.command(&["CLUSTER", "MYID"]);
-    id.split("\r\n").nth(1).unwrap().to_owned()
-}
-
 async fn linked(store: &dyn Store) {
     let until = Instant::now() + PATIENCE;
     while store.keeper().link_state() != LinkState::Up {
@@ -180,7 +90,7 @@ fn a_slot_moves_and_an_owner_dies_under_load_and_no_key_is_called_wrong() {
     assert_eq!(slot, format!(":{SLOT}\r\n"));
     let pair = Pair::start(&cluster.settings());
     let (took, seen) = pair.under_load(|clients| {
-        let (from, to) = (cluster.owner(), &cluster.nodes[1]);
+        let (from, to) = (cluster.server(0), &cluster.nodes[1]);
         Move::begin(from, to).finish();
         let moved = Instant::now();
         let took = clients.looked_up_since(moved);
@@ -195,7 +105,7 @@ fn a_slot_moves_and_an_owner_dies_under_load_and_no_key_is_called_wrong() {
     let (took, seen) = pair.under_load(|clients| {
         cluster.nodes[1].kill();
         clients.unavailable();
-        let replica = &cluster.nodes[MASTERS + 1];
+        let replica = cluster.replica_of(1);
         unhurried("its replica has taken over", || {
             replica.command(&["INFO", "replication"]).contains("role:master")
         });
@@ -218,8 +128,8 @@ async fn while_a_slot_is_on_its_way_nothing_is_called_absent_and_afterwards_all_
     let key = made.key(org.id, &[digest]);
     insert(&store, &org, &key).await;
     assert_found(&store, digest, &key, &org).await;
-    assert!(store.keeper().status().await.place.contains(&cluster.owner().address().to_string()));
-    let moving = Move::begin(cluster.owner(), &cluster.nodes[1]);
+    assert!(store.keeper().status().await.place.contains(&cluster.server(0).address().to_string()));
+    let moving = Move::begin(cluster.server(0), &cluster.nodes[1]);
     for moved in [&["meta"][..], &["orgs", "keys"]] {
         moving.migrate(&named(moved));
         assert_found(&store, digest, &key, &org).await;
@@ -249,7 +159,7 @@ async fn a_lookup_is_put_together_wherever_its_keys_are() {
     let mut key = made.key(org.id, &[digest]);
     insert(&store, &org, &key).await;
     let names = parts(&digest, &key);
-    let (mut from, mut to) = (cluster.owner(), &cluster.nodes[1]);
+    let (mut from, mut to) = (cluster.server(0), &cluster.nodes[1]);
     for (n, order) in orders(names.len()).into_iter().enumerate() {
         let rev = store.key(key.id).await.unwrap().unwrap().rev;
         key.name = format!("round {n}");
@@ -262,6 +172,7 @@ async fn a_lookup_is_put_together_wherever_its_keys_are() {
             assert_unavailable(&store, made.digest()).await;
         }
         moving.finish();
+        cluster.agrees_on(to);
         assert_found(&store, digest, &key, &org).await;
         assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
         (from, to) = (to, from);
@@ -280,7 +191,7 @@ async fn of_two_copies_the_one_beside_the_state_of_the_store_counts() {
     insert(&store, &org, &key).await;
     store.commit(crate::store_contract::event(org.id)).await.unwrap();
     let [meta, pointer, record, _] = parts(&digest, &key);
-    let moving = Move::begin(cluster.owner(), &cluster.nodes[1]);
+    let moving = Move::begin(cluster.server(0), &cluster.nodes[1]);
     moving.copy(&[&record]);
     key.revoked_at = Some(NOW);
     let update = Change::Update { rev: 1, record: key.clone() };
@@ -326,7 +237,7 @@ fn a_slot_that_moves_slowly_under_load_costs_no_known_key_its_lookup() {
     const PAUSE: Duration = Duration::from_millis(50);
     let cluster = Cluster::start();
     let pair = Pair::start(&cluster.settings());
-    let (from, to) = (cluster.owner(), &cluster.nodes[1]);
+    let (from, to) = (cluster.server(0), &cluster.nodes[1]);
     let (took, seen) = pair.under_load(|clients| {
         let (begun, moving, mut rng) = (Instant::now(), Move::begin(from, to), fastrand::Rng::new());
         loop {
@@ -348,7 +259,7 @@ fn a_slot_that_moves_slowly_under_load_costs_no_known_key_its_lookup() {
     pair.assert_takes_changes();
 
     // The other way to bring it elsewhere: all at once.
-    let replica = &cluster.nodes[MASTERS + 1];
+    let replica = cluster.replica_of(1);
     let (took, seen) = pair.under_load(|clients| {
         assert_eq!(replica.command(&["CLUSTER", "FAILOVER"]), "+OK\r\n");
         unhurried("both have followed", || pair.are_at(replica.address()));
@@ -366,7 +277,7 @@ async fn a_replica_is_never_used_and_lost_seeds_do_not_matter() {
     cluster.nodes[1].kill();
     let made = Maker::new();
     assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
-    let replica = Node::parse(&cluster.replica_of_owner().address().to_string()).unwrap();
+    let replica = Node::parse(&cluster.replica_of(0).address().to_string()).unwrap();
     let settings = Settings {
         connect_timeout: PATIENCE,
         lookup_timeout: PATIENCE,
@@ -376,7 +287,7 @@ async fn a_replica_is_never_used_and_lost_seeds_do_not_matter() {
     let through_a_replica = Redis::open(settings, Sealer::default(), Handle::current()).unwrap();
     assert!(matches!(through_a_replica.lookup(made.digest()).await, Lookup::Absent));
     let place = through_a_replica.status().await.place;
-    assert!(place.starts_with(&format!("Redis at {}", cluster.owner().address())), "{place}");
+    assert!(place.starts_with(&format!("Redis at {}", cluster.server(0).address())), "{place}");
 }
 
 #[tokio::test]
@@ -406,7 +317,7 @@ async fn a_user_with_no_more_than_the_documented_rights_does() {
     let key = made.key(org.id, &[digest]);
     insert(&store, &org, &key).await;
     assert_found(&store, digest, &key, &org).await;
-    let moving = Move::begin(cluster.owner(), &cluster.nodes[1]);
+    let moving = Move::begin(cluster.server(0), &cluster.nodes[1]);
     moving.migrate(&["{kg}:meta"]);
     assert_found(&store, digest, &key, &org).await;
     moving.finish();

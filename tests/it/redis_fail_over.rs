@@ -1,4 +1,5 @@
-//! Three gateways and a Redis whose sentinels choose another master, which lacks the last changes.
+//! Three gateways and a Redis that fails over to another server, which lacks the last changes: as its sentinels choose, or as
+//! a cluster does that lost a node.
 //!
 //! `KEYGATE_LONG=1 cargo test --test it redis_fail_over -- --nocapture --test-threads 1` is the long form: more
 //! fail-overs one after the other.
@@ -8,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use keygate::key::record::Sealer;
@@ -18,7 +19,9 @@ use keygate::store::keeper::LinkState;
 use keygate::store::redis::Redis;
 use tokio::runtime::Handle;
 
-use crate::harness::sentinels::{Watched, follows, keep_replicas_out};
+use crate::harness::cluster::Cluster;
+use crate::harness::fail_over::{FailsOver, follows, keep_replicas_out};
+use crate::harness::sentinels::Watched;
 use crate::harness::{
     Call, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, eventually, is_long, operator, unhurried,
 };
@@ -26,16 +29,19 @@ use crate::harness::{
 /// After so long what a fail-over has brought back to life is revoked again in the store.
 const WRITTEN_BACK: Duration = Duration::from_secs(5);
 
-struct Trio {
+/// After so long keys that no gateway has seen are looked up again; alone it is within 1 s.
+const LOOKED_UP: Duration = Duration::from_secs(3);
+
+struct Trio<R> {
     // First, so that they have ended before what they speak with.
     gateways: [Gateway; 3],
-    watched: Watched,
+    redis: R,
     _upstreams: [Upstream; 2],
 }
 
-impl Trio {
+impl<R: FailsOver> Trio<R> {
     #[track_caller]
-    fn start(watched: Watched) -> Self {
+    fn start(redis: R) -> Self {
         let upstreams = [Upstream::start("live"), Upstream::start("test")];
         let on = |store: &str| -> GatewayBuilder {
             Gateway::builder().api(&upstreams[0], &upstreams[1]).settings(&format!(
@@ -44,14 +50,14 @@ impl Trio {
                  command_timeout = \"2s\"\n{store}"
             ))
         };
-        let first = on(&watched.settings()).start();
-        let second = on(&watched.settings()).org(first.org).start();
-        let third = on(&watched.settings()).org(first.org).start();
+        let first = on(&redis.settings()).start();
+        let second = on(&redis.settings()).org(first.org).start();
+        let third = on(&redis.settings()).org(first.org).start();
         let gateways = [first, second, third];
         for gateway in &gateways {
             eventually("it is linked", || is_linked(gateway));
         }
-        Self { gateways, watched, _upstreams: upstreams }
+        Self { gateways, redis, _upstreams: upstreams }
     }
 }
 
@@ -125,15 +131,27 @@ mod that_loses_the_last_changes {
         revoked: Vec<TestKey>,
         rotated: TestKey,
         suspended: TestKey,
+        /// Good keys that the gateways have not seen before, one for each.
+        cold: [TestKey; 3],
     }
 
     const REVOKED: usize = 6;
     const KNOWN: usize = 12;
 
     #[test]
-    fn no_revoked_key_comes_back_and_no_good_one_is_called_wrong() {
-        let fail_overs = if is_long() { 12 } else { 1 };
-        let mut trio = Trio::start(Watched::start());
+    fn chosen_by_sentinels_it_brings_no_revoked_key_back_and_calls_no_good_one_wrong() {
+        no_revoked_key_comes_back_and_no_good_one_is_called_wrong(Watched::start(), 12);
+    }
+
+    #[test]
+    fn in_a_cluster_that_lost_a_node_it_brings_no_revoked_key_back_and_calls_no_good_one_wrong() {
+        no_revoked_key_comes_back_and_no_good_one_is_called_wrong(Cluster::start(), 24);
+    }
+
+    /// Fails over so many times, in the long form.
+    fn no_revoked_key_comes_back_and_no_good_one_is_called_wrong(redis: impl FailsOver, times: usize) {
+        let fail_overs = if is_long() { times } else { 1 };
+        let mut trio = Trio::start(redis);
         let known: Vec<TestKey> = (0..KNOWN).map(|_| trio.gateways[0].live_key()).collect();
         let rounds: Vec<Round> = (0..fail_overs).map(|_| Round::make(&trio.gateways[1])).collect();
         let presented = presented(&known, &rounds);
@@ -167,10 +185,10 @@ mod that_loses_the_last_changes {
     }
 
     /// Every client presents everything again and again, the known keys between all others.
-    fn under_load(
-        trio: &mut Trio,
+    fn under_load<R: FailsOver>(
+        trio: &mut Trio<R>,
         presented: &[Presented],
-        act: impl FnOnce(&mut Trio),
+        act: impl FnOnce(&mut Trio<R>),
     ) -> BTreeMap<(Kind, u16), usize> {
         let (over, tally) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
         let (known, others): (Vec<&Presented>, Vec<&Presented>) =
@@ -213,34 +231,41 @@ mod that_loses_the_last_changes {
                 revoked: (0..REVOKED).map(|_| gateway.live_key()).collect(),
                 rotated: gateway.live_key(),
                 suspended: gateway.key_in_another_org(),
+                cold: [(); 3].map(|()| gateway.live_key()),
             }
         }
 
-        fn pass(&self, number: usize, trio: &mut Trio, presented: &[Presented]) {
+        fn pass(&self, number: usize, trio: &mut Trio<impl FailsOver>, presented: &[Presented]) {
             let (old, new) = (number % 2, 1 - number % 2);
-            trio.watched.settle(old);
-            keep_replicas_out(&trio.watched.servers[old]);
+            trio.redis.settle(old);
+            keep_replicas_out(trio.redis.server(old));
             self.end(trio, presented);
             // A suspension can be taken back, so nobody's memory of it is better than the store's: lost is lost.
             let suspended = presented.iter().find(|one| one.secret == self.suspended.secret).unwrap();
             suspended.over.store(false, Ordering::SeqCst);
             let killed = Instant::now();
-            trio.watched.servers[old].kill();
-            let announced = trio.watched.announced(&trio.watched.servers[new]);
-            let written = self.written_back(&trio.gateways[0], &trio.watched.servers[new], announced);
+            trio.redis.server_mut(old).kill();
+            let announced = trio.redis.announced(new);
+            let (written, looked_up) = thread::scope(|scope| {
+                let looked_up = self.looked_up(&trio.gateways, announced, scope);
+                let written = self.written_back(&trio.gateways[0], trio.redis.server(new), announced);
+                (written, looked_up.into_iter().map(|looked_up| looked_up.join().unwrap()).max().unwrap())
+            });
             println!(
-                "fail-over {number}: announced {:.2?} after the kill, {} revocations written back {written:.2?} after that",
+                "fail-over {number}: announced {:.2?} after the kill, {} revocations written back {written:.2?} after that, keys \
+                 that nobody had seen looked up {looked_up:.2?} after it",
                 announced - killed,
                 REVOKED + 1
             );
             let generous = if is_long() { 1 } else { 3 };
             assert!(written < generous * WRITTEN_BACK, "{written:?}");
-            trio.watched.servers[old].revive();
-            unhurried("it is a replica", || follows(&trio.watched.servers[old]));
+            assert!(looked_up < generous * LOOKED_UP, "{looked_up:?}");
+            trio.redis.server_mut(old).revive();
+            unhurried("it is a replica", || follows(trio.redis.server(old)));
         }
 
         /// Ends everything, at one gateway after the other, and notes what all of them have confirmed.
-        fn end(&self, trio: &Trio, presented: &[Presented]) {
+        fn end(&self, trio: &Trio<impl FailsOver>, presented: &[Presented]) {
             let note = |key: &TestKey| presented.iter().find(|one| one.secret == key.secret).unwrap().end();
             let all = "confirmed=3/3";
             for (n, key) in self.revoked.iter().enumerate() {
@@ -265,6 +290,29 @@ mod that_loses_the_last_changes {
                 assert!(self.revoked.iter().chain([&self.rotated]).all(|key| status(gateway, key) == 401));
                 assert_eq!(status(gateway, &self.suspended), 403);
             }
+        }
+
+        /// How long after the new master was announced each gateway lets in a key that it has never seen.
+        fn looked_up<'s>(
+            &'s self,
+            gateways: &[Gateway; 3],
+            announced: Instant,
+            scope: &'s Scope<'s, '_>,
+        ) -> Vec<ScopedJoinHandle<'s, Duration>> {
+            let looked_up = |(gateway, key): (&Gateway, &'s TestKey)| {
+                let mut wire = gateway.connect();
+                scope.spawn(move || {
+                    eventually("a key is looked up", || {
+                        match wire.call(&request(&key.secret)).unwrap().status {
+                            200 => true,
+                            503 => false,
+                            wrong => panic!("{wrong} for a key that is good"),
+                        }
+                    });
+                    announced.elapsed()
+                })
+            };
+            gateways.iter().zip(&self.cold).map(looked_up).collect()
         }
 
         /// How long after the new master was announced it has every revocation again.

@@ -11,8 +11,8 @@ use keygate::store::{Lookup, Store};
 use rustix::process::Signal;
 use tokio::runtime::Handle;
 
-use crate::harness::fail_over::Pair;
-use crate::harness::sentinels::{Watched, follows, keep_replicas_out, sentinel};
+use crate::harness::fail_over::{FailsOver, Pair, follows, keep_replicas_out};
+use crate::harness::sentinels::{Watched, sentinel};
 use crate::harness::{PATIENCE, RedisServer, unhurried};
 use crate::store_contract::{Heard, Maker, insert};
 
@@ -54,7 +54,7 @@ mod fail_over {
         let (took, seen) = pair.under_load(|clients| {
             watched.servers[0].kill();
             clients.unavailable();
-            let announced = watched.announced(&watched.servers[1]);
+            let announced = watched.announced(1);
             let took = clients.looked_up_since(announced);
             // The old one comes back empty, as a master until the sentinels tell it otherwise.
             watched.servers[0].revive();
@@ -75,7 +75,7 @@ mod fail_over {
         let (took, seen) = pair.under_load(|clients| {
             watched.servers[0].signal(Signal::STOP);
             clients.unavailable();
-            let announced = watched.announced(&watched.servers[1]);
+            let announced = watched.announced(1);
             let took = clients.looked_up_since(announced);
             // It wakes as the master that it was, with connections from before.
             watched.servers[0].signal(Signal::CONT);
@@ -95,7 +95,7 @@ mod fail_over {
         let (took, seen) = pair.under_load(|_| {
             let answer = watched.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]);
             assert!(answer.contains("+OK"), "{answer}");
-            let announced = watched.announced(&watched.servers[1]);
+            let announced = watched.announced(1);
             // A server that steps down closes nothing, and goes on answering, from the past.
             unhurried("both have left", || pair.are_at(watched.servers[1].address()));
             let left = announced.elapsed();

@@ -39,7 +39,7 @@ pub(super) struct Connector {
 }
 
 /// A connection to a server that was the master when it was made.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Connected {
     pub(super) connection: MultiplexedConnection,
     pub(super) node: Node,

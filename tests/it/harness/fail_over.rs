@@ -1,5 +1,5 @@
-//! Clients of two gateways on one Redis, while something happens to it: of one that serves what it has
-//! cached, and of one that looks every key up each time.
+//! A Redis that fails over, whoever sees to it. And clients of two gateways on one Redis, while something happens to it: of
+//! one that serves what it has cached, and of one that looks every key up each time.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -8,10 +8,53 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::operator;
-use super::{Call, Gateway, GatewayBuilder, PATIENCE, TestKey, Upstream, eventually};
+use super::{Call, Gateway, GatewayBuilder, PATIENCE, RedisServer, TestKey, Upstream, eventually, unhurried};
 
 /// Between two requests of a client.
 const PACE: Duration = Duration::from_millis(2);
+
+/// Two servers, 0 and 1, of which one is the master and the other is its replica, as a user `replica`. The first is the
+/// master at first.
+pub(crate) trait FailsOver {
+    /// Lines for `[store]`.
+    fn settings(&self) -> String;
+
+    fn server(&self, n: usize) -> &RedisServer;
+
+    fn server_mut(&mut self, n: usize) -> &mut RedisServer;
+
+    /// Waits until everybody can know that this one is the master now.
+    fn announced(&self, n: usize) -> Instant;
+
+    /// Waits until the other server has what this one had. `WAIT` would only tell of what its own connection wrote.
+    fn settle(&self, master: usize) {
+        let offset = |server: usize, name: &str| -> Option<u64> {
+            let info = replication(self.server(server));
+            info.lines().find_map(|line| line.strip_prefix(name))?.parse().ok()
+        };
+        let mut written = None;
+        unhurried("the replica has everything", || {
+            written = written.or_else(|| offset(master, "master_repl_offset:"));
+            written.is_some() && offset(1 - master, "slave_repl_offset:") >= written
+        });
+    }
+}
+
+/// Whether it is a replica that hears of what happens.
+pub(crate) fn follows(server: &RedisServer) -> bool {
+    replication(server).contains("master_link_status:up")
+}
+
+/// Nothing where it does not answer: a sentinel that tells a server whom to follow breaks its connections off.
+pub(crate) fn replication(server: &RedisServer) -> String {
+    server.asked(&["INFO", "replication"]).unwrap_or_default()
+}
+
+/// Keeps replicas away from this server, so that they miss what comes now.
+pub(crate) fn keep_replicas_out(server: &RedisServer) {
+    server.command(&["ACL", "SETUSER", "replica", "off"]);
+    server.command(&["CLIENT", "KILL", "TYPE", "REPLICA"]);
+}
 
 pub(crate) struct Pair {
     pub(crate) caching: Gateway,

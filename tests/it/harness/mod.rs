@@ -6,6 +6,7 @@ pub(crate) mod authority;
 pub(crate) mod chaos;
 pub(crate) mod client;
 pub(crate) mod closed_port;
+pub(crate) mod cluster;
 pub(crate) mod description;
 pub(crate) mod desk;
 pub(crate) mod fail_over;

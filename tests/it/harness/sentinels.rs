@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::fail_over::{FailsOver, follows};
 use super::{RedisServer, unhurried};
 
 /// A master, its replica, and three sentinels that know both and each other. One set at a time: sentinels that do
@@ -43,27 +44,24 @@ impl Watched {
         }
         Self { servers: [master, replica], sentinels, _turn: turn }
     }
+}
 
-    pub(crate) fn settings(&self) -> String {
+impl FailsOver for Watched {
+    fn settings(&self) -> String {
         lines(&self.sentinels.iter().map(RedisServer::port).collect::<Vec<_>>())
     }
 
-    /// Waits until the other server has what this one had. `WAIT` would only tell of what its own connection wrote.
-    pub(crate) fn settle(&self, master: usize) {
-        let offset = |server: usize, name: &str| -> Option<u64> {
-            let info = replication(&self.servers[server]);
-            info.lines().find_map(|line| line.strip_prefix(name))?.parse().ok()
-        };
-        let mut written = None;
-        unhurried("the replica has everything", || {
-            written = written.or_else(|| offset(master, "master_repl_offset:"));
-            written.is_some() && offset(1 - master, "slave_repl_offset:") >= written
-        });
+    fn server(&self, n: usize) -> &RedisServer {
+        &self.servers[n]
     }
 
-    /// Waits until a sentinel says that the other server is the master.
-    pub(crate) fn announced(&self, server: &RedisServer) -> Instant {
-        let port = format!("\r\n{}\r\n", server.port());
+    fn server_mut(&mut self, n: usize) -> &mut RedisServer {
+        &mut self.servers[n]
+    }
+
+    /// Some sentinel says so.
+    fn announced(&self, n: usize) -> Instant {
+        let port = format!("\r\n{}\r\n", self.servers[n].port());
         unhurried("the sentinels have another master", || {
             self.sentinels.iter().any(|sentinel| {
                 sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).contains(&port)
@@ -71,22 +69,6 @@ impl Watched {
         });
         Instant::now()
     }
-}
-
-/// Whether it is a replica that hears of what happens.
-pub(crate) fn follows(server: &RedisServer) -> bool {
-    replication(server).contains("master_link_status:up")
-}
-
-/// Nothing where it does not answer: a sentinel that tells a server whom to follow breaks its connections off.
-fn replication(server: &RedisServer) -> String {
-    server.asked(&["INFO", "replication"]).unwrap_or_default()
-}
-
-/// Keeps replicas away from this server, so that they miss what comes now.
-pub(crate) fn keep_replicas_out(server: &RedisServer) {
-    server.command(&["ACL", "SETUSER", "replica", "off"]);
-    server.command(&["CLIENT", "KILL", "TYPE", "REPLICA"]);
 }
 
 pub(crate) fn sentinel(master: &RedisServer, more: &str) -> RedisServer {
