@@ -68,14 +68,17 @@ impl Cluster {
         &self.nodes[MASTERS + master]
     }
 
-    /// Waits until every node has heard who has our slot. Before, word from before a move may still turn a node against the next.
+    /// Waits until every node has heard who has our slot, and since when. Who has not would take it for itself, in the next move,
+    /// as of a time before this one.
     #[track_caller]
     pub(crate) fn agrees_on(&self, owner: &RedisServer) {
         let elsewhere = format!("-MOVED {SLOT} {}\r\n", owner.address());
+        let epoch = epoch(owner, "cluster_my_epoch:");
         for node in &self.nodes {
             unhurried("it knows who has the slot", || {
                 let answer = node.command(&["EXISTS", "{kg}:nowhere"]);
-                answer == if node.port() == owner.port() { ":0\r\n" } else { &elsewhere }
+                let expected = if node.port() == owner.port() { ":0\r\n" } else { &elsewhere };
+                answer == expected && self::epoch(node, "cluster_current_epoch:") >= epoch
             });
         }
     }
@@ -125,4 +128,9 @@ impl FailsOver for Cluster {
 pub(crate) fn id(node: &RedisServer) -> String {
     let id = node.command(&["CLUSTER", "MYID"]);
     id.split("\r\n").nth(1).unwrap().to_owned()
+}
+
+fn epoch(node: &RedisServer, which: &str) -> u64 {
+    let info = node.command(&["CLUSTER", "INFO"]);
+    info.lines().find_map(|line| line.strip_prefix(which)).unwrap().trim().parse().unwrap()
 }
