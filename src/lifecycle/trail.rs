@@ -212,6 +212,9 @@ impl Lifecycle {
             }
             None => {}
         }
+        if !self.begins_rightly(trail, ends, newer.as_ref()).await? {
+            note(1, "is missing: every organisation's trail begins with org.created".to_owned());
+        }
         if heads.get(&checkpoint.number).is_some_and(|known| differs(known, checkpoint)) {
             note(checkpoint.number, "is not the one whose head was exported".to_owned());
         }
@@ -225,6 +228,23 @@ impl Lifecycle {
         findings.sort_by_key(|finding| finding.number);
         let ends = Ends { checkpoint, ..ends };
         Ok(Verdict { trail, ends, keyed: self.settings.chain.has_key(), checked, findings })
+    }
+
+    /// Whether a trail has the beginning that it must. One that was emptied would go on from nothing.
+    async fn begins_rightly(
+        &self,
+        trail: Trail,
+        ends: Ends,
+        oldest: Option<&Entry>,
+    ) -> Result<bool, LifecycleError> {
+        match (trail, oldest) {
+            // What does not read was altered, and is told of as that.
+            (Trail::Org(_), Some(oldest)) if oldest.link.number == 1 => {
+                Ok(parse(oldest).map_or(true, |event| event.kind == Kind::OrgCreated))
+            }
+            (Trail::Org(org), None) if ends == Ends::default() => Ok(self.store.org(org).await?.is_none()),
+            _ => Ok(true),
+        }
     }
 
     /// The checkpoint that the oldest entry should follow: as it was, or as it is now, since old entries may have

@@ -221,6 +221,15 @@ fn whatever_is_done_to_a_trail_in_its_store_shows() {
             let ran = desk.run(&["audit", "verify", "--heads", "both.log"]);
             assert_finds(&ran, &["event 6 is not the one whose head was exported"]);
         }
+        // All of it gone, and then life goes on.
+        tamper(&|raw| {
+            raw.head = Link::ORIGIN;
+            raw.entries.clear();
+        });
+        let emptied = "event 1 is missing: every organisation's trail begins with org.created";
+        assert_finds(&verify(), &[emptied]);
+        desk.done(&["keys", "create", "--name", "after all is gone"]);
+        assert_finds(&verify(), &[emptied]);
         // A number that no trail can go on from is a finding, and no reason to break off.
         tamper(&|raw| raw.head.number = u64::MAX);
         assert_finds(&verify(), &["is the end of the trail and is missing"]);
