@@ -1,5 +1,7 @@
-//! News of organisations on their way to the upstream: kept with the change that they tell of, sent until they
-//! are taken.
+//! The outbox: it sends news of organisations to the upstream until they are taken.
+//!
+//! News are what the upstream is to be told; the store keeps them with the change that they tell of
+//! ([`crate::store::side::News`]). The outbox is what takes them from there.
 //!
 //! Each is a `POST` with JSON, signed, and sent at least once: a gateway may end between sending and noting that
 //! it was taken. `Idempotency-Key` is the organisation's id, by which the receiver knows what it has already.
@@ -67,14 +69,14 @@ pub struct Settings {
     pub key_file: PathBuf,
 }
 
-/// How often the outbox is looked into.
+/// How often the store is asked for news.
 const EVERY: Duration = Duration::from_secs(1);
 /// How long a receiver may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After which news are sent again that were not taken. Longer than [`PATIENCE`], or they would overtake
 /// themselves.
 const AGAIN: Duration = Duration::from_secs(30);
-/// News sent one after the other before the outbox is looked into again.
+/// News sent one after the other before the store is asked again.
 const BATCH: usize = 16;
 
 /// How many news wait, as they were last counted; `None` until they were. For metrics.
@@ -95,8 +97,7 @@ impl Backlog {
 /// How often the news are counted that wait.
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
 
-/// Counts what is in the outbox, for as long as it is polled: beside the sending, which a receiver that hangs holds
-/// up.
+/// Counts the news that wait, for as long as it is polled: beside the sending, which a receiver that hangs holds up.
 pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
     loop {
         // While the store cannot answer, the number stays what it was.
@@ -107,7 +108,7 @@ pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
     }
 }
 
-/// Sends what is in the outbox, for as long as it is polled.
+/// Sends the news that are due, for as long as it is polled.
 pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clock: Clock) {
     let mut failing = false;
     loop {

@@ -72,12 +72,12 @@ pub(super) async fn list(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, R
 }
 
 /// A key may always ask about itself.
-pub(super) async fn get_own(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+pub(super) async fn read_own(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
     let own = holder(call)?.key;
     show(lifecycle, lifecycle.key(&call.by(), own).await).await
 }
 
-pub(super) async fn get(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
+pub(super) async fn read(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
     show(lifecycle, lifecycle.key(&call.by(), id(call)?).await).await
 }
 

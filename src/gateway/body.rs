@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::exchange::Exchange;
 use crate::clock::Clock;
+use crate::rejection::Rejection;
 use crate::upstream::pool::Lease;
 
 /// Why a body ended before its end. The connection it was written to is cut, so that the other side sees it
@@ -26,6 +27,16 @@ pub enum BodyError {
     Stalled,
     #[error("the body broke off")]
     Broken,
+}
+
+impl From<BodyError> for Rejection {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::TooLarge => Self::BodyTooLarge,
+            BodyError::Stalled => Self::BodyStalled,
+            BodyError::Broken => Self::BodyBroken,
+        }
+    }
 }
 
 /// How far a client's body has come; shared between the body and whoever waits for the answer.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Gateway;
 use super::authorize::Permit;
-use super::body::{BodyError, RequestBody, ResponseBody, Upload, UploadState};
+use super::body::{RequestBody, ResponseBody, Upload, UploadState};
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
 use super::headers::{self, Framing, Peer};
@@ -59,11 +59,7 @@ pub(super) async fn forward(
     let answered = within(timeout, upload.as_deref(), sending).await;
     exchange.note_answered();
     if let Some(UploadState::Failed(error)) = upload.as_ref().map(|upload| upload.state()) {
-        return Err(match error {
-            BodyError::TooLarge => Rejection::BodyTooLarge,
-            BodyError::Stalled => Rejection::BodyStalled,
-            BodyError::Broken => Rejection::BodyBroken,
-        });
+        return Err(error.into());
     }
     let (mut answer, lease) = match answered {
         None => return Err(Rejection::GatewayTimeout),

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use super::Gateway;
 use super::authenticate::presented_key;
 use super::authorize::Permit;
-use super::body::{BodyError, RequestBody};
+use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
 use super::headers::Peer;
@@ -64,12 +64,7 @@ async fn gather(incoming: Incoming, limit: u64, idle: Duration) -> Result<Bytes,
     let mut body = pin!(body);
     let mut gathered = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| match error {
-            BodyError::TooLarge => Rejection::BodyTooLarge,
-            BodyError::Stalled => Rejection::BodyStalled,
-            BodyError::Broken => Rejection::BodyBroken,
-        })?;
-        if let Ok(data) = frame.into_data() {
+        if let Ok(data) = frame?.into_data() {
             gathered.extend_from_slice(&data);
         }
     }

@@ -1,0 +1,328 @@
+//! What is said about mistakes in `keygate.toml`, in the variables and in the files that are named.
+
+use super::*;
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let toml = "\
+[server]
+lisen = \"0.0.0.0:80\"
+workers = \"four\"
+idle_timeout = 75
+head_timeout = \"0s\"
+[cache]
+ttl = \"soon\"
+[upstreams.api]
+live = [\"http://a\", 3]
+[logg]
+requests = \"text\"
+";
+    assert_says(
+        mistakes(toml, ROUTE, &[("KEYGATE__LOG__REQUESTS", "jsn"), ("KEYGATE__NO__SUCH", "1")]),
+        &[
+            "etc/keygate.toml:1:1: store.kind: missing; say where keys are kept: kind = \"embedded\" for one file \
+                 on this machine, \"redis\" for several gateways",
+            "etc/keygate.toml:1:1: policy.file: missing; name the file of routes: file = \"policy.toml\"",
+            "etc/keygate.toml:2:1: server.lisen: unknown key `lisen`; did you mean `listen`?",
+            "etc/keygate.toml:3:11: server.workers: expected an integer, found a string; write a number without \
+                 quotes",
+            "etc/keygate.toml:4:16: server.idle_timeout: expected a duration, found an integer; write a number \
+                 and a unit in quotes, as in \"75s\", \"5m\" or \"24h\"",
+            "etc/keygate.toml:5:16: server.head_timeout: \"0s\" is out of range; choose from 1ms to 1day",
+            "etc/keygate.toml:7:7: cache.ttl: \"soon\" is not a duration; write a number and a unit in quotes, as \
+                 in \"75s\", \"5m\" or \"24h\"",
+            "etc/keygate.toml:8:1: upstreams.api.test: missing; say where requests with test keys go: test = \
+                 [\"http://127.0.0.1:9001\"], or shared = true to send them to `live`, knowingly",
+            "etc/keygate.toml:9:21: upstreams.api.live[1]: expected a string, found an integer; put it in quotes",
+            "etc/keygate.toml:10:2: logg: unknown key `logg`; did you mean `log`?",
+            "KEYGATE__LOG__REQUESTS: log.requests: \"jsn\" is not known here; did you mean \"json\"?",
+            "KEYGATE__NO__SUCH: no: unknown key `no`; the keys here are `server`, `limits`, `identity_headers`, \
+                 `keys`, `audit`, `store`, `cache`, `upstreams`, `policy`, `admin`, `outbox`, `signup`, `ops`, `log`",
+        ],
+    );
+}
+
+#[test]
+fn an_admin_api_over_tcp_needs_tokens_and_does_not_leave_the_machine_unasked() {
+    assert_says(
+        about("[admin]\nlisten = \"0.0.0.0:9465\"\nallowed_hosts = [\"http://admin.example\"]"),
+        &[
+            "etc/keygate.toml:1:1: admin.tokens_file: missing; name the file of tokens that `keygate admin token` \
+                 makes lines for",
+            "etc/keygate.toml:2:10: admin.listen: 0.0.0.0:9465 is not loopback, and tokens and keys would cross the \
+                 network in plain text; listen on loopback, or put a TLS terminator before it and say plaintext = \
+                 \"behind a TLS terminator\"",
+            "etc/keygate.toml:3:18: admin.allowed_hosts[0]: \"http://admin.example\" does not do; a host is a name or \
+                 an address without a port, as in \"localhost\" or \"[::1]\"",
+        ],
+    );
+    let listen = "[admin]\nlisten = \"127.0.0.1:9465\"\ntokens_file = \"tokens\"";
+    let config = load(&around(listen), ROUTE, &[]).unwrap();
+    let remote = crate::admin::RemoteSettings {
+        listen: "127.0.0.1:9465".parse().unwrap(),
+        tokens_file: "etc/tokens".into(),
+        allowed_hosts: crate::admin::RemoteSettings::loopback_hosts(),
+    };
+    assert_eq!(config.admin, crate::admin::Settings { socket: None, remote: Some(remote) });
+}
+
+#[test]
+fn a_text_that_is_not_toml_is_told_without_what_follows_from_it() {
+    assert_says(
+        mistakes(
+            "[server]\nlisten = \nworkers = four\nlimit = 3\n[stor\nkind = 1\n[cache]\nttl = 1",
+            ROUTE,
+            &[],
+        ),
+        &[
+            "etc/keygate.toml:2:10: this is not TOML: string values must be quoted, expected literal string; \
+                 write it as TOML",
+            "etc/keygate.toml:3:11: this is not TOML: invalid boolean, expected `false`; write it as TOML",
+            "etc/keygate.toml:4:1: server.limit: unknown key `limit`; the keys here are `listen`, `workers`, \
+                 `max_connections`, `max_connections_per_client`, `handshake_timeout`, `head_timeout`, `idle_timeout`, \
+                 `write_timeout`, `tls`, `plaintext`, `trusted_proxies`, `body_idle_timeout`, `drain_delay`, `drain_timeout`",
+            "etc/keygate.toml:5:6: this is not TOML: unclosed table, expected `]`; write it as TOML",
+            "etc/keygate.toml:8:7: cache.ttl: expected a duration, found an integer; write a number and a unit in \
+                 quotes, as in \"75s\", \"5m\" or \"24h\"",
+        ],
+    );
+}
+
+#[test]
+fn plain_text_off_loopback_must_be_said() {
+    let listen = "0.0.0.0:80 is not loopback, and keys would cross the network in plain text; set tls, \
+                      listen on loopback, or put a TLS terminator before it and say plaintext = \"behind a TLS terminator\"";
+    assert_says(
+        about("[server]\nlisten = \"0.0.0.0:80\""),
+        &[&format!("etc/keygate.toml:2:10: server.listen: {listen}")],
+    );
+    assert_says(
+        mistakes(&around(""), ROUTE, &[("KEYGATE__SERVER__LISTEN", "0.0.0.0:80")]),
+        &[&format!("KEYGATE__SERVER__LISTEN: server.listen: {listen}")],
+    );
+    assert_says(
+        about("[server]\nlisten = \"[::]:80\"\nplaintext = \"yes\""),
+        &["etc/keygate.toml:3:13: server.plaintext: says something else; if it is so, write plaintext = \
+               \"behind a TLS terminator\""],
+    );
+    assert_eq!(about("[server]\nlisten = \"[::]:80\"\nplaintext = \"behind a TLS terminator\""), "none");
+    assert_eq!(about("[server]\nlisten = \"[::1]:80\""), "none");
+    let tls = "tls = [{ cert = \"c\", key = \"k\" }]";
+    assert_eq!(about(&format!("[server]\nlisten = \"[::]:443\"\n{tls}")), "none");
+}
+
+#[test]
+fn a_certificate_has_a_file_and_a_key() {
+    let config = load(
+        &around(
+            "[server]\n[[server.tls]]\ncert = \"a.pem\"\nkey = \"/run/a.key\"\n[[server.tls]]\ncert = \"b\"\nkey = \"c\"",
+        ),
+        ROUTE,
+        &[],
+    );
+    let files =
+        |certificate: &str, key: &str| tls::Files { certificate: certificate.into(), key: key.into() };
+    assert_eq!(config.unwrap().tls.certificates, [files("etc/a.pem", "/run/a.key"), files("etc/b", "etc/c")]);
+    assert_says(
+        about("[server]\ntls = [{ cert = \"a\" }, { cert = \"b\", key = 1, keys = \"c\" }]"),
+        &[
+            "etc/keygate.toml:2:8: server.tls[a].key: missing; name the PEM file with the certificate's private key",
+            "etc/keygate.toml:2:44: server.tls[b].key: expected a string, found an integer; put it in quotes",
+            "etc/keygate.toml:2:47: server.tls[b].keys: unknown key `keys`; did you mean `key`?",
+        ],
+    );
+    assert_eq!(about("[server]\ntls = []"), "none");
+    assert!(about("[server]\nlisten = \"0.0.0.0:80\"\ntls = []").contains("is not loopback"));
+    assert_says(
+        about("[server]\ntls = { cert = \"a\", key = \"b\" }"),
+        &[
+            "etc/keygate.toml:2:7: server.tls: expected sections [[server.tls]], found a section; double the brackets",
+        ],
+    );
+}
+
+#[test]
+fn trusted_proxies_are_named() {
+    assert_eq!(about("[server]\ntrusted_proxies = [\"10.0.0.0/8\", \"192.0.2.7\", \"fd00::/8\"]"), "none");
+    assert_says(
+        about(
+            "[server]\ntrusted_proxies = [\"0.0.0.0/0\", \"10.1.2.3/8\", \"lb\",\n  \"10.0.0.1\", \"10.0.0.1/32\"]",
+        ),
+        &[
+            "etc/keygate.toml:2:20: server.trusted_proxies[0]: \"0.0.0.0/0\" does not do; it trusts everybody, so \
+                 any client could claim any address; name your proxies",
+            "etc/keygate.toml:2:33: server.trusted_proxies[1]: \"10.1.2.3/8\" does not do; the network is \
+                 10.0.0.0/8; write that, or the address alone",
+            "etc/keygate.toml:2:47: server.trusted_proxies[2]: \"lb\" does not do; write a network or an address, \
+                 as in \"10.0.0.0/8\" or \"192.0.2.7\"",
+            "etc/keygate.toml:3:15: server.trusted_proxies[4]: stands twice in this list; leave one out",
+        ],
+    );
+}
+
+#[test]
+fn sizes_and_counts_are_in_range() {
+    assert_says(
+        about("[limits]\ntarget = 0\nhead = \"32MB\"\nfields = -1\nbody = \"0B\"\n[cache]\ncapacity = 1.5"),
+        &[
+            "etc/keygate.toml:2:10: limits.target: 0 is out of range; choose from 256B to 63KiB",
+            "etc/keygate.toml:3:8: limits.head: \"32MB\" is not a size; write bytes, as in 65536, or a unit in \
+                 quotes: \"64KiB\", \"128MiB\", \"1GiB\"",
+            "etc/keygate.toml:4:10: limits.fields: -1 is out of range; choose from 8 to 10000",
+            "etc/keygate.toml:5:8: limits.body: \"0B\" is out of range; choose from 1B to 1024GiB",
+            "etc/keygate.toml:7:12: cache.capacity: expected an integer, found a decimal number; write a number \
+                 without quotes",
+        ],
+    );
+}
+
+#[test]
+fn identity_headers_are_headers_of_their_own() {
+    assert_says(
+        about(
+            "[identity_headers]\norg_id = \"X_Key.Id\"\nenvironment = \"Transfer-Encoding\"\nscopes = \"Content_Type\"\n\
+                 request_id = \"X Id\"",
+        ),
+        &[
+            "etc/keygate.toml:2:10: identity_headers.org_id: an upstream could read the header x_key.id as that \
+                 of `key_id`; choose names that differ",
+            "etc/keygate.toml:3:15: identity_headers.environment: \"Transfer-Encoding\" does not do; this header \
+                 has a meaning of its own; choose another, as in \"X-Org-Id\"",
+            "etc/keygate.toml:4:10: identity_headers.scopes: \"Content_Type\" does not do; this header has a \
+                 meaning of its own; choose another, as in \"X-Org-Id\"",
+            "etc/keygate.toml:5:14: identity_headers.request_id: \"X Id\" does not do; write a header name, as in \
+                 \"X-Org-Id\"",
+        ],
+    );
+}
+
+#[test]
+fn an_environment_has_an_upstream_of_its_own() {
+    let toml = |upstreams: &str| mistakes(&format!("{STORE}{POLICY}[upstreams]\n{upstreams}"), ROUTE, &[]);
+    assert_eq!(toml("a = { live = [\"http://a\"], shared = true }"), "none");
+    assert_says(
+        toml(
+            "a = { live = [\"http://a\"], test = [] }\n\
+                 b = { live = [\"http://A:80\"], test = [\"http://a\"] }\n\
+                 c = { live = [\"http://a\"], test = [\"http://b\"], shared = true }\n\
+                 d = { test = [\"https://user:hunter2@d\"] }\n\
+                 e = 3\n\
+                 F = { live = [\"http://a\"], shared = true, keepalive = true }",
+        ),
+        &[
+            "etc/keygate.toml:6:35: upstreams.a.test: is empty; name at least one, as in \
+                 [\"http://127.0.0.1:9000\"]",
+            "etc/keygate.toml:7:38: upstreams.b.test: http://a:80 stands in `live` too, so test keys would reach \
+                 it; separate them, or leave out `test` and write shared = true, knowingly",
+            "etc/keygate.toml:8:58: upstreams.c.shared: true sends test keys to `live`; leave out either `test` \
+                 or `shared`",
+            "etc/keygate.toml:9:5: upstreams.d.live: missing; name at least one, as in \
+                 [\"http://127.0.0.1:9000\"]",
+            "etc/keygate.toml:9:15: upstreams.d.test[0]: not an endpoint; https to an upstream is not supported: \
+                 put both on one machine or one private network and use http://",
+            "etc/keygate.toml:10:5: upstreams.e: expected a section, found an integer; write a heading in \
+                 brackets and its keys beneath it",
+            "etc/keygate.toml:11:5: upstreams.F: the name of an upstream is 1 to 64 of a-z 0-9 _ -; rename it",
+            "etc/keygate.toml:11:43: upstreams.F.keepalive: unknown key `keepalive`; the keys here are `live`, \
+                 `test`, `shared`, `host`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`",
+        ],
+    );
+}
+
+#[test]
+fn a_variable_is_told_by_its_name() {
+    let environment = [
+        ("KEYGATE__", "1"),
+        ("KEYGATE__A__B__C__D__E", "1"),
+        ("KEYGATE__CACHE__CAPACITY", "secret"),
+        ("KEYGATE__SERVER", "127.0.0.1:1"),
+        ("KEYGATE__SERVR__LISTEN", "secret"),
+        ("KEYGATE__SERVR__WORKERS", "3"),
+        ("KEYGATE__SERVER__LISTEN__PORT", "1"),
+        ("KEYGATE__SERVER__TRUSTED_PROXIES", "10.0.0.0/8"),
+        ("KEYGATE__STORE__PASSWORD", "secret"),
+        ("KEYGATE__STORE__KIND", "{ redis = 1 }"),
+        ("KEYGATE__LOG__REQUESTS", "off"),
+        ("keygate__log__requests", "text"),
+    ];
+    assert_says(
+        mistakes(&around("[server]\nlisten = \"127.0.0.1:9\""), ROUTE, &environment),
+        &[
+            "KEYGATE__: the name has an empty part; write it as KEYGATE__SECTION__KEY",
+            "KEYGATE__A__B__C__D__E: a.b.c.d.e: no key lies so deep; take one underscore within a name, two \
+                 between names",
+            "KEYGATE__CACHE__CAPACITY: cache.capacity: expected an integer, found a string; write a number \
+                 without quotes",
+            "KEYGATE__SERVER: server: this is a section; name one of its keys",
+            "KEYGATE__SERVER__LISTEN__PORT: server.listen.port: it would be part of a string; take the name of a \
+                 key in a section",
+            "KEYGATE__SERVER__TRUSTED_PROXIES: server.trusted_proxies: expected a list, found a string; write it \
+                 as [\"…\", \"…\"]",
+            "KEYGATE__SERVR__LISTEN: servr: unknown key `servr`; did you mean `server`?",
+            "KEYGATE__SERVR__WORKERS: servr.workers: `servr` is unknown; mend the name of the variable",
+            "KEYGATE__STORE__KIND: store.kind: a variable sets one key; write one variable for each key of the \
+                 table",
+            "KEYGATE__STORE__PASSWORD: store.password: unknown key `password`; the keys here are `kind`, `path`, \
+                 `url`, `sentinels`, `cluster`, `master_name`, `sentinel_username`, `sentinel_password_file`, `tls`, \
+                 `username`, `password_file`, `cell`, `connect_timeout`, `lookup_timeout`, `command_timeout`, \
+                 `allow_without_pepper`",
+            "keygate__log__requests: log.requests: KEYGATE__LOG__REQUESTS sets the same key; keep one of them",
+        ],
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_told_by_its_name() {
+    assert_says(
+        mistakes(&format!("{STORE}{UPSTREAM}[policy]\nfile = \"none.toml\""), ROUTE, &[]),
+        &["etc/keygate.toml:7:8: policy.file: etc/none.toml cannot be read: no such file"],
+    );
+    let mistakes = Config::load(Path::new("no/such/keygate.toml"), []).unwrap_err();
+    assert!(mistakes.is_unreadable());
+    assert_says(
+        mistakes,
+        &[
+            "no/such/keygate.toml: cannot be read: No such file or directory (os error 2); name a configuration \
+               file with --config",
+        ],
+    );
+}
+
+#[test]
+fn a_store_is_of_one_kind() {
+    let store = |lines: &str| mistakes(&format!("[store]\n{lines}{UPSTREAM}{POLICY}"), ROUTE, &[]);
+    assert_says(
+        store("kind = \"embedded\"\nurl = \"redis://a\"\n"),
+        &["etc/keygate.toml:3:7: store.url: belongs to kind = \"redis\"; leave it out"],
+    );
+    assert_says(
+        store("kind = \"redis\"\npath = \"keys.redb\"\nusername = \"gw\"\n"),
+        &[
+            "etc/keygate.toml:1:1: store.url: missing; say where Redis is: url = \"redis://127.0.0.1:6379\", or sentinels = […], or \
+                 cluster = […]",
+            "etc/keygate.toml:1:1: store.password_file: missing; name the file with the password of `username`",
+            "etc/keygate.toml:1:1: store: who can write to Redis could make keys; give keys.pepper_file, or say \
+                 allow_without_pepper = true",
+            "etc/keygate.toml:3:8: store.path: belongs to kind = \"embedded\"; leave it out",
+        ],
+    );
+    let unsealed = "allow_without_pepper = true\n";
+    assert_says(store(&format!("kind = \"redis\"\nurl = \"redis://a\"\n{unsealed}")), &["none"]);
+    for (url, said) in [
+        ("redis://u:hunter2@a", "leave user and password out of it; write `username` and `password_file`"),
+        ("localhost:6379", "write redis://host:port, as in \"redis://127.0.0.1:6379\", or rediss:// for TLS"),
+    ] {
+        let said = format!("etc/keygate.toml:3:7: store.url: {said}");
+        assert_says(store(&format!("kind = \"redis\"\nurl = \"{url}\"\n{unsealed}")), &[&said]);
+    }
+}
+
+#[test]
+fn no_mistake_shows_a_secret() {
+    let secrets = "[store]\npassword = \"hunter2\"\n[keys]\npepper = \"hunter2\"\npepper_file = [\"hunter2\"]\n\
+                       accept_without_checksum = \"hunter2\"\n[upstreams.a]\nlive = [\"http://u:hunter2@h\"]\n\
+                       test = \"hunter2\"\nhost = \"http://u:hunter2@h\"\n[server]\nplaintext = \"hunter2\"\nworkers = hunter2\n[cache\n hunter2";
+    let said = mistakes(secrets, ROUTE, &[("KEYGATE__STORE__PEPPER", "hunter2")]);
+    assert!(said.lines().count() > 8, "{said}");
+    assert!(!said.contains("hunter2"), "{said}");
+}

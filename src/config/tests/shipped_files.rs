@@ -1,0 +1,244 @@
+//! The files that are shipped say what the code does.
+
+use super::*;
+
+/// The kinds of store, a kind of Redis for each way to find it; and what the sentences of the keys that do
+/// not go with it begin with.
+const KINDS: [(&str, &[&str]); 4] = [
+    ("embedded", &["# With kind = \"redis\"", "# With `sentinels`"]),
+    ("redis", &["# With kind = \"embedded\"", OTHERWISE_FOUND, "# With `sentinels`"]),
+    ("sentinels", &["# With kind = \"embedded\"", URL, CLUSTER]),
+    (
+        "cluster",
+        &[
+            "# With kind = \"embedded\"",
+            URL,
+            "# With kind = \"redis\", instead of `url`: the sentinels",
+            "# With `sentinels`",
+        ],
+    ),
+];
+const URL: &str = "# With kind = \"redis\": where the Redis is";
+const OTHERWISE_FOUND: &str = "# With kind = \"redis\", instead of `url`";
+const CLUSTER: &str = "# With kind = \"redis\", instead of `url`: some nodes of a cluster";
+
+/// `keygate.toml` with every key set that goes with this kind of store.
+fn complete(kind: &str) -> String {
+    let others = KINDS.iter().find(|(name, _)| *name == kind).unwrap().1;
+    let mut lines: Vec<String> = Vec::new();
+    let (mut sentence, mut section) = ("", "");
+    for line in DEFAULT_CONFIGURATION.lines() {
+        match line.strip_prefix('#') {
+            Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => {
+                // TLS to the one Redis is asked for in its address, and the file shows one without.
+                let is_other = others.iter().any(|other| sentence.starts_with(other))
+                    || (kind == "redis" && section == "[store.tls]");
+                if !is_other {
+                    lines.push(key.to_owned());
+                }
+            }
+            _ if line.starts_with("kind = ") => {
+                let kind = if kind == "embedded" { kind } else { "redis" };
+                lines.push(format!("kind = \"{kind}\""));
+            }
+            _ => lines.push(line.to_owned()),
+        }
+        if line.starts_with('[') {
+            section = line;
+        }
+        sentence = line;
+    }
+    lines.join("\n")
+}
+
+fn default_embedded() -> StoreSettings {
+    let path = Path::new("etc").join(embedded::Settings::default().path);
+    StoreSettings::Embedded(embedded::Settings { path })
+}
+
+/// With the examples for what has no default.
+fn default_redis(place: redis::Place, tls: Option<redis::TlsFiles>) -> StoreSettings {
+    StoreSettings::Redis(Box::new(redis::Settings {
+        username: Some("keygate".to_owned()),
+        password_file: Some("etc/redis-password".into()),
+        tls,
+        ..redis::Settings::at(place)
+    }))
+}
+
+/// The nodes that the file shows, at this port.
+fn nodes(port: u16) -> Vec<redis::Node> {
+    (5..8).map(|n| redis::Node::parse(&format!("10.0.0.{n}:{port}")).unwrap()).collect()
+}
+
+fn assert_defaults(
+    config: &Config,
+    store: &StoreSettings,
+    (workers, pepper_file, audit_key_file): (Option<usize>, Option<PathBuf>, Option<PathBuf>),
+) {
+    let listener = listener::Settings {
+        workers: workers.and_then(std::num::NonZeroUsize::new),
+        ..listener::Settings::default()
+    };
+    assert_eq!(config.listener, listener);
+    assert_eq!(config.connection, connection::Settings::default());
+    assert_eq!(config.gateway, gateway::Settings::default());
+    assert_eq!(config.keys, KeySettings { pepper_file, audit_key_file, ..KeySettings::default() });
+    assert_eq!(config.store, *store);
+    assert_eq!(config.cache, cache::Settings::default());
+    assert_eq!(config.request_log, RequestLog::default());
+    assert_eq!(config.drain, DrainSettings::default());
+    // These have no default; the file has to show something.
+    assert_eq!(
+        config.admin,
+        crate::admin::Settings { socket: Some("etc/keygate.sock".into()), remote: None }
+    );
+    assert_eq!(config.retention, RetentionSettings::default());
+    let endpoint = |text| vec![Endpoint::parse(text).unwrap()];
+    let upstream = upstream::Settings {
+        name: "api".into(),
+        live: endpoint("http://127.0.0.1:9000"),
+        test: endpoint("http://127.0.0.1:9001"),
+        host: HostField::default(),
+        timeouts: Timeouts::default(),
+    };
+    assert_eq!(config.upstreams, [upstream]);
+}
+
+#[test]
+fn the_shipped_file_sets_nothing_but_the_defaults() {
+    let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
+    assert_defaults(&config, &default_embedded(), (None, None, None));
+    assert_eq!(config.tls, tls::Settings::default());
+}
+
+#[test]
+fn what_the_shipped_file_shows_in_comments_are_the_defaults() {
+    let sentinels = redis::Sentinels {
+        nodes: nodes(26379),
+        master: "mymaster".to_owned(),
+        username: Some("keygate".to_owned()),
+        password_file: Some("etc/sentinel-password".into()),
+    };
+    let client = ("etc/redis-client.pem".into(), "etc/redis-client-key.pem".into());
+    let tls = redis::TlsFiles { ca: "etc/redis-ca.pem".into(), client: Some(client) };
+    for (kind, store) in [
+        ("embedded", default_embedded()),
+        ("redis", default_redis(redis::Settings::default().place, None)),
+        ("sentinels", default_redis(redis::Place::Sentinel(sentinels), Some(tls.clone()))),
+        ("cluster", default_redis(redis::Place::Cluster(nodes(6379)), Some(tls))),
+    ] {
+        let config = load(&complete(kind), DEFAULT_POLICY, &[]).unwrap();
+        assert_defaults(&config, &store, (Some(4), Some("etc/pepper".into()), Some("etc/audit-key".into())));
+        let files = tls::Files { certificate: "etc/cert.pem".into(), key: "etc/key.pem".into() };
+        assert_eq!(config.tls.certificates, [files], "there is no default to show");
+    }
+}
+
+#[test]
+fn every_key_of_the_reader_stands_in_the_shipped_file_and_no_other() {
+    let report = Report::default();
+    let files = |path: &Path| file(path, "", DEFAULT_POLICY);
+    translate(&complete("embedded"), Path::new("etc/keygate.toml"), Vec::new(), &files, &report).unwrap();
+    let of_configuration = |key: &&String| key.contains('.') && !key.contains('[');
+    let asked: BTreeSet<String> = report.asked.borrow().iter().filter(of_configuration).cloned().collect();
+
+    let mut shown = BTreeSet::new();
+    let mut section = String::new();
+    let complete = KINDS.map(|(kind, _)| complete(kind)).join("\n");
+    for line in complete.lines().filter(|line| !line.starts_with('#')) {
+        if let Some(name) = line.strip_prefix('[') {
+            name.trim_end_matches(']').clone_into(&mut section);
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            shown.insert(format!("{section}.{key}"));
+        }
+    }
+    assert_eq!(shown, asked);
+}
+
+#[test]
+fn every_key_of_the_shipped_file_has_one_sentence() {
+    let lines: Vec<&str> = DEFAULT_CONFIGURATION.lines().collect();
+    let is_key = |line: &str| line.trim_start_matches('#').starts_with(|c: char| c.is_ascii_lowercase());
+    for pair in lines.windows(2).filter(|pair| is_key(pair[1])) {
+        let sentence = pair[0].starts_with("# ") && pair[0].trim_end_matches(')').ends_with('.');
+        assert!(sentence, "{} is not explained by {:?}", pair[1], pair[0]);
+    }
+}
+
+/// The table of the API's contract: methods, paths, scope (or who may use it), who serves it.
+const CONTRACT: [(&str, &str, &str, &str); 27] = [
+    ("POST", "/v1/auth/signup", "public", "signup"),
+    ("POST", "/v1/api_keys", "keys:manage", "keys.create"),
+    ("GET", "/v1/api_keys", "keys:manage", "keys.list"),
+    ("GET", "/v1/api_keys/self", "any key", "keys.self"),
+    ("GET", "/v1/api_keys/{id}", "keys:manage", "keys.get"),
+    ("PATCH", "/v1/api_keys/{id}", "keys:manage", "keys.update"),
+    ("POST", "/v1/api_keys/{id}/rotate", "keys:manage", "keys.rotate"),
+    ("POST", "/v1/api_keys/{id}/revoke", "keys:manage", "keys.revoke"),
+    ("DELETE", "/v1/api_keys/{id}", "keys:manage", "keys.revoke"),
+    ("GET", "/v1/audit_events", "audit:read", "audit.list"),
+    ("GET", "/v1/jobs /v1/jobs/{id} /v1/jobs/{id}/files", "jobs:read", "upstream"),
+    ("GET", "/v1/jobs/{id}/submissions", "jobs:read", "upstream"),
+    ("GET", "/v1/submissions /v1/submissions/summary", "jobs:read", "upstream"),
+    ("GET", "/v1/submissions/{id}", "jobs:read", "upstream"),
+    ("GET", "/v1/jobs/{id}/audit", "audit:read", "upstream"),
+    ("POST", "/v1/jobs /v1/jobs/{id}/cancel /v1/jobs/{id}/rate", "jobs:write", "upstream"),
+    ("GET", "/v1/webhook_endpoints /v1/webhook_endpoints/{id}", "webhooks:read", "upstream"),
+    ("GET", "/v1/webhook_events", "webhooks:read", "upstream"),
+    ("POST", "/v1/webhook_endpoints", "webhooks:write", "upstream"),
+    ("POST", "/v1/webhook_endpoints/{id}/rotate_secret", "webhooks:write", "upstream"),
+    ("POST", "/v1/webhook_events/{id}/replay", "webhooks:write", "upstream"),
+    ("PATCH", "/v1/webhook_endpoints/{id}", "webhooks:write", "upstream"),
+    ("DELETE", "/v1/webhook_endpoints/{id}", "webhooks:write", "upstream"),
+    ("GET", "/v1/billing/credits", "billing:read", "upstream"),
+    ("GET", "/v1/billing/transactions", "billing:read", "upstream"),
+    ("POST", "/v1/billing/credits/purchase", "billing:write", "upstream"),
+    ("GET", "/v1/organization/settings", "usage:read", "upstream"),
+];
+
+#[test]
+fn the_shipped_policy_is_the_contract() {
+    let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
+    let mut policy = BTreeSet::new();
+    for route in config.routes.routes() {
+        let access = match &route.access {
+            Access::Public { .. } => "public".to_owned(),
+            Access::AnyKey => "any key".to_owned(),
+            Access::Scopes(scopes) => scopes.to_string(),
+        };
+        let server = match route.target {
+            Target::Upstream(_) => "upstream",
+            Target::Operation(operation) => operation.name(),
+        };
+        assert!(!route.forward_authorization && !route.encoded_slash, "{}", route.id);
+        for method in &route.methods {
+            for pattern in &route.patterns {
+                policy.insert(format!("{method} {pattern} {access} {server}"));
+            }
+        }
+    }
+    let contract = CONTRACT.iter().flat_map(|(method, paths, access, server)| {
+        paths.split(' ').map(move |path| format!("{method} {path} {access} {server}"))
+    });
+    assert_eq!(policy, contract.collect());
+}
+
+#[test]
+fn the_shipped_vocabulary_is_that_of_the_contract() {
+    let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
+    assert_eq!(
+        config.scopes.to_string(),
+        "audit:read billing:read billing:write jobs:read jobs:write keys:manage usage:read webhooks:read \
+             webhooks:write"
+    );
+}
+
+#[test]
+fn bodies_of_keygates_own_operations_are_small() {
+    let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
+    for route in config.routes.routes() {
+        let own = matches!(route.target, Target::Operation(_));
+        assert_eq!(route.body_limit, own.then_some(64 << 10), "{}", route.id);
+    }
+}
