@@ -63,13 +63,9 @@ pub(super) async fn forward(
     }
     let (mut answer, lease) = match answered {
         None => return Err(Rejection::GatewayTimeout),
-        Some(Err(SendError::Unreachable)) => return Err(Rejection::BadGateway(BadGateway::Unreachable)),
-        Some(Err(SendError::BrokeOff(error))) => {
+        Some(Err(error)) => {
             let name = &snapshot.upstream(upstream).name;
-            gateway.broke_off.log(gateway.clock.mono(), || {
-                format!("upstream {name} broke off before it answered {}: {error}", exchange.id())
-            });
-            return Err(Rejection::BadGateway(BadGateway::BrokeOff));
+            return Err(Rejection::BadGateway(unanswered(&error, gateway, name, exchange)));
         }
         Some(Ok(answer)) => answer,
     };
@@ -92,6 +88,15 @@ pub(super) async fn forward(
     let reusable = wholly_sent && current && framing == Framing::Clear;
     let stream_idle = snapshot.upstream(upstream).timeouts.stream_idle;
     Ok(Forwarded { head, incoming, lease, reusable, switch, stream_idle })
+}
+
+/// Why there is no answer. One that broke off is logged: what was sent may have been carried out.
+fn unanswered(error: &SendError, gateway: &Gateway, upstream: &str, exchange: &Exchange) -> BadGateway {
+    let SendError::BrokeOff(error) = error else { return BadGateway::Unreachable };
+    gateway.broke_off.log(gateway.clock.mono(), || {
+        format!("upstream {upstream} broke off before it answered {}: {error}", exchange.id())
+    });
+    BadGateway::BrokeOff
 }
 
 /// An answer that is ready to be passed on.
