@@ -19,10 +19,11 @@
 //!
 //! # Layers
 //!
-//! Imports point one way, and a test keeps it so: [`clock`], [`id`], [`key`], [`network`], [`rejection`] are
-//! vocabulary without I/O; above them [`store`], [`upstream`], [`telemetry`]; then [`gateway`],
-//! [`lifecycle`], [`admin`]; then the sockets; [`app`] puts everything together from a [`config`],
-//! [`reload`] says what of that may change while it runs, and [`cli`] is what a person meets.
+//! Imports point one way, and a test keeps it so: [`audit`], [`clock`], [`id`], [`key`], [`network`],
+//! [`rejection`] are vocabulary without I/O; above them [`store`], [`upstream`], [`metrics`], [`telemetry`];
+//! then [`gateway`], [`api`], [`lifecycle`], [`admin`], [`ops`], [`outbox`]; then the sockets; [`app`] puts
+//! everything together from a [`config`], [`reload`] says what of that may change while it runs, and [`cli`] is
+//! what a person meets.
 
 pub mod admin;
 pub mod api;
