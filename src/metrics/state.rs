@@ -45,7 +45,7 @@ impl State {
         families
     }
 
-    fn of_the_store(&self) -> [MetricFamily; 5] {
+    fn of_the_store(&self) -> [MetricFamily; 6] {
         let (held, leases) = match self.vitals.standing {
             Standing::Alone => (None, None),
             Standing::Out => (Some(false), None),
@@ -68,6 +68,12 @@ impl State {
                 "keygate_lease_held",
                 "Whether this gateway holds a lease, so that whoever takes a right away waits for it.",
                 held.map(f64::from),
+            ),
+            gauge(
+                "keygate_store_suspect",
+                "Whether the store answers but says that it takes no changes, as one that was replaced; what it says of keys \
+                 counts for 10 s only.",
+                self.vitals.is_suspect.map(f64::from),
             ),
             gauges(
                 "keygate_store_breaker_open",

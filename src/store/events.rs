@@ -32,6 +32,10 @@ pub trait EventSink: Send + Sync + 'static {
     /// so it will be for as long as this process lives. Where this is not said for a while, events may be lost on
     /// their way.
     fn assure(&self, _age: Option<Duration>) {}
+    /// So long ago the server that answers was last known to take changes, and now it says that it takes none,
+    /// as one does that was replaced, or may have been, by another which this process does not see. `None`: it
+    /// takes them again, or another is asked. Said where it begins and where it ends.
+    fn suspect(&self, _age: Option<Duration>) {}
     /// All sinks have applied an event, so long after it was written. Only of events that were written while
     /// this process followed them.
     fn note_lag(&self, _lag: Duration) {}

@@ -21,6 +21,9 @@ pub struct Vitals {
     pub standing: Standing,
     /// Whether callers of a link are turned away at the moment without the store's being asked, by its name.
     pub breakers: Vec<(&'static str, bool)>,
+    /// Whether it answers, but says that it takes no changes, as one does that may have been replaced; `None` for one
+    /// that nothing can replace.
+    pub is_suspect: Option<bool>,
 }
 
 /// What a gateway is among those of its store.

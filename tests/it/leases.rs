@@ -104,6 +104,23 @@ fn a_breaker_is_open_while_callers_are_turned_away_and_shut_once_redis_is_back()
 }
 
 #[test]
+fn a_store_that_answers_and_takes_no_changes_is_told_of_until_it_takes_them() {
+    let redis = RedisServer::start();
+    let gateway = start(on(&redis.url()));
+    assert_eq!(gateway.fetch(&Call::get("/v1/jobs").key(&gateway.live_key().secret)).status, 200);
+    assert_eq!(metric(&gateway, "keygate_store_suspect"), Some(0.0));
+    redis.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    comes_to(&gateway, "keygate_store_suspect", 1.0);
+    assert_eq!(metric(&gateway, "keygate_store_up"), Some(1.0), "it answers");
+    redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    comes_to(&gateway, "keygate_store_suspect", 0.0);
+    redis.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    comes_to(&gateway, "keygate_store_suspect", 1.0);
+    redis.command(&["REPLICAOF", "NO", "ONE"]);
+    comes_to(&gateway, "keygate_store_suspect", 0.0);
+}
+
+#[test]
 fn how_long_changes_take_to_all_gateways_is_measured_once_each() {
     let redis = RedisServer::start();
     let a = start(on(&redis.url()).settings("[keys]\nack_wait = \"10s\""));

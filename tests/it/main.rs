@@ -37,6 +37,7 @@ mod guard;
 mod header_rules;
 mod http2;
 mod leases;
+mod left_behind;
 mod limits;
 mod memory;
 mod open_streams;

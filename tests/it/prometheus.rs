@@ -160,6 +160,7 @@ fn promtool_finds_nothing_to_complain_about() {
         "lease_held",
         "store_breaker_open",
         "outbox_waiting",
+        "store_suspect",
         "rate_limited_total",
         "audit_troubles_dropped_total",
         "event_link_up",

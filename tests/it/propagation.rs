@@ -459,21 +459,26 @@ mod cut_off {
 
 /// A server that has been replaced, and nobody told: it answers lookups from the past and takes no lease.
 #[test]
-fn a_gateway_that_cannot_renew_its_lease_refuses_where_it_is_to_what_it_can_still_look_up() {
+fn what_a_gateway_that_cannot_renew_its_lease_still_looks_up_counts_for_as_long_as_a_lease() {
     let trio = Trio::start("");
     let [a, b, _] = &trio.gateways;
-    let (key, new) = (trio.known_key(), a.live_key());
+    let (key, [new, colder]) = (trio.known_key(), [(); 2].map(|()| a.live_key()));
     assert_eq!(trio.redis.command(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
     eventually("it says so", || !is_linked(b));
     let manage = Call::get("/v1/api_keys").key(&new.secret);
     assert_eq!(b.fetch(&manage).status, 200, "it looks the key up, and its lease has not ended");
+    eventually("it is suspected", || b.lifecycle().keeper().vitals().is_suspect == Some(true));
+    let guess = Call::get("/v1/jobs").key(&unknown());
+    assert_eq!(b.fetch(&guess).status, 503, "it may have been made where nobody can see it from here");
     b.advance(LEASE + Duration::from_secs(1));
     b.fetch(&manage).refusal(503, "service_unavailable");
     let unknown = Call::get("/v1/api_keys").key(&unknown());
     b.fetch(&unknown).refusal(503, "service_unavailable");
-    assert_eq!([&key, &new].map(|key| status(b, key)), [200; 2], "jobs:read");
+    assert_eq!([&key, &new].map(|key| status(b, key)), [200; 2], "jobs:read, within the stale window");
+    assert_eq!(status(b, &colder), 503, "it could look keys up for ever");
     assert_eq!(trio.redis.command(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
     eventually("it manages keys again", || b.fetch(&manage).status == 200);
+    assert_eq!((status(b, &colder), b.fetch(&guess).status), (200, 401));
 }
 
 mod broken_off {

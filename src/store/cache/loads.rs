@@ -164,7 +164,10 @@ impl Load {
         for _ in 0..TRIES {
             let stamp = self.cache.fence.stamp();
             let loaded_at = self.cache.clock.mono();
-            match self.cache.store.lookup(self.digest).await {
+            let turns = self.cache.suspicion.turns();
+            match self.cache.weigh(self.cache.store.lookup(self.digest).await) {
+                // Asked before somebody took its place, or answered after it was found to have one, it may be wrong.
+                Lookup::Absent if self.cache.suspicion.turns() != turns => {}
                 Lookup::Absent => return Outcome::Absent,
                 Lookup::Unavailable(fault) => return Outcome::Unavailable(fault),
                 Lookup::Found(found) => {

@@ -10,6 +10,7 @@
 
 mod loads;
 mod revived;
+mod suspicion;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -23,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
 use self::loads::{Budget, Join, Loads};
+use self::suspicion::Suspicion;
 use super::events::{EventSink, Seq, Subject};
 use super::fence::{Fence, Judgement};
 use super::{Found, LEASE, Store, StoreFault};
@@ -167,6 +169,7 @@ pub struct ReadThrough {
     settings: Settings,
     fence: Arc<Fence>,
     assured: Arc<Moment>,
+    suspicion: Arc<Suspicion>,
     known: Cache<Digest, Arc<Entry>>,
     absent: Cache<Digest, Instant>,
     loads: Mutex<Loads>,
@@ -192,6 +195,7 @@ struct Told {
     doubt: Arc<Notify>,
     /// When the store last said that no event is missing; the end of time where none can be.
     assured: Arc<Moment>,
+    suspicion: Arc<Suspicion>,
     clock: Clock,
     began: Instant,
 }
@@ -207,9 +211,19 @@ impl EventSink for Told {
     }
 
     fn assure(&self, age: Option<Duration>) {
+        self.assured.set(age.map_or(u64::MAX, |age| self.moment(age)));
+    }
+
+    fn suspect(&self, age: Option<Duration>) {
+        self.suspicion.turn(age.map(|age| self.moment(age)));
+    }
+}
+
+impl Told {
+    /// The moment in the cache's life that is of this age.
+    fn moment(&self, age: Duration) -> u64 {
         let alive = self.clock.mono().saturating_duration_since(self.began);
-        let at = age.map_or(u64::MAX, |age| millis(alive.saturating_sub(age)));
-        self.assured.set(at);
+        millis(alive.saturating_sub(age))
     }
 }
 
@@ -238,11 +252,13 @@ impl ReadThrough {
     pub fn new(settings: Settings, store: Arc<dyn Store>, control: Handle, clock: Clock) -> Arc<Self> {
         let fence = Arc::new(Fence::default());
         let doubt = Arc::new(Notify::new());
-        let (assured, began) = (Arc::new(Moment::default()), clock.mono());
+        let (assured, suspicion) = (Arc::new(Moment::default()), Arc::new(Suspicion::default()));
+        let began = clock.mono();
         store.subscribe(Arc::new(Told {
             fence: Arc::clone(&fence),
             doubt: Arc::clone(&doubt),
             assured: Arc::clone(&assured),
+            suspicion: Arc::clone(&suspicion),
             clock: clock.clone(),
             began,
         }));
@@ -257,6 +273,7 @@ impl ReadThrough {
             settings,
             fence,
             assured,
+            suspicion,
             known,
             absent,
             loads: Mutex::default(),
@@ -422,8 +439,14 @@ impl ReadThrough {
 
     /// Whether an entry may stand in while the store cannot answer. Never one that an event has touched.
     fn is_usable(&self, entry: &Entry, digest: &Digest) -> bool {
-        entry.age(self.clock.now()) < self.settings.ttl + self.settings.stale_window
-            && self.is_untouched(entry, digest)
+        !self.is_spent(entry, self.clock.now()) && self.is_untouched(entry, digest)
+    }
+
+    /// Whether an entry is too old even for that. What a store says while it is suspected is no younger than the
+    /// suspicion: looked up again and again there, a key would live for ever.
+    fn is_spent(&self, entry: &Entry, now: Now) -> bool {
+        let age = entry.age(now).max(self.suspected_for(now).unwrap_or_default());
+        age >= self.settings.ttl + self.settings.stale_window
     }
 
     fn since_began(&self, now: Now) -> u64 {

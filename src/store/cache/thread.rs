@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::loads::Budget;
 use super::{Entry, Level, OnPartition, Outcome, ReadThrough};
@@ -114,8 +113,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
     /// Whether what was known then is too old to be used, even while the store cannot answer.
     #[must_use]
     pub fn is_spent(&self, known: &Known<T>, now: Now) -> bool {
-        let at_most: Duration = self.shared.settings.ttl + self.shared.settings.stale_window;
-        known.entry.age(now) >= at_most
+        self.shared.is_spent(&known.entry, now)
     }
 
     fn is_untouched(&self, known: &Known<T>) -> bool {

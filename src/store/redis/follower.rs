@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::{Call, bytes, unexpected};
 use super::topology::Connected;
-use super::{Inner, LinkState, Renewal};
+use super::{Inner, LinkState, Renewal, tenure};
 use crate::store::events::{Seq, decode};
 use crate::store::{LEASE, StoreFault};
 use crate::telemetry;
@@ -50,7 +50,7 @@ async fn keep_following(inner: &Inner) {
             wait = FIRST_WAIT;
         }
         // A master that somebody else has found need not be waited for.
-        let _ = timeout(wait, inner.connector.changed()).await;
+        let _ = tokio::join!(timeout(wait, inner.connector.changed()), tenure::question(inner));
         wait = LAST_WAIT.min(wait * 2);
     }
 }
@@ -161,6 +161,7 @@ async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<
     let leases = reply.text().map_err(|error| inner.fault(error))?.and_then(|text| text.parse().ok());
     inner.note_lease(Some(Renewal { asked, leases: leases.unwrap_or(1) }));
     drop(left);
+    tenure::confirm(inner, asked);
     Ok(())
 }
 

@@ -267,6 +267,13 @@ impl Ledger {
         self.lock().sinks.iter().for_each(|sink| sink.assure(Some(age)));
     }
 
+    /// Since this moment nobody has seen the server that answers take a change, and it says that it is not, or
+    /// may not be, the master; `None`: it is.
+    pub(super) fn suspect(&self, since: Option<Instant>) {
+        let age = since.map(|since| self.clock.mono().saturating_duration_since(since));
+        self.lock().sinks.iter().for_each(|sink| sink.suspect(age));
+    }
+
     /// An event from the stream.
     pub(super) fn follow(&self, store: &Incarnation, event: Event) {
         let mut state = self.lock();

@@ -138,6 +138,21 @@ impl Link {
         }
     }
 
+    /// Sends a script to the server that this link uses at the moment, if there is one, and tells what it says to
+    /// that, and who it is. Whatever it says, the connection stays as it was.
+    pub(super) async fn sound(
+        &self,
+        call: &Call<'_>,
+        patience: Duration,
+    ) -> Option<(Node, Result<Reply, RedisError>)> {
+        let mut opened = match &*lock(&self.slot) {
+            Slot::There(opened) if self.connector.is_current(&opened.node) => opened.clone(),
+            Slot::There(_) | Slot::Coming(_) | Slot::Vacant => return None,
+        };
+        let said = timeout(patience, call.send(&mut opened.connection)).await.ok()?;
+        Some((opened.node, said))
+    }
+
     async fn attempt(self: &Arc<Self>, call: &Call<'_>) -> Result<Reply, Failure> {
         let mut opened = self.connection().await?;
         if !call.reads_only()

@@ -45,6 +45,7 @@ mod scripts;
 mod settings;
 mod side;
 mod split;
+mod tenure;
 mod topology;
 mod trails;
 
@@ -65,6 +66,7 @@ use self::link::Link;
 use self::names::Names;
 use self::scripts::{Call, Reply, Script, Scripts};
 use self::settings::read_password;
+use self::tenure::Tenure;
 use self::topology::{Cluster, Connector, Sentinel, Topology};
 use super::events::{EventSink, Seq};
 use super::finding::Finding;
@@ -100,6 +102,7 @@ struct Inner {
     lease: Mutex<Option<Renewal>>,
     /// Whether the lease was given up. Held over every renewal, so that none that is under way brings it back.
     left: tokio::sync::Mutex<bool>,
+    tenure: Tenure,
     /// What this process is called among the gateways.
     gateway: Box<str>,
     /// Replicas that the master has.
@@ -136,6 +139,7 @@ impl Redis {
             link_state: Mutex::new(LinkState::Down("not connected yet".into())),
             lease: Mutex::default(),
             left: tokio::sync::Mutex::default(),
+            tenure: Tenure::begin(clock.mono()),
             gateway: format!("{:016x}", fastrand::u64(..)).into(),
             replicas: AtomicUsize::new(0),
             connector,
@@ -363,6 +367,7 @@ impl Inner {
         Vitals {
             standing: held.map_or(Standing::Out, |renewal| Standing::Among(renewal.leases)),
             breakers: vec![("lookups", self.lookups.turns_away()), ("commands", self.commands.turns_away())],
+            is_suspect: Some(self.tenure.is_in_doubt()),
         }
     }
 

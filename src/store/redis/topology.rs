@@ -181,6 +181,18 @@ impl Connector {
         }
     }
 
+    /// Whether those who would choose another master say that it is still this one, so that it only lacks its
+    /// replicas.
+    pub(super) async fn vouches_for(&self, node: &Node) -> bool {
+        match &self.topology {
+            // Nobody who could be asked.
+            Topology::Fixed(_) => false,
+            Topology::Sentinel(sentinel) => sentinel.mostly_names(node, self.patience).await,
+            // A node that does not see most of the masters says that the cluster is down, before anything else.
+            Topology::Cluster(_) => true,
+        }
+    }
+
     /// What each of those says who are asked where the master is.
     pub(super) async fn hear(&self) -> Vec<Result<Node, StoreFault>> {
         let said = match &self.topology {
@@ -223,6 +235,8 @@ impl std::fmt::Debug for Connector {
 struct Naming {
     node: Node,
     epoch: u64,
+    /// How many there are that could say it, as far as who says it knows.
+    voters: usize,
 }
 
 /// What one that was asked says.
@@ -231,7 +245,7 @@ type Said = Result<Naming, StoreFault>;
 /// What was named, best first: the newest knowledge before older, what several say before what one says.
 fn rank(namings: impl IntoIterator<Item = Naming>) -> Vec<Node> {
     let mut by_node: HashMap<Node, (u64, usize)> = HashMap::new();
-    for Naming { node, epoch } in namings {
+    for Naming { node, epoch, .. } in namings {
         let (newest, count) = by_node.entry(node).or_default();
         *newest = epoch.max(*newest);
         *count += 1;
@@ -305,6 +319,13 @@ impl Sentinel {
         ranked(self.hear(patience).await, "no sentinel")
     }
 
+    /// Whether most of all sentinels say that this is the master: without most of them no other can be chosen.
+    async fn mostly_names(&self, master: &Node, patience: Duration) -> bool {
+        let said: Vec<Naming> = self.hear(patience).await.into_iter().flatten().collect();
+        let voters = said.iter().map(|naming| naming.voters).fold(self.asked.len(), usize::max);
+        said.iter().filter(|naming| naming.node == *master).count() > voters / 2
+    }
+
     /// What each of them says.
     async fn hear(&self, patience: Duration) -> Vec<Said> {
         let asked = self.asked.iter().map(|(node, asked)| {
@@ -352,11 +373,12 @@ fn is_broken(error: &RedisError) -> bool {
 }
 
 fn parse_master(answer: Value) -> Result<Naming, RedisError> {
-    let [host, port, epoch] = fields(answer, ["ip", "port", "config-epoch"])?;
+    let [host, port, epoch, others] = fields(answer, ["ip", "port", "config-epoch", "num-other-sentinels"])?;
     let host = host.filter(|host| !host.is_empty()).ok_or_else(unexpected)?;
     let port = port.and_then(|port| port.parse().ok()).ok_or_else(unexpected)?;
     let epoch = epoch.and_then(|epoch| epoch.parse().ok()).unwrap_or_default();
-    Ok(Naming { node: Node::new(&host, port), epoch })
+    let voters = 1 + others.and_then(|others| others.parse().ok()).unwrap_or(0);
+    Ok(Naming { node: Node::new(&host, port), epoch, voters })
 }
 
 /// A cluster, of which one slot is ours.
@@ -395,7 +417,7 @@ impl Cluster {
                     return Err(at(&from, format_args!("no node of the cluster has our slot {slot}")));
                 };
                 *shard.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
-                Ok(Naming { node, epoch: 0 })
+                Ok(Naming { node, epoch: 0, voters: 1 })
             };
             (node, naming)
         });
@@ -494,7 +516,7 @@ mod tests {
     use super::*;
 
     fn naming(node: &str, epoch: u64) -> Naming {
-        Naming { node: Node::parse(node).unwrap(), epoch }
+        Naming { node: Node::parse(node).unwrap(), epoch, voters: 1 }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! `KEYGATE_LONG=1 cargo test --lib interleavings -- --nocapture` is the long form, of a million: four minutes of
 //! one core.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::ops::Range;
 
@@ -22,6 +22,8 @@ const SHARING: usize = 16;
 const STEPS: usize = 24;
 /// How often tasks get their turn after a step, at most.
 const TURNS: usize = 4;
+/// How long a process that is cut off from the store may let anybody in.
+const AT_MOST_CUT_OFF: Duration = Duration::from_secs(360);
 /// Keys of one interleaving, two in each organisation.
 const KEYS: u64 = 4;
 
@@ -36,6 +38,9 @@ struct Interleaving<'b> {
     next_digest: u64,
     /// Digests whose revocation was confirmed to whoever asked for it. No store takes that back.
     revoked: Rc<RefCell<Vec<Digest>>>,
+    /// Those that this process cannot have heard of, being cut off; and since when it is.
+    unheard: Vec<Digest>,
+    cut_off: Rc<Cell<Option<Instant>>>,
     story: Rc<RefCell<String>>,
 }
 
@@ -92,6 +97,8 @@ impl<'b> Interleaving<'b> {
             digests,
             next_digest: first + KEYS,
             revoked: Rc::default(),
+            unheard: Vec::new(),
+            cut_off: Rc::default(),
             story: Rc::new(RefCell::new(format!("interleaving {number}:"))),
         }
     }
@@ -107,6 +114,7 @@ impl<'b> Interleaving<'b> {
         }
         // Everything goes on to its end, and then the truth is told.
         self.bench.model.fail(false);
+        self.rejoin();
         self.bench.model.notice();
         self.bench.model.books().stepped = false;
         while !self.bench.model.books().waiting.is_empty() || self.bench.cache.is_loading() {
@@ -146,16 +154,18 @@ impl<'b> Interleaving<'b> {
             75..79 => self.toggle(digest),
             79..84 => self.suspend_or_resume(),
             84..86 => self.expire(digest),
-            86..90 => {
+            86..88 => self.cut_off(),
+            88..90 => self.rejoin(),
+            90..92 => {
                 let lost = self.random.usize(1..4);
                 self.tell(format_args!("lose {lost}"));
                 model.lose(lost);
             }
-            90..94 => {
+            92..95 => {
                 self.tell(format_args!("notice"));
                 model.notice();
             }
-            94..96 => {
+            95..97 => {
                 let failing = self.random.bool();
                 self.tell(format_args!("failing {failing}"));
                 model.fail(failing);
@@ -173,12 +183,15 @@ impl<'b> Interleaving<'b> {
         let thread = Rc::clone(&self.threads[thread]);
         let (clock, model) = (self.bench.clock.clone(), Arc::clone(&self.bench.model));
         let (revoked, story) = (Rc::clone(&self.revoked), Rc::clone(&self.story));
+        let cut_off = Rc::clone(&self.cut_off);
         tokio::task::spawn_local(async move {
             let told = ask(&thread, digest, &clock, 1).await;
             let let_in = !["absent", "dead", "unavailable", "exhausted"].contains(&told);
             if let_in {
                 let _ = write!(story.borrow_mut(), " [{digest:?} let in: {told}]");
                 assert!(!revoked.borrow().contains(&digest), "a revoked key is back: {}", story.borrow());
+                let cut_off = cut_off.get().map(|since| clock.mono().saturating_duration_since(since));
+                assert!(cut_off < Some(AT_MOST_CUT_OFF), "cut off, and going on: {}", story.borrow());
                 // What the store has lost and nobody has noticed yet, nobody here can know of. Otherwise what
                 // it says counts.
                 let books = model.books();
@@ -187,6 +200,16 @@ impl<'b> Interleaving<'b> {
                         books.now.find(&digest).is_some_and(|found| is_alive(&found, &digest, &clock));
                     assert!(alive, "a dead key is let in: {}", story.borrow());
                 }
+            }
+            let books = model.books();
+            if told == "absent" && (books.event == books.told || books.past.is_some()) {
+                let alive = books.now.find(&digest).is_some_and(|found| is_alive(&found, &digest, &clock));
+                // One that the store has brought back may be called what it is.
+                assert!(
+                    !alive || revoked.borrow().contains(&digest),
+                    "a good key is called wrong: {}",
+                    story.borrow()
+                );
             }
             let_in
         })
@@ -209,7 +232,7 @@ impl<'b> Interleaving<'b> {
     ) -> Option<KeyRecord> {
         let found = {
             let books = self.bench.model.books();
-            if books.failing || books.event != books.told {
+            if !is_writable(&books) {
                 return None;
             }
             books.now.find(&digest)?
@@ -224,11 +247,20 @@ impl<'b> Interleaving<'b> {
         Some(found.key)
     }
 
-    fn revoke(&self, digest: Digest) {
+    fn revoke(&mut self, digest: Digest) {
         let all =
             |key: &KeyRecord| key.secrets.iter().map(|secret| Subject::Revoked(secret.digest)).collect();
         if let Some(key) = self.change("revoke", digest, all, |key| key.revoked_at = Some(UnixMillis(1))) {
-            self.revoked.borrow_mut().extend(key.secrets.iter().map(|secret| secret.digest));
+            self.note_revoked(&key);
+        }
+    }
+
+    fn note_revoked(&mut self, key: &KeyRecord) {
+        let digests = key.secrets.iter().map(|secret| secret.digest);
+        if self.cut_off.get().is_some() {
+            self.unheard.extend(digests);
+        } else {
+            self.revoked.borrow_mut().extend(digests);
         }
     }
 
@@ -253,7 +285,7 @@ impl<'b> Interleaving<'b> {
             self.next_digest += 1;
             self.digests.push(new);
             if !overlap {
-                self.revoked.borrow_mut().extend(key.secrets.iter().map(|secret| secret.digest));
+                self.note_revoked(&key);
             }
         }
     }
@@ -276,7 +308,7 @@ impl<'b> Interleaving<'b> {
         let model = &self.bench.model;
         {
             let books = model.books();
-            if books.failing || books.event != books.told {
+            if !is_writable(&books) {
                 return;
             }
         }
@@ -287,9 +319,36 @@ impl<'b> Interleaving<'b> {
         });
     }
 
+    /// Leaves this process with a server that has been replaced.
+    fn cut_off(&mut self) {
+        let model = &self.bench.model;
+        {
+            let books = model.books();
+            if books.past.is_some() || books.event != books.told {
+                return;
+            }
+        }
+        let ago = Duration::from_secs(self.random.u64(0..3));
+        self.tell(format_args!("cut off {ago:?} ago"));
+        self.cut_off.set(Some(self.bench.clock.mono() - ago));
+        model.cut_off(ago);
+    }
+
+    fn rejoin(&mut self) {
+        self.tell(format_args!("rejoin"));
+        self.bench.model.rejoin();
+        self.cut_off.set(None);
+        self.revoked.borrow_mut().append(&mut self.unheard);
+    }
+
     fn tell(&self, what: std::fmt::Arguments<'_>) {
         let _ = write!(self.story.borrow_mut(), " {what},");
     }
+}
+
+/// A store that has lost what its writer knows takes no mutation; one that only this process does not see takes any.
+fn is_writable(books: &Books) -> bool {
+    !books.failing && (books.event == books.told || books.past.is_some())
 }
 
 fn touched(key: &KeyRecord) -> Vec<Subject> {

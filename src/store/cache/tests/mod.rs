@@ -36,6 +36,9 @@ struct Books {
     /// The number of the last event that the sinks were told of.
     told: Seq,
     event: Seq,
+    /// What lookups are answered from instead, by a server that was left behind, and the subjects of the events that
+    /// it has missed.
+    past: Option<(State, Vec<Vec<Subject>>)>,
     sinks: Vec<Arc<dyn EventSink>>,
     failing: bool,
     /// Whether lookups wait for [`Model::step`].
@@ -85,6 +88,9 @@ impl Model {
         books.before.push((event, before));
         change(&mut books.now);
         books.event += 1;
+        if let Some((_, missed)) = &mut books.past {
+            return missed.push(subjects.to_vec());
+        }
         books.told = books.event;
         for sink in &books.sinks {
             sink.apply(books.event, subjects);
@@ -102,7 +108,8 @@ impl Model {
     /// Fails over to a replica that lacks the last events. Nobody has noticed yet.
     fn lose(&self, events: usize) {
         let mut books = self.books();
-        for _ in 0..events {
+        // This process would not see it.
+        for _ in 0..if books.past.is_some() { 0 } else { events } {
             if let Some((event, state)) = books.before.pop() {
                 books.event = event;
                 books.now = state;
@@ -110,10 +117,29 @@ impl Model {
         }
     }
 
+    /// From now on another server is the store, and this process sees only the one before, which was last heard of
+    /// as the store so long ago.
+    fn cut_off(&self, ago: Duration) {
+        let mut books = self.books();
+        books.past = Some((books.now.clone(), Vec::new()));
+        books.sinks.iter().for_each(|sink| sink.suspect(Some(ago)));
+    }
+
+    /// It sees the store again.
+    fn rejoin(&self) {
+        let mut books = self.books();
+        let Some((_, missed)) = books.past.take() else { return };
+        for subjects in missed {
+            books.told += 1;
+            books.sinks.iter().for_each(|sink| sink.apply(books.told, &subjects));
+        }
+        books.sinks.iter().for_each(|sink| sink.suspect(None));
+    }
+
     /// Whoever follows the events notices what was lost.
     fn notice(&self) {
         let mut books = self.books();
-        if books.event != books.told {
+        if books.event != books.told && books.past.is_none() {
             books.told = books.event;
             for sink in &books.sinks {
                 sink.reset(books.event);
@@ -160,7 +186,8 @@ impl Model {
         if books.failing || books.event < books.told {
             return Lookup::Unavailable(StoreFault::failed("the test says so"));
         }
-        books.now.find(digest).map_or(Lookup::Absent, |found| Lookup::Found(Arc::new(found)))
+        let state = books.past.as_ref().map_or(&books.now, |(past, _)| past);
+        state.find(digest).map_or(Lookup::Absent, |found| Lookup::Found(Arc::new(found)))
     }
 }
 
@@ -602,4 +629,54 @@ fn a_revocation_that_the_store_lost_holds_and_is_reported() {
     assert_eq!((bench.ask(revoked), bench.ask(other)), ("dead", "store"));
     bench.model.revoke(revoked);
     assert_eq!(bench.ask(revoked), "dead");
+}
+
+#[test]
+fn what_a_store_says_that_may_have_been_replaced_counts_for_a_lease_and_makes_nothing_younger() {
+    let bench = Bench::new();
+    let [known, cold, colder] = [1, 2, 3].map(|number| bench.model.make(number, 1));
+    assert_eq!(bench.ask(known), "store");
+    bench.advance(2);
+    bench.model.cut_off(Duration::from_secs(2));
+    bench.model.revoke(cold);
+    let made_since = bench.model.make(4, 1);
+    assert_eq!(bench.ask(cold), "store", "it cannot know");
+    assert_eq!(
+        bench.ask(made_since),
+        "unavailable",
+        "a good key that is not there is not to be called wrong"
+    );
+    bench.advance(8);
+    assert_eq!(bench.ask(colder), "unavailable", "it could look up for ever");
+    bench.advance(61);
+    assert_eq!([known, cold].map(|digest| bench.ask(digest)), ["stale", "stale"]);
+    bench.advance(288);
+    assert_eq!([known, cold].map(|digest| bench.ask(digest)), ["stale", "stale"], "for 359 s");
+    bench.advance(1);
+    let told = [known, cold].map(|digest| bench.ask(digest));
+    assert_eq!(
+        told,
+        ["unavailable", "unavailable"],
+        "the second was looked up 358 s ago, and as old as the first"
+    );
+    bench.model.rejoin();
+    let told = [known, cold, colder, made_since].map(|digest| bench.ask(digest));
+    assert_eq!(told, ["store", "dead", "store", "store"]);
+}
+
+#[test]
+fn a_store_that_is_suspected_no_more_is_believed_in_what_it_said() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    bench.advance(2);
+    bench.model.cut_off(Duration::from_secs(2));
+    assert_eq!(bench.ask(digest), "store");
+    bench.advance(357);
+    assert_eq!(bench.ask(digest), "stale");
+    bench.model.rejoin();
+    bench.model.fail(true);
+    bench.advance(2);
+    assert_eq!(bench.ask(digest), "stale", "359 s after it was looked up");
+    bench.advance(1);
+    assert_eq!(bench.ask(digest), "unavailable");
 }

@@ -1,0 +1,148 @@
+//! Whether the server that keys are looked up at is still the one that takes changes.
+//!
+//! A master that was cut off from its replicas, or demoted, goes on to answer lookups, from the past. It shows by
+//! what it says to a write. The heartbeat is one; while none succeeds, whatever the reason, the server that lookups
+//! go to is asked by itself, over their own connection. What such a server says to keygate counts for less
+//! ([`EventSink::suspect`](crate::store::events::EventSink::suspect)).
+//!
+//! Not every refusal is a sign. A master whose disk fails or whose memory is full, or who denies us a right, is still
+//! the only one, and so is one that lacks replicas while those who would choose another say that it is the master.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use ::redis::RedisError;
+
+use super::Inner;
+use super::scripts::Call;
+use super::settings::Node;
+use crate::store::LEASE;
+use crate::telemetry;
+
+/// What a server is taken for.
+#[derive(Debug)]
+pub(super) struct Tenure(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// When it was last seen to be the master; before that, since when it might have been seen.
+    shown: Instant,
+    in_doubt: bool,
+}
+
+impl Tenure {
+    pub(super) const fn begin(now: Instant) -> Self {
+        Self(Mutex::new(State { shown: now, in_doubt: false }))
+    }
+
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.lock().in_doubt
+    }
+
+    /// It was the master at that moment. Whether that was in doubt.
+    fn show(&self, at: Instant) -> bool {
+        let mut state = self.lock();
+        state.shown = state.shown.max(at);
+        std::mem::take(&mut state.in_doubt)
+    }
+
+    /// It says that it is not, or may not be. Since when, if that is new.
+    fn doubt(&self) -> Option<Instant> {
+        let mut state = self.lock();
+        let before = std::mem::replace(&mut state.in_doubt, true);
+        (!before).then_some(state.shown)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The server took a change that it was asked to at this moment, or is vouched for.
+pub(super) fn confirm(inner: &Inner, asked: Instant) {
+    if inner.tenure.show(asked) {
+        inner.ledger.suspect(None);
+        let place = inner.connector.whereabouts();
+        telemetry::log(&format!("Redis at {place} takes changes: what it says of keys counts again"));
+    }
+}
+
+/// Has the server that lookups go to, if there is one, say whether it would take a change. The change is none.
+pub(super) async fn question(inner: &Inner) {
+    let names = &inner.names;
+    // A lease that is there has come further than no event at all.
+    let call =
+        Call::new(&inner.scripts.confirm, [names.lease(&inner.gateway)]).arg("0").arg("").arg(names.events());
+    let asked = inner.clock.mono();
+    match inner.lookups.sound(&call, inner.settings.command_timeout).await {
+        Some((_, Ok(_))) => confirm(inner, asked),
+        Some((node, Err(error))) => match error.code().and_then(Refusal::of) {
+            Some(Refusal::LacksReplicas) if inner.connector.vouches_for(&node).await => confirm(inner, asked),
+            Some(_) => suspect(inner, &node, &error),
+            None => {}
+        },
+        None => {}
+    }
+}
+
+fn suspect(inner: &Inner, node: &Node, error: &RedisError) {
+    if let Some(since) = inner.tenure.doubt() {
+        inner.ledger.suspect(Some(since));
+        telemetry::log(&format!(
+            "Redis at {node} answers lookups and takes no changes, so that another may have taken its place ({error}): \
+             what it says of keys counts until {:?} after the last heartbeat",
+            LEASE
+        ));
+    }
+}
+
+/// What a server says to a write that may not be the master.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    /// It is none, or has lost the others that make it one.
+    Deposed,
+    /// It has fewer replicas than it is to have: they may have another master by now, or be dead.
+    LacksReplicas,
+}
+
+impl Refusal {
+    fn of(code: &str) -> Option<Self> {
+        match code {
+            "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" => Some(Self::Deposed),
+            "NOREPLICAS" => Some(Self::LacksReplicas),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn doubt_begins_where_the_server_was_last_seen_to_be_the_master() {
+        let start = Clock::system().mono();
+        let tenure = Tenure::begin(start);
+        let later = |seconds| start + Duration::from_secs(seconds);
+        assert!(!tenure.show(later(3)) && !tenure.is_in_doubt());
+        assert_eq!((tenure.doubt(), tenure.doubt()), (Some(later(3)), None));
+        assert!(tenure.is_in_doubt());
+        assert!(tenure.show(later(9)) && !tenure.is_in_doubt());
+        assert!(!tenure.show(later(5)), "an answer that was long under way");
+        assert_eq!(tenure.doubt(), Some(later(9)));
+    }
+
+    #[test]
+    fn a_master_that_cannot_write_is_a_master_still() {
+        for code in ["OOM", "MISCONF", "NOPERM", "LOADING", "BUSY", "ERR"] {
+            assert_eq!(Refusal::of(code), None, "{code}");
+        }
+        for code in ["READONLY", "MASTERDOWN", "CLUSTERDOWN"] {
+            assert_eq!(Refusal::of(code), Some(Refusal::Deposed), "{code}");
+        }
+        assert_eq!(Refusal::of("NOREPLICAS"), Some(Refusal::LacksReplicas));
+    }
+}
