@@ -383,12 +383,14 @@ impl ReadThrough {
         }
         // What was known here is no guess, wherever it comes from.
         let budget = if known.is_some() { Budget::Known } else { budget };
+        // What was usable and is not any more was made so by events that were missed: the store has come back since.
+        let mut may_have_come_back = known.is_some_and(|entry| self.is_usable(&entry, digest));
         let mut may_blame_another = true;
         for _ in 0..TRIES {
             let (outcome, level) = match self.join(digest, budget, None) {
                 Join::Ended(outcome) => (Some(outcome), Level::Process),
                 Join::Begun(load) => {
-                    may_blame_another = false;
+                    may_blame_another = std::mem::take(&mut may_have_come_back);
                     (load.outcome().await, Level::Store)
                 }
                 Join::UnderWay(load) => (load.outcome().await, Level::Store),

@@ -286,7 +286,13 @@ impl Link {
     }
 
     async fn open(&self) -> Result<Opened, StoreFault> {
-        let Connected { connection, node } = self.connector.connect().await?;
+        let master = self.connector.master();
+        let connected = match self.connector.connect().await {
+            // Somebody else has found one since this began to look, and callers count on it.
+            Err(_) if master.has_changed().unwrap_or(false) => self.connector.connect().await,
+            connected => connected,
+        };
+        let Connected { connection, node } = connected?;
         Ok(Opened { connection, node, answered: Arc::new(Mutex::new(self.now())) })
     }
 

@@ -207,6 +207,11 @@ impl Connector {
         &self.topology
     }
 
+    /// The master that was found last, for whoever wants to know of the next.
+    pub(super) fn master(&self) -> watch::Receiver<Option<Node>> {
+        self.master.subscribe()
+    }
+
     /// Waits until a master is found that was not the last one.
     pub(super) async fn changed(&self) {
         let _ = self.master.subscribe().changed().await;
