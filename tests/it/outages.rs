@@ -180,9 +180,9 @@ fn endure(what: &str, left: Left, begin: impl FnOnce(&mut Scene), end: impl FnOn
     let fair = |scene: &Scene| {
         let (known, _) = scene.traffic(rate, span / 2, &guesses(80));
         assert_eq!(with_status(&known, 200), known.len(), "{what}: without it");
-        usual_p99(&known, rate)
+        known
     };
-    let p99_before = fair(&scene);
+    let known_before = fair(&scene);
     scene.upstream.forget();
     let before = scene.gateway.memory("VmRSS:");
 
@@ -200,13 +200,17 @@ fn endure(what: &str, left: Left, begin: impl FnOnce(&mut Scene), end: impl FnOn
     });
     let recovered = ended.elapsed();
 
-    let (p99, p99_after) = (usual_p99(&known, rate), if is_long() { fair(&scene) } else { Duration::ZERO });
+    let p99_before = usual_p99(&known_before, rate);
+    let (p99, p99_after) =
+        (usual_p99(&known, rate), if is_long() { usual_p99(&fair(&scene), rate) } else { Duration::ZERO });
     let refused = usual_p99(&others, UNKNOWN);
     println!(
-        "{what}: {} of {} known keys let in at {rate}/s, p99 {p99:.2?} (before {p99_before:.2?}, after {p99_after:.2?}); \
-         others {:?} within {refused:.1?}, the last {:.1?}; back after {recovered:.2?}; {} KiB, then {} KiB",
+        "{what}: {} of {} known keys let in at {rate}/s, p99 {p99:.2?} (before {p99_before:.2?}, after {p99_after:.2?}; \
+         of all at once {:.2?}, before {:.2?}); others {:?} within {refused:.1?}, the last {:.1?}; back after {recovered:.2?}; {} KiB, then {} KiB",
         with_status(&known, 200),
         known.len(),
+        percentile(&known, 99.0),
+        percentile(&known_before, 99.0),
         tally(&others),
         percentile(&others, 100.0),
         before >> 10,

@@ -555,6 +555,35 @@ fn who_waited_for_a_load_that_failed_tries_once_more() {
     assert_eq!(bench.model.lookups(), 2);
 }
 
+#[test]
+fn a_known_key_whose_lookup_failed_before_the_store_came_back_is_looked_up_again() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    assert_eq!(bench.ask(digest), "store");
+    bench.advance(61);
+    bench.model.books().stepped = true;
+    bench.model.fail(true);
+    LocalSet::new().block_on(&bench.runtime, async {
+        let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
+        let asked = tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await });
+        let turns = async || {
+            for _ in 0..5 {
+                yield_now().await;
+            }
+        };
+        turns().await;
+        bench.model.step(0);
+        turns().await;
+        // It came back, and some events are missing: nothing that was known may be used without asking.
+        bench.model.fail(false);
+        bench.model.books().sinks.iter().for_each(|sink| sink.reset(0));
+        bench.model.books().stepped = false;
+        bench.model.step(0);
+        assert_eq!(asked.await.unwrap(), "store");
+    });
+    assert_eq!(bench.model.lookups(), 3, "the first, the one that failed, and one more");
+}
+
 /// Begins loads of these keys, from networks in turn, and gives what those came to that did not wait.
 fn crowd(bench: &Bench, asks: impl IntoIterator<Item = (u64, u8)>) -> Vec<&'static str> {
     bench.model.books().stepped = true;
