@@ -10,7 +10,7 @@ use keygate::key::{Environment, KeyFormat, Prefix};
 use crate::harness::metrics::{scrape, value};
 use crate::harness::traffic::{Outcome, at_rate, at_will, percentile, with_status};
 use crate::harness::{
-    Call, Chaos, Gateway, RedisServer, TestKey, Transport, Upstream, Weather, eventually, fetch,
+    Call, Chaos, Gateway, RedisServer, TestKey, Transport, Upstream, Weather, eventually, fetch, lenient,
 };
 
 /// Normal requests a second, and those with keys that are new here.
@@ -88,9 +88,10 @@ impl Scene {
         let (known, cold) = (&self.known, &self.cold);
         thread::scope(|scope| {
             let flood = scope.spawn(move || flood(address));
+            // One after the other: on a busy machine they would spend their own share together.
             let newcomers = scope.spawn(move || {
                 let span = if has_newcomers { span } else { Duration::ZERO };
-                at_rate(address, COLD, span, 4, |n| request(&cold[n].secret, NEWCOMERS))
+                at_rate(address, COLD, span, 1, |n| request(&cold[n].secret, NEWCOMERS))
             });
             let normal =
                 at_rate(address, NORMAL, span, 4, |n| request(&known[n % known.len()].secret, USERS));
@@ -155,7 +156,7 @@ fn a_flood_of_guesses_changes_nothing_for_those_who_have_keys() {
     assert!(asked <= (flood.len() + newcomers.len()) as f64, "{asked}");
     // Beside as much work of another kind; how much that slows them is the machine's affair.
     let [noise, flood] = [&beside_noise, &beside_flood].map(|outcomes| percentile(outcomes, 90.0));
-    assert!(flood < noise * 3 + Duration::from_millis(100), "{flood:?}, {noise:?}");
+    assert!(flood < noise * 3 + lenient(Duration::from_millis(100)), "{flood:?}, {noise:?}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::harness::http2::{DATA, Frames, HEADERS, RESET, WINDOW_UPDATE};
 use crate::harness::process::keygate;
 use crate::harness::{
     Call, Chaos, Gateway, GatewayBuilder, Manual, Process, RedisServer, Reply, TestKey, Transport, Upstream,
-    Valve, Weather, Wire, create_key, eventually, fetch, is_long, refusing,
+    Valve, Weather, Wire, create_key, eventually, fetch, is_long, lenient, refusing,
 };
 
 /// What is promised.
@@ -170,7 +170,7 @@ fn of_a_thousand_streams_those_of_a_revoked_key_end_and_no_other() {
     }
     let took = revoked.elapsed();
     println!("100 of 1,000 streams ended within {took:?}");
-    assert!(took < AT_MOST, "{took:?}");
+    assert!(took < lenient(AT_MOST), "{took:?}");
 
     eventually("a hundred are counted", || {
         has_metric(&gateway, r#"keygate_answers_cut_total{reason="key_revoked"} 100"#)
@@ -195,7 +195,7 @@ fn assert_ends(what: &str, reason: &str, end: impl FnOnce(&Gateway, &Valve, &Tes
     end(&gateway, &valve, &key);
     let ended = Instant::now();
     assert!(stream.is_closed(), "{what}");
-    assert!(ended.elapsed() < AT_MOST, "{what}: {:?}", ended.elapsed());
+    assert!(ended.elapsed() < lenient(AT_MOST), "{what}: {:?}", ended.elapsed());
     assert!(is_untouched(&untouched), "{what}");
     eventually("it is counted", || {
         has_metric(&gateway, &format!("keygate_answers_cut_total{{reason=\"{reason}\"}} 1"))
@@ -247,7 +247,7 @@ fn a_key_that_is_bound_to_other_addresses_ends_its_streams_from_elsewhere() {
     let proxied = "trusted_proxies = [\"127.0.0.1\"]";
     let (gateway, bound, [within, mut elsewhere]) = bound_to_the_first(proxied, &live);
     assert!(elsewhere.is_closed());
-    assert!(bound.elapsed() < AT_MOST, "{:?}", bound.elapsed());
+    assert!(bound.elapsed() < lenient(AT_MOST), "{:?}", bound.elapsed());
     eventually("it is counted", || {
         has_metric(&gateway, r#"keygate_answers_cut_total{reason="address_not_allowed"} 1"#)
     });
@@ -259,7 +259,7 @@ fn where_no_proxy_is_trusted_a_stream_comes_from_who_connected_whatever_it_claim
     let live = streaming();
     let (_gateway, bound, mut streams) = bound_to_the_first("", &live);
     assert!(streams.iter_mut().all(Wire::is_closed));
-    assert!(bound.elapsed() < AT_MOST, "{:?}", bound.elapsed());
+    assert!(bound.elapsed() < lenient(AT_MOST), "{:?}", bound.elapsed());
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn a_key_that_expires_ends_its_streams() {
     let expired = Instant::now();
     assert!(stream.is_closed());
     assert_eq!(socket.rest(), [0x88, 2, 0x03, 0xf0]);
-    assert!(expired.elapsed() < AT_MOST, "{:?}", expired.elapsed());
+    assert!(expired.elapsed() < lenient(AT_MOST), "{:?}", expired.elapsed());
     assert!(is_untouched(&untouched));
 }
 
@@ -317,7 +317,7 @@ fn an_upload_is_refused_in_good_form_and_the_upstream_never_takes_it_for_whole()
     let revoked = Instant::now();
     wire.answer().unwrap().refusal(401, "authentication_error");
     assert!(up.is_closed(), "without the chunk that would make it whole");
-    assert!(revoked.elapsed() < AT_MOST, "{:?}", revoked.elapsed());
+    assert!(revoked.elapsed() < lenient(AT_MOST), "{:?}", revoked.elapsed());
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn a_request_that_waits_for_its_answer_is_refused_in_good_form() {
         gateway.revoke(&key);
         let revoked = Instant::now();
         waiting.join().unwrap().refusal(401, "authentication_error");
-        assert!(revoked.elapsed() < AT_MOST, "{transport:?}: {:?}", revoked.elapsed());
+        assert!(revoked.elapsed() < lenient(AT_MOST), "{transport:?}: {:?}", revoked.elapsed());
     }
 }
 
@@ -355,7 +355,7 @@ fn a_download_that_its_client_does_not_take_ends_too() {
     gateway.revoke(&key);
     let revoked = Instant::now();
     ended.recv_timeout(crate::harness::PATIENCE).unwrap();
-    assert!(revoked.elapsed() < AT_MOST, "{:?}", revoked.elapsed());
+    assert!(revoked.elapsed() < lenient(AT_MOST), "{:?}", revoked.elapsed());
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn on_one_connection_of_http2_only_the_streams_of_the_dead_key_are_reset() {
     let mut reset: Vec<u32> = (0..2).map(|_| frames.until(RESET).unwrap().stream).collect();
     reset.sort_unstable();
     assert_eq!(reset, [1, 5]);
-    assert!(revoked.elapsed() < AT_MOST, "{:?}", revoked.elapsed());
+    assert!(revoked.elapsed() < lenient(AT_MOST), "{:?}", revoked.elapsed());
     frames.send(WINDOW_UPDATE, 0, 3, &1000_u32.to_be_bytes());
     let data = frames.until(DATA).unwrap();
     assert_eq!((data.stream, &data.payload[..]), (3, &b"data: 1\n\n"[..]));
@@ -532,7 +532,7 @@ mod cut_off {
         large.rest();
         let took = if is_long() { cut.elapsed() - LEASE } else { over.elapsed() };
         println!("ended {took:?} after the end of the lease");
-        assert!(took < AT_MOST, "{took:?}");
+        assert!(took < lenient(AT_MOST), "{took:?}");
         eventually("they are counted", || {
             has_metric(&gateway, r#"keygate_answers_cut_total{reason="store_unavailable"} 3"#)
                 && has_metric(&gateway, "keygate_requests_in_flight 4")

@@ -15,7 +15,7 @@ use crate::harness::metrics::{scrape, value};
 use crate::harness::process::{Process, keygate};
 use crate::harness::{
     Answer, Call, Chaos, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Weather, Wire, eventually,
-    fetch, operator,
+    fetch, lenient, operator,
 };
 
 /// Requests with known keys while Redis is away.
@@ -190,7 +190,7 @@ mod after_a_loss {
         });
         let took = back.elapsed();
         println!("revoked again {took:?} after Redis was back without the revocation");
-        assert!(took < REVOKED_AGAIN_WITHIN, "{took:?}");
+        assert!(took < lenient(REVOKED_AGAIN_WITHIN), "{took:?}");
         for gateway in [&a, &b] {
             eventually("it is linked", || is_linked(gateway));
             assert_eq!(status(gateway, &revoked), 401);
@@ -245,7 +245,7 @@ mod without_redis {
             }
         }
         println!("{what}: {REQUESTS} of {REQUESTS} with known keys, 503 after at most {slowest:?}");
-        assert!(slowest < AT_MOST, "{what}: {slowest:?}");
+        assert!(slowest < lenient(AT_MOST), "{what}: {slowest:?}");
     }
 
     fn assert_is_unavailable(what: &str, answer: &Answer) {
@@ -356,7 +356,7 @@ mod without_redis {
         });
         redis.signal(Signal::CONT);
         println!("640 unknown keys from 32 connections: 503 after at most {slowest:?}");
-        assert!(slowest < 2 * AT_MOST, "{slowest:?}");
+        assert!(slowest < lenient(AT_MOST), "{slowest:?}");
     }
 
     #[test]

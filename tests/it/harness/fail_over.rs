@@ -8,7 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::operator;
-use super::{Call, Gateway, GatewayBuilder, PATIENCE, RedisServer, TestKey, Upstream, eventually, unhurried};
+use super::{
+    Call, Gateway, GatewayBuilder, PATIENCE, RedisServer, TestKey, Upstream, eventually, lenient, unhurried,
+};
 
 /// Between two requests of a client.
 const PACE: Duration = Duration::from_millis(2);
@@ -171,6 +173,12 @@ impl Pair {
     }
 }
 
+/// Holds the time from a successor's being known to the first key looked up against what is promised.
+#[track_caller]
+pub(crate) fn assert_prompt(took: Duration) {
+    assert!(took < lenient(Duration::from_secs(1)), "{took:?}");
+}
+
 struct SetOnDrop<'f>(&'f AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -183,7 +191,7 @@ impl Clients<'_> {
     /// Waits until a key is looked up that was asked for after `since`, and says how long after.
     pub(crate) fn looked_up_since(&self, since: Instant) -> Duration {
         let mut after = None;
-        eventually("keys are looked up again", || {
+        unhurried("keys are looked up again", || {
             thread::sleep(PACE);
             let last = self.seen.lock().unwrap().last_looked_up;
             after = last.and_then(|last| last.checked_duration_since(since));
