@@ -150,7 +150,8 @@ fn run(
     let Some(runtime) = runtime else { return };
     let records = Rc::new(records);
     let gateway = Gateway::new(shared, Rc::clone(&records), cells);
-    runtime.block_on(work(orders, load, gateway, records, Rc::new(serving)));
+    runtime.block_on(work(orders, load, Rc::clone(&gateway), records, Rc::new(serving)));
+    gateway.hand_over_usage();
     // A name that hangs in its resolver must not keep the process from ending.
     runtime.shutdown_timeout(BLOCKED_AT_MOST);
 }

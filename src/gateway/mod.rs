@@ -154,6 +154,11 @@ impl Gateway {
     pub fn sweep(self: &Rc<Self>) {
         self.snapshot().pool().sweep();
         in_flight::sweep(self);
+        self.hand_over_usage();
+    }
+
+    /// Hands on which keys were used since the last time. At the end of a worker, too: its last second counts.
+    pub fn hand_over_usage(&self) {
         if let Some(api) = &self.api {
             self.usage.hand_over(api.lifecycle().usage_log());
         }
