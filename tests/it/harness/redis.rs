@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use keygate::store::redis::{Address, Settings};
 use rustix::process::{Pid, Signal, kill_process};
@@ -214,16 +214,19 @@ fn program() -> OsString {
     env::var_os("KEYGATE_TEST_REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
 }
 
-/// A port that nobody listens on, below those that the system gives to connections: a server that is stopped finds it free
-/// when it is started again. No two of a process are the same.
+/// A port that nobody listens on, and neither on the one that a node of a cluster has for its bus, 10,000 above: both
+/// below those that the system gives to connections, so that a server that is stopped finds them free when it is started
+/// again. No two of a process are the same, and those of two processes are apart.
 fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     const FIRST: u16 = 10_000;
-    const COUNT: u16 = 20_000;
+    const COUNT: u32 = 10_000;
+    const APART: u32 = 1_009;
     loop {
-        let start = u16::try_from(std::process::id() % u32::from(COUNT)).unwrap();
-        let port = FIRST + start.wrapping_mul(7).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let number = std::process::id().wrapping_mul(APART) % COUNT + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = FIRST + u16::try_from(number % COUNT).unwrap();
+        let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if is_free(port) && is_free(port + 10_000) {
             return port;
         }
     }
