@@ -135,7 +135,15 @@ impl Node {
             "" => port?,
             port => port[1..].parse().ok().filter(|port| *port > 0)?,
         };
-        let host = place.host().trim_start_matches('[').trim_end_matches(']');
+        let host = match place.host().strip_prefix('[') {
+            // Within brackets the parser takes more than addresses.
+            Some(bracketed) => {
+                let address = bracketed.strip_suffix(']')?;
+                address.parse::<std::net::Ipv6Addr>().ok()?;
+                address
+            }
+            None => place.host(),
+        };
         (!host.is_empty()).then(|| Self::new(host, port))
     }
 }
