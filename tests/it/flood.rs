@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use keygate::key::{Environment, KeyFormat, Prefix};
-
 use crate::harness::metrics::{scrape, value};
 use crate::harness::traffic::{Outcome, at_rate, at_will, percentile, with_status};
 use crate::harness::{
-    Call, Chaos, Gateway, RedisServer, TestKey, Transport, Upstream, Weather, eventually, fetch, lenient,
+    Call, Chaos, Gateway, RedisServer, TestKey, Transport, Upstream, Weather, eventually, fetch, guess,
+    lenient,
 };
 
 /// Normal requests a second, and those with keys that are new here.
@@ -102,11 +101,6 @@ impl Scene {
 
 fn request(secret: &str, from: &str) -> Call {
     Call::get("/v1/jobs").key(secret).field("x-forwarded-for", from)
-}
-
-/// A key in the right form that nobody has made.
-fn guess() -> String {
-    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
 }
 
 /// One with a wrong checksum.

@@ -6,14 +6,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keygate::key::{Environment, KeyFormat, Prefix};
-use keygate::store::keeper::LinkState;
-
 use crate::harness::fail_over::{FailsOver as _, keep_replicas_out};
 use crate::harness::sentinels::{Watched, lines};
 use crate::harness::{
-    Call, Chaos, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Weather, eventually, is_long,
-    unhurried,
+    Call, Chaos, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Weather, eventually, guess,
+    is_linked, is_long, status, unhurried,
 };
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -59,10 +56,6 @@ impl Trio {
     }
 }
 
-fn is_linked(gateway: &Gateway) -> bool {
-    gateway.lifecycle().keeper().link_state() == LinkState::Up
-}
-
 /// Whether it takes what it looks keys up at for a store that may have been replaced.
 fn suspects(gateway: &Gateway) -> bool {
     gateway.lifecycle().keeper().vitals().is_suspect.unwrap()
@@ -75,15 +68,6 @@ fn is_at(gateway: &Gateway, server: &RedisServer) -> bool {
 
 fn request(secret: &str) -> Call {
     Call::get("/v1/jobs").key(secret)
-}
-
-fn status(gateway: &Gateway, key: &TestKey) -> u16 {
-    gateway.fetch(&request(&key.secret)).status
-}
-
-/// A key that nobody has made.
-fn guess() -> String {
-    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
 }
 
 /// The gateway and the old master see nobody else any more. The old master answers lookups, and refuses changes

@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keygate::key::{Environment, KeyFormat, Prefix};
-use keygate::store::keeper::LinkState;
 use serde_json::{Value, json};
 
 use crate::harness::api::json_call;
@@ -15,7 +13,7 @@ use crate::harness::client::fetch_over;
 use crate::harness::process::keygate;
 use crate::harness::{
     Answer, Call, Chaos, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Weather, Wire, eventually,
-    is_long, lenient, operator,
+    guess, is_linked, is_long, lenient, operator, status,
 };
 
 /// After so long no gateway with a working event link lets a revoked key in.
@@ -98,21 +96,8 @@ impl Trio {
     }
 }
 
-fn is_linked(gateway: &Gateway) -> bool {
-    gateway.lifecycle().keeper().link_state() == LinkState::Up
-}
-
 fn request(key: &TestKey) -> Call {
     Call::get("/v1/jobs").key(&key.secret)
-}
-
-fn status(gateway: &Gateway, key: &TestKey) -> u16 {
-    gateway.fetch(&request(key)).status
-}
-
-/// A key that nobody has made, as far as this store knows.
-fn unknown() -> String {
-    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
 }
 
 fn path(key: &TestKey) -> String {
@@ -468,17 +453,17 @@ fn what_a_gateway_that_cannot_renew_its_lease_still_looks_up_counts_for_as_long_
     let manage = Call::get("/v1/api_keys").key(&new.secret);
     assert_eq!(b.fetch(&manage).status, 200, "it looks the key up, and its lease has not ended");
     eventually("it is suspected", || b.lifecycle().keeper().vitals().is_suspect == Some(true));
-    let guess = Call::get("/v1/jobs").key(&unknown());
-    assert_eq!(b.fetch(&guess).status, 503, "it may have been made where nobody can see it from here");
+    let made_up = Call::get("/v1/jobs").key(&guess());
+    assert_eq!(b.fetch(&made_up).status, 503, "it may have been made where nobody can see it from here");
     b.advance(LEASE + Duration::from_secs(1));
     b.fetch(&manage).refusal(503, "service_unavailable");
-    let unknown = Call::get("/v1/api_keys").key(&unknown());
+    let unknown = Call::get("/v1/api_keys").key(&guess());
     b.fetch(&unknown).refusal(503, "service_unavailable");
     assert_eq!([&key, &new].map(|key| status(b, key)), [200; 2], "jobs:read, within the stale window");
     assert_eq!(status(b, &colder), 503, "it could look keys up for ever");
     assert_eq!(trio.redis.command(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
     eventually("it manages keys again", || b.fetch(&manage).status == 200);
-    assert_eq!((status(b, &colder), b.fetch(&guess).status), (200, 401));
+    assert_eq!((status(b, &colder), b.fetch(&made_up).status), (200, 401));
 }
 
 mod broken_off {

@@ -13,9 +13,7 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use keygate::key::record::Sealer;
-use keygate::key::{Environment, KeyFormat, Prefix};
 use keygate::store::Store;
-use keygate::store::keeper::LinkState;
 use keygate::store::redis::Redis;
 use tokio::runtime::Handle;
 
@@ -23,8 +21,8 @@ use crate::harness::cluster::Cluster;
 use crate::harness::fail_over::{FailsOver, follows, keep_replicas_out};
 use crate::harness::sentinels::Watched;
 use crate::harness::{
-    Call, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, eventually, is_long, lenient, operator,
-    unhurried,
+    Call, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, eventually, guess, is_linked, is_long,
+    lenient, operator, status, unhurried,
 };
 
 /// After so long what a fail-over has brought back to life is revoked again in the store.
@@ -62,21 +60,8 @@ impl<R: FailsOver> Trio<R> {
     }
 }
 
-fn is_linked(gateway: &Gateway) -> bool {
-    gateway.lifecycle().keeper().link_state() == LinkState::Up
-}
-
 fn request(secret: &str) -> Call {
     Call::get("/v1/jobs").key(secret)
-}
-
-fn status(gateway: &Gateway, key: &TestKey) -> u16 {
-    gateway.fetch(&request(&key.secret)).status
-}
-
-/// A key that nobody has made.
-fn guess() -> String {
-    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
 }
 
 mod that_loses_the_last_changes {

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use keygate::key::{Environment, KeyFormat, Prefix};
 use keygate::store::keeper::LinkState;
 use rustix::process::Signal;
 
@@ -15,7 +14,7 @@ use crate::harness::metrics::{scrape, value};
 use crate::harness::process::{Process, keygate};
 use crate::harness::{
     Answer, Call, Chaos, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Weather, Wire, eventually,
-    fetch, lenient, operator,
+    fetch, guess, is_linked, lenient, operator, status,
 };
 
 /// Requests with known keys while Redis is away.
@@ -44,19 +43,6 @@ fn patient(url: &str, (live, test): &(Upstream, Upstream)) -> GatewayBuilder {
 
 fn request(key: &str) -> Call {
     Call::get("/v1/jobs").key(key)
-}
-
-fn status(gateway: &Gateway, key: &TestKey) -> u16 {
-    gateway.fetch(&request(&key.secret)).status
-}
-
-/// A key that nobody has made.
-fn unknown() -> String {
-    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
-}
-
-fn is_linked(gateway: &Gateway) -> bool {
-    gateway.lifecycle().keeper().link_state() == LinkState::Up
 }
 
 mod together {
@@ -239,7 +225,7 @@ mod without_redis {
             assert_eq!(status(gateway, &known[n % known.len()]), 200, "{what}: a known key");
             if n % 10 == 0 {
                 let begun = Instant::now();
-                let answer = gateway.fetch(&request(&unknown()));
+                let answer = gateway.fetch(&request(&guess()));
                 slowest = slowest.max(begun.elapsed());
                 assert_is_unavailable(what, &answer);
             }
@@ -265,7 +251,7 @@ mod without_redis {
 
     fn assert_recovers(what: &str, gateway: &Gateway, known: &[TestKey]) {
         eventually(&format!("after {what} unknown keys are refused"), || {
-            gateway.fetch(&request(&unknown())).status == 401
+            gateway.fetch(&request(&guess())).status == 401
         });
         eventually(&format!("after {what} it is linked"), || is_linked(gateway));
         for key in known {
@@ -322,7 +308,7 @@ mod without_redis {
         {
             proxy.turn(weather);
             // An answer that was under way comes through.
-            let _ = gateway.fetch(&request(&unknown()));
+            let _ = gateway.fetch(&request(&guess()));
             let what = format!("{weather:?}");
             assert_goes_on(&what, &gateway, &known);
             proxy.turn(Weather::Fair);
@@ -344,7 +330,7 @@ mod without_redis {
                         let mut wire = Wire::connect(address);
                         let calls = (0..20).map(|_| {
                             let begun = Instant::now();
-                            let answer = wire.call(&request(&unknown())).unwrap();
+                            let answer = wire.call(&request(&guess())).unwrap();
                             assert_is_unavailable("stopped", &answer);
                             begun.elapsed()
                         });
@@ -367,7 +353,7 @@ mod without_redis {
         let proxy = Chaos::before(redis.address());
         proxy.turn(Weather::Cut);
         let gateway = on(&proxy.url(), &upstreams).org(first.org).start();
-        for key in [key.secret.as_str(), &unknown()] {
+        for key in [key.secret.as_str(), &guess()] {
             assert_is_unavailable("not there yet", &gateway.fetch(&request(key)));
         }
         proxy.turn(Weather::Fair);
@@ -384,14 +370,14 @@ mod without_redis {
         let gateway = builder.start();
         let ready = || fetch(gateway.ops_address(), &Call::get("/readyz"));
         assert_eq!(ready().status, 503);
-        assert_is_unavailable("not ready", &gateway.fetch(&request(&unknown())));
+        assert_is_unavailable("not ready", &gateway.fetch(&request(&guess())));
         assert!(ready().text().contains("the store has not answered since the start"), "{}", ready().text());
         redis.revive();
         eventually("there is a store", || gateway.block_on(gateway.lifecycle().keeper().begin()).is_ok());
         eventually("it is ready", || ready().status == 200);
         redis.kill();
         eventually("the store is gone", || !is_linked(&gateway));
-        assert_is_unavailable("gone", &gateway.fetch(&request(&unknown())));
+        assert_is_unavailable("gone", &gateway.fetch(&request(&guess())));
         assert_eq!((ready().status, ready().text().as_str()), (200, "ready\n"));
     }
 
@@ -401,7 +387,7 @@ mod without_redis {
         let org = keygate::id::OrgId::from_bytes([1; 16]);
         let gateway = patient(&redis.url(), &upstreams).org(org).start();
         for _ in 0..20 {
-            assert_is_unavailable("empty", &gateway.fetch(&request(&unknown())));
+            assert_is_unavailable("empty", &gateway.fetch(&request(&guess())));
         }
         assert!(gateway.block_on(gateway.lifecycle().create_org(&operator(), "by a request")).is_err());
     }

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::operator;
 use super::{
     Call, Gateway, GatewayBuilder, PATIENCE, RedisServer, TestKey, Upstream, eventually, lenient, unhurried,
 };
+use super::{operator, status};
 
 /// Between two requests of a client.
 const PACE: Duration = Duration::from_millis(2);
@@ -212,8 +212,4 @@ impl Clients<'_> {
 
 fn request(key: &TestKey) -> Call {
     Call::get("/v1/jobs").key(&key.secret)
-}
-
-fn status(gateway: &Gateway, key: &TestKey) -> u16 {
-    gateway.fetch(&request(key)).status
 }

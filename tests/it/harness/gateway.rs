@@ -11,12 +11,13 @@ use keygate::app::{App, Control, KeyTools, open_store};
 use keygate::clock::{Clock, Shift, UnixMillis};
 use keygate::config::{Config, DEFAULT_POLICY};
 use keygate::id::{KeyId, OrgId};
-use keygate::key::Environment;
 use keygate::key::record::KeyRecord;
 use keygate::key::scope::{Scope, ScopeSet};
+use keygate::key::{Environment, KeyFormat, Prefix};
 use keygate::lifecycle::{By, Lifecycle, Made, NewKey};
 use keygate::reload::Refused;
 use keygate::store::Store;
+use keygate::store::keeper::LinkState;
 use tempfile::TempDir;
 
 use super::client::{Answer, Call, Wire, fetch_over};
@@ -343,4 +344,19 @@ impl Drop for Gateway {
             app.drain(Duration::ZERO);
         }
     }
+}
+
+/// Whether changes in its store arrive.
+pub(crate) fn is_linked(gateway: &Gateway) -> bool {
+    gateway.lifecycle().keeper().link_state() == LinkState::Up
+}
+
+/// What a request with the key is told that the shipped policy lets in.
+pub(crate) fn status(gateway: &Gateway, key: &TestKey) -> u16 {
+    gateway.fetch(&Call::get("/v1/jobs").key(&key.secret)).status
+}
+
+/// A key that nobody has made.
+pub(crate) fn guess() -> String {
+    KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
 }

@@ -28,7 +28,7 @@ pub(crate) use authority::Authority;
 pub(crate) use chaos::{Chaos, Weather};
 pub(crate) use client::{Answer, Call, Wire, fetch};
 pub(crate) use closed_port::ClosedPort;
-pub(crate) use gateway::{Gateway, GatewayBuilder, TestKey, operator};
+pub(crate) use gateway::{Gateway, GatewayBuilder, TestKey, guess, is_linked, operator, status};
 pub(crate) use manual::{Manual, Tuned, hang_up, refusing};
 pub(crate) use process::{Process, create_key};
 pub(crate) use redis::RedisServer;
