@@ -41,9 +41,9 @@ pub(super) async fn forward(
 ) -> Result<Forwarded, Rejection> {
     let wants_tunnel = permit.route().websocket && tunnel::is_handshake(request.method(), request.headers());
     let takes_trailers = headers::takes_trailers(request.headers());
-    let client = || snapshot.rules().client_address(request.headers(), peer);
     // While the client's own fields are there to tell.
-    let judged = permit.holder().map(|holder| (holder, client()));
+    let judged =
+        permit.holder().map(|holder| (holder, snapshot.rules().client_address(request.headers(), peer)));
     let (mut request, upload) = build(snapshot, peer, permit, request, exchange)?;
     if wants_tunnel {
         tunnel::upgrade(request.headers_mut());

@@ -178,7 +178,7 @@ pub(super) fn sweep(gateway: &Rc<Gateway>) {
 fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, Vec<usize>)> {
     let mut in_doubt: HashMap<Digest, Vec<usize>> = HashMap::new();
     for (place, request) in &mut *gateway.in_flight.requests.borrow_mut() {
-        if request.is_fenced(gateway) {
+        if request.ends_where_fenced(gateway) {
             continue;
         }
         if !gateway.keys.is_current(&request.known, now) {
@@ -218,7 +218,7 @@ fn conclude(gateway: &Gateway, digest: &Digest, places: &[usize], resolved: &Res
         let Some(request) = requests.get_mut(*place).filter(|request| request.known.digest == *digest) else {
             continue;
         };
-        if request.is_fenced(gateway) {
+        if request.ends_where_fenced(gateway) {
             continue;
         }
         match resolved {
@@ -246,8 +246,8 @@ impl Request {
         }
     }
 
-    /// Whether its route lets nobody in now, whoever it is. Orders its end then.
-    fn is_fenced(&self, gateway: &Gateway) -> bool {
+    /// Orders its end where its route lets nobody in now, whoever it is; tells whether it did.
+    fn ends_where_fenced(&self, gateway: &Gateway) -> bool {
         let fenced = gateway.keys.is_fenced(self.route().on_partition);
         if fenced {
             self.cut.order(Rejection::Unavailable(Unavailable::Store));
