@@ -181,7 +181,7 @@ export FIRSTHAND_TEST_KEY={}
 export FIRSTHAND_READ_KEY={}
 
 curl -i {url}/v1/jobs -H \"Authorization: Bearer $FIRSTHAND_API_KEY\"           # 200 from the live upstream
-curl -i {url}/v1/jobs -H \"Authorization: Bearer $FIRSTHAND_TEST_KEY\"          # 200 from the test upstream: 4 stars
+curl -i {url}/v1/jobs -H \"Authorization: Bearer $FIRSTHAND_TEST_KEY\"          # 200 from the test upstream, with sandbox data
 curl -i {url}/v1/jobs -H \"Authorization: Bearer $FIRSTHAND_READ_KEY\" -d '{{}}'  # 403: the key may only read
 curl -i {url}/v1/jobs                                                         # 401: no key
 
