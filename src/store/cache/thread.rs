@@ -145,6 +145,11 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
             Outcome::Absent => return Resolved::Absent,
             Outcome::Unavailable(fault) => return Resolved::Unavailable(fault),
         };
+        // Whatever was noted of the key goes on with it: during an outage the same entry is found for every request.
+        if let Some(known) = self.own(digest).filter(|known| Arc::ptr_eq(&known.entry, &entry)) {
+            known.stamp.set(known.stamp.get().max(entry.stamp.load(Ordering::Relaxed)));
+            return Resolved::Known(known);
+        }
         let known = Rc::new(Known {
             digest: *digest,
             prepared: T::from(&entry.found),

@@ -459,6 +459,21 @@ fn while_the_store_fails_nobody_waits_who_need_not() {
 }
 
 #[test]
+fn what_a_thread_made_of_a_key_outlives_an_outage() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    let resolve = || match bench.runtime.block_on(bench.thread.load(&digest, network(1))).0 {
+        Resolved::Known(known) => known,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(bench.ask(digest), "store");
+    bench.model.fail(true);
+    bench.advance(61);
+    let first = resolve();
+    assert!(Rc::ptr_eq(&first, &resolve()), "what was noted of its use would be noted on every request");
+}
+
+#[test]
 fn an_unknown_key_is_never_refused_on_stale_knowledge() {
     let bench = Bench::new();
     assert_eq!((bench.ask(digest_of(1)), bench.ask(digest_of(1))), ("absent", "absent"));
