@@ -186,6 +186,10 @@ impl Store for MeasuredStore {
         Box::pin(self.measure(Operation::Lookup, answer, |lookup| !matches!(lookup, Lookup::Unavailable(_))))
     }
 
+    fn spared(&self) -> Option<StoreFault> {
+        self.store.spared()
+    }
+
     fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
         self.measured(Operation::Read, self.store.key(id))
     }

@@ -191,6 +191,10 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// to judge.
     fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup>;
 
+    /// With what a lookup that began now would fail at once, where the store has failed so often that it is spared for
+    /// a moment.
+    fn spared(&self) -> Option<StoreFault>;
+
     fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>>;
 
     fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>>;

@@ -82,25 +82,40 @@ fn every_gateway_tells_how_many_there_are_and_whether_it_is_one_of_them() {
     comes_to(&a, "keygate_leases", 2.0);
 }
 
-#[test]
-fn a_breaker_is_open_while_callers_are_turned_away_and_shut_once_redis_is_back() {
-    let redis = RedisServer::start();
-    let chaos = Chaos::before(redis.address());
-    let gateway = start(on(&chaos.url()).settings("[cache]\nnegative_ttl = \"1ms\""));
+/// The breaker of the lookups opens after `begin`, and shuts after `end`.
+#[track_caller]
+fn spares_redis(url: &str, begin: impl FnOnce(), end: impl FnOnce()) {
+    let gateway = start(on(url).settings("[cache]\nnegative_ttl = \"1ms\""));
     let [lookups, commands] =
         ["lookups", "commands"].map(|link| format!("keygate_store_breaker_open{{link=\"{link}\"}}"));
     assert_eq!((metric(&gateway, &lookups), metric(&gateway, &commands)), (Some(0.0), Some(0.0)));
     let key = gateway.live_key();
-    chaos.turn(Weather::Cut);
+    begin();
     let call = Call::get("/v1/jobs").key(&key.secret);
     eventually("it is open", || {
         assert_eq!(gateway.fetch(&call).status, 503);
         metric(&gateway, &lookups) == Some(1.0)
     });
     assert_eq!(metric(&gateway, &commands), Some(0.0), "nobody asked there");
-    chaos.turn(Weather::Fair);
+    end();
     eventually("the key is found", || gateway.fetch(&call).status == 200);
     assert_eq!(metric(&gateway, &lookups), Some(0.0));
+}
+
+#[test]
+fn a_breaker_is_open_while_callers_are_turned_away_and_shut_once_redis_is_back() {
+    let redis = RedisServer::start();
+    let chaos = Chaos::before(redis.address());
+    spares_redis(&chaos.url(), || chaos.turn(Weather::Cut), || chaos.turn(Weather::Fair));
+}
+
+#[test]
+fn a_redis_that_lets_nobody_read_is_spared_like_one_that_is_away() {
+    let redis = RedisServer::start();
+    let may = |right: &str| {
+        assert_eq!(redis.command(&["ACL", "SETUSER", "default", right]), "+OK\r\n");
+    };
+    spares_redis(&redis.url(), || may("-evalsha_ro"), || may("+evalsha_ro"));
 }
 
 #[test]

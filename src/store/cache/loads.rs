@@ -118,6 +118,9 @@ impl ReadThrough {
             (Some(outcome), _) => return Join::Ended(outcome),
             (None, _) => {}
         }
+        if let Some(fault) = self.store.spared() {
+            return Join::Ended(Outcome::Unavailable(fault));
+        }
         if !loads.has_room_for(budget, self.settings.max_lookups) {
             return Join::Refused;
         }

@@ -97,6 +97,8 @@ const REFRESHED_IN_LAST: u32 = 5;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long no entry is loaded ahead of its time after one found no room to be.
 const CROWDED_FOR: Duration = Duration::from_millis(100);
+/// How long none is after one that asks, for all of them, whether the store answers again.
+const ASKED_EVERY: Duration = Duration::from_millis(250);
 /// Keys that may wait to be revoked again. What finds no room is told again when it is looked up again.
 const REVIVED_AT_ONCE: usize = 1024;
 /// How often an outage is said to begin.
@@ -356,7 +358,8 @@ impl ReadThrough {
         }
     }
 
-    /// Has an entry loaded again, unless that is under way, was in vain a moment ago, or has to wait.
+    /// Has an entry loaded again, unless that is under way, was in vain a moment ago, or has to wait. While the store
+    /// fails one asks for all: what is known costs it, and whoever else runs here, nothing then.
     fn refresh(self: &Arc<Self>, digest: &Digest, entry: &Arc<Entry>, now: Now) {
         let at = self.since_began(now);
         let due = entry.next_refresh.load(Ordering::Relaxed);
@@ -365,7 +368,13 @@ impl ReadThrough {
         }
         let retry = at + millis(RETRY_AFTER);
         let ours = entry.next_refresh.compare_exchange(due, retry, Ordering::Relaxed, Ordering::Relaxed);
-        if ours.is_ok() && matches!(self.join(digest, Budget::Refresh, Some(entry)), Join::Refused) {
+        if ours.is_err() {
+            return;
+        }
+        if self.failing.load(Ordering::Relaxed) {
+            self.uncrowded.set(at + millis(ASKED_EVERY));
+        }
+        if matches!(self.join(digest, Budget::Refresh, Some(entry)), Join::Refused) {
             self.uncrowded.set(at + millis(CROWDED_FOR));
             // It is first in turn then; or it was replaced meanwhile, and stays so.
             let _ = entry.next_refresh.compare_exchange(retry, due, Ordering::Relaxed, Ordering::Relaxed);

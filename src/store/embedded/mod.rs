@@ -195,6 +195,10 @@ impl Store for Embedded {
         })
     }
 
+    fn spared(&self) -> Option<StoreFault> {
+        None
+    }
+
     fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
         self.read(move |snapshot| snapshot.record(KEYS, &id.to_bytes()))
     }

@@ -21,18 +21,18 @@ pub(super) struct Breaker {
 impl Breaker {
     /// Whether to ask Redis now, and if so, whether as the one that tries.
     pub(super) fn admit(&mut self, now: Instant) -> Result<bool, StoreFault> {
-        match &self.last {
-            Some((_, fault)) if self.turns_away(now) => return Err(fault.clone()),
-            _ => self.probing = self.failures >= FAILURES,
+        if let Some(fault) = self.turns_away(now) {
+            return Err(fault.clone());
         }
+        self.probing = self.failures >= FAILURES;
         Ok(self.probing)
     }
 
-    /// Whether a caller who came now would be turned away.
-    pub(super) fn turns_away(&self, now: Instant) -> bool {
-        self.last.as_ref().is_some_and(|(failed_at, _)| {
-            self.failures >= FAILURES && (self.probing || now.saturating_duration_since(*failed_at) < PAUSE)
-        })
+    /// With what a caller who came now would be turned away.
+    pub(super) fn turns_away(&self, now: Instant) -> Option<&StoreFault> {
+        let (failed_at, fault) = self.last.as_ref()?;
+        let pauses = self.probing || now.saturating_duration_since(*failed_at) < PAUSE;
+        (self.failures >= FAILURES && pauses).then_some(fault)
     }
 
     pub(super) fn fail(&mut self, now: Instant, fault: &StoreFault) {
@@ -55,11 +55,13 @@ mod tests {
     fn after_failures_in_a_row_redis_is_spared_until_one_caller_has_found_it_well() {
         let (mut breaker, start) = (Breaker::default(), Clock::system().now().mono);
         for _ in 0..FAILURES {
-            assert_eq!((breaker.turns_away(start), breaker.admit(start)), (false, Ok(false)));
+            assert_eq!(breaker.turns_away(start), None);
+            assert_eq!(breaker.admit(start), Ok(false));
             breaker.fail(start, &StoreFault::TimedOut);
         }
-        assert_eq!((breaker.turns_away(start), breaker.admit(start)), (true, Err(StoreFault::TimedOut)));
-        assert!(!breaker.turns_away(start + PAUSE), "one would not be");
+        assert_eq!(breaker.turns_away(start), Some(&StoreFault::TimedOut));
+        assert_eq!(breaker.admit(start), Err(StoreFault::TimedOut));
+        assert_eq!(breaker.turns_away(start + PAUSE), None, "one would not be");
         assert_eq!(breaker.admit(start + PAUSE), Ok(true), "one tries");
         assert_eq!(breaker.admit(start + PAUSE), Err(StoreFault::TimedOut), "and nobody else");
         breaker.end_probe();

@@ -87,6 +87,8 @@ enum Failure {
     NotMaster(StoreFault),
     /// Redis is well and said no.
     Refused(StoreFault),
+    /// It does not let us read, whoever asks.
+    Denied(StoreFault),
 }
 
 impl Link {
@@ -95,9 +97,9 @@ impl Link {
         Arc::new(Self { connector, control, clock, slot, target, breaker })
     }
 
-    /// Whether a caller who came now would be turned away without Redis' being asked.
-    pub(super) fn turns_away(&self) -> bool {
-        lock(&self.breaker).turns_away(self.now())
+    /// With what a caller who came now would be turned away without Redis' being asked.
+    pub(super) fn turns_away(&self) -> Option<StoreFault> {
+        lock(&self.breaker).turns_away(self.now()).cloned()
     }
 
     /// Somebody else has found Redis well: whoever comes now need not be spared it.
@@ -131,7 +133,7 @@ impl Link {
                 admission.answered();
                 Err(fault)
             }
-            Err(Failure::Link(fault) | Failure::NotMaster(fault)) => {
+            Err(Failure::Link(fault) | Failure::NotMaster(fault) | Failure::Denied(fault)) => {
                 admission.failed(&fault);
                 Err(fault)
             }
@@ -163,12 +165,12 @@ impl Link {
         }
         match self.send(call, &mut opened).await {
             // The connection may have been closed long before this call: a new one tells.
-            Err(failure) if call.reads_only() || matches!(failure, Failure::NotMaster(_)) => {
-                let mut opened = self.connection().await?;
-                self.send(call, &mut opened).await
-            }
-            outcome => outcome,
+            Err(Failure::Link(_)) if call.reads_only() => {}
+            Err(Failure::NotMaster(_)) => {}
+            outcome => return outcome,
         }
+        let mut opened = self.connection().await?;
+        self.send(call, &mut opened).await
     }
 
     async fn send(&self, call: &Call<'_>, opened: &mut Opened) -> Result<Reply, Failure> {
@@ -183,6 +185,10 @@ impl Link {
             Err(error) if call.has_halves() && is_split(&error) => {
                 *lock(&opened.answered) = self.now();
                 self.gather(call, opened, &error).await
+            }
+            // A right to write may be missing for one script and not for the next.
+            Err(error) if call.reads_only() && error.code() == Some("NOPERM") => {
+                Err(Failure::Denied(self.connector.fault(&error)))
             }
             Err(error) => Err(self.failure(&error, opened)),
         }

@@ -208,6 +208,10 @@ impl Store for Redis {
         })
     }
 
+    fn spared(&self) -> Option<StoreFault> {
+        self.inner.lookups.turns_away()
+    }
+
     fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
         Box::pin(self.inner.record(self.inner.names.key(id), id.to_bytes()))
     }
@@ -364,9 +368,10 @@ impl Inner {
         let now = self.clock.mono();
         let renewal = *self.lease.lock().unwrap_or_else(PoisonError::into_inner);
         let held = renewal.filter(|renewal| now.saturating_duration_since(renewal.asked) < LEASE);
+        let links = [("lookups", &self.lookups), ("commands", &self.commands)];
         Vitals {
             standing: held.map_or(Standing::Out, |renewal| Standing::Among(renewal.leases)),
-            breakers: vec![("lookups", self.lookups.turns_away()), ("commands", self.commands.turns_away())],
+            breakers: links.map(|(name, link)| (name, link.turns_away().is_some())).to_vec(),
             is_suspect: Some(self.tenure.is_in_doubt()),
         }
     }

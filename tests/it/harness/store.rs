@@ -144,6 +144,10 @@ impl Store for Valved {
         Box::pin(self.0.lookup(digest))
     }
 
+    fn spared(&self) -> Option<StoreFault> {
+        None
+    }
+
     fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
         self.0.store().key(id)
     }

@@ -41,6 +41,7 @@ struct Books {
     past: Option<(State, Vec<Vec<Subject>>)>,
     sinks: Vec<Arc<dyn EventSink>>,
     failing: bool,
+    spared: bool,
     /// Whether lookups wait for [`Model::step`].
     stepped: bool,
     waiting: Vec<oneshot::Sender<()>>,
@@ -205,6 +206,10 @@ impl Store for Model {
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         sink.assure(None);
         self.books().sinks.push(sink);
+    }
+
+    fn spared(&self) -> Option<StoreFault> {
+        self.books().spared.then_some(StoreFault::TimedOut)
     }
 
     fn key(&self, _: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
@@ -456,6 +461,49 @@ fn while_the_store_fails_nobody_waits_who_need_not() {
     bench.model.fail(true);
     bench.advance(361);
     assert_eq!(bench.ask(digest), "unavailable", "the window is over");
+}
+
+#[test]
+fn while_the_store_fails_one_key_asks_for_all() {
+    let bench = Bench::new();
+    let digests: Vec<Digest> = (1..=10).map(|number| bench.model.make(number, 1)).collect();
+    let ask_all = || digests.iter().map(|digest| bench.ask(*digest)).collect::<Vec<_>>();
+    assert_eq!(ask_all(), ["store"; 10]);
+    bench.model.fail(true);
+    bench.advance(61);
+    assert_eq!(ask_all(), ["stale"; 10]);
+    bench.settle();
+    for _ in 0..5 {
+        bench.advance(2);
+        let before = bench.model.lookups();
+        assert_eq!(ask_all(), ["stale"; 10]);
+        bench.settle();
+        assert_eq!(bench.model.lookups(), before + 1);
+    }
+    bench.model.fail(false);
+    bench.advance(2);
+    ask_all();
+    bench.settle();
+    bench.advance(1);
+    let before = bench.model.lookups();
+    ask_all();
+    bench.settle();
+    assert_eq!(bench.model.lookups(), before + 9, "it is back, and the others are looked up");
+}
+
+#[test]
+fn a_store_that_is_spared_is_not_asked_and_nobody_waits() {
+    let bench = Bench::new();
+    let known = bench.model.make(1, 1);
+    assert_eq!(bench.ask(known), "store");
+    bench.model.books().spared = true;
+    bench.advance(61);
+    let before = bench.model.lookups();
+    assert_eq!((bench.ask(known), bench.ask(digest_of(2))), ("stale", "unavailable"));
+    bench.settle();
+    assert_eq!(bench.model.lookups(), before);
+    bench.model.books().spared = false;
+    assert_eq!((bench.ask(known), bench.ask(digest_of(2))), ("store", "absent"));
 }
 
 #[test]
