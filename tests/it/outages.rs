@@ -1,8 +1,10 @@
 //! A broken store is a non-event: under load, whatever happens to Redis, keys that are known go on as before,
 //! those that are not get 503 in time, and nobody is told that a good key is wrong.
 //!
-//! `KEYGATE_LONG=1 cargo test --test it outages -- --include-ignored --nocapture --test-threads 1` is the long form: a
-//! minute of each fault at 30 % of what the machine gives, as root, with `unshare` and `nft` to drop packets.
+//! `KEYGATE_LONG=1 chrt --rr 1 cargo test --test it outages -- --include-ignored --nocapture --test-threads 1` is the long
+//! form: a minute of each fault at 30 % of what the machine gives, as root, with `unshare` and `nft` to drop packets. The
+//! slowest hundredth of ten thousand requests a second is what waits while the machine does anything else; `chrt`
+//! keeps that out of the figures.
 
 #![expect(clippy::print_stdout, reason = "what was measured is told")]
 
@@ -156,19 +158,6 @@ fn request(secret: &str) -> Call {
     Call::get("/v1/jobs").key(secret)
 }
 
-/// Of the 99th percentiles of each second (the longest, where there are less than a hundred) the one in the middle:
-/// what else the machine does comes in bursts.
-fn usual_p99(outcomes: &[Outcome], rate: u32) -> Duration {
-    let second = |outcome: &Outcome| outcome.number / rate as usize;
-    let mut seconds: BTreeMap<usize, Vec<Outcome>> = BTreeMap::new();
-    for outcome in outcomes {
-        seconds.entry(second(outcome)).or_default().push(*outcome);
-    }
-    let mut each: Vec<Duration> = seconds.values().map(|outcomes| percentile(outcomes, 99.0)).collect();
-    each.sort_unstable();
-    each[each.len() / 2]
-}
-
 /// Lets a fault happen under load and pass, and holds what comes of it against what is promised.
 fn endure(what: &str, left: Left, begin: impl FnOnce(&mut Scene), end: impl FnOnce(&mut Scene)) {
     let mut scene = Scene::start();
@@ -180,10 +169,10 @@ fn endure(what: &str, left: Left, begin: impl FnOnce(&mut Scene), end: impl FnOn
     let fair = |scene: &Scene| {
         let (known, _) = scene.traffic(rate, span / 2, &guesses(80));
         assert_eq!(with_status(&known, 200), known.len(), "{what}: without it");
+        scene.upstream.forget();
         known
     };
-    let known_before = fair(&scene);
-    scene.upstream.forget();
+    let mut fair_known = fair(&scene);
     let before = scene.gateway.memory("VmRSS:");
 
     begin(&mut scene);
@@ -200,19 +189,17 @@ fn endure(what: &str, left: Left, begin: impl FnOnce(&mut Scene), end: impl FnOn
     });
     let recovered = ended.elapsed();
 
-    let p99_before = usual_p99(&known_before, rate);
-    let (p99, p99_after) =
-        (usual_p99(&known, rate), if is_long() { usual_p99(&fair(&scene), rate) } else { Duration::ZERO });
-    let refused = usual_p99(&others, UNKNOWN);
+    if is_long() {
+        fair_known.append(&mut fair(&scene));
+    }
+    let [p99, fair_p99] = [&known, &fair_known].map(|outcomes| percentile(outcomes, 99.0));
+    let refused = percentile(&others, 100.0);
     println!(
-        "{what}: {} of {} known keys let in at {rate}/s, p99 {p99:.2?} (before {p99_before:.2?}, after {p99_after:.2?}; \
-         of all at once {:.2?}, before {:.2?}); others {:?} within {refused:.1?}, the last {:.1?}; back after {recovered:.2?}; {} KiB, then {} KiB",
+        "{what}: {} of {} known keys let in at {rate}/s, p99 {p99:.2?}, {fair_p99:.2?} without it; others {:?} within \
+         {refused:.1?}; back after {recovered:.2?}; {} KiB, then {} KiB",
         with_status(&known, 200),
         known.len(),
-        percentile(&known, 99.0),
-        percentile(&known_before, 99.0),
         tally(&others),
-        percentile(&others, 100.0),
         before >> 10,
         after >> 10,
     );
@@ -230,9 +217,7 @@ fn endure(what: &str, left: Left, begin: impl FnOnce(&mut Scene), end: impl FnOn
     assert!(recovered < lenient(Duration::from_secs(1)), "{what}: {recovered:?}");
     assert!(after.saturating_sub(before) < GROWTH, "{what}: from {before} to {after} bytes");
     if is_long() {
-        // What a millisecond is made of here is the scheduler's affair.
-        let at_most = p99_before.max(p99_after).mul_f64(1.5) + Duration::from_millis(1);
-        assert!(p99 < at_most, "{what}: p99 {p99:?}, {p99_before:?} before, {p99_after:?} after");
+        assert!(p99 < fair_p99.mul_f64(1.5), "{what}: p99 {p99:?}, {fair_p99:?} without it");
     }
     for key in &scene.known {
         eventually("a known key works", || match scene.status(&key.secret) {

@@ -25,8 +25,7 @@ pub(crate) fn at_rate(
     connections: usize,
     call: impl Fn(usize) -> Call + Sync,
 ) -> Vec<Outcome> {
-    let begun = Instant::now();
-    over(address, connections, |connection, wire, outcomes| {
+    over(address, connections, |connection, wire, begun, outcomes| {
         for number in (connection..).step_by(connections) {
             let due = Duration::from_secs_f64(number as f64 / f64::from(rate));
             if due >= span {
@@ -46,8 +45,7 @@ pub(crate) fn at_will(
     connections: usize,
     call: impl Fn(usize) -> Call + Sync,
 ) -> Vec<Outcome> {
-    let begun = Instant::now();
-    over(address, connections, |connection, wire, outcomes| {
+    over(address, connections, |connection, wire, begun, outcomes| {
         for number in (connection..).step_by(connections) {
             let sent = Instant::now();
             if sent - begun >= span {
@@ -59,18 +57,21 @@ pub(crate) fn at_will(
     })
 }
 
+/// The time begins when all connections are there.
 fn over(
     address: SocketAddr,
     connections: usize,
-    each: impl Fn(usize, &mut Wire, &mut Vec<Outcome>) + Sync,
+    each: impl Fn(usize, &mut Wire, Instant, &mut Vec<Outcome>) + Sync,
 ) -> Vec<Outcome> {
     let all = Mutex::new(Vec::new());
+    let wires: Vec<Wire> = (0..connections).map(|_| Wire::connect(address)).collect();
+    let begun = Instant::now();
     thread::scope(|scope| {
-        for connection in 0..connections {
+        for (connection, mut wire) in wires.into_iter().enumerate() {
             let (each, all) = (&each, &all);
             scope.spawn(move || {
-                let (mut wire, mut outcomes) = (Wire::connect(address), Vec::new());
-                each(connection, &mut wire, &mut outcomes);
+                let mut outcomes = Vec::new();
+                each(connection, &mut wire, begun, &mut outcomes);
                 all.lock().unwrap().append(&mut outcomes);
             });
         }
