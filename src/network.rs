@@ -1,6 +1,8 @@
-//! Where a client is, as coarsely as limits need it.
+//! Where a client is, as coarsely as limits need it; and how the places of servers are written.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use thiserror::Error;
 
 /// What one customer or attacker commonly has: a /24 of IPv4, a /64 of IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -23,9 +25,142 @@ impl std::fmt::Display for ClientNetwork {
     }
 }
 
+/// A server as settings name it: `host:port`, or the host alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// A name, or an address without brackets.
+    pub host: Box<str>,
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum InvalidServer {
+    #[error("the host is a name or an address, one of IPv6 in brackets")]
+    Host,
+    #[error("the port is a number from 1 to 65535, in digits alone and without a zero before it")]
+    Port,
+}
+
+impl Server {
+    /// # Errors
+    /// [`InvalidServer`] says which part does not read.
+    pub fn parse(text: &str) -> Result<Self, InvalidServer> {
+        let (host, rest) = match text.strip_prefix('[') {
+            Some(bracketed) => {
+                let (address, rest) = bracketed.split_once(']').ok_or(InvalidServer::Host)?;
+                let address: Ipv6Addr = address.parse().map_err(|_| InvalidServer::Host)?;
+                (address.to_string().into(), rest)
+            }
+            None => {
+                let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+                if !is_host(name) {
+                    return Err(InvalidServer::Host);
+                }
+                (name.into(), rest)
+            }
+        };
+        let port = match rest.strip_prefix(':') {
+            None if rest.is_empty() => None,
+            None => return Err(InvalidServer::Host),
+            Some(digits) => Some(parse_number(digits).filter(|port| *port > 0).ok_or(InvalidServer::Port)?),
+        };
+        Ok(Self { host, port })
+    }
+}
+
+/// A name, or an address of IPv4. A resolver reads `010.0.0.1` and `10.1` as addresses, and hardly those that were
+/// meant.
+fn is_host(text: &str) -> bool {
+    if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return text.parse::<Ipv4Addr>().is_ok();
+    }
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
+
+/// A number as it is written out: what the standard library takes besides, a sign and zeros before it, has two
+/// readings.
+pub fn parse_number<N: std::str::FromStr + ToString>(text: &str) -> Option<N> {
+    text.parse().ok().filter(|number: &N| number.to_string() == text)
+}
+
+/// An address to listen on; port 0 stands for any that is free.
+///
+/// # Errors
+/// [`InvalidAddress`] says what to write instead.
+pub fn parse_address(text: &str) -> Result<SocketAddr, InvalidAddress> {
+    let port = text.rsplit(':').next().and_then(parse_number::<u16>).ok_or(InvalidAddress)?;
+    text.parse().ok().filter(|address: &SocketAddr| address.port() == port).ok_or(InvalidAddress)
+}
+
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("write an address and a port, as in \"127.0.0.1:8080\"")]
+pub struct InvalidAddress;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_has_a_host_and_perhaps_a_port() {
+        for (text, host, port) in [
+            ("10.0.0.5:6379", "10.0.0.5", Some(6379)),
+            ("a_b.internal-1", "a_b.internal-1", None),
+            ("1.example:1", "1.example", Some(1)),
+            ("[::1]:65535", "::1", Some(65535)),
+            ("[0:0::1]", "::1", None),
+        ] {
+            assert_eq!(Server::parse(text), Ok(Server { host: host.into(), port }), "{text}");
+        }
+        for host in [
+            "",
+            ":1",
+            "[]:1",
+            "[junk]:80",
+            "[::1",
+            "[::1]80",
+            "[10.0.0.5]:80",
+            "[::1%1]:80",
+            "::1",
+            "10.1:80",
+            "010.0.0.1",
+            "10.0.0.256",
+            "6379",
+            "a b",
+            "a,b:80",
+            "a%20b",
+            "me@a",
+            "a/b",
+            "\u{e4}.example",
+            "[[::1]]:1",
+        ] {
+            assert_eq!(Server::parse(host), Err(InvalidServer::Host), "{host}");
+        }
+        for port in ["", "0", "+80", "-80", "080", " 80", "80 ", "65536", "8o", "80:80", "\u{664}"] {
+            assert_eq!(Server::parse(&format!("a:{port}")), Err(InvalidServer::Port), "{port}");
+            assert_eq!(Server::parse(&format!("[::1]:{port}")), Err(InvalidServer::Port), "{port}");
+        }
+    }
+
+    #[test]
+    fn an_address_to_listen_on_is_written_in_digits() {
+        for text in ["127.0.0.1:8080", "[::1]:80", "0.0.0.0:0"] {
+            assert_eq!(parse_address(text).unwrap().to_string(), text);
+        }
+        for text in [
+            "127.0.0.1:+80",
+            "127.0.0.1:080",
+            "127.0.0.1:00",
+            "127.0.0.1: 80",
+            "127.0.0.1",
+            "localhost:80",
+            "::1:80",
+            "[::1]",
+            "127.0.0.1:65536",
+            "",
+        ] {
+            assert_eq!(parse_address(text), Err(InvalidAddress), "{text}");
+        }
+    }
 
     #[test]
     fn neighbours_share_a_network() {

@@ -25,6 +25,7 @@ use super::token::{TokenName, Tokens};
 use super::{Settings, TokenFileError, remote_operator};
 use crate::clock::{Clock, UnixMillis};
 use crate::lifecycle::Lifecycle;
+use crate::network::Server;
 use crate::telemetry::Throttle;
 
 /// Where operators elsewhere reach the gateway.
@@ -61,8 +62,9 @@ impl Host {
     /// # Errors
     /// Anything with a port, a scheme or a path.
     pub fn parse(text: &str) -> Result<Self, InvalidHost> {
+        let server = Server::parse(text).map_err(|_| InvalidHost)?;
         let authority: Authority = text.parse().map_err(|_| InvalidHost)?;
-        if authority.host() == text { Ok(Self::of(&authority)) } else { Err(InvalidHost) }
+        if server.port.is_none() { Ok(Self::of(&authority)) } else { Err(InvalidHost) }
     }
 
     fn of(authority: &Authority) -> Self {

@@ -17,6 +17,7 @@ use crate::id::OrgId;
 use crate::key::scope::{Scope, ScopeSet};
 use crate::key::{ApiKey, Environment};
 use crate::lifecycle::{By, Lifecycle, LifecycleError, NewKey};
+use crate::network::parse_address;
 use crate::worker::DrainSettings;
 
 /// Try keygate: a gateway with demo upstreams, fresh keys and the shipped policy
@@ -29,7 +30,7 @@ Examples:
   keygate dev --listen 127.0.0.1:8000")]
 pub(super) struct Args {
     /// Where to listen, on loopback
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = parse_address)]
     listen: SocketAddr,
     /// The folder for the store
     #[arg(long, value_name = "DIR", default_value = ".keygate")]

@@ -25,6 +25,7 @@ use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
 use crate::key::record::Sealer;
 use crate::lifecycle::{By, Lifecycle};
+use crate::network::Server;
 use crate::secret_file;
 use crate::store::Store;
 use crate::store::embedded::OpenError;
@@ -75,7 +76,10 @@ fn parse_url(text: &str) -> Result<Authority, &'static str> {
         (Some("https"), _) => {
             Err("https is not spoken here; tunnel to the gateway, with ssh -L for instance")
         }
-        (Some("http"), Some(authority)) if bare && !authority.as_str().contains('@') => Ok(authority.clone()),
+        // A port that does not read would be taken for none, and the token sent to whoever has the usual one.
+        (Some("http"), Some(authority)) if bare && Server::parse(authority.as_str()).is_ok() => {
+            Ok(authority.clone())
+        }
         _ => Err(ADVICE),
     }
 }

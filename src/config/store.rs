@@ -99,7 +99,8 @@ fn redis(section: &mut Section<'_>, folder: &Path, wanted: bool, sealed: bool) -
 fn place(section: &mut Section<'_>, folder: &Path, wanted: bool) -> Option<Place> {
     const WAYS: [&str; 3] = ["url", "sentinels", "cluster"];
     // Not `parsed`, which shows the text: people put passwords into addresses.
-    let url = section.optional("url", |value| redis::Address::parse(&text(value)?).map_err(str::to_owned));
+    let url = section
+        .optional("url", |value| redis::Address::parse(&text(value)?).map_err(|error| error.to_string()));
     let sentinels = section.filled("sentinels", "name all of them", node);
     let cluster = section.filled("cluster", "name some of its nodes", node);
     let of_sentinels = of_sentinels(section, folder, wanted);
@@ -151,7 +152,7 @@ fn of_sentinels(
 }
 
 fn node(value: &Value) -> Result<Node, String> {
-    Node::parse(&text(value)?).map_err(str::to_owned)
+    Node::parse(&text(value)?).map_err(|error| error.to_string())
 }
 
 fn tls(section: &mut Section<'_>, folder: &Path, wanted: bool, encrypted: bool) -> Option<TlsFiles> {

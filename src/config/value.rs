@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::file::{Content, Value};
 use super::mistake::{nearest, quoted};
+use crate::network::parse_address;
 
 /// The shortest time that makes a difference.
 pub(super) const INSTANT: Duration = Duration::from_millis(1);
@@ -61,7 +62,7 @@ pub(super) fn choice<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<
 }
 
 pub(super) fn address(value: &Value) -> Result<SocketAddr, String> {
-    parsed(|text| text.parse().map_err(|_| "write an address and a port, as in \"127.0.0.1:8080\""))(value)
+    parsed(parse_address)(value)
 }
 
 /// An address, or the word for none.
@@ -69,7 +70,7 @@ pub(super) fn address_or_off(value: &Value) -> Result<Option<SocketAddr>, String
     let advice = "write an address and a port, as in \"127.0.0.1:9464\", or \"off\"";
     let parse = |text: &str| match text {
         "off" => Ok(None),
-        address => address.parse().map(Some).map_err(|_| advice),
+        address => parse_address(address).map(Some).map_err(|_| advice),
     };
     parsed(parse)(value)
 }

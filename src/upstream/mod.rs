@@ -9,6 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::key::Environment;
+use crate::network::{InvalidServer, Server};
 
 /// An upstream of the configuration, by its place in the list of upstreams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +80,8 @@ pub struct Endpoint {
 pub enum InvalidEndpoint {
     #[error("write an endpoint as http://host:port")]
     Form,
+    #[error("write an endpoint as http://host:port; {0}")]
+    Server(#[from] InvalidServer),
     #[error(
         "https to an upstream is not supported: put both on one machine or one private network and use http://"
     )]
@@ -98,19 +101,14 @@ impl Endpoint {
         if authority.contains(['/', '?', '#', '@']) {
             return Err(InvalidEndpoint::NotAnOrigin);
         }
-        let authority: http::uri::Authority = authority.parse().map_err(|_| InvalidEndpoint::Form)?;
-        let port =
-            match authority.as_str().strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':')) {
-                None => 80,
-                Some(port) => port.parse().ok().filter(|port| *port > 0).ok_or(InvalidEndpoint::Form)?,
-            };
-        Ok(Self { host: authority.host().into(), port })
+        let Server { host, port } = Server::parse(authority)?;
+        Ok(Self { host, port: port.unwrap_or(80) })
     }
 
     /// The host as it is resolved: a name, or an address without brackets.
     #[must_use]
-    pub fn host(&self) -> &str {
-        self.host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&self.host)
+    pub const fn host(&self) -> &str {
+        &self.host
     }
 
     #[must_use]
@@ -121,13 +119,14 @@ impl Endpoint {
     /// `host:port`, as it stands in a Host field.
     #[must_use]
     pub fn authority(&self) -> String {
-        format!("{}:{}", self.host, self.port)
+        let Self { host, port } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}:{}", self.host, self.port)
+        write!(f, "http://{}", self.authority())
     }
 }
 
@@ -150,17 +149,20 @@ mod tests {
         ] {
             let endpoint = Endpoint::parse(good).unwrap();
             assert_eq!((endpoint.host(), endpoint.port()), (host, port));
+            assert!(endpoint.to_string().starts_with(good), "{endpoint}");
         }
         for (bad, cause) in [
             ("https://api", InvalidEndpoint::Https),
             ("http://api/v1", InvalidEndpoint::NotAnOrigin),
             ("http://user@api", InvalidEndpoint::NotAnOrigin),
             ("api:80", InvalidEndpoint::Form),
-            ("http://", InvalidEndpoint::Form),
-            ("http://api:", InvalidEndpoint::Form),
-            ("http://api:0", InvalidEndpoint::Form),
-            ("http://api:99999", InvalidEndpoint::Form),
-            ("http://a b", InvalidEndpoint::Form),
+            ("http://", InvalidServer::Host.into()),
+            ("http://a b", InvalidServer::Host.into()),
+            ("http://[junk]:80", InvalidServer::Host.into()),
+            ("http://api:", InvalidServer::Port.into()),
+            ("http://api:0", InvalidServer::Port.into()),
+            ("http://api:+80", InvalidServer::Port.into()),
+            ("http://api:99999", InvalidServer::Port.into()),
         ] {
             assert_eq!(Endpoint::parse(bad), Err(cause), "{bad}");
         }

@@ -20,6 +20,7 @@ use keygate::key::scope::{Scope, ScopeSet};
 use keygate::key::usage::Usage;
 use keygate::key::{Environment, KeyFormat, Pepper, Prefix};
 use keygate::lifecycle::{MovedKey, parse_network};
+use keygate::network::Server;
 use keygate::store::{Found, redis};
 use keygate::upstream::Endpoint;
 
@@ -255,6 +256,10 @@ pub(crate) fn vocabulary(data: &[u8]) {
     }
     if let Some(usage) = Usage::parse(text) {
         assert_eq!(Usage::parse(&usage.to_string()), Some(usage));
+    }
+    if let Ok(Server { host, .. }) = Server::parse(text) {
+        let within_brackets = host.parse::<std::net::Ipv6Addr>().is_ok();
+        assert_eq!(host.contains([':', '[', ']']), within_brackets, "{host}");
     }
     if let Ok(endpoint) = Endpoint::parse(text) {
         assert_eq!(Endpoint::parse(&format!("http://{}", endpoint.authority())), Ok(endpoint));

@@ -296,6 +296,12 @@ fn an_admin_url_needs_a_token_from_a_file_of_ones_own_or_the_environment() {
     fs::write(folder.path().join("open"), desk.token()).unwrap();
     let (code, said) = run(&["--token-file", "open"], None);
     assert!(code == 2 && said.contains("chmod 600"), "{said}");
+    // The token goes to nobody else: a port that does not read is not the usual one.
+    for url in ["http://127.0.0.1:99999", "http://127.0.0.1:+80", "http://127.0.0.1:", "http://[junk]:80"] {
+        let output = keygate(folder.path(), &["orgs", "list", "--admin-url", url]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("write http://, a host and a port"), "{url}: {said}");
+    }
 }
 
 #[test]

@@ -318,6 +318,58 @@ fn a_store_is_of_one_kind() {
 }
 
 #[test]
+fn a_port_is_written_in_digits_and_brackets_are_for_ipv6() {
+    const HOST: &str = "the host is a name or an address, one of IPv6 in brackets";
+    const PORT: &str = "the port is a number from 1 to 65535, in digits alone and without a zero before it";
+    let live = |url: &str| {
+        let upstreams = format!("[upstreams]\na = {{ live = [\"{url}\"], shared = true }}");
+        mistakes(&format!("{STORE}{POLICY}{upstreams}"), ROUTE, &[])
+    };
+    let redis = |url: &str| {
+        let store = format!("[store]\nkind = \"redis\"\nallow_without_pepper = true\nurl = \"{url}\"\n");
+        mistakes(&format!("{store}{UPSTREAM}{POLICY}"), ROUTE, &[])
+    };
+    for (place, wrong) in [
+        ("[junk]:80", HOST),
+        ("a,b:80", HOST),
+        ("010.0.0.1:80", HOST),
+        ("a:+80", PORT),
+        ("a:080", PORT),
+        ("a:0", PORT),
+        ("a: 80", PORT),
+    ] {
+        assert_says(
+            live(&format!("http://{place}")),
+            &[&format!(
+                "etc/keygate.toml:6:15: upstreams.a.live[0]: not an endpoint; write an endpoint as http://host:port; {wrong}"
+            )],
+        );
+        assert_says(
+            redis(&format!("redis://{place}")),
+            &[&format!(
+                "etc/keygate.toml:4:7: store.url: write redis://host:port, as in \"redis://127.0.0.1:6379\", or \
+                 rediss:// for TLS; {wrong}"
+            )],
+        );
+    }
+    for listen in ["127.0.0.1:+80", "127.0.0.1:080", "[junk]:80"] {
+        assert_says(
+            about(&format!("[server]\nlisten = \"{listen}\"\n[ops]\nlisten = \"{listen}\"")),
+            &[
+                &format!(
+                    "etc/keygate.toml:2:10: server.listen: \"{listen}\" does not do; write an address and a port, as \
+                     in \"127.0.0.1:8080\""
+                ),
+                &format!(
+                    "etc/keygate.toml:4:10: ops.listen: \"{listen}\" does not do; write an address and a port, as in \
+                     \"127.0.0.1:9464\", or \"off\""
+                ),
+            ],
+        );
+    }
+}
+
+#[test]
 fn no_mistake_shows_a_secret() {
     let secrets = "[store]\npassword = \"hunter2\"\n[keys]\npepper = \"hunter2\"\npepper_file = [\"hunter2\"]\n\
                        accept_without_checksum = \"hunter2\"\n[upstreams.a]\nlive = [\"http://u:hunter2@h\"]\n\

@@ -49,7 +49,9 @@ mod tenure;
 mod topology;
 mod trails;
 
-pub use self::settings::{Address, Cell, Node, OpenError, Place, Sentinels, Settings, TlsFiles};
+pub use self::settings::{
+    Address, Cell, InvalidPlace, Node, OpenError, Place, Sentinels, Settings, TlsFiles,
+};
 
 use std::fmt;
 use std::path::Path;

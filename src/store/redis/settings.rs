@@ -9,6 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::network::{InvalidServer, Server, parse_number};
 use crate::pem::PemError;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +107,14 @@ pub struct TlsFiles {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum InvalidPlace {
+    #[error("{0}")]
+    Form(&'static str),
+    #[error("{form}; {cause}")]
+    Server { form: &'static str, cause: InvalidServer },
+}
+
 /// One server of those that make up a Redis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
@@ -120,31 +129,13 @@ impl Node {
 
     /// # Errors
     /// What to write instead.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
+    pub fn parse(text: &str) -> Result<Self, InvalidPlace> {
         const FORM: &str = "write host:port, as in \"10.0.0.5:6379\"";
         if text.contains('@') {
-            return Err("leave user and password out of it; there are keys for them");
+            return Err(InvalidPlace::Form("leave user and password out of it; there are keys for them"));
         }
-        Self::parse_or(text, None).ok_or(FORM)
-    }
-
-    /// `port` is for a text without one.
-    fn parse_or(text: &str, port: Option<u16>) -> Option<Self> {
-        let place: http::uri::Authority = text.parse().ok()?;
-        let port = match place.as_str().strip_prefix(place.host())? {
-            "" => port?,
-            port => port[1..].parse().ok().filter(|port| *port > 0)?,
-        };
-        let host = match place.host().strip_prefix('[') {
-            // Within brackets the parser takes more than addresses.
-            Some(bracketed) => {
-                let address = bracketed.strip_suffix(']')?;
-                address.parse::<std::net::Ipv6Addr>().ok()?;
-                address
-            }
-            None => place.host(),
-        };
-        (!host.is_empty()).then(|| Self::new(host, port))
+        let server = Server::parse(text).map_err(|cause| InvalidPlace::Server { form: FORM, cause })?;
+        Ok(Self::new(&server.host, server.port.ok_or(InvalidPlace::Form(FORM))?))
     }
 }
 
@@ -166,23 +157,27 @@ pub struct Address {
 impl Address {
     /// # Errors
     /// What to write instead. The text itself is not repeated: it may hold a password.
-    pub fn parse(url: &str) -> Result<Self, &'static str> {
+    pub fn parse(url: &str) -> Result<Self, InvalidPlace> {
         const FORM: &str = "write redis://host:port, as in \"redis://127.0.0.1:6379\", or rediss:// for TLS";
+        const DATABASE: &str = "write redis://host:port/database, the database a number from 0 to 65535";
         const PORT: u16 = 6379;
         let (rest, encrypted) = match url.strip_prefix("rediss://") {
             Some(rest) => (rest, true),
-            None => (url.strip_prefix("redis://").ok_or(FORM)?, false),
+            None => (url.strip_prefix("redis://").ok_or(InvalidPlace::Form(FORM))?, false),
         };
         if rest.contains('@') {
-            return Err("leave user and password out of it; write `username` and `password_file`");
+            return Err(InvalidPlace::Form(
+                "leave user and password out of it; write `username` and `password_file`",
+            ));
         }
         let (place, database) = rest.split_once('/').unwrap_or((rest, ""));
         let database = match database {
             "" => 0,
-            number => number.parse().ok().filter(|number| (0..=65_535).contains(number)).ok_or(FORM)?,
+            number => parse_number::<u16>(number).ok_or(InvalidPlace::Form(DATABASE))?,
         };
-        let node = Node::parse_or(place, Some(PORT)).ok_or(FORM)?;
-        Ok(Self { node, database, encrypted })
+        let server = Server::parse(place).map_err(|cause| InvalidPlace::Server { form: FORM, cause })?;
+        let node = Node::new(&server.host, server.port.unwrap_or(PORT));
+        Ok(Self { node, database: database.into(), encrypted })
     }
 
     /// Whether it asks for TLS.
@@ -288,7 +283,12 @@ mod tests {
             "redis://a:0",
             "redis://a:99999",
             "redis://a/x",
+            "redis://a:+6379",
+            "redis://a:06379",
+            "redis://[junk]:6379",
             "redis://a/-1",
+            "redis://a/+1",
+            "redis://a/65536",
             "redis://a b",
             "http://a",
             "a:6379",
@@ -297,7 +297,7 @@ mod tests {
             "redis://user:hunter2@a:6379",
             "redissss://a",
         ] {
-            let refusal = Address::parse(wrong).unwrap_err();
+            let refusal = Address::parse(wrong).unwrap_err().to_string();
             assert!(!refusal.contains("hunter2"), "{wrong}");
         }
     }
@@ -307,8 +307,10 @@ mod tests {
         for text in ["10.0.0.5:26379", "redis.internal:1", "[::1]:7000"] {
             assert_eq!(Node::parse(text).map(|node| node.to_string()).as_deref(), Ok(text));
         }
-        for wrong in ["a", "a:", ":1", "a:0", "redis://a:1", "a:1/0", "me:hunter2@a:1", ""] {
-            assert!(!Node::parse(wrong).unwrap_err().contains("hunter2"), "{wrong}");
+        for wrong in
+            ["a", "a:", ":1", "a:0", "a:+1", "a:01", "[junk]:1", "redis://a:1", "a:1/0", "me:hunter2@a:1", ""]
+        {
+            assert!(!Node::parse(wrong).unwrap_err().to_string().contains("hunter2"), "{wrong}");
         }
     }
 
