@@ -23,7 +23,7 @@ use crate::tls;
 
 /// How long the end waits for work that cannot be interrupted.
 const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
-/// How often unused upstream connections are looked through.
+/// How often a worker looks after what no request does: see [`Gateway::sweep`].
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// How a gateway ends.
@@ -151,7 +151,7 @@ fn run(
     let records = Rc::new(records);
     let gateway = Gateway::new(shared, Rc::clone(&records), cells);
     runtime.block_on(work(orders, load, Rc::clone(&gateway), records, Rc::new(serving)));
-    gateway.hand_over_usage();
+    while gateway.hand_over_usage() {}
     // A name that hangs in its resolver must not keep the process from ending.
     runtime.shutdown_timeout(BLOCKED_AT_MOST);
 }
@@ -171,6 +171,9 @@ async fn work(
         loop {
             ticks.tick().await;
             swept.sweep();
+            while swept.hand_over_usage() {
+                tokio::task::yield_now().await;
+            }
         }
     });
     let mut draining = false;

@@ -148,20 +148,18 @@ impl Gateway {
         &self.cells
     }
 
-    /// Closes upstream connections that have been unused for too long, ends requests whose keys may no longer
-    /// do what they do, and hands on which keys were used. To be called once a second, within the worker's
-    /// runtime.
+    /// Closes upstream connections that have been unused for too long, and ends requests whose keys may no longer
+    /// do what they do. To be called once a second, within the worker's runtime.
     pub fn sweep(self: &Rc<Self>) {
         self.snapshot().pool().sweep();
         in_flight::sweep(self);
-        self.hand_over_usage();
     }
 
-    /// Hands on which keys were used since the last time. At the end of a worker, too: its last second counts.
-    pub fn hand_over_usage(&self) {
-        if let Some(api) = &self.api {
-            self.usage.hand_over(api.lifecycle().usage_log());
-        }
+    /// Hands on some of the keys that were used since the last time; tells whether there are more. At the end of a
+    /// worker, too: its last second counts.
+    #[must_use]
+    pub fn hand_over_usage(&self) -> bool {
+        self.api.as_ref().is_some_and(|api| self.usage.hand_over(api.lifecycle().usage_log()))
     }
 
     /// A route that matches, unless it is not served here. It still hides what lies beneath it: no other route gets

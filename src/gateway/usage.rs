@@ -34,6 +34,9 @@ const SEC_FETCH: [HeaderName; 2] =
 const MINUTE: u64 = 60_000;
 /// Notes that may wait for the next sweep, a second away at most. A thread with more has other worries.
 const NOTES: usize = 65_536;
+/// Notes that are handed over while requests wait: 0.1 ms. A thread whose keys do not all fit in its slots makes one for
+/// nearly every request.
+const AT_ONCE: usize = 256;
 
 /// What a thread makes of a key once, to use it on every request.
 #[derive(Debug)]
@@ -80,9 +83,12 @@ impl Noted {
 pub(super) struct UsageNotes(RefCell<Vec<Used>>);
 
 impl UsageNotes {
-    /// Gives them to whoever writes them down.
-    pub(super) fn hand_over(&self, log: &UsageLog) {
-        log.note(std::mem::take(&mut *self.0.borrow_mut()).into_iter());
+    /// Gives some of them to whoever writes them down; tells whether there are more.
+    pub(super) fn hand_over(&self, log: &UsageLog) -> bool {
+        let mut notes = self.0.borrow_mut();
+        let kept = notes.len().saturating_sub(AT_ONCE);
+        log.note(notes.drain(kept..));
+        !notes.is_empty()
     }
 }
 
@@ -147,6 +153,7 @@ fn report(api: &Api, holder: Holder, address: IpAddr, route: Option<&str>, excha
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::KeyId;
 
     #[test]
     fn a_key_is_noted_once_a_minute_for_each_route() {
@@ -157,5 +164,14 @@ mod tests {
         assert!(noted.is_new(minute(9), 130));
         assert!(!noted.is_new(minute(9), 130));
         assert!(noted.is_new(minute(10), 3), "a minute later");
+    }
+
+    #[test]
+    fn notes_are_handed_over_some_at_a_time_until_there_are_none() {
+        let (notes, log) = (UsageNotes::default(), UsageLog::default());
+        let usage = Usage { last_used_at: UnixMillis(17), scopes: ScopeSet::default() };
+        let used = |number| Used { key: KeyId::from_bytes([number; 16]), usage: usage.clone() };
+        notes.0.borrow_mut().extend((0..2 * AT_ONCE + 1).map(|number| used(number as u8)));
+        assert_eq!([(); 4].map(|()| notes.hand_over(&log)), [true, true, false, false]);
     }
 }
