@@ -10,7 +10,7 @@ use super::Outcome;
 use super::operator::{Begun, Failure, Session, unexpected};
 use crate::admin::{Command, KeyCommand, Reply};
 use crate::id::{KeyId, OrgId};
-use crate::lifecycle::{Imported, MovedKey};
+use crate::lifecycle::{Imported, Marks, MovedKey, Rehearsal};
 
 /// Keys that are handed over at once: what costs once for each batch, a sync to the disk, costs little for each key.
 const BATCH: usize = 4000;
@@ -50,7 +50,7 @@ pub(super) struct Import {
     /// Go on from this line, the first being 1
     #[arg(long, value_name = "N", default_value_t = 1)]
     from_line: u64,
-    /// Change nothing, and say what would happen; that two lines of the file collide shows only in earnest
+    /// Change nothing, and say what would happen
     #[arg(long)]
     dry_run: bool,
 }
@@ -85,7 +85,7 @@ struct Batch {
 
 pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Outcome, Failure> {
     let mut lines = Lines { input: open(&args.file)?, number: 0 };
-    let mut import = Importing { rehearsal: args.dry_run, ..Importing::default() };
+    let mut import = Importing { rehearsal: args.dry_run.then(Rehearsal::default), ..Importing::default() };
     let mut batch = Batch::default();
     while let Some((number, line)) = lines.next()? {
         import.tally.last_line = number;
@@ -178,12 +178,21 @@ fn parse(line: &[u8], org: Option<OrgId>) -> Result<Option<(MovedKey, usize)>, S
 /// An import on its way.
 #[derive(Default)]
 struct Importing {
-    rehearsal: bool,
+    /// Where nothing is to be changed: the lines so far.
+    rehearsal: Option<Rehearsal>,
     tally: Tally,
     /// Whether keys need a checksum to work.
     checksum_required: bool,
     /// Batches in the order of their lines.
-    under_way: VecDeque<(Vec<u64>, Begun)>,
+    under_way: VecDeque<UnderWay>,
+}
+
+/// A batch that was handed over.
+struct UnderWay {
+    numbers: Vec<u64>,
+    /// What a rehearsal knows of its keys; nothing in earnest.
+    marks: Vec<Marks>,
+    begun: Begun,
 }
 
 impl Importing {
@@ -194,20 +203,23 @@ impl Importing {
             return Ok(());
         }
         self.finish(UNDER_WAY - 1, session).await?;
-        let command = KeyCommand::Import { keys, rehearsal: self.rehearsal };
-        self.under_way.push_back((numbers, session.begin(Command::Keys(command))));
+        let rehearsal = self.rehearsal.as_ref();
+        let marks = rehearsal.map_or_else(Vec::new, |of| keys.iter().map(|key| of.marks(key)).collect());
+        let command = KeyCommand::Import { keys, rehearsal: rehearsal.is_some() };
+        self.under_way.push_back(UnderWay { numbers, marks, begun: session.begin(Command::Keys(command)) });
         Ok(())
     }
 
     /// Waits until no more than so many are under way.
     async fn finish(&mut self, left: usize, session: &mut Session<'_>) -> Result<(), Failure> {
         while self.under_way.len() > left {
-            let Some((numbers, begun)) = self.under_way.pop_front() else { break };
+            let Some(UnderWay { numbers, marks, begun }) = self.under_way.pop_front() else { break };
             let reply = begun.finish().await.map_err(|failure| stopped_at(&numbers, failure))?;
             let Reply::Imported { outcomes, checksum_required } = reply else { return Err(unexpected()) };
             self.checksum_required |= checksum_required;
+            let mut marks = marks.into_iter();
             for (number, outcome) in numbers.iter().zip(outcomes) {
-                match outcome {
+                match self.among_lines(*number, marks.next(), outcome) {
                     Imported::New => self.tally.imported += 1,
                     Imported::Present => self.tally.present += 1,
                     Imported::Refused { reason } => self.refuse(*number, &reason, session),
@@ -219,6 +231,14 @@ impl Importing {
             ));
         }
         Ok(())
+    }
+
+    /// What becomes of a line in view of those before it, where the store cannot tell.
+    fn among_lines(&mut self, number: u64, marks: Option<Marks>, outcome: Imported) -> Imported {
+        match (outcome, &mut self.rehearsal, marks) {
+            (Imported::New, Some(rehearsal), Some(marks)) => rehearsal.judge(number, marks),
+            (outcome, ..) => outcome,
+        }
     }
 
     fn refuse(&mut self, number: u64, reason: &str, session: &mut Session<'_>) {

@@ -1,6 +1,7 @@
 //! Moving keys in from elsewhere and out again, by their digests alone.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -116,7 +117,8 @@ impl Imported {
 
 impl Lifecycle {
     /// Moves keys in, each for itself; the outcomes are in their order. What is there already and the same is left
-    /// alone, so repeating it is safe. `rehearsal` changes nothing and tells what would happen.
+    /// alone, so repeating it is safe. `rehearsal` changes nothing and tells what would happen if each key were alone;
+    /// how they collide with each other is for a [`Rehearsal`](super::Rehearsal) to tell.
     ///
     /// # Errors
     /// When the store cannot answer: some of the keys may have been moved in then.
@@ -389,12 +391,20 @@ fn compare(moved: &MovedKey, record: &KeyRecord, there: &KeyRecord) -> Imported 
         ("note", record.note != there.note),
         ("allowed_addresses", record.allowed_addresses != there.allowed_addresses),
     ];
-    let differences: Vec<&str> =
-        differences.iter().filter(|(_, differs)| *differs).map(|(field, _)| *field).collect();
+    collision(&there.id, differences)
+}
+
+/// What to say of a key whose id or secret is that of one that came before it.
+pub(super) fn collision(
+    there: &dyn fmt::Display,
+    differences: impl IntoIterator<Item = (&'static str, bool)>,
+) -> Imported {
+    let differences = differences.into_iter().filter_map(|(field, differs)| differs.then_some(field));
+    let differences: Vec<&str> = differences.collect();
     if differences.is_empty() {
         return Imported::Present;
     }
-    Imported::refused(format!("there is {} already, and it differs in: {}", there.id, differences.join(", ")))
+    Imported::refused(format!("there is {there} already, and it differs in: {}", differences.join(", ")))
 }
 
 fn parse_last_four(text: Option<&str>) -> Result<String, FieldError> {

@@ -13,6 +13,7 @@ mod keys;
 mod migration;
 mod orgs;
 mod propagation;
+mod rehearsal;
 mod search;
 mod trail;
 mod trouble;
@@ -44,6 +45,7 @@ pub use self::keys::{KeyPage, Made, NewKey, OVERLAP, OVERLAP_AT_MOST, Patch, par
 pub use self::migration::{Migration, MigrationError, Moved, migrate};
 pub use self::orgs::{SignedUp, SignupSettings, parse_signup};
 pub use self::propagation::Changed;
+pub use self::rehearsal::{Marks, Rehearsal};
 pub use self::search::{FoundKeys, KeyFilter, Owned};
 pub use self::trail::{EventFilter, EventPage, Finding, Verdict};
 pub use self::trouble::{Trouble, TroubleSeen};

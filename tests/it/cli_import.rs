@@ -144,6 +144,8 @@ fn collisions_and_bad_lines_are_told_by_their_number_and_stop_nothing() {
             (line(&fresh(), "the last is taken too", &json!({})), None),
         ];
         let lines: Vec<&str> = cases.iter().map(|(line, _)| line.as_str()).collect();
+        let rehearsed =
+            desk.feed(&["keys", "import", "-", "--json", "--dry-run", "--org", &org], &lines.join("\n"));
         let ran = desk.feed(&["keys", "import", "-", "--json", "--org", &org], &lines.join("\n"));
         assert_eq!(ran.code, 1);
         let refused = cases.iter().filter(|(_, wrong)| wrong.is_some()).count() as u64;
@@ -155,6 +157,8 @@ fn collisions_and_bad_lines_are_told_by_their_number_and_stop_nothing() {
                 None => assert_eq!(said, None),
             }
         }
+        let told = ran.err.replace(&format!("there is {id} already"), "there is line 1 already");
+        assert_eq!((rehearsed.code, &rehearsed.out, rehearsed.err), (1, &ran.out, told));
         assert!(!ran.err.contains(&own[11..30]), "not even a secret that stands where its hash should");
         let lost = desk.feed(&["keys", "import", "-"], &line(&fresh(), "whose?", &json!({})));
         assert!(
@@ -162,6 +166,58 @@ fn collisions_and_bad_lines_are_told_by_their_number_and_stop_nothing() {
             "{lost:?}"
         );
     }
+}
+
+#[test]
+fn a_rehearsal_tells_of_lines_that_collide_what_the_import_tells_then() {
+    let desk = Desk::with(Way::Socket, "", NOWHERE);
+    let org = org(&desk);
+    let (own, old, id) =
+        (secret(Environment::Live), secret(Environment::Live), "key_01J9ZQ6T5N8XKD3V4WPYB7C2HM");
+    let fresh = || secret(Environment::Live);
+    let overlap = json!({ "old_secret": { "sha256": sha256(&old), "ends_at": "2999-01-01T00:00:00Z" } });
+    let told_all = json!({
+        "id": id, "created_at": "2024-01-01T00:00:00Z", "expires_at": "2999-01-01T00:00:00Z", "owner": "ops",
+        "note": "n", "allowed_addresses": ["192.0.2.1"], "disabled_at": "2025-01-01T00:00:00Z",
+    });
+    let with = |field: &str, value: Value| {
+        let mut fields = told_all.clone();
+        fields[field] = value;
+        line(&own, "first", &fields)
+    };
+    let mut lines = vec![
+        line(&fresh(), "rotated", &overlap),
+        line(&old, "rotated", &json!({})),
+        line(&own, "refused, so nobody's", &json!({ "scopes": [] })),
+        with("name", json!(" first ")),
+        with("allowed_addresses", json!(["192.0.2.1/32"])),
+        with("created_at", Value::Null),
+        with("disabled_at", Value::Null),
+        with("disabled_at", json!("2025-06-01T00:00:00Z")),
+        with("revoked_at", json!("2025-06-01T00:00:00Z")),
+        with("expires_at", Value::Null),
+        with("created_at", json!("2024-01-01T00:00:01Z")),
+        with("owner", Value::Null),
+        with("note", json!("m")),
+        with("scopes", json!(["jobs:read", "jobs:write"])),
+        with("environment", json!("test")),
+        with("id", Value::Null),
+        with("id", json!("key_01J9ZQ6T5N8XKD3V4WPYB7C2HN")),
+        line(&fresh(), "first", &told_all),
+    ];
+    // The next collide with one that was handed over long before.
+    lines.extend((0..8000).map(|n| line(&fresh(), &format!("key {n}"), &json!({}))));
+    lines.extend([with("name", json!("first")), with("name", json!("last")), lines[20].clone()]);
+    let import = |more: &[&str]| {
+        desk.feed(&[&["keys", "import", "-", "--json", "--org", &org], more].concat(), &lines.join("\n"))
+    };
+    let (rehearsed, ran) = (import(&["--dry-run"]), import(&[]));
+    assert_eq!(tally(&rehearsed), tally(&ran), "{rehearsed:?}");
+    assert_eq!(tally(&ran), [8002, 7, 12], "{ran:?}");
+    let keys = desk.done(&["keys", "list", "--json"]).json();
+    let rotated = keys.iter().find(|key| key["name"] == "rotated").unwrap()["id"].as_str().unwrap();
+    let told = ran.err.replace(id, "line 4").replace(rotated, "line 1");
+    assert_eq!(rehearsed.err, told);
 }
 
 #[test]
