@@ -15,7 +15,7 @@ use super::table::Column;
 use crate::admin::{AuditCommand, Command, Reply};
 use crate::audit::{Kind, Link, Trail};
 use crate::clock::{Clock, UnixMillis};
-use crate::id::OrgId;
+use crate::id::{KeyId, OrgId};
 use crate::lifecycle::{EventFilter, EventView, Verdict};
 
 /// Events asked for at a time.
@@ -178,10 +178,10 @@ async fn list(
 ) -> Result<Outcome, Failure> {
     const COLUMNS: [Column; 6] = [
         Column::new("TIME", 20, 9),
-        Column::new("TYPE", 18, 8),
-        Column::new("BY", 20, 6),
-        Column::new("FROM", 15, 2),
-        Column::new("TARGET", 30, 5),
+        Column::elastic("TYPE", 14, 18, 8),
+        Column::elastic("BY", 10, KeyId::LEN, 6),
+        Column::elastic("FROM", 15, 24, 2),
+        Column::new("TARGET", KeyId::LEN, 7),
         Column::new("NOW", 12, 3),
     ];
     let table = session.table(&COLUMNS)?;

@@ -266,7 +266,7 @@ async fn list(filter: Filter, session: &mut Session<'_>) -> Result<Outcome, Fail
         Column::new("STATUS", 8, 8),
         Column::new("CREATED", 20, 3),
         Column::new("LAST USED", 20, 5),
-        Column::new("OWNER", 12, 2),
+        Column::elastic("OWNER", 12, 24, 2),
         Column::new("NAME", 10, 6),
     ];
     let Filter { org, owner, environment, status, unused, older_than } = filter;

@@ -91,7 +91,7 @@ async fn list(session: &mut Session<'_>) -> Result<Outcome, Failure> {
         Column::new("ID", OrgId::LEN, 9),
         Column::new("STATUS", 9, 8),
         Column::new("CREATED", 20, 3),
-        Column::new("E-MAIL", 24, 4),
+        Column::elastic("E-MAIL", 24, 32, 4),
         Column::new("NAME", 10, 7),
     ];
     let table = session.table(&COLUMNS)?;

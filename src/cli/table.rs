@@ -3,23 +3,41 @@
 /// A column. `keep` orders them: where there is no room for all, those with the smallest go first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Column {
-    pub(super) title: &'static str,
-    pub(super) width: usize,
-    pub(super) keep: u8,
+    title: &'static str,
+    /// With less room it is not shown.
+    least: usize,
+    /// What its cells need at most. Where that is more than `least`, they are shortened rather than left out.
+    most: usize,
+    keep: u8,
 }
 
 impl Column {
+    /// One whose cells are as wide as this, and are never shortened. As the last it takes what room is left, and is
+    /// cut there.
     pub(super) const fn new(title: &'static str, width: usize, keep: u8) -> Self {
-        Self { title, width, keep }
+        Self { title, least: width, most: width, keep }
+    }
+
+    /// One whose cells lose their middle where they do not fit: an id's end tells more than the time it begins with.
+    pub(super) const fn elastic(title: &'static str, least: usize, most: usize, keep: u8) -> Self {
+        Self { title, least, most, keep }
+    }
+
+    const fn is_elastic(&self) -> bool {
+        self.most > self.least
     }
 }
 
 const GAP: &str = "  ";
+/// Columns that are kept from here on are what the table is for: better short than absent. Below, one is shown only
+/// where all that matters more is whole beside it.
+const ESSENTIAL: u8 = 5;
 
-/// The columns that are shown. The last one takes what room is left, and is cut there; no other is ever cut.
+/// The columns that are shown.
 #[derive(Debug)]
 pub(super) struct Table {
-    shown: Vec<usize>,
+    /// Their places among `columns`, each with the width that it has.
+    shown: Vec<(usize, usize)>,
     columns: &'static [Column],
     width: Option<usize>,
 }
@@ -27,14 +45,10 @@ pub(super) struct Table {
 impl Table {
     /// For a terminal of this width, or for a file, where everything is shown.
     pub(super) fn new(columns: &'static [Column], width: Option<usize>) -> Self {
-        let mut shown: Vec<usize> = (0..columns.len()).collect();
-        let needed =
-            |shown: &[usize]| shown.iter().map(|n| columns[*n].width + GAP.len()).sum::<usize>() - GAP.len();
-        while width.is_some_and(|width| shown.len() > 1 && needed(&shown) > width) {
-            let least = shown.iter().enumerate().min_by_key(|(_, n)| columns[**n].keep);
-            let Some((place, _)) = least else { break };
-            shown.remove(place);
-        }
+        let shown = match width {
+            None => columns.iter().map(|column| column.most).enumerate().collect(),
+            Some(width) => fit(columns, width),
+        };
         Self { shown, columns, width }
     }
 
@@ -46,15 +60,16 @@ impl Table {
     pub(super) fn row(&self, cells: &[&str]) -> String {
         let mut line = String::new();
         let mut used = 0;
-        for (place, n) in self.shown.iter().enumerate() {
-            let (cell, width) = (cells.get(*n).copied().unwrap_or_default(), self.columns[*n].width);
+        for (place, (n, width)) in self.shown.iter().enumerate() {
+            let (cell, column) = (cells.get(*n).copied().unwrap_or_default(), &self.columns[*n]);
             let last = place + 1 == self.shown.len();
-            match self.width {
-                Some(room) if last => line += &cut(cell, room.saturating_sub(used).max(width)),
-                _ if last => line += cell,
-                _ => line += &format!("{cell:<width$}{GAP}"),
-            }
-            used += cell.chars().count().max(width) + GAP.len();
+            let cell = match self.width {
+                Some(room) if last => cut(cell, room.saturating_sub(used).max(*width)),
+                Some(_) if column.is_elastic() => shorten(cell, *width),
+                _ => cell.to_owned(),
+            };
+            used += cell.chars().count().max(*width) + GAP.len();
+            line += &format!("{cell:<width$}{GAP}");
         }
         line.truncate(line.trim_end().len());
         line.push('\n');
@@ -62,11 +77,48 @@ impl Table {
     }
 }
 
+/// The columns that have a place within this width, each with the width that it gets.
+fn fit(columns: &[Column], width: usize) -> Vec<(usize, usize)> {
+    let mut by_keep: Vec<usize> = (0..columns.len()).collect();
+    by_keep.sort_by_key(|n| std::cmp::Reverse(columns[*n].keep));
+    let (mut shown, mut least, mut most) = (Vec::new(), 0, 0);
+    for n in by_keep {
+        let column = &columns[n];
+        let gap = if shown.is_empty() { 0 } else { GAP.len() };
+        let beside = if column.keep >= ESSENTIAL { least } else { most };
+        if beside + gap + column.least > width && !shown.is_empty() {
+            break;
+        }
+        shown.push((n, column.least));
+        (least, most) = (least + gap + column.least, most + gap + column.most);
+    }
+    // What is left goes to the one that matters least first: it is the one that is shortened most.
+    let mut left = width.saturating_sub(least);
+    for (n, granted) in shown.iter_mut().rev() {
+        let more = left.min(columns[*n].most - *granted);
+        *granted += more;
+        left -= more;
+    }
+    shown.sort_unstable();
+    shown
+}
+
 fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
     text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// Leaves out the middle.
+fn shorten(text: &str, width: usize) -> String {
+    let len = text.chars().count();
+    if len <= width {
+        return text.to_owned();
+    }
+    let head = width.saturating_sub(1) / 2;
+    let tail = width.saturating_sub(1) - head;
+    text.chars().take(head).chain(['…']).chain(text.chars().skip(len - tail)).collect()
 }
 
 #[cfg(test)]
@@ -86,5 +138,30 @@ mod tests {
         assert_eq!(row(Some(14)), "key_01  a lon…\n");
         assert_eq!(row(Some(3)), "key_01\n", "an id is never cut");
         assert_eq!(Table::new(&COLUMNS, Some(20)).head(), "ID      NAME\n");
+    }
+
+    #[test]
+    fn what_matters_is_shortened_before_it_is_left_out_and_is_whole_before_other_columns_come() {
+        const EVENTS: [Column; 4] = [
+            Column::elastic("TYPE", 6, 9, 8),
+            Column::elastic("BY", 6, 10, 6),
+            Column::new("TARGET", 6, 7),
+            Column::new("NOW", 3, 3),
+        ];
+        let row = |width| Table::new(&EVENTS, width).row(&["key.moved", "key_012345", "key_01", "a=b c=d"]);
+        for (width, shown) in [
+            (None, "key.moved  key_012345  key_01  a=b c=d\n"),
+            (Some(40), "key.moved  key_012345  key_01  a=b c=d\n"),
+            (Some(34), "key.moved  key_012345  key_01  a=…\n"),
+            (Some(33), "key.moved  key_012345  key_01\n"),
+            (Some(28), "key…oved  key_012345  key_01\n"),
+            (Some(24), "ke…ved  key…2345  key_01\n"),
+            (Some(22), "ke…ved  ke…345  key_01\n"),
+            (Some(21), "key.moved  key_01\n"),
+            (Some(14), "ke…ved  key_01\n"),
+            (Some(10), "key.moved\n"),
+        ] {
+            assert_eq!(row(width), shown, "{width:?}");
+        }
     }
 }

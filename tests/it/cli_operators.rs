@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 
 use crate::harness::desk::{Desk, Ran, Way, write_secret};
@@ -335,6 +337,59 @@ fn a_disabled_key_a_suspended_organisation_and_a_narrowed_key_are_so_at_once() {
     }
     desk.done(&["keys", "edit", &id, "--scopes", "billing:read"]);
     assert_eq!(status(), 403);
+}
+
+/// The lines that a command prints on a terminal of so many columns.
+fn on_terminal(desk: &Desk, columns: u16, arguments: &[&str]) -> Vec<String> {
+    let size = Winsize { ws_row: 50, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let own = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&own).and_then(|()| unlockpt(&own)).unwrap();
+    let theirs = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(ptsname(&own, Vec::new()).unwrap().to_str().unwrap());
+    let theirs = theirs.unwrap();
+    tcsetwinsize(&theirs, size).unwrap();
+    let mut running = keygate(desk.folder(), arguments).stdout(theirs).spawn().unwrap();
+    // Who reads from a terminal that nobody has open any more is told of an error.
+    let mut printed = Vec::new();
+    let _ = fs::File::from(own).read_to_end(&mut printed);
+    assert!(running.wait().unwrap().success(), "{arguments:?}");
+    String::from_utf8(printed).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn tables_keep_within_the_terminal_and_ids_are_whole() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let desk = Desk::with(Way::Socket, "", [&live.url(), &test.url()]);
+    let owner = "somebody.with.a.long.name@example.com";
+    let create = ["keys", "create", "--name", "a key with a name of some length", "--owner", owner, "--json"];
+    let (by_operator, secret) = made(&desk.done(&create));
+    let create = |by: &str, scopes: &str| {
+        let body = format!("{{\"name\":\"made by a key\",\"scopes\":[{scopes}]}}");
+        let call = Call::post("/v1/api_keys", body).field("content-type", "application/json").key(by);
+        fetch(desk.address(), &call)
+    };
+    let narrow = create(&secret, "\"jobs:read\",\"keys:manage\"").json();
+    let by_key = narrow["id"].as_str().unwrap();
+    // The event with the longest type.
+    assert_eq!(create(narrow["secret"].as_str().unwrap(), "\"jobs:write\"").status, 403);
+    for columns in [80, 100, 120, 140, 200] {
+        for arguments in [["audit", "list"], ["keys", "list"], ["orgs", "list"]] {
+            let lines = on_terminal(&desk, columns, &arguments);
+            let longest = lines.iter().map(|line| line.chars().count()).max().unwrap();
+            assert!(longest <= usize::from(columns), "{columns}: {lines:#?}");
+            if arguments[0] != "orgs" {
+                for id in [by_operator.as_str(), by_key] {
+                    assert!(lines.iter().any(|line| line.contains(id)), "{columns}: {lines:#?}");
+                }
+            }
+        }
+        let events = on_terminal(&desk, columns, &["audit", "list"]);
+        let made_by_key = events.iter().find(|line| line.contains("key.created") && line.contains(by_key));
+        let made_by_key = made_by_key.unwrap();
+        assert_eq!(made_by_key.contains(&by_operator), columns >= 100, "who did it, whole: {made_by_key}");
+    }
 }
 
 #[test]
