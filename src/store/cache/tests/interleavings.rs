@@ -114,6 +114,7 @@ impl<'b> Interleaving<'b> {
         }
         // Everything goes on to its end, and then the truth is told.
         self.bench.model.fail(false);
+        self.bench.model.spare(false);
         self.rejoin();
         self.bench.model.notice();
         self.bench.model.books().stepped = false;
@@ -166,9 +167,10 @@ impl<'b> Interleaving<'b> {
                 model.notice();
             }
             95..97 => {
-                let failing = self.random.bool();
-                self.tell(format_args!("failing {failing}"));
+                let (failing, spared) = (self.random.bool(), self.random.bool());
+                self.tell(format_args!("failing {failing}, spared {spared}"));
                 model.fail(failing);
+                model.spare(spared);
             }
             _ => {
                 let by = self.random.u64(1..80);

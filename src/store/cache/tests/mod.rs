@@ -152,6 +152,10 @@ impl Model {
         self.books().failing = failing;
     }
 
+    fn spare(&self, spared: bool) {
+        self.books().spared = spared;
+    }
+
     fn lookups(&self) -> usize {
         self.books().lookups
     }
@@ -496,13 +500,13 @@ fn a_store_that_is_spared_is_not_asked_and_nobody_waits() {
     let bench = Bench::new();
     let known = bench.model.make(1, 1);
     assert_eq!(bench.ask(known), "store");
-    bench.model.books().spared = true;
+    bench.model.spare(true);
     bench.advance(61);
     let before = bench.model.lookups();
     assert_eq!((bench.ask(known), bench.ask(digest_of(2))), ("stale", "unavailable"));
     bench.settle();
     assert_eq!(bench.model.lookups(), before);
-    bench.model.books().spared = false;
+    bench.model.spare(false);
     assert_eq!((bench.ask(known), bench.ask(digest_of(2))), ("store", "absent"));
 }
 
