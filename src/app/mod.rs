@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::api::Api;
@@ -88,18 +87,26 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store, binds the sockets, starts the threads. When it returns, connections are taken.
+    /// What a process does to be a gateway: watches its signals, opens the store, binds the sockets, starts the
+    /// threads. When it returns, connections are taken. SIGHUP is watched only where there is a `source` to read the
+    /// configuration from again.
     ///
     /// # Errors
     /// [`StartError`] says what to do; nothing is left running.
-    pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+    pub fn start(
+        config: Config,
+        source: Option<Source>,
+        clock: Clock,
+    ) -> Result<(Self, Signals), StartError> {
         let tools = KeyTools::new(&config.keys)?;
         let control = Control::start()?;
+        // Before there is a lease: who is told to end while it starts must give it up, or every change waits for it.
+        let signals = Signals::watch(&control, source)?;
         let store = open_store(&config.store, tools.sealer.clone(), control.handle())?;
-        Self::start_with(config, tools, control, store, clock)
+        Ok((Self::start_with(config, tools, control, store, clock)?, signals))
     }
 
-    /// The same with a store that is open already, and the control runtime that it was opened on.
+    /// The same without signals, with a store that is open already, and the control runtime that it was opened on.
     ///
     /// # Errors
     /// As [`App::start`].
@@ -260,21 +267,6 @@ impl App {
     /// Runs a future on the control runtime and waits for it. Not to be called from a runtime's own thread.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.control.handle().block_on(future)
-    }
-
-    /// From now on a signal is kept for [`App::run_until_signalled`] and does not kill the process: SIGHUP
-    /// only where there is a `source` to read the configuration from again.
-    ///
-    /// # Errors
-    /// When signals cannot be watched.
-    pub fn watch_signals(&self, source: Option<Source>) -> io::Result<Signals> {
-        let _entered = self.control.handle().enter();
-        let hangup = |source| signal(SignalKind::hangup()).map(|hangup| (hangup, source));
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            reload: source.map(hangup).transpose()?,
-        })
     }
 
     /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once. SIGHUP reloads.

@@ -1,11 +1,14 @@
 //! The signals that end a gateway, and the one that has it read its configuration again.
 
-use tokio::signal::unix::Signal;
+use std::io;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::control::Control;
 use crate::config::{Config, Mistakes};
 use crate::reload::Source;
 
-/// The signals that mean something to a gateway. Watched from before it says that it listens, and by one
+/// The signals that mean something to a gateway. Watched from before it is known to anyone, and by one
 /// watch for the first and the second: one that comes between two watches would be nobody's.
 pub struct Signals {
     pub(super) terminate: Signal,
@@ -26,6 +29,18 @@ pub(super) enum Asked {
 }
 
 impl Signals {
+    /// From now on a signal is kept for [`App::run_until_signalled`](super::App::run_until_signalled) and does not kill
+    /// the process.
+    pub(super) fn watch(control: &Control, source: Option<Source>) -> io::Result<Self> {
+        let _entered = control.handle().enter();
+        let hangup = |source| signal(SignalKind::hangup()).map(|hangup| (hangup, source));
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            reload: source.map(hangup).transpose()?,
+        })
+    }
+
     pub(super) async fn next(&mut self) -> Asked {
         let reload = async {
             match &mut self.reload {

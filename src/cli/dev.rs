@@ -64,14 +64,13 @@ pub(super) fn run(
         writeln!(err, "keygate: dev is for one's own machine: {} is not loopback", config.listener.listen)?;
         return Ok(Outcome::Refused);
     }
-    let app = match App::start(config, Clock::system()) {
-        Ok(app) => app,
+    let (app, signals) = match App::start(config, None, Clock::system()) {
+        Ok(started) => started,
         Err(error) => {
             writeln!(err, "keygate: {error}")?;
             return Ok(Outcome::Refused);
         }
     };
-    let signals = app.watch_signals(None)?;
     for demo in demos {
         app.block_on(async { demo.start() })?;
     }

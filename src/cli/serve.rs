@@ -48,14 +48,13 @@ pub(super) fn run(
     };
     let routes = config.routes.routes().len();
     let scheme = if config.tls.certificates.is_empty() { "http" } else { "https" };
-    let app = match App::start(config, Clock::system()) {
-        Ok(app) => app,
+    let (app, signals) = match App::start(config, Some(Box::new(read)), Clock::system()) {
+        Ok(started) => started,
         Err(error) => {
             writeln!(err, "keygate: {error}")?;
             return Ok(Outcome::Refused);
         }
     };
-    let signals = app.watch_signals(Some(Box::new(read)))?;
     // What was logged on the way here, a warning perhaps, stands before the line that says it is done.
     telemetry::flush_log();
     writeln!(err, "keygate: listening on {scheme}://{} with {routes} routes", app.address())?;

@@ -1,11 +1,14 @@
 //! Which gateways there are and how far each has come, as operators see it: metrics and `keygate store status`.
 
+use std::fs::File;
+use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, Mode, OFlags, mkfifoat, openat};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -223,13 +226,36 @@ fn a_process_gives_its_lease_up_when_it_is_told_to_end_and_not_when_it_is_killed
             .settings("[server]\nlisten = \"127.0.0.1:0\"\ndrain_delay = \"0s\"")
             .write(folder.path());
         let mut b = Process::serve(folder.path());
-        // Only then does a signal find it prepared.
-        b.address();
         eventually("it holds a lease", || listed(&a) == 2);
         b.signal(end);
         assert_eq!(b.wait().success(), end == Signal::TERM);
         assert_eq!((revoked_at(&a).as_str(), listed(&a)), (wanted, left));
     }
+}
+
+#[test]
+fn a_process_that_is_told_to_end_while_it_starts_gives_its_lease_up() {
+    let redis = RedisServer::start();
+    let a = start(on(&redis.url()));
+    let folder = tempfile::tempdir().unwrap();
+    on(&redis.url())
+        .settings("[server]\nlisten = \"127.0.0.1:0\"\ndrain_delay = \"0s\"")
+        .settings("[outbox]\nurl = \"http://127.0.0.1:1/news\"\nkey_file = \"outbox-key\"")
+        .write(folder.path());
+    // Its start comes no further than this file, which nobody has written yet.
+    let key = folder.path().join("outbox-key");
+    mkfifoat(CWD, &key, Mode::RUSR | Mode::WUSR).unwrap();
+    let mut b = Process::serve(folder.path());
+    eventually("it holds a lease", || listed(&a) == 2);
+    b.signal(Signal::TERM);
+    let mut opened = None;
+    eventually("it reads the file all the same", || {
+        opened = openat(CWD, &key, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
+        opened.is_some()
+    });
+    File::from(opened.unwrap()).write_all(b"a key of thirty-two bytes or more").unwrap();
+    assert!(b.wait().success());
+    assert_eq!((revoked_at(&a).as_str(), listed(&a)), ("confirmed=1/1", 1));
 }
 
 #[test]
