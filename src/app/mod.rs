@@ -87,7 +87,7 @@ pub struct App {
 }
 
 impl App {
-    /// What a process does to be a gateway: watches its signals, opens the store, binds the sockets, starts the
+    /// What a process does to be a gateway: opens the store, watches its signals, binds the sockets, starts the
     /// threads. When it returns, connections are taken. SIGHUP is watched only where there is a `source` to read the
     /// configuration from again.
     ///
@@ -100,9 +100,10 @@ impl App {
     ) -> Result<(Self, Signals), StartError> {
         let tools = KeyTools::new(&config.keys)?;
         let control = Control::start()?;
+        // It may take long where a file has to be mended, and can be ended at any moment.
+        let store = open_store(&config.store, tools.sealer.clone(), control.handle())?;
         // Before there is a lease: who is told to end while it starts must give it up, or every change waits for it.
         let signals = Signals::watch(&control, source)?;
-        let store = open_store(&config.store, tools.sealer.clone(), control.handle())?;
         Ok((Self::start_with(config, tools, control, store, clock)?, signals))
     }
 
