@@ -1,5 +1,7 @@
 //! Guesses by the thousand beside the traffic of others: that goes on as before, keys that are new here are
 //! still let in, and the store is asked no more than the budget allows.
+//!
+//! `KEYGATE_LONG=1 cargo test --test it flood -- --nocapture --test-threads 1` is the long form, 20 s of each.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -9,7 +11,7 @@ use crate::harness::metrics::{scrape, value};
 use crate::harness::traffic::{Outcome, at_rate, at_will, percentile, with_status};
 use crate::harness::{
     Call, Chaos, Gateway, RedisServer, TestKey, Transport, Upstream, Weather, eventually, fetch, guess,
-    lenient,
+    is_long, lenient,
 };
 
 /// Normal requests a second, and those with keys that are new here.
@@ -18,6 +20,11 @@ const COLD: u32 = 20;
 /// Where the three come from: no two of them are one network.
 const USERS: &str = "192.0.2.7";
 const NEWCOMERS: &str = "198.51.100.7";
+
+/// How long each kind of traffic goes on.
+fn span() -> Duration {
+    if is_long() { Duration::from_secs(20) } else { Duration::from_millis(1500) }
+}
 
 struct Scene {
     // First, so that it has ended before what it speaks with.
@@ -53,7 +60,7 @@ impl Scene {
         let gateway =
             Gateway::builder().api(live, test).settings(&settings).transport(Transport::Http1).start();
         let known: Vec<TestKey> = (0..20).map(|_| gateway.live_key()).collect();
-        let cold = (0..100).map(|_| gateway.live_key()).collect();
+        let cold = (0..COLD * span().as_secs_f64().ceil() as u32).map(|_| gateway.live_key()).collect();
         for key in &known {
             eventually("it is known", || {
                 fetch(gateway.address(), &request(&key.secret, USERS)).status == 200
@@ -113,21 +120,21 @@ fn mistyped() -> String {
 
 #[test]
 fn a_flood_of_guesses_changes_nothing_for_those_who_have_keys() {
-    const SPAN: Duration = Duration::from_millis(1500);
+    let span = span();
     let scene = Scene::start("");
-    let (alone, ..) = scene.traffic(SPAN, false, |_| ());
+    let (alone, ..) = scene.traffic(span, false, |_| ());
     let before = scene.lookups();
     let (beside_noise, _, noise) =
-        scene.traffic(SPAN, false, |to| at_will(to, SPAN, 4, |_| request(&mistyped(), "203.0.113.7")));
+        scene.traffic(span, false, |to| at_will(to, span, 4, |_| request(&mistyped(), "203.0.113.7")));
     let after_noise = scene.lookups();
     assert_eq!(with_status(&noise, 401), noise.len());
     assert_eq!(after_noise.asked, before.asked, "malformed keys are nobody's to look up");
 
     let (beside_flood, newcomers, flood) =
-        scene.traffic(SPAN, true, |to| at_will(to, SPAN, 4, |_| request(&guess(), "203.0.113.7")));
+        scene.traffic(span, true, |to| at_will(to, span, 4, |_| request(&guess(), "203.0.113.7")));
     let after = scene.lookups();
     println!(
-        "{NORMAL} requests/s: p99 {:.2?} alone, {:.2?} beside {} malformed keys, {:.2?} beside {} guesses in {SPAN:?}; \
+        "{NORMAL} requests/s: p99 {:.2?} alone, {:.2?} beside {} malformed keys, {:.2?} beside {} guesses in {span:?}; \
          the store was asked {} times; {} newcomers within {:.2?}",
         percentile(&alone, 99.0),
         percentile(&beside_noise, 99.0),
@@ -148,38 +155,48 @@ fn a_flood_of_guesses_changes_nothing_for_those_who_have_keys() {
     assert!(cached >= beside_flood.len() as f64, "normal traffic was looked up: {cached}");
     let asked = after.asked - after_noise.asked;
     assert!(asked <= (flood.len() + newcomers.len()) as f64, "{asked}");
-    // Beside as much work of another kind; how much that slows them is the machine's affair.
-    let [noise, flood] = [&beside_noise, &beside_flood].map(|outcomes| percentile(outcomes, 90.0));
-    assert!(flood < noise * 3 + lenient(Duration::from_millis(100)), "{flood:?}, {noise:?}");
+    assert_no_slower("guesses", &beside_flood, &beside_noise);
+}
+
+/// Holds normal traffic beside a flood against that beside as much work of another kind, malformed keys; how much those
+/// slow it is the machine's affair.
+#[track_caller]
+fn assert_no_slower(what: &str, beside_flood: &[Outcome], beside_noise: &[Outcome]) {
+    let [flood, noise] = [beside_flood, beside_noise].map(|outcomes| percentile(outcomes, 90.0));
+    assert!(flood < noise * 3 + lenient(Duration::from_millis(100)), "beside {what}: {flood:?}, {noise:?}");
 }
 
 #[test]
 fn guesses_get_their_share_of_a_slow_store_and_no_more() {
-    const SPAN: Duration = Duration::from_millis(1500);
     const NETWORKS: usize = 4;
     // An eighth of 16.
     const SHARE: usize = 2;
     /// Each way.
     const DELAY: Duration = Duration::from_millis(20);
+    const CONNECTIONS: usize = 8 * NETWORKS;
+    let span = span();
     let scene = Scene::start("max_lookups = 16");
+    let (beside_noise, ..) = scene
+        .traffic(span, false, |to| at_will(to, span, CONNECTIONS, |_| request(&mistyped(), "203.0.113.7")));
     scene.proxy.turn(Weather::Slow(DELAY));
     let before = scene.lookups();
-    let (normal, newcomers, flood) = scene.traffic(SPAN, true, |to| {
-        at_will(to, SPAN, 8 * NETWORKS, |n| request(&guess(), &format!("203.0.{}.7", n % NETWORKS)))
+    let (normal, newcomers, flood) = scene.traffic(span, true, |to| {
+        at_will(to, span, CONNECTIONS, |n| request(&guess(), &format!("203.0.{}.7", n % NETWORKS)))
     });
     scene.proxy.turn(Weather::Fair);
     let after = scene.lookups();
     let asked = after.asked - before.asked - newcomers.len() as f64;
     // Each of their places is taken again when the answer is there, and not before.
     let longest = flood.iter().map(|outcome| outcome.took).max().unwrap();
-    let rounds = (SPAN + longest).as_millis() / (2 * DELAY).as_millis() + 1;
+    let rounds = (span + longest).as_millis() / (2 * DELAY).as_millis() + 1;
     let budget = (SHARE * NETWORKS) as f64 * rounds as f64;
     println!(
-        "{} guesses from {NETWORKS} networks in {SPAN:?}: {} refused at once, {asked} lookups of at most {budget}; normal \
-         traffic p99 {:.2?}, newcomers within {:.2?}",
+        "{} guesses from {NETWORKS} networks in {span:?}: {} refused at once, {asked} lookups of at most {budget}; normal \
+         traffic p99 {:.2?}, {:.2?} beside malformed keys; newcomers within {:.2?}",
         flood.len(),
         with_status(&flood, 503),
         percentile(&normal, 99.0),
+        percentile(&beside_noise, 99.0),
         percentile(&newcomers, 100.0),
     );
     assert_eq!(with_status(&normal, 200), normal.len());
@@ -188,4 +205,5 @@ fn guesses_get_their_share_of_a_slow_store_and_no_more() {
     assert_eq!(with_status(&flood, 401) + with_status(&flood, 503), flood.len());
     assert!(asked <= budget, "{asked} lookups, {budget} allowed");
     assert!(after.cached - before.cached >= normal.len() as f64);
+    assert_no_slower("guesses that are refused", &normal, &beside_noise);
 }

@@ -5,7 +5,12 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::setpriority_process;
+
 use super::client::{Call, Wire};
+
+/// The lowest priority there is, of this thread alone (Linux).
+const LEAST: i32 = 19;
 
 /// What a request came to.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +43,8 @@ pub(crate) fn at_rate(
     })
 }
 
-/// Sends one after the other on each of `connections` for `span`.
+/// Sends one after the other on each of `connections` for `span`, with what others leave of the processors: on a machine
+/// of its own it would take nobody's place there.
 pub(crate) fn at_will(
     address: SocketAddr,
     span: Duration,
@@ -46,6 +52,7 @@ pub(crate) fn at_will(
     call: impl Fn(usize) -> Call + Sync,
 ) -> Vec<Outcome> {
     over(address, connections, |connection, wire, begun, outcomes| {
+        setpriority_process(None, LEAST).unwrap();
         for number in (connection..).step_by(connections) {
             let sent = Instant::now();
             if sent - begun >= span {
