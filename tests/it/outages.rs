@@ -339,7 +339,12 @@ fn out_of_memory() {
         let revoke = Call::new("DELETE", &format!("/v1/api_keys/{}", victim.id())).key(&scene.admin);
         let answer = fetch(scene.address, &revoke);
         assert_eq!(answer.status, 204, "what takes rights away needs no room: {}", answer.text());
-        assert_eq!(scene.status(&victim.secret), 401);
+        eventually("it is refused", || match scene.status(&victim.secret) {
+            401 => true,
+            // A busy machine may take longer than a lookup has.
+            503 => false,
+            other => panic!("a revoked key got {other}"),
+        });
     };
     endure("out of memory", Left::Lookups, begin, set("0"));
 }
