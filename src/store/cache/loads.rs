@@ -169,10 +169,11 @@ impl Load {
             let loaded_at = self.cache.clock.mono();
             let turns = self.cache.suspicion.turns();
             match self.cache.weigh(self.cache.store.lookup(self.digest).await) {
-                // Asked before somebody took its place, or answered after it was found to have one, it may be wrong.
-                Lookup::Absent if self.cache.suspicion.turns() != turns => {}
-                Lookup::Absent => return Outcome::Absent,
                 Lookup::Unavailable(fault) => return Outcome::Unavailable(fault),
+                // Asked before somebody took its place, or answered after it was found to have one, it may be wrong:
+                // whose word it is cannot be told.
+                _ if self.cache.suspicion.turns() != turns => {}
+                Lookup::Absent => return Outcome::Absent,
                 Lookup::Found(found) => {
                     // What was read before an event about it may be neither stored nor served.
                     let judgement = self.cache.fence.judge(stamp, &self.digest, found.org.id);

@@ -67,8 +67,8 @@ async fn follow(inner: &Inner) -> Result<Infallible, StoreFault> {
 /// The link is up from the first look that found everything in order.
 async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Result<Infallible, StoreFault> {
     loop {
-        let Verified { store, event, asked } = verify(inner, &mut connection).await?;
-        let mut assurance = Some(asked);
+        let Verified { store, event, asked, renewed } = verify(inner, &mut connection).await?;
+        let mut word = Some((asked, renewed));
         if inner.set_link_state(LinkState::Up) != LinkState::Up {
             let place = inner.connector.whereabouts();
             telemetry::log(&format!("the event link is up: Redis at {place}, store {store}"));
@@ -80,9 +80,13 @@ async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Resu
             if left < Duration::from_millis(1) {
                 break;
             }
-            // What had happened when Redis was asked must hold here before that says anything.
-            if assurance.is_some() && inner.ledger.position().last >= event {
-                assurance.take().into_iter().for_each(|asked| inner.ledger.assure(asked));
+            // What had happened when Redis was asked must hold here before that says anything: an answer of the server
+            // before it may still be on its way.
+            if inner.ledger.position().last >= event
+                && let Some((asked, renewed)) = word.take()
+            {
+                inner.ledger.assure(asked);
+                renewed.into_iter().for_each(|renewed| tenure::confirm(inner, renewed));
             }
             read(inner, &mut connection, &store, left).await?;
         }
@@ -96,6 +100,8 @@ struct Verified {
     event: Seq,
     /// When it was asked.
     asked: Instant,
+    /// When it was asked to renew the lease, which it did.
+    renewed: Option<Instant>,
 }
 
 /// Looks whether this is our store, and whether it still has what was applied; and renews the lease, which an old
@@ -125,7 +131,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     let store = inner.ledger.recognise(&reply.meta, 0).map_err(|stranger| inner.fault(stranger))?;
     if known.as_ref().is_some_and(|known| *known != store) {
         // Nothing that was asked before says anything about the store that has just been adopted.
-        return Ok(Verified { store, event: Seq::MAX, asked });
+        return Ok(Verified { store, event: Seq::MAX, asked, renewed: None });
     }
     if inner.link_state() != LinkState::Up {
         // Before everything may have to be looked up again: nobody is to be turned away then who has nothing else.
@@ -138,16 +144,16 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         _ if event - last > BACKLOG => inner.ledger.jump(&store, event, None),
         _ => {}
     }
-    renew(inner, connection).await?;
+    let renewed = renew(inner, connection).await?;
     count_replicas(inner, connection).await?;
-    Ok(Verified { store, event, asked })
+    Ok(Verified { store, event, asked, renewed })
 }
 
-/// Says that this gateway lives, and how far it has come.
-async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
+/// Says that this gateway lives, and how far it has come. Gives when it asked to, unless the lease was given up.
+async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<Option<Instant>, StoreFault> {
     let left = inner.left.lock().await;
     if *left {
-        return Ok(());
+        return Ok(None);
     }
     let names = &inner.names;
     let call = Call::new(&inner.scripts.renew, [names.gateways(), names.lease(&inner.gateway)])
@@ -160,9 +166,7 @@ async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<
     let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
     let leases = reply.text().map_err(|error| inner.fault(error))?.and_then(|text| text.parse().ok());
     inner.note_lease(Some(Renewal { asked, leases: leases.unwrap_or(1) }));
-    drop(left);
-    tenure::confirm(inner, asked);
-    Ok(())
+    Ok(Some(asked))
 }
 
 /// Whether there is anybody that a change should have reached before it counts as durable.

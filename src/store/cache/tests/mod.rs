@@ -761,6 +761,35 @@ fn what_a_store_says_that_may_have_been_replaced_counts_for_a_lease_and_makes_no
 }
 
 #[test]
+fn an_answer_under_way_when_a_suspicion_ends_is_nobodys_word() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    bench.model.cut_off(Duration::from_secs(1));
+    bench.model.revoke(digest);
+    bench.model.books().stepped = true;
+    LocalSet::new().block_on(&bench.runtime, async {
+        let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
+        let asked = tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await });
+        let turns = async || {
+            for _ in 0..5 {
+                yield_now().await;
+            }
+        };
+        turns().await;
+        bench.model.step(0);
+        turns().await;
+        {
+            // The old server has answered. Another is the store, whose events are yet to come.
+            let mut books = bench.model.books();
+            (books.past, books.stepped) = (None, false);
+            books.sinks.iter().for_each(|sink| sink.suspect(None));
+        }
+        bench.model.step(0);
+        assert_eq!(asked.await.unwrap(), "dead");
+    });
+}
+
+#[test]
 fn a_store_that_is_suspected_no_more_is_believed_in_what_it_said() {
     let bench = Bench::new();
     let digest = bench.model.make(1, 1);
