@@ -16,14 +16,13 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keygate::key::{Environment, KeyFormat, Prefix};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::harness::traffic::{Outcome, at_rate, at_will, percentile, with_status};
 use crate::harness::{
     Call, Chaos, Gateway, Process, RedisServer, TestKey, Upstream, Weather, create_key, eventually, fetch,
-    is_long, lenient,
+    guess, is_long, lenient,
 };
 
 const CONNECTIONS: usize = 4;
@@ -150,8 +149,7 @@ impl Scene {
 
 /// Keys that nobody has made.
 fn guesses(count: usize) -> Vec<String> {
-    let format = KeyFormat::new(&Prefix::default(), false);
-    (0..count).map(|_| format.mint(Environment::Live).unwrap().expose().to_owned()).collect()
+    (0..count).map(|_| guess()).collect()
 }
 
 fn request(secret: &str) -> Call {
