@@ -353,6 +353,12 @@ impl Bench {
         self.runtime.block_on(ask(&self.thread, digest, &self.clock, 1))
     }
 
+    /// The same in a task of its own, on the local set that is there.
+    fn begin(&self, digest: Digest) -> JoinHandle<&'static str> {
+        let (thread, clock) = (Rc::clone(&self.thread), self.clock.clone());
+        tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await })
+    }
+
     /// Lets everything go on that can.
     fn settle(&self) {
         self.runtime.block_on(async {
@@ -364,6 +370,13 @@ impl Bench {
 
     fn advance(&self, seconds: u64) {
         self.shift.advance(Duration::from_secs(seconds));
+    }
+}
+
+/// Lets the tasks of a local set go on as far as they come.
+async fn turns() {
+    for _ in 0..5 {
+        yield_now().await;
     }
 }
 
@@ -570,13 +583,9 @@ fn waiters_share_a_load_and_outlive_who_began_it() {
     bench.model.books().stepped = true;
     let local = LocalSet::new();
     local.block_on(&bench.runtime, async {
-        let begin = || {
-            let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
-            tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await })
-        };
-        let first = begin();
+        let first = bench.begin(digest);
         yield_now().await;
-        let others: Vec<JoinHandle<&str>> = (0..5).map(|_| begin()).collect();
+        let others: Vec<JoinHandle<&str>> = (0..5).map(|_| bench.begin(digest)).collect();
         yield_now().await;
         first.abort();
         for _ in 0..2 {
@@ -599,21 +608,12 @@ fn who_waited_for_a_load_that_failed_tries_once_more() {
     bench.model.books().stepped = true;
     bench.model.fail(true);
     LocalSet::new().block_on(&bench.runtime, async {
-        let begin = || {
-            let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
-            tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await })
-        };
-        let turns = async || {
-            for _ in 0..5 {
-                yield_now().await;
-            }
-        };
-        let first = begin();
+        let first = bench.begin(digest);
         turns().await;
         bench.model.step(0);
         turns().await;
         bench.model.fail(false);
-        let second = begin();
+        let second = bench.begin(digest);
         turns().await;
         bench.model.books().stepped = false;
         bench.model.step(0);
@@ -631,13 +631,7 @@ fn a_known_key_whose_lookup_failed_before_the_store_came_back_is_looked_up_again
     bench.model.books().stepped = true;
     bench.model.fail(true);
     LocalSet::new().block_on(&bench.runtime, async {
-        let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
-        let asked = tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await });
-        let turns = async || {
-            for _ in 0..5 {
-                yield_now().await;
-            }
-        };
+        let asked = bench.begin(digest);
         turns().await;
         bench.model.step(0);
         turns().await;
@@ -768,13 +762,7 @@ fn an_answer_under_way_when_a_suspicion_ends_is_nobodys_word() {
     bench.model.revoke(digest);
     bench.model.books().stepped = true;
     LocalSet::new().block_on(&bench.runtime, async {
-        let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
-        let asked = tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await });
-        let turns = async || {
-            for _ in 0..5 {
-                yield_now().await;
-            }
-        };
+        let asked = bench.begin(digest);
         turns().await;
         bench.model.step(0);
         turns().await;
