@@ -2,10 +2,10 @@
 //!
 //! # Life of a request
 //!
-//! A connection is accepted by the [`listener`], which has a place for it or closes it, and goes to the least
-//! loaded [`worker`]. There a [`connection`] makes the [`tls`] handshake where there is one, finds out which
+//! A connection is accepted by the [`downstream::listener`], which has a place for it or closes it, and goes to the least
+//! loaded [`downstream::worker`]. There a [`downstream::connection`] makes the [`downstream::tls`] handshake where there is one, finds out which
 //! HTTP the client speaks, and runs hyper over the socket and a watchdog over both; on HTTP/2 every stream is
-//! a task ([`http2`]). Each request then passes the stages of the [`gateway`], all of them in one function,
+//! a task ([`downstream::http2`]). Each request then passes the stages of the [`gateway`], all of them in one function,
 //! [`gateway::handle`]:
 //!
 //! | stage | takes | makes | refuses with |
@@ -15,43 +15,26 @@
 //! | authenticate | its Authorization field | the holder of a key, through the [`store::cache`] | 401, 403, 503 |
 //! | authorize | holder and route | a permit | 404, 403 |
 //! | forward | a permit | the answer of an [`upstream`] | 413, 502, 504 |
-//! | respond | an answer or a [`Rejection`](rejection::Rejection) | bytes, and one record in [`telemetry`] | |
+//! | respond | an answer or a [`Rejection`](vocabulary::rejection::Rejection) | bytes, and one record in [`telemetry`] | |
 //!
 //! # Layers
 //!
-//! Imports point one way, and a test keeps it so: [`audit`], [`clock`], [`id`], [`key`], [`network`],
-//! [`rejection`] are vocabulary without I/O; above them [`store`], [`upstream`], [`metrics`], [`telemetry`];
-//! then [`gateway`], [`api`], [`lifecycle`], [`admin`], [`ops`], [`outbox`]; then the sockets; [`app`] puts
-//! everything together from a [`config`], [`reload`] says what of that may change while it runs, and [`cli`] is
-//! what a person meets.
+//! Imports point one way, and a test keeps it so: [`vocabulary`] is without I/O; above it [`store`], [`upstream`],
+//! [`telemetry`]; then [`gateway`], [`api`], [`lifecycle`], [`operators`]; then the sockets of [`downstream`];
+//! [`app`] puts everything together from a [`config`] and says what of that may change while it runs, and [`cli`]
+//! is what a person meets.
 
-pub mod admin;
 pub mod api;
 pub mod app;
-pub mod audit;
 pub mod cli;
-pub mod clock;
 pub mod config;
-pub mod connection;
-pub mod connection_limit;
-pub mod demo;
+pub mod downstream;
 pub mod gateway;
-pub mod http2;
-pub mod id;
-pub mod key;
 pub mod lifecycle;
-pub mod listener;
-pub mod metrics;
-pub mod network;
-pub mod ops;
-pub mod outbox;
+pub mod operators;
 pub mod pem;
-pub mod preface;
-pub mod rejection;
-pub mod reload;
 pub mod secret_file;
 pub mod store;
 pub mod telemetry;
-pub mod tls;
 pub mod upstream;
-pub mod worker;
+pub mod vocabulary;

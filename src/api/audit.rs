@@ -2,10 +2,10 @@
 
 use super::query::{Cursor, Query};
 use super::{Answer, Call, List, refuse};
-use crate::audit::{Kind, Trail};
-use crate::key::Environment;
 use crate::lifecycle::{EventFilter, EventPage, Lifecycle, LifecycleError};
-use crate::rejection::Rejection;
+use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::rejection::Rejection;
 
 pub(super) async fn list(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
     let mut query = Query::parse(call.query.as_deref());

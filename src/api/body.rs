@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::Value;
 
-use crate::clock::UnixMillis;
-use crate::key::scope::{Scope, ScopeSet};
 use crate::lifecycle::parse_network;
-use crate::rejection::{FieldError, Rejection};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::scope::{Scope, ScopeSet};
+use crate::vocabulary::rejection::{FieldError, Rejection};
 
 /// An unknown field's name is repeated in the answer as far as this, in characters.
 const SHOWN: usize = 64;

@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 use super::body::{Body, networks, nullable_text, nullable_time, scopes, seconds, text};
 use super::query::{Cursor, Query};
 use super::{Answer, Call, List, Shown, refuse};
-use crate::id::KeyId;
-use crate::key::record::KeyRecord;
-use crate::key::{ApiKey, Environment};
 use crate::lifecycle::{
     Changed, Holder, Keep, KeyPage, KeyView, Lifecycle, LifecycleError, Made, NewKey, OVERLAP, Outcome, Patch,
 };
-use crate::rejection::{NotFound, Rejection};
+use crate::vocabulary::id::KeyId;
+use crate::vocabulary::key::record::KeyRecord;
+use crate::vocabulary::key::{ApiKey, Environment};
+use crate::vocabulary::rejection::{NotFound, Rejection};
 
 /// A key with its secret: the one answer that shows it.
 #[derive(Serialize)]

@@ -20,12 +20,14 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
-use crate::id::RequestId;
-use crate::key::PresentedKey;
 use crate::lifecycle::{Asker, By, Escalation, Holder, Idempotency, Lifecycle, LifecycleError};
-use crate::rejection::{Conflict, FieldError, Forbidden, NotFound, Rejection, Unauthenticated, Unavailable};
 use crate::store::Propagation;
 use crate::telemetry;
+use crate::vocabulary::id::RequestId;
+use crate::vocabulary::key::PresentedKey;
+use crate::vocabulary::rejection::{
+    Conflict, FieldError, Forbidden, NotFound, Rejection, Unauthenticated, Unavailable,
+};
 
 /// What there is to call, as OpenAPI 3.1. A test holds it against the policy that is shipped, and every answer that
 /// the tests get against it.
@@ -268,7 +270,7 @@ fn internal(error: &dyn std::error::Error) -> Rejection {
 struct Shown(Zeroizing<String>);
 
 impl Shown {
-    fn new(secret: &crate::key::ApiKey) -> Self {
+    fn new(secret: &crate::vocabulary::key::ApiKey) -> Self {
         Self(Zeroizing::new(secret.expose().to_owned()))
     }
 }

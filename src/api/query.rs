@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use crate::clock::UnixMillis;
-use crate::id::KeyId;
-use crate::rejection::{FieldError, Rejection};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::KeyId;
+use crate::vocabulary::rejection::{FieldError, Rejection};
 
 /// How many of a list are given where the query does not say.
 const LIMIT: usize = 20;
@@ -110,8 +110,8 @@ fn hexadecimal(text: &str, digits: usize) -> Option<u128> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::UnixMillis;
-    use crate::id::IdSource;
+    use crate::vocabulary::clock::UnixMillis;
+    use crate::vocabulary::id::IdSource;
 
     #[test]
     fn a_cursor_leads_back_to_its_place_and_nothing_else_is_one() {

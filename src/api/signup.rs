@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use super::body::{Body, text};
 use super::{Answer, Call, Shown, refuse};
-use crate::id::OrgId;
 use crate::lifecycle::{Lifecycle, parse_signup};
-use crate::rejection::{NotFound, Rejection};
+use crate::vocabulary::id::OrgId;
+use crate::vocabulary::rejection::{NotFound, Rejection};
 
 #[derive(Serialize)]
 struct SignedUp {

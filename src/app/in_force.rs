@@ -3,18 +3,18 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::clock::UnixMillis;
+use crate::downstream::tls;
+use crate::downstream::worker::Serving;
 use crate::gateway::Plan;
 use crate::lifecycle::{Lifecycle, Trouble};
-use crate::metrics::{Reloads, State};
-use crate::outbox::Backlog;
+use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::keeper::LinkState;
 use crate::telemetry::RecordWriter;
-use crate::tls;
+use crate::telemetry::metrics::{Reloads, State};
 use crate::upstream::health::Health;
-use crate::worker::Serving;
+use crate::vocabulary::clock::UnixMillis;
 
 /// What a reload replaces, as metrics tell of it.
 #[derive(Debug)]

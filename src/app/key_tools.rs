@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::audit::Chain;
 use crate::config::KeySettings;
-use crate::key::record::Sealer;
-use crate::key::{Digester, KeyFormat, Pepper};
 use crate::lifecycle::{self, SignupSettings};
 use crate::secret_file::{self, SecretFileError};
+use crate::vocabulary::audit::Chain;
+use crate::vocabulary::key::record::Sealer;
+use crate::vocabulary::key::{Digester, KeyFormat, Pepper};
 
 /// Why a secret of the installation cannot be had.
 #[derive(Debug, Error)]

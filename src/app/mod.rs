@@ -3,6 +3,7 @@
 mod control;
 mod in_force;
 mod key_tools;
+pub mod reload;
 mod signals;
 mod store;
 
@@ -18,23 +19,25 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::api::Api;
-use crate::clock::Clock;
+use crate::app::reload::{Fixed, Refused, Source};
 use crate::config::{Config, Mistakes};
+use crate::downstream::connection;
+use crate::downstream::listener::{self, Listener};
+use crate::downstream::tls;
+use crate::downstream::worker::{DrainSettings, Serving, Worker};
 use crate::gateway::{Plan, Shared};
 use crate::lifecycle::Lifecycle;
-use crate::listener::{self, Listener};
-use crate::metrics::{MeasuredStore, Metrics, Reloads};
-use crate::ops::{self, Readiness, Told};
-use crate::outbox::{self, Backlog};
-use crate::reload::{Fixed, Refused, Source};
+use crate::operators::admin;
+use crate::operators::ops::{self, Readiness, Told};
+use crate::operators::outbox::{self, Backlog};
 use crate::store::cache::ReadThrough;
 use crate::store::events::EventSink;
 use crate::store::keeper::LinkState;
 use crate::store::{Role, Store};
+use crate::telemetry::metrics::{MeasuredStore, Metrics, Reloads};
 use crate::telemetry::{self, RecordWriter};
 use crate::upstream::health::Health;
-use crate::worker::{DrainSettings, Serving, Worker};
-use crate::{admin, connection, tls};
+use crate::vocabulary::clock::Clock;
 
 use in_force::{InForce, lock, state};
 use key_tools::read_secret;

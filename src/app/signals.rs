@@ -5,8 +5,8 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::control::Control;
+use crate::app::reload::Source;
 use crate::config::{Config, Mistakes};
-use crate::reload::Source;
 
 /// The signals that mean something to a gateway. Watched from before it is known to anyone, and by one
 /// watch for the first and the second: one that comes between two watches would be nobody's.

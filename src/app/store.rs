@@ -10,13 +10,13 @@ use tokio::sync::mpsc;
 
 use super::control::BLOCKED_AT_MOST;
 use crate::config::StoreSettings;
-use crate::id::KeyId;
-use crate::key::record::Sealer;
 use crate::lifecycle::{By, Lifecycle, LifecycleError};
 use crate::store::embedded::{self, Embedded};
 use crate::store::redis::{self, Redis};
 use crate::store::{LEASE, Store, StoreFault};
 use crate::telemetry;
+use crate::vocabulary::id::KeyId;
+use crate::vocabulary::key::record::Sealer;
 
 /// Why there is no store.
 #[derive(Debug, Error)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use super::Outcome;
-use crate::admin::{NewToken, TokenName};
-use crate::clock::Clock;
+use crate::operators::admin::{NewToken, TokenName};
+use crate::vocabulary::clock::Clock;
 
 /// Make tokens for the admin API over TCP
 #[derive(Debug, clap::Args)]

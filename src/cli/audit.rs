@@ -12,11 +12,11 @@ use super::Outcome;
 use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::orgs::{next_orgs, the_org};
 use super::table::Column;
-use crate::admin::{AuditCommand, Command, Reply};
-use crate::audit::{Kind, Link, Trail};
-use crate::clock::{Clock, UnixMillis};
-use crate::id::{KeyId, OrgId};
 use crate::lifecycle::{EventFilter, EventView, Verdict};
+use crate::operators::admin::{AuditCommand, Command, Reply};
+use crate::vocabulary::audit::{Kind, Link, Trail};
+use crate::vocabulary::clock::{Clock, UnixMillis};
+use crate::vocabulary::id::{KeyId, OrgId};
 
 /// Events asked for at a time.
 const PAGE: usize = 500;
@@ -85,7 +85,7 @@ enum Orgs {
     One(OrgId),
 }
 
-fn parse_org(text: &str) -> Result<Orgs, crate::id::InvalidId> {
+fn parse_org(text: &str) -> Result<Orgs, crate::vocabulary::id::InvalidId> {
     if text == "all" { Ok(Orgs::All) } else { OrgId::parse(text).map(Orgs::One) }
 }
 

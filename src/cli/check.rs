@@ -6,16 +6,16 @@ use std::path::PathBuf;
 
 use super::{Outcome, RoleArg, refuse};
 use crate::app::KeyTools;
-use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, StoreSettings};
+use crate::downstream::tls::{Acceptor, Certificate, LoadErrors};
 use crate::gateway::route::{Access, Route};
-use crate::key::Environment;
 use crate::store::Role;
 use crate::store::embedded;
 use crate::store::finding::Finding;
 use crate::store::redis::{self, Redis};
-use crate::tls::{Acceptor, Certificate, LoadErrors};
 use crate::upstream::{Endpoint, Settings};
+use crate::vocabulary::clock::{Clock, UnixMillis};
+use crate::vocabulary::key::Environment;
 
 /// Show every mistake in a configuration and its policy, or a summary if there is none
 #[derive(Debug, clap::Args)]

@@ -8,17 +8,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::demo;
 use super::{Outcome, refuse};
 use crate::app::App;
-use crate::clock::Clock;
 use crate::config::{Config, DEFAULT_POLICY};
-use crate::demo;
-use crate::id::OrgId;
-use crate::key::scope::{Scope, ScopeSet};
-use crate::key::{ApiKey, Environment};
+use crate::downstream::worker::DrainSettings;
 use crate::lifecycle::{By, Lifecycle, LifecycleError, NewKey};
-use crate::network::parse_address;
-use crate::worker::DrainSettings;
+use crate::vocabulary::clock::Clock;
+use crate::vocabulary::id::OrgId;
+use crate::vocabulary::key::scope::{Scope, ScopeSet};
+use crate::vocabulary::key::{ApiKey, Environment};
+use crate::vocabulary::network::parse_address;
 
 /// Try keygate: a gateway with demo upstreams, fresh keys and the shipped policy
 #[derive(Debug, clap::Args)]

@@ -13,14 +13,14 @@ use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::orgs::only_org;
 use super::table::Column;
 use super::{Outcome, transfer};
-use crate::admin::{Command, KeyCommand, Reply, Secret};
-use crate::clock::{Clock, UnixMillis};
-use crate::id::{KeyId, OrgId};
-use crate::key::record::Status;
-use crate::key::scope::Scope;
-use crate::key::{Digest, Environment};
 use crate::lifecycle::{KeyFilter, KeyView, NewKey, OVERLAP, Patch, parse_network};
+use crate::operators::admin::{Command, KeyCommand, Reply, Secret};
 use crate::secret_file;
+use crate::vocabulary::clock::{Clock, UnixMillis};
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::record::Status;
+use crate::vocabulary::key::scope::Scope;
+use crate::vocabulary::key::{Digest, Environment};
 
 /// Keys asked for at a time when all are listed.
 const PAGE: usize = 500;

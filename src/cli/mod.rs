@@ -7,6 +7,7 @@ mod admin;
 mod audit;
 mod check;
 mod completions;
+mod demo;
 mod dev;
 mod init;
 mod keys;

@@ -19,16 +19,16 @@ use tokio::task::JoinHandle;
 
 use super::table::{Column, Table};
 use super::{Outcome, load};
-use crate::admin::{self, ClientError, Command, Order, Reply, Secret, Way};
 use crate::app::{KeyTools, StoreError, open_store};
-use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
-use crate::key::record::Sealer;
 use crate::lifecycle::{By, Lifecycle};
-use crate::network::Server;
+use crate::operators::admin::{self, ClientError, Command, Order, Reply, Secret, Way};
 use crate::secret_file;
 use crate::store::Store;
 use crate::store::embedded::OpenError;
+use crate::vocabulary::clock::Clock;
+use crate::vocabulary::key::record::Sealer;
+use crate::vocabulary::network::Server;
 
 /// Where the token for `--admin-url` is looked for if no file is named.
 const TOKEN_VARIABLE: &str = "KEYGATE_ADMIN_TOKEN";

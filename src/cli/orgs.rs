@@ -7,9 +7,9 @@ use clap::Subcommand;
 use super::Outcome;
 use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::table::Column;
-use crate::admin::{Command, OrgCommand, Reply, StoreCommand};
-use crate::id::OrgId;
 use crate::lifecycle::OrgView;
+use crate::operators::admin::{Command, OrgCommand, Reply, StoreCommand};
+use crate::vocabulary::id::OrgId;
 
 /// Organisations asked for at a time when all are listed.
 const PAGE: usize = 500;

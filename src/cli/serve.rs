@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use super::{Outcome, RoleArg, refuse};
 use crate::app::App;
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::store::Role;
 use crate::telemetry;
+use crate::vocabulary::clock::Clock;
 
 /// Run the gateway until SIGTERM or Ctrl-C
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::operator::{Act, Failure, Session, unexpected};
 use super::{Outcome, migrate};
-use crate::admin::{Command, Reply, StoreCommand};
+use crate::operators::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Lease, Status};
 
 /// See what state the store is in, accept it after a loss, move it

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::Outcome;
 use super::operator::{Begun, Failure, Session, unexpected};
-use crate::admin::{Command, KeyCommand, Reply};
-use crate::id::{KeyId, OrgId};
 use crate::lifecycle::{Imported, Marks, MovedKey, Rehearsal};
+use crate::operators::admin::{Command, KeyCommand, Reply};
+use crate::vocabulary::id::{KeyId, OrgId};
 
 /// Keys that are handed over at once: what costs once for each batch, a sync to the disk, costs little for each key.
 const BATCH: usize = 4000;

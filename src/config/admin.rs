@@ -5,7 +5,7 @@ use std::path::Path;
 use super::section::Section;
 use super::server::{BEHIND_TLS, is_loopback, plaintext};
 use super::value::{address_or_off, parsed, text};
-use crate::admin::{Host, RemoteSettings, Settings};
+use crate::operators::admin::{Host, RemoteSettings, Settings};
 
 pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Settings {
     let socket = section.optional("socket", text).map(|path| folder.join(path));

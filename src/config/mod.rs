@@ -30,15 +30,21 @@ use self::mistake::{Document, Report};
 use self::policy::Policy;
 use self::section::Section;
 use self::value::{CENTURY, DAY, INSTANT, address_or_off, choice, count, duration, flag, parsed, text};
+use crate::downstream::connection;
+use crate::downstream::listener;
+use crate::downstream::tls;
+use crate::downstream::worker::DrainSettings;
+use crate::gateway;
 use crate::gateway::route::RouteTable;
-use crate::key::Prefix;
-use crate::key::scope::ScopeSet;
 use crate::lifecycle::{RetentionSettings, SignupSettings};
+use crate::operators::ops;
+use crate::operators::outbox;
 use crate::store::cache::OnPartition;
 use crate::store::{Role, cache, embedded, redis};
 use crate::telemetry::RequestLog;
-use crate::worker::DrainSettings;
-use crate::{connection, gateway, listener, ops, outbox, tls, upstream};
+use crate::upstream;
+use crate::vocabulary::key::Prefix;
+use crate::vocabulary::key::scope::ScopeSet;
 
 /// What `keygate init` writes as `keygate.toml`: every key with its default.
 pub const DEFAULT_CONFIGURATION: &str = include_str!("../../config/keygate.toml");
@@ -66,7 +72,7 @@ pub struct Config {
     /// `None` where nobody is told of new organisations.
     pub outbox: Option<outbox::Settings>,
     pub retention: RetentionSettings,
-    pub admin: crate::admin::Settings,
+    pub admin: crate::operators::admin::Settings,
     pub ops: ops::Settings,
     pub request_log: RequestLog,
     pub drain: DrainSettings,
@@ -129,7 +135,7 @@ impl Config {
             (Role::Full, _) => Ok(Self { role, ..self }),
             (Role::Proxy, StoreSettings::Redis(_)) => Ok(Self {
                 role,
-                admin: crate::admin::Settings::default(),
+                admin: crate::operators::admin::Settings::default(),
                 outbox: None,
                 keys: KeySettings { audit_key_file: None, ..self.keys },
                 ..self

@@ -10,9 +10,9 @@ use super::server::BODY;
 use super::value::{choice, flag, only_true, parsed, size, text};
 use crate::api::Operation;
 use crate::gateway::route::{Access, Conflict, Pattern, Route, RouteTable, Target};
-use crate::key::Environment;
-use crate::key::scope::{Scope, ScopeSet};
 use crate::upstream::UpstreamId;
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::scope::{Scope, ScopeSet};
 
 pub(super) struct Policy {
     pub(super) routes: RouteTable,

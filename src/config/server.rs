@@ -10,9 +10,12 @@ use ipnet::IpNet;
 use super::file::Value;
 use super::section::Section;
 use super::value::{DAY, INSTANT, address, count, duration, parsed, size, text};
+use crate::downstream::connection;
+use crate::downstream::listener;
+use crate::downstream::tls;
+use crate::downstream::worker::DrainSettings;
+use crate::gateway;
 use crate::gateway::guard;
-use crate::worker::DrainSettings;
-use crate::{connection, gateway, listener, tls};
 
 /// What `plaintext` must say, word for word, so that nobody serves keys in the clear without having read it.
 pub(super) const BEHIND_TLS: &str = "behind a TLS terminator";

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::file::{Content, Value};
 use super::mistake::{nearest, quoted};
-use crate::network::parse_address;
+use crate::vocabulary::network::parse_address;
 
 /// The shortest time that makes a difference.
 pub(super) const INSTANT: Duration = Duration::from_millis(1);

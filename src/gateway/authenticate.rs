@@ -13,14 +13,14 @@ use super::headers::Peer;
 use super::route::{Access, Route};
 use super::snapshot::Snapshot;
 use super::usage::Prepared;
-use crate::clock::UnixMillis;
-use crate::key::scope::ScopeSet;
-use crate::key::{Environment, PresentedKey};
 use crate::lifecycle::Holder;
-use crate::network::ClientNetwork;
-use crate::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
 use crate::store::StoreFault;
 use crate::store::cache::{Known, OnPartition, Resolved};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::{Environment, PresentedKey};
+use crate::vocabulary::network::ClientNetwork;
+use crate::vocabulary::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
 
 /// Who asks.
 #[derive(Debug)]

@@ -6,10 +6,10 @@ use super::authenticate::Caller;
 use super::headers::Identity;
 use super::route::{Access, Route, Target};
 use super::usage::Prepared;
-use crate::key::Environment;
 use crate::lifecycle::Holder;
-use crate::rejection::{NotFound, Rejection};
 use crate::store::cache::Known;
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::rejection::{NotFound, Rejection};
 
 /// Leave to do one thing once. Made only by [`authorize`]; not to be copied.
 #[derive(Debug)]

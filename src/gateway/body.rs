@@ -13,9 +13,9 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep};
 
 use super::exchange::Exchange;
-use crate::clock::Clock;
-use crate::rejection::Rejection;
 use crate::upstream::pool::Lease;
+use crate::vocabulary::clock::Clock;
+use crate::vocabulary::rejection::Rejection;
 
 /// Why a body ended before its end. The connection it was written to is cut, so that the other side sees it
 /// too.

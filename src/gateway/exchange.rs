@@ -12,14 +12,14 @@ use super::in_flight::Cut;
 use super::route::Match;
 use super::snapshot::Snapshot;
 use super::usage::Prepared;
-use crate::clock::Now;
-use crate::id::{KeyId, OrgId, RequestId};
-use crate::key::Environment;
-use crate::key::record::KeyRecord;
-use crate::metrics::{Code, Finished, method_label};
-use crate::rejection::Rejection;
 use crate::store::cache::{Known, Level};
 use crate::telemetry::Record;
+use crate::telemetry::metrics::{Code, Finished, method_label};
+use crate::vocabulary::clock::Now;
+use crate::vocabulary::id::{KeyId, OrgId, RequestId};
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::record::KeyRecord;
+use crate::vocabulary::rejection::Rejection;
 
 /// A request from its parsed head to the last byte of its answer. Counted and recorded when it is dropped,
 /// however it ended.

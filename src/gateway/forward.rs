@@ -19,9 +19,9 @@ use super::guard::{CanonicalRequest, Parts};
 use super::headers::{self, Framing, Peer};
 use super::snapshot::Snapshot;
 use super::tunnel::{self, Tunnel};
-use crate::rejection::{BadGateway, Rejection};
 use crate::upstream::UpstreamId;
 use crate::upstream::pool::{Lease, SendError};
+use crate::vocabulary::rejection::{BadGateway, Rejection};
 
 /// What came back: an answer's head, and the connection its body will come from.
 type Answer = (Response<Incoming>, Lease<RequestBody>);

@@ -10,7 +10,7 @@ use http::header::{AUTHORIZATION, EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 
-use crate::rejection::{Rejection, Unsafe};
+use crate::vocabulary::rejection::{Rejection, Unsafe};
 
 /// How large a request may be. Sizes in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -27,11 +27,11 @@ use super::authorize::check_access;
 use super::route::Route;
 use super::snapshot::Snapshot;
 use super::usage::Prepared;
-use crate::clock::Now;
-use crate::key::Digest;
-use crate::rejection::{Rejection, Unauthenticated, Unavailable};
 use crate::store::StoreFault;
 use crate::store::cache::{Known, Resolved};
+use crate::vocabulary::clock::Now;
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::rejection::{Rejection, Unauthenticated, Unavailable};
 
 /// Keys that one sweep looks up at the same time.
 const LOOKUPS_AT_ONCE: usize = 16;

@@ -45,13 +45,13 @@ use self::route::{Route, Target};
 use self::snapshot::Snapshot;
 use self::usage::{Prepared, UsageNotes};
 use crate::api::{Answer, Api};
-use crate::clock::Clock;
-use crate::id::IdSource;
-use crate::key::{Digester, KeyFormat};
-use crate::metrics::Cells;
-use crate::rejection::{NotFound, Rejection};
 use crate::store::cache::{ReadThrough, ThreadCache};
+use crate::telemetry::metrics::Cells;
 use crate::telemetry::{RecordSink, Throttle};
+use crate::vocabulary::clock::Clock;
+use crate::vocabulary::id::IdSource;
+use crate::vocabulary::key::{Digester, KeyFormat};
+use crate::vocabulary::rejection::{NotFound, Rejection};
 
 pub use self::body::{BodyError, RequestBody, ResponseBody};
 pub use self::in_flight::Cut;

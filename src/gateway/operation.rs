@@ -18,7 +18,7 @@ use super::guard::{CanonicalRequest, Parts};
 use super::headers::Peer;
 use super::snapshot::Snapshot;
 use crate::api::{self, Answer, BODY_LEN, Call, Operation};
-use crate::rejection::{FieldError, NotFound, Rejection};
+use crate::vocabulary::rejection::{FieldError, NotFound, Rejection};
 
 /// Carries out what `permit` allows.
 ///

@@ -9,8 +9,8 @@ use super::body::ResponseBody;
 use super::exchange::Exchange;
 use super::snapshot::Snapshot;
 use crate::api::Answer;
-use crate::id::RequestId;
-use crate::rejection::{FieldError, Rejection};
+use crate::vocabulary::id::RequestId;
+use crate::vocabulary::rejection::{FieldError, Rejection};
 
 /// How far a change has come among the gateways.
 const PROPAGATION: HeaderName = HeaderName::from_static("keygate-propagation");

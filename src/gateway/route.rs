@@ -14,11 +14,11 @@ use thiserror::Error;
 
 use super::guard::{self, CanonicalRequest};
 use crate::api::Operation;
-use crate::key::Environment;
-use crate::key::scope::ScopeSet;
-use crate::rejection::Unsafe;
 use crate::store::cache::OnPartition;
 use crate::upstream::UpstreamId;
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::rejection::Unsafe;
 
 /// One rule of the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]

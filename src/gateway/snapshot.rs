@@ -11,11 +11,11 @@ use super::Settings;
 use super::body::RequestBody;
 use super::headers::HeaderRules;
 use super::route::RouteTable;
-use crate::clock::Clock;
-use crate::metrics::{Cells, RouteCells, UpstreamCells};
+use crate::telemetry::metrics::{Cells, RouteCells, UpstreamCells};
 use crate::upstream::health::Health;
 use crate::upstream::pool::Pool;
 use crate::upstream::{self, UpstreamId};
+use crate::vocabulary::clock::Clock;
 
 /// What may change while the gateway runs.
 #[derive(Debug)]

@@ -20,13 +20,13 @@ use super::headers::{Identity, Peer};
 use super::route::Route;
 use super::snapshot::Snapshot;
 use crate::api::Api;
-use crate::audit::{Kind, Trail};
-use crate::clock::UnixMillis;
-use crate::key::Environment;
-use crate::key::scope::ScopeSet;
-use crate::key::usage::{Usage, Used};
 use crate::lifecycle::{Asker, By, Holder, TroubleSeen, UsageLog};
 use crate::store::Found;
+use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::usage::{Usage, Used};
 
 /// What browsers add to requests that a page makes, and nobody else does (Fetch Metadata).
 const SEC_FETCH: [HeaderName; 2] =
@@ -153,7 +153,7 @@ fn report(api: &Api, holder: Holder, address: IpAddr, route: Option<&str>, excha
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::KeyId;
+    use crate::vocabulary::id::KeyId;
 
     #[test]
     fn a_key_is_noted_once_a_minute_for_each_route() {

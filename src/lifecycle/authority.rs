@@ -4,12 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Asker, By, Escalation, Holder, LifecycleError};
-use crate::clock::UnixMillis;
-use crate::id::KeyId;
-use crate::key::Environment;
-use crate::key::record::{KeyRecord, OrgRecord, Versioned};
-use crate::key::scope::ScopeSet;
 use crate::store::{Seen, Store};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::KeyId;
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
+use crate::vocabulary::key::scope::ScopeSet;
 
 /// Who asks, as the store knew them at the moment of the decision.
 pub(super) enum Authority {

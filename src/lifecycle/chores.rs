@@ -11,9 +11,9 @@ use super::Lifecycle;
 use super::propagation::follow_changes;
 use super::trouble::TroubleSeen;
 use super::turn::Draft;
-use crate::audit::{Kind, Link, Trail};
 use crate::store::side::{Admission, Quota};
 use crate::telemetry;
+use crate::vocabulary::audit::{Kind, Link, Trail};
 
 /// How long events are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

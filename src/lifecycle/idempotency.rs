@@ -11,8 +11,8 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use zeroize::Zeroizing;
 
 use super::LifecycleError;
-use crate::key::record::KeyRecord;
-use crate::key::{ApiKey, PresentedKey};
+use crate::vocabulary::key::record::KeyRecord;
+use crate::vocabulary::key::{ApiKey, PresentedKey};
 
 const SALT: &[u8] = b"keygate idempotency";
 const FINGERPRINT: usize = 32;
@@ -119,7 +119,7 @@ pub enum Outcome<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{Environment, KeyFormat, Prefix};
+    use crate::vocabulary::key::{Environment, KeyFormat, Prefix};
 
     fn key() -> ApiKey {
         KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap()

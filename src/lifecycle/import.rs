@@ -12,13 +12,13 @@ use super::keys::{check_addresses, check_scopes, take};
 use super::search::find_digest;
 use super::turn::Draft;
 use super::{By, FieldError, Lifecycle, LifecycleError, parse_name, parse_network, parse_note, parse_owner};
-use crate::audit::{Kind, Trail};
-use crate::clock::UnixMillis;
-use crate::id::{KeyId, OrgId};
-use crate::key::record::{KeyRecord, Secret};
-use crate::key::scope::ScopeSet;
-use crate::key::{Digest, Environment};
 use crate::store::{CommitError, Store, StoreFault};
+use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::record::{KeyRecord, Secret};
+use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::{Digest, Environment};
 
 /// Lookups under way at once while keys are compared with what is there. A store takes its commands in turn, so
 /// more would wait, and wait in front of those that requests need.

@@ -13,16 +13,16 @@ use super::propagation::Changed;
 use super::trouble::TroubleSeen;
 use super::turn::{Draft, Settled};
 use super::{Asker, By, Lifecycle, LifecycleError, parse_name, parse_note, parse_owner};
-use crate::audit::{Kind, Trail};
-use crate::clock::UnixMillis;
-use crate::id::{KeyId, OrgId};
-use crate::key::record::{KeyRecord, Secret, Status, Versioned};
-use crate::key::scope::ScopeSet;
-use crate::key::{ApiKey, Digest, Environment};
-use crate::rejection::FieldError;
 use crate::store::events::Subject;
 use crate::store::side::KeptAnswer;
 use crate::store::{Change, Mutation, Propagation};
+use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::record::{KeyRecord, Secret, Status, Versioned};
+use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::{ApiKey, Digest, Environment};
+use crate::vocabulary::rejection::FieldError;
 
 /// How long the answer to a request that may be sent twice is kept.
 const ANSWER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);

@@ -27,16 +27,16 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::audit::{Actor, Chain, Trail};
-use crate::clock::{Clock, UnixMillis};
-use crate::id::{IdSource, KeyId, OrgId, RequestId};
-use crate::key::record::{Dead, KeyRecord};
-use crate::key::scope::{Scope, ScopeSet};
-use crate::key::{Digest, Digester, Environment, KeyFormat, Pepper};
-use crate::metrics::ChangeMeter;
-use crate::rejection::FieldError;
 use crate::store::keeper::Keeper;
 use crate::store::{Store, StoreFault};
+use crate::telemetry::metrics::ChangeMeter;
+use crate::vocabulary::audit::{Actor, Chain, Trail};
+use crate::vocabulary::clock::{Clock, UnixMillis};
+use crate::vocabulary::id::{IdSource, KeyId, OrgId, RequestId};
+use crate::vocabulary::key::record::{Dead, KeyRecord};
+use crate::vocabulary::key::scope::{Scope, ScopeSet};
+use crate::vocabulary::key::{Digest, Digester, Environment, KeyFormat, Pepper};
+use crate::vocabulary::rejection::FieldError;
 
 pub use self::chores::RetentionSettings;
 pub use self::idempotency::{Idempotency, Keep, Outcome};

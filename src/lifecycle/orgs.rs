@@ -9,16 +9,16 @@ use super::keys::NewKey;
 use super::propagation::Changed;
 use super::turn::{Draft, Settled};
 use super::{By, Lifecycle, LifecycleError, parse_name};
-use crate::audit::{Kind, Trail};
-use crate::clock::UnixMillis;
-use crate::id::OrgId;
-use crate::key::record::{Email, KeyRecord, OrgRecord, Versioned};
-use crate::key::{ApiKey, Environment};
-use crate::network::ClientNetwork;
-use crate::rejection::FieldError;
 use crate::store::events::Subject;
 use crate::store::side::{Admission, News, Quota};
 use crate::store::{Change, EmailClaim, Mutation};
+use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::OrgId;
+use crate::vocabulary::key::record::{Email, KeyRecord, OrgRecord, Versioned};
+use crate::vocabulary::key::{ApiKey, Environment};
+use crate::vocabulary::network::ClientNetwork;
+use crate::vocabulary::rejection::FieldError;
 
 /// How strangers become customers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,11 +9,11 @@ use tokio::sync::mpsc;
 
 use super::turn::Draft;
 use super::{By, Lifecycle, LifecycleError};
-use crate::audit::{Kind, Trail};
-use crate::id::{KeyId, OrgId};
-use crate::key::Environment;
 use crate::store::events::Seq;
 use crate::store::{LEASE, Propagation};
+use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Environment;
 
 /// Changes whose end may wait to be written down. More of them at once are answered all the same, and what is
 /// not written down can be asked of the store.

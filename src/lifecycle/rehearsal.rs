@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hash};
 
 use super::import::{Imported, MovedKey, MovedSecret, Time, collision};
 use super::parse_network;
-use crate::key::Digest;
+use crate::vocabulary::key::Digest;
 
 /// The keys that an import would have moved in so far, without a word of them: where each can be found, and marks by
 /// which another is told to differ from it. About 80 bytes a key, measured with a million.

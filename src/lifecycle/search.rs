@@ -6,12 +6,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{By, KeyView, Lifecycle, LifecycleError};
-use crate::clock::UnixMillis;
-use crate::id::{KeyId, OrgId};
-use crate::key::record::{KeyRecord, Status};
-use crate::key::usage::Usage;
-use crate::key::{Digest, Environment};
 use crate::store::{Found, Lookup, Store, StoreFault};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::record::{KeyRecord, Status};
+use crate::vocabulary::key::usage::Usage;
+use crate::vocabulary::key::{Digest, Environment};
 
 /// Keys read at once.
 const PAGE: usize = 256;
@@ -131,8 +131,8 @@ pub(super) async fn find_digest(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::IdSource;
-    use crate::key::scope::ScopeSet;
+    use crate::vocabulary::id::IdSource;
+    use crate::vocabulary::key::scope::ScopeSet;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     const NOW: UnixMillis = UnixMillis(1_790_000_000_000);

@@ -10,11 +10,11 @@ use serde_json::json;
 use super::turn::Draft;
 use super::view::{EventView, view_event};
 use super::{By, Lifecycle, LifecycleError};
-use crate::audit::{Actor, Break, Ends, Entry, Event, Kind, Link, Trail};
-use crate::clock::UnixMillis;
-use crate::key::Environment;
 use crate::store::StoreFault;
 use crate::store::keeper::Acceptance;
+use crate::vocabulary::audit::{Actor, Break, Ends, Entry, Event, Kind, Link, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::Environment;
 
 /// Entries read at once.
 const PAGE: usize = 256;

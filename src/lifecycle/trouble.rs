@@ -7,8 +7,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::By;
-use crate::audit::{Kind, Trail};
-use crate::key::Environment;
+use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::key::Environment;
 
 /// Signs of trouble that may wait to be written.
 const TROUBLES: usize = 1024;

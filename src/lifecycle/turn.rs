@@ -8,13 +8,13 @@ use serde_json::{Map, Value};
 use tokio::sync::MutexGuard;
 
 use super::{By, Lifecycle, LifecycleError, TRIES};
-use crate::audit::{Ends, Event, Kind, Trail};
-use crate::clock::UnixMillis;
-use crate::id::{EventId, OrgId};
-use crate::key::Environment;
-use crate::key::record::KeyRecord;
 use crate::store::events::Seq;
 use crate::store::{CommitError, Committed, Mutation, StoreFault};
+use crate::vocabulary::audit::{Ends, Event, Kind, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{EventId, OrgId};
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::record::KeyRecord;
 
 /// Trails whose changes wait for each other without need: few, and none of them long.
 const TURNS: usize = 64;

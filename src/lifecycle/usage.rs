@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Lifecycle, LifecycleError};
-use crate::id::KeyId;
-use crate::key::usage::{Usage, Used};
+use crate::vocabulary::id::KeyId;
+use crate::vocabulary::key::usage::{Usage, Used};
 
 /// Keys whose use may wait to be written. What comes on top is dropped: the store must be away for it, or there
 /// are more active keys than a minute can write.

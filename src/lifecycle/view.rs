@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Lifecycle;
-use crate::audit::{self, Actor};
-use crate::id::{EventId, KeyId, OrgId};
-use crate::key::Environment;
-use crate::key::record::{KeyRecord, OrgRecord};
-use crate::key::scope::Scope;
-use crate::key::usage::Usage;
+use crate::vocabulary::audit::{self, Actor};
+use crate::vocabulary::id::{EventId, KeyId, OrgId};
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
+use crate::vocabulary::key::scope::Scope;
+use crate::vocabulary::key::usage::Usage;
 
 /// A key. Its own secret is never part of it; `key` is the masked form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

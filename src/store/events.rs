@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::id::OrgId;
-use crate::key::Digest;
+use crate::vocabulary::id::OrgId;
+use crate::vocabulary::key::Digest;
 
 /// The number of an event. Contiguous from 1 within a store; 0 stands before the first.
 pub type Seq = u64;

@@ -22,8 +22,8 @@ use std::sync::PoisonError;
 
 use super::events::{EventSink, Seq, Subject};
 use super::sync::{AtomicU64, Ordering, RwLock};
-use crate::id::OrgId;
-use crate::key::Digest;
+use crate::vocabulary::id::OrgId;
+use crate::vocabulary::key::Digest;
 
 /// A moment in the order of events.
 pub type Stamp = u64;

@@ -12,8 +12,8 @@ use loom::thread;
 use self::fence::{Fence, Judgement, Stamp};
 use self::sync::Ordering;
 use super::events::{self, EventSink, Subject};
-use crate::id::OrgId;
-use crate::key::Digest;
+use crate::vocabulary::id::OrgId;
+use crate::vocabulary::key::Digest;
 
 #[expect(
     clippy::duplicate_mod,

@@ -2,8 +2,8 @@
 
 use super::events::{EventSink, Subject};
 use super::fence::{Fence, Judgement};
-use crate::id::OrgId;
-use crate::key::Digest;
+use crate::vocabulary::id::OrgId;
+use crate::vocabulary::key::Digest;
 use proptest::prelude::*;
 
 fn digest(n: u8) -> Digest {

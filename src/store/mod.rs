@@ -31,10 +31,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::audit::Append;
-use crate::id::{KeyId, OrgId};
-use crate::key::Digest;
-use crate::key::record::{KeyRecord, OrgRecord, Versioned};
+use crate::vocabulary::audit::Append;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use events::{EventSink, Seq, Subject};
 use keeper::Keeper;
 use side::{KeptAnswer, News, Side};

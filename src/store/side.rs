@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use super::{StoreFault, StoreFuture};
-use crate::clock::UnixMillis;
-use crate::id::{KeyId, OrgId};
-use crate::key::usage::{Usage, Used};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::usage::{Usage, Used};
 
 /// An answer that is kept to be given again. Only who sent the request can find it or open it.
 #[derive(Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! and trimmed.
 
 use super::{StoreFault, StoreFuture};
-use crate::audit::{Ends, Entry, Trail};
+use crate::vocabulary::audit::{Ends, Entry, Trail};
 
 pub trait Trails: Send + Sync {
     /// Where a trail begins and ends.

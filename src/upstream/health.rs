@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Endpoint, Settings};
-use crate::key::Environment;
+use crate::vocabulary::key::Environment;
 
 /// All endpoints of a configuration.
 #[derive(Debug, Default)]

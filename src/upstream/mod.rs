@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::key::Environment;
-use crate::network::{InvalidServer, Server};
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::network::{InvalidServer, Server};
 
 /// An upstream of the configuration, by its place in the list of upstreams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

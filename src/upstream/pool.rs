@@ -22,9 +22,9 @@ use tokio::task::AbortHandle;
 
 use super::health::{Health, Reachable};
 use super::{Endpoint, HostField, Settings, UpstreamId};
-use crate::clock::Clock;
-use crate::key::Environment;
 use crate::telemetry;
+use crate::vocabulary::clock::Clock;
+use crate::vocabulary::key::Environment;
 
 /// Unused connections kept for one endpoint.
 const IDLE_AT_MOST: usize = 256;

@@ -8,21 +8,21 @@ use std::path::Path;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use keygate::audit::{Chain, Ends, Entry, Link, Trail};
-use keygate::clock::UnixMillis;
 use keygate::config::{Config, DEFAULT_CONFIGURATION, DEFAULT_POLICY};
 use keygate::gateway::guard::{CanonicalRequest, Limits};
 use keygate::gateway::headers::{HeaderRules, Identity, Peer, Settings};
 use keygate::gateway::route::{Pattern, RouteTable};
-use keygate::id::{IdSource, KeyId, OrgId};
-use keygate::key::record::{Email, KeyRecord, OrgRecord, Sealer, Stored};
-use keygate::key::scope::{Scope, ScopeSet};
-use keygate::key::usage::Usage;
-use keygate::key::{Environment, KeyFormat, Pepper, Prefix};
 use keygate::lifecycle::{MovedKey, parse_network};
-use keygate::network::Server;
 use keygate::store::{Found, redis};
 use keygate::upstream::Endpoint;
+use keygate::vocabulary::audit::{Chain, Ends, Entry, Link, Trail};
+use keygate::vocabulary::clock::UnixMillis;
+use keygate::vocabulary::id::{IdSource, KeyId, OrgId};
+use keygate::vocabulary::key::record::{Email, KeyRecord, OrgRecord, Sealer, Stored};
+use keygate::vocabulary::key::scope::{Scope, ScopeSet};
+use keygate::vocabulary::key::usage::Usage;
+use keygate::vocabulary::key::{Environment, KeyFormat, Pepper, Prefix};
+use keygate::vocabulary::network::Server;
 
 /// A target of the fuzzer. What it is begun with is in seeds/NAME.
 pub(crate) struct Target {
@@ -190,7 +190,7 @@ fn record_of_kind<T: Stored + PartialEq + std::fmt::Debug>(data: &[u8]) {
     // As it stands, and as the content of a record whose head is right.
     let mut framed = vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 7];
     framed.extend_from_slice(data);
-    let _ = keygate::key::record::revision(data);
+    let _ = keygate::vocabulary::key::record::revision(data);
     for bytes in [data, &framed] {
         assert!(sealed.open::<T>(bytes).is_err(), "nobody guesses a seal");
         let Ok(opened) = plain.open::<T>(bytes) else { continue };

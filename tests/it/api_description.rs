@@ -8,10 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
 use keygate::api::{DESCRIPTION, Operation};
-use keygate::audit::Kind;
 use keygate::config::DEFAULT_POLICY;
-use keygate::key::{KeyFormat, Prefix};
-use keygate::rejection::ErrorType;
+use keygate::vocabulary::audit::Kind;
+use keygate::vocabulary::key::{KeyFormat, Prefix};
+use keygate::vocabulary::rejection::ErrorType;
 use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use keygate::id::KeyId;
 use keygate::lifecycle::Patch;
+use keygate::vocabulary::id::KeyId;
 use serde_json::{Value, json};
 
 use crate::harness::api::{Api, ApiKey, HOUR, Kept, json_call, on_both_stores, refused};
@@ -236,8 +236,9 @@ fn narrow(api: &Api, key: &ApiKey, patch: &str) {
         Some(body[name].as_array()?.iter().map(|text| text.as_str().unwrap()).collect())
     };
     let patch = Patch {
-        scopes: texts("scopes")
-            .map(|names| names.iter().map(|name| keygate::key::scope::Scope::parse(name).unwrap()).collect()),
+        scopes: texts("scopes").map(|names| {
+            names.iter().map(|name| keygate::vocabulary::key::scope::Scope::parse(name).unwrap()).collect()
+        }),
         allowed_addresses: texts("allowed_addresses")
             .map(|nets| nets.iter().map(|net| net.parse().unwrap()).collect()),
         expires_at: body["expires_at"].as_str().map(|_| Some(api.gateway.now().plus(HOUR))),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use keygate::clock::UnixMillis;
+use keygate::vocabulary::clock::UnixMillis;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::{Value, json};

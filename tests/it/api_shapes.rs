@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::thread;
 
-use keygate::key::Environment;
+use keygate::vocabulary::key::Environment;
 use serde_json::{Value, json};
 
 use crate::harness::Call;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keygate::id::OrgId;
+use keygate::vocabulary::id::OrgId;
 use serde_json::json;
 
 use crate::harness::api::{

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keygate::audit::Trail;
+use keygate::vocabulary::audit::Trail;
 use serde_json::{Value, json};
 
 use crate::harness::api::{Api, ApiKey, HOUR, Kept, json_call, on_both_stores, refused};

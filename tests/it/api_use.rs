@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use keygate::id::{KeyId, OrgId};
+use keygate::vocabulary::id::{KeyId, OrgId};
 use serde_json::{Value, json};
 
 use crate::harness::api::{Api, ApiKey, HOUR, Kept, on_both_stores, refused};

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use keygate::clock::UnixMillis;
-use keygate::key::{Environment, KeyFormat, Prefix};
+use keygate::vocabulary::clock::UnixMillis;
+use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 
 use crate::harness::{Answer, Call, Gateway, Upstream, Valve, Wire, eventually};
 

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use keygate::app::KeyTools;
-use keygate::audit::{Link, Trail};
-use keygate::clock::Clock;
 use keygate::config::KeySettings;
 use keygate::lifecycle::{EventFilter, Lifecycle, RetentionSettings, SignupSettings};
 use keygate::store::Store;
+use keygate::vocabulary::audit::{Link, Trail};
+use keygate::vocabulary::clock::Clock;
 use redb::{Database, ReadableTable, TableDefinition};
 
 use crate::harness::desk::{Desk, NOWHERE, Ran, Way, in_redis, write_secret};

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use keygate::key::{Environment, KeyFormat, Prefix};
+use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 

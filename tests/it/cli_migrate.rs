@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use keygate::key::record::Sealer;
-use keygate::key::scope::ScopeSet;
-use keygate::key::usage::{Usage, Used};
-use keygate::key::{Environment, KeyFormat, Prefix};
 use keygate::store::Store;
 use keygate::store::embedded::{Embedded, Settings};
+use keygate::vocabulary::key::record::Sealer;
+use keygate::vocabulary::key::scope::ScopeSet;
+use keygate::vocabulary::key::usage::{Usage, Used};
+use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -124,12 +124,12 @@ fn note_usage(folder: &Path, key: &str) {
 }
 
 trait ParseId {
-    fn parse_id(&self) -> keygate::id::KeyId;
+    fn parse_id(&self) -> keygate::vocabulary::id::KeyId;
 }
 
 impl ParseId for str {
-    fn parse_id(&self) -> keygate::id::KeyId {
-        keygate::id::KeyId::parse(self).unwrap()
+    fn parse_id(&self) -> keygate::vocabulary::id::KeyId {
+        keygate::vocabulary::id::KeyId::parse(self).unwrap()
     }
 }
 

@@ -6,8 +6,8 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use keygate::clock::UnixMillis;
-use keygate::key::{Environment, KeyFormat, Prefix};
+use keygate::vocabulary::clock::UnixMillis;
+use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 
 use crate::harness::{
     Answer, Call, ClosedPort, Gateway, GatewayBuilder, Reply, TestKey, Upstream, Valve, eventually,

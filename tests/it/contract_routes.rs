@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use keygate::key::Environment;
+use keygate::vocabulary::key::Environment;
 
 use crate::harness::{Call, Gateway, Reply, TestKey, Upstream};
 

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keygate::key::Environment;
+use keygate::vocabulary::key::Environment;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 

@@ -276,7 +276,7 @@ fn the_request_id_of_an_answer_is_ours_alone() {
         let answer = world.gateway.fetch(&call);
         let seen = world.live.only();
         let id = seen.value("x-request-id");
-        assert!(keygate::id::RequestId::parse(id).is_ok(), "{id}");
+        assert!(keygate::vocabulary::id::RequestId::parse(id).is_ok(), "{id}");
         assert_eq!(values(&answer, "x-request-id"), [id]);
     }
 }

@@ -5,10 +5,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use keygate::key::record::{KeyRecord, Secret};
-use keygate::key::scope::{Scope, ScopeSet};
-use keygate::key::{Digest, Environment};
 use keygate::store::keeper::LinkState;
+use keygate::vocabulary::key::record::{KeyRecord, Secret};
+use keygate::vocabulary::key::scope::{Scope, ScopeSet};
+use keygate::vocabulary::key::{Digest, Environment};
 
 use serde_json::json;
 

@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use keygate::key::Environment;
 use keygate::lifecycle::NewKey;
 use keygate::store::keeper::LinkState;
+use keygate::vocabulary::key::Environment;
 use tempfile::TempDir;
 
 use crate::harness::desk::write_secret;

@@ -5,12 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keygate::key::Digest;
-use keygate::key::record::{KeyRecord, Sealer};
 use keygate::store::finding::Finding;
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::redis::{Node, Place, Redis, Settings};
 use keygate::store::{Change, CommitError, Lookup, Mutation, Role, Store};
+use keygate::vocabulary::key::Digest;
+use keygate::vocabulary::key::record::{KeyRecord, Sealer};
 use tokio::runtime::Handle;
 
 use crate::harness::cluster::{Cluster, SLOT, id};

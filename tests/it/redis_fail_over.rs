@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use keygate::key::record::Sealer;
 use keygate::store::Store;
 use keygate::store::redis::Redis;
+use keygate::vocabulary::key::record::Sealer;
 use tokio::runtime::Handle;
 
 use crate::harness::cluster::Cluster;

@@ -365,7 +365,7 @@ mod without_redis {
     fn a_gateway_is_ready_from_its_stores_first_answer_until_it_stops_whatever_becomes_of_the_store() {
         let (mut redis, upstreams) = (RedisServer::start(), upstreams());
         redis.kill();
-        let org = keygate::id::OrgId::from_bytes([7; 16]);
+        let org = keygate::vocabulary::id::OrgId::from_bytes([7; 16]);
         let builder = on(&redis.url(), &upstreams).org(org).settings("[ops]\nlisten = \"127.0.0.1:0\"");
         let gateway = builder.start();
         let ready = || fetch(gateway.ops_address(), &Call::get("/readyz"));
@@ -384,7 +384,7 @@ mod without_redis {
     #[test]
     fn a_gateway_on_an_empty_redis_calls_no_key_unknown() {
         let (redis, upstreams) = (RedisServer::start(), upstreams());
-        let org = keygate::id::OrgId::from_bytes([1; 16]);
+        let org = keygate::vocabulary::id::OrgId::from_bytes([1; 16]);
         let gateway = patient(&redis.url(), &upstreams).org(org).start();
         for _ in 0..20 {
             assert_is_unavailable("empty", &gateway.fetch(&request(&guess())));
@@ -417,7 +417,7 @@ mod command_line {
         assert!(done && !told.contains("made an empty one"), "{told}");
         let (_, list, _) = said(&run(folder.path(), &["keys", "list", "--json"]));
         let org = serde_json::from_str::<serde_json::Value>(list.lines().next().unwrap()).unwrap();
-        let org = keygate::id::OrgId::parse(org["organization_id"].as_str().unwrap()).unwrap();
+        let org = keygate::vocabulary::id::OrgId::parse(org["organization_id"].as_str().unwrap()).unwrap();
         let gateway = patient(&redis.url(), &upstreams).org(org).start();
         eventually("it is linked", || is_linked(&gateway));
         for secret in [&secret, &second] {

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use keygate::key::record::Sealer;
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::redis::{Node, Place, Redis, Sentinels, Settings};
 use keygate::store::{Lookup, Store};
+use keygate::vocabulary::key::record::Sealer;
 use rustix::process::Signal;
 use tokio::runtime::Handle;
 

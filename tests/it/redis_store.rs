@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use keygate::audit::{Chain, Ends, Link, Trail};
-use keygate::id::OrgId;
-use keygate::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
-use keygate::key::usage::{Usage, Used};
-use keygate::key::{Digest, Pepper};
 use keygate::store::events::Subject;
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::redis::{Address, OpenError, Redis, Settings};
 use keygate::store::side::{Admission, Quota};
 use keygate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault};
+use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
+use keygate::vocabulary::id::OrgId;
+use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
+use keygate::vocabulary::key::usage::{Usage, Used};
+use keygate::vocabulary::key::{Digest, Pepper};
 use tokio::runtime::Handle;
 
 use crate::harness::{Chaos, PATIENCE, RedisServer, Weather, lenient};

@@ -6,10 +6,10 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use keygate::key::record::Sealer;
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::redis::{Address, OpenError, Redis, Settings, TlsFiles};
 use keygate::store::{Committed, Lookup, Store};
+use keygate::vocabulary::key::record::Sealer;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
-use keygate::key::{Environment, KeyFormat, Prefix};
+use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use tempfile::TempDir;
 
 use crate::harness::metrics::scrape;

@@ -58,12 +58,12 @@ fn an_admin_api_over_tcp_needs_tokens_and_does_not_leave_the_machine_unasked() {
     );
     let listen = "[admin]\nlisten = \"127.0.0.1:9465\"\ntokens_file = \"tokens\"";
     let config = load(&around(listen), ROUTE, &[]).unwrap();
-    let remote = crate::admin::RemoteSettings {
+    let remote = crate::operators::admin::RemoteSettings {
         listen: "127.0.0.1:9465".parse().unwrap(),
         tokens_file: "etc/tokens".into(),
-        allowed_hosts: crate::admin::RemoteSettings::loopback_hosts(),
+        allowed_hosts: crate::operators::admin::RemoteSettings::loopback_hosts(),
     };
-    assert_eq!(config.admin, crate::admin::Settings { socket: None, remote: Some(remote) });
+    assert_eq!(config.admin, crate::operators::admin::Settings { socket: None, remote: Some(remote) });
 }
 
 #[test]

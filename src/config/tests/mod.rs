@@ -15,8 +15,8 @@ use http::Method;
 use super::*;
 use crate::api::Operation;
 use crate::gateway::route::{Access, Target};
-use crate::key::Environment;
 use crate::upstream::{Endpoint, HostField, Timeouts, UpstreamId};
+use crate::vocabulary::key::Environment;
 
 const STORE: &str = "[store]\nkind = \"embedded\"\n";
 const UPSTREAM: &str =

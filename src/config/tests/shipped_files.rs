@@ -91,7 +91,7 @@ fn assert_defaults(
     // These have no default; the file has to show something.
     assert_eq!(
         config.admin,
-        crate::admin::Settings { socket: Some("etc/keygate.sock".into()), remote: None }
+        crate::operators::admin::Settings { socket: Some("etc/keygate.sock".into()), remote: None }
     );
     assert_eq!(config.retention, RetentionSettings::default());
     let endpoint = |text| vec![Endpoint::parse(text).unwrap()];

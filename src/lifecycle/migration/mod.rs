@@ -21,12 +21,12 @@ use tokio::task::JoinSet;
 
 use super::turn::Draft;
 use super::{By, EventFilter, Lifecycle, LifecycleError};
-use crate::audit::{Kind, Trail};
-use crate::id::{KeyId, OrgId};
-use crate::key::record::{KeyRecord, OrgRecord, Versioned};
-use crate::key::usage::Used;
 use crate::store::side::News;
 use crate::store::{Change, CommitError, EmailClaim, Mutation, StoreFault};
+use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
+use crate::vocabulary::key::usage::Used;
 
 /// Records that are read at once, and so how much of a store is in memory.
 const PAGE: usize = 512;

@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::MigrationError::{Source, Target};
 use super::{MigrationError, Moved, Moving, TRAILS, next_orgs, occupied};
-use crate::audit::{Ends, Entry, Kind, Link, Trail};
-use crate::id::OrgId;
 use crate::lifecycle::trail::parse;
 use crate::lifecycle::turn::Draft;
+use crate::vocabulary::audit::{Ends, Entry, Kind, Link, Trail};
+use crate::vocabulary::id::OrgId;
 
 /// Entries of a trail that are moved at once.
 const ENTRIES: usize = 256;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::MigrationError::{Source, Target};
 use super::{MigrationError, Moved, Moving, PAGE, TRAILS, next_keys, next_orgs};
-use crate::audit::Trail;
-use crate::id::{KeyId, OrgId};
-use crate::key::Digest;
-use crate::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::store::Lookup;
+use crate::vocabulary::audit::Trail;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 
 impl Moving {
     /// Reads both stores again, all of them, side by side.

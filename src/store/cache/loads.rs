@@ -8,11 +8,11 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::{CHANGING, Entry, JITTER, Outcome, REPLACED, ReadThrough, TRIES};
-use crate::key::Digest;
-use crate::network::ClientNetwork;
 use crate::store::events::{EventSink as _, Subject};
 use crate::store::fence::{Judgement, Stamp};
 use crate::store::{Found, Lookup, StoreFault};
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::network::ClientNetwork;
 
 /// One network may have an eighth of all loads under way, and the last quarter is kept for networks that have
 /// none: so well-formed guesses, which cost a load each, leave room for the keys of others.

@@ -28,10 +28,10 @@ use self::suspicion::Suspicion;
 use super::events::{EventSink, Seq, Subject};
 use super::fence::{Fence, Judgement};
 use super::{Found, LEASE, Store, StoreFault};
-use crate::clock::{Clock, Now};
-use crate::id::KeyId;
-use crate::key::Digest;
 use crate::telemetry;
+use crate::vocabulary::clock::{Clock, Now};
+use crate::vocabulary::id::KeyId;
+use crate::vocabulary::key::Digest;
 
 pub use thread::{Known, Resolved, ThreadCache};
 

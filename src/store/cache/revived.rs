@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::ReadThrough;
-use crate::key::Digest;
 use crate::store::{Found, Lookup};
+use crate::vocabulary::key::Digest;
 
 /// Revocations that are looked up after a store may have lost some, the newest first.
 const LOOKED_UP: usize = 4096;

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::ReadThrough;
-use crate::clock::Now;
 use crate::store::{LEASE, Lookup, StoreFault};
+use crate::vocabulary::clock::Now;
 
 /// Whether the store is suspected, and since when.
 #[derive(Debug)]

@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 
 use super::loads::Budget;
 use super::{Entry, Level, OnPartition, Outcome, ReadThrough};
-use crate::clock::Now;
-use crate::key::Digest;
-use crate::network::ClientNetwork;
 use crate::store::fence::{Judgement, Stamp};
 use crate::store::{Found, StoreFault};
+use crate::vocabulary::clock::Now;
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::network::ClientNetwork;
 
 /// A thread's slots; a power of two. A key that shares its slot with another is found one level further.
 const SLOTS: usize = 4096;

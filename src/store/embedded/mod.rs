@@ -19,7 +19,7 @@
 //! | `audit_ends` | trail | checkpoint and head, each a number and a MAC |
 //! | `answers` | index of a request | when it ends, the sealed answer |
 //! | `answer_ends` | when it ends, index of a request | nothing |
-//! | `usage` | key id | text of [`Usage`](crate::key::usage::Usage) |
+//! | `usage` | key id | text of [`Usage`](crate::vocabulary::key::usage::Usage) |
 //! | `news` | organisation id | when they are due, what is to be sent |
 //! | `news_due` | when they are due, organisation id | nothing |
 //! | `quotas` | name of a quota | when its window ends, how many there were (4 bytes big-endian) |
@@ -59,10 +59,10 @@ use super::keeper::{Acceptance, Keeper, LinkState, Status, Vitals};
 use super::side::Side;
 use super::trails::Trails;
 use super::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
-use crate::clock::Clock;
-use crate::id::{KeyId, OrgId};
-use crate::key::Digest;
-use crate::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
+use crate::vocabulary::clock::Clock;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -381,9 +381,9 @@ mod tests {
     use super::mutation::EVENTS_KEPT;
     use super::open::lay_out;
     use super::*;
-    use crate::clock::UnixMillis;
-    use crate::id::IdSource;
     use crate::store::events::{Subject, encode};
+    use crate::vocabulary::clock::UnixMillis;
+    use crate::vocabulary::id::IdSource;
     use redb::Builder;
     use redb::ReadableTable;
     use redb::StorageBackend;

@@ -5,13 +5,13 @@ use redb::ReadableTable;
 use super::side::split_time;
 use super::tables::{Bytes, Id, LAST_EVENT, Tables, number};
 use super::writer::{Outcome, Stop};
-use crate::audit::{Append, Ends};
-use crate::id::OrgId;
-use crate::key::Digest;
-use crate::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned, revision};
 use crate::store::events::{Seq, Subject, encode};
 use crate::store::side::KeptAnswer;
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen};
+use crate::vocabulary::audit::{Append, Ends};
+use crate::vocabulary::id::OrgId;
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned, revision};
 
 /// Events kept in the file.
 pub(super) const EVENTS_KEPT: u64 = 100_000;

@@ -17,17 +17,17 @@ use tokio::task::JoinSet;
 
 use super::open::{lay_out, open_on};
 use super::{Embedded, OpenError, Settings};
-use crate::audit::{Chain, Ends, Entry, Link, Trail};
-use crate::clock::UnixMillis;
-use crate::id::{IdSource, KeyId, OrgId};
-use crate::key::record::{KeyRecord, OrgRecord, Sealer, Secret, Versioned};
-use crate::key::scope::ScopeSet;
-use crate::key::{Digest, Environment, Pepper};
 use crate::store::events::{Seq, Subject};
 use crate::store::keeper::Keeper;
 use crate::store::side::{KeptAnswer, Side};
 use crate::store::trails::Trails;
 use crate::store::{Change, CommitError, Lookup, Mutation, Store};
+use crate::vocabulary::audit::{Chain, Ends, Entry, Link, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{IdSource, KeyId, OrgId};
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Secret, Versioned};
+use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::{Digest, Environment, Pepper};
 
 const ROUNDS: u64 = 20;
 const LONG: u64 = 2_000;

@@ -10,9 +10,9 @@ use super::reads::Snapshot;
 use super::side::split_time;
 use super::tables::{Bytes, QUOTAS, Tables, open_if_there};
 use super::writer::Stop;
-use crate::clock::UnixMillis;
 use crate::store::StoreFault;
 use crate::store::side::{Admission, Quota};
+use crate::vocabulary::clock::UnixMillis;
 
 /// Ended windows that go for each quota that counts one more: more than one, so that they run out.
 const CLEARED: usize = 8;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use redb::{ReadTransaction, TableDefinition};
 
 use super::tables::{Bytes, DIGESTS, INCARNATION, Id, KEYS, META, ORG_KEYS, ORGS};
-use crate::id::{KeyId, OrgId};
-use crate::key::Digest;
-use crate::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
 use crate::store::{Found, StoreFault};
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
 
 /// Everything a read sees: one moment.
 pub(super) struct Snapshot {

@@ -8,11 +8,11 @@ use super::Embedded;
 use super::reads::Snapshot;
 use super::tables::{ANSWERS, Id, NEWS, NEWS_DUE, Number, Tables, USAGE};
 use super::writer::Stop;
-use crate::clock::UnixMillis;
-use crate::id::{KeyId, OrgId};
-use crate::key::usage::{Usage, Used};
 use crate::store::side::{Admission, News, Quota, Side};
 use crate::store::{StoreFault, StoreFuture};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::usage::{Usage, Used};
 
 impl Side for Embedded {
     fn answer(

@@ -8,9 +8,9 @@ use super::Embedded;
 use super::reads::Snapshot;
 use super::tables::{AUDIT, AUDIT_ENDS, Bytes, Id, Number, Tables};
 use super::writer::Stop;
-use crate::audit::{Ends, Entry, Link, Trail};
 use crate::store::trails::Trails;
 use crate::store::{StoreFault, StoreFuture};
+use crate::vocabulary::audit::{Ends, Entry, Link, Trail};
 
 /// Entries that one order removes or writes; it bounds how long mutations wait for it.
 const AT_ONCE: usize = 1024;

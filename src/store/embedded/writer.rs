@@ -9,10 +9,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::tables::{Tables, begin_write};
 use super::{Published, SharedFile, lock};
-use crate::clock::Clock;
-use crate::key::record::Sealer;
 use crate::store::events::{Seq, Subject};
 use crate::store::{CommitError, Committed, Mutation, StoreFault};
+use crate::vocabulary::clock::Clock;
+use crate::vocabulary::key::record::Sealer;
 
 /// Orders made durable together. It bounds how long the first of them waits for the rest.
 const BATCH: usize = 256;

@@ -49,7 +49,7 @@ impl Breaker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Clock;
+    use crate::vocabulary::clock::Clock;
 
     #[test]
     fn after_failures_in_a_row_redis_is_spared_until_one_caller_has_found_it_well() {

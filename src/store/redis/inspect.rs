@@ -10,9 +10,9 @@ use super::Inner;
 use super::ledger::SCHEMA;
 use super::scripts::{self, Call, Script};
 use super::topology::{Connected, Topology};
-use crate::key::record::KeyRecord;
 use crate::store::finding::Finding;
 use crate::store::{Role, StoreFault};
+use crate::vocabulary::key::record::KeyRecord;
 use Finding::{Broken, Fine, Warning};
 
 /// What scripts are called with that write, and what those are called with that read, and the events. What runs inside

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::scripts::Meta;
-use crate::clock::Clock;
 use crate::store::events::{EventSink, Seq, Subject};
+use crate::vocabulary::clock::Clock;
 
 /// How long a mutation waits for the events before its own. They come by themselves while the stream is
 /// followed.
@@ -371,7 +371,7 @@ impl fmt::Debug for Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::OrgId;
+    use crate::vocabulary::id::OrgId;
 
     #[derive(Debug, PartialEq)]
     enum Told {

@@ -18,9 +18,9 @@ use super::scripts::{Call, Reply};
 use super::settings::Node;
 use super::split;
 use super::topology::{Connected, Connector};
-use crate::clock::Clock;
 use crate::store::StoreFault;
 use crate::telemetry;
+use crate::vocabulary::clock::Clock;
 
 /// How long a change waits for a replica.
 const REPLICA_PATIENCE: Duration = Duration::from_millis(100);

@@ -16,7 +16,7 @@
 //! | `{kg}:audit:<trail>` | stream: the entries of an audit trail, each `<number>-0` with its `mac` and its `text` |
 //! | `{kg}:audit:<trail>:ends` | its checkpoint and its head, each a number (8 bytes big-endian) and a MAC (32) |
 //! | `{kg}:idem:<index in hex>` | a kept answer: when it ends (8 bytes), then sealed; expires |
-//! | `{kg}:used` | hash: by key id, the text of its [`Usage`](crate::key::usage::Usage) |
+//! | `{kg}:used` | hash: by key id, the text of its [`Usage`](crate::vocabulary::key::usage::Usage) |
 //! | `{kg}:news`, `{kg}:news:due` | hash: what the upstream is to be told, by organisation; sorted set: when |
 //! | `{kg}:quota:<name>` | when its window ends, and how many there were; expires |
 //! | `{kg}:events` | stream: the newest 100,000 events, each `<number>-0` with its `subjects` and a random `mark` |
@@ -78,11 +78,11 @@ use super::trails::Trails;
 use super::{
     CommitError, Committed, Found, LEASE, Lookup, Mutation, Propagation, Role, Store, StoreFault, StoreFuture,
 };
-use crate::audit::Trail;
-use crate::clock::Clock;
-use crate::id::{KeyId, OrgId};
-use crate::key::Digest;
-use crate::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
+use crate::vocabulary::audit::Trail;
+use crate::vocabulary::clock::Clock;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
 
 /// The store. Nothing is asked of Redis before somebody asks for something.
 pub struct Redis {

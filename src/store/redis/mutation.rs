@@ -10,13 +10,13 @@ use std::sync::atomic::Ordering;
 use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::Call;
 use super::{Inner, Listed};
-use crate::audit::Append;
-use crate::id::{KeyId, OrgId};
-use crate::key::Digest;
-use crate::key::record::{KeyRecord, OrgRecord};
 use crate::store::events::encode;
 use crate::store::side::KeptAnswer;
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
+use crate::vocabulary::audit::Append;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
 
 /// Events kept in the stream.
 const EVENTS_KEPT: u32 = 100_000;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::audit::Trail;
-use crate::id::{KeyId, OrgId};
-use crate::key::Digest;
+use crate::vocabulary::audit::Trail;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
 
 /// The names of everything, behind the hash tag.
 pub(super) struct Names(String);

@@ -9,8 +9,8 @@ use std::time::Duration;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::network::{InvalidServer, Server, parse_number};
 use crate::pem::PemError;
+use crate::vocabulary::network::{InvalidServer, Server, parse_number};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::scripts::Call;
 use super::{Inner, Redis};
-use crate::clock::UnixMillis;
-use crate::id::{KeyId, OrgId};
-use crate::key::usage::{Usage, Used};
 use crate::store::side::{Admission, News, Quota, Side};
 use crate::store::{StoreFault, StoreFuture};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::usage::{Usage, Used};
 
 /// Keys whose usage one script notes or tells, and news that one claims; it bounds how long it holds everybody
 /// else up.

@@ -120,7 +120,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::clock::Clock;
+    use crate::vocabulary::clock::Clock;
 
     #[test]
     fn doubt_begins_where_the_server_was_last_seen_to_be_the_master() {

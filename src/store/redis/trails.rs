@@ -2,9 +2,9 @@
 
 use super::scripts::{Call, Reply};
 use super::{Inner, NEWEST, PAGE, Redis};
-use crate::audit::{Ends, Entry, Link, Trail};
 use crate::store::trails::Trails;
 use crate::store::{StoreFault, StoreFuture};
+use crate::vocabulary::audit::{Ends, Entry, Link, Trail};
 
 /// Entries that one script removes or writes; it bounds how long it holds everybody else up.
 const AT_ONCE: usize = 256;

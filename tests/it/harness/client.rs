@@ -309,7 +309,7 @@ impl Answer {
         let json = self.json();
         assert_eq!(json["error"]["type"], error_type, "{json}");
         let id = json["error"]["request_id"].as_str().unwrap();
-        assert!(keygate::id::RequestId::parse(id).is_ok(), "{id}");
+        assert!(keygate::vocabulary::id::RequestId::parse(id).is_ok(), "{id}");
         assert_eq!(self.field("x-request-id"), Some(id));
         assert_eq!(json.as_object().unwrap().len(), 1);
         assert_eq!(json["error"].as_object().unwrap().len(), 3, "{json}");

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use keygate::key::record::Sealer;
 use keygate::store::redis::{Node, Place, Redis, Settings};
+use keygate::vocabulary::key::record::Sealer;
 use tokio::runtime::Handle;
 
 use super::fail_over::{FailsOver, replication};

@@ -7,17 +7,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use keygate::app::reload::Refused;
 use keygate::app::{App, Control, KeyTools, open_store};
-use keygate::clock::{Clock, Shift, UnixMillis};
 use keygate::config::{Config, DEFAULT_POLICY};
-use keygate::id::{KeyId, OrgId};
-use keygate::key::record::KeyRecord;
-use keygate::key::scope::{Scope, ScopeSet};
-use keygate::key::{Environment, KeyFormat, Prefix};
 use keygate::lifecycle::{By, Lifecycle, Made, NewKey};
-use keygate::reload::Refused;
 use keygate::store::Store;
 use keygate::store::keeper::LinkState;
+use keygate::vocabulary::clock::{Clock, Shift, UnixMillis};
+use keygate::vocabulary::id::{KeyId, OrgId};
+use keygate::vocabulary::key::record::KeyRecord;
+use keygate::vocabulary::key::scope::{Scope, ScopeSet};
+use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use tempfile::TempDir;
 
 use super::client::{Answer, Call, Wire, fetch_over};

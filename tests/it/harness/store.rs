@@ -4,9 +4,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use keygate::id::{KeyId, OrgId};
-use keygate::key::Digest;
-use keygate::key::record::{KeyRecord, OrgRecord, Versioned};
 use keygate::store::events::{EventSink, Seq};
 use keygate::store::keeper::Keeper;
 use keygate::store::side::Side;
@@ -14,6 +11,9 @@ use keygate::store::trails::Trails;
 use keygate::store::{
     Change, CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
 };
+use keygate::vocabulary::id::{KeyId, OrgId};
+use keygate::vocabulary::key::Digest;
+use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use tokio::sync::watch;
 
 /// What becomes of lookups.

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use keygate::audit::{Chain, Ends, Link, Trail};
-use keygate::clock::UnixMillis;
-use keygate::id::OrgId;
-use keygate::key::Pepper;
-use keygate::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
-use keygate::key::usage::{Usage, Used};
 use keygate::store::embedded::{Embedded, OpenError, Settings};
 use keygate::store::events::Subject;
 use keygate::store::side::{Admission, KeptAnswer, Quota};
 use keygate::store::{CommitError, Committed, Lookup, Mutation, Store};
+use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
+use keygate::vocabulary::clock::UnixMillis;
+use keygate::vocabulary::id::OrgId;
+use keygate::vocabulary::key::Pepper;
+use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
+use keygate::vocabulary::key::usage::{Usage, Used};
 use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use super::{

@@ -1,7 +1,7 @@
 //! Many keys at once.
 
-use keygate::key::record::KeyRecord;
 use keygate::store::{CommitError, Lookup};
+use keygate::vocabulary::key::record::KeyRecord;
 
 use super::{Call, Heard, Maker, Shared, assert_found, event, insert, insert_org};
 

@@ -16,17 +16,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use keygate::audit::{Append, Chain, Link, Trail};
-use keygate::clock::UnixMillis;
-use keygate::id::{IdSource, KeyId, OrgId};
-use keygate::key::record::{KeyRecord, OrgRecord, Sealer, Secret};
-use keygate::key::scope::ScopeSet;
-use keygate::key::{Digest, Environment, Pepper};
 use keygate::store::embedded::{Embedded, Settings};
 use keygate::store::events::{EventSink, Seq, Subject};
 use keygate::store::redis::Redis;
 use keygate::store::side::{KeptAnswer, News};
 use keygate::store::{Change, Committed, EmailClaim, Lookup, Mutation, Store};
+use keygate::vocabulary::audit::{Append, Chain, Link, Trail};
+use keygate::vocabulary::clock::UnixMillis;
+use keygate::vocabulary::id::{IdSource, KeyId, OrgId};
+use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Secret};
+use keygate::vocabulary::key::scope::ScopeSet;
+use keygate::vocabulary::key::{Digest, Environment, Pepper};
 use tokio::runtime::Handle;
 
 use crate::harness::RedisServer;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keygate::audit::{Chain, Ends, Link, Trail};
-use keygate::clock::UnixMillis;
-use keygate::key::record::{KeyRecord, OrgRecord};
 use keygate::store::side::{KeptAnswer, News};
 use keygate::store::{Change, CommitError, Committed, EmailClaim, Lookup, Mutation, Seen};
+use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
+use keygate::vocabulary::clock::UnixMillis;
+use keygate::vocabulary::key::record::{KeyRecord, OrgRecord};
 
 use super::{
     Call, Heard, Maker, NOW, Shared, assert_found, insert, insert_org, inserted, new_org, only_audit,

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use keygate::clock::UnixMillis;
-use keygate::id::{KeyId, OrgId};
-use keygate::key::Environment;
-use keygate::key::record::{KeyRecord, OrgRecord, Versioned};
 use keygate::store::events::Subject;
 use keygate::store::{Change, CommitError, Committed, Lookup, Mutation};
+use keygate::vocabulary::clock::UnixMillis;
+use keygate::vocabulary::id::{KeyId, OrgId};
+use keygate::vocabulary::key::Environment;
+use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 
 use super::{
     Call, Heard, Maker, NOW, Shared, assert_found, event, insert, insert_org, new_key, new_org, update_key,

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keygate::clock::UnixMillis;
-use keygate::id::KeyId;
-use keygate::key::record::{KeyRecord, Versioned};
-use keygate::key::usage::{Usage, Used};
 use keygate::store::Mutation;
 use keygate::store::side::{Admission, News, Quota};
+use keygate::vocabulary::clock::UnixMillis;
+use keygate::vocabulary::id::KeyId;
+use keygate::vocabulary::key::record::{KeyRecord, Versioned};
+use keygate::vocabulary::key::usage::{Usage, Used};
 
 use super::{Call, Heard, Maker, NOW, Shared, event, insert, insert_org, new_key};
 

@@ -1,8 +1,8 @@
 //! Audit trails: read, trimmed, moved.
 
-use keygate::audit::{Chain, Ends, Entry, Link, Trail};
-use keygate::id::OrgId;
 use keygate::store::CommitError;
+use keygate::vocabulary::audit::{Chain, Ends, Entry, Link, Trail};
+use keygate::vocabulary::id::OrgId;
 
 use super::{Maker, Shared, only_audit};
 

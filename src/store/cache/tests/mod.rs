@@ -9,16 +9,16 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet, yield_now};
 
 use super::*;
-use crate::clock::{Shift, UnixMillis};
-use crate::id::OrgId;
-use crate::key::Environment;
-use crate::key::record::{KeyRecord, OrgRecord, Secret, Versioned};
-use crate::key::scope::ScopeSet;
-use crate::network::ClientNetwork;
 use crate::store::keeper::Keeper;
 use crate::store::side::Side;
 use crate::store::trails::Trails;
 use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, StoreFuture};
+use crate::vocabulary::clock::{Shift, UnixMillis};
+use crate::vocabulary::id::OrgId;
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Secret, Versioned};
+use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::network::ClientNetwork;
 
 mod interleavings;
 

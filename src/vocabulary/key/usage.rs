@@ -1,9 +1,9 @@
 //! When a key was last used, and which of its scopes: apart from its record, because it changes all the time
 //! and takes no right away.
 
-use crate::clock::UnixMillis;
-use crate::id::KeyId;
-use crate::key::scope::ScopeSet;
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::KeyId;
+use crate::vocabulary::key::scope::ScopeSet;
 
 /// What is known of a key's use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,8 @@ impl Usage {
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
         let last_used_at = UnixMillis(parts.next()?.parse().ok()?);
-        let scopes = parts.map(crate::key::scope::Scope::parse).collect::<Result<ScopeSet, _>>().ok()?;
+        let scopes =
+            parts.map(crate::vocabulary::key::scope::Scope::parse).collect::<Result<ScopeSet, _>>().ok()?;
         Some(Self { last_used_at, scopes })
     }
 }

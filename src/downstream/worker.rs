@@ -13,13 +13,13 @@ use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::connection::{self, Connections};
-use crate::connection_limit::Slot;
+use crate::downstream::connection::{self, Connections};
+use crate::downstream::connection_limit::Slot;
+use crate::downstream::tls;
 use crate::gateway::headers::Peer;
 use crate::gateway::{Gateway, Plan, Shared};
-use crate::metrics::Cells;
 use crate::telemetry::RecordSink;
-use crate::tls;
+use crate::telemetry::metrics::Cells;
 
 /// How long the end waits for work that cannot be interrupted.
 const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);

@@ -76,8 +76,8 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
-    use crate::clock::UnixMillis;
-    use crate::key::Environment;
+    use crate::vocabulary::clock::UnixMillis;
+    use crate::vocabulary::key::Environment;
 
     fn state() -> State {
         State {

@@ -23,12 +23,12 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::downstream::http2::{self, Paced, Streams};
+use crate::downstream::preface::{self, Rewound};
+use crate::downstream::tls::{self, Stream};
 use crate::gateway::headers::Peer;
 use crate::gateway::{self, Cut, Gateway, Tunnel, guard};
-use crate::http2::{self, Paced, Streams};
-use crate::metrics::{Connected, Protocol};
-use crate::preface::{self, Rewound};
-use crate::tls::{self, Stream};
+use crate::telemetry::metrics::{Connected, Protocol};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

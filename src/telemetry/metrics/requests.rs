@@ -10,7 +10,7 @@ use prometheus::proto::MetricFamily;
 use super::cells::{Cells, Gathered, add, gather, position, read};
 use super::family::{counters, gauge, histograms};
 use super::histogram::Histogram;
-use crate::key::Environment;
+use crate::vocabulary::key::Environment;
 
 /// One finished request, as it is counted.
 #[derive(Debug)]

@@ -23,10 +23,10 @@ use tokio::sync::Semaphore;
 use super::server::{BindError, answer, failed, reply};
 use super::token::{TokenName, Tokens};
 use super::{Settings, TokenFileError, remote_operator};
-use crate::clock::{Clock, UnixMillis};
 use crate::lifecycle::Lifecycle;
-use crate::network::Server;
 use crate::telemetry::Throttle;
+use crate::vocabulary::clock::{Clock, UnixMillis};
+use crate::vocabulary::network::Server;
 
 /// Where operators elsewhere reach the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,11 +13,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
-use crate::key::Environment;
+use crate::vocabulary::key::Environment;
 
 /// The upstream of one environment, bound to a free port.
 #[derive(Debug)]
-pub struct Demo {
+pub(super) struct Demo {
     environment: Environment,
     listener: TcpListener,
 }
@@ -25,7 +25,7 @@ pub struct Demo {
 impl Demo {
     /// # Errors
     /// When loopback has no port left.
-    pub fn bind(environment: Environment) -> io::Result<Self> {
+    pub(super) fn bind(environment: Environment) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
         Ok(Self { environment, listener })
@@ -33,7 +33,7 @@ impl Demo {
 
     /// # Errors
     /// When the operating system does not know it, which a bound socket's address is not.
-    pub fn address(&self) -> io::Result<SocketAddr> {
+    pub(super) fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
@@ -41,7 +41,7 @@ impl Demo {
     ///
     /// # Errors
     /// When the runtime cannot watch one more socket.
-    pub fn start(self) -> io::Result<()> {
+    pub(super) fn start(self) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(self.listener)?;
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {

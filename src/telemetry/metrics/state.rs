@@ -6,9 +6,9 @@ use prometheus::proto::MetricFamily;
 
 use super::ChangeMeter;
 use super::family::{counter, counters, gauge, gauges};
-use crate::clock::UnixMillis;
 use crate::store::keeper::{Standing, Vitals};
 use crate::upstream::health::Health;
+use crate::vocabulary::clock::UnixMillis;
 
 /// How the other parts are at the moment of a scrape.
 #[derive(Clone, Debug, Default)]

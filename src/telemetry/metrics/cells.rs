@@ -10,8 +10,8 @@ use prometheus::proto::MetricFamily;
 use super::connections::Protocol;
 use super::family::{counter, counters};
 use super::requests::{RouteCells, UpstreamCells};
-use crate::rejection::Rejection;
 use crate::store::cache::Level;
+use crate::vocabulary::rejection::Rejection;
 
 /// One thread's counts.
 ///
@@ -209,9 +209,9 @@ mod tests {
 
     #[test]
     fn every_reason_of_the_list_is_one_that_a_refusal_can_have() {
-        use crate::key::record::Dead;
-        use crate::key::scope::Scope;
-        use crate::rejection::{Forbidden, NotFound, Unauthenticated, Unavailable};
+        use crate::vocabulary::key::record::Dead;
+        use crate::vocabulary::key::scope::Scope;
+        use crate::vocabulary::rejection::{Forbidden, NotFound, Unauthenticated, Unavailable};
         let dead = [Dead::Revoked, Dead::Disabled, Dead::Expired, Dead::SecretEnded, Dead::WrongEnvironment];
         let causes = [
             Unauthenticated::Missing,

@@ -8,11 +8,14 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::config::{Config, KeySettings, Mistakes, StoreSettings};
+use crate::downstream::listener;
+use crate::downstream::tls;
 use crate::lifecycle::{RetentionSettings, SignupSettings};
-use crate::outbox;
+use crate::operators::admin;
+use crate::operators::ops;
+use crate::operators::outbox;
 use crate::store::cache;
 use crate::telemetry::RequestLog;
-use crate::{admin, listener, ops, tls};
 
 /// Where a gateway gets its configuration from when it is asked to read it again.
 pub type Source = Box<dyn Fn() -> Result<Config, Mistakes>>;

@@ -14,11 +14,11 @@ use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use crate::clock::Clock;
-use crate::connection_limit::{ConnectionLimit, Slot};
+use crate::downstream::connection_limit::{ConnectionLimit, Slot};
+use crate::downstream::worker::Worker;
 use crate::gateway::headers::Peer;
 use crate::telemetry::Throttle;
-use crate::worker::Worker;
+use crate::vocabulary::clock::Clock;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

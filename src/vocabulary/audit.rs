@@ -14,9 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::clock::UnixMillis;
-use crate::id::{EventId, KeyId, OrgId, RequestId};
-use crate::key::{Environment, Pepper};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{EventId, KeyId, OrgId, RequestId};
+use crate::vocabulary::key::{Environment, Pepper};
 
 /// Whose trail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,7 +29,7 @@ pub enum Trail {
 impl Trail {
     /// # Errors
     /// Anything but `operator` and an organisation's id.
-    pub fn parse(text: &str) -> Result<Self, crate::id::InvalidId> {
+    pub fn parse(text: &str) -> Result<Self, crate::vocabulary::id::InvalidId> {
         if text == "operator" { Ok(Self::Operator) } else { OrgId::parse(text).map(Self::Org) }
     }
 

@@ -30,8 +30,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use webpki::{EndEntityCert, KeyUsage};
 
-use crate::clock::UnixMillis;
 use crate::pem::{PemError, read_certificates, read_key};
+use crate::vocabulary::clock::UnixMillis;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {

@@ -6,6 +6,8 @@
 //!
 //! Never in a record or a line: a key or a part of one, a query, a header value or a body of the client's.
 
+pub mod metrics;
+
 use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,9 +19,9 @@ use http::StatusCode;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::clock::UnixMillis;
-use crate::id::{KeyId, OrgId, RequestId};
-use crate::key::Environment;
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId, RequestId};
+use crate::vocabulary::key::Environment;
 
 /// How the record of each request is written to standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

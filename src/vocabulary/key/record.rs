@@ -12,8 +12,8 @@ use thiserror::Error;
 
 use super::scope::ScopeSet;
 use super::{Digest, Environment, Pepper};
-use crate::clock::UnixMillis;
-use crate::id::{KeyId, OrgId};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId};
 
 /// Everything the store knows of one key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -366,8 +366,8 @@ impl Sealer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::IdSource;
-    use crate::key::scope::Scope;
+    use crate::vocabulary::id::IdSource;
+    use crate::vocabulary::key::scope::Scope;
     use proptest::prelude::*;
 
     fn record() -> KeyRecord {

@@ -18,8 +18,8 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::metrics::{Metrics, State};
 use crate::telemetry;
+use crate::telemetry::metrics::{Metrics, State};
 
 /// Where the operators' listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]

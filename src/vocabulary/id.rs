@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 use ulid::{ULID_LEN, Ulid};
 
-use crate::clock::UnixMillis;
+use crate::vocabulary::clock::UnixMillis;
 
 /// Draws identifiers. One per thread, seeded by the operating system. What it draws within one millisecond sorts in the
 /// order in which it was drawn, as what it draws later does.

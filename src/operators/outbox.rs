@@ -22,12 +22,12 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::clock::{Clock, UnixMillis};
-use crate::key::Pepper;
 use crate::store::Store;
 use crate::store::side::News;
 use crate::telemetry;
 use crate::upstream::{Endpoint, InvalidEndpoint};
+use crate::vocabulary::clock::{Clock, UnixMillis};
+use crate::vocabulary::key::Pepper;
 
 /// Where news go.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::time::Duration;
 use http::StatusCode;
 use serde::Serialize;
 
-use crate::key::record::Dead;
-use crate::key::scope::Scope;
+use crate::vocabulary::key::record::Dead;
+use crate::vocabulary::key::scope::Scope;
 
 /// Why a request gets an answer of keygate's own.
 #[derive(Clone, Debug, PartialEq, Eq)]

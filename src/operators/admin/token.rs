@@ -13,9 +13,9 @@ use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::clock::UnixMillis;
-use crate::key::{Digest, random_token};
 use crate::secret_file::{self, SecretFileError};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::{Digest, random_token};
 
 /// What tells a token from a key, for people and for scanners.
 const HEAD: &str = "kgadmin_";

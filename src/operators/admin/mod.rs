@@ -18,14 +18,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{Link, Trail};
-use crate::id::{KeyId, OrgId};
-use crate::key::Digest;
 use crate::lifecycle::{
     By, EventFilter, EventView, Imported, KeyFilter, KeyView, Lifecycle, LifecycleError, Made, MovedKey,
     NewKey, OrgView, Outcome, Owned, Patch, Verdict, view_org,
 };
 use crate::store::keeper::{Acceptance, Status};
+use crate::vocabulary::audit::{Link, Trail};
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
 
 pub use client::{ClientError, Way, call};
 pub use remote::{Host, InvalidHost, Remote, RemoteSettings};

@@ -9,17 +9,17 @@ use prometheus::proto::MetricFamily;
 use super::changes::LAG_BUCKETS;
 use super::family::{gauge, histogram, histograms};
 use super::histogram::Histogram;
-use crate::audit::{Ends, Entry, Trail};
-use crate::clock::{Clock, UnixMillis};
-use crate::id::{KeyId, OrgId};
-use crate::key::Digest;
-use crate::key::record::{KeyRecord, OrgRecord, Versioned};
-use crate::key::usage::{Usage, Used};
 use crate::store::events::{EventSink, Seq, Subject};
 use crate::store::keeper::Keeper;
 use crate::store::side::{Admission, News, Quota, Side};
 use crate::store::trails::Trails;
 use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
+use crate::vocabulary::audit::{Ends, Entry, Trail};
+use crate::vocabulary::clock::{Clock, UnixMillis};
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
+use crate::vocabulary::key::usage::{Usage, Used};
 
 /// What is known of a store from watching it.
 #[derive(Debug)]

@@ -1,0 +1,8 @@
+//! What the rest of keygate is written in: keys, ids, records, refusals, times, addresses. Values and rules, no I/O.
+
+pub mod audit;
+pub mod clock;
+pub mod id;
+pub mod key;
+pub mod network;
+pub mod rejection;
