@@ -26,9 +26,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::downstream::http2::{self, Paced, Streams};
 use crate::downstream::preface::{self, Rewound};
 use crate::downstream::tls::{self, Stream};
-use crate::gateway::headers::Peer;
 use crate::gateway::{self, Cut, Gateway, Tunnel, guard};
 use crate::telemetry::metrics::{Connected, Protocol};
+use crate::vocabulary::peer::Peer;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -113,7 +113,7 @@ async fn serve_http1<S>(
         let (gateway, peer, switch) = (Rc::clone(gateway), Rc::clone(peer), Rc::clone(&switch));
         let cut = cut.clone();
         async move {
-            let (response, tunnel) = gateway::handle(&gateway, &peer, request, &cut).await;
+            let (response, tunnel) = gateway::handle(&gateway, peer, request, &cut).await;
             switch.set(tunnel);
             Ok::<_, Infallible>(response.map(|body| Tracked { body, _busy: busy }))
         }
@@ -148,7 +148,7 @@ async fn serve_http2<S>(
         async move {
             // No tunnel comes of it: HTTP/2 has no `Upgrade`, and a request that holds one is refused as
             // malformed.
-            let (response, _) = gateway::handle(&gateway, &peer, request, &cut).await;
+            let (response, _) = gateway::handle(&gateway, peer, request, &cut).await;
             Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked { body, _busy: busy }, pace)))
         }
     });

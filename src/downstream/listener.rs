@@ -16,9 +16,9 @@ use tokio::sync::watch;
 
 use crate::downstream::connection_limit::{ConnectionLimit, Slot};
 use crate::downstream::worker::Worker;
-use crate::gateway::headers::Peer;
 use crate::telemetry::Throttle;
 use crate::vocabulary::clock::Clock;
+use crate::vocabulary::peer::Peer;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -122,9 +122,9 @@ impl Listener {
                 }
             };
             let peer = Peer::new(address);
-            let contains = |network: &IpNet| network.contains(&peer.address.ip());
+            let contains = |network: &IpNet| network.contains(&peer.address());
             let trusted = self.trusted_proxies.borrow().iter().any(contains);
-            match self.limit.take(peer.address.ip(), trusted) {
+            match self.limit.take(peer.address(), trusted) {
                 // Dropped unread: answering would cost what there is too little of.
                 None => full.log(self.clock.mono(), || FULL.to_owned()),
                 Some(slot) => hand_over(&workers, stream, peer, slot),

@@ -16,10 +16,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::downstream::connection::{self, Connections};
 use crate::downstream::connection_limit::Slot;
 use crate::downstream::tls;
-use crate::gateway::headers::Peer;
 use crate::gateway::{Gateway, Plan, Shared};
 use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::Cells;
+use crate::vocabulary::peer::Peer;
 
 /// How long the end waits for work that cannot be interrupted.
 const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);

@@ -9,9 +9,7 @@ use http::header::AUTHORIZATION;
 use super::Gateway;
 use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
-use super::headers::Peer;
 use super::route::{Access, Route};
-use super::snapshot::Snapshot;
 use super::usage::Prepared;
 use crate::lifecycle::Holder;
 use crate::store::StoreFault;
@@ -47,22 +45,17 @@ impl Caller {
 /// 401 for whatever is not a valid key now, 403 `forbidden` for one that may do nothing, 503 where the store
 /// cannot tell.
 pub(super) async fn authenticate<B>(
-    gateway: &Gateway,
-    snapshot: &Snapshot,
-    peer: &Peer,
+    exchange: &mut Exchange,
     request: &CanonicalRequest<B>,
     route: Option<&Route>,
-    exchange: &mut Exchange,
 ) -> Result<Caller, Rejection> {
+    let (gateway, headers) = (exchange.gateway(), request.headers());
     if let Some(Route { access: Access::Public { environment }, .. }) = route {
-        return Ok(Caller::Anyone {
-            environment: public_environment(gateway, request.headers(), *environment),
-        });
+        return Ok(Caller::Anyone { environment: public_environment(gateway, headers, *environment) });
     }
-    let key = presented_key(gateway, request.headers())?;
-    let client = || snapshot.rules().client_address(request.headers(), peer);
+    let key = presented_key(gateway, headers)?;
     let on_partition = route.and_then(|route| route.on_partition);
-    let known = resolve(gateway, &key, client, on_partition, exchange).await?;
+    let known = resolve(exchange, headers, &key, on_partition).await?;
     Ok(Caller::Holder(known))
 }
 
@@ -76,18 +69,19 @@ pub(super) fn presented_key<'h>(
 }
 
 async fn resolve(
-    gateway: &Gateway,
-    key: &PresentedKey<'_>,
-    client: impl Fn() -> IpAddr,
-    on_partition: Option<OnPartition>,
     exchange: &mut Exchange,
+    headers: &HeaderMap,
+    key: &PresentedKey<'_>,
+    on_partition: Option<OnPartition>,
 ) -> Result<Rc<Known<Prepared>>, Rejection> {
+    let gateway = exchange.gateway();
     let digest = gateway.digester.digest(key);
     let (resolved, level) = match gateway.keys.find(&digest, exchange.started()) {
         Some(found) => found,
-        None => gateway.keys.load(&digest, ClientNetwork::of(client())).await,
+        None => gateway.keys.load(&digest, ClientNetwork::of(exchange.client_address(headers))).await,
     };
     exchange.note_level(level);
+    let gateway = exchange.gateway();
     gateway.cells.looked_up(level);
     let known = match resolved {
         Resolved::Known(_) | Resolved::Absent if gateway.keys.is_fenced(on_partition) => {
@@ -101,8 +95,9 @@ async fn resolve(
         Resolved::Unavailable(_) => return Err(Rejection::Unavailable(Unavailable::Store)),
     };
     exchange.note_key(&known.found.key);
+    let client = || exchange.client_address(headers);
     admit(&known, key.environment(), exchange.started().wall, client)?;
-    gateway.cells.authenticated();
+    exchange.gateway().cells.authenticated();
     Ok(known)
 }
 

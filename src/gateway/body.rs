@@ -201,12 +201,11 @@ impl ResponseBody {
         idle: Duration,
         lease: Lease<RequestBody>,
         reusable: bool,
-        clock: Clock,
-        exchange: Exchange,
+        mut exchange: Exchange,
     ) -> Self {
+        let clock = exchange.gateway().clock.clone();
         let mut streaming =
             Streaming { incoming, idle: IdleTimer::new(idle), lease: Some(lease), reusable, clock };
-        let mut exchange = exchange;
         if streaming.incoming.is_end_stream() {
             streaming.end();
             exchange.note_complete();

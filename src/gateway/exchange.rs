@@ -19,6 +19,7 @@ use crate::vocabulary::clock::Now;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::KeyRecord;
+use crate::vocabulary::peer::Peer;
 use crate::vocabulary::rejection::Rejection;
 
 /// A request from its parsed head to the last byte of its answer. Counted and recorded when it is dropped,
@@ -27,6 +28,7 @@ use crate::vocabulary::rejection::Rejection;
 pub(super) struct Exchange {
     gateway: Rc<Gateway>,
     snapshot: Rc<Snapshot>,
+    peer: Rc<Peer>,
     started: Now,
     id: RequestId,
     id_value: HeaderValue,
@@ -53,19 +55,15 @@ struct UpstreamTimes {
 }
 
 impl Exchange {
-    pub(super) fn begin<B>(
-        gateway: &Rc<Gateway>,
-        snapshot: &Rc<Snapshot>,
-        request: &Request<B>,
-        cut: &Cut,
-    ) -> Self {
+    pub(super) fn begin<B>(gateway: &Rc<Gateway>, peer: Rc<Peer>, request: &Request<B>, cut: &Cut) -> Self {
         let started = gateway.clock.now();
         let id = RequestId::draw(&mut gateway.ids.borrow_mut(), started.wall);
         gateway.cells.begin();
         cut.begin();
         Self {
             gateway: Rc::clone(gateway),
-            snapshot: Rc::clone(snapshot),
+            snapshot: gateway.snapshot(),
+            peer,
             started,
             id,
             id_value: request_id_value(id),
@@ -81,6 +79,24 @@ impl Exchange {
             place: None,
             cut: cut.clone(),
         }
+    }
+
+    pub(super) fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// What the request is handled by, to its end.
+    pub(super) const fn snapshot(&self) -> &Rc<Snapshot> {
+        &self.snapshot
+    }
+
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// The address that the request came from first, by its own fields where a trusted proxy sent them.
+    pub(super) fn client_address(&self, headers: &HeaderMap) -> IpAddr {
+        self.snapshot.rules().client_address(headers, &self.peer)
     }
 
     /// When the request's head had been parsed. Everything about it is judged at this moment.

@@ -11,13 +11,11 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, sleep};
 
-use super::Gateway;
 use super::authorize::Permit;
 use super::body::{RequestBody, ResponseBody, Upload, UploadState};
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
-use super::headers::{self, Framing, Peer};
-use super::snapshot::Snapshot;
+use super::headers::{self, Framing};
 use super::tunnel::{self, Tunnel};
 use crate::upstream::UpstreamId;
 use crate::upstream::pool::{Lease, SendError};
@@ -31,30 +29,27 @@ type Answer = (Response<Incoming>, Lease<RequestBody>);
 /// # Errors
 /// 413 and 400 where the body proves to be wrong on the way, 502 and 504 where no answer comes.
 pub(super) async fn forward(
-    gateway: &Gateway,
-    snapshot: &Snapshot,
-    peer: &Peer,
+    exchange: &mut Exchange,
+    request: CanonicalRequest<Incoming>,
     permit: &Permit<'_>,
     upstream: UpstreamId,
-    request: CanonicalRequest<Incoming>,
-    exchange: &mut Exchange,
 ) -> Result<Forwarded, Rejection> {
     let wants_tunnel = permit.route().websocket && tunnel::is_handshake(request.method(), request.headers());
     let takes_trailers = headers::takes_trailers(request.headers());
     // While the client's own fields are there to tell.
-    let judged =
-        permit.holder().map(|holder| (holder, snapshot.rules().client_address(request.headers(), peer)));
-    let (mut request, upload) = build(snapshot, peer, permit, request, exchange)?;
+    let judged = permit.holder().map(|holder| (holder, exchange.client_address(request.headers())));
+    let (mut request, upload) = build(exchange, request, permit)?;
     if wants_tunnel {
         tunnel::upgrade(request.headers_mut());
     } else if takes_trailers {
         headers::ask_for_trailers(request.headers_mut());
     }
-    let timeout = snapshot.upstream(upstream).timeouts.answer;
     if let Some((holder, client)) = judged {
         exchange.enter_flight(holder, client);
     }
     exchange.note_sending(permit.environment());
+    let snapshot = exchange.snapshot();
+    let timeout = snapshot.upstream(upstream).timeouts.answer;
     let sending = snapshot.pool().send(upstream, permit.environment(), request);
     let answered = within(timeout, upload.as_deref(), sending).await;
     exchange.note_answered();
@@ -64,11 +59,11 @@ pub(super) async fn forward(
     let (mut answer, lease) = match answered {
         None => return Err(Rejection::GatewayTimeout),
         Some(Err(error)) => {
-            let name = &snapshot.upstream(upstream).name;
-            return Err(Rejection::BadGateway(unanswered(&error, gateway, name, exchange)));
+            return Err(Rejection::BadGateway(unanswered(exchange, upstream, &error)));
         }
         Some(Ok(answer)) => answer,
     };
+    let snapshot = exchange.snapshot();
     snapshot.upstream_cells(upstream).answered(exchange.upstream_duration().unwrap_or_default());
     let is_switch = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
     let grants_tunnel = is_switch && wants_tunnel && tunnel::is_granted(answer.headers());
@@ -91,9 +86,11 @@ pub(super) async fn forward(
 }
 
 /// Why there is no answer. One that broke off is logged: what was sent may have been carried out.
-fn unanswered(error: &SendError, gateway: &Gateway, upstream: &str, exchange: &Exchange) -> BadGateway {
+fn unanswered(exchange: &Exchange, upstream: UpstreamId, error: &SendError) -> BadGateway {
     let SendError::BrokeOff(error) = error else { return BadGateway::Unreachable };
+    let gateway = exchange.gateway();
     gateway.broke_off.log(gateway.clock.mono(), || {
+        let upstream = &exchange.snapshot().upstream(upstream).name;
         format!("upstream {upstream} broke off before it answered {}: {error}", exchange.id())
     });
     BadGateway::BrokeOff
@@ -113,11 +110,7 @@ pub(super) struct Forwarded {
 
 impl Forwarded {
     /// The answer as the client gets it, streaming, and the tunnel that it may begin.
-    pub(super) fn into_response(
-        self,
-        gateway: &Gateway,
-        mut exchange: Exchange,
-    ) -> (Response<ResponseBody>, Option<Tunnel>) {
+    pub(super) fn into_response(self, mut exchange: Exchange) -> (Response<ResponseBody>, Option<Tunnel>) {
         let Self { mut head, incoming, lease, reusable, switch, stream_idle } = self;
         head.version = Version::HTTP_11;
         // A reason phrase of the upstream's own travels as an extension, as does what belongs to its
@@ -133,25 +126,23 @@ impl Forwarded {
             let tunnel = Tunnel { upstream, lease, idle: stream_idle, exchange };
             return (Response::from_parts(head, ResponseBody::none()), Some(tunnel));
         }
-        let body =
-            ResponseBody::upstream(incoming, stream_idle, lease, reusable, gateway.clock.clone(), exchange);
+        let body = ResponseBody::upstream(incoming, stream_idle, lease, reusable, exchange);
         (Response::from_parts(head, body), None)
     }
 }
 
 fn build(
-    snapshot: &Snapshot,
-    peer: &Peer,
-    permit: &Permit<'_>,
-    request: CanonicalRequest<Incoming>,
     exchange: &Exchange,
+    request: CanonicalRequest<Incoming>,
+    permit: &Permit<'_>,
 ) -> Result<(Request<RequestBody>, Option<Rc<Upload>>), Rejection> {
+    let snapshot = exchange.snapshot();
     let limit = permit.route().body_limit.unwrap_or(snapshot.settings().limits.body);
     let Parts { method, target, host, mut headers, body } = request.into_parts();
     if body.size_hint().lower() > limit {
         return Err(Rejection::BodyTooLarge);
     }
-    snapshot.rules().forward(&mut headers, peer, &host, exchange.id_value(), permit.identity());
+    snapshot.rules().forward(&mut headers, exchange.peer(), &host, exchange.id_value(), permit.identity());
     if !permit.route().forward_authorization {
         headers.remove(AUTHORIZATION);
     }

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use crate::store::Found;
 use crate::vocabulary::id::RequestId;
+use crate::vocabulary::peer::Peer;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -127,33 +128,6 @@ impl Default for Settings {
             request_id: HeaderName::from_static("x-request-id"),
             trusted_proxies: Vec::new(),
         }
-    }
-}
-
-/// Who sent a request, as the socket says.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    pub address: SocketAddr,
-    /// The address as it stands in X-Forwarded-For; made once a connection.
-    forwarded_for: HeaderValue,
-    /// How it came, as it stands in X-Forwarded-Proto.
-    forwarded_proto: &'static str,
-}
-
-impl Peer {
-    #[must_use]
-    pub fn new(address: SocketAddr) -> Self {
-        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        // The text of an address has only characters that a field value may have.
-        let forwarded_for = HeaderValue::try_from(address.ip().to_string())
-            .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { address, forwarded_for, forwarded_proto: "http" }
-    }
-
-    /// The same, on a connection with TLS.
-    #[must_use]
-    pub fn over_tls(self) -> Self {
-        Self { forwarded_proto: "https", ..self }
     }
 }
 
@@ -279,7 +253,7 @@ impl HeaderRules {
     /// not one of them.
     #[must_use]
     pub fn client_address(&self, headers: &HeaderMap, peer: &Peer) -> IpAddr {
-        let mut client = peer.address.ip();
+        let mut client = peer.address();
         if !self.trusts(client) {
             return client;
         }
@@ -302,11 +276,11 @@ impl HeaderRules {
     /// The forwarding fields: a trusted proxy's are continued, anybody else's are replaced.
     fn forwarding(&self, headers: &HeaderMap, peer: &Peer, host: &HeaderValue) -> Forwarding {
         let plain = Forwarding {
-            for_: peer.forwarded_for.clone(),
-            proto: HeaderValue::from_static(peer.forwarded_proto),
+            for_: peer.forwarded_for().clone(),
+            proto: HeaderValue::from_static(peer.scheme()),
             host: host.clone(),
         };
-        if !self.trusts(peer.address.ip()) {
+        if !self.trusts(peer.address()) {
             return plain;
         }
         let mut chain = Vec::new();

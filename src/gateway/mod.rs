@@ -38,7 +38,6 @@ use self::authorize::authorize;
 use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
 use self::guard::CanonicalRequest;
-use self::headers::Peer;
 use self::in_flight::InFlight;
 use self::operation::serve;
 use self::route::{Route, Target};
@@ -51,6 +50,7 @@ use crate::telemetry::{RecordSink, Throttle};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::IdSource;
 use crate::vocabulary::key::{Digester, KeyFormat};
+use crate::vocabulary::peer::Peer;
 use crate::vocabulary::rejection::{NotFound, Rejection};
 
 pub use self::body::{BodyError, RequestBody, ResponseBody};
@@ -178,23 +178,22 @@ impl Gateway {
 
 /// Answers one request, exactly once. The answer may come with a tunnel, for which it must be sent first.
 ///
-/// Whoever sends the answer must stop, and drop it, when `cut` is due: its key may no longer do what it does.
+/// The sender of the answer must stop, and drop it, when `cut` is due: the key may no longer do what it does.
 pub async fn handle(
     gateway: &Rc<Gateway>,
-    peer: &Peer,
+    peer: Rc<Peer>,
     request: Request<Incoming>,
     cut: &Cut,
 ) -> (Response<ResponseBody>, Option<Tunnel>) {
-    let snapshot = gateway.snapshot();
-    let mut exchange = Exchange::begin(gateway, &snapshot, &request, cut);
+    let mut exchange = Exchange::begin(gateway, peer, &request, cut);
     let passed = {
-        let passing = pin!(pass(gateway, &snapshot, peer, request, &mut exchange));
+        let passing = pin!(pass(&mut exchange, request));
         cut.or_refused(passing).await
     };
     match passed {
-        Ok(Passed::Forwarded(answer)) => answer.into_response(gateway, exchange),
-        Ok(Passed::Served(answer)) => (respond::answer(&snapshot, answer, exchange), None),
-        Err(rejection) => (respond::refuse(&snapshot, &rejection, exchange), None),
+        Ok(Passed::Forwarded(answer)) => answer.into_response(exchange),
+        Ok(Passed::Served(answer)) => (respond::answer(answer, exchange), None),
+        Err(rejection) => (respond::refuse(&rejection, exchange), None),
     }
 }
 
@@ -205,31 +204,26 @@ enum Passed {
 }
 
 /// The stages in their order, which is the order of refusals: a stranger cannot map the API.
-async fn pass(
-    gateway: &Gateway,
-    snapshot: &Snapshot,
-    peer: &Peer,
-    request: Request<Incoming>,
-    exchange: &mut Exchange,
-) -> Result<Passed, Rejection> {
+async fn pass(exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Rejection> {
+    // The route is borrowed from it, while the exchange takes notes.
+    let snapshot = Rc::clone(exchange.snapshot());
     let request = CanonicalRequest::parse(request, &snapshot.settings().limits)?;
     let found = snapshot.routes().find(&request);
     exchange.note_route(found.ok().flatten());
     let route = found.ok().flatten().map(|found| found.route);
-    let route = route.ok_or(NotFound::NoRoute).and_then(|route| gateway.offers(route));
-    let caller = authenticate(gateway, snapshot, peer, &request, route.ok(), exchange).await?;
-    usage::watch(gateway, snapshot, peer, &caller, route.ok(), &request, exchange);
+    let route = route.ok_or(NotFound::NoRoute).and_then(|route| exchange.gateway().offers(route));
+    let caller = authenticate(exchange, &request, route.ok()).await?;
+    usage::watch(exchange, &request, &caller, route.ok());
     // Only now: which paths have two readings says which rules there are.
     found.map_err(Rejection::Unsafe)?;
     let permit = authorize(route, caller)?;
-    usage::note(gateway, &permit, exchange);
+    usage::note(exchange, &permit);
     match permit.target() {
         Target::Upstream(upstream) => {
-            let forwarded = forward(gateway, snapshot, peer, &permit, upstream, request, exchange).await;
-            forwarded.map(Passed::Forwarded)
+            forward(exchange, request, &permit, upstream).await.map(Passed::Forwarded)
         }
         Target::Operation(operation) => {
-            serve(gateway, snapshot, peer, &permit, operation, request, exchange).await.map(Passed::Served)
+            serve(exchange, request, &permit, operation).await.map(Passed::Served)
         }
     }
 }

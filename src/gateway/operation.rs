@@ -9,14 +9,11 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::Gateway;
 use super::authenticate::presented_key;
 use super::authorize::Permit;
 use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
-use super::headers::Peer;
-use super::snapshot::Snapshot;
 use crate::api::{self, Answer, BODY_LEN, Call, Operation};
 use crate::vocabulary::rejection::{FieldError, NotFound, Rejection};
 
@@ -25,22 +22,20 @@ use crate::vocabulary::rejection::{FieldError, NotFound, Rejection};
 /// # Errors
 /// 400 and 413 for a body that cannot be taken, and whatever the operation refuses.
 pub(super) async fn serve(
-    gateway: &Gateway,
-    snapshot: &Snapshot,
-    peer: &Peer,
+    exchange: &Exchange,
+    request: CanonicalRequest<Incoming>,
     permit: &Permit<'_>,
     operation: Operation,
-    request: CanonicalRequest<Incoming>,
-    exchange: &Exchange,
 ) -> Result<Answer, Rejection> {
+    let gateway = exchange.gateway();
     let api = gateway.api.as_ref().ok_or(Rejection::NotFound(NotFound::NotServedHere))?;
     let id = permit.route().parameter(request.path()).map(str::to_owned);
-    let address = snapshot.rules().client_address(request.headers(), peer);
+    let address = exchange.client_address(request.headers());
     let holder = permit.asker();
     let Parts { target, headers, body, .. } = request.into_parts();
     let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
     let body = if operation.takes_body() {
-        gather(body, limit, snapshot.settings().body_idle_timeout).await?
+        gather(body, limit, exchange.snapshot().settings().body_idle_timeout).await?
     } else {
         Bytes::new()
     };

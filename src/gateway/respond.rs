@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::body::ResponseBody;
 use super::exchange::Exchange;
-use super::snapshot::Snapshot;
 use crate::api::Answer;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::rejection::{FieldError, Rejection};
@@ -30,21 +29,15 @@ struct Error<'e> {
 }
 
 /// The answer to a request that is refused: the envelope, and the headers that belong to it.
-pub(super) fn refuse(
-    snapshot: &Snapshot,
-    rejection: &Rejection,
-    mut exchange: Exchange,
-) -> Response<ResponseBody> {
+pub(super) fn refuse(rejection: &Rejection, mut exchange: Exchange) -> Response<ResponseBody> {
     exchange.note_refusal(rejection);
-    let id_value = exchange.id_value().clone();
-    let body = envelope(rejection, exchange.id());
-    let mut response = Response::new(ResponseBody::own(body, exchange));
+    let mut response = Response::new(());
     *response.status_mut() = rejection.status();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // A shared cache must not answer the next caller with this one's refusal.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    snapshot.rules().name_answer(headers, &id_value);
+    exchange.snapshot().rules().name_answer(headers, exchange.id_value());
     if let Some(challenge) = rejection.challenge() {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
@@ -54,18 +47,17 @@ pub(super) fn refuse(
     if let Some(after) = rejection.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000) as u64));
     }
-    response
+    let body = envelope(rejection, exchange.id());
+    response.map(|()| ResponseBody::own(body, exchange))
 }
 
 /// The answer of an operation that keygate serves itself.
-pub(super) fn answer(snapshot: &Snapshot, answer: Answer, mut exchange: Exchange) -> Response<ResponseBody> {
+pub(super) fn answer(answer: Answer, mut exchange: Exchange) -> Response<ResponseBody> {
     exchange.note_own(answer.status);
-    let id_value = exchange.id_value().clone();
-    let is_empty = answer.body.is_empty();
-    let mut response = Response::new(ResponseBody::own(answer.body, exchange));
+    let mut response = Response::new(());
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
-    if !is_empty {
+    if !answer.body.is_empty() {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -73,8 +65,8 @@ pub(super) fn answer(snapshot: &Snapshot, answer: Answer, mut exchange: Exchange
     if let Some(Ok(told)) = answer.propagation.map(|told| HeaderValue::try_from(told.to_string())) {
         headers.insert(PROPAGATION, told);
     }
-    snapshot.rules().name_answer(headers, &id_value);
-    response
+    exchange.snapshot().rules().name_answer(headers, exchange.id_value());
+    response.map(|()| ResponseBody::own(answer.body, exchange))
 }
 
 fn envelope(rejection: &Rejection, request_id: RequestId) -> Bytes {

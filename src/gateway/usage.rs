@@ -11,14 +11,12 @@ use http::header::{HeaderName, ORIGIN};
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::Gateway;
 use super::authenticate::Caller;
 use super::authorize::Permit;
 use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
-use super::headers::{Identity, Peer};
+use super::headers::Identity;
 use super::route::Route;
-use super::snapshot::Snapshot;
 use crate::api::Api;
 use crate::lifecycle::{Asker, By, Holder, TroubleSeen, UsageLog};
 use crate::store::Found;
@@ -94,26 +92,24 @@ impl UsageNotes {
 
 /// Looks whether a browser sent a live key; what the key may do makes no difference to that.
 pub(super) fn watch(
-    gateway: &Gateway,
-    snapshot: &Snapshot,
-    peer: &Peer,
+    exchange: &Exchange,
+    request: &CanonicalRequest<Incoming>,
     caller: &Caller,
     route: Option<&Route>,
-    request: &CanonicalRequest<Incoming>,
-    exchange: &Exchange,
 ) {
     // Without a hand on the audit trail there is nobody to tell.
-    let (Caller::Holder(known), Some(api)) = (caller, &gateway.api) else { return };
+    let (Caller::Holder(known), Some(api)) = (caller, &exchange.gateway().api) else { return };
     let live = known.found.key.environment == Environment::Live;
     if live && is_from_browser(request.headers()) && !known.prepared.noted.in_browser.replace(true) {
         let Some(holder) = caller.holder(ScopeSet::default()) else { return };
-        let address = snapshot.rules().client_address(request.headers(), peer);
+        let address = exchange.client_address(request.headers());
         report(api, holder, address, route.map(|route| &*route.id), exchange);
     }
 }
 
 /// Notes what a permit was given for, where somebody writes it down.
-pub(super) fn note(gateway: &Gateway, permit: &Permit<'_>, exchange: &Exchange) {
+pub(super) fn note(exchange: &Exchange, permit: &Permit<'_>) {
+    let gateway = exchange.gateway();
     if gateway.api.is_none() {
         return;
     }

@@ -5,4 +5,5 @@ pub mod clock;
 pub mod id;
 pub mod key;
 pub mod network;
+pub mod peer;
 pub mod rejection;

@@ -10,7 +10,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCOD
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use keygate::config::{Config, DEFAULT_CONFIGURATION, DEFAULT_POLICY};
 use keygate::gateway::guard::{CanonicalRequest, Limits};
-use keygate::gateway::headers::{HeaderRules, Identity, Peer, Settings};
+use keygate::gateway::headers::{HeaderRules, Identity, Settings};
 use keygate::gateway::route::{Pattern, RouteTable};
 use keygate::lifecycle::{MovedKey, parse_network};
 use keygate::store::{Found, redis};
@@ -23,6 +23,7 @@ use keygate::vocabulary::key::scope::{Scope, ScopeSet};
 use keygate::vocabulary::key::usage::Usage;
 use keygate::vocabulary::key::{Environment, KeyFormat, Pepper, Prefix};
 use keygate::vocabulary::network::Server;
+use keygate::vocabulary::peer::Peer;
 
 /// A target of the fuzzer. What it is begun with is in seeds/NAME.
 pub(crate) struct Target {
