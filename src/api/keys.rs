@@ -6,7 +6,8 @@ use super::body::{Body, networks, nullable_text, nullable_time, scopes, seconds,
 use super::query::{Cursor, Query};
 use super::{Answer, Call, List, Shown, refuse};
 use crate::lifecycle::{
-    Changed, Holder, Keep, KeyPage, KeyView, Lifecycle, LifecycleError, Made, NewKey, OVERLAP, Outcome, Patch,
+    CallingKey, Changed, Keep, KeyPage, KeyView, Lifecycle, LifecycleError, Made, NewKey, OVERLAP, Outcome,
+    Patch,
 };
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::record::KeyRecord;
@@ -22,7 +23,7 @@ struct WithSecret {
 }
 
 pub(super) async fn create(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
-    let holder = holder(call)?;
+    let caller = caller(call)?;
     if let Some(answer) = answered(lifecycle, call).await? {
         return Ok(answer);
     }
@@ -35,17 +36,17 @@ pub(super) async fn create(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
         allowed_addresses: body.take("allowed_addresses", networks).unwrap_or_default(),
         owner: body.take("owner", nullable_text).flatten(),
         note: body.take("note", nullable_text).flatten(),
-        ..NewKey::named(holder.org, name.as_deref().unwrap_or_default(), Environment::Test)
+        ..NewKey::named(caller.org, name.as_deref().unwrap_or_default(), Environment::Test)
     };
     body.finish_with(lifecycle.mistakes_in_new(&new))?;
     let environment = match environment {
         Some(environment) => environment,
-        None => lifecycle.key(&call.by(), holder.key).await.map_err(refuse)?.environment,
+        None => lifecycle.key(&call.origin(), caller.id).await.map_err(refuse)?.environment,
     };
     let new = NewKey { environment, ..new };
     let render = |key: &KeyRecord, secret: &ApiKey| render(lifecycle, key, secret);
     let keep = call.idempotency.as_ref().map(|request| Keep { request, render: &render });
-    answer(lifecycle, lifecycle.create_key_once(&call.by(), new, keep).await)
+    answer(lifecycle, lifecycle.create_key_once(&call.origin(), new, keep).await)
 }
 
 pub(super) async fn rotate(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
@@ -58,14 +59,14 @@ pub(super) async fn rotate(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
     body.finish()?;
     let render = |key: &KeyRecord, secret: &ApiKey| render(lifecycle, key, secret);
     let keep = call.idempotency.as_ref().map(|request| Keep { request, render: &render });
-    answer(lifecycle, lifecycle.rotate_key(&call.by(), id, overlap, keep).await)
+    answer(lifecycle, lifecycle.rotate_key(&call.origin(), id, overlap, keep).await)
 }
 
 pub(super) async fn list(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
     let mut query = Query::parse(call.query.as_deref());
     let (limit, cursor) = (query.limit(), query.cursor::<KeyId>());
     query.finish()?;
-    let page = lifecycle.list_keys(&call.by(), None, cursor, limit).await.map_err(refuse)?;
+    let page = lifecycle.list_keys(&call.origin(), None, cursor, limit).await.map_err(refuse)?;
     let KeyPage { keys, has_more } = page;
     let next = keys.last().filter(|_| has_more).map(|key| key.id.print());
     Answer::json(&List::new(lifecycle.view_keys(&keys).await.map_err(refuse)?, next))
@@ -73,12 +74,12 @@ pub(super) async fn list(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, R
 
 /// A key may always ask about itself.
 pub(super) async fn read_own(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
-    let own = holder(call)?.key;
-    show(lifecycle, lifecycle.key(&call.by(), own).await).await
+    let own = caller(call)?.id;
+    show(lifecycle, lifecycle.key(&call.origin(), own).await).await
 }
 
 pub(super) async fn read(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
-    show(lifecycle, lifecycle.key(&call.by(), id(call)?).await).await
+    show(lifecycle, lifecycle.key(&call.origin(), id(call)?).await).await
 }
 
 pub(super) async fn update(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
@@ -93,20 +94,20 @@ pub(super) async fn update(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
         allowed_addresses: body.take("allowed_addresses", networks),
     };
     if !body.is_clean() {
-        body.finish_with(lifecycle.mistakes_in_patch(&call.by(), id, &patch).await.map_err(refuse)?)?;
+        body.finish_with(lifecycle.mistakes_in_patch(&call.origin(), id, &patch).await.map_err(refuse)?)?;
     }
     let Changed { record, propagation } =
-        lifecycle.update_key(&call.by(), id, &patch).await.map_err(refuse)?;
+        lifecycle.update_key(&call.origin(), id, &patch).await.map_err(refuse)?;
     Ok(show(lifecycle, Ok(record)).await?.propagated(propagation))
 }
 
 pub(super) async fn revoke(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
-    let revoked = lifecycle.revoke_key(&call.by(), id(call)?).await.map_err(refuse)?;
+    let revoked = lifecycle.revoke_key(&call.origin(), id(call)?).await.map_err(refuse)?;
     Ok(Answer::nothing().propagated(revoked.propagation))
 }
 
-fn holder(call: &Call) -> Result<&Holder, Rejection> {
-    call.holder.as_ref().ok_or_else(|| refuse(LifecycleError::Stranger))
+fn caller(call: &Call) -> Result<&CallingKey, Rejection> {
+    call.caller.as_ref().ok_or_else(|| refuse(LifecycleError::Stranger))
 }
 
 /// What is no identifier of a key names none.
@@ -127,7 +128,7 @@ async fn show(lifecycle: &Lifecycle, key: Result<KeyRecord, LifecycleError>) -> 
 /// What was answered to the same request before.
 async fn answered(lifecycle: &Lifecycle, call: &Call) -> Result<Option<Answer>, Rejection> {
     let Some(request) = &call.idempotency else { return Ok(None) };
-    Ok(lifecycle.answered(&call.by(), request).await.map_err(refuse)?.map(Answer::made))
+    Ok(lifecycle.answered(&call.origin(), request).await.map_err(refuse)?.map(Answer::made))
 }
 
 fn answer(

@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
-use crate::lifecycle::{Asker, By, Escalation, Holder, Idempotency, Lifecycle, LifecycleError};
+use crate::lifecycle::{CallingKey, Escalation, Idempotency, Lifecycle, LifecycleError, Origin, Principal};
 use crate::store::Propagation;
 use crate::telemetry;
 use crate::vocabulary::id::RequestId;
@@ -101,16 +101,16 @@ pub struct Call {
     pub query: Option<String>,
     pub body: Bytes,
     /// `None` on a public route.
-    pub holder: Option<Holder>,
+    pub caller: Option<CallingKey>,
     pub idempotency: Option<Idempotency>,
     pub address: IpAddr,
     pub request: RequestId,
 }
 
 impl Call {
-    fn by(&self) -> By {
-        let asker = self.holder.clone().map_or(Asker::Stranger, Asker::Holder);
-        By { asker, address: Some(self.address), request: Some(self.request) }
+    fn origin(&self) -> Origin {
+        let principal = self.caller.clone().map_or(Principal::Stranger, Principal::Key);
+        Origin { principal, address: Some(self.address), request: Some(self.request) }
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) async fn sign_up(lifecycle: &Lifecycle, call: &Call) -> Result<Answer
     let (name, email) = (body.require("name", text), body.require("email", text));
     let (name, email) = (name.unwrap_or_default(), email.unwrap_or_default());
     body.finish_with(parse_signup(&name, &email).err().unwrap_or_default())?;
-    let made = lifecycle.sign_up(&call.by(), &name, &email).await.map_err(refuse)?;
+    let made = lifecycle.sign_up(&call.origin(), &name, &email).await.map_err(refuse)?;
     Answer::json(&SignedUp {
         organization_id: made.org.id,
         api_key: Shown::new(&made.secret),

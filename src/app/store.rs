@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::control::BLOCKED_AT_MOST;
 use crate::config::StoreSettings;
-use crate::lifecycle::{By, Lifecycle, LifecycleError};
+use crate::lifecycle::{Lifecycle, LifecycleError, Origin};
 use crate::store::embedded::{self, Embedded};
 use crate::store::redis::{self, Redis};
 use crate::store::{LEASE, Store, StoreFault};
@@ -95,7 +95,7 @@ pub(super) async fn attend_revived(lifecycle: Option<Arc<Lifecycle>>, mut revive
 
 async fn revoke_again(lifecycle: &Lifecycle, key: KeyId) {
     for _ in 0..REVOKED_TRIES {
-        match lifecycle.revoke_key(&By::gateway(), key).await {
+        match lifecycle.revoke_key(&Origin::gateway(), key).await {
             Ok(_) | Err(LifecycleError::NoKey(_)) => return,
             Err(_) => tokio::time::sleep(REVOKED_PAUSE).await,
         }

@@ -13,7 +13,7 @@ use super::{Outcome, refuse};
 use crate::app::App;
 use crate::config::{Config, DEFAULT_POLICY};
 use crate::downstream::worker::DrainSettings;
-use crate::lifecycle::{By, Lifecycle, LifecycleError, NewKey};
+use crate::lifecycle::{Lifecycle, LifecycleError, NewKey, Origin};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::scope::{Scope, ScopeSet};
@@ -130,14 +130,14 @@ struct Keys {
 
 /// Revokes the keys of the last start and makes new ones.
 async fn fresh_keys(lifecycle: &Lifecycle) -> Result<Keys, LifecycleError> {
-    let by = &By::operator(DEV);
+    let origin = &Origin::operator(DEV);
     let org = match lifecycle.list_orgs(None, usize::MAX).await?.into_iter().find(|org| org.name == DEV) {
         Some(org) => org.id,
-        None => lifecycle.create_org(by, DEV).await?.id,
+        None => lifecycle.create_org(origin, DEV).await?.id,
     };
-    for key in lifecycle.list_keys(by, Some(org), None, usize::MAX).await?.keys {
+    for key in lifecycle.list_keys(origin, Some(org), None, usize::MAX).await?.keys {
         if key.created_by == DEV && key.revoked_at.is_none() {
-            lifecycle.revoke_key(by, key.id).await?;
+            lifecycle.revoke_key(origin, key.id).await?;
         }
     }
     let all = lifecycle.vocabulary();
@@ -161,7 +161,7 @@ async fn make_key(
     scopes: ScopeSet,
 ) -> Result<ApiKey, LifecycleError> {
     let new = NewKey { scopes: Some(scopes), ..NewKey::named(org, name, environment) };
-    Ok(lifecycle.create_key(&By::operator(DEV), new).await?.secret)
+    Ok(lifecycle.create_key(&Origin::operator(DEV), new).await?.secret)
 }
 
 fn welcome(out: &mut impl Write, app: &App, [live, test]: [SocketAddr; 2], keys: &Keys) -> io::Result<()> {

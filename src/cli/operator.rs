@@ -21,7 +21,7 @@ use super::table::{Column, Table};
 use super::{Outcome, load};
 use crate::app::{KeyTools, StoreError, open_store};
 use crate::config::{Config, StoreSettings};
-use crate::lifecycle::{By, Lifecycle};
+use crate::lifecycle::{Lifecycle, Origin};
 use crate::operators::admin::{self, ClientError, Command, Order, Reply, Secret, Way};
 use crate::secret_file;
 use crate::store::Store;
@@ -218,8 +218,8 @@ impl Operator {
 }
 
 async fn execute(lifecycle: &Lifecycle, order: Order) -> Reply {
-    let by = admin::local_operator(&order.operator, getuid().as_raw());
-    admin::execute(lifecycle, &by, order.command).await
+    let origin = admin::local_operator(&order.operator, getuid().as_raw());
+    admin::execute(lifecycle, &origin, order.command).await
 }
 
 fn open(config: &Config) -> Result<Lifecycle, String> {
@@ -247,7 +247,7 @@ pub(super) fn open_as(
 }
 
 /// Who gives this command.
-pub(super) fn operator() -> By {
+pub(super) fn operator() -> Origin {
     admin::local_operator(&operator_name(), getuid().as_raw())
 }
 

@@ -11,7 +11,7 @@ use super::exchange::Exchange;
 use super::guard::CanonicalRequest;
 use super::route::{Access, Route};
 use super::usage::Prepared;
-use crate::lifecycle::Holder;
+use crate::lifecycle::CallingKey;
 use crate::store::StoreFault;
 use crate::store::cache::{Known, OnPartition, Resolved};
 use crate::vocabulary::clock::UnixMillis;
@@ -31,11 +31,11 @@ pub(super) enum Caller {
 
 impl Caller {
     /// The key that was presented, for whoever decides on it again; `needs` is what was asked of it.
-    pub(super) fn holder(&self, needs: ScopeSet) -> Option<Holder> {
+    pub(super) fn calling_key(&self, needs: ScopeSet) -> Option<CallingKey> {
         let Self::Holder(known) = self else { return None };
         let key = &known.found.key;
         let (org, environment) = (known.found.org.id, key.environment);
-        Some(Holder { key: key.id, org, environment, digest: known.digest, needs })
+        Some(CallingKey { id: key.id, org, environment, digest: known.digest, needs })
     }
 }
 

@@ -6,7 +6,7 @@ use super::authenticate::Caller;
 use super::headers::Identity;
 use super::route::{Access, Route, Target};
 use super::usage::Prepared;
-use crate::lifecycle::Holder;
+use crate::lifecycle::CallingKey;
 use crate::store::cache::Known;
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::rejection::{NotFound, Rejection};
@@ -48,8 +48,8 @@ impl<'r> Permit<'r> {
     }
 
     /// The key that was presented and what was asked of it, for whoever decides on it again.
-    pub(super) fn asker(&self) -> Option<Holder> {
-        self.caller.holder(self.route.scopes().cloned().unwrap_or_default())
+    pub(super) fn calling_key(&self) -> Option<CallingKey> {
+        self.caller.calling_key(self.route.scopes().cloned().unwrap_or_default())
     }
 
     /// What the upstream is told; nothing on a public route.

@@ -31,7 +31,7 @@ pub(super) async fn serve(
     let api = gateway.api.as_ref().ok_or(Rejection::NotFound(NotFound::NotServedHere))?;
     let id = permit.route().parameter(request.path()).map(str::to_owned);
     let address = exchange.client_address(request.headers());
-    let holder = permit.asker();
+    let caller = permit.calling_key();
     let Parts { target, headers, body, .. } = request.into_parts();
     let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
     let body = if operation.takes_body() {
@@ -40,14 +40,14 @@ pub(super) async fn serve(
         Bytes::new()
     };
     let idempotency = match idempotency_key(&headers)? {
-        Some(name) if holder.is_some() => {
-            let caller = presented_key(gateway, &headers)?;
-            api::idempotency(operation, &caller, name, target.as_str(), &body)?
+        Some(name) if caller.is_some() => {
+            let presented = presented_key(gateway, &headers)?;
+            api::idempotency(operation, &presented, name, target.as_str(), &body)?
         }
         _ => None,
     };
     let query = target.query().map(str::to_owned);
-    let call = Call { operation, id, query, body, holder, idempotency, address, request: exchange.id() };
+    let call = Call { operation, id, query, body, caller, idempotency, address, request: exchange.id() };
     api.serve(call).await
 }
 

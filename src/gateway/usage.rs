@@ -18,7 +18,7 @@ use super::guard::CanonicalRequest;
 use super::headers::Identity;
 use super::route::Route;
 use crate::api::Api;
-use crate::lifecycle::{Asker, By, Holder, TroubleSeen, UsageLog};
+use crate::lifecycle::{CallingKey, Origin, Principal, TroubleSeen, UsageLog};
 use crate::store::Found;
 use crate::vocabulary::audit::{Kind, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -101,9 +101,9 @@ pub(super) fn watch(
     let (Caller::Holder(known), Some(api)) = (caller, &exchange.gateway().api) else { return };
     let live = known.found.key.environment == Environment::Live;
     if live && is_from_browser(request.headers()) && !known.prepared.noted.in_browser.replace(true) {
-        let Some(holder) = caller.holder(ScopeSet::default()) else { return };
+        let Some(calling) = caller.calling_key(ScopeSet::default()) else { return };
         let address = exchange.client_address(request.headers());
-        report(api, holder, address, route.map(|route| &*route.id), exchange);
+        report(api, calling, address, route.map(|route| &*route.id), exchange);
     }
 }
 
@@ -132,15 +132,16 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 
 /// Told once for as long as this thread holds the key; that it is written once an hour, the trail sees to.
 #[cold]
-fn report(api: &Api, holder: Holder, address: IpAddr, route: Option<&str>, exchange: &Exchange) {
-    let (trail, target) = (Trail::Org(holder.org), Some(holder.key.to_string()));
-    let environment = holder.environment;
-    let by = By { asker: Asker::Holder(holder), address: Some(address), request: Some(exchange.id()) };
+fn report(api: &Api, calling: CallingKey, address: IpAddr, route: Option<&str>, exchange: &Exchange) {
+    let (trail, target) = (Trail::Org(calling.org), Some(calling.id.to_string()));
+    let environment = calling.environment;
+    let origin =
+        Origin { principal: Principal::Key(calling), address: Some(address), request: Some(exchange.id()) };
     api.lifecycle().troubles().report(TroubleSeen {
         trail,
         kind: Kind::KeyInBrowser,
         environment,
-        by,
+        origin,
         target,
         seen: json!({ "route": route }),
     });

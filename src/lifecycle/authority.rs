@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Asker, By, Escalation, Holder, LifecycleError};
+use super::{CallingKey, Escalation, LifecycleError, Origin, Principal};
 use crate::store::{Seen, Store};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::KeyId;
@@ -14,11 +14,11 @@ use crate::vocabulary::key::scope::ScopeSet;
 /// Who asks, as the store knew them at the moment of the decision.
 pub(super) enum Authority {
     Unbounded,
-    Holder(Box<Caller>),
+    Bounded(Box<Bounds>),
 }
 
 /// A calling key and its organisation.
-pub(super) struct Caller {
+pub(super) struct Bounds {
     key: Versioned<KeyRecord>,
     org: Versioned<OrgRecord>,
 }
@@ -27,29 +27,29 @@ impl Authority {
     /// Reads who asks anew: since the request was let in, the key may have died.
     pub(super) async fn load(
         store: &Arc<dyn Store>,
-        by: &By,
+        origin: &Origin,
         now: UnixMillis,
     ) -> Result<Self, LifecycleError> {
-        let holder = match &by.asker {
-            Asker::Operator(_) | Asker::Gateway => return Ok(Self::Unbounded),
-            Asker::Stranger => return Err(LifecycleError::Stranger),
-            Asker::Holder(holder) => holder,
+        let caller = match &origin.principal {
+            Principal::Operator(_) | Principal::Gateway => return Ok(Self::Unbounded),
+            Principal::Stranger => return Err(LifecycleError::Stranger),
+            Principal::Key(caller) => caller,
         };
-        let key = store.key(holder.key).await?.ok_or(LifecycleError::NoKey(holder.key))?;
+        let key = store.key(caller.id).await?.ok_or(LifecycleError::NoKey(caller.id))?;
         let org = store.org(key.record.org).await?.ok_or(LifecycleError::NoOrg(key.record.org))?;
-        Self::admit(holder, by.address, key, org, now)
+        Self::admit(caller, origin.address, key, org, now)
     }
 
     /// All that let the request in must still be so: a body may take its time.
     fn admit(
-        holder: &Holder,
+        caller: &CallingKey,
         address: Option<IpAddr>,
         key: Versioned<KeyRecord>,
         org: Versioned<OrgRecord>,
         now: UnixMillis,
     ) -> Result<Self, LifecycleError> {
         // The prefix was compared with the record's environment when the request came in; neither changes.
-        key.record.admit(&holder.digest, key.record.environment, now).map_err(LifecycleError::CallerDead)?;
+        key.record.admit(&caller.digest, key.record.environment, now).map_err(LifecycleError::CallerDead)?;
         if org.record.suspended_at.is_some() {
             return Err(LifecycleError::CallerSuspended);
         }
@@ -59,24 +59,24 @@ impl Authority {
         if address.is_some_and(|address| !key.record.allows(address)) {
             return Err(LifecycleError::CallerElsewhere);
         }
-        if let Some(missing) = key.record.scopes.first_missing(&holder.needs) {
+        if let Some(missing) = key.record.scopes.first_missing(&caller.needs) {
             return Err(LifecycleError::MissingScope(missing.clone()));
         }
-        Ok(Self::Holder(Box::new(Caller { key, org })))
+        Ok(Self::Bounded(Box::new(Bounds { key, org })))
     }
 
     const fn caller(&self) -> Option<&KeyRecord> {
         match self {
             Self::Unbounded => None,
-            Self::Holder(caller) => Some(&caller.key.record),
+            Self::Bounded(caller) => Some(&caller.key.record),
         }
     }
 
     /// The calling key, if it is this one.
     pub(super) fn own(&self, id: KeyId) -> Option<&Versioned<KeyRecord>> {
         match self {
-            Self::Holder(caller) if caller.key.record.id == id => Some(&caller.key),
-            Self::Holder(_) | Self::Unbounded => None,
+            Self::Bounded(caller) if caller.key.record.id == id => Some(&caller.key),
+            Self::Bounded(_) | Self::Unbounded => None,
         }
     }
 
@@ -140,8 +140,8 @@ impl Authority {
 
     /// The records that a decision on `target` rests on beside the target itself.
     pub(super) fn seen(&self, target: Option<KeyId>) -> Vec<Seen> {
-        let Self::Holder(caller) = self else { return Vec::new() };
-        let Caller { key, org } = &**caller;
+        let Self::Bounded(caller) = self else { return Vec::new() };
+        let Bounds { key, org } = &**caller;
         let org = Seen::Org { id: org.record.id, rev: org.rev };
         let key =
             Some(Seen::Key { id: key.record.id, rev: key.rev }).filter(|_| target != Some(key.record.id));

@@ -99,13 +99,13 @@ impl Lifecycle {
 }
 
 async fn write_troubles(lifecycle: Weak<Lifecycle>, mut waiting: mpsc::Receiver<TroubleSeen>) {
-    while let Some(TroubleSeen { trail, kind, by, environment, target, seen }) = waiting.recv().await {
+    while let Some(TroubleSeen { trail, kind, origin, environment, target, seen }) = waiting.recv().await {
         let Some(lifecycle) = lifecycle.upgrade() else { return };
         if kind == Kind::KeyInBrowser && !lifecycle.is_first_within_the_hour(kind, target.as_deref()).await {
             continue;
         }
         let draft = || Draft::about(kind, Some(environment), target.clone()).after(seen.clone());
-        if lifecycle.record(trail, &by, draft).await.is_err() {
+        if lifecycle.record(trail, &origin, draft).await.is_err() {
             // The store is away, which is logged where it is noticed; trouble has no place to wait for it.
             lifecycle.troubles.note_dropped();
         }

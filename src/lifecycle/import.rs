@@ -11,7 +11,9 @@ use tokio::task::JoinSet;
 use super::keys::{check_addresses, check_scopes, take};
 use super::search::find_digest;
 use super::turn::Draft;
-use super::{By, FieldError, Lifecycle, LifecycleError, parse_name, parse_network, parse_note, parse_owner};
+use super::{
+    FieldError, Lifecycle, LifecycleError, Origin, parse_name, parse_network, parse_note, parse_owner,
+};
 use crate::store::{CommitError, Store, StoreFault};
 use crate::vocabulary::audit::{Kind, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -124,7 +126,7 @@ impl Lifecycle {
     /// When the store cannot answer: some of the keys may have been moved in then.
     pub async fn import_keys(
         &self,
-        by: &By,
+        origin: &Origin,
         keys: Vec<MovedKey>,
         rehearsal: bool,
     ) -> Result<Vec<Imported>, LifecycleError> {
@@ -133,7 +135,7 @@ impl Lifecycle {
         let vocabulary = self.vocabulary();
         let missing = self.missing_orgs(&keys).await?;
         for (n, (moved, outcome)) in keys.iter().zip(&mut outcomes).enumerate() {
-            match self.read_moved(by, &vocabulary, moved) {
+            match self.read_moved(origin, &vocabulary, moved) {
                 Ok(record) if missing.contains(&record.org) => {
                     *outcome = Some(Imported::refused(LifecycleError::NoOrg(record.org).to_string()));
                 }
@@ -150,7 +152,7 @@ impl Lifecycle {
             records = self.settle_taken(&keys, records, &mut outcomes).await?;
         }
         if !rehearsal {
-            records = self.insert(by, records, &mut outcomes).await?;
+            records = self.insert(origin, records, &mut outcomes).await?;
             records = self.settle_taken(&keys, records, &mut outcomes).await?;
             for (n, _) in records {
                 outcomes[n] = Some(Imported::refused("its id or its secret is another key's"));
@@ -175,7 +177,7 @@ impl Lifecycle {
     /// Inserts records, and gives back those whose id or secret is taken.
     async fn insert(
         &self,
-        by: &By,
+        origin: &Origin,
         records: Vec<(usize, KeyRecord)>,
         outcomes: &mut [Option<Imported>],
     ) -> Result<Vec<(usize, KeyRecord)>, LifecycleError> {
@@ -186,7 +188,7 @@ impl Lifecycle {
             *counts.entry(record.org).or_default() += 1;
         }
         for (org, count) in counts {
-            self.record(Trail::Org(org), by, || {
+            self.record(Trail::Org(org), origin, || {
                 Draft::of_org(Kind::KeysImported, org).after(json!({ "keys": count }))
             })
             .await?;
@@ -252,7 +254,7 @@ impl Lifecycle {
     /// The record that a line describes.
     fn read_moved(
         &self,
-        by: &By,
+        origin: &Origin,
         vocabulary: &ScopeSet,
         moved: &MovedKey,
     ) -> Result<KeyRecord, Vec<FieldError>> {
@@ -294,7 +296,7 @@ impl Lifecycle {
             scopes: moved.scopes.clone(),
             secrets,
             created_at,
-            created_by: by.actor().to_string(),
+            created_by: origin.principal.name().to_string(),
             expires_at: moved.expires_at.map(|at| at.0),
             disabled_at: moved.disabled_at.map(|at| at.0),
             revoked_at: moved.revoked_at.map(|at| at.0),
@@ -334,12 +336,12 @@ impl Lifecycle {
     /// When the store cannot answer.
     pub async fn export_keys(
         &self,
-        by: &By,
+        origin: &Origin,
         org: Option<OrgId>,
         after: Option<KeyId>,
         limit: usize,
     ) -> Result<(Vec<MovedKey>, bool), LifecycleError> {
-        let page = self.list_keys(by, org, after, limit).await?;
+        let page = self.list_keys(origin, org, after, limit).await?;
         let (pepper_id, now) = (self.settings.digester.pepper_id(), self.now());
         let keys = page.keys.iter().filter_map(|key| export(key, pepper_id.as_deref(), now));
         Ok((keys.collect(), page.has_more))

@@ -12,7 +12,7 @@ use super::idempotency::{Idempotency, Keep, Outcome};
 use super::propagation::Changed;
 use super::trouble::TroubleSeen;
 use super::turn::{Draft, Settled};
-use super::{Asker, By, Lifecycle, LifecycleError, parse_name, parse_note, parse_owner};
+use super::{Lifecycle, LifecycleError, Origin, Principal, parse_name, parse_note, parse_owner};
 use crate::store::events::Subject;
 use crate::store::side::KeptAnswer;
 use crate::store::{Change, Mutation, Propagation};
@@ -132,8 +132,8 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`LifecycleError`]; nothing was made then, unless the store could not say.
-    pub async fn create_key(&self, by: &By, new: NewKey) -> Result<Made, LifecycleError> {
-        match self.create_key_once(by, new, None).await? {
+    pub async fn create_key(&self, origin: &Origin, new: NewKey) -> Result<Made, LifecycleError> {
+        match self.create_key_once(origin, new, None).await? {
             Outcome::Fresh(made) => Ok(made),
             Outcome::Repeated(_) => Err(LifecycleError::KeptAnswer),
         }
@@ -145,28 +145,28 @@ impl Lifecycle {
     /// As [`Lifecycle::create_key`].
     pub async fn create_key_once(
         &self,
-        by: &By,
+        origin: &Origin,
         new: NewKey,
         keep: Option<Keep<'_>>,
     ) -> Result<Outcome<Made>, LifecycleError> {
-        let made = self.try_create(by, new, keep).await;
-        made.inspect_err(|error| self.note_refusal(by, None, error))
+        let made = self.try_create(origin, new, keep).await;
+        made.inspect_err(|error| self.note_refusal(origin, None, error))
     }
 
     async fn try_create(
         &self,
-        by: &By,
+        origin: &Origin,
         new: NewKey,
         keep: Option<Keep<'_>>,
     ) -> Result<Outcome<Made>, LifecycleError> {
-        let mut turn = self.turn(Trail::Org(new.org), by).await;
+        let mut turn = self.turn(Trail::Org(new.org), origin).await;
         loop {
             let now = turn.next()?;
-            let authority = Authority::load(&self.store, by, now).await?;
+            let authority = Authority::load(&self.store, origin, now).await?;
             if let Some(answer) = self.kept_answer(keep.as_ref(), now).await? {
                 return Ok(Outcome::Repeated(answer));
             }
-            let made = self.draft_key(by, &authority, &new, now)?;
+            let made = self.draft_key(origin, &authority, &new, now)?;
             let mutation = Mutation {
                 key: Some(Change::Insert(made.key.clone())),
                 seen: authority.seen(None),
@@ -192,7 +192,7 @@ impl Lifecycle {
     /// The new key, if its maker may have it.
     pub(super) fn draft_key(
         &self,
-        by: &By,
+        origin: &Origin,
         authority: &Authority,
         new: &NewKey,
         now: UnixMillis,
@@ -209,7 +209,7 @@ impl Lifecycle {
             scopes,
             secrets: Vec::new(),
             created_at: now,
-            created_by: by.actor().to_string(),
+            created_by: origin.principal.name().to_string(),
             expires_at: new.expires_at,
             disabled_at: None,
             revoked_at: None,
@@ -236,8 +236,8 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`LifecycleError::NoKey`] also for a key that is not theirs to see.
-    pub async fn key(&self, by: &By, id: KeyId) -> Result<KeyRecord, LifecycleError> {
-        let authority = Authority::load(&self.store, by, self.now()).await?;
+    pub async fn key(&self, origin: &Origin, id: KeyId) -> Result<KeyRecord, LifecycleError> {
+        let authority = Authority::load(&self.store, origin, self.now()).await?;
         Ok(self.visible(&authority, id).await?.record)
     }
 
@@ -261,15 +261,15 @@ impl Lifecycle {
     /// When the store cannot answer, or the caller is dead.
     pub async fn list_keys(
         &self,
-        by: &By,
+        origin: &Origin,
         org: Option<OrgId>,
         mut after: Option<KeyId>,
         limit: usize,
     ) -> Result<KeyPage, LifecycleError> {
-        let authority = Authority::load(&self.store, by, self.now()).await?;
-        let org = match &by.asker {
-            Asker::Holder(holder) => Some(holder.org),
-            Asker::Operator(_) | Asker::Stranger | Asker::Gateway => org,
+        let authority = Authority::load(&self.store, origin, self.now()).await?;
+        let org = match &origin.principal {
+            Principal::Key(caller) => Some(caller.org),
+            Principal::Operator(_) | Principal::Stranger | Principal::Gateway => org,
         };
         let mut keys = Vec::new();
         loop {
@@ -292,11 +292,11 @@ impl Lifecycle {
     /// [`LifecycleError`]; nothing was changed then, unless the store could not say.
     pub async fn update_key(
         &self,
-        by: &By,
+        origin: &Origin,
         id: KeyId,
         patch: &Patch,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(by, id, Kind::KeyUpdated, |authority, key, now| {
+        self.change_key(origin, id, Kind::KeyUpdated, |authority, key, now| {
             refuse_ended(key, now)?;
             let vocabulary = self.vocabulary();
             authority.check_covers(key)?;
@@ -313,11 +313,11 @@ impl Lifecycle {
     /// [`LifecycleError::NoKey`] also for a key that is not theirs to see; a dead caller; a fault of the store.
     pub async fn mistakes_in_patch(
         &self,
-        by: &By,
+        origin: &Origin,
         id: KeyId,
         patch: &Patch,
     ) -> Result<Vec<FieldError>, LifecycleError> {
-        let key = self.key(by, id).await?;
+        let key = self.key(origin, id).await?;
         Ok(apply(patch, &key, &self.vocabulary(), self.now()).err().unwrap_or_default())
     }
 
@@ -325,8 +325,12 @@ impl Lifecycle {
     ///
     /// # Errors
     /// As [`Lifecycle::update_key`].
-    pub async fn disable_key(&self, by: &By, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(by, id, Kind::KeyDisabled, |_, key, now| {
+    pub async fn disable_key(
+        &self,
+        origin: &Origin,
+        id: KeyId,
+    ) -> Result<Changed<KeyRecord>, LifecycleError> {
+        self.change_key(origin, id, Kind::KeyDisabled, |_, key, now| {
             refuse_ended(key, now)?;
             Ok(KeyRecord { disabled_at: Some(key.disabled_at.unwrap_or(now)), ..key.clone() })
         })
@@ -337,8 +341,8 @@ impl Lifecycle {
     ///
     /// # Errors
     /// As [`Lifecycle::update_key`].
-    pub async fn enable_key(&self, by: &By, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(by, id, Kind::KeyEnabled, |authority, key, now| {
+    pub async fn enable_key(&self, origin: &Origin, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
+        self.change_key(origin, id, Kind::KeyEnabled, |authority, key, now| {
             refuse_ended(key, now)?;
             authority.check_covers(key)?;
             Ok(KeyRecord { disabled_at: None, ..key.clone() })
@@ -350,8 +354,8 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`LifecycleError`]. After a fault of the store, repeat it until it succeeds.
-    pub async fn revoke_key(&self, by: &By, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(by, id, Kind::KeyRevoked, |_, key, now| {
+    pub async fn revoke_key(&self, origin: &Origin, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
+        self.change_key(origin, id, Kind::KeyRevoked, |_, key, now| {
             Ok(KeyRecord { revoked_at: Some(key.revoked_at.unwrap_or(now)), ..key.clone() })
         })
         .await
@@ -364,7 +368,7 @@ impl Lifecycle {
     /// As [`Lifecycle::create_key`].
     pub async fn rotate_key(
         &self,
-        by: &By,
+        origin: &Origin,
         id: KeyId,
         overlap: Duration,
         keep: Option<Keep<'_>>,
@@ -373,22 +377,22 @@ impl Lifecycle {
             return Err(LifecycleError::invalid("overlap_seconds", "must be from 0 to 604800, seven days"));
         }
         let org = self.org_of(id).await?;
-        let rotated = self.try_rotate(by, org, id, overlap, keep).await;
-        rotated.inspect_err(|error| self.note_refusal(by, Some(id), error))
+        let rotated = self.try_rotate(origin, org, id, overlap, keep).await;
+        rotated.inspect_err(|error| self.note_refusal(origin, Some(id), error))
     }
 
     async fn try_rotate(
         &self,
-        by: &By,
+        origin: &Origin,
         org: OrgId,
         id: KeyId,
         overlap: Duration,
         keep: Option<Keep<'_>>,
     ) -> Result<Outcome<Made>, LifecycleError> {
-        let mut turn = self.turn(Trail::Org(org), by).await;
+        let mut turn = self.turn(Trail::Org(org), origin).await;
         loop {
             let now = turn.next()?;
-            let authority = Authority::load(&self.store, by, now).await?;
+            let authority = Authority::load(&self.store, origin, now).await?;
             if let Some(answer) = self.kept_answer(keep.as_ref(), now).await? {
                 return Ok(Outcome::Repeated(answer));
             }
@@ -427,28 +431,28 @@ impl Lifecycle {
     /// Changes a key's record as `decide` says, and tells the caches.
     async fn change_key(
         &self,
-        by: &By,
+        origin: &Origin,
         id: KeyId,
         kind: Kind,
         decide: impl Fn(&Authority, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let org = self.org_of(id).await?;
-        let changed = self.try_change(by, org, id, kind, decide).await;
-        changed.inspect_err(|error| self.note_refusal(by, Some(id), error))
+        let changed = self.try_change(origin, org, id, kind, decide).await;
+        changed.inspect_err(|error| self.note_refusal(origin, Some(id), error))
     }
 
     async fn try_change(
         &self,
-        by: &By,
+        origin: &Origin,
         org: OrgId,
         id: KeyId,
         kind: Kind,
         decide: impl Fn(&Authority, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
-        let mut turn = self.turn(Trail::Org(org), by).await;
+        let mut turn = self.turn(Trail::Org(org), origin).await;
         loop {
             let now = turn.next()?;
-            let authority = Authority::load(&self.store, by, now).await?;
+            let authority = Authority::load(&self.store, origin, now).await?;
             let Versioned { rev, record: before } = self.visible(&authority, id).await?;
             let record = decide(&authority, &before, now)?;
             let event =
@@ -485,9 +489,13 @@ impl Lifecycle {
     /// # Errors
     /// [`LifecycleError::IdempotencyMismatch`] for another request under the same name; a dead caller; a fault of
     /// the store.
-    pub async fn answered(&self, by: &By, request: &Idempotency) -> Result<Option<Vec<u8>>, LifecycleError> {
+    pub async fn answered(
+        &self,
+        origin: &Origin,
+        request: &Idempotency,
+    ) -> Result<Option<Vec<u8>>, LifecycleError> {
         let now = self.now();
-        Authority::load(&self.store, by, now).await?;
+        Authority::load(&self.store, origin, now).await?;
         self.find_answer(request, now).await
     }
 
@@ -512,8 +520,8 @@ impl Lifecycle {
     }
 
     /// Whoever asks for more than they have is trouble; that they are told no is not enough.
-    fn note_refusal(&self, by: &By, key: Option<KeyId>, error: &LifecycleError) {
-        let Asker::Holder(holder) = &by.asker else { return };
+    fn note_refusal(&self, origin: &Origin, key: Option<KeyId>, error: &LifecycleError) {
+        let Principal::Key(caller) = &origin.principal else { return };
         let wanted = match error {
             LifecycleError::MissingScope(scope) => json!({ "missing_scope": scope }),
             LifecycleError::Escalation(escalation) => json!({ "escalation": escalation.as_str() }),
@@ -521,10 +529,10 @@ impl Lifecycle {
         };
         self.troubles.report(TroubleSeen {
             // Another organisation's trail is none of theirs to write in.
-            trail: Trail::Org(holder.org),
+            trail: Trail::Org(caller.org),
             kind: Kind::EscalationRefused,
-            by: by.clone(),
-            environment: holder.environment,
+            origin: origin.clone(),
+            environment: caller.environment,
             target: key.map(|key| key.to_string()),
             seen: wanted,
         });

@@ -2,7 +2,7 @@
 //! operator, `dev`), it happens here.
 //!
 //! A change is decided on records as they were read, and committed only if they are still so: who asks
-//! ([`Asker`]), what is changed, and where the audit trail ends. What moved meanwhile is read again and decided
+//! ([`Principal`]), what is changed, and where the audit trail ends. What moved meanwhile is read again and decided
 //! anew. So nobody acts on a right that was taken away a moment before, and no change is without its event.
 
 mod authority;
@@ -12,6 +12,7 @@ mod import;
 mod keys;
 mod migration;
 mod orgs;
+mod principal;
 mod propagation;
 mod rehearsal;
 mod search;
@@ -21,7 +22,6 @@ mod turn;
 mod usage;
 mod view;
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -30,12 +30,12 @@ use thiserror::Error;
 use crate::store::keeper::Keeper;
 use crate::store::{Store, StoreFault};
 use crate::telemetry::metrics::ChangeMeter;
-use crate::vocabulary::audit::{Actor, Chain, Trail};
+use crate::vocabulary::audit::{Chain, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
-use crate::vocabulary::id::{IdSource, KeyId, OrgId, RequestId};
+use crate::vocabulary::id::{IdSource, KeyId, OrgId};
 use crate::vocabulary::key::record::{Dead, KeyRecord};
 use crate::vocabulary::key::scope::{Scope, ScopeSet};
-use crate::vocabulary::key::{Digest, Digester, Environment, KeyFormat, Pepper};
+use crate::vocabulary::key::{Digester, KeyFormat, Pepper};
 use crate::vocabulary::rejection::FieldError;
 
 pub use self::chores::RetentionSettings;
@@ -44,6 +44,7 @@ pub use self::import::{Imported, MovedKey, MovedSecret, Time};
 pub use self::keys::{KeyPage, Made, NewKey, OVERLAP, OVERLAP_AT_MOST, Patch, parse_network};
 pub use self::migration::{Migration, MigrationError, Moved, migrate};
 pub use self::orgs::{SignedUp, SignupSettings, parse_signup};
+pub use self::principal::{CallingKey, Origin, Principal};
 pub use self::propagation::Changed;
 pub use self::rehearsal::{Marks, Rehearsal};
 pub use self::search::{FoundKeys, KeyFilter, Owned};
@@ -58,60 +59,6 @@ use self::turn::Turns;
 
 /// How often a change is decided anew because something moved under it.
 const TRIES: usize = 16;
-
-/// Who asks for a change, and from where; the audit trail names them.
-#[derive(Clone, Debug)]
-pub struct By {
-    pub asker: Asker,
-    pub address: Option<IpAddr>,
-    pub request: Option<RequestId>,
-}
-
-#[derive(Clone, Debug)]
-pub enum Asker {
-    /// Somebody who may do anything, by name.
-    Operator(String),
-    Holder(Holder),
-    /// Somebody without a key, who may sign up and nothing else.
-    Stranger,
-    /// keygate itself.
-    Gateway,
-}
-
-/// The holder of a key that a request has presented. Whether it still opens anything is looked at again when a
-/// change is decided.
-#[derive(Clone, Debug)]
-pub struct Holder {
-    pub key: KeyId,
-    pub org: OrgId,
-    pub environment: Environment,
-    pub digest: Digest,
-    /// What the route asked of the key.
-    pub needs: ScopeSet,
-}
-
-impl By {
-    /// An operator, from nowhere in particular.
-    #[must_use]
-    pub fn operator(name: &str) -> Self {
-        Self { asker: Asker::Operator(name.to_owned()), address: None, request: None }
-    }
-
-    /// keygate itself.
-    #[must_use]
-    pub const fn gateway() -> Self {
-        Self { asker: Asker::Gateway, address: None, request: None }
-    }
-
-    fn actor(&self) -> Actor {
-        match &self.asker {
-            Asker::Operator(name) => Actor::Operator { name: name.clone() },
-            Asker::Holder(holder) => Actor::ApiKey { id: holder.key },
-            Asker::Stranger => Actor::Signup,
-            Asker::Gateway => Actor::Gateway,
-        }
-    }
-}
 
 /// Why a key would get more than its maker has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

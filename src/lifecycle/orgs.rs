@@ -8,7 +8,7 @@ use super::authority::Authority;
 use super::keys::NewKey;
 use super::propagation::Changed;
 use super::turn::{Draft, Settled};
-use super::{By, Lifecycle, LifecycleError, parse_name};
+use super::{Lifecycle, LifecycleError, Origin, parse_name};
 use crate::store::events::Subject;
 use crate::store::side::{Admission, News, Quota};
 use crate::store::{Change, EmailClaim, Mutation};
@@ -79,11 +79,11 @@ const FIRST_KEY: &str = "Default";
 impl Lifecycle {
     /// # Errors
     /// [`LifecycleError`]; nothing was made then.
-    pub async fn create_org(&self, by: &By, name: &str) -> Result<OrgRecord, LifecycleError> {
+    pub async fn create_org(&self, origin: &Origin, name: &str) -> Result<OrgRecord, LifecycleError> {
         let name = parse_name(name).map_err(|error| LifecycleError::Invalid(vec![error]))?;
         let now = self.now();
         let org = self.new_org(name, now);
-        let mut turn = self.turn(Trail::Org(org.id), by).await;
+        let mut turn = self.turn(Trail::Org(org.id), origin).await;
         loop {
             turn.next()?;
             let news = self.settings.signup.news.then(|| self.news_of(&org, now));
@@ -101,9 +101,14 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`LifecycleError`]; nothing was made then, unless the store could not say.
-    pub async fn sign_up(&self, by: &By, name: &str, email: &str) -> Result<SignedUp, LifecycleError> {
+    pub async fn sign_up(
+        &self,
+        origin: &Origin,
+        name: &str,
+        email: &str,
+    ) -> Result<SignedUp, LifecycleError> {
         let (name, email) = parse_signup(name, email).map_err(LifecycleError::Invalid)?;
-        self.count_signup(by).await?;
+        self.count_signup(origin).await?;
         let now = self.now();
         let org = OrgRecord {
             pending: self.settings.signup.verification,
@@ -113,8 +118,8 @@ impl Lifecycle {
         // All of it is made whether or not the address is free, so that the time taken tells nothing.
         let claim = EmailClaim { index: email.index(self.settings.pepper.as_ref()), org: org.id };
         let new = NewKey::named(org.id, FIRST_KEY, Environment::Live);
-        let made = self.draft_key(by, &Authority::Unbounded, &new, now)?;
-        let mut turn = self.turn(Trail::Org(org.id), by).await;
+        let made = self.draft_key(origin, &Authority::Unbounded, &new, now)?;
+        let mut turn = self.turn(Trail::Org(org.id), origin).await;
         loop {
             turn.next()?;
             let mutation = Mutation {
@@ -135,9 +140,9 @@ impl Lifecycle {
         }
     }
 
-    async fn count_signup(&self, by: &By) -> Result<(), LifecycleError> {
+    async fn count_signup(&self, origin: &Origin) -> Result<(), LifecycleError> {
         let settings = &self.settings.signup;
-        let network = by.address.map(|address| Quota {
+        let network = origin.address.map(|address| Quota {
             name: format!("signup:{}", ClientNetwork::of(address)),
             limit: settings.per_network,
             window: HOUR,
@@ -200,8 +205,12 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`LifecycleError`]; nothing was changed then, unless the store could not say.
-    pub async fn suspend_org(&self, by: &By, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
-        self.change_org(by, id, Kind::OrgSuspended, |org, now| {
+    pub async fn suspend_org(
+        &self,
+        origin: &Origin,
+        id: OrgId,
+    ) -> Result<Changed<OrgRecord>, LifecycleError> {
+        self.change_org(origin, id, Kind::OrgSuspended, |org, now| {
             org.suspended_at = Some(org.suspended_at.unwrap_or(now));
         })
         .await
@@ -209,26 +218,26 @@ impl Lifecycle {
 
     /// # Errors
     /// As [`Lifecycle::suspend_org`].
-    pub async fn resume_org(&self, by: &By, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
-        self.change_org(by, id, Kind::OrgResumed, |org, _| org.suspended_at = None).await
+    pub async fn resume_org(&self, origin: &Origin, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
+        self.change_org(origin, id, Kind::OrgResumed, |org, _| org.suspended_at = None).await
     }
 
     /// The organisation is who it says it is: from now on its keys open what they should.
     ///
     /// # Errors
     /// As [`Lifecycle::suspend_org`].
-    pub async fn verify_org(&self, by: &By, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
-        self.change_org(by, id, Kind::OrgVerified, |org, _| org.pending = false).await
+    pub async fn verify_org(&self, origin: &Origin, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
+        self.change_org(origin, id, Kind::OrgVerified, |org, _| org.pending = false).await
     }
 
     async fn change_org(
         &self,
-        by: &By,
+        origin: &Origin,
         id: OrgId,
         kind: Kind,
         change: impl Fn(&mut OrgRecord, UnixMillis),
     ) -> Result<Changed<OrgRecord>, LifecycleError> {
-        let mut turn = self.turn(Trail::Org(id), by).await;
+        let mut turn = self.turn(Trail::Org(id), origin).await;
         loop {
             let now = turn.next()?;
             let before = self.store.org(id).await?.ok_or(LifecycleError::NoOrg(id))?;

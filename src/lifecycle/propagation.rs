@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::turn::Draft;
-use super::{By, Lifecycle, LifecycleError};
+use super::{Lifecycle, LifecycleError, Origin};
 use crate::store::events::Seq;
 use crate::store::{LEASE, Propagation};
 use crate::vocabulary::audit::{Kind, Trail};
@@ -111,7 +111,7 @@ impl Lifecycle {
         });
         let draft =
             || Draft::about(Kind::ChangePropagated, environment, Some(target.clone())).after(told.clone());
-        self.record(trail, &By::gateway(), draft).await
+        self.record(trail, &Origin::gateway(), draft).await
     }
 
     /// How far the last change of a key has come, as the audit trail has it: `confirmed=7/7; slowest_ms=41`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{By, KeyView, Lifecycle, LifecycleError};
+use super::{KeyView, Lifecycle, LifecycleError, Origin};
 use crate::store::{Found, Lookup, Store, StoreFault};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -67,14 +67,14 @@ impl Lifecycle {
     /// When the store cannot answer.
     pub async fn find_keys(
         &self,
-        by: &By,
+        origin: &Origin,
         filter: &KeyFilter,
         mut after: Option<KeyId>,
         limit: usize,
     ) -> Result<FoundKeys, LifecycleError> {
         let (mut keys, mut looked_at) = (Vec::new(), 0);
         loop {
-            let page = self.list_keys(by, filter.org, after, PAGE).await?;
+            let page = self.list_keys(origin, filter.org, after, PAGE).await?;
             let usage = self.store.side().usage(page.keys.iter().map(|key| key.id).collect()).await?;
             let now = self.now();
             for (key, usage) in page.keys.iter().zip(&usage) {

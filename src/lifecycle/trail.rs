@@ -9,10 +9,10 @@ use serde_json::json;
 
 use super::turn::Draft;
 use super::view::{EventView, view_event};
-use super::{By, Lifecycle, LifecycleError};
+use super::{Lifecycle, LifecycleError, Origin};
 use crate::store::StoreFault;
 use crate::store::keeper::Acceptance;
-use crate::vocabulary::audit::{Actor, Break, Ends, Entry, Event, Kind, Link, Trail};
+use crate::vocabulary::audit::{Break, Ends, Entry, Event, Kind, Link, PrincipalName, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::Environment;
 
@@ -154,12 +154,12 @@ impl Lifecycle {
     ///
     /// # Errors
     /// When the store cannot answer.
-    pub async fn accept_store(&self, by: &By) -> Result<Acceptance, LifecycleError> {
+    pub async fn accept_store(&self, origin: &Origin) -> Result<Acceptance, LifecycleError> {
         let acceptance = self.keeper().accept().await?;
         if acceptance.changed {
             let accepted =
                 || Draft::about(Kind::StoreAccepted, None, None).after(json!({ "store": acceptance.store }));
-            self.record(Trail::Operator, by, accepted).await?;
+            self.record(Trail::Operator, origin, accepted).await?;
         }
         Ok(acceptance)
     }
@@ -294,7 +294,7 @@ impl Lifecycle {
         if old == checkpoint.number {
             return Ok(0);
         }
-        self.record(trail, &By::gateway(), || {
+        self.record(trail, &Origin::gateway(), || {
             Draft::about(Kind::AuditTrimmed, None, None).after(json!({ "through": old }))
         })
         .await?;
@@ -309,7 +309,8 @@ pub(super) fn parse(entry: &Entry) -> Result<Event, LifecycleError> {
 
 /// Up to where an event says that the trail was trimmed.
 fn trimmed(entry: &Entry) -> u64 {
-    let event =
-        parse(entry).ok().filter(|event| event.kind == Kind::AuditTrimmed && event.actor == Actor::Gateway);
+    let event = parse(entry)
+        .ok()
+        .filter(|event| event.kind == Kind::AuditTrimmed && event.actor == PrincipalName::Gateway);
     event.and_then(|event| event.after?.get("through")?.as_u64()).unwrap_or(0)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::By;
+use super::Origin;
 use crate::vocabulary::audit::{Kind, Trail};
 use crate::vocabulary::key::Environment;
 
@@ -18,7 +18,7 @@ const TROUBLES: usize = 1024;
 pub struct TroubleSeen {
     pub trail: Trail,
     pub kind: Kind,
-    pub by: By,
+    pub origin: Origin,
     /// Of the key that it is about.
     pub environment: Environment,
     pub target: Option<String>,

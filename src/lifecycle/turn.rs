@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 use tokio::sync::MutexGuard;
 
-use super::{By, Lifecycle, LifecycleError, TRIES};
+use super::{Lifecycle, LifecycleError, Origin, TRIES};
 use crate::store::events::Seq;
 use crate::store::{CommitError, Committed, Mutation, StoreFault};
 use crate::vocabulary::audit::{Ends, Event, Kind, Trail};
@@ -76,7 +76,7 @@ impl Draft {
 pub(super) struct Turn<'l> {
     lifecycle: &'l Lifecycle,
     trail: Trail,
-    by: &'l By,
+    origin: &'l Origin,
     tries: usize,
     _held: MutexGuard<'l, ()>,
 }
@@ -107,16 +107,16 @@ impl Turn<'_> {
         mut mutation: Mutation,
         draft: Draft,
     ) -> Result<Settled, LifecycleError> {
-        let Self { lifecycle, trail, by, .. } = self;
+        let Self { lifecycle, trail, origin, .. } = self;
         let Ends { head, .. } = lifecycle.store.trails().ends(*trail).await?;
         let at = lifecycle.now();
         let event = Event {
             id: lifecycle.draw(|ids| EventId::draw(ids, at)),
             kind: draft.kind,
             at,
-            actor: by.actor(),
-            address: by.address,
-            request: by.request,
+            actor: origin.principal.name(),
+            address: origin.address,
+            request: origin.request,
             environment: draft.environment,
             target: draft.target,
             before: draft.before,
@@ -143,21 +143,21 @@ impl Turn<'_> {
 
 impl Lifecycle {
     /// Waits for its turn to change what `trail` tells of.
-    pub(super) async fn turn<'l>(&'l self, trail: Trail, by: &'l By) -> Turn<'l> {
+    pub(super) async fn turn<'l>(&'l self, trail: Trail, origin: &'l Origin) -> Turn<'l> {
         let bytes = trail.to_bytes();
         // The last bytes of an identifier are random.
         let place = usize::from(bytes[15]) % TURNS;
-        Turn { lifecycle: self, trail, by, tries: TRIES, _held: self.turns.0[place].lock().await }
+        Turn { lifecycle: self, trail, origin, tries: TRIES, _held: self.turns.0[place].lock().await }
     }
 
     /// Writes an event that tells of no change to a record.
     pub(super) async fn record(
         &self,
         trail: Trail,
-        by: &By,
+        origin: &Origin,
         draft: impl Fn() -> Draft,
     ) -> Result<(), LifecycleError> {
-        let mut turn = self.turn(trail, by).await;
+        let mut turn = self.turn(trail, origin).await;
         loop {
             turn.next()?;
             if matches!(turn.commit(Mutation::default(), draft()).await?, Settled::Done { .. }) {

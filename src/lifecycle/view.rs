@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Lifecycle;
-use crate::vocabulary::audit::{self, Actor};
+use crate::vocabulary::audit::{self, PrincipalName};
 use crate::vocabulary::id::{EventId, KeyId, OrgId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
@@ -59,7 +59,7 @@ pub struct EventView {
     pub id: EventId,
     pub r#type: String,
     pub created_at: String,
-    pub actor: Actor,
+    pub actor: PrincipalName,
     pub ip_address: Option<String>,
     pub request_id: Option<String>,
     pub environment: Option<Environment>,

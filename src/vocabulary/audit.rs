@@ -122,10 +122,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Who did it.
+/// How records name the principal that asked for a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Actor {
+pub enum PrincipalName {
     ApiKey {
         id: KeyId,
     },
@@ -133,13 +133,13 @@ pub enum Actor {
     Operator {
         name: String,
     },
-    /// Whoever signed up.
+    /// A caller without a key, who signed up.
     Signup,
     /// keygate itself.
     Gateway,
 }
 
-impl fmt::Display for Actor {
+impl fmt::Display for PrincipalName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ApiKey { id } => fmt::Display::fmt(id, f),
@@ -157,7 +157,7 @@ pub struct Event {
     pub id: EventId,
     pub kind: Kind,
     pub at: UnixMillis,
-    pub actor: Actor,
+    pub actor: PrincipalName,
     /// Where the request came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,

@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 
 use super::turn::Draft;
-use super::{By, EventFilter, Lifecycle, LifecycleError};
+use super::{EventFilter, Lifecycle, LifecycleError, Origin};
 use crate::store::side::News;
 use crate::store::{Change, CommitError, EmailClaim, Mutation, StoreFault};
 use crate::vocabulary::audit::{Kind, Trail};
@@ -114,7 +114,7 @@ use MigrationError::{Source, Target};
 pub async fn migrate(
     source: Arc<Lifecycle>,
     target: Arc<Lifecycle>,
-    by: By,
+    origin: Origin,
     rechain: bool,
     tell: &mut dyn FnMut(&Moved),
 ) -> Result<Migration, MigrationError> {
@@ -125,7 +125,7 @@ pub async fn migrate(
     if !keeps_chain && !rechain {
         return Err(MigrationError::ChainKey);
     }
-    let moving = Moving { source, target, by, rechains: !keeps_chain };
+    let moving = Moving { source, target, origin, rechains: !keeps_chain };
     moving.run(tell).await
 }
 
@@ -134,7 +134,7 @@ pub async fn migrate(
 struct Moving {
     source: Arc<Lifecycle>,
     target: Arc<Lifecycle>,
-    by: By,
+    origin: Origin,
     rechains: bool,
 }
 
@@ -170,7 +170,7 @@ impl Moving {
         });
         let event =
             || Draft::about(Kind::StoreMigrated, None, None).before(before.clone()).after(after.clone());
-        moving.target.record(Trail::Operator, &moving.by, event).await?;
+        moving.target.record(Trail::Operator, &moving.origin, event).await?;
         Ok(Migration::Done(moved))
     }
 

@@ -37,7 +37,7 @@ impl Moving {
                 let event = Draft::of_org(Kind::StoreMigrated, org).before(json!({ "head": before }));
                 event.after(json!({ "head": after, "rechained": true }))
             };
-            self.target.record(trail, &self.by, event).await?;
+            self.target.record(trail, &self.origin, event).await?;
         }
         Ok(count)
     }

@@ -19,8 +19,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{
-    By, EventFilter, EventView, Imported, KeyFilter, KeyView, Lifecycle, LifecycleError, Made, MovedKey,
-    NewKey, OrgView, Outcome, Owned, Patch, Verdict, view_org,
+    EventFilter, EventView, Imported, KeyFilter, KeyView, Lifecycle, LifecycleError, Made, MovedKey, NewKey,
+    OrgView, Origin, Outcome, Owned, Patch, Verdict, view_org,
 };
 use crate::store::keeper::{Acceptance, Status};
 use crate::vocabulary::audit::{Link, Trail};
@@ -218,68 +218,76 @@ impl std::fmt::Debug for Secret {
 /// Who a command on this machine is carried out for: the user that the system knows them by, after the name that
 /// they gave themselves, which tells people apart who share a user.
 #[must_use]
-pub fn local_operator(claimed: &str, uid: u32) -> By {
+pub fn local_operator(claimed: &str, uid: u32) -> Origin {
     const LONGEST: usize = 64;
     let harmless = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
     if (1..=LONGEST).contains(&claimed.len()) && claimed.chars().all(harmless) {
-        By::operator(&format!("{claimed} (uid {uid})"))
+        Origin::operator(&format!("{claimed} (uid {uid})"))
     } else {
-        By::operator(&format!("uid {uid}"))
+        Origin::operator(&format!("uid {uid}"))
     }
 }
 
 /// Who a command from elsewhere is carried out for: whoever the token was made for.
-fn remote_operator(token: &TokenName, address: IpAddr) -> By {
-    By { address: Some(address), ..By::operator(token.as_str()) }
+fn remote_operator(token: &TokenName, address: IpAddr) -> Origin {
+    Origin { address: Some(address), ..Origin::operator(token.as_str()) }
 }
 
 /// Carries a command out.
-pub async fn execute(lifecycle: &Lifecycle, by: &By, command: Command) -> Reply {
+pub async fn execute(lifecycle: &Lifecycle, origin: &Origin, command: Command) -> Reply {
     let reply = match command {
-        Command::Orgs(command) => on_orgs(lifecycle, by, command).await,
-        Command::Keys(command) => on_keys(lifecycle, by, command).await,
+        Command::Orgs(command) => on_orgs(lifecycle, origin, command).await,
+        Command::Keys(command) => on_keys(lifecycle, origin, command).await,
         Command::Audit(command) => on_audit(lifecycle, command).await,
-        Command::Store(command) => on_store(lifecycle, by, command).await,
+        Command::Store(command) => on_store(lifecycle, origin, command).await,
     };
     reply.unwrap_or_else(|error| Reply::Failed { message: error.to_string() })
 }
 
-async fn on_orgs(lifecycle: &Lifecycle, by: &By, command: OrgCommand) -> Result<Reply, LifecycleError> {
+async fn on_orgs(
+    lifecycle: &Lifecycle,
+    origin: &Origin,
+    command: OrgCommand,
+) -> Result<Reply, LifecycleError> {
     let org = match command {
         OrgCommand::List { after, limit } => {
             let orgs = lifecycle.list_orgs(after, limit).await?;
             return Ok(Reply::Orgs { orgs: orgs.iter().map(view_org).collect() });
         }
-        OrgCommand::Create { name } => lifecycle.create_org(by, &name).await?,
+        OrgCommand::Create { name } => lifecycle.create_org(origin, &name).await?,
         OrgCommand::Show { id } => lifecycle.org(id).await?,
-        OrgCommand::Suspend { id } => lifecycle.suspend_org(by, id).await?.record,
-        OrgCommand::Resume { id } => lifecycle.resume_org(by, id).await?.record,
-        OrgCommand::Verify { id } => lifecycle.verify_org(by, id).await?.record,
+        OrgCommand::Suspend { id } => lifecycle.suspend_org(origin, id).await?.record,
+        OrgCommand::Resume { id } => lifecycle.resume_org(origin, id).await?.record,
+        OrgCommand::Verify { id } => lifecycle.verify_org(origin, id).await?.record,
     };
     Ok(Reply::Org(view_org(&org)))
 }
 
-async fn on_keys(lifecycle: &Lifecycle, by: &By, command: KeyCommand) -> Result<Reply, LifecycleError> {
+async fn on_keys(
+    lifecycle: &Lifecycle,
+    origin: &Origin,
+    command: KeyCommand,
+) -> Result<Reply, LifecycleError> {
     let key = match command {
         KeyCommand::Show { id } => {
-            let key = lifecycle.key(by, id).await?;
+            let key = lifecycle.key(origin, id).await?;
             let propagation = lifecycle.last_propagation(key.org, id).await?;
             return Ok(Reply::Key { key: KeyView { propagation, ..lifecycle.view_used(&key).await? } });
         }
-        KeyCommand::Update { id, patch } => lifecycle.update_key(by, id, &patch).await?.record,
-        KeyCommand::Disable { id } => lifecycle.disable_key(by, id).await?.record,
-        KeyCommand::Enable { id } => lifecycle.enable_key(by, id).await?.record,
-        KeyCommand::Revoke { id } => lifecycle.revoke_key(by, id).await?.record,
-        KeyCommand::Create(new) => return Ok(show_made(lifecycle, lifecycle.create_key(by, new).await?)),
+        KeyCommand::Update { id, patch } => lifecycle.update_key(origin, id, &patch).await?.record,
+        KeyCommand::Disable { id } => lifecycle.disable_key(origin, id).await?.record,
+        KeyCommand::Enable { id } => lifecycle.enable_key(origin, id).await?.record,
+        KeyCommand::Revoke { id } => lifecycle.revoke_key(origin, id).await?.record,
+        KeyCommand::Create(new) => return Ok(show_made(lifecycle, lifecycle.create_key(origin, new).await?)),
         KeyCommand::Rotate { id, overlap_seconds } => {
             let overlap = Duration::from_secs(overlap_seconds);
-            return match lifecycle.rotate_key(by, id, overlap, None).await? {
+            return match lifecycle.rotate_key(origin, id, overlap, None).await? {
                 Outcome::Fresh(made) => Ok(show_made(lifecycle, made)),
                 Outcome::Repeated(_) => Err(LifecycleError::KeptAnswer),
             };
         }
         KeyCommand::List { filter, after, limit } => {
-            let found = lifecycle.find_keys(by, &filter, after, limit).await?;
+            let found = lifecycle.find_keys(origin, &filter, after, limit).await?;
             return Ok(Reply::Keys { keys: found.keys, next: found.next });
         }
         KeyCommand::Find { sha256 } => {
@@ -289,11 +297,11 @@ async fn on_keys(lifecycle: &Lifecycle, by: &By, command: KeyCommand) -> Result<
             return Ok(Reply::KeyFound { key: lifecycle.view_used(&key).await?, opens });
         }
         KeyCommand::Import { keys, rehearsal } => {
-            let outcomes = lifecycle.import_keys(by, keys, rehearsal).await?;
+            let outcomes = lifecycle.import_keys(origin, keys, rehearsal).await?;
             return Ok(Reply::Imported { outcomes, checksum_required: lifecycle.requires_checksum() });
         }
         KeyCommand::Export { org, after, limit } => {
-            let (keys, has_more) = lifecycle.export_keys(by, org, after, limit).await?;
+            let (keys, has_more) = lifecycle.export_keys(origin, org, after, limit).await?;
             return Ok(Reply::ExportedKeys { keys, has_more });
         }
     };
@@ -313,12 +321,16 @@ async fn on_audit(lifecycle: &Lifecycle, command: AuditCommand) -> Result<Reply,
     Ok(Reply::Events { events: page.events, next: page.next })
 }
 
-async fn on_store(lifecycle: &Lifecycle, by: &By, command: StoreCommand) -> Result<Reply, LifecycleError> {
+async fn on_store(
+    lifecycle: &Lifecycle,
+    origin: &Origin,
+    command: StoreCommand,
+) -> Result<Reply, LifecycleError> {
     let keeper = lifecycle.keeper();
     Ok(match command {
         StoreCommand::Begin => Reply::StoreBegun { made: keeper.begin().await? },
         StoreCommand::Status => Reply::StoreStatus { status: keeper.status().await },
-        StoreCommand::Accept => Reply::StoreAccepted { acceptance: lifecycle.accept_store(by).await? },
+        StoreCommand::Accept => Reply::StoreAccepted { acceptance: lifecycle.accept_store(origin).await? },
     })
 }
 
@@ -330,12 +342,12 @@ fn show_made(lifecycle: &Lifecycle, Made { key, secret, .. }: Made) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lifecycle::Asker;
+    use crate::lifecycle::Principal;
 
     #[test]
     fn a_name_that_an_operator_claims_never_hides_who_the_system_says_they_are() {
-        let named = |claimed: &str| match local_operator(claimed, 7).asker {
-            Asker::Operator(name) => name,
+        let named = |claimed: &str| match local_operator(claimed, 7).principal {
+            Principal::Operator(name) => name,
             other => panic!("{other:?}"),
         };
         assert_eq!(named("ada"), "ada (uid 7)");

@@ -21,7 +21,7 @@ use tokio::net::UnixListener;
 
 use super::{Order, Reply, Settings, TokenFileError, execute, local_operator};
 use crate::api::DESCRIPTION;
-use crate::lifecycle::{By, Lifecycle};
+use crate::lifecycle::{Lifecycle, Origin};
 use crate::telemetry;
 
 /// No command is nearly as long; the longest move a batch of keys in.
@@ -87,8 +87,8 @@ impl Server {
             let lifecycle = Arc::clone(&lifecycle);
             let service = service_fn(move |request| {
                 let lifecycle = Arc::clone(&lifecycle);
-                let by = move |claimed: &str| local_operator(claimed, peer.uid());
-                async move { Ok::<_, Infallible>(answer(lifecycle, request, by).await) }
+                let origin = move |claimed: &str| local_operator(claimed, peer.uid());
+                async move { Ok::<_, Infallible>(answer(lifecycle, request, origin).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -121,7 +121,7 @@ fn clear(path: &Path) -> Result<(), BindError> {
 pub(super) async fn answer(
     lifecycle: Arc<Lifecycle>,
     request: Request<Incoming>,
-    by: impl FnOnce(&str) -> By,
+    origin: impl FnOnce(&str) -> Origin,
 ) -> Response<Full<Bytes>> {
     if request.method() == Method::GET && request.uri() == "/v1/openapi.json" {
         return json(StatusCode::OK, Bytes::from_static(DESCRIPTION.as_bytes()));
@@ -137,9 +137,9 @@ pub(super) async fn answer(
         Ok(order) => order,
         Err(error) => return reply(StatusCode::BAD_REQUEST, &failed(&format!("not a command: {error}"))),
     };
-    let by = by(&operator);
+    let origin = origin(&operator);
     // A task of its own: a change goes on to its end though the operator hangs up.
-    match tokio::spawn(async move { execute(&lifecycle, &by, command).await }).await {
+    match tokio::spawn(async move { execute(&lifecycle, &origin, command).await }).await {
         Ok(answer) => reply(StatusCode::OK, &answer),
         Err(error) => {
             telemetry::log(&format!("an operator's command failed: {error}"));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use keygate::app::reload::Refused;
 use keygate::app::{App, Control, KeyTools, open_store};
 use keygate::config::{Config, DEFAULT_POLICY};
-use keygate::lifecycle::{By, Lifecycle, Made, NewKey};
+use keygate::lifecycle::{Lifecycle, Made, NewKey, Origin};
 use keygate::store::Store;
 use keygate::store::keeper::LinkState;
 use keygate::vocabulary::clock::{Clock, Shift, UnixMillis};
@@ -30,8 +30,8 @@ const TLS: &str = "[server]\ntls = [{ cert = \"server.pem\", key = \"server-key.
 type Wrap = dyn FnOnce(Arc<dyn Store>) -> Arc<dyn Store>;
 
 /// Who makes what the tests need.
-pub(crate) fn operator() -> By {
-    By::operator("test")
+pub(crate) fn operator() -> Origin {
+    Origin::operator("test")
 }
 
 /// How a test's gateway is set up.

@@ -1,0 +1,74 @@
+//! The one name for *who asks*: the [`Principal`], together with the [`Origin`] of its request.
+//!
+//! Four other names stand near it, each for another thing. A [`CallingKey`] is the key that a request presented, as
+//! the request path knew it. An [`Authority`](super::authority::Authority) is what a principal may do, judged on
+//! records that were read for one decision. A [`PrincipalName`] is what the audit trail and `created_by` keep of a
+//! principal. The request path has its own `Caller`: what authentication made of the request.
+
+use std::net::IpAddr;
+
+use crate::vocabulary::audit::PrincipalName;
+use crate::vocabulary::id::{KeyId, OrgId, RequestId};
+use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::{Digest, Environment};
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub enum Principal {
+    /// A named person who may do anything.
+    Operator(String),
+    /// The holder of a key.
+    Key(CallingKey),
+    /// A caller without a key, who may only sign up.
+    Stranger,
+    /// keygate itself.
+    Gateway,
+}
+
+impl Principal {
+    /// The form that records keep.
+    pub(super) fn name(&self) -> PrincipalName {
+        match self {
+            Self::Operator(name) => PrincipalName::Operator { name: name.clone() },
+            Self::Key(key) => PrincipalName::ApiKey { id: key.id },
+            Self::Stranger => PrincipalName::Signup,
+            Self::Gateway => PrincipalName::Gateway,
+        }
+    }
+}
+
+/// The key that a request presented. The request path has admitted it; whether it is still valid is judged again
+/// when a change is decided.
+#[derive(Clone, Debug)]
+pub struct CallingKey {
+    pub id: KeyId,
+    pub org: OrgId,
+    pub environment: Environment,
+    /// Of the secret that was presented; a key may have two.
+    pub digest: Digest,
+    /// The scopes that the route asks for.
+    pub needs: ScopeSet,
+}
+
+/// Who asks for a change, and from where. The audit record of the change keeps all of it.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub principal: Principal,
+    /// The client's address; `None` where there is no network in between.
+    pub address: Option<IpAddr>,
+    pub request: Option<RequestId>,
+}
+
+impl Origin {
+    /// An operator on this machine.
+    #[must_use]
+    pub fn operator(name: &str) -> Self {
+        Self { principal: Principal::Operator(name.to_owned()), address: None, request: None }
+    }
+
+    /// keygate itself.
+    #[must_use]
+    pub const fn gateway() -> Self {
+        Self { principal: Principal::Gateway, address: None, request: None }
+    }
+}
