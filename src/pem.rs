@@ -10,22 +10,22 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// Why a file does not do.
+/// Why a file cannot be used.
 #[derive(Debug, Error)]
 pub enum PemError {
     #[error("cannot read {file}: {cause}")]
     Io { file: PathBuf, cause: io::Error },
-    #[error("{file} is no PEM: {cause}; it must hold what stands between BEGIN and END lines")]
+    #[error("{file} is no PEM: {cause}; it must hold text between BEGIN and END lines")]
     Pem { file: PathBuf, cause: pem::Error },
     #[error("there is no certificate in {0}; name the file with the certificate, and its chain behind it")]
     NoCertificate(PathBuf),
-    #[error("there is no private key in {0}; `key` names the file with the certificate's own, not encrypted")]
+    #[error("there is no private key in {0}; name the file with the key of the certificate, not encrypted")]
     NoKey(PathBuf),
     #[error("{0} can be read by others: chmod 600 {0}")]
     Exposed(PathBuf),
 }
 
-/// Every certificate in a file, in its order. There is at least one.
+/// Every certificate in a file, in the order of the file. There is at least one.
 ///
 /// # Errors
 /// [`PemError`], whose text says what to do.
@@ -37,7 +37,7 @@ pub fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Pe
     if chain.is_empty() { Err(PemError::NoCertificate(file.to_owned())) } else { Ok(chain) }
 }
 
-/// The private key in a file that nobody else can read.
+/// The private key in a file that only its owner can read.
 ///
 /// # Errors
 /// [`PemError`], whose text says what to do.
@@ -53,8 +53,8 @@ pub fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
     })
 }
 
-/// Whether more than its owner can read a key. A group may where the owner is root: so orchestrators and
-/// certificate tools hand a key to a process that is not root.
+/// Whether others than its owner can read a key. Where the owner is root, a group may read it: that is how
+/// orchestrators and certificate tools give a key to a process that is not root.
 fn is_exposed(metadata: &Metadata) -> bool {
     let others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     metadata.mode() & others != 0

@@ -1,4 +1,4 @@
-//! Files with secrets of the installation: read only where nobody but their owner can.
+//! Files with secrets of the installation: they are read only where nobody but their owner can read them.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// Why a secret cannot be had from its file. `what` is the setting or option that names the file.
+/// Why a secret cannot be read from its file. `what` is the setting or option that names the file.
 #[derive(Debug, Error)]
 pub enum SecretFileError {
     #[error("cannot read {what} {path}: {cause}")]
@@ -17,8 +17,10 @@ pub enum SecretFileError {
     Exposed { what: &'static str, path: PathBuf },
 }
 
+/// The whole file.
+///
 /// # Errors
-/// When the file cannot be read, or others could read it too.
+/// When the file cannot be read, or others can read it too.
 pub fn read(what: &'static str, path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
     let failed = |cause| SecretFileError::Io { what, path: path.to_owned(), cause };
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();

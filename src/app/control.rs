@@ -1,4 +1,4 @@
-//! The control runtime, beside those of the workers.
+//! The control runtime, beside the runtimes of the workers.
 
 use std::io;
 use std::thread::JoinHandle;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// How long the end waits for work that cannot be interrupted.
+/// How long the end of the process waits for work that cannot be interrupted.
 pub(super) const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
 
-/// The control runtime: one thread beside the workers for everything that is no request.
+/// The control runtime: one thread beside the workers, for everything that is not a request.
 #[derive(Debug)]
 pub struct Control {
     handle: Handle,
@@ -19,15 +19,17 @@ pub struct Control {
 }
 
 impl Control {
+    /// Starts the thread.
+    ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the thread or its runtime cannot be started.
     pub fn start() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("keygate-control".to_owned()).spawn(move || {
             drop(runtime.block_on(stopped));
-            // A read that hangs on its disk must not keep the process from ending.
+            // A disk that hangs must not keep the process from ending.
             runtime.shutdown_timeout(BLOCKED_AT_MOST);
         })?;
         Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
@@ -51,7 +53,7 @@ impl Control {
     }
 }
 
-/// Also when starting fails half-way, nothing is left running.
+/// Nothing is left running, also when the start of the gateway fails half-way.
 impl Drop for Control {
     fn drop(&mut self) {
         self.end();

@@ -1,22 +1,22 @@
 //! What is in force at the moment, and what metrics read of it and of the other parts.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::downstream::tls;
-use crate::downstream::worker::Serving;
+use crate::downstream::connection::Serving;
+use crate::downstream::{tls, watchdog};
 use crate::gateway::Plan;
-use crate::lifecycle::{Lifecycle, Trouble};
+use crate::lifecycle::Trouble;
 use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::keeper::LinkState;
-use crate::telemetry::RecordWriter;
-use crate::telemetry::metrics::{Reloads, State};
+use crate::telemetry;
+use crate::telemetry::metrics::{ChangeMeter, Reloads, State};
 use crate::upstream::health::Health;
-use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::clock::{Clock, UnixMillis};
 
-/// What a reload replaces, as metrics tell of it.
+/// What a reload replaces, as metrics show it.
 #[derive(Debug)]
 pub(super) struct InForce {
     config_hash: u64,
@@ -34,35 +34,53 @@ impl InForce {
     }
 }
 
-/// What is in it can be used also when whoever held it panicked.
+/// What it guards can be used also after a thread has panicked with the lock in its hand.
 pub(super) fn lock(in_force: &Mutex<InForce>) -> MutexGuard<'_, InForce> {
     in_force.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is read of the parts at the moment of a scrape.
-pub(super) fn state(
-    store: Arc<dyn Store>,
-    keys: Arc<ReadThrough>,
-    in_force: Arc<Mutex<InForce>>,
-    records: &RecordWriter,
-    lifecycle: Option<&Lifecycle>,
-    backlog: Option<Arc<Backlog>>,
-) -> impl Fn() -> State + Send + Sync + use<> {
-    let dropped = records.dropped();
-    let changes = lifecycle.map(|lifecycle| Arc::clone(lifecycle.change_meter()));
-    let troubles = lifecycle.map(|lifecycle| lifecycle.troubles().clone());
-    move || {
-        let in_force = lock(&in_force);
+/// How connections are served, with certificates that are read now. A certificate that clients will refuse does
+/// not keep the gateway from starting: a restart must not turn one expired name into an outage of all names.
+pub(super) fn serving(
+    tls: &tls::Settings,
+    watchdog: watchdog::Settings,
+    clock: &Clock,
+) -> Result<Serving, tls::LoadErrors> {
+    let tls = tls::Acceptor::load(tls)?;
+    let certificates = tls.iter().flat_map(tls::Acceptor::certificates);
+    for complaint in certificates.filter_map(|certificate| certificate.complaint(clock.now().wall)) {
+        telemetry::log(&complaint);
+    }
+    Ok(Serving { watchdog, tls })
+}
+
+/// The parts of which metrics show the present state.
+#[derive(Debug)]
+pub(super) struct Observed {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) cache: Arc<ReadThrough>,
+    pub(super) in_force: Arc<Mutex<InForce>>,
+    pub(super) records_dropped: Arc<AtomicU64>,
+    pub(super) changes: Option<Arc<ChangeMeter>>,
+    pub(super) troubles: Option<Trouble>,
+    pub(super) backlog: Option<Arc<Backlog>>,
+}
+
+impl Observed {
+    /// The state at this moment: the moment of a scrape.
+    pub(super) fn state(&self) -> State {
+        let in_force = lock(&self.in_force);
+        let keeper = self.store.keeper();
         State {
             certificates: in_force.certificates.clone(),
             health: Arc::clone(&in_force.health),
-            cache_entries: keys.entries(),
-            event_link_up: store.keeper().link_state() == LinkState::Up,
-            vitals: store.keeper().vitals(),
-            changes: changes.clone(),
-            news_waiting: backlog.as_ref().and_then(|backlog| backlog.waiting()),
-            troubles_dropped: troubles.as_ref().map_or(0, Trouble::dropped),
-            records_dropped: dropped.load(Ordering::Relaxed),
+            cache_entries: self.cache.entries(),
+            event_link_up: keeper.link_state() == LinkState::Up,
+            vitals: keeper.vitals(),
+            changes: self.changes.clone(),
+            news_waiting: self.backlog.as_ref().and_then(|backlog| backlog.waiting()),
+            troubles_dropped: self.troubles.as_ref().map_or(0, Trouble::dropped),
+            records_dropped: self.records_dropped.load(Ordering::Relaxed),
             config_hash: in_force.config_hash,
             reloads: in_force.reloads,
         }

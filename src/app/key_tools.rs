@@ -1,4 +1,4 @@
-//! What every part needs that handles keys, made of the settings and the secrets that they name.
+//! The tools that every part which handles keys needs, made from the settings and the secrets that they name.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::vocabulary::audit::Chain;
 use crate::vocabulary::key::record::Sealer;
 use crate::vocabulary::key::{Digester, KeyFormat, Pepper};
 
-/// Why a secret of the installation cannot be had.
+/// Why a secret of the installation cannot be used.
 #[derive(Debug, Error)]
 pub enum SecretError {
     #[error(transparent)]
@@ -23,7 +23,7 @@ pub enum SecretError {
     TooShort { what: &'static str, path: PathBuf },
 }
 
-/// What every part needs that handles keys, made from the configuration.
+/// The tools that every part which handles keys needs.
 #[derive(Debug)]
 pub struct KeyTools {
     pub format: KeyFormat,
@@ -32,13 +32,15 @@ pub struct KeyTools {
     pub pepper: Option<Pepper>,
     /// The key of the audit trail.
     pub chain: Chain,
-    /// How long whoever takes a right away waits for all gateways.
+    /// How long a change that takes a right away waits until all gateways have confirmed it.
     pub ack_wait: Duration,
 }
 
 impl KeyTools {
+    /// Reads the secrets that the settings name.
+    ///
     /// # Errors
-    /// When a secret cannot be read.
+    /// When a secret cannot be read, or is too short.
     pub fn new(settings: &KeySettings) -> Result<Self, SecretError> {
         let read =
             |what, path: &Option<PathBuf>| path.as_deref().map(|path| read_secret(what, path)).transpose();
@@ -54,7 +56,7 @@ impl KeyTools {
         })
     }
 
-    /// What a lifecycle is told of them.
+    /// The settings of a lifecycle.
     #[must_use]
     pub fn lifecycle(&self, signup: SignupSettings) -> lifecycle::Settings {
         lifecycle::Settings {

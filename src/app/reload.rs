@@ -1,23 +1,28 @@
 //! Another configuration for a gateway that runs: what may change, and why it did not.
 //!
-//! A reload is swapped whole or not at all. What needs another socket, another thread or another store needs
-//! a restart: a configuration that has one of those otherwise is refused, and the one before goes on.
+//! A reload replaces everything that it can, or changes nothing. Whatever needs another socket, another thread or
+//! another store needs a restart: a configuration that differs there is refused, and the present one stays.
 
 use std::fmt;
+use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::App;
+use super::in_force::{InForce, lock, serving};
 use crate::config::{Config, KeySettings, Mistakes, StoreSettings};
-use crate::downstream::listener;
-use crate::downstream::tls;
+use crate::downstream::worker::DrainSettings;
+use crate::downstream::{listener, tls, watchdog};
+use crate::gateway::route::RouteTable;
+use crate::gateway::{self, Plan};
 use crate::lifecycle::{RetentionSettings, SignupSettings};
-use crate::operators::admin;
-use crate::operators::ops;
-use crate::operators::outbox;
+use crate::operators::{admin, ops, outbox};
 use crate::store::cache;
-use crate::telemetry::RequestLog;
+use crate::telemetry::{self, RequestLog};
+use crate::upstream;
+use crate::vocabulary::key::scope::ScopeSet;
 
-/// Where a gateway gets its configuration from when it is asked to read it again.
+/// Where a gateway gets its configuration from when it must read it again.
 pub type Source = Box<dyn Fn() -> Result<Config, Mistakes>>;
 
 /// Why a reload changed nothing.
@@ -31,22 +36,83 @@ pub enum Refused {
     Restart(#[from] NeedsRestart),
 }
 
-/// The settings that are not what they were, and cannot change while the gateway runs.
+/// The settings that differ from those in force, and cannot change while the gateway runs.
 #[derive(Debug)]
 pub struct NeedsRestart(Vec<&'static str>);
 
 impl fmt::Display for NeedsRestart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = self.0.join(", ");
-        write!(f, "only a restart changes {names}; restart, or put back what was there")
+        write!(f, "only a restart changes {names}; restart, or undo the change")
     }
 }
 
 impl std::error::Error for NeedsRestart {}
 
+impl App {
+    /// Puts another configuration in force, or leaves everything as it was. When it returns, every worker uses
+    /// the new one. Requests under way end under the configuration that they began with.
+    ///
+    /// # Errors
+    /// [`Refused`] names everything that speaks against it. Then nothing has changed.
+    pub fn reload(&mut self, read: Result<Config, Mistakes>) -> Result<(), Refused> {
+        match self.change(read) {
+            Ok(routes) => {
+                lock(&self.in_force).reloads.applied += 1;
+                telemetry::log(&format!("the configuration was read again: {routes} routes"));
+                Ok(())
+            }
+            Err(refused) => {
+                lock(&self.in_force).reloads.refused += 1;
+                telemetry::log(&format!(
+                    "the configuration was read again and refused; the one before stays in force:\n{refused}"
+                ));
+                Err(refused)
+            }
+        }
+    }
+
+    /// Everything that can fail comes before everything that changes. Gives the number of routes.
+    fn change(&mut self, read: Result<Config, Mistakes>) -> Result<usize, Refused> {
+        let (fixed, new) = divide(read?);
+        self.fixed.compare(&fixed)?;
+        let serving = serving(&new.tls, new.watchdog, &self.clock)?;
+
+        let routes = new.routes.routes().len();
+        let health = Arc::clone(&lock(&self.in_force).health);
+        let plan = Arc::new(Plan::new(new.gateway, new.routes, new.upstreams, &health));
+        self.trusted_proxies.send_replace(plan.settings().headers.trusted_proxies.clone());
+        self.lifecycle.iter().for_each(|lifecycle| lifecycle.set_vocabulary(new.scopes.clone()));
+        self.drain = new.drain;
+        let (done, all_done) = std::sync::mpsc::channel();
+        for worker in self.workers.iter() {
+            worker.adopt(Arc::clone(&plan), serving.clone(), done.clone());
+        }
+        drop(done);
+        // Nothing is ever sent. It ends when the last worker has dropped its sender, as a worker that has ended
+        // has done too.
+        let _ = all_done.recv();
+        let mut now = lock(&self.in_force);
+        *now = InForce::new(new.hash, &serving, &plan, now.reloads);
+        Ok(routes)
+    }
+}
+
+/// What a reload replaces.
+struct Replaceable {
+    watchdog: watchdog::Settings,
+    tls: tls::Settings,
+    gateway: gateway::Settings,
+    upstreams: Vec<upstream::Settings>,
+    routes: RouteTable,
+    scopes: ScopeSet,
+    drain: DrainSettings,
+    hash: u64,
+}
+
 /// What only a restart changes.
 #[derive(Debug)]
-pub struct Fixed {
+pub(super) struct Fixed {
     listener: listener::Settings,
     has_tls: bool,
     keys: KeySettings,
@@ -60,12 +126,42 @@ pub struct Fixed {
     request_log: RequestLog,
 }
 
+/// Divides a configuration into what only a restart changes and what a reload replaces. It names every field, so
+/// that a new one does not compile until it has its place in one of the two.
+fn divide(config: Config) -> (Fixed, Replaceable) {
+    let fixed = Fixed::of(&config);
+    let Config {
+        watchdog,
+        tls,
+        gateway,
+        upstreams,
+        routes,
+        scopes,
+        drain,
+        hash,
+        // Of the command line, which a reload does not read.
+        role: _,
+        // These are in `fixed`.
+        listener: _,
+        keys: _,
+        store: _,
+        cache: _,
+        signup: _,
+        outbox: _,
+        retention: _,
+        admin: _,
+        ops: _,
+        request_log: _,
+    } = config;
+    (fixed, Replaceable { watchdog, tls, gateway, upstreams, routes, scopes, drain, hash })
+}
+
 impl Fixed {
     #[must_use]
-    pub fn of(config: &Config) -> Self {
+    pub(super) fn of(config: &Config) -> Self {
         Self {
             listener: config.listener.clone(),
-            has_tls: has_tls(config),
+            has_tls: !config.tls.certificates.is_empty(),
             keys: config.keys.clone(),
             store: config.store.clone(),
             cache: config.cache.clone(),
@@ -79,12 +175,23 @@ impl Fixed {
     }
 
     /// # Errors
-    /// Every setting that `other` has otherwise.
-    pub fn compare(&self, other: &Config) -> Result<(), NeedsRestart> {
-        let listener::Settings { listen, workers, max_connections, max_connections_per_client } =
-            &self.listener;
-        let KeySettings { prefix, accept_without_checksum, pepper_file, audit_key_file, ack_wait } =
-            &self.keys;
+    /// Names every setting that differs in `other`.
+    fn compare(&self, other: &Self) -> Result<(), NeedsRestart> {
+        let Self {
+            listener,
+            has_tls,
+            keys,
+            store,
+            cache,
+            signup,
+            outbox,
+            retention,
+            admin,
+            ops,
+            request_log,
+        } = self;
+        let listener::Settings { listen, workers, max_connections, max_connections_per_client } = listener;
+        let KeySettings { prefix, accept_without_checksum, pepper_file, audit_key_file, ack_wait } = keys;
         let same = [
             ("server.listen", *listen == other.listener.listen),
             ("server.workers", *workers == other.listener.workers),
@@ -93,26 +200,22 @@ impl Fixed {
                 "server.max_connections_per_client",
                 *max_connections_per_client == other.listener.max_connections_per_client,
             ),
-            ("server.tls (from none to some, or back)", self.has_tls == has_tls(other)),
+            ("server.tls (from none to some, or back)", *has_tls == other.has_tls),
             ("keys.prefix", *prefix == other.keys.prefix),
             ("keys.accept_without_checksum", *accept_without_checksum == other.keys.accept_without_checksum),
             ("keys.pepper_file", *pepper_file == other.keys.pepper_file),
             ("keys.ack_wait", *ack_wait == other.keys.ack_wait),
             ("audit.key_file", *audit_key_file == other.keys.audit_key_file),
-            ("audit.retention", self.retention == other.retention),
-            ("[store]", self.store == other.store),
-            ("[cache]", self.cache == other.cache),
-            ("[signup]", self.signup == other.signup),
-            ("[outbox]", self.outbox == other.outbox),
-            ("[admin]", self.admin == other.admin),
-            ("[ops]", self.ops == other.ops),
-            ("log.requests", self.request_log == other.request_log),
+            ("audit.retention", *retention == other.retention),
+            ("[store]", *store == other.store),
+            ("[cache]", *cache == other.cache),
+            ("[signup]", *signup == other.signup),
+            ("[outbox]", *outbox == other.outbox),
+            ("[admin]", *admin == other.admin),
+            ("[ops]", *ops == other.ops),
+            ("log.requests", *request_log == other.request_log),
         ];
         let differing: Vec<_> = same.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect();
         if differing.is_empty() { Ok(()) } else { Err(NeedsRestart(differing)) }
     }
-}
-
-const fn has_tls(config: &Config) -> bool {
-    !config.tls.certificates.is_empty()
 }

@@ -1,15 +1,15 @@
-//! The signals that end a gateway, and the one that has it read its configuration again.
+//! The signals that end a gateway, and the one on which it reads its configuration again.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::control::Control;
-use crate::app::reload::Source;
+use super::reload::Source;
 use crate::config::{Config, Mistakes};
 
-/// The signals that mean something to a gateway. Watched from before it is known to anyone, and by one
-/// watch for the first and the second: one that comes between two watches would be nobody's.
+/// The signals that a gateway acts on. They are watched before any other process can know of it. One watch serves
+/// for the first signal and the second: with two, a signal that comes between them would be lost.
 pub struct Signals {
     pub(super) terminate: Signal,
     pub(super) interrupt: Signal,
@@ -29,7 +29,7 @@ pub(super) enum Asked {
 }
 
 impl Signals {
-    /// From now on a signal is kept for [`App::run_until_signalled`](super::App::run_until_signalled) and does not kill
+    /// From now on a signal waits for [`App::run_until_signalled`](super::App::run_until_signalled) and does not kill
     /// the process.
     pub(super) fn watch(control: &Control, source: Option<Source>) -> io::Result<Self> {
         let _entered = control.handle().enter();

@@ -1,4 +1,4 @@
-//! The store: opened at the start, put right where it has forgotten a revocation, and told at the end.
+//! The store: it is opened at the start, corrected where it has lost a revocation, and told of the end.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,10 +27,10 @@ pub enum StoreError {
     Redis(#[from] redis::OpenError),
 }
 
-/// Opens the store that the configuration names. What it has to do beside its answers it does on `control`.
+/// Opens the store that the configuration names. Its work in the background runs on `control`.
 ///
 /// # Errors
-/// [`StoreError`] says what to do. A Redis that is down is no error: the store begins to answer once it is
+/// [`StoreError`] says what to do. A Redis that is down is no error: the store begins to answer when Redis is
 /// up.
 pub fn open_store(
     settings: &StoreSettings,
@@ -45,10 +45,10 @@ pub fn open_store(
     }
 }
 
-/// Opens the store that the configuration names, only to be read: of an embedded one the file stays as it is.
+/// Opens the store that the configuration names, only to read it: the file of an embedded store stays as it is.
 ///
 /// # Errors
-/// As [`open_store`], and where there is no embedded store.
+/// As [`open_store`], and when there is no file of an embedded store.
 pub fn open_store_to_read(
     settings: &StoreSettings,
     sealer: Sealer,
@@ -60,18 +60,18 @@ pub fn open_store_to_read(
     }
 }
 
-/// How often writing a revocation again is tried, and how long it waits in between. A key that is still not
-/// written then is reported again when somebody presents it.
+/// How often writing a lost revocation is tried, and the pause between two tries. If it fails every time, the key
+/// is reported again when a client presents it.
 const REVOKED_TRIES: usize = 50;
 const REVOKED_PAUSE: Duration = Duration::from_millis(100);
-/// Revived keys that a gateway tells of which can do nothing about them.
+/// For how many keys a gateway that may not write logs that the store has lost their revocation.
 const SAID_AT_MOST: usize = 65_536;
 
-/// Attends to what this process knows to be revoked, and a store that lost its last changes does not. Whoever may
-/// write to it does so; whoever may not refuses the key all the same, and says what it saw.
+/// Attends to keys that this process knows to be revoked, while the store, which has lost its last changes, does
+/// not. A gateway that may write revokes them again. A gateway that may not refuses them too, and logs it.
 pub(super) async fn attend_revived(lifecycle: Option<Arc<Lifecycle>>, mut revived: mpsc::Receiver<KeyId>) {
     let mut keys = Vec::new();
-    // A key is reported whenever somebody presents it.
+    // A key is reported every time a client presents it.
     let mut said = HashSet::new();
     while revived.recv_many(&mut keys, 64).await > 0 {
         keys.sort_unstable();
@@ -79,13 +79,11 @@ pub(super) async fn attend_revived(lifecycle: Option<Arc<Lifecycle>>, mut revive
         for key in keys.drain(..) {
             match &lifecycle {
                 Some(lifecycle) => {
-                    telemetry::log(&format!(
-                        "the store has forgotten that {key} is revoked: it is revoked again"
-                    ));
+                    telemetry::log(&format!("the store has lost the revocation of {key}: revoking it again"));
                     revoke_again(lifecycle, key).await;
                 }
                 None if said.len() < SAID_AT_MOST && said.insert(key) => telemetry::log(&format!(
-                    "the store has forgotten that {key} is revoked: it is refused here, and a full gateway is to revoke it again"
+                    "the store has lost the revocation of {key}: it is refused here; a gateway of role full must revoke it again"
                 )),
                 None => {}
             }
@@ -102,8 +100,8 @@ async fn revoke_again(lifecycle: &Lifecycle, key: KeyId) {
     }
 }
 
-/// What the store is told at the end, once the last request has been answered: until then whoever takes a right
-/// away has to wait for this gateway. A store that is away now cannot be told, and keeps nobody here.
+/// Gives the lease up at the end, after the last request has been answered: until then every change that takes a
+/// right away must wait for this gateway. A store that does not answer now does not hold the end up.
 pub(super) async fn take_leave(store: &dyn Store, lifecycle: Option<&Lifecycle>) {
     let leaving = async {
         let left = tokio::time::timeout(BLOCKED_AT_MOST, store.keeper().leave()).await;
@@ -115,7 +113,7 @@ pub(super) async fn take_leave(store: &dyn Store, lifecycle: Option<&Lifecycle>)
     };
     let writing_usage = async {
         let Some(lifecycle) = lifecycle else { return };
-        // Where it cannot be written, what was used since the last minute is forgotten.
+        // If it fails, the use of keys in the last minute is lost.
         let _ = tokio::time::timeout(BLOCKED_AT_MOST, lifecycle.write_usage()).await;
     };
     tokio::join!(leaving, writing_usage);

@@ -30,9 +30,9 @@ use self::mistake::{Document, Report};
 use self::policy::Policy;
 use self::section::Section;
 use self::value::{CENTURY, DAY, INSTANT, address_or_off, choice, count, duration, flag, parsed, text};
-use crate::downstream::connection;
 use crate::downstream::listener;
 use crate::downstream::tls;
+use crate::downstream::watchdog;
 use crate::downstream::worker::DrainSettings;
 use crate::gateway;
 use crate::gateway::route::RouteTable;
@@ -57,7 +57,7 @@ pub struct Config {
     /// The command line says it: gateways of both roles may share a file.
     pub role: Role,
     pub listener: listener::Settings,
-    pub connection: connection::Settings,
+    pub watchdog: watchdog::Settings,
     pub tls: tls::Settings,
     pub gateway: gateway::Settings,
     pub keys: KeySettings,
@@ -236,14 +236,14 @@ fn sections(
     let request_log = root.section("log", request_log);
 
     let gateway = gateway::Settings { limits, headers, body_idle_timeout: server.body_idle_timeout };
-    let (listener, connection, tls, drain) = (server.listener, server.connection, server.tls, server.drain);
+    let (listener, watchdog, tls, drain) = (server.listener, server.watchdog, server.tls, server.drain);
     let Policy { routes, scopes } = policy?;
     let (store, upstreams) =
         (store?, upstreams.into_iter().map(|named| named.settings).collect::<Option<_>>()?);
     Some(Config {
         role: Role::default(),
         listener,
-        connection,
+        watchdog,
         tls,
         gateway,
         keys,

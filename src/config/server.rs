@@ -10,19 +10,17 @@ use ipnet::IpNet;
 use super::file::Value;
 use super::section::Section;
 use super::value::{DAY, INSTANT, address, count, duration, parsed, size, text};
-use crate::downstream::connection;
-use crate::downstream::listener;
-use crate::downstream::tls;
 use crate::downstream::worker::DrainSettings;
+use crate::downstream::{listener, tls, watchdog};
 use crate::gateway;
 use crate::gateway::guard;
 
-/// What `plaintext` must say, word for word, so that nobody serves keys in the clear without having read it.
+/// The only value of `plaintext`, so that nobody lets keys cross a network in plain text without having read it.
 pub(super) const BEHIND_TLS: &str = "behind a TLS terminator";
 
 pub(super) struct Server {
     pub(super) listener: listener::Settings,
-    pub(super) connection: connection::Settings,
+    pub(super) watchdog: watchdog::Settings,
     pub(super) tls: tls::Settings,
     pub(super) trusted_proxies: Vec<IpNet>,
     pub(super) body_idle_timeout: Duration,
@@ -32,7 +30,7 @@ pub(super) struct Server {
 pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Server {
     let gateway = gateway::Settings::default();
     let listener = listener(section);
-    let connection = connection(section);
+    let watchdog = watchdog(section);
     let certificates = certificates(section, folder);
     section.optional("plaintext", plaintext);
     if !section.given("plaintext") && certificates.is_empty() && !is_loopback(listener.listen) {
@@ -47,7 +45,7 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Server {
     }
     Server {
         listener,
-        connection,
+        watchdog,
         tls: tls::Settings { certificates: certificates.into_iter().flatten().collect() },
         trusted_proxies: section
             .list("trusted_proxies", parsed(network))
@@ -75,7 +73,7 @@ fn listener(section: &mut Section<'_>) -> listener::Settings {
     }
 }
 
-/// One for each table, `None` where it is reported what is wrong with it.
+/// One for each table; `None` where a mistake in it is reported.
 fn certificates(section: &mut Section<'_>, folder: &Path) -> Vec<Option<tls::Files>> {
     section.repeated("tls", "cert", |section| {
         let certificate =
@@ -85,9 +83,9 @@ fn certificates(section: &mut Section<'_>, folder: &Path) -> Vec<Option<tls::Fil
     })
 }
 
-fn connection(section: &mut Section<'_>) -> connection::Settings {
-    let default = connection::Settings::default();
-    connection::Settings {
+fn watchdog(section: &mut Section<'_>) -> watchdog::Settings {
+    let default = watchdog::Settings::default();
+    watchdog::Settings {
         handshake_timeout: section.or(
             "handshake_timeout",
             default.handshake_timeout,
@@ -111,7 +109,7 @@ pub(super) fn plaintext(value: &Value) -> Result<(), String> {
     if text(value)? == BEHIND_TLS {
         Ok(())
     } else {
-        Err(format!("says something else; if it is so, write plaintext = {BEHIND_TLS:?}"))
+        Err(format!("expected {BEHIND_TLS:?}; write that if a TLS terminator is in front"))
     }
 }
 
@@ -139,7 +137,7 @@ fn network(text: &str) -> Result<IpNet, String> {
 pub(super) fn limits(section: &mut Section<'_>) -> guard::Limits {
     let default = guard::Limits::default();
     guard::Limits {
-        // The parser beneath takes targets of less than 64 KiB.
+        // hyper accepts targets of less than 64 KiB.
         target: section.or("target", default.target, size(256..=63 << 10)),
         head: section.or("head", default.head, size(1 << 10..=1 << 20)),
         fields: section.or("fields", default.fields, count(8..=10_000)),
@@ -147,5 +145,5 @@ pub(super) fn limits(section: &mut Section<'_>) -> guard::Limits {
     }
 }
 
-/// What a body limit may be. Zero is left out because it could be meant as "none".
+/// The range of a body limit, in bytes. Zero is not in it, because it could be meant as "no limit".
 pub(super) const BODY: std::ops::RangeInclusive<u64> = 1..=1 << 40;

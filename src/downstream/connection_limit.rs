@@ -1,32 +1,54 @@
-//! How many connections there may be: in all, and from one client.
+//! How many connections there may be: in all, and from one client; and what counts as one client.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ipnet::IpNet;
 use rustix::process::{Resource, getrlimit};
+use tokio::sync::watch;
 
 use crate::telemetry;
 
-/// How many connections there may be, and are.
+/// How many connections there may be, and how many there are.
 #[derive(Clone, Debug)]
-pub struct ConnectionLimit {
+pub(super) struct ConnectionLimit {
     at_most: usize,
     per_client: usize,
+    /// Each of these stands for many clients, so only the limit for all holds for it.
+    trusted_proxies: watch::Receiver<Vec<IpNet>>,
     taken: Arc<Mutex<Taken>>,
 }
 
 #[derive(Debug, Default)]
 struct Taken {
     total: usize,
-    by_client: HashMap<IpAddr, usize>,
+    by_client: HashMap<Client, usize>,
+}
+
+/// What counts as one client: an IPv4 address, or an IPv6 network of 64 bits, which one customer commonly has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Client(IpAddr);
+
+impl Client {
+    const fn of(address: IpAddr) -> Self {
+        Self(match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        })
+    }
 }
 
 impl ConnectionLimit {
+    /// At most `max_connections`, or fewer where the process may not open as many files; the log says so then.
     #[must_use]
-    pub fn new(max_connections: usize, max_connections_per_client: usize) -> Self {
+    pub(super) fn new(
+        max_connections: usize,
+        max_connections_per_client: usize,
+        trusted_proxies: watch::Receiver<Vec<IpNet>>,
+    ) -> Self {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        // A connection can need a second descriptor, to the upstream; stores, logs and listeners need some
+        // A connection can need a second descriptor, to the upstream. Stores, logs and listeners need some
         // too.
         let at_most = usize::try_from(descriptors / 10 * 8 / 2).unwrap_or(usize::MAX);
         if at_most < max_connections {
@@ -37,20 +59,21 @@ impl ConnectionLimit {
         Self {
             at_most: at_most.min(max_connections),
             per_client: max_connections_per_client,
+            trusted_proxies,
             taken: Arc::default(),
         }
     }
 
-    /// A place for a connection from `address`; `None` when there is none. What is `trusted` counts only
-    /// among all.
+    /// A place for a connection from `address`; `None` when there is none.
     #[must_use]
-    pub fn take(&self, address: IpAddr, trusted: bool) -> Option<Slot> {
-        let client = client_of(address);
+    pub(super) fn take(&self, address: IpAddr) -> Option<Slot> {
+        let trusted = self.trusted_proxies.borrow().iter().any(|network| network.contains(&address));
+        let client = (!trusted).then(|| Client::of(address));
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.total >= self.at_most {
             return None;
         }
-        if !trusted {
+        if let Some(client) = client {
             let held = taken.by_client.entry(client).or_default();
             if *held >= self.per_client {
                 return None;
@@ -58,14 +81,14 @@ impl ConnectionLimit {
             *held += 1;
         }
         taken.total += 1;
-        Some(Slot { client: (!trusted).then_some(client), taken: Arc::clone(&self.taken) })
+        Some(Slot { client, taken: Arc::clone(&self.taken) })
     }
 }
 
-/// A connection's place among those that may be open; given back when it is dropped.
+/// The place of a connection among those that may be open; given back when it is dropped.
 #[derive(Debug)]
-pub struct Slot {
-    client: Option<IpAddr>,
+pub(super) struct Slot {
+    client: Option<Client>,
     taken: Arc<Mutex<Taken>>,
 }
 
@@ -83,31 +106,29 @@ impl Drop for Slot {
     }
 }
 
-/// Who counts as one client: an address, and of IPv6 the /64 that one customer commonly has.
-const fn client_of(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn limit(all: usize, per_client: usize, trusted: &[&str]) -> ConnectionLimit {
+        let trusted = trusted.iter().map(|network| network.parse().unwrap()).collect();
+        // The receiver keeps the last value although the sender is gone.
+        ConnectionLimit::new(all, per_client, watch::channel(trusted).1)
+    }
+
     #[test]
     fn a_client_has_its_own_limit_and_all_together_have_one() {
-        let limit = ConnectionLimit::new(3, 2);
+        let limit = limit(3, 2, &[]);
         let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let first = limit.take(a, false);
-        let second = limit.take(a, false);
+        let first = limit.take(a);
+        let second = limit.take(a);
         assert!(first.is_some() && second.is_some());
-        assert!(limit.take(a, false).is_none());
-        let third = limit.take(b, false);
+        assert!(limit.take(a).is_none());
+        let third = limit.take(b);
         assert!(third.is_some());
-        assert!(limit.take(b, false).is_none(), "the house is full");
+        assert!(limit.take(b).is_none(), "all places are taken");
         drop((first, third));
-        assert!(limit.take(a, false).is_some());
+        assert!(limit.take(a).is_some());
         drop(second);
         assert_eq!(limit.taken.lock().unwrap().total, 0);
         assert!(limit.taken.lock().unwrap().by_client.is_empty());
@@ -115,18 +136,18 @@ mod tests {
 
     #[test]
     fn a_trusted_proxy_stands_for_many_clients() {
-        let limit = ConnectionLimit::new(10, 1);
+        let limit = limit(10, 1, &["192.0.2.0/24"]);
         let proxy = "192.0.2.1".parse().unwrap();
-        let held: Vec<_> = (0..10).map(|_| limit.take(proxy, true)).collect();
+        let held: Vec<_> = (0..10).map(|_| limit.take(proxy)).collect();
         assert!(held.iter().all(Option::is_some));
-        assert!(limit.take(proxy, true).is_none());
+        assert!(limit.take(proxy).is_none());
     }
 
     #[test]
     fn addresses_of_one_64_are_one_client() {
-        let limit = ConnectionLimit::new(10, 1);
-        let _held = limit.take("2001:db8::1".parse().unwrap(), false).unwrap();
-        assert!(limit.take("2001:db8::2".parse().unwrap(), false).is_none());
-        assert!(limit.take("2001:db8:0:1::1".parse().unwrap(), false).is_some());
+        let limit = limit(10, 1, &[]);
+        let _held = limit.take("2001:db8::1".parse().unwrap()).unwrap();
+        assert!(limit.take("2001:db8::2".parse().unwrap()).is_none());
+        assert!(limit.take("2001:db8:0:1::1".parse().unwrap()).is_some());
     }
 }

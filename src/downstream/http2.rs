@@ -1,12 +1,13 @@
-//! HTTP/2 down: its limits, a task for every stream, and the end of a stream whose client takes nothing of
-//! its answer.
+//! HTTP/2 with clients: its limits, a task for every stream, and the end of a stream whose client takes nothing
+//! of its answer.
 //!
-//! A client on HTTP/2 can let an answer wait without blocking the connection, by giving its stream no window:
-//! nothing is written, so nothing blocks, and upstream connections and buffers wait with it. Therefore every
-//! answer is paced: it goes out in small pieces, and a piece that is not taken for as long as a connection
-//! may block ends its stream, and that stream alone.
+//! A client on HTTP/2 can let an answer wait without blocking the connection, if it gives the stream no window:
+//! nothing is written, so nothing blocks, and upstream connections and buffers wait too. Therefore every answer
+//! is paced: it goes out in small pieces. A piece that the client does not take within the write time-out of a
+//! connection ends its stream, and no other.
 
 use std::cell::{Cell, RefCell};
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -20,29 +21,30 @@ use hyper_util::rt::TokioTimer;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::gateway::Cut;
+use crate::telemetry;
 
 /// Requests at once on one connection.
 const STREAMS: u32 = 100;
 /// A request's header list, in bytes after decompression.
 const HEADER_LIST: u32 = 16 << 10;
-/// What a client may send of bodies before they are forwarded.
+/// How many bytes of bodies a client may send before they are forwarded.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// What one stream may have waiting to be written.
+/// How many bytes of one stream may wait to be written.
 const SEND_BUFFER: usize = 64 << 10;
-/// A client that is silent for so long is asked for a sign of life, and has as long to give it.
+/// A client that sends nothing for this time gets a ping, and has the same time to answer it.
 const PING: Duration = Duration::from_secs(20);
-/// Streams that a client resets before they are looked at (Rapid Reset, CVE-2023-44487) and streams that it
-/// makes us reset (`MadeYouReset`, CVE-2025-8671), before the connection ends.
+/// The connection ends after this many streams that a client resets before they are looked at (Rapid Reset,
+/// CVE-2023-44487), or that it makes keygate reset (`MadeYouReset`, CVE-2025-8671).
 const RESET_UNSEEN: usize = 20;
 const RESET_BY_US: usize = 1024;
-/// How many more of its requests a client may have cancelled than it has let be answered. A cancelled request
-/// costs an upstream connection, and is no longer counted among the streams at once.
+/// How many more requests a client may cancel than it lets be answered. A cancelled request costs an upstream
+/// connection, and no longer counts among the requests at once.
 const CANCELLED_AT_MOST: u32 = 200;
-/// How much of an answer is handed over at once: a frame of the size that every client takes.
+/// How many bytes of an answer are handed over at once: a frame of the size that every client accepts.
 const PIECE: usize = 16 << 10;
 
-pub fn builder(streams: Streams) -> http2::Builder<Streams> {
+pub(super) fn builder(streams: Streams) -> http2::Builder<Streams> {
     let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
@@ -60,44 +62,44 @@ pub fn builder(streams: Streams) -> http2::Builder<Streams> {
 
 /// The streams of one connection: each is a task of the worker's own thread.
 #[derive(Clone, Debug)]
-pub struct Streams {
+pub(super) struct Streams {
     patience: Duration,
     /// Requests cancelled, less those answered since.
     cancelled: Rc<Cell<u32>>,
-    /// The pace of the stream whose service was called last: its task is started right after.
-    opened: Rc<RefCell<Option<Pace>>>,
+    pairing: Rc<RefCell<Pairing>>,
 }
 
 impl Streams {
-    /// A piece of an answer may wait for `patience` to be taken.
+    /// A piece of an answer may wait for `patience` until the client takes it.
     #[must_use]
-    pub fn new(patience: Duration) -> Self {
-        Self { patience, cancelled: Rc::default(), opened: Rc::default() }
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { patience, cancelled: Rc::default(), pairing: Rc::default() }
     }
 
-    /// To be called when a request comes in, before its stream is started.
+    /// Makes the pace of a request. To be called once for each request, when hyper calls the service.
     #[must_use]
-    pub fn open(&self) -> Pace {
+    pub(super) fn open(&self) -> Pace {
         let pace = Pace::default();
-        *self.opened.borrow_mut() = Some(pace.clone());
+        self.pairing.borrow_mut().request(pace.clone());
         pace
     }
 
-    /// Whether the client cancels more than can be meant well.
+    /// Whether the client cancels more requests than a client of good will does.
     #[must_use]
-    pub fn are_abused(&self) -> bool {
+    pub(super) fn are_abused(&self) -> bool {
         self.cancelled.get() > CANCELLED_AT_MOST
     }
 }
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let pace = self.opened.borrow_mut().take().unwrap_or_default();
+        // Without its pace a stream could neither be cut nor time out. Dropped here, it is reset.
+        let Some(pace) = self.pairing.borrow_mut().stream() else { return };
         let (patience, cancelled) = (self.patience, Rc::clone(&self.cancelled));
         tokio::task::spawn_local(async move {
             Stream { stream, pace: pace.clone(), patience, timer: None }.await;
             if pace.cut().is_due() {
-                // Nothing of this is the client's doing.
+                // keygate ended it, not the client.
                 return;
             }
             let now = cancelled.get();
@@ -106,30 +108,76 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     }
 }
 
-/// How an answer gets on; shared between its body and the task of its stream.
+/// Brings each stream together with the pace of its request.
+///
+/// hyper calls the service for a request, and starts the stream of that request before it calls the service
+/// again. It does not say which request a stream belongs to, so this order is the only sign. If hyper ever keeps
+/// another order, a stream could get the pace of another request, and the cut of one key would end the stream
+/// of another key. Then no stream can be brought together with certainty, and each one ends.
+#[derive(Debug, Default)]
+enum Pairing {
+    /// Every request has its stream.
+    #[default]
+    Even,
+    /// The stream of this request has not been started.
+    Waiting(Pace),
+    /// Requests and streams did not take turns.
+    Broken,
+}
+
+impl Pairing {
+    fn request(&mut self, pace: Pace) {
+        *self = match mem::replace(self, Self::Broken) {
+            Self::Even => Self::Waiting(pace),
+            Self::Waiting(_) => Self::break_off("a second request came before the stream of the first"),
+            Self::Broken => Self::Broken,
+        };
+    }
+
+    /// The pace of the stream that starts now; `None` when it is not certain.
+    fn stream(&mut self) -> Option<Pace> {
+        let (next, pace) = match mem::replace(self, Self::Broken) {
+            Self::Waiting(pace) => (Self::Even, Some(pace)),
+            Self::Even => (Self::break_off("a stream came without a request"), None),
+            Self::Broken => (Self::Broken, None),
+        };
+        *self = next;
+        pace
+    }
+
+    fn break_off(what: &str) -> Self {
+        telemetry::log(&format!(
+            "HTTP/2: {what}; ending this and every later stream of the connection. This is a fault in keygate: please \
+             report it"
+        ));
+        Self::Broken
+    }
+}
+
+/// How far an answer has come; shared by its body and the task of its stream.
 #[derive(Clone, Debug, Default)]
-pub struct Pace(Rc<Progress>);
+pub(super) struct Pace(Rc<Progress>);
 
 #[derive(Debug, Default)]
 struct Progress {
     /// Since when a piece of the answer has waited for the client.
     waiting_since: Cell<Option<Instant>>,
-    /// Whether all of the answer that there is has been handed over.
+    /// Whether the whole answer, as far as there is one, has been handed over.
     answered: Cell<bool>,
     cut: Cut,
 }
 
 impl Pace {
-    /// The word to the stream that it must end.
+    /// Orders the stream to end.
     #[must_use]
-    pub fn cut(&self) -> &Cut {
+    pub(super) fn cut(&self) -> &Cut {
         &self.0.cut
     }
 }
 
 pin_project_lite::pin_project! {
-    /// A stream, until it is done, its client has taken nothing for too long, or its key may no longer do what
-    /// it does. Dropped before its end, it is reset.
+    /// A stream. It ends when it is done, when its client has taken nothing for too long, or when its key may no
+    /// longer do what it does. A stream that is dropped before its end is reset.
     struct Stream<F> {
         #[pin]
         stream: F,
@@ -152,7 +200,7 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
             let deadline = since + *this.patience;
             let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             ready!(timer.as_mut().poll(cx));
-            // Armed for an earlier piece: only now is it worth setting anew.
+            // The timer was set for an earlier piece. Only now is a new setting worth its cost.
             if deadline <= Instant::now() {
                 return Poll::Ready(());
             }
@@ -162,8 +210,8 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
 }
 
 pin_project_lite::pin_project! {
-    /// An answer's body in pieces, each with the time since which it waits.
-    pub struct Paced<B> {
+    /// The body of an answer in pieces; the pace says since when the last one waits.
+    pub(super) struct Paced<B> {
         #[pin]
         body: B,
         rest: Bytes,
@@ -172,7 +220,7 @@ pin_project_lite::pin_project! {
 }
 
 impl<B: Body<Data = Bytes>> Paced<B> {
-    pub fn new(body: B, pace: Pace) -> Self {
+    pub(super) fn new(body: B, pace: Pace) -> Self {
         pace.0.answered.set(body.is_end_stream());
         Self { body, rest: Bytes::new(), pace }
     }
@@ -182,7 +230,7 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    /// Is asked for more only when the last piece has been taken.
+    /// hyper asks for more only when the client has taken the last piece.
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -193,7 +241,7 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
         if this.rest.is_empty() {
             match ready!(this.body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) if frame.is_data() => *this.rest = frame.into_data().unwrap_or_default(),
-                // Trailers, the end, or an upstream that broke off: nothing of this is the client's doing.
+                // Trailers, the end, or an upstream that broke off: the client did not cancel.
                 last => {
                     progress.answered.set(true);
                     return Poll::Ready(last);
@@ -202,8 +250,8 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
         }
         let mut piece = this.rest.split_to(this.rest.len().min(PIECE));
         if this.rest.is_empty() && this.body.is_end_stream() {
-            // Nobody sees how long the last piece waits, so it must not hold the whole buffer that it was
-            // read into.
+            // The wait of the last piece is not measured, so the piece must not hold the whole buffer that it
+            // was read into.
             piece = Bytes::copy_from_slice(&piece);
             progress.answered.set(true);
         }
@@ -222,5 +270,56 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
         }
         hint.set_lower(hint.lower() + rest);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_same(one: &Pace, other: &Pace) -> bool {
+        Rc::ptr_eq(&one.0, &other.0)
+    }
+
+    #[test]
+    fn each_stream_gets_the_pace_of_its_own_request() {
+        let mut pairing = Pairing::default();
+        for _ in 0..3 {
+            let pace = Pace::default();
+            pairing.request(pace.clone());
+            assert!(is_same(&pairing.stream().unwrap(), &pace));
+        }
+    }
+
+    #[test]
+    fn where_requests_and_streams_do_not_take_turns_every_stream_ends() {
+        let (mut two_requests, mut no_request) = (Pairing::default(), Pairing::default());
+        two_requests.request(Pace::default());
+        two_requests.request(Pace::default());
+        for pairing in [&mut two_requests, &mut no_request] {
+            assert!(pairing.stream().is_none());
+            pairing.request(Pace::default());
+            assert!(pairing.stream().is_none(), "a later turn does not make it certain again");
+        }
+    }
+
+    #[test]
+    fn a_stream_without_a_request_is_dropped_unpolled() {
+        let local = tokio::task::LocalSet::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runs = Rc::new(Cell::new(0));
+        local.block_on(&runtime, async {
+            let streams = Streams::new(Duration::from_secs(1));
+            let run = |runs: &Rc<Cell<u32>>| {
+                let runs = Rc::clone(runs);
+                async move { runs.set(runs.get() + 1) }
+            };
+            let _pace = streams.open();
+            streams.execute(run(&runs));
+            streams.execute(run(&runs));
+            tokio::task::yield_now().await;
+        });
+        assert_eq!(runs.get(), 1);
+        assert_eq!(Rc::strong_count(&runs), 1, "the stream without a request is gone");
     }
 }

@@ -1,7 +1,7 @@
-//! The public socket: bound once; each connection is given a place, or closed, and handed to a worker.
+//! The public socket: it is bound once; each connection gets a place and goes to a worker, or is closed.
 //!
-//! Two sockets bound to one port with `SO_REUSEPORT` would split the traffic in silence, so there is one, and
-//! one acceptor that gives each connection to the least loaded worker.
+//! Two sockets that are bound to one port with `SO_REUSEPORT` would split the traffic silently. Therefore there
+//! is one socket, and one acceptor that gives each connection to the least loaded worker.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,8 +14,8 @@ use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use crate::downstream::connection_limit::{ConnectionLimit, Slot};
-use crate::downstream::worker::Worker;
+use super::connection_limit::{ConnectionLimit, Slot};
+use super::worker::Worker;
 use crate::telemetry::Throttle;
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::peer::Peer;
@@ -28,7 +28,7 @@ pub struct Settings {
     /// Connections at once; at most 40 % of the file descriptor limit, since each may need a second one to
     /// the upstream.
     pub max_connections: usize,
-    /// Connections at once from one address, or one /64 of IPv6. Trusted proxies are not counted.
+    /// Connections at once from one IPv4 address, or one /64 of IPv6. The limit does not hold for trusted proxies.
     pub max_connections_per_client: usize,
 }
 
@@ -46,8 +46,8 @@ impl Default for Settings {
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
 const FULL: &str = "refusing connections: server.max_connections or max_connections_per_client is reached";
-/// How long accepting rests after an error that will not go away at once, such as no descriptors left.
-const REST: Duration = Duration::from_millis(50);
+/// How long accepting pauses after an error that lasts, such as no descriptors left.
+const PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Error)]
 #[error(
@@ -64,15 +64,14 @@ pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     limit: ConnectionLimit,
-    trusted_proxies: watch::Receiver<Vec<IpNet>>,
     clock: Clock,
 }
 
 impl Listener {
-    /// Binds. Runs inside the control runtime.
+    /// Binds. Must be called inside the control runtime.
     ///
     /// # Errors
-    /// When the address is taken or not this machine's.
+    /// When the address is in use, or is not an address of this machine.
     pub fn bind(
         settings: &Settings,
         trusted_proxies: watch::Receiver<Vec<IpNet>>,
@@ -83,7 +82,7 @@ impl Listener {
                 SocketAddr::V4(_) => TcpSocket::new_v4()?,
                 SocketAddr::V6(_) => TcpSocket::new_v6()?,
             };
-            // Lets a restart bind while old connections linger in TIME_WAIT; it does not let two processes
+            // It lets a restart bind while old connections are in TIME_WAIT. It does not let two processes
             // bind.
             socket.set_reuseaddr(true)?;
             socket.bind(settings.listen)?;
@@ -95,8 +94,11 @@ impl Listener {
         Ok(Self {
             socket,
             address,
-            limit: ConnectionLimit::new(settings.max_connections, settings.max_connections_per_client),
-            trusted_proxies,
+            limit: ConnectionLimit::new(
+                settings.max_connections,
+                settings.max_connections_per_client,
+                trusted_proxies,
+            ),
             clock,
         })
     }
@@ -106,26 +108,24 @@ impl Listener {
         self.address
     }
 
-    /// Accepts and hands out, for as long as it is polled.
+    /// Accepts connections and hands them to the workers, for as long as it is polled.
     pub async fn run(self, workers: Arc<Vec<Worker>>) {
         let (full, failing) = (Throttle::default(), Throttle::default());
         loop {
             let (stream, address) = match self.socket.accept().await {
                 Ok(accepted) => accepted,
-                // A client that left before it was accepted concerns nobody else.
-                Err(error) if is_the_clients(&error) => continue,
+                // The client left before it was accepted. That is no failure of this socket.
+                Err(error) if is_of_the_client(&error) => continue,
                 Err(error) => {
                     let line = || format!("cannot accept connections: {error}; trying again");
                     failing.log(self.clock.mono(), line);
-                    tokio::time::sleep(REST).await;
+                    tokio::time::sleep(PAUSE).await;
                     continue;
                 }
             };
             let peer = Peer::new(address);
-            let contains = |network: &IpNet| network.contains(&peer.address());
-            let trusted = self.trusted_proxies.borrow().iter().any(contains);
-            match self.limit.take(peer.address(), trusted) {
-                // Dropped unread: answering would cost what there is too little of.
+            match self.limit.take(peer.address()) {
+                // It is closed unread: an answer would cost a place, and there is none.
                 None => full.log(self.clock.mono(), || FULL.to_owned()),
                 Some(slot) => hand_over(&workers, stream, peer, slot),
             }
@@ -134,14 +134,14 @@ impl Listener {
 }
 
 fn hand_over(workers: &[Worker], stream: TcpStream, peer: Peer, slot: Slot) {
-    // An answer's head must not wait for the acknowledgement of what went before it.
+    // The head of an answer must not wait until the client has acknowledged what was sent before.
     let Ok(stream) = stream.set_nodelay(true).and_then(|()| stream.into_std()) else { return };
     if let Some(worker) = workers.iter().min_by_key(|worker| worker.load()) {
         worker.serve(stream, peer, slot);
     }
 }
 
-fn is_the_clients(error: &io::Error) -> bool {
+fn is_of_the_client(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted

@@ -1,9 +1,13 @@
 //! The client's side: from the socket to a request that the gateway can handle, and back.
 
+mod activity;
 pub mod connection;
-pub mod connection_limit;
-pub mod http2;
+mod connection_limit;
+mod http2;
+mod lingering;
 pub mod listener;
-pub mod preface;
+mod membership;
+mod preface;
 pub mod tls;
+pub mod watchdog;
 pub mod worker;

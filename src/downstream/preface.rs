@@ -1,8 +1,8 @@
-//! Which HTTP a client speaks on plain text: the first bytes say it.
+//! Which version of HTTP a client speaks on plain text: the first bytes say it.
 //!
-//! HTTP/2 with prior knowledge begins with 24 fixed bytes (RFC 9113, section 3.4) that are no beginning of an
-//! HTTP/1 request. As few bytes as it takes to tell are read here, under the connection's own watchdog, and
-//! given back to whoever reads on.
+//! HTTP/2 with prior knowledge begins with 24 fixed bytes (RFC 9113, section 3.4), and no HTTP/1 request begins
+//! with them. Only as many bytes as needed are read here, under the watchdog of the connection, and the next
+//! reader of the stream gets them again.
 
 use std::io;
 use std::pin::Pin;
@@ -12,11 +12,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Reads until it is clear whether this is HTTP/2. A client that sends nothing and closes speaks HTTP/1.
+/// Reads until it is clear whether this is HTTP/2. A client that closes without sending a byte counts as
+/// HTTP/1.
 ///
 /// # Errors
 /// When the stream cannot be read.
-pub async fn is_http2<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<(Rewound<S>, bool)> {
+pub(super) async fn is_http2<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<(Rewound<S>, bool)> {
     let mut seen = [0; PREFACE.len()];
     let mut length = 0;
     while length < PREFACE.len() && seen[..length] == PREFACE[..length] {
@@ -29,9 +30,9 @@ pub async fn is_http2<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<(Rewoun
     Ok((Rewound { stream, seen, given: 0, length }, is_http2))
 }
 
-/// A stream that begins anew with what has been read of it.
+/// A stream that gives the bytes already read of it once more.
 #[derive(Debug)]
-pub struct Rewound<S> {
+pub(super) struct Rewound<S> {
     stream: S,
     seen: [u8; PREFACE.len()],
     given: usize,
@@ -40,7 +41,7 @@ pub struct Rewound<S> {
 
 impl<S> Rewound<S> {
     /// A stream of which nothing has been read.
-    pub const fn untouched(stream: S) -> Self {
+    pub(super) const fn untouched(stream: S) -> Self {
         Self { stream, seen: [0; PREFACE.len()], given: 0, length: 0 }
     }
 }
@@ -83,7 +84,7 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
     }
 
-    /// The verdict on a client whose bytes come one by one, and what is read after it.
+    /// What is found out about a client whose bytes come one by one, and what is read after that.
     fn read(bytes: &[u8]) -> (bool, Vec<u8>) {
         block_on(async {
             let slow = bytes

@@ -1,13 +1,13 @@
 //! TLS towards clients: which certificate a connection gets, and the handshake.
 //!
-//! Versions 1.2 and 1.3, HTTP/2 or HTTP/1.1 by ALPN, resumption by tickets alone: every worker can take up a
-//! session that another began, and nothing is kept for one. The cryptography is AWS-LC's, named here and
-//! nowhere taken from a process-wide default.
+//! Versions 1.2 and 1.3; HTTP/2 or HTTP/1.1 by ALPN; resumption by tickets only, so every worker can continue a
+//! session that another began, and no session is kept in memory. The cryptography is AWS-LC's. It is named here
+//! and never taken from a process-wide default.
 //!
-//! A client is given the first certificate that covers the name it asks for (SNI), one with the name itself
-//! before one with a wildcard. A client that asks for no name, or for one that no certificate covers, is
-//! given the first certificate of the list, and judges for itself: a name that does not match says more to
-//! whoever reads its error than a broken handshake.
+//! A client gets the first certificate that covers the name it asks for (SNI). A certificate with the name itself
+//! comes before one with a wildcard. A client that asks for no name, or for a name that no certificate covers,
+//! gets the first certificate of the list and decides for itself: its error about a name that does not match says
+//! more than a broken handshake.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -39,7 +39,7 @@ pub struct Settings {
     pub certificates: Vec<Files>,
 }
 
-/// Where one certificate is.
+/// The files of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     /// The server's certificate and the chain behind it, in PEM.
@@ -48,11 +48,11 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// What HTTP is spoken within TLS, by the names of ALPN.
+/// The versions of HTTP within TLS, by their ALPN names.
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
-/// The certificates, read and checked, and the handshakes made with them.
+/// Makes handshakes with the certificates, which were read and checked before.
 #[derive(Clone)]
 pub struct Acceptor {
     acceptor: TlsAcceptor,
@@ -60,7 +60,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Reads what the settings name; `None` where they name nothing.
+    /// Reads the files that the settings name; `None` where they name none.
     ///
     /// # Errors
     /// Every mistake in every file.
@@ -91,17 +91,17 @@ impl Acceptor {
         Ok(Some(Self { acceptor: TlsAcceptor::from(Arc::new(config)), certificates: certificates.into() }))
     }
 
-    /// What was read, in the order of the settings.
+    /// The certificates that were read, in the order of the settings.
     #[must_use]
     pub fn certificates(&self) -> &[Certificate] {
         &self.certificates
     }
 
-    /// Makes the handshake, and says whether it agreed on HTTP/2. Takes as long as the client does.
+    /// Makes the handshake, and says whether it agreed on HTTP/2. There is no time limit in here.
     ///
     /// # Errors
-    /// When the client went away, speaks no TLS, or none that is spoken here.
-    pub async fn accept<S>(&self, stream: S) -> io::Result<(Stream<S>, bool)>
+    /// When the client went away, does not speak TLS, or speaks no version or cipher of it that is supported here.
+    pub(super) async fn accept<S>(&self, stream: S) -> io::Result<(Stream<S>, bool)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -125,7 +125,7 @@ fn configuration(provider: Arc<CryptoProvider>, by_name: ByName) -> Result<Serve
         .with_cert_resolver(Arc::new(by_name));
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(LoadError::Library)?;
-    // Only sessions without tickets would be kept there, behind a lock that all workers share.
+    // It would keep only sessions without tickets, behind a lock that all workers share.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }
@@ -135,14 +135,14 @@ pub enum LoadError {
     #[error("server.tls: {0}")]
     File(#[from] PemError),
     #[error(
-        "server.tls: the key in {key} is not that of the first certificate in {certificate}; give the pair that belongs together, \
-         the server's own certificate first in its file"
+        "server.tls: the key in {key} does not belong to the first certificate in {certificate}; name a pair that belongs together, \
+         with the server's own certificate first in its file"
     )]
     Mismatch { certificate: PathBuf, key: PathBuf },
     #[error("server.tls: the certificate in {certificate} with the key in {key} cannot be used: {cause}")]
     Unusable { certificate: PathBuf, key: PathBuf, cause: rustls::Error },
     #[error(
-        "server.tls: the certificate in {0} is for no DNS name, so no client would be given it; leave it out, or put it first"
+        "server.tls: the certificate in {0} has no DNS name, so no client would get it; remove it, or put it first"
     )]
     Nameless(PathBuf),
     #[error("server.tls: {0}")]
@@ -162,11 +162,11 @@ impl fmt::Display for LoadErrors {
 
 impl std::error::Error for LoadErrors {}
 
-/// What an operator wants to know of a certificate.
+/// What an operator wants to know about a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     pub file: PathBuf,
-    /// The DNS names it is for, in lower case; a wildcard begins with `*.`.
+    /// The DNS names that it is for, in lower case; a wildcard begins with `*.`.
     pub names: Vec<String>,
     pub not_before: UnixMillis,
     pub not_after: UnixMillis,
@@ -197,7 +197,7 @@ impl Certificate {
         Ok(Self { file: file.to_owned(), names, not_before, not_after })
     }
 
-    /// What clients will hold against it at this time, and what to do.
+    /// Why clients will refuse it at this time, and what to do about that; `None` when they will not.
     #[must_use]
     pub fn complaint(&self, now: UnixMillis) -> Option<String> {
         let file = self.file.display();
@@ -208,7 +208,7 @@ impl Certificate {
         (now < self.not_before).then(|| {
             let begin = self.not_before;
             format!(
-                "server.tls: the certificate in {file} is valid from {begin} on; set the clock right, or wait"
+                "server.tls: the certificate in {file} is not valid before {begin}; correct the clock, or wait"
             )
         })
     }
@@ -216,7 +216,7 @@ impl Certificate {
 
 /// From when until when a certificate is valid.
 fn validity(certificate: &EndEntityCert<'_>) -> Result<[UnixMillis; 2], webpki::Error> {
-    // The library tells these times only in what it says about a time before the one or after the other.
+    // The library gives these times only in its errors: about a time before the first, or after the second.
     let judge = |seconds| {
         let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         certificate.verify_for_usage(&[], &[], &[], time, KeyUsage::server_auth(), None, None).err()
@@ -240,7 +240,7 @@ fn validity(certificate: &EndEntityCert<'_>) -> Result<[UnixMillis; 2], webpki::
 struct ByName {
     default: Option<Arc<CertifiedKey>>,
     names: HashMap<String, Arc<CertifiedKey>>,
-    /// By what stands behind the `*.`, which covers exactly one label.
+    /// By the part after `*.`, which covers exactly one label.
     wildcards: HashMap<String, Arc<CertifiedKey>>,
 }
 
@@ -269,9 +269,9 @@ impl ResolvesServerCert for ByName {
     }
 }
 
-/// A client's bytes in the clear, with or without TLS around them on the wire.
+/// The bytes of a client without TLS, whether or not TLS protects them on the wire.
 #[derive(Debug)]
-pub enum Stream<S> {
+pub(super) enum Stream<S> {
     Plain(S),
     Tls(Box<TlsStream<S>>),
 }

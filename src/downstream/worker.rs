@@ -1,5 +1,5 @@
-//! A worker: one thread, one runtime, its own connections up and down. Nothing here is shared while requests
-//! run.
+//! A worker: one thread, one runtime, its own connections to clients and upstreams. It shares nothing with other
+//! threads while requests run.
 
 use std::io;
 use std::net::TcpStream;
@@ -13,23 +13,23 @@ use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::downstream::connection::{self, Connections};
-use crate::downstream::connection_limit::Slot;
-use crate::downstream::tls;
+use super::connection::{self, Serving};
+use super::connection_limit::Slot;
+use super::membership::Connections;
 use crate::gateway::{Gateway, Plan, Shared};
 use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::Cells;
 use crate::vocabulary::peer::Peer;
 
-/// How long the end waits for work that cannot be interrupted.
+/// How long the end of the thread waits for work that cannot be interrupted.
 const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
-/// How often a worker looks after what no request does: see [`Gateway::sweep`].
+/// How often a worker does what no request does: see [`Gateway::sweep`].
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// How a gateway ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DrainSettings {
-    /// How long new connections are still taken after the signal, until load balancers have noticed.
+    /// How long new connections are still accepted after the signal, until load balancers have noticed it.
     pub delay: Duration,
     /// How long requests under way may then take.
     pub timeout: Duration,
@@ -41,14 +41,16 @@ impl Default for DrainSettings {
     }
 }
 
-/// How connections are served.
-#[derive(Clone, Debug)]
-pub struct Serving {
-    pub connection: connection::Settings,
-    pub tls: Option<tls::Acceptor>,
+/// What a worker needs from the beginning.
+#[derive(Debug)]
+pub struct Parts {
+    pub shared: Shared,
+    pub records: RecordSink,
+    pub cells: Arc<Cells>,
+    pub serving: Serving,
 }
 
-/// A thread that serves connections, seen from outside.
+/// The handle to a thread that serves connections.
 #[derive(Debug)]
 pub struct Worker {
     orders: UnboundedSender<Order>,
@@ -63,57 +65,54 @@ enum Order {
         peer: Peer,
         slot: Slot,
     },
-    /// Go by another plan from the next request on, and serve connections so from the next one on. `done` is
-    /// dropped when it is done.
+    /// Use another plan from the next request on, and serve every later connection by `serving`. `done` is
+    /// dropped when both are in use.
     Adopt {
         plan: Arc<Plan>,
         serving: Serving,
         done: Sender<()>,
     },
-    /// Finish what is under way, take nothing new, end.
+    /// Finish the requests under way, begin no other, then end.
     Drain,
 }
 
 impl Worker {
+    /// Starts the thread. `number` is for its name.
+    ///
     /// # Errors
     /// When the thread or its runtime cannot be started.
-    pub fn start(
-        number: usize,
-        shared: Shared,
-        records: RecordSink,
-        cells: Arc<Cells>,
-        serving: Serving,
-    ) -> io::Result<Self> {
+    pub fn start(number: usize, parts: Parts) -> io::Result<Self> {
         let (orders, received) = unbounded_channel();
         let load = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&load);
         let (started, outcome) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("keygate-{number}"))
-            .spawn(move || run(&started, received, &counted, shared, records, cells, serving))?;
+            .spawn(move || run(&started, received, &counted, parts))?;
         outcome.recv().map_err(io::Error::other)??;
         Ok(Self { orders, load, thread })
     }
 
-    /// Connections it has, or is about to have.
+    /// The number of connections that it has, or is about to have.
     #[must_use]
     pub fn load(&self) -> usize {
         self.load.load(Ordering::Relaxed)
     }
 
-    /// Hands over a connection.
-    pub fn serve(&self, stream: TcpStream, peer: Peer, slot: Slot) {
+    /// Hands a connection over.
+    pub(super) fn serve(&self, stream: TcpStream, peer: Peer, slot: Slot) {
         self.load.fetch_add(1, Ordering::Relaxed);
-        // A worker that has ended drops the connection, and the client sees it closed.
+        // A worker that has ended drops the connection: it is closed.
         let _ = self.orders.send(Order::Serve { stream, peer, slot });
     }
 
-    /// Replaces what requests and connections are handled by. `done` is dropped once it is replaced.
+    /// Replaces the plan of requests and the way connections are served. `done` is dropped once both are
+    /// replaced.
     pub fn adopt(&self, plan: Arc<Plan>, serving: Serving, done: Sender<()>) {
         let _ = self.orders.send(Order::Adopt { plan, serving, done });
     }
 
-    /// Lets the requests under way finish.
+    /// Lets the requests under way finish, then ends.
     pub fn drain(&self) {
         let _ = self.orders.send(Order::Drain);
     }
@@ -123,7 +122,7 @@ impl Worker {
         self.thread.is_finished()
     }
 
-    /// Ends the worker, cutting what is still under way, and waits for its thread.
+    /// Ends the worker and waits for its thread. Requests that are still under way are cut.
     pub fn stop(self) {
         drop(self.orders);
         // A thread that panicked has said so on standard error.
@@ -135,24 +134,21 @@ fn run(
     started: &SyncSender<io::Result<()>>,
     orders: UnboundedReceiver<Order>,
     load: &Arc<AtomicUsize>,
-    shared: Shared,
-    records: RecordSink,
-    cells: Arc<Cells>,
-    serving: Serving,
+    Parts { shared, records, cells, serving }: Parts,
 ) {
     let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let (runtime, outcome) = match built {
         Ok(runtime) => (Some(runtime), Ok(())),
         Err(error) => (None, Err(error)),
     };
-    // Whoever started this thread waits for it.
+    // `Worker::start` waits for it.
     let _ = started.send(outcome);
     let Some(runtime) = runtime else { return };
     let records = Rc::new(records);
     let gateway = Gateway::new(shared, Rc::clone(&records), cells);
     runtime.block_on(work(orders, load, Rc::clone(&gateway), records, Rc::new(serving)));
     while gateway.hand_over_usage() {}
-    // A name that hangs in its resolver must not keep the process from ending.
+    // A resolver that hangs must not keep the process from ending.
     runtime.shutdown_timeout(BLOCKED_AT_MOST);
 }
 
@@ -165,17 +161,7 @@ async fn work(
 ) {
     let connections = Rc::new(Connections::default());
     tokio::task::spawn_local(async move { records.keep_flushing().await });
-    let swept = Rc::clone(&gateway);
-    tokio::task::spawn_local(async move {
-        let mut ticks = tokio::time::interval(SWEEP);
-        loop {
-            ticks.tick().await;
-            swept.sweep();
-            while swept.hand_over_usage() {
-                tokio::task::yield_now().await;
-            }
-        }
-    });
+    tokio::task::spawn_local(sweep(Rc::clone(&gateway)));
     let mut draining = false;
     loop {
         let order = tokio::select! {
@@ -200,15 +186,26 @@ async fn work(
                 let member = connections.join();
                 tokio::task::spawn_local(async move {
                     let _held = (counted, slot);
-                    let Serving { connection, tls } = &*serving;
-                    connection::serve(stream, tls.as_ref(), peer, gateway, connection, member).await;
+                    connection::serve(stream, peer, gateway, &serving, member).await;
                 });
             }
         }
     }
 }
 
-/// A connection in a worker's load.
+/// Does what no request does, for as long as the worker runs.
+async fn sweep(gateway: Rc<Gateway>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        gateway.sweep();
+        while gateway.hand_over_usage() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// A connection that counts in the load of a worker, until it is dropped.
 struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {

@@ -1,10 +1,11 @@
-//! What an operator should know of a store before keys are entrusted to it.
+//! What an operator should know about a store before it keeps keys.
 
-/// One thing that was found, and what to do about it.
+/// One thing that was found, with what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
+    /// It is as it should be.
     Fine(String),
-    /// It works, and is not as it should be.
+    /// It works, but is not as it should be.
     Warning(String),
     /// It would not work.
     Broken(String),

@@ -170,7 +170,7 @@ fn a_bad_policy_leaves_the_one_before_and_every_mistake_is_told() {
         .replace("\"/more\"", "\"more\"");
     fs::write(folder.path().join("policy.toml"), bad).unwrap();
     gateway.signal(Signal::HUP);
-    gateway.err_line("refused; the one before goes on");
+    gateway.err_line("refused; the one before stays in force");
     for mistake in ["route[jobs].methods[0]", "route[more].methods[0]", "route[more].paths[0]"] {
         gateway.err_line(mistake);
     }

@@ -323,7 +323,7 @@ fn a_file_that_is_missing_or_holds_something_else_is_named() {
     fs::write(path("server-key.pem"), &CERTIFICATE.pem).unwrap();
     assert_refused(
         folder.path(),
-        "server.tls: there is no private key in server-key.pem; `key` names the file with the certificate's own, not encrypted",
+        "server.tls: there is no private key in server-key.pem; name the file with the key of the certificate, not encrypted",
     );
     fs::write(path("server-key.pem"), "-----BEGIN PRIVATE KEY-----\n%%%\n-----END PRIVATE KEY-----\n")
         .unwrap();
@@ -339,7 +339,7 @@ fn a_key_of_another_certificate_is_refused() {
     fs::copy(folder.path().join("other-key.pem"), folder.path().join("server-key.pem")).unwrap();
     assert_refused(
         folder.path(),
-        "server.tls: the key in server-key.pem is not that of the first certificate in server.pem; give the pair that belongs \
+        "server.tls: the key in server-key.pem does not belong to the first certificate in server.pem; name a pair that belongs \
          together, the server's own certificate first in its file",
     );
 }
@@ -404,7 +404,7 @@ fn every_mistake_in_certificates_is_told_at_once() {
     fs::write(&toml, text).unwrap();
     let expected = "\
 server.tls: cannot read none.pem: No such file or directory (os error 2)
-server.tls: the certificate in nameless.pem is for no DNS name, so no client would be given it; leave it out, or put it first
+server.tls: the certificate in nameless.pem has no DNS name, so no client would get it; remove it, or put it first
 
 2 mistakes
 ";
@@ -415,7 +415,7 @@ server.tls: the certificate in nameless.pem is for no DNS name, so no client wou
 fn what_clients_will_hold_against_a_certificate_is_a_warning_to_check_as_to_serve() {
     for (years, complaint) in [
         ((2020, 2021), "expired on 2021-01-01T00:00:00.000Z; renew it"),
-        ((2220, 2221), "is valid from 2220-01-01T00:00:00.000Z on; set the clock right, or wait"),
+        ((2220, 2221), "is not valid before 2220-01-01T00:00:00.000Z; correct the clock, or wait"),
     ] {
         let folder = configured();
         let certificate = Certificate::with(&[HOST], |parameters| {

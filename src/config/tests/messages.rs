@@ -102,8 +102,8 @@ fn plain_text_off_loopback_must_be_said() {
     );
     assert_says(
         about("[server]\nlisten = \"[::]:80\"\nplaintext = \"yes\""),
-        &["etc/keygate.toml:3:13: server.plaintext: says something else; if it is so, write plaintext = \
-               \"behind a TLS terminator\""],
+        &["etc/keygate.toml:3:13: server.plaintext: expected \"behind a TLS terminator\"; write that if a \
+               TLS terminator is in front"],
     );
     assert_eq!(about("[server]\nlisten = \"[::]:80\"\nplaintext = \"behind a TLS terminator\""), "none");
     assert_eq!(about("[server]\nlisten = \"[::1]:80\""), "none");

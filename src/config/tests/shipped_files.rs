@@ -81,7 +81,7 @@ fn assert_defaults(
         ..listener::Settings::default()
     };
     assert_eq!(config.listener, listener);
-    assert_eq!(config.connection, connection::Settings::default());
+    assert_eq!(config.watchdog, watchdog::Settings::default());
     assert_eq!(config.gateway, gateway::Settings::default());
     assert_eq!(config.keys, KeySettings { pepper_file, audit_key_file, ..KeySettings::default() });
     assert_eq!(config.store, *store);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keygate::app::reload::Refused;
+use keygate::app::Refused;
 use keygate::app::{App, Control, KeyTools, open_store};
 use keygate::config::{Config, DEFAULT_POLICY};
 use keygate::lifecycle::{Lifecycle, Made, NewKey, Origin};

@@ -1,0 +1,269 @@
+//! How a gateway starts: secrets, store and signals first; then the sockets, the keys, the workers, and what
+//! operators look at.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use ipnet::IpNet;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::App;
+use super::control::Control;
+use super::in_force::{InForce, Observed, serving};
+use super::key_tools::{KeyTools, SecretError, read_secret};
+use super::reload::{Fixed, Source};
+use super::signals::Signals;
+use super::store::{StoreError, attend_revived, open_store};
+use crate::api::Api;
+use crate::config::Config;
+use crate::downstream::listener::{self, Listener};
+use crate::downstream::tls;
+use crate::downstream::worker::{Parts, Worker};
+use crate::gateway::{Plan, Shared};
+use crate::lifecycle::Lifecycle;
+use crate::operators::admin;
+use crate::operators::ops::{self, Readiness, Told};
+use crate::operators::outbox::{self, Backlog};
+use crate::store::cache::ReadThrough;
+use crate::store::events::EventSink;
+use crate::store::keeper::LinkState;
+use crate::store::{Role, Store};
+use crate::telemetry::RecordWriter;
+use crate::telemetry::metrics::{MeasuredStore, Metrics, Reloads, StoreMeter};
+use crate::upstream::health::Health;
+use crate::vocabulary::clock::Clock;
+
+/// Why a gateway does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Listen(#[from] listener::BindError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Ops(#[from] ops::BindError),
+    #[error(transparent)]
+    Admin(#[from] admin::BindError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error(transparent)]
+    Tls(#[from] tls::LoadErrors),
+    #[error("cannot start: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl App {
+    /// Opens the store, watches the signals, binds the sockets, starts the threads. When it returns, connections
+    /// are accepted. SIGHUP is watched only where there is a `source` to read the configuration from again.
+    ///
+    /// # Errors
+    /// [`StartError`] says what to do. Nothing is left running.
+    pub fn start(
+        config: Config,
+        source: Option<Source>,
+        clock: Clock,
+    ) -> Result<(Self, Signals), StartError> {
+        let tools = KeyTools::new(&config.keys)?;
+        let control = Control::start()?;
+        // It may take long where a file must be repaired. Until the signals are watched, one of them kills the
+        // process, so that it can be ended here at any moment.
+        let store = open_store(&config.store, tools.sealer.clone(), control.handle())?;
+        // Watched before there is a lease: a gateway that is told to end while it starts must give its lease up,
+        // or every change of a key waits for it.
+        let signals = Signals::watch(&control, source)?;
+        Ok((Self::start_with(config, tools, control, store, clock)?, signals))
+    }
+
+    /// As [`App::start`], but without signals, and with a store that is already open, and the control runtime on
+    /// which it was opened.
+    ///
+    /// # Errors
+    /// As [`App::start`].
+    pub fn start_with(
+        config: Config,
+        tools: KeyTools,
+        control: Control,
+        store: Arc<dyn Store>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        raise_descriptor_limit();
+        let fixed = Fixed::of(&config);
+        let serving = serving(&config.tls, config.watchdog.clone(), &clock)?;
+        let entered = control.handle().enter();
+        let sockets = Sockets::bind(&config, &clock)?;
+        let keys = Keys::open(store, &config, &tools, &clock);
+        let backlog = config.outbox.map(|outbox| start_outbox(outbox, &keys.store, &clock)).transpose()?;
+
+        let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
+        let in_force = Arc::new(Mutex::new(InForce::new(config.hash, &serving, &plan, Reloads::default())));
+        let records = RecordWriter::start(config.request_log)?;
+        let metrics = Arc::new(Metrics::new(Arc::clone(&keys.meter)));
+        let shared = keys.shared(plan, tools, &clock);
+        let start = |n| {
+            let (records, cells) = (records.sink(), metrics.cells());
+            Worker::start(n, Parts { shared: shared.clone(), records, cells, serving: serving.clone() })
+        };
+        let count = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
+        let workers = Arc::new((0..count).map(start).collect::<Result<Vec<_>, _>>()?);
+
+        let (address, ops_address) =
+            (sockets.public.address(), sockets.ops.as_ref().map(ops::Server::address));
+        let admin_address = sockets.admin_remote.as_ref().map(admin::Remote::address);
+        let trusted_proxies = sockets.trusted_proxies;
+        let acceptor = tokio::spawn(sockets.public.run(Arc::clone(&workers)));
+        if let Some(lifecycle) = &keys.lifecycle {
+            tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle), config.retention));
+            sockets.admin_socket.map(|socket| tokio::spawn(socket.run(Arc::clone(lifecycle))));
+            sockets.admin_remote.map(|remote| tokio::spawn(remote.run(Arc::clone(lifecycle))));
+        }
+        let readiness = Arc::new(Readiness::default());
+        if let Some(ops) = sockets.ops {
+            let observed = keys.observed(Arc::clone(&in_force), &records, backlog);
+            tokio::spawn(ops.run(Arc::new(keys.told(metrics, Arc::clone(&readiness), observed))));
+        }
+        drop(entered);
+        let Keys { lifecycle, store, .. } = keys;
+        let drain = config.drain;
+        Ok(Self {
+            address,
+            ops_address,
+            admin_address,
+            readiness,
+            lifecycle,
+            store,
+            control,
+            acceptor,
+            workers,
+            records,
+            drain,
+            fixed,
+            trusted_proxies,
+            in_force,
+            clock,
+        })
+    }
+}
+
+/// The bound sockets.
+struct Sockets {
+    public: Listener,
+    /// Where a reload puts the networks whose proxies the public socket trusts.
+    trusted_proxies: watch::Sender<Vec<IpNet>>,
+    admin_socket: Option<admin::Server>,
+    admin_remote: Option<admin::Remote>,
+    ops: Option<ops::Server>,
+}
+
+impl Sockets {
+    fn bind(config: &Config, clock: &Clock) -> Result<Self, StartError> {
+        let (trusted_proxies, trusted) = watch::channel(config.gateway.headers.trusted_proxies.clone());
+        Ok(Self {
+            public: Listener::bind(&config.listener, trusted, clock.clone())?,
+            trusted_proxies,
+            admin_socket: admin::Server::bind(&config.admin)?,
+            admin_remote: admin::Remote::bind(&config.admin, clock.clone())?,
+            ops: ops::Server::bind(&config.ops)?,
+        })
+    }
+}
+
+/// Where keys are looked up, and through which they are changed.
+struct Keys {
+    store: Arc<dyn Store>,
+    meter: Arc<StoreMeter>,
+    cache: Arc<ReadThrough>,
+    lifecycle: Option<Arc<Lifecycle>>,
+}
+
+impl Keys {
+    /// Must be called inside the control runtime.
+    fn open(store: Arc<dyn Store>, config: &Config, tools: &KeyTools, clock: &Clock) -> Self {
+        let (store, meter) = MeasuredStore::new(store, clock.clone());
+        let store: Arc<dyn Store> = store;
+        let lifecycle = (config.role == Role::Full).then(|| {
+            let settings = tools.lifecycle(config.signup.clone());
+            let scopes = config.scopes.clone();
+            Arc::new(Lifecycle::new(Arc::clone(&store), settings, scopes, clock.clone()))
+        });
+        let (settings, runtime) = (config.cache.clone(), Handle::current());
+        let cache = ReadThrough::new(settings, Arc::clone(&store), runtime, clock.clone());
+        if let Some(revived) = cache.revived() {
+            tokio::spawn(attend_revived(lifecycle.clone(), revived));
+        }
+        store.subscribe(Arc::clone(&meter) as Arc<dyn EventSink>);
+        Self { store, meter, cache, lifecycle }
+    }
+
+    /// What all workers share.
+    fn shared(&self, plan: Arc<Plan>, tools: KeyTools, clock: &Clock) -> Shared {
+        Shared {
+            plan,
+            format: tools.format,
+            digester: tools.digester,
+            keys: Arc::clone(&self.cache),
+            api: self.lifecycle.clone().map(|lifecycle| Api::new(lifecycle, Handle::current())),
+            clock: clock.clone(),
+        }
+    }
+
+    fn observed(
+        &self,
+        in_force: Arc<Mutex<InForce>>,
+        records: &RecordWriter,
+        backlog: Option<Arc<Backlog>>,
+    ) -> Observed {
+        let lifecycle = self.lifecycle.as_deref();
+        Observed {
+            store: Arc::clone(&self.store),
+            cache: Arc::clone(&self.cache),
+            in_force,
+            records_dropped: records.dropped(),
+            changes: lifecycle.map(|lifecycle| Arc::clone(lifecycle.change_meter())),
+            troubles: lifecycle.map(|lifecycle| lifecycle.troubles().clone()),
+            backlog,
+        }
+    }
+
+    /// What the operators' listener shows.
+    fn told(&self, metrics: Arc<Metrics>, readiness: Arc<Readiness>, observed: Observed) -> Told {
+        let (meter, store) = (Arc::clone(&self.meter), Arc::clone(&self.store));
+        let has_answered = move || meter.has_answered() || store.keeper().link_state() == LinkState::Up;
+        Told {
+            metrics,
+            readiness,
+            store_has_answered: Box::new(has_answered),
+            state: Box::new(move || observed.state()),
+        }
+    }
+}
+
+/// Starts sending news to the upstream, and counting those that wait.
+fn start_outbox(
+    settings: outbox::Settings,
+    store: &Arc<dyn Store>,
+    clock: &Clock,
+) -> Result<Arc<Backlog>, SecretError> {
+    let key = read_secret("outbox.key_file", &settings.key_file)?;
+    let backlog = Arc::<Backlog>::default();
+    tokio::spawn(outbox::deliver(Arc::clone(store), settings.receiver, key, clock.clone()));
+    tokio::spawn(outbox::count(Arc::clone(store), Arc::clone(&backlog)));
+    Ok(backlog)
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// Raises the limit of open files to the most that the process may have. The usual soft limit of 1,024 is meant
+/// for programs that use `select`.
+fn raise_descriptor_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current < maximum || maximum.is_none() && current.is_some() {
+        // Where this is refused, the limit stays as it was, and the listener logs what that means.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+}

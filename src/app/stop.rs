@@ -1,0 +1,67 @@
+//! How a gateway ends: it drains, then gives up its lease, writes what it knows, and closes.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use super::App;
+use super::signals::{Asked, Signals, end};
+use super::store::take_leave;
+use crate::downstream::worker::Worker;
+use crate::telemetry;
+
+impl App {
+    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once. SIGHUP reloads.
+    pub fn run_until_signalled(mut self, mut signals: Signals) {
+        let handle = self.control.handle().clone();
+        while let Asked::ToReload(read) = handle.block_on(signals.next()) {
+            // A refusal has been logged.
+            let _ = self.reload(*read);
+        }
+        let delay = self.drain.delay;
+        self.readiness.stop();
+        telemetry::log("stopping: finishing the requests under way; a second signal ends them");
+        let (hurry, hurried) = channel();
+        // SIGHUP is still watched, and has no effect.
+        let Signals { mut terminate, mut interrupt, reload: _reload } = signals;
+        handle.spawn(async move {
+            end(&mut terminate, &mut interrupt).await;
+            let _ = hurry.send(());
+        });
+        let at_once = hurried.recv_timeout(delay).is_ok();
+        let timeout = if at_once { Duration::ZERO } else { self.drain.timeout };
+        self.stop(timeout, &hurried);
+        telemetry::log("stopped");
+        telemetry::flush_log();
+    }
+
+    /// Accepts no more connections, gives the requests under way up to `timeout`, and ends.
+    pub fn drain(self, timeout: Duration) {
+        // The sender is kept, so that nothing hurries the end.
+        let (_hurry, hurried) = channel();
+        self.stop(timeout, &hurried);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "no test sets the time at which a process ends")]
+    fn stop(self, timeout: Duration, hurried: &Receiver<()>) {
+        let Self { control, acceptor, workers, records, lifecycle, store, readiness, .. } = self;
+        readiness.stop();
+        acceptor.abort();
+        // When its task is gone, the socket is closed and nothing else holds the workers.
+        drop(control.handle().block_on(acceptor));
+        let mut workers = Arc::into_inner(workers).unwrap_or_default();
+        workers.iter().for_each(Worker::drain);
+        let until = Instant::now() + timeout;
+        while !workers.iter().all(Worker::is_finished) && Instant::now() < until {
+            if hurried.recv_timeout(Duration::from_millis(10)).is_ok() {
+                break;
+            }
+        }
+        workers.drain(..).for_each(Worker::stop);
+        records.finish();
+        control.handle().block_on(take_leave(&*store, lifecycle.as_deref()));
+        lifecycle.iter().for_each(|lifecycle| lifecycle.export_all_heads());
+        drop((lifecycle, store));
+        control.stop();
+    }
+}
