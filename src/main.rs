@@ -1,4 +1,4 @@
-//! The program: hands its arguments and its environment to the command line, once.
+//! The program: passes its arguments and its environment to the command line.
 
 use std::process::ExitCode;
 

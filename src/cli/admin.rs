@@ -1,4 +1,4 @@
-//! `keygate admin`: tokens for operators who are elsewhere.
+//! `keygate admin`: tokens for operators on other machines.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -9,11 +9,11 @@ use super::Outcome;
 use crate::operators::admin::{NewToken, TokenName};
 use crate::vocabulary::clock::Clock;
 
-/// Make tokens for the admin API over TCP
+/// Create tokens for the admin API over TCP
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The token is printed once, on standard output; its line for admin.tokens_file, which does not reveal it, on standard error. \
-Take the line out of the file again and the token is dead, without a restart.
+The token goes to standard output, and is never shown again. Its line for admin.tokens_file goes to standard error; the line does \
+not reveal the token. To end a token, remove its line from the file; no restart is needed.
 
 Example:
   keygate admin token ci --expires-in 90d > token 2> line")]
@@ -24,12 +24,12 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a token and print it, once
+    /// Create a token and print it; it is never shown again
     Token {
-        /// Whom it is for; the audit trail names them so
+        /// The operator who uses the token; the audit trail shows this name
         #[arg(value_name = "NAME", value_parser = TokenName::parse)]
         name: TokenName,
-        /// When it ends
+        /// The time until the token expires
         #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = humantime::parse_duration)]
         expires_in: Duration,
         /// Print JSON instead of text
@@ -43,7 +43,7 @@ pub(super) fn run(args: Args, out: &mut impl Write, err: &mut impl Write) -> io:
     let token = match NewToken::draw(&name, Clock::system().now().wall, expires_in) {
         Ok(token) => token,
         Err(error) => {
-            writeln!(err, "keygate: the operating system gives no randomness: {error}")?;
+            writeln!(err, "keygate: the operating system provides no random bytes: {error}")?;
             return Ok(Outcome::Refused);
         }
     };

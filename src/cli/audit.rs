@@ -1,4 +1,4 @@
-//! `keygate audit`: who changed what, and whether the trail that says so is whole.
+//! `keygate audit`: listing, verifying and exporting the audit trail.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -18,19 +18,20 @@ use crate::vocabulary::audit::{Kind, Link, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::{KeyId, OrgId};
 
-/// Events asked for at a time.
+/// The number of events that one request for a list returns.
 const PAGE: usize = 500;
-/// Heads of a trail that it is checked against. An entry vouches for all before it, so the newest tell.
+/// The number of heads of a trail that it is checked against. Each head covers all entries before it, so the newest
+/// heads are enough.
 const HEADS: usize = 1000;
 
 /// List, verify and export the audit trail
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
-Every organisation has a trail of its own; what concerns none is in the operator's. Every minute a gateway writes the ends of \
-the trails that moved to its log (`audit head …`): keep that log where whoever can write to the store cannot, and `verify \
---heads` finds an end that was cut off too.
+Every organisation has its own trail; the operator's trail has the events that concern no organisation. Once a minute, a gateway \
+logs the heads of all trails that have changed (`audit head …`). Keep this log where processes that can write to the store cannot \
+change it; with it, `verify --heads` also detects events that were removed from the end of a trail.
 
-Exit code: 0, or 1 if the trail is not whole.
+Exit code: 0 on success, 1 if a trail has been altered or the command failed.
 
 Examples:
   keygate audit list --type key.revoked --since 7d
@@ -44,21 +45,21 @@ pub(super) enum Action {
         /// Only events of this type, as in key.rotated
         #[arg(long = "type", value_name = "TYPE", value_parser = parse_kind)]
         kind: Option<Kind>,
-        /// Only from then on: a time as in 2026-01-31T12:00:00Z, or how long ago, as in 7d
+        /// Only events since this time: a date, as in 2026-01-31T12:00:00Z, or a duration before now, as in 7d
         #[arg(long, value_name = "TIME", value_parser = parse_moment)]
         since: Option<UnixMillis>,
-        /// Only before then
+        /// Only events before this time, in the same forms
         #[arg(long, value_name = "TIME", value_parser = parse_moment)]
         until: Option<UnixMillis>,
-        /// At most so many
+        /// The largest number of events to list
         #[arg(long, value_name = "N", default_value_t = 50)]
         limit: usize,
     },
-    /// Check that no event was altered, removed or added
+    /// Check that no event has been altered, removed or added
     Verify {
         #[command(flatten)]
         whose: Whose,
-        /// A gateway's log with the heads that it exported, or - for standard input; can be given several times
+        /// A gateway's log, which contains the heads, or - for standard input; can be repeated
         #[arg(long, value_name = "FILE")]
         heads: Vec<PathBuf>,
     },
@@ -71,7 +72,7 @@ pub(super) enum Action {
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Whose {
-    /// The trail of this organisation, or `all` [default: all; for `list` the only organisation]
+    /// The trail of this organisation, or `all` [default: all; with `list`: the only organisation, and not `all`]
     #[arg(long, value_name = "ORG_ID", value_parser = parse_org)]
     org: Option<Orgs>,
     /// The operator's own trail
@@ -92,7 +93,7 @@ fn parse_org(text: &str) -> Result<Orgs, crate::vocabulary::id::InvalidId> {
 fn parse_kind(text: &str) -> Result<Kind, String> {
     Kind::parse(text).ok_or_else(|| {
         let all: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
-        format!("the types are {}", all.join(", "))
+        format!("the event types are {}", all.join(", "))
     })
 }
 
@@ -101,7 +102,8 @@ fn parse_moment(text: &str) -> Result<UnixMillis, &'static str> {
         return Ok(at);
     }
     let ago = humantime::parse_duration(text);
-    let ago = ago.map_err(|_| "write a time as in 2026-01-31T12:00:00Z, or how long ago, as in 7d")?;
+    let ago =
+        ago.map_err(|_| "write a date, as in 2026-01-31T12:00:00Z, or a duration before now, as in 7d")?;
     Ok(Clock::system().now().wall.minus(ago))
 }
 
@@ -113,7 +115,7 @@ impl Act for Action {
                     Whose { operator: true, .. } => Trail::Operator,
                     Whose { org: Some(Orgs::One(org)), .. } => Trail::Org(org),
                     Whose { org: Some(Orgs::All), .. } => {
-                        return Err("a list is of one trail; name it".into());
+                        return Err("`audit list` shows one trail: pass --org ORG_ID or --operator".into());
                     }
                     Whose { org: None, .. } => the_org(session).await?.map_or(Trail::Operator, Trail::Org),
                 };
@@ -131,10 +133,11 @@ impl Act for Action {
     }
 }
 
-/// The trails that are asked for, one after the other.
+/// The requested trails, one after another.
 enum Trails {
     One(Trail),
-    /// Those of the organisations that were read and are still to come, and after which more are to be read.
+    /// The trails of all organisations, and then the operator's. `waiting` has the organisations that were read but not
+    /// returned yet; the next ones come after `after`.
     All {
         waiting: Vec<OrgId>,
         after: Option<OrgId>,
@@ -221,7 +224,7 @@ fn changes(event: &EventView) -> String {
     shown.collect::<Vec<_>>().join(" ").replace('\n', "\\n")
 }
 
-/// An event, and whose trail it is in.
+/// An event and its trail.
 #[derive(Serialize)]
 struct InTrail<'e> {
     trail: Trail,
@@ -247,7 +250,7 @@ async fn export(trail: Trail, session: &mut Session<'_>) -> Result<(), Failure> 
 }
 
 async fn verify(whose: Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Result<Outcome, Failure> {
-    // Read before anything is asked: what is exported meanwhile is none of this.
+    // The logs are read before the trails: heads that are logged later may belong to newer events.
     let mut heads = Heads::default();
     for log in logs {
         heads.read(log)?;
@@ -265,7 +268,7 @@ async fn verify(whose: Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Re
         keyed = verdict.keyed;
         show(&verdict, session)?;
     }
-    // A trail that is in the log and not in the store was removed with its organisation.
+    // A trail in the log that is not in the store was removed together with its organisation.
     for trail in
         heads.others().filter(|_| matches!(whose, Whose { org: None | Some(Orgs::All), operator: false }))
     {
@@ -278,8 +281,8 @@ async fn verify(whose: Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Re
     }
     if !keyed {
         session.remark(
-            "there is no audit.key_file and no pepper: whoever can write to the store can forge a trail that verifies, but not \
-             the heads in a log",
+            "neither audit.key_file nor keys.pepper_file is set: every process that can write to the store can forge \
+                 a trail that passes this check, but not the heads in a log",
         );
     }
     if !session.json {
@@ -288,7 +291,7 @@ async fn verify(whose: Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Re
     Ok(if findings == 0 { Outcome::Done } else { Outcome::Refused })
 }
 
-const GONE: &str = "was exported to the log, and its organisation is not in the store";
+const GONE: &str = "is in the log, but its organisation is missing in the store";
 
 fn show(verdict: &Verdict, session: &mut Session<'_>) -> Result<(), Failure> {
     if session.json {
@@ -300,7 +303,8 @@ fn show(verdict: &Verdict, session: &mut Session<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The newest heads of each trail in a log, by number. Two that differ are both kept: one of them is wrong.
+/// The newest heads of each trail in a log, by number. Two different heads with one number are both kept: at least
+/// one of them is wrong.
 #[derive(Default)]
 struct Heads(HashMap<Trail, BTreeMap<(u64, [u8; 32]), Link>>);
 
@@ -318,7 +322,7 @@ impl Heads {
         Ok(())
     }
 
-    /// Picks a head out of a line, whatever a log collector has put around it.
+    /// Reads a head from a line; a log collector may have added text around it.
     fn pick(&mut self, line: &str) {
         const MARK: &str = "audit head ";
         for (at, _) in line.match_indices(MARK) {
@@ -353,7 +357,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_are_picked_out_of_whatever_a_log_collector_makes_of_them() {
+    fn heads_are_found_in_the_lines_of_log_collectors() {
         let (org, mac) = (OrgId::from_bytes([7; 16]), "a5".repeat(32));
         let mut heads = Heads::default();
         for line in [
@@ -375,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_a_time_or_how_long_ago() {
+    fn a_moment_is_a_date_or_a_duration_before_now() {
         assert_eq!(parse_moment("1970-01-01T00:00:01Z"), Ok(UnixMillis(1000)));
         assert!(parse_moment("1h").unwrap() < Clock::system().now().wall);
         assert!(parse_moment("yesterday").is_err());

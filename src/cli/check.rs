@@ -1,4 +1,4 @@
-//! `keygate check`: every mistake in a configuration at once, or what it comes to.
+//! `keygate check`: shows all mistakes in a configuration, or a summary.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -17,11 +17,11 @@ use crate::upstream::{Endpoint, Settings};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::key::Environment;
 
-/// Show every mistake in a configuration and its policy, or a summary if there is none
+/// Show all mistakes in a configuration and its policy, or a summary if there are none
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code: 0 without mistakes, 1 with mistakes, 2 if the file cannot be read. With --online, 1 also if the store would not \
-work. A warning, of an expired certificate for instance, is no failure: `keygate serve` starts with it.
+Exit code: 0 without mistakes, 1 with mistakes, 2 if the file cannot be read. With --online, also 1 if the gateway could not \
+work with the store. Warnings, for example of an expired certificate, do not change the exit code: `keygate serve` starts with them.
 
 Examples:
   keygate check
@@ -33,15 +33,15 @@ pub(super) struct Args {
     /// The configuration file
     #[arg(long, short, value_name = "FILE", default_value = "keygate.toml")]
     config: PathBuf,
-    /// Also ask the store whether it is fit to keep keys; changes nothing
+    /// Also connect to the store and check it; nothing is changed
     #[arg(long)]
     online: bool,
     #[command(flatten)]
     role: RoleArg,
 }
 
-const NO_AUDIT_KEY: &str =
-    "there is no audit.key_file and no keys.pepper_file: whoever can write to the store can forge the trail";
+const NO_AUDIT_KEY: &str = "neither audit.key_file nor keys.pepper_file is set, so every process that can write to the store can forge the \
+         audit trail";
 
 pub(super) fn run(
     args: &Args,
@@ -97,7 +97,7 @@ fn show(findings: &[Finding], out: &mut impl Write) -> io::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Reads the files that the configuration names, and says everything that is wrong with them.
+/// Reads the files that the configuration names, and returns all mistakes in them.
 fn read_files(config: &Config) -> Result<Vec<Certificate>, Vec<String>> {
     let mut mistakes: Vec<String> =
         KeyTools::new(&config.keys).err().iter().map(ToString::to_string).collect();
@@ -126,8 +126,8 @@ fn summarise(
     for certificate in certificates {
         let names = certificate.names.join(", ");
         writeln!(out, "tls        {names}, until {}", certificate.not_after)?;
-        // No mistake, because serving goes on with it: a check before every start would turn one name that has
-        // expired into an outage of all of them.
+        // A warning and not a mistake, because `serve` continues with it: if a check before each start failed, one
+        // expired certificate would be an outage for all names.
         if let Some(complaint) = certificate.complaint(now) {
             writeln!(out, "warning    {complaint}")?;
         }
@@ -140,7 +140,7 @@ fn summarise(
     }
     match config.role {
         Role::Proxy => {
-            writeln!(out, "role       proxy: nothing but requests; what keygate serves itself is a 404")?;
+            writeln!(out, "role       proxy: forwards requests only; keygate's own API answers 404")?;
         }
         Role::Full => summarise_audit(config, out)?,
     }

@@ -1,4 +1,4 @@
-//! `keygate completions`: what a shell needs to complete commands and options.
+//! `keygate completions`: scripts with which a shell completes commands and options.
 
 use std::io::{self, Write};
 
@@ -6,19 +6,20 @@ use clap_complete::Shell;
 
 use super::Outcome;
 
-/// Print completions for a shell
+/// Print the completion script for a shell
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   keygate completions bash > /etc/bash_completion.d/keygate
   keygate completions zsh > ~/.zfunc/_keygate")]
 pub(super) struct Args {
+    /// The shell
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
 pub(super) fn run(args: &Args, mut command: clap::Command, out: &mut impl Write) -> io::Result<Outcome> {
-    // Gathered first: the generator panics where it cannot write.
+    // Written to memory first, because the generator panics if a write fails.
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut command, "keygate", &mut text);
     out.write_all(&text)?;

@@ -1,4 +1,4 @@
-//! `keygate keys`: keys from birth to death, and moving them in and out.
+//! `keygate keys`: creating, changing, revoking, importing and exporting keys.
 
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
@@ -22,13 +22,13 @@ use crate::vocabulary::key::record::Status;
 use crate::vocabulary::key::scope::Scope;
 use crate::vocabulary::key::{Digest, Environment};
 
-/// Keys asked for at a time when all are listed.
+/// The number of keys that one request for a list returns.
 const PAGE: usize = 500;
 
-/// Make, list, change, rotate, revoke and move keys
+/// Create, list, change, rotate, revoke, import and export keys
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
-Exit code: 0 if all was done, 1 if anything was not, 2 if the command cannot be understood or the configuration not read.
+Exit code: 0 on success; 1 if anything failed; 2 if the arguments or the configuration cannot be read.
 
 Examples:
   keygate keys create --name 'billing service' --scopes jobs:read,jobs:write
@@ -40,7 +40,7 @@ Examples:
   keygate keys revoke key_01J9ZQ6T5N8XKD3V4WPYB7C2HM
   keygate keys import keys.jsonl --dry-run")]
 pub(super) enum Action {
-    /// Make a key and print its secret, once, on standard output
+    /// Create a key and print its secret on standard output; the secret is never shown again
     Create(Create),
     /// List keys, newest first; secrets are masked
     List(Filter),
@@ -48,82 +48,82 @@ pub(super) enum Action {
     Show {
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse, required_unless_present_any = ["secret_stdin", "secret_file"])]
         id: Option<KeyId>,
-        /// Read a secret on standard input, and show whose it is and whether it opens anything
+        /// Read a secret from standard input; show its key, and whether the secret is still valid
         #[arg(long, conflicts_with_all = ["id", "secret_file"])]
         secret_stdin: bool,
-        /// The same with a secret in a file of mode 0600
+        /// Read the secret from a file of mode 0600 instead
         #[arg(long, value_name = "FILE", conflicts_with = "id")]
         secret_file: Option<PathBuf>,
     },
-    /// Change what may be changed about a key; its scopes and its life only ever become less
+    /// Change a key; scopes can only be removed, and the expiry can only become earlier
     Edit {
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
         #[command(flatten)]
         change: Change,
     },
-    /// Give a key a new secret and print it, once, on standard output
+    /// Give a key a new secret and print it on standard output; it is never shown again
     Rotate {
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
-        /// How long the old secret goes on to work, from 0s for a leak to 7d [default: 24h]
+        /// How long the old secret stays valid: from 0s, for a leaked secret, to 7d [default: 24h]
         #[arg(long, value_name = "DURATION", value_parser = parse_overlap)]
         overlap: Option<Duration>,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// End keys for ever
+    /// Revoke keys; this cannot be undone
     Revoke {
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse, required_unless_present = "stdin", conflicts_with = "stdin")]
         ids: Vec<KeyId>,
-        /// Read the ids on standard input: the first word of each line, or what `keys list --json` prints
+        /// Read the ids from standard input: the first word of each line, or the output of `keys list --json`
         #[arg(long)]
         stdin: bool,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Make a key open nothing until it is enabled again
+    /// Disable a key until it is enabled again
     Disable {
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
     },
-    /// Take a disabling back
+    /// Enable a disabled key
     Enable {
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
     },
-    /// Move hashed keys in from elsewhere, one line of JSON each
+    /// Import hashed keys, one line of JSON for each
     Import(transfer::Import),
-    /// Print hashed keys in the form that `import` takes, one line of JSON each
+    /// Export hashed keys in the form that `import` reads, one line of JSON for each
     Export(transfer::Export),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Create {
-    /// What the key is for
+    /// The purpose of the key
     #[arg(long)]
     name: String,
-    /// Whose key it is. Needed once there is more than one organisation; the first is made on demand
+    /// The organisation that owns the key [default: the only organisation; it is created if there is none]
     #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
     org: Option<OrgId>,
-    /// Which servers its requests reach
+    /// The environment of the key: its requests go to the live or to the test servers
     #[arg(long, value_name = "live|test", default_value = "live", value_parser = parse_environment)]
     environment: Environment,
     /// Scopes, separated by commas [default: every scope of the policy]
     #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse)]
     scopes: Option<Vec<Scope>>,
-    /// When it ends, as in 90d [default: never]
+    /// The time until the key expires, as in 90d [default: never]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     expires_in: Option<Duration>,
-    /// Networks and addresses it may be used from, separated by commas [default: any]
+    /// The networks and addresses that may use the key, separated by commas [default: any]
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = parse_network)]
     allow: Vec<IpNet>,
-    /// Who answers for it: a person or a team
+    /// The person or team responsible for the key
     #[arg(long)]
     owner: Option<String>,
-    /// Anything else worth knowing about it
+    /// A note about the key
     #[arg(long)]
     note: Option<String>,
 }
@@ -133,19 +133,19 @@ pub(super) struct Filter {
     /// Only keys of this organisation
     #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
     org: Option<OrgId>,
-    /// Only keys that this person or team answers for
+    /// Only keys for which this person or team is responsible
     #[arg(long)]
     owner: Option<String>,
     /// Only live keys, or only test keys
     #[arg(long, value_name = "live|test", value_parser = parse_environment)]
     environment: Option<Environment>,
-    /// Only keys that are active, disabled, expired or revoked
+    /// Only keys with this status: active, disabled, expired or revoked
     #[arg(long, value_name = "STATUS", value_parser = parse_status)]
     status: Option<Status>,
-    /// Only keys that were not used for so long, as in 90d; one that never was is judged by its age
+    /// Only keys that have not been used for this time, as in 90d; for a key that was never used, its age counts
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     unused: Option<Duration>,
-    /// Only keys that were made so long ago, as in 365d
+    /// Only keys that are older than this, as in 365d
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
 }
@@ -153,51 +153,48 @@ pub(super) struct Filter {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = true)]
 pub(super) struct Change {
-    /// What the key is for
+    /// The purpose of the key
     #[arg(long)]
     name: Option<String>,
-    /// Who answers for it: a person or a team
+    /// The person or team responsible for the key
     #[arg(long)]
     owner: Option<String>,
-    /// Nobody in particular answers for it
+    /// Remove the owner
     #[arg(long, conflicts_with = "owner")]
     no_owner: bool,
-    /// Anything else worth knowing about it
+    /// A note about the key
     #[arg(long)]
     note: Option<String>,
-    /// Take the note away
+    /// Remove the note
     #[arg(long, conflicts_with = "note")]
     no_note: bool,
-    /// The scopes that it is to keep, separated by commas
+    /// The scopes that the key keeps, separated by commas
     #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse)]
     scopes: Option<Vec<Scope>>,
-    /// When it ends, as in 30d; only earlier than before
+    /// The time until the key expires, as in 30d; it can only become earlier
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     expires_in: Option<Duration>,
-    /// Networks and addresses it may be used from, separated by commas, in place of those before
+    /// The networks and addresses that may use the key, separated by commas; they replace the previous ones
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = parse_network)]
     allow: Option<Vec<IpNet>>,
-    /// It may be used from anywhere
+    /// Allow any address to use the key
     #[arg(long, conflicts_with = "allow")]
     allow_any: bool,
 }
 
 fn parse_environment(text: &str) -> Result<Environment, &'static str> {
-    Environment::ALL
-        .into_iter()
-        .find(|environment| environment.as_str() == text)
-        .ok_or("an environment is live or test")
+    Environment::ALL.into_iter().find(|environment| environment.as_str() == text).ok_or("write live or test")
 }
 
 fn parse_status(text: &str) -> Result<Status, &'static str> {
     let status = Status::ALL.into_iter().find(|status| status.as_str() == text);
-    status.ok_or("a status is active, disabled, expired or revoked")
+    status.ok_or("write active, disabled, expired or revoked")
 }
 
-/// Less than a second would be none, and the old secret would end unasked.
+/// Parses an overlap. Less than a second would be rounded to zero, and the old secret would end at once.
 fn parse_overlap(text: &str) -> Result<Duration, String> {
     let overlap = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if overlap.subsec_nanos() == 0 { Ok(overlap) } else { Err("an overlap is whole seconds".to_owned()) }
+    if overlap.subsec_nanos() == 0 { Ok(overlap) } else { Err("write whole seconds, as in 90s".to_owned()) }
 }
 
 impl Act for Action {
@@ -206,7 +203,7 @@ impl Act for Action {
             Self::Create(create) => {
                 let new = new_key(create, session).await?;
                 let reply = session.ask(Command::Keys(KeyCommand::Create(new))).await?;
-                show_secret(&reply, "made", session)
+                show_secret(&reply, "created", session)
             }
             Self::List(filter) => list(filter, session).await,
             Self::Show { id: Some(id), .. } => ask_and_show(KeyCommand::Show { id }, None, session).await,
@@ -218,7 +215,7 @@ impl Act for Action {
             Self::Rotate { id, overlap, yes } => {
                 let overlap = overlap.unwrap_or(OVERLAP);
                 if overlap.is_zero() {
-                    session.confirm(&format!("End the present secret of {id} at once?"), yes)?;
+                    session.confirm(&format!("End the present secret of {id} immediately?"), yes)?;
                 }
                 let command = KeyCommand::Rotate { id, overlap_seconds: overlap.as_secs() };
                 let reply = session.ask(Command::Keys(command)).await?;
@@ -296,7 +293,7 @@ async fn list(filter: Filter, session: &mut Session<'_>) -> Result<Outcome, Fail
     }
 }
 
-/// Prints the key that a command answers with: all of it, or after a change one line.
+/// Sends a command and prints the key in the answer: one line after a change, else all fields.
 async fn ask_and_show(
     command: KeyCommand,
     done: Option<&str>,
@@ -317,7 +314,7 @@ fn show(key: &KeyView, session: &mut Session<'_>) -> Result<(), Failure> {
     session.print_fields(&[
         ("id", Some(key.id.to_string())),
         ("name", Some(key.name.clone())),
-        ("organization", Some(key.organization_id.to_string())),
+        ("organisation", Some(key.organization_id.to_string())),
         ("key", Some(key.key.clone())),
         ("environment", Some(key.environment.to_string())),
         ("status", Some(key.status.clone())),
@@ -336,7 +333,7 @@ fn show(key: &KeyView, session: &mut Session<'_>) -> Result<(), Failure> {
     ])
 }
 
-/// The longest secret that could be a key, and more.
+/// The most bytes that are read as a secret; every key is shorter.
 const SECRET_LEN: u64 = 4096;
 
 fn read_secret(file: Option<PathBuf>) -> Result<Zeroizing<Vec<u8>>, Failure> {
@@ -352,10 +349,10 @@ fn read_secret(file: Option<PathBuf>) -> Result<Zeroizing<Vec<u8>>, Failure> {
     Ok(Zeroizing::new(bytes.trim_ascii().to_vec()))
 }
 
-/// Only the secret's hash leaves this process.
+/// Finds the key of a secret. Only the secret's hash leaves this process.
 async fn find(secret: Zeroizing<Vec<u8>>, session: &mut Session<'_>) -> Result<Outcome, Failure> {
     if secret.is_empty() {
-        return Err("there is no secret to look for: the input is empty".into());
+        return Err("the input is empty; write the secret into it".into());
     }
     let sha256 = Digest::from_bytes(Sha256::digest(&*secret).into());
     match session.ask(Command::Keys(KeyCommand::Find { sha256 })).await? {
@@ -364,7 +361,7 @@ async fn find(secret: Zeroizing<Vec<u8>>, session: &mut Session<'_>) -> Result<O
                 session.print_json(&serde_json::json!({ "key": key, "opens": opens }))?;
             } else {
                 show(&key, session)?;
-                let opens = if opens { "opens this key" } else { "opens nothing any more" };
+                let opens = if opens { "valid" } else { "no longer valid" };
                 session.print_fields(&[("this secret     ", Some(opens.to_owned()))])?;
             }
             Ok(Outcome::Done)
@@ -384,9 +381,9 @@ async fn revoke(
         ids = read_ids(&mut io::stdin().lock())?;
     }
     let question = match &ids[..] {
-        [] => return Err("there are no ids on standard input".into()),
-        [id] => format!("Revoke {id} for ever?"),
-        ids => format!("Revoke {} keys for ever?", ids.len()),
+        [] => return Err("standard input contains no key ids".into()),
+        [id] => format!("Revoke {id}? This cannot be undone."),
+        ids => format!("Revoke {} keys? This cannot be undone.", ids.len()),
     };
     if stdin {
         session.confirm_beside_stdin(&question, yes)?;
@@ -410,7 +407,7 @@ async fn revoke(
     Err(format!("{failed} of {} keys were not revoked", ids.len()).into())
 }
 
-/// The ids in what `keys list` prints, or in any text with an id at the beginning of each line.
+/// Reads ids from the output of `keys list`, or from any text with an id at the beginning of each line.
 fn read_ids(lines: &mut impl BufRead) -> Result<Vec<KeyId>, Failure> {
     let mut ids = Vec::new();
     for (n, line) in lines.lines().enumerate() {
@@ -427,7 +424,7 @@ fn read_ids(lines: &mut impl BufRead) -> Result<Vec<KeyId>, Failure> {
             line.split_whitespace().next().map(str::to_owned)
         };
         let id = id.and_then(|id| KeyId::parse(&id).ok());
-        ids.push(id.ok_or_else(|| format!("line {} has no key id; nothing was changed", n + 1))?);
+        ids.push(id.ok_or_else(|| format!("line {} contains no key id; no key was revoked", n + 1))?);
     }
     ids.sort_unstable();
     ids.dedup();
@@ -451,12 +448,12 @@ fn print_secret(
     session: &mut Session<'_>,
 ) -> Result<(), Failure> {
     let scopes: Vec<&str> = key.scopes.iter().map(Scope::as_str).collect();
-    let until = key.old_secret_ends_at.as_deref().map(|end| format!("; the old secret works until {end}"));
-    // Apart from the secret, so that the secret alone can be piped on. Should it fail, the secret still comes
-    // out.
+    let until =
+        key.old_secret_ends_at.as_deref().map(|end| format!("; the old secret stays valid until {end}"));
+    // On standard error, so that standard output is the secret alone. If this fails, the secret is still printed.
     let _ = writeln!(
         session.err,
-        "{done} {} for {} ({}, {}){}; this is the only time its secret is shown:",
+        "{done} {} for {} ({}, {}){}; the secret is shown only now:",
         key.id,
         key.organization_id,
         key.environment,
@@ -471,7 +468,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_overlap_is_whole_seconds_so_that_none_is_asked_for_only_by_saying_so() {
+    fn an_overlap_is_whole_seconds() {
         assert_eq!(parse_overlap("1m 30s"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_overlap("0s"), Ok(Duration::ZERO));
         for odd in ["500ms", "1s 1ns", "1", "-1s", ""] {
@@ -480,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_taken_from_tables_and_from_json_and_a_line_without_one_stops_it() {
+    fn ids_are_read_from_tables_and_from_json_and_a_line_without_an_id_is_an_error() {
         let (one, two) = ("key_01J9ZQ6T5N8XKD3V4WPYB7C2HM", "key_01J9ZQ6T5N8XKD3V4WPYB7C2HN");
         let read = |text: &str| read_ids(&mut text.as_bytes()).map_err(|failure| format!("{failure:?}"));
         let ids = vec![KeyId::parse(one).unwrap(), KeyId::parse(two).unwrap()];

@@ -1,4 +1,4 @@
-//! `keygate store migrate`: everything in one store, moved into another.
+//! `keygate store migrate`: copies everything in one store to another.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -14,26 +14,26 @@ use crate::app::{open_store, open_store_to_read};
 use crate::config::{Config, StoreSettings};
 use crate::lifecycle::{Lifecycle, Migration, Moved, migrate};
 
-/// What Redis is given at least to answer in: no request waits for it.
+/// The least time-out for Redis: no client waits for a migration.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Move everything in the store of --config into the empty store of --to
+/// Copy everything in the store of --config to the empty store of --to
 ///
-/// Stop the gateways of the source first; start none on the target before this has said that it is done.
+/// Stop the gateways of the source first. Start no gateway on the target before this command has finished.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Moved are organisations, their e-mail addresses, keys in whatever state, when they were used, audit trails, and news for the \
-upstream. Secrets stay what they are: with a pepper in the target and none in the source, their digests are converted. Not moved \
-are answers that are kept for repeated requests, and counts of signups. The source is only read.
+The migration copies organisations, their e-mail addresses, keys in every state, the times of their last use, audit trails, and \
+notifications that wait in the outbox. It does not copy the answers kept for repeated requests, or the signup counters. The source \
+is only read. Secrets stay valid: if the target has a pepper and the source has none, the digests are converted.
 
-The target must be empty. A migration that broke off goes on when it is run again; one that was done does nothing. Both stores \
-are compared in the end.
+The target must be empty. An interrupted migration continues when the command is run again; after a complete one, the command does \
+nothing. At the end, both stores are compared.
 
-Where audit.key_file (or, without one, the pepper) differs, --rechain is needed: trails that are whole get a new chain, and an \
-event store.migrated tells both heads. Heads that were exported to the log before are then true of the source only: keep it, or \
-give the target the same audit.key_file.
+If audit.key_file (or, without it, the pepper) differs between the two, --rechain is required: every intact trail gets a new chain, \
+and an event store.migrated records the old and the new head. Heads in earlier logs then fit only the source. To keep using them, \
+keep the source, or give the target the same audit.key_file.
 
-Variables KEYGATE__… hold for both configurations.
+Environment variables KEYGATE__… apply to both configurations.
 
 Exit code: 0 if everything is in the target, 1 if not.
 
@@ -41,10 +41,10 @@ Examples:
   keygate store migrate --config node.toml --to redis.toml
   keygate store migrate --config node.toml --to redis.toml --rechain")]
 pub(super) struct Args {
-    /// The configuration whose store everything is moved into
+    /// The configuration of the target store
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
-    /// Make the chains of the audit trails anew under the target's key
+    /// Create new chains for the audit trails, with the target's key
     #[arg(long)]
     rechain: bool,
 }
@@ -67,12 +67,15 @@ pub(super) async fn run(args: Args, session: &mut Session<'_>) -> Result<Outcome
     match migrated.map_err(|error| error.to_string())? {
         Migration::Done(moved) => summarise(&moved, session)?,
         Migration::DoneBefore { at } if session.json => session.print_json(&json!({ "done_before": at }))?,
-        Migration::DoneBefore { at } => writeln!(session.out, "nothing to do: it was moved before, at {at}")?,
+        Migration::DoneBefore { at } => {
+            writeln!(session.out, "nothing to do: the migration was completed at {at}")?;
+        }
     }
     Ok(Outcome::Done)
 }
 
-/// However their files are called. Two names of one Redis show later, when it says which store it is.
+/// Whether both settings name the same store, also through different paths of one file. Two names of one Redis are
+/// detected later, by the id of the store.
 fn are_same(one: &StoreSettings, other: &StoreSettings) -> bool {
     match (one, other) {
         (StoreSettings::Embedded(one), StoreSettings::Embedded(other)) => {
@@ -83,11 +86,12 @@ fn are_same(one: &StoreSettings, other: &StoreSettings) -> bool {
     }
 }
 
-/// Nobody changes a store while it is moved, as far as that can be seen from here.
+/// Fails if a gateway answers on the admin socket: nothing may change a store during the migration. A gateway without
+/// a socket is not detected here.
 fn check_idle(socket: Option<&Path>, which: &str) -> Result<(), Failure> {
     match socket {
         Some(socket) if UnixStream::connect(socket).is_ok() => {
-            Err(format!("a gateway on {which} answers at {}: stop it first", socket.display()).into())
+            Err(format!("a gateway on {which} answers at {}; stop it first", socket.display()).into())
         }
         _ => Ok(()),
     }
@@ -106,15 +110,15 @@ fn open(config: &Config, open: Open) -> Result<Arc<Lifecycle>, Failure> {
 fn progress(moved: &Moved) -> String {
     let Moved { organizations, keys, events, verified, .. } = moved;
     if *verified > 0 {
-        return format!("{verified} organisations and keys compared");
+        return format!("compared: {verified} organisations and keys");
     }
-    format!("{organizations} organisations, {keys} keys, {events} audit events moved")
+    format!("copied: {organizations} organisations, {keys} keys, {events} audit events")
 }
 
 fn summarise(moved: &Moved, session: &mut Session<'_>) -> Result<(), Failure> {
     for trail in &moved.damaged {
         session.remark(&format!(
-            "the audit trail of {trail} is not whole, there as here; see `keygate audit verify`"
+            "the audit trail of {trail} is damaged in the source, and was copied as it is; see `keygate audit verify`"
         ));
     }
     if session.json {
@@ -124,11 +128,11 @@ fn summarise(moved: &Moved, session: &mut Session<'_>) -> Result<(), Failure> {
     session.print_fields(&[
         ("organisations", count(moved.organizations)),
         ("keys", count(moved.keys)),
-        ("moved before", count(moved.present).filter(|_| moved.present > 0)),
-        ("used keys", count(moved.used)),
-        ("news", count(moved.news)),
+        ("copied before", count(moved.present).filter(|_| moved.present > 0)),
+        ("last-used times", count(moved.used)),
+        ("notifications", count(moved.news)),
         ("audit events", count(moved.events)),
-        ("chains", Some(if moved.rechained { "made anew" } else { "as they were" }.to_owned())),
+        ("chains", Some(if moved.rechained { "new" } else { "unchanged" }.to_owned())),
     ])?;
-    Ok(writeln!(session.out, "all of it was compared: the target is complete")?)
+    Ok(writeln!(session.out, "compared with the source: the target is complete")?)
 }

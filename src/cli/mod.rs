@@ -1,7 +1,6 @@
 //! The command line: one file for each command.
 //!
-//! A command writes to the handles it is given and says how it ended; nothing here leaves the process by
-//! itself.
+//! A command writes to the handles that it is given and returns its outcome. Only `main` ends the process.
 
 mod admin;
 mod audit;
@@ -30,7 +29,7 @@ use crate::api::DESCRIPTION;
 use crate::config::{Config, Mistakes};
 use crate::store::Role;
 
-/// An edge gateway for API keys: validates, authorises, forwards, and owns the keys.
+/// An API-key gateway: it checks the key of each request, forwards what the policy allows, and manages the keys
 #[derive(Debug, Parser)]
 #[command(
     name = "keygate",
@@ -39,16 +38,16 @@ use crate::store::Role;
     subcommand_required = true,
     after_help = "\
 Examples:
-  keygate dev                                     try it: demo upstreams and fresh keys
+  keygate dev                                     try it: demo upstreams and new keys
   keygate init gateway                            write a configuration into the folder `gateway`
-  keygate check --config gateway/keygate.toml     show every mistake in it
+  keygate check --config gateway/keygate.toml     show all mistakes in it
   keygate serve --config gateway/keygate.toml     run the gateway
-  keygate keys create --name 'my service'         make a key; `keygate keys --help` for more
-  keygate orgs list                               whose keys there are
-  keygate audit verify                            whether the record of all changes is whole
-  keygate store status                            whether the store is well
+  keygate keys create --name 'my service'         create a key; see `keygate keys --help`
+  keygate orgs list                               list the organisations
+  keygate audit verify                            check that the audit trail is complete and unaltered
+  keygate store status                            show the state of the store
 
-A key of the configuration can be set by a variable: KEYGATE__SERVER__LISTEN=127.0.0.1:8000"
+Environment variables override the configuration file: KEYGATE__SERVER__LISTEN=127.0.0.1:8000"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -67,25 +66,25 @@ enum Command {
     Store(operator::Args<store::Action>),
     Admin(admin::Args),
     Completions(completions::Args),
-    /// Print what keygate itself serves, as OpenAPI 3.1.
+    /// Print the description of keygate's own API, as OpenAPI 3.1
     #[command(name = "openapi")]
     OpenApi,
 }
 
-/// What the gateway is that a command is about.
+/// The role of the gateway.
 #[derive(Clone, Copy, Debug, clap::Args)]
 struct RoleArg {
-    /// What the gateway does
+    /// The role of the gateway
     #[arg(long, value_name = "ROLE", value_enum, default_value_t = RoleName::Full)]
     role: RoleName,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum RoleName {
-    /// Everything
+    /// All functions
     Full,
-    /// Let requests through, and nothing else: no signup, no API for keys, no admin API, no outbox, no audit trail. It reads
-    /// from Redis, and writes nothing there but its lease
+    /// Only check and forward requests: no signup, no key API, no admin API, no outbox, no audit trail. A proxy reads
+    /// from Redis, and writes only its own lease
     Proxy,
 }
 
@@ -98,14 +97,14 @@ impl From<RoleArg> for Role {
     }
 }
 
-/// How a command ended, and so the exit code of the process.
+/// The outcome of a command, which is the exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// 0: it did what it was asked.
+    /// 0: the command succeeded.
     Done,
-    /// 1: it looked, and the answer is no.
+    /// 1: the command failed, or its answer is no.
     Refused,
-    /// 2: it was asked in a way that it could not even look.
+    /// 2: the arguments or the configuration cannot be read.
     Unusable,
 }
 
@@ -119,7 +118,7 @@ impl From<Outcome> for ExitCode {
     }
 }
 
-/// Runs the command that `arguments` name, the program's own name first.
+/// Runs the command in `arguments`; the first argument is the name of the program.
 pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -128,7 +127,7 @@ pub fn run(
         Ok(cli) => cli,
         Err(usage) => return print_usage(&usage),
     };
-    // Not locked: while a gateway runs, its other threads write too.
+    // Not locked: while a gateway runs, its other threads also write.
     let (out, err) = (&mut io::stdout(), &mut io::stderr());
     let outcome = match cli.command {
         Command::Dev(args) => dev::run(&args, environment, out, err),
@@ -143,11 +142,11 @@ pub fn run(
         Command::Completions(args) => completions::run(&args, Cli::command(), out),
         Command::OpenApi => write!(out, "{DESCRIPTION}").map(|()| Outcome::Done),
     };
-    // Whoever reads the output has left; there is nobody to tell.
+    // The output cannot be written, so the error cannot be reported either.
     outcome.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// A configuration, or how the command ends because there is none; the mistakes are printed.
+/// Loads a configuration. If it has mistakes, prints them and returns the outcome of the command.
 fn load(
     path: &Path,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -159,7 +158,7 @@ fn load(
     }
 }
 
-/// Prints every mistake of a configuration.
+/// Prints all mistakes of a configuration.
 fn refuse(mistakes: &Mistakes, err: &mut impl Write) -> io::Result<Outcome> {
     writeln!(err, "{mistakes}")?;
     if mistakes.is_unreadable() {
@@ -172,7 +171,7 @@ fn refuse(mistakes: &Mistakes, err: &mut impl Write) -> io::Result<Outcome> {
     Ok(Outcome::Refused)
 }
 
-/// Help goes to standard output and is no failure; a wrong argument goes to standard error and is one.
+/// Prints help to standard output and succeeds, or prints a wrong argument to standard error and fails.
 fn print_usage(usage: &clap::Error) -> ExitCode {
     let printed = usage.print().is_ok();
     if usage.use_stderr() {
@@ -193,9 +192,9 @@ mod tests {
         command.get_subcommands().for_each(|command| walk(command, look));
     }
 
-    /// A paragraph that is broken by hand is broken again by narrower terminals.
+    /// Clap breaks lines at the width of the terminal; a line break within a paragraph would stay in addition.
     #[test]
-    fn help_has_its_lines_broken_by_the_terminal_alone() {
+    fn help_paragraphs_have_no_line_breaks() {
         walk(&Cli::command(), &mut |command| {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let lines: Vec<&str> = help.lines().collect();

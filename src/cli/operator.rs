@@ -1,7 +1,7 @@
-//! What the commands of operators share: how they reach the store, how they ask, and how they print.
+//! The common parts of the operators' commands: reaching the store, sending commands, printing.
 //!
-//! The gateway that holds the store carries a command out, over its admin socket or, elsewhere, over TCP; where
-//! none runs, this process opens the store itself.
+//! A running gateway executes a command, over its admin socket or, on another machine, over TCP. If no gateway
+//! runs, this process opens the store itself.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write};
@@ -30,10 +30,10 @@ use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::record::Sealer;
 use crate::vocabulary::network::Server;
 
-/// Where the token for `--admin-url` is looked for if no file is named.
+/// The variable with the token for `--admin-url`, used without `--token-file`.
 const TOKEN_VARIABLE: &str = "KEYGATE_ADMIN_TOKEN";
 
-// Documentation of this and of `Access` would become the help of every command, in place of that of its actions.
+// No doc comments here and on `Access`: clap would show them as the help of every command.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args<A: Act> {
     #[command(subcommand)]
@@ -42,25 +42,25 @@ pub(super) struct Args<A: Act> {
     access: Access,
 }
 
-/// What one command of operators can do: its subcommands, whose help is that of the command.
+/// The subcommands of one command. Their help is the help of the command.
 pub(super) trait Act: Subcommand {
-    /// Does one of them.
+    /// Runs one subcommand.
     ///
     /// # Errors
-    /// Why it was not done, for whoever asked.
+    /// The reason why it failed, as text for the operator.
     async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure>;
 }
 
-// How the store is reached, and how answers are printed.
+// The way to the store, and the form of the output.
 #[derive(Debug, clap::Args)]
 pub(super) struct Access {
-    /// The configuration file of the gateway; its admin socket is asked, or where no gateway runs, its store
+    /// The gateway's configuration file. The command goes to the gateway's admin socket or, if no gateway runs, to its store
     #[arg(long, short, value_name = "FILE", default_value = "keygate.toml", global = true)]
     config: PathBuf,
-    /// Ask the gateway whose admin.listen this is, as in http://127.0.0.1:9465, instead
+    /// Send the command to a gateway on another machine: the address in its admin.listen, as in http://127.0.0.1:9465
     #[arg(long, value_name = "URL", value_parser = parse_url, global = true)]
     admin_url: Option<Authority>,
-    /// The file with the token for --admin-url, of mode 0600 [default: the variable KEYGATE_ADMIN_TOKEN]
+    /// The file with the token for --admin-url, of mode 0600 [default: the token in the variable KEYGATE_ADMIN_TOKEN]
     #[arg(long, value_name = "FILE", global = true)]
     token_file: Option<PathBuf>,
     /// Print JSON instead of text
@@ -69,14 +69,14 @@ pub(super) struct Access {
 }
 
 fn parse_url(text: &str) -> Result<Authority, &'static str> {
-    const ADVICE: &str = "write http://, a host and a port, as in http://127.0.0.1:9465";
+    const ADVICE: &str = "write http://HOST:PORT, as in http://127.0.0.1:9465";
     let uri: Uri = text.parse().map_err(|_| ADVICE)?;
     let bare = uri.path_and_query().is_none_or(|target| target.as_str() == "/");
     match (uri.scheme_str(), uri.authority()) {
         (Some("https"), _) => {
-            Err("https is not spoken here; tunnel to the gateway, with ssh -L for instance")
+            Err("https is not supported; use a tunnel to the gateway, for example ssh -L, and http://")
         }
-        // A port that does not read would be taken for none, and the token sent to whoever has the usual one.
+        // `Uri` ignores an invalid port, and the token would be sent to port 80.
         (Some("http"), Some(authority)) if bare && Server::parse(authority.as_str()).is_ok() => {
             Ok(authority.clone())
         }
@@ -84,12 +84,12 @@ fn parse_url(text: &str) -> Result<Authority, &'static str> {
     }
 }
 
-/// Why a command did not do what it was asked.
+/// The reason why a command failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// What to tell whoever asked.
+    /// A message for the operator.
     Told(String),
-    /// Nobody takes the output any more.
+    /// The output cannot be written.
     Output(io::Error),
 }
 
@@ -111,7 +111,7 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Has one action carried out.
+/// Runs one action.
 pub(super) fn run(
     args: Args<impl Act>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -139,17 +139,17 @@ pub(super) fn run(
     }
 }
 
-/// Who carries commands out.
+/// The executor of commands.
 enum Operator {
     Remote {
         authority: Authority,
         token: Secret,
     },
-    /// The gateway behind this socket; where none answers, the store itself.
+    /// The gateway behind this socket; the store itself if no gateway answers.
     Local {
         socket: Option<PathBuf>,
         config: Box<Config>,
-        /// Opened once and kept open: what one command asks belongs together, and opening costs.
+        /// Opened at most once per command, because opening takes time.
         store: OnceCell<Box<Lifecycle>>,
     },
 }
@@ -161,7 +161,7 @@ fn reach(
 ) -> io::Result<Result<Operator, Outcome>> {
     let Some(authority) = access.admin_url.clone() else {
         if access.token_file.is_some() {
-            writeln!(err, "keygate: --token-file is for --admin-url")?;
+            writeln!(err, "keygate: --token-file needs --admin-url; add it, or remove --token-file")?;
             return Ok(Err(Outcome::Unusable));
         }
         let loaded = load(&access.config, environment.iter().cloned(), err)?;
@@ -188,7 +188,9 @@ fn find_token(file: Option<&Path>, environment: &[(OsString, OsString)]) -> Resu
         }
         (None, Some(value)) => value.to_string_lossy().trim().to_owned(),
         (None, None) => {
-            return Err(format!("--admin-url needs a token: --token-file FILE, or {TOKEN_VARIABLE}"));
+            return Err(format!(
+                "--admin-url needs a token: pass --token-file FILE, or set {TOKEN_VARIABLE}"
+            ));
         }
     };
     Ok(Secret::new(text))
@@ -202,7 +204,10 @@ impl Operator {
             Self::Remote { authority, token } => {
                 let way = Way::Remote { authority, token };
                 return admin::call(way, &order).await.map_err(|error| match error {
-                    ClientError::Absent => format!("no gateway answers on {authority}"),
+                    ClientError::Absent => format!(
+                        "no gateway answers at {authority}; check the address, and that \
+                         the gateway runs"
+                    ),
                     error => error.to_string(),
                 });
             }
@@ -223,14 +228,16 @@ async fn execute(lifecycle: &Lifecycle, order: Order) -> Reply {
 }
 
 fn open(config: &Config) -> Result<Lifecycle, String> {
-    const ADVICE: &str = "set admin.socket in its configuration, restart it, and this command will ask it";
+    const ADVICE: &str =
+        "set admin.socket in its configuration and restart it; then this command uses the socket";
     open_as(config, &config.store, open_store, ADVICE)
 }
 
-/// How a store is opened.
+/// A function that opens a store.
 pub(super) type Open = fn(&StoreSettings, Sealer, &Handle) -> Result<Arc<dyn Store>, StoreError>;
 
-/// Opens a store itself, with the rest as the configuration has it; `advice` is for where a gateway holds it.
+/// Opens a store directly, with the other settings of the configuration. The error ends with `advice` if a running
+/// gateway holds the store.
 pub(super) fn open_as(
     config: &Config,
     store: &StoreSettings,
@@ -239,24 +246,26 @@ pub(super) fn open_as(
 ) -> Result<Lifecycle, String> {
     let tools = KeyTools::new(&config.keys).map_err(|error| error.to_string())?;
     let store = open(store, tools.sealer.clone(), &Handle::current()).map_err(|error| match error {
-        StoreError::Embedded(OpenError::InUse { .. }) => format!("{error}: a gateway holds it; {advice}"),
+        StoreError::Embedded(OpenError::InUse { .. }) => {
+            format!("{error}: a running gateway holds it; {advice}")
+        }
         error => error.to_string(),
     })?;
     let settings = tools.lifecycle(config.signup.clone());
     Ok(Lifecycle::new(store, settings, config.scopes.clone(), Clock::system()))
 }
 
-/// Who gives this command.
+/// The operator who runs this command.
 pub(super) fn operator() -> Origin {
     admin::local_operator(&operator_name(), getuid().as_raw())
 }
 
-/// Who sits at the terminal, by their own account.
+/// The name of the local user, as the environment has it; anyone can set it.
 fn operator_name() -> String {
     std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default()
 }
 
-/// A command that is being carried out.
+/// A command that is being executed.
 pub(super) struct Begun(JoinHandle<Result<Reply, String>>);
 
 impl Begun {
@@ -273,7 +282,7 @@ fn answered(replied: Result<Reply, String>) -> Result<Reply, Failure> {
     }
 }
 
-/// A command while it runs: whom it asks, and where it prints.
+/// A command while it runs: its executor and its outputs.
 pub(super) struct Session<'s> {
     operator: Arc<Operator>,
     environment: Vec<(OsString, OsString)>,
@@ -286,22 +295,20 @@ impl Session<'_> {
     /// The configuration, for a command that opens the store itself.
     ///
     /// # Errors
-    /// Where a gateway elsewhere is to be asked.
+    /// With `--admin-url`.
     pub(super) fn config(&self) -> Result<&Config, Failure> {
         match &*self.operator {
             Operator::Local { config, .. } => Ok(config),
-            Operator::Remote { .. } => {
-                Err("this command opens the store itself: leave --admin-url out".into())
-            }
+            Operator::Remote { .. } => Err("this command opens the store itself: remove --admin-url".into()),
         }
     }
 
-    /// Another configuration, under the same variables.
+    /// Loads another configuration, with the same environment variables.
     pub(super) fn load(&mut self, path: &Path) -> io::Result<Result<Config, Outcome>> {
         load(path, self.environment.iter().cloned(), &mut self.err)
     }
 
-    /// The socket of the gateway that this configuration is of.
+    /// The admin socket in the configuration.
     pub(super) fn socket(&self) -> Option<&Path> {
         match &*self.operator {
             Operator::Local { socket, .. } => socket.as_deref(),
@@ -309,27 +316,27 @@ impl Session<'_> {
         }
     }
 
-    /// Has a command carried out.
+    /// Executes a command.
     ///
     /// # Errors
-    /// Why it was not, also where the gateway says so.
+    /// The reason of a failure, here or in the gateway.
     pub(super) async fn ask(&mut self, command: Command) -> Result<Reply, Failure> {
         answered(self.operator.ask(command).await)
     }
 
-    /// Has a command carried out while this one goes on.
+    /// Begins to execute a command and returns at once.
     pub(super) fn begin(&self, command: Command) -> Begun {
         let operator = Arc::clone(&self.operator);
         Begun(tokio::spawn(async move { operator.ask(command).await }))
     }
 
-    /// One line of JSON.
+    /// Prints one line of JSON.
     pub(super) fn print_json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         serde_json::to_writer(&mut self.out, value).map_err(io::Error::from)?;
         Ok(writeln!(self.out)?)
     }
 
-    /// Names and values, one pair to a line; those without a value are left out.
+    /// Prints names and values, one pair per line, without the pairs that have no value.
     pub(super) fn print_fields(&mut self, fields: &[(&str, Option<String>)]) -> Result<(), Failure> {
         let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, value) in fields {
@@ -340,7 +347,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A table as wide as the terminal, if the output goes to one; its head is printed, unless JSON is wanted.
+    /// Begins a table, as wide as the terminal if the output is one. Prints its head, except with `--json`.
     pub(super) fn table(&mut self, columns: &'static [Column]) -> Result<Table, Failure> {
         let stdout = io::stdout();
         let width =
@@ -352,28 +359,28 @@ impl Session<'_> {
         Ok(table)
     }
 
-    /// Something beside the output.
+    /// Prints a remark on standard error.
     pub(super) fn remark(&mut self, text: &str) {
-        // Nobody is left to tell when standard error is gone.
+        // If standard error cannot be written, there is no other place for the remark.
         let _ = writeln!(self.err, "keygate: {text}");
     }
 
-    /// How far it has come, on a line of its own that the next one replaces; only for people.
+    /// Shows the progress on a line that the next progress replaces; only on a terminal.
     pub(super) fn show_progress(&mut self, text: &str) {
         if io::stderr().is_terminal() {
             let _ = write!(self.err, "\r\x1b[K{text}").and_then(|()| self.err.flush());
         }
     }
 
-    /// Asks a person, who must be there to be asked, unless they said `yes` before.
+    /// Asks for confirmation on the terminal, except with `yes`.
     ///
     /// # Errors
-    /// When they do not agree, or nobody is there.
+    /// If the answer is no, or standard input or standard error is not a terminal.
     pub(super) fn confirm(&mut self, question: &str, yes: bool) -> Result<(), Failure> {
         if yes || self.asked(question, Asked::OnStdin)? { Ok(()) } else { Err("nothing was changed".into()) }
     }
 
-    /// The same where standard input is taken: asks on the terminal itself.
+    /// As [`Self::confirm`], but reads the answer from `/dev/tty`, because standard input has other data.
     pub(super) fn confirm_beside_stdin(&mut self, question: &str, yes: bool) -> Result<(), Failure> {
         if yes || self.asked(question, Asked::OnTerminal)? {
             Ok(())
@@ -383,11 +390,11 @@ impl Session<'_> {
     }
 
     fn asked(&mut self, question: &str, place: Asked) -> Result<bool, Failure> {
-        const NOBODY: &str = "nobody is at a terminal to be asked: add --yes";
-        let people =
+        const NO_TERMINAL: &str = "not a terminal: pass --yes";
+        let interactive =
             io::stderr().is_terminal() && (matches!(place, Asked::OnTerminal) || io::stdin().is_terminal());
-        if !people {
-            return Err(NOBODY.into());
+        if !interactive {
+            return Err(NO_TERMINAL.into());
         }
         self.out.flush()?;
         write!(self.err, "{question} [y/N] ").and_then(|()| self.err.flush())?;
@@ -395,7 +402,7 @@ impl Session<'_> {
         match place {
             Asked::OnStdin => io::stdin().lock().read_line(&mut answer)?,
             Asked::OnTerminal => {
-                let terminal = std::fs::File::open("/dev/tty").map_err(|_| NOBODY)?;
+                let terminal = std::fs::File::open("/dev/tty").map_err(|_| NO_TERMINAL)?;
                 BufReader::new(terminal).read_line(&mut answer)?
             }
         };
@@ -409,13 +416,13 @@ enum Asked {
     OnTerminal,
 }
 
-/// A time as tables show it: to the second.
+/// A time for tables: to the second.
 pub(super) fn to_the_second(time: &str) -> String {
     time.get(..19).map_or_else(|| time.to_owned(), |time| format!("{time}Z"))
 }
 
 pub(super) fn unexpected() -> Failure {
-    "the gateway answered something else than it was asked; are both the same version?".into()
+    "unexpected answer from the gateway; check that it has the same version as this command (keygate --version)".into()
 }
 
 #[cfg(test)]

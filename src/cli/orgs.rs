@@ -1,4 +1,4 @@
-//! `keygate orgs`: organisations, and what they may do.
+//! `keygate orgs`: creating, listing, suspending, resuming and verifying organisations.
 
 use std::io::Write;
 
@@ -11,12 +11,12 @@ use crate::lifecycle::OrgView;
 use crate::operators::admin::{Command, OrgCommand, Reply, StoreCommand};
 use crate::vocabulary::id::OrgId;
 
-/// Organisations asked for at a time when all are listed.
+/// The number of organisations that one request for a list returns.
 const PAGE: usize = 500;
-/// What the organisation is called that the first key makes.
+/// The name of the organisation that is created with the first key.
 const FIRST_ORG: &str = "default";
 
-/// Make, list, suspend, resume and verify organisations
+/// Create, list, suspend, resume and verify organisations
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -24,8 +24,11 @@ Examples:
   keygate orgs list
   keygate orgs suspend org_01J9ZQ6T5N8XKD3V4WPYB7C2HM")]
 pub(super) enum Action {
-    /// Make an organisation
-    Create { name: String },
+    /// Create an organisation
+    Create {
+        /// The name of the organisation
+        name: String,
+    },
     /// List organisations, newest first
     List,
     /// Show an organisation
@@ -33,20 +36,20 @@ pub(super) enum Action {
         #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
         id: OrgId,
     },
-    /// Make all keys of an organisation open nothing until it is resumed
+    /// Refuse all keys of an organisation until it is resumed
     Suspend {
         #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
         id: OrgId,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Take a suspension back
+    /// Resume a suspended organisation
     Resume {
         #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
         id: OrgId,
     },
-    /// Let an organisation that signed up use its keys, where signup.verification asks for it
+    /// Verify an organisation that signed up, so that its keys are accepted; needed with signup.verification = true
     Verify {
         #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
         id: OrgId,
@@ -59,11 +62,11 @@ impl Act for Action {
             Self::List => return list(session).await,
             Self::Create { name } => {
                 begin(session).await?;
-                (OrgCommand::Create { name }, Some("made"))
+                (OrgCommand::Create { name }, Some("created"))
             }
             Self::Show { id } => (OrgCommand::Show { id }, None),
             Self::Suspend { id, yes } => {
-                session.confirm(&format!("Refuse every request with a key of {id}?"), yes)?;
+                session.confirm(&format!("Refuse all requests with keys of {id}?"), yes)?;
                 (OrgCommand::Suspend { id }, Some("suspended"))
             }
             Self::Resume { id } => (OrgCommand::Resume { id }, Some("resumed")),
@@ -110,7 +113,7 @@ async fn list(session: &mut Session<'_>) -> Result<Outcome, Failure> {
     Ok(Outcome::Done)
 }
 
-/// Some more organisations, until there are none.
+/// The next page of organisations; `None` after the last.
 pub(super) async fn next_orgs(
     after: &mut Option<OrgId>,
     session: &mut Session<'_>,
@@ -121,15 +124,15 @@ pub(super) async fn next_orgs(
     Ok(Some(orgs).filter(|orgs| !orgs.is_empty()))
 }
 
-/// Makes the store where there never was one: with what an operator makes first.
+/// Creates the store if there never was one, before the first organisation or key is created.
 async fn begin(session: &mut Session<'_>) -> Result<(), Failure> {
     if let Reply::StoreBegun { made: true } = session.ask(Command::Store(StoreCommand::Begin)).await? {
-        session.remark("there was no store yet: made an empty one");
+        session.remark("there was no store; created an empty one");
     }
     Ok(())
 }
 
-/// The organisation that needs no name: the only one there is, or a first one.
+/// The organisation to use without `--org`: the only one, or a new one if there is none.
 pub(super) async fn only_org(session: &mut Session<'_>) -> Result<OrgId, Failure> {
     begin(session).await?;
     match the_org(session).await? {
@@ -144,13 +147,19 @@ pub(super) async fn only_org(session: &mut Session<'_>) -> Result<OrgId, Failure
     }
 }
 
-/// The only organisation that there is, if there is any.
+/// The only organisation, if there is exactly one.
+///
+/// # Errors
+/// If there are several.
 pub(super) async fn the_org(session: &mut Session<'_>) -> Result<Option<OrgId>, Failure> {
     let command = OrgCommand::List { after: None, limit: 2 };
     let Reply::Orgs { orgs } = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
     match orgs.as_slice() {
         [] => Ok(None),
         [OrgView { id, .. }] => Ok(Some(*id)),
-        _ => Err("there is more than one organisation; say which with --org".into()),
+        _ => {
+            Err("there is more than one organisation; pass --org ORG_ID (`keygate orgs list` shows the ids)"
+                .into())
+        }
     }
 }

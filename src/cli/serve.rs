@@ -1,4 +1,4 @@
-//! `keygate serve`: the gateway itself.
+//! `keygate serve`: runs the gateway.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -14,17 +14,17 @@ use crate::vocabulary::clock::Clock;
 /// Run the gateway until SIGTERM or Ctrl-C
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The first SIGTERM lets the requests under way finish, the second ends them.
+After the first SIGTERM, the requests in progress finish; a second SIGTERM ends them.
 
-SIGHUP reads the configuration, its policy and its certificates again. All of it holds from the next request on, or nothing changes \
-and standard error says why: a mistake, or a setting that only a restart changes (address, threads, connection limits, keys, store, \
-cache, admin, ops, log).
+SIGHUP reloads the configuration, its policy and its certificates. All of them take effect from the next request on. If there is a \
+mistake, or a changed setting needs a restart (address, threads, connection limits, keys, store, cache, admin, ops, log), nothing \
+changes, and standard error shows the reason.
 
-Exit code: 0 when it was stopped, 1 when it could not start, 2 if the configuration cannot be read.
+Exit code: 0 after a signal, 1 if the gateway cannot start, 2 if the configuration cannot be read.
 
 Examples:
   keygate init && keygate check && keygate serve
-  keygate serve --role proxy      on further machines, with a Redis user that may only read")]
+  keygate serve --role proxy      on more machines, with a Redis user that can only read")]
 pub(super) struct Args {
     /// The configuration file
     #[arg(long, short, value_name = "FILE", default_value = "keygate.toml")]
@@ -55,11 +55,11 @@ pub(super) fn run(
             return Ok(Outcome::Refused);
         }
     };
-    // What was logged on the way here, a warning perhaps, stands before the line that says it is done.
+    // Earlier log lines, such as warnings, come before the line that says that the gateway listens.
     telemetry::flush_log();
     writeln!(err, "keygate: listening on {scheme}://{} with {routes} routes", app.address())?;
     if role == Role::Proxy {
-        writeln!(err, "keygate: role proxy: nothing but requests; what keygate serves itself is a 404 here")?;
+        writeln!(err, "keygate: role proxy: forwards requests only; keygate's own API answers 404")?;
     }
     if let Some(address) = app.ops_address() {
         writeln!(err, "keygate: metrics and probes on http://{address}")?;

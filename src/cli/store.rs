@@ -1,5 +1,4 @@
-//! `keygate store`: what state the store is in, the operator's word that it is the right one, and its move into
-//! another.
+//! `keygate store`: showing the state of the store, accepting it after a loss, and migrating it.
 
 use std::io::Write;
 
@@ -10,26 +9,26 @@ use super::{Outcome, migrate};
 use crate::operators::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Lease, Status};
 
-/// See what state the store is in, accept it after a loss, move it
+/// Show the state of the store, accept it after a loss, migrate it
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
-A Redis that lost its data, or another one in its place, is no store to the gateways that knew it: they serve the keys they have \
-in memory and answer 503 for all others. Bring the data back and they go on by themselves; or accept the store as it is, and \
-the keys that it does not have are refused.
+If Redis loses its data, or another Redis takes its place, the gateways do not trust it: they accept the keys that they have in \
+memory, and answer 503 to all others. To recover, restore the data; the gateways then continue without a restart. Or accept the \
+store as it is; then all keys that it does not contain are refused.
 
-Exit code: 0 if the store is well, or was accepted; 1 if not.
+Exit code: 0 if the store is in order or was accepted, 1 if not.
 
 Examples:
   keygate store status
   keygate store accept --yes
   keygate store migrate --config node.toml --to redis.toml")]
 pub(super) enum Action {
-    /// Show where the store is and what is wrong with it.
+    /// Show the place of the store, its state and its gateways
     Status,
-    /// Take the store as it is for the right one, in every gateway that knows the same store as this one.
-    /// Makes an empty store where there is none.
+    /// Accept the store as it is now, in all gateways that knew the same store as this one; create an empty store if there is
+    /// none
     Accept {
-        /// Do not ask.
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
@@ -49,7 +48,7 @@ impl Act for Action {
                 Ok(if status.trouble.is_none() { Outcome::Done } else { Outcome::Refused })
             }
             Self::Accept { yes } => {
-                session.confirm("Refuse every key that the store does not have now?", yes)?;
+                session.confirm("Accept the store, and refuse all keys that it does not contain?", yes)?;
                 let Reply::StoreAccepted { acceptance } =
                     session.ask(Command::Store(StoreCommand::Accept)).await?
                 else {
@@ -74,7 +73,7 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
         ("store", or_none(status.found.clone())),
         ("expected", Some(status.known.clone().unwrap_or_else(|| "any".to_owned()))),
         ("events", or_none(status.events.map(|events| events.to_string()))),
-        ("state", Some(status.trouble.clone().unwrap_or_else(|| "well".to_owned()))),
+        ("state", Some(status.trouble.clone().unwrap_or_else(|| "fine".to_owned()))),
     ];
     fields.extend(gateways.into_iter().map(|gateway| ("gateway", Some(gateway))));
     session.print_fields(&fields)
@@ -94,9 +93,9 @@ fn show_acceptance(acceptance: &Acceptance, session: &mut Session<'_>) -> Result
     }
     let Acceptance { store, changed } = acceptance;
     if *changed {
-        writeln!(session.out, "accepted: the store is {store} from now on")?;
+        writeln!(session.out, "accepted: the store is now {store}")?;
     } else {
-        writeln!(session.out, "nothing to accept: the store is {store}, as it was")?;
+        writeln!(session.out, "nothing to accept: the store is still {store}")?;
     }
     Ok(())
 }

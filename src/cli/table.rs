@@ -1,24 +1,24 @@
-//! Tables for people: one line to a row, whatever the width of the terminal.
+//! Tables for terminals: each row fits on one line, at any width.
 
-/// A column. `keep` orders them: where there is no room for all, those with the smallest go first.
+/// A column. If the table is too narrow, the columns with the smallest `keep` are left out first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Column {
     title: &'static str,
-    /// With less room it is not shown.
+    /// The smallest width at which the column is shown.
     least: usize,
-    /// What its cells need at most. Where that is more than `least`, they are shortened rather than left out.
+    /// The largest width that its cells need. If it is more than `least`, cells are shortened before the column is left out.
     most: usize,
     keep: u8,
 }
 
 impl Column {
-    /// One whose cells are as wide as this, and are never shortened. As the last it takes what room is left, and is
-    /// cut there.
+    /// A column of fixed width, whose cells are never shortened. As the last column, it takes the remaining room and is cut
+    /// at the edge.
     pub(super) const fn new(title: &'static str, width: usize, keep: u8) -> Self {
         Self { title, least: width, most: width, keep }
     }
 
-    /// One whose cells lose their middle where they do not fit: an id's end tells more than the time it begins with.
+    /// A column whose cells lose their middle if they do not fit. An id begins with a time, so its end tells more.
     pub(super) const fn elastic(title: &'static str, least: usize, most: usize, keep: u8) -> Self {
         Self { title, least, most, keep }
     }
@@ -29,21 +29,21 @@ impl Column {
 }
 
 const GAP: &str = "  ";
-/// Columns that are kept from here on are what the table is for: better short than absent. Below, one is shown only
-/// where all that matters more is whole beside it.
+/// Columns with this `keep` or a larger one are essential: they are shortened rather than left out. Another column is
+/// shown only if all columns with a larger `keep` have their full width beside it.
 const ESSENTIAL: u8 = 5;
 
 /// The columns that are shown.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// Their places among `columns`, each with the width that it has.
+    /// Their indices in `columns`, each with its width.
     shown: Vec<(usize, usize)>,
     columns: &'static [Column],
     width: Option<usize>,
 }
 
 impl Table {
-    /// For a terminal of this width, or for a file, where everything is shown.
+    /// A table for a terminal of this width; `None` is for a file, where all columns have their full width.
     pub(super) fn new(columns: &'static [Column], width: Option<usize>) -> Self {
         let shown = match width {
             None => columns.iter().map(|column| column.most).enumerate().collect(),
@@ -77,7 +77,7 @@ impl Table {
     }
 }
 
-/// The columns that have a place within this width, each with the width that it gets.
+/// The columns that fit into this width, each with its own width.
 fn fit(columns: &[Column], width: usize) -> Vec<(usize, usize)> {
     let mut by_keep: Vec<usize> = (0..columns.len()).collect();
     by_keep.sort_by_key(|n| std::cmp::Reverse(columns[*n].keep));
@@ -92,7 +92,7 @@ fn fit(columns: &[Column], width: usize) -> Vec<(usize, usize)> {
         shown.push((n, column.least));
         (least, most) = (least + gap + column.least, most + gap + column.most);
     }
-    // What is left goes to the one that matters least first: it is the one that is shortened most.
+    // The remaining room goes first to the least important column, because it was shortened the most.
     let mut left = width.saturating_sub(least);
     for (n, granted) in shown.iter_mut().rev() {
         let more = left.min(columns[*n].most - *granted);
@@ -110,7 +110,7 @@ fn cut(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// Leaves out the middle.
+/// Shortens a text by leaving out its middle.
 fn shorten(text: &str, width: usize) -> String {
     let len = text.chars().count();
     if len <= width {
@@ -129,7 +129,7 @@ mod tests {
         [Column::new("ID", 6, 9), Column::new("STATUS", 8, 1), Column::new("NAME", 4, 5)];
 
     #[test]
-    fn what_does_not_fit_is_left_out_and_only_the_last_column_is_cut() {
+    fn columns_that_do_not_fit_are_left_out_and_only_the_last_is_cut() {
         let row = |width| Table::new(&COLUMNS, width).row(&["key_01", "active", "a long name"]);
         assert_eq!(row(None), "key_01  active    a long name\n");
         assert_eq!(row(Some(80)), "key_01  active    a long name\n");
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_matters_is_shortened_before_it_is_left_out_and_is_whole_before_other_columns_come() {
+    fn essential_columns_are_shortened_before_they_are_left_out() {
         const EVENTS: [Column; 4] = [
             Column::elastic("TYPE", 6, 9, 8),
             Column::elastic("BY", 6, 10, 6),

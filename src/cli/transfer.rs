@@ -1,5 +1,5 @@
-//! `keygate keys import` and `keygate keys export`: keys as lines of JSON, many at a time, none of them all at
-//! once.
+//! `keygate keys import` and `keygate keys export`: keys as lines of JSON. Keys are handled in batches, so that a file
+//! of any length needs little memory.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -12,17 +12,17 @@ use crate::lifecycle::{Imported, Marks, MovedKey, Rehearsal};
 use crate::operators::admin::{Command, KeyCommand, Reply};
 use crate::vocabulary::id::{KeyId, OrgId};
 
-/// Keys that are handed over at once: what costs once for each batch, a sync to the disk, costs little for each key.
+/// Keys per batch. A batch costs one sync to the disk, so large batches cost little per key.
 const BATCH: usize = 4000;
-/// Batches under way: while the store works on one, the next is read.
+/// Batches in progress: while the store works on one, the next is read.
 const UNDER_WAY: usize = 2;
-/// Keys that are asked for at once.
+/// The number of keys that one request for an export returns.
 const PAGE: usize = 1000;
-/// Text of lines that is handed over at once, at most, with one more line; bytes.
+/// A batch ends when its lines reach this length, in bytes.
 const BATCH_LEN: usize = 4 << 20;
-/// The longest line that is read; bytes. A key with all that it may have is much shorter.
+/// The longest line that is read, in bytes. A key with all its fields is much shorter.
 const LINE_LEN: usize = 64 << 10;
-/// What some editors begin a file of UTF-8 with.
+/// Some editors begin a UTF-8 file with it.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 #[derive(Debug, clap::Args)]
@@ -30,42 +30,44 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 Each line is one key:
   {\"sha256\": \"…\", \"name\": \"…\", \"environment\": \"live\", \"scopes\": [\"jobs:read\"]}
 
-sha256 is the SHA-256 of the whole key in hexadecimal digits. A line may also have organization_id, id, last_four, \
-created_at, expires_at, disabled_at, revoked_at, owner, note, allowed_addresses and old_secret. What is there already and the \
-same is left alone, so an import that was interrupted can simply be run again.
+sha256 is the SHA-256 of the whole key, in hexadecimal digits. Optional fields are organization_id, id, last_four, created_at, \
+expires_at, disabled_at, revoked_at, owner, note, allowed_addresses and old_secret. A key that is already present and identical is \
+skipped, so an interrupted import can be run again.
 
-Exit code: 0 if every line was moved in or there already, 1 if any was not.
+Exit code: 0 if every key was imported or already present, 1 if any was refused.
 
 Examples:
   keygate keys import keys.jsonl --dry-run
   keygate keys import keys.jsonl --org org_01J9ZQ6T5N8XKD3V4WPYB7C2HM
   zcat keys.jsonl.gz | keygate keys import -")]
 pub(super) struct Import {
-    /// The file, or - for standard input
+    /// The file with the keys, or - for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Whose keys those are that do not say it
+    /// The organisation of the keys that have no organization_id
     #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
     org: Option<OrgId>,
-    /// Go on from this line, the first being 1
+    /// Begin at this line; the first line is 1
     #[arg(long, value_name = "N", default_value_t = 1)]
     from_line: u64,
-    /// Change nothing, and say what would happen
+    /// Change nothing, and show what an import would do
     #[arg(long)]
     dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Without a pepper the lines fit any keygate. With one they carry `digest` in place of `sha256` and fit only where the same \
-pepper is set. When keys were used is not part of them.")]
+#[command(
+    after_help = "Without a pepper, any keygate can import the lines. With a pepper, the lines have `digest` \
+     instead of `sha256`, and only a keygate with the same pepper can import them. The time of a key's last use is \
+     not exported."
+)]
 pub(super) struct Export {
     /// Only keys of this organisation
     #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
     org: Option<OrgId>,
 }
 
-/// What an import has come to so far.
+/// The results of an import so far.
 #[derive(Debug, Default, serde::Serialize)]
 struct Tally {
     imported: u64,
@@ -75,7 +77,7 @@ struct Tally {
     last_line: u64,
 }
 
-/// Lines that wait to be handed over, with their numbers.
+/// Keys that wait to be imported, with the numbers of their lines.
 #[derive(Default)]
 struct Batch {
     numbers: Vec<u64>,
@@ -110,8 +112,8 @@ pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Ou
     session.show_progress("");
     if import.checksum_required {
         session.remark(
-            "keys.accept_without_checksum is false: of these keys, those work that keygate or something like it made; those \
-             without its checksum are refused",
+            "keys.accept_without_checksum is false: imported keys without keygate's checksum are refused when they \
+                 are used",
         );
     }
     summarise(&import.tally, args.dry_run, session)?;
@@ -133,10 +135,14 @@ struct Lines {
 }
 
 impl Lines {
-    /// The next line and its number; what is wrong with one that is too long.
-    #[expect(clippy::type_complexity, reason = "the end of the file and a bad line are both no line")]
+    /// The next line and its number; an error in its place if it is too long.
+    #[expect(
+        clippy::type_complexity,
+        reason = "two different reasons for having no line: the end of the file, and a \
+         bad line"
+    )]
     fn next(&mut self) -> Result<Option<(u64, Result<Vec<u8>, String>)>, Failure> {
-        let failed = |error| format!("cannot read on after line {}: {error}", self.number);
+        let failed = |error| format!("cannot read the line after line {}: {error}", self.number);
         let mut line = Vec::new();
         let most = LINE_LEN as u64 + 1;
         let read = (&mut self.input).take(most).read_until(b'\n', &mut line).map_err(failed)?;
@@ -151,7 +157,7 @@ impl Lines {
         if self.number == 1 && line.starts_with(BYTE_ORDER_MARK) {
             line.drain(..BYTE_ORDER_MARK.len());
         }
-        let line = if too_long { Err(format!("is longer than {LINE_LEN} bytes")) } else { Ok(line) };
+        let line = if too_long { Err(format!("the line is longer than {LINE_LEN} bytes")) } else { Ok(line) };
         Ok(Some((self.number, line)))
     }
 }
@@ -163,10 +169,10 @@ fn parse(line: &[u8], org: Option<OrgId>) -> Result<Option<(MovedKey, usize)>, S
         return Ok(None);
     }
     if !line.starts_with(b"{") {
-        return Err("is not a JSON object; a line is {\"sha256\": …}".to_owned());
+        return Err("not a JSON object; write {\"sha256\": …}".to_owned());
     }
     let mut key: MovedKey = serde_json::from_slice(line).map_err(|error| {
-        // It counts lines within what it was given, which is one.
+        // serde counts lines within its input, which is a single line.
         let text = error.to_string();
         let text = text.split(" at line 1").next().unwrap_or_default();
         format!("{text}, at column {}", error.column())
@@ -175,28 +181,28 @@ fn parse(line: &[u8], org: Option<OrgId>) -> Result<Option<(MovedKey, usize)>, S
     Ok(Some((key, line.len())))
 }
 
-/// An import on its way.
+/// An import in progress.
 #[derive(Default)]
 struct Importing {
-    /// Where nothing is to be changed: the lines so far.
+    /// With `--dry-run`: the keys of the lines so far.
     rehearsal: Option<Rehearsal>,
     tally: Tally,
-    /// Whether keys need a checksum to work.
+    /// Whether the gateway accepts only keys with a checksum.
     checksum_required: bool,
     /// Batches in the order of their lines.
     under_way: VecDeque<UnderWay>,
 }
 
-/// A batch that was handed over.
+/// A batch that is being imported.
 struct UnderWay {
     numbers: Vec<u64>,
-    /// What a rehearsal knows of its keys; nothing in earnest.
+    /// The marks of its keys in a rehearsal; empty in a real import.
     marks: Vec<Marks>,
     begun: Begun,
 }
 
 impl Importing {
-    /// Has a batch moved in, once there is a place for it.
+    /// Begins to import a batch; waits first if too many are in progress.
     async fn hand_over(&mut self, batch: Batch, session: &mut Session<'_>) -> Result<(), Failure> {
         let Batch { numbers, keys, .. } = batch;
         if keys.is_empty() {
@@ -210,7 +216,7 @@ impl Importing {
         Ok(())
     }
 
-    /// Waits until no more than so many are under way.
+    /// Waits until at most `left` batches are in progress.
     async fn finish(&mut self, left: usize, session: &mut Session<'_>) -> Result<(), Failure> {
         while self.under_way.len() > left {
             let Some(UnderWay { numbers, marks, begun }) = self.under_way.pop_front() else { break };
@@ -227,13 +233,13 @@ impl Importing {
             }
             let Tally { imported, present, refused, .. } = self.tally;
             session.show_progress(&format!(
-                "{imported} keys moved in, {present} there already, {refused} refused"
+                "{imported} keys imported, {present} already present, {refused} refused"
             ));
         }
         Ok(())
     }
 
-    /// What becomes of a line in view of those before it, where the store cannot tell.
+    /// The outcome of a line in a rehearsal. The store does not have the earlier lines, so they are compared here.
     fn among_lines(&mut self, number: u64, marks: Option<Marks>, outcome: Imported) -> Imported {
         match (outcome, &mut self.rehearsal, marks) {
             (Imported::New, Some(rehearsal), Some(marks)) => rehearsal.judge(number, marks),
@@ -248,12 +254,12 @@ impl Importing {
     }
 }
 
-/// Says where to go on. Of this batch and those after it, some keys may be there.
+/// Adds the line at which to continue: some keys of this batch and of later ones may be present.
 fn stopped_at(numbers: &[u64], failure: Failure) -> Failure {
     let Some(first) = numbers.first() else { return failure };
     match failure {
         Failure::Told(message) => Failure::Told(format!(
-            "{message}; nothing is sure from line {first} on: run it again, with --from-line {first} to save time"
+            "{message}; all lines before line {first} are done: run the import again with --from-line {first}"
         )),
         gone @ Failure::Output(_) => gone,
     }
@@ -264,8 +270,8 @@ fn summarise(tally: &Tally, rehearsal: bool, session: &mut Session<'_>) -> Resul
         return session.print_json(tally);
     }
     let Tally { imported, present, refused, .. } = tally;
-    let moved = if rehearsal { "would be moved in" } else { "moved in" };
-    Ok(writeln!(session.out, "{imported} {moved}, {present} there already, {refused} refused")?)
+    let moved = if rehearsal { "would be imported" } else { "imported" };
+    Ok(writeln!(session.out, "{imported} {moved}, {present} already present, {refused} refused")?)
 }
 
 pub(super) async fn export(args: &Export, session: &mut Session<'_>) -> Result<Outcome, Failure> {
@@ -287,9 +293,9 @@ pub(super) async fn export(args: &Export, session: &mut Session<'_>) -> Result<O
         }
     }
     if peppered {
-        session.remark("there is a pepper, so these lines can only be imported where the same pepper is set");
+        session.remark("a pepper is set, so these lines can only be imported with the same pepper");
     }
-    session.remark(&format!("{count} keys"));
+    session.remark(&format!("{count} keys exported"));
     Ok(Outcome::Done)
 }
 
@@ -312,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+    fn a_byte_order_mark_is_not_part_of_the_first_line() {
         let mut lines = lines("\u{feff}{}\r\n\u{feff}{}");
         let (_, first) = lines.next().unwrap().unwrap();
         assert_eq!(first, Ok(b"{}\r\n".to_vec()));
@@ -321,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_line_is_said_without_the_secret_that_may_be_in_it() {
+    fn messages_about_a_line_do_not_show_a_secret_in_it() {
         let secret = "fh_live_sk_0123456789abcdef";
         let sha256 = "\"sha256\":\"".to_owned() + &"a5".repeat(32) + "\"";
         let rest = "\"name\":\"n\",\"environment\":\"live\",\"scopes\":[\"jobs:read\"]";

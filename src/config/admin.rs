@@ -12,19 +12,19 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Settings {
     let listen = section.or("listen", None, address_or_off);
     let tokens_file = section.optional("tokens_file", text).map(|path| folder.join(path));
     let allowed_hosts = section
-        .filled("allowed_hosts", "name the hosts that clients call it by", parsed(Host::parse))
+        .filled("allowed_hosts", "list the host names that clients use", parsed(Host::parse))
         .unwrap_or_else(RemoteSettings::loopback_hosts);
     section.optional("plaintext", plaintext);
     let Some(listen) = listen else { return Settings { socket, remote: None } };
     if !section.given("tokens_file") {
-        section.missing("tokens_file", "name the file of tokens that `keygate admin token` makes lines for");
+        section.missing("tokens_file", "name the file of tokens; `keygate admin token` prints a line for it");
     }
     if !section.given("plaintext") && !is_loopback(listen) {
         section.wrong(
             "listen",
             format!(
-                "{listen} is not loopback, and tokens and keys would cross the network in plain text; listen on loopback, or \
-                 put a TLS terminator before it and say plaintext = {BEHIND_TLS:?}"
+                "{listen} is not a loopback address, so tokens and keys would cross the network in plain text; \
+                     listen on loopback, or put a TLS terminator in front and set plaintext = {BEHIND_TLS:?}"
             ),
         );
     }

@@ -1,4 +1,4 @@
-//! A TOML text as a tree whose values know where they were written.
+//! A TOML text as a tree whose values know their place in the file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use toml::de::{DeTable, DeValue};
 
 use super::mistake::{Document, Kind, Place, Report};
 
-/// A value and where it was written.
+/// A value and its place.
 #[derive(Debug)]
 pub(super) struct Value {
     pub(super) content: Content,
     pub(super) place: Place,
-    /// The text of a variable, which may have been meant as text although it reads as a number.
+    /// The text of a variable: it may be meant as text although it parses as a number.
     pub(super) raw: Option<String>,
 }
 
@@ -32,13 +32,13 @@ pub(super) type Table = BTreeMap<String, Entry>;
 
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// Where the key was written.
+    /// The place of the key.
     pub(super) key: Place,
     pub(super) value: Value,
 }
 
 impl Value {
-    /// What it is, for a message. Never what it says.
+    /// The kind of the value, for a message. It never shows the value.
     pub(super) const fn kind(&self) -> &'static str {
         match self.content {
             Content::Text(_) => "a string",
@@ -51,7 +51,7 @@ impl Value {
         }
     }
 
-    /// Says of it, and of all in it, that it was written there.
+    /// Sets the place of the value, and of all values in it.
     fn move_to(&mut self, place: &Place) {
         self.place = place.clone();
         if let Content::List(values) = &mut self.content {
@@ -61,7 +61,7 @@ impl Value {
         }
     }
 
-    /// The text of a key, where it is a table and has one.
+    /// The text of a key, if this is a table that has the key.
     pub(super) fn label(&self, key: &str) -> Option<String> {
         let Content::Table(table) = &self.content else { return None };
         match &table.get(key)?.value.content {
@@ -71,20 +71,24 @@ impl Value {
     }
 }
 
-/// The tree of a TOML text, as far as it can be read.
+/// The tree of a TOML text, without the parts that cannot be parsed; those are reported.
 pub(super) fn parse(text: &str, document: Document, name: &str, report: &Report) -> Value {
     let lines = Lines::new(text, document, name);
     let (tree, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let at = error.span().map_or(0, |span| span.start);
-        let text = format!("this is not TOML: {}; write it as TOML", error.message());
+        let advice = match error.message() {
+            "duplicate key" => "remove one of the two",
+            _ => "correct the syntax",
+        };
+        let text = format!("invalid TOML: {}; {advice}", error.message());
         report.add(Kind::Syntax { until: lines.spoiled_until(at) }, &lines.place(at), "", text);
     }
     let content = Content::Table(lines.table(tree.get_ref()));
     Value { content, place: lines.place(0), raw: None }
 }
 
-/// A single TOML value, said to be written at `place`; `None` if it is no TOML.
+/// A single TOML value at `place`; `None` if it is not TOML.
 pub(super) fn parse_value(text: &str, place: &Place) -> Option<Value> {
     let read = DeValue::parse(text).ok()?;
     let mut value = Lines::new(text, Document::Configuration, "").value(&read);
@@ -92,7 +96,7 @@ pub(super) fn parse_value(text: &str, place: &Place) -> Option<Value> {
     Some(value)
 }
 
-/// Finds the line and column of a byte.
+/// Finds the line and the column of a byte offset.
 struct Lines<'t> {
     text: &'t str,
     document: Document,
@@ -114,8 +118,8 @@ impl<'t> Lines<'t> {
         Place::File { document: self.document, name: Arc::clone(&self.name), line, column }
     }
 
-    /// The last line that a fault in the syntax makes unreadable: its own, or all of a section whose heading
-    /// it spoils.
+    /// The last line that a syntax error makes unreadable: its own line, or the end of the section if the error
+    /// is in the section's heading.
     fn spoiled_until(&self, offset: usize) -> usize {
         let line = self.line(offset);
         let is_heading = |line: &str| line.trim_start().starts_with('[');
@@ -127,7 +131,7 @@ impl<'t> Lines<'t> {
         }
     }
 
-    /// From 1.
+    /// Counted from 1.
     fn line(&self, offset: usize) -> usize {
         self.starts.partition_point(|start| *start <= offset).max(1)
     }
@@ -150,7 +154,7 @@ impl<'t> Lines<'t> {
     fn content(&self, value: &DeValue<'_>) -> Content {
         match value {
             DeValue::String(text) => Content::Text(text.to_string()),
-            // What is too large even for this is out of every range anyway.
+            // A larger number is out of every range, so any large value will do.
             DeValue::Integer(n) => {
                 Content::Integer(i128::from_str_radix(n.as_str(), n.radix()).unwrap_or(i128::MAX))
             }

@@ -1,4 +1,4 @@
-//! `[identity_headers]`: under which names the upstream learns who is calling.
+//! `[identity_headers]`: the names of the headers that tell the upstream whose request it is.
 
 use http::HeaderName;
 use ipnet::IpNet;
@@ -7,8 +7,8 @@ use super::section::Section;
 use super::value::parsed;
 use crate::gateway::headers;
 
-/// Names that have a meaning of their own, folded. Setting or removing them on every request would break
-/// HTTP, lose credentials or lie to the upstream.
+/// Header names with a meaning in HTTP, folded. Setting or removing them on every request would break HTTP,
+/// lose credentials or mislead the upstream.
 const TAKEN: [&str; 32] = [
     "age",
     "allow",
@@ -44,7 +44,7 @@ const TAKEN: [&str; 32] = [
     "www-authenticate",
 ];
 
-/// Beginnings of families of such names, folded.
+/// Beginnings of such names, folded.
 const TAKEN_FAMILIES: [&str; 10] = [
     "accept",
     "access-control-",
@@ -77,12 +77,12 @@ fn name(text: &str) -> Result<HeaderName, String> {
         .map_err(|_| "write a header name, as in \"X-Org-Id\"".to_owned())?;
     let folded = fold(&name);
     if TAKEN.contains(&&*folded) || TAKEN_FAMILIES.iter().any(|family| folded.starts_with(family)) {
-        return Err("this header has a meaning of its own; choose another, as in \"X-Org-Id\"".to_owned());
+        return Err("HTTP reserves this header; choose another name, as in \"X-Org-Id\"".to_owned());
     }
     Ok(name)
 }
 
-/// Two names that an upstream could take for one are one.
+/// Refuses two names that an upstream could take for the same name.
 fn refuse_doubles(section: &Section<'_>, settings: &headers::Settings) {
     let named = [
         ("org_id", &settings.org_id),
@@ -93,21 +93,23 @@ fn refuse_doubles(section: &Section<'_>, settings: &headers::Settings) {
     ];
     for (n, (key, name)) in named.iter().enumerate() {
         if let Some(earlier) = named[..n].iter().find(|(_, earlier)| fold(earlier) == fold(name)) {
-            // At least one of the two was given, since the defaults differ.
+            // The file sets at least one of the two, because the defaults differ.
             let later = &(*key, *name);
             let ((key, name), (other, _)) =
                 if section.given(key) { (later, earlier) } else { (earlier, later) };
             section.wrong(
                 key,
                 format!(
-                    "an upstream could read the header {name} as that of `{other}`; choose names that differ"
+                    "an upstream could confuse the header {name} with that of `{other}`; choose names that differ in \
+                         a letter or digit"
                 ),
             );
         }
     }
 }
 
-/// The name as the laxest upstream compares it: without case, and with everything else but digits alike.
+/// The name as the most lenient upstream compares it: without case, and with all characters equal that are
+/// neither letters nor digits.
 fn fold(name: &HeaderName) -> String {
     name.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
 }

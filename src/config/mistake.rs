@@ -1,7 +1,7 @@
-//! Mistakes in the configuration: where, in what key, what is wrong and what to do.
+//! Mistakes in the configuration: the place, the key, what is wrong and what to do.
 //!
-//! Readers put them into a [`Report`] and go on, so that one run shows all of them. A mistake never shows a
-//! value that could be a secret.
+//! Readers add mistakes to a [`Report`] and continue, so that one run shows all of them. A mistake never shows
+//! a value that could be a secret.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Everything that is wrong with a configuration, in the order of its files and lines.
+/// All mistakes in a configuration, in the order of its files and lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistakes {
     list: Vec<Mistake>,
@@ -19,17 +19,17 @@ pub struct Mistakes {
 impl Mistakes {
     pub(super) fn unreadable(path: &Path, error: &io::Error) -> Self {
         let place = Place::Whole { name: path.display().to_string().into() };
-        let text = format!("cannot be read: {error}; name a configuration file with --config");
+        let text = format!("cannot read the file: {error}; name the configuration file with --config");
         Self { list: vec![Mistake { place, key: String::new(), text }], unreadable: true }
     }
 
-    /// What the command line says does not go with the rest.
+    /// An option of the command line that does not fit the configuration.
     pub(super) fn of_command_line(option: &'static str, text: &str) -> Self {
         let place = Place::Whole { name: option.into() };
         Self { list: vec![Mistake { place, key: String::new(), text: text.to_owned() }], unreadable: false }
     }
 
-    /// Whether the file itself could not be read, so that nothing was judged.
+    /// Whether the configuration file itself could not be read, so that nothing was checked.
     #[must_use]
     pub const fn is_unreadable(&self) -> bool {
         self.unreadable
@@ -52,7 +52,7 @@ impl Mistakes {
 
 impl std::error::Error for Mistakes {}
 
-/// One mistake to a line.
+/// One mistake per line.
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, mistake) in self.list.iter().enumerate() {
@@ -83,8 +83,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Where something was written. Ordered as mistakes are shown: file by file, line by line, then the
-/// environment.
+/// The place of a key or value. The order is that of the output: by file and line, then the environment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Whole { name: Arc<str> },
@@ -92,7 +91,7 @@ pub(super) enum Place {
     Variable { name: Arc<str> },
 }
 
-/// Which of the files.
+/// One of the two files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Document {
     Configuration,
@@ -100,7 +99,7 @@ pub(super) enum Document {
 }
 
 impl Place {
-    /// Whether `other` stands in the same file, between this line and the line `until`.
+    /// Whether `other` is in the same file, between this line and the line `until`.
     fn covers(&self, until: usize, other: &Self) -> bool {
         match (self, other) {
             (Self::File { document, line, .. }, Self::File { document: there, line: at, .. }) => {
@@ -127,22 +126,22 @@ impl fmt::Display for Place {
     }
 }
 
-/// What readers have found so far.
+/// The mistakes that readers have found so far.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     found: RefCell<Vec<(Kind, Mistake)>>,
-    /// Every key that was ever asked for, so that a test can compare them with the shipped file.
+    /// All keys that were asked for: a test compares them with the shipped file.
     #[cfg(test)]
     pub(super) asked: RefCell<std::collections::BTreeSet<String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The text is not TOML here, so that what it seems to say up to the line `until` counts for nothing.
+    /// Invalid TOML. Mistakes from this line to the line `until` may only follow from it, so they are dropped.
     Syntax { until: usize },
-    /// Something that must be there is not.
+    /// Something required is missing.
     Missing,
-    /// Something that is there is wrong.
+    /// Something present is wrong.
     Wrong,
 }
 
@@ -152,8 +151,8 @@ impl Report {
         self.found.borrow_mut().push((kind, mistake));
     }
 
-    /// The mistakes, without those that only follow from a text that is not TOML: what else seems to be wrong
-    /// there, and what the file seems to lack.
+    /// The mistakes, without those that may only follow from invalid TOML: other mistakes in the same lines, and
+    /// missing keys in the same file.
     pub(super) fn finish(self) -> Mistakes {
         let found = self.found.into_inner();
         let syntax: Vec<(usize, Place)> = found
@@ -176,19 +175,19 @@ impl Report {
     }
 }
 
-/// `"text"` for a message: escaped, and cut where it is long.
+/// `"text"` for a message: escaped, and cut if it is long.
 pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", shortened(text))
 }
 
-/// `` `name` `` for a message: escaped, and cut where it is long.
+/// `` `name` `` for a message: escaped, and cut if it is long.
 pub(super) fn ticked(name: &str) -> String {
     format!("`{}`", shortened(name).escape_debug())
 }
 
 fn shortened(text: &str) -> String {
     const LONGEST: usize = 80;
-    // A URL with a user may hold a password.
+    // A URL with a user may contain a password.
     if let Some((scheme, rest)) = text.split_once("://")
         && rest.contains('@')
     {
@@ -201,9 +200,9 @@ fn shortened(text: &str) -> String {
     short
 }
 
-/// The candidate that `name` is most likely a misspelling of.
+/// The candidate of which `name` is most likely a misspelling.
 pub(super) fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    // The distance costs length times length, and nothing this long is a slip of the finger.
+    // The cost grows with the square of the length, and a text this long is no typing error.
     if name.len() > 64 {
         return None;
     }
@@ -216,7 +215,7 @@ pub(super) fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c s
         .map(|(_, candidate)| candidate)
 }
 
-/// ``did you mean `x`?`` or the list of what there is.
+/// ``did you mean `x`?``, or the list of all candidates.
 pub(super) fn suggestion(name: &str, what: &str, candidates: &[&str]) -> String {
     match nearest(name, candidates.iter().copied()) {
         Some(near) => format!("did you mean {}?", ticked(near)),

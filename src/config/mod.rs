@@ -1,7 +1,7 @@
 //! The configuration: `keygate.toml`, the policy file that it names, and the environment over it.
 //!
-//! Every module owns its settings and their defaults; what is here only translates, and reports every mistake
-//! at once. A relative path, in the file or in a variable, starts at the folder of the configuration file.
+//! Every module owns its settings and their defaults. This module only translates, and reports all mistakes at
+//! once. A relative path, in the file or in a variable, starts at the folder of the configuration file.
 
 mod admin;
 mod environment;
@@ -54,7 +54,7 @@ pub const DEFAULT_POLICY: &str = include_str!("../../config/policy.toml");
 /// Everything an operator decides, checked.
 #[derive(Debug)]
 pub struct Config {
-    /// The command line says it: gateways of both roles may share a file.
+    /// From the command line, so that gateways of both roles can share a file.
     pub role: Role,
     pub listener: listener::Settings,
     pub watchdog: watchdog::Settings,
@@ -66,32 +66,31 @@ pub struct Config {
     /// An [`upstream::UpstreamId`] is a place in this list.
     pub upstreams: Vec<upstream::Settings>,
     pub routes: RouteTable,
-    /// Every scope that there is: what a new key may be given, and all that signup gives.
+    /// All scopes of the policy: a new key may have any of them, and signup grants all of them.
     pub scopes: ScopeSet,
     pub signup: SignupSettings,
-    /// `None` where nobody is told of new organisations.
+    /// `None` if no service is notified of new organisations.
     pub outbox: Option<outbox::Settings>,
     pub retention: RetentionSettings,
     pub admin: crate::operators::admin::Settings,
     pub ops: ops::Settings,
     pub request_log: RequestLog,
     pub drain: DrainSettings,
-    /// Tells this configuration from others: 48 bits of a hash of the two files and the variables, as they
-    /// are written.
+    /// Identifies this configuration: 48 bits of a hash of the text of both files and of the variables.
     pub hash: u64,
 }
 
-/// What keys look like and how they are digested.
+/// The format of keys, and how they are digested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySettings {
     pub prefix: Prefix,
-    /// Whether imported keys without a checksum are looked up at all.
+    /// Whether keys without a checksum, which only imported keys can be, are looked up.
     pub accept_without_checksum: bool,
-    /// The file with the installation's secret; `None` for plain digests.
+    /// The file with the pepper, the installation's secret; `None` for plain digests.
     pub pepper_file: Option<PathBuf>,
-    /// The file with the key of the audit trail; `None` for the installation's secret.
+    /// The file with the key of the audit trail; `None` to use the pepper.
     pub audit_key_file: Option<PathBuf>,
-    /// How long whoever takes a right away waits until all gateways have confirmed it.
+    /// How long revoking, narrowing or suspending waits until all gateways have confirmed it.
     pub ack_wait: Duration,
 }
 
@@ -107,7 +106,7 @@ impl Default for KeySettings {
     }
 }
 
-/// Which back end keeps the keys.
+/// The back end that keeps the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreSettings {
     Embedded(embedded::Settings),
@@ -115,10 +114,10 @@ pub enum StoreSettings {
 }
 
 impl Config {
-    /// Reads a configuration file, with the variables `KEYGATE__SECTION__KEY` of `environment` over it.
+    /// Reads a configuration file. The variables `KEYGATE__SECTION__KEY` of `environment` override it.
     ///
     /// # Errors
-    /// Every mistake in it and in the policy.
+    /// All mistakes in the file and in its policy.
     pub fn load(
         path: &Path,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -126,10 +125,10 @@ impl Config {
         Self::load_from(&|path| fs::read_to_string(path), path, environment)
     }
 
-    /// The same for a gateway of this role, without what it has no business with.
+    /// The same configuration for a gateway of this role, without the settings that the role does not use.
     ///
     /// # Errors
-    /// A proxy on an embedded store, which has one gateway and nobody else who could put a key into it.
+    /// A proxy with an embedded store: only one gateway can use it, and a proxy creates no keys.
     pub fn in_role(self, role: Role) -> Result<Self, Mistakes> {
         match (role, &self.store) {
             (Role::Full, _) => Ok(Self { role, ..self }),
@@ -142,15 +141,15 @@ impl Config {
             }),
             (Role::Proxy, StoreSettings::Embedded(_)) => Err(Mistakes::of_command_line(
                 "--role proxy",
-                "a gateway that only lets requests through needs a store that others write to; set store.kind = \"redis\"",
+                "this role creates no keys, so it needs a store that other gateways share; set store.kind = \"redis\"",
             )),
         }
     }
 
-    /// As [`Config::load`], with files that `files` reads.
+    /// As [`Config::load`]; `files` reads the files.
     ///
     /// # Errors
-    /// Every mistake in it and in the policy.
+    /// All mistakes in the file and in its policy.
     pub fn load_from(
         files: &dyn Fn(&Path) -> io::Result<String>,
         path: &Path,
@@ -175,26 +174,26 @@ impl Config {
     }
 }
 
-/// What was read, as one number.
+/// A hash of everything that was read.
 #[derive(Default)]
 struct Fingerprint(RefCell<Sha256>);
 
 impl Fingerprint {
-    /// Adds a text, and where it ends.
+    /// Adds a text and its length, so that moving a boundary between texts changes the hash.
     fn add(&self, text: &[u8]) {
         let mut hasher = self.0.borrow_mut();
         hasher.update((text.len() as u64).to_be_bytes());
         hasher.update(text);
     }
 
-    /// As many bits as a metric's value holds exactly.
+    /// 48 bits: a metric's value, a 64-bit float, holds them exactly.
     fn hash(&self) -> u64 {
         let digest = self.0.borrow().clone().finalize();
         digest.iter().take(6).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
     }
 }
 
-/// `None` only where the report says why.
+/// `None` only if the report has the reason.
 fn translate(
     toml: &str,
     path: &Path,
@@ -295,7 +294,7 @@ fn cache(section: &mut Section<'_>) -> cache::Settings {
     }
 }
 
-/// `news` tells whether there is somewhere to send news to.
+/// `news` tells whether an outbox is configured.
 fn signup(section: &mut Section<'_>, news: bool) -> SignupSettings {
     let default = SignupSettings::default();
     SignupSettings {
@@ -314,11 +313,12 @@ fn signup(section: &mut Section<'_>, news: bool) -> SignupSettings {
 
 fn outbox(section: &mut Section<'_>, folder: &Path) -> Option<outbox::Settings> {
     let receiver = section.optional("url", |value| {
-        outbox::Receiver::parse(&text(value)?).map_err(|error| format!("no place to send news to; {error}"))
+        outbox::Receiver::parse(&text(value)?)
+            .map_err(|error| format!("invalid address for notifications; {error}"))
     });
     let key_file = section.optional("key_file", text).map(|path| folder.join(path));
     if section.given("url") && !section.given("key_file") {
-        section.missing("key_file", "name the file with the key that news are signed with");
+        section.missing("key_file", "name the file that holds the key for the signatures");
     }
     Some(outbox::Settings { receiver: receiver?, key_file: key_file? })
 }
@@ -340,10 +340,14 @@ fn policy(
     files: &dyn Fn(&Path) -> io::Result<String>,
     report: &Report,
 ) -> Option<Policy> {
-    let file = section.required("file", "name the file of routes: file = \"policy.toml\"", text)?;
+    let file = section.required(
+        "file",
+        "name the policy file, which lists the routes: file = \"policy.toml\"",
+        text,
+    )?;
     let path = folder.join(file);
     let toml = files(&path)
-        .map_err(|error| section.wrong("file", format!("{} cannot be read: {error}", path.display())))
+        .map_err(|error| section.wrong("file", format!("cannot read {}: {error}", path.display())))
         .ok()?;
     let root = file::parse(&toml, Document::Policy, &path.display().to_string(), report);
     let names: Vec<&str> = upstreams.iter().map(|upstream| &*upstream.name).collect();

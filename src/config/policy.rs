@@ -1,4 +1,4 @@
-//! The policy file: which routes there are, who may use them and who answers.
+//! The policy file: the routes, the access rule of each and its target.
 
 use http::Method;
 
@@ -16,14 +16,14 @@ use crate::vocabulary::key::scope::{Scope, ScopeSet};
 
 pub(super) struct Policy {
     pub(super) routes: RouteTable,
-    /// Every scope that there is.
+    /// All scopes of the policy.
     pub(super) scopes: ScopeSet,
 }
 
-/// `None` only where the report says why.
+/// `None` only if the report has the reason.
 pub(super) fn read(root: &mut Section<'_>, upstreams: &[&str]) -> Option<Policy> {
     let declared = root.list("scopes", parsed(Scope::parse));
-    // A list with a mistake in it would make every use of what it lacks another mistake.
+    // With a mistake in the list, a scope that seems to be missing may only be misspelt there.
     let vocabulary = declared.as_deref();
     let names = Names { upstreams, scopes: vocabulary };
     let routes = root.repeated("route", "id", |section| Rule {
@@ -31,34 +31,38 @@ pub(super) fn read(root: &mut Section<'_>, upstreams: &[&str]) -> Option<Policy>
         place: section.place().clone(),
     });
     if routes.is_empty() && !root.given("route") {
-        root.missing("route", "without a route every request is refused; add one under [[route]]");
+        root.missing("route", "without a route, every request is refused; add a [[route]] section");
     }
     let asks = |rule: &Rule| matches!(&rule.route, Some(Route { access: Access::Scopes(_), .. }));
     if !root.given("scopes") && routes.iter().any(asks) {
-        root.missing("scopes", "declare every scope that there is, as in scopes = [\"jobs:read\"]");
+        root.missing("scopes", "list every scope of your API, as in scopes = [\"jobs:read\"]");
     }
     let routes = compile(root, routes)?;
     Some(Policy { routes, scopes: declared.unwrap_or_default().into() })
 }
 
-/// What a route can refer to.
+/// The names that a route can refer to.
 struct Names<'n> {
     upstreams: &'n [&'n str],
-    /// `None` where they are not known.
+    /// `None` if they are not known.
     scopes: Option<&'n [Scope]>,
 }
 
-/// A route as it was read; `None` with the mistakes already reported.
+/// A route and its place; `None` if its mistakes were reported.
 struct Rule {
     route: Option<Route>,
     place: Place,
 }
 
 fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
-    let id = section.required("id", "name the route for logs and metrics, as in id = \"jobs.read\"", id);
-    let methods = section.required_list("methods", "name at least one, as in [\"GET\"]", method);
-    let patterns =
-        section.required_list("paths", "name at least one, as in [\"/v1/jobs\"]", parsed(Pattern::parse));
+    let id =
+        section.required("id", "give the route a name for logs and metrics, as in id = \"jobs.read\"", id);
+    let methods = section.required_list("methods", "list at least one method, as in [\"GET\"]", method);
+    let patterns = section.required_list(
+        "paths",
+        "list at least one path, as in [\"/v1/jobs\"]",
+        parsed(Pattern::parse),
+    );
     let access = access(section, names);
     let target = target(section, names);
     let forward_authorization = section.or("forward_authorization", false, flag);
@@ -89,13 +93,13 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
 fn id(value: &Value) -> Result<Box<str>, String> {
     let text = text(value)?;
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-    // What begins with an underscore is keygate's own in metrics, as `_none` for requests without a route.
+    // A beginning underscore is reserved for keygate's own labels in metrics, as `_none` for requests without a route.
     let well_formed = (1..=64).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('_');
     if well_formed {
         Ok(text.into())
     } else {
         Err(format!(
-            "{} does not do; a route's id is 1 to 64 of a-z 0-9 . _ - and does not begin with _",
+            "invalid value {}; write 1 to 64 characters from a-z 0-9 . _ - that do not begin with _",
             quoted(&text)
         ))
     }
@@ -105,20 +109,23 @@ fn method(value: &Value) -> Result<Method, String> {
     const COMMON: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     let text = text(value)?;
     if matches!(&*text, "CONNECT" | "TRACE") {
-        return Err(format!("{text} cannot be forwarded safely; leave it out"));
+        return Err(format!("{text} cannot be forwarded safely; remove it"));
     }
     let token = !text.is_empty() && text.bytes().all(|b| b.is_ascii_uppercase() || b"-_".contains(&b));
     if let (true, Ok(method)) = (token, Method::from_bytes(text.as_bytes())) {
         return Ok(method);
     }
-    let advice = nearest(&text, COMMON)
-        .map_or("write it in upper case, as in \"GET\"".to_owned(), |near| format!("did you mean {near:?}?"));
+    let advice = match nearest(&text, COMMON) {
+        _ if text == "*" => "there is no wildcard: list the methods".to_owned(),
+        Some(near) => format!("did you mean {near:?}?"),
+        None => "write it in upper case, as in \"GET\"".to_owned(),
+    };
     Err(format!("{} is not a method; {advice}", quoted(&text)))
 }
 
-/// Who may use the route: exactly one of three keys says it.
+/// The access rule of the route: exactly one of three keys.
 fn access(section: &mut Section<'_>, names: &Names<'_>) -> Option<Access> {
-    const ADVICE: &str = "name at least one: an empty list would let nobody through";
+    const ADVICE: &str = "list at least one scope: with an empty list, every request would be refused";
     let public = section.optional("public", only_true);
     let any_key = section.optional("any_key", only_true);
     let scopes = section.filled("scopes", ADVICE, |value| scope(value, names));
@@ -130,11 +137,11 @@ fn access(section: &mut Section<'_>, names: &Names<'_>) -> Option<Access> {
     match given[..] {
         [_] => {}
         [] => {
-            section.lacks("says nowhere who may use it; add scopes = […], any_key = true or public = true");
+            section.lacks("the route has no access rule; add scopes = […], any_key = true or public = true");
             return None;
         }
         [first, second, ..] => {
-            section.wrong(second, format!("`{first}` already says who may use this route; keep one of them"));
+            section.wrong(second, format!("`{first}` is also set; remove one of the two"));
             return None;
         }
     }
@@ -152,10 +159,10 @@ fn scope(value: &Value, names: &Names<'_>) -> Result<Scope, String> {
     }
     let declared: Vec<&str> = declared.iter().map(Scope::as_str).collect();
     let advice = suggestion(scope.as_str(), "declared scopes", &declared);
-    Err(format!("{} is not among the `scopes` at the top of the file; {advice}", quoted(scope.as_str())))
+    Err(format!("{} is not in the list `scopes` at the top of the file; {advice}", quoted(scope.as_str())))
 }
 
-/// Who answers: exactly one of two keys says it.
+/// The target of the route: exactly one of two keys.
 fn target(section: &mut Section<'_>, names: &Names<'_>) -> Option<Target> {
     let upstream = section.optional("upstream", |value| {
         let name = text(value)?;
@@ -171,43 +178,45 @@ fn target(section: &mut Section<'_>, names: &Names<'_>) -> Option<Target> {
         let name = text(value)?;
         let all = Operation::ALL.map(Operation::name);
         Operation::ALL.into_iter().find(|operation| operation.name() == name).ok_or_else(|| {
-            format!("keygate does not serve {}; {}", quoted(&name), suggestion(&name, "operations", &all))
+            format!("there is no operation {}; {}", quoted(&name), suggestion(&name, "operations", &all))
         })
     });
     match (section.given("upstream"), section.given("serve")) {
         (true, true) => {
-            section.wrong("serve", "`upstream` already says who answers on this route; keep one of them");
+            section.wrong("serve", "`upstream` is also set; remove one of the two");
             None
         }
         (false, false) => {
-            section.lacks("says nowhere who answers; add upstream = \"…\" or serve = \"…\"");
+            section.lacks("the route has no target; add upstream = \"…\" or serve = \"…\"");
             None
         }
         _ => upstream.map(Target::Upstream).or_else(|| operation.map(Target::Operation)),
     }
 }
 
-/// Keys that promise what this kind of route does not do.
+/// Reports keys that have no effect on this kind of route.
 fn refuse_senseless(section: &Section<'_>, access: &Access, target: Target) {
     let public = matches!(access, Access::Public { .. });
     if section.given("environment") && !(public && matches!(target, Target::Upstream(_))) {
-        let text = "only chooses the upstream of requests without a key, on a public route; leave it out";
+        let text = "only valid on a public route to an upstream; remove it";
         section.wrong("environment", text);
     }
     let Target::Operation(operation) = target else { return };
     for key in ["forward_authorization", "encoded_slash", "websocket"] {
         if section.given(key) {
-            section.wrong(key, "only means something on the way to an upstream; leave it out");
+            section.wrong(key, "only valid on a route to an upstream; remove it");
         }
     }
     if public && operation != Operation::Signup {
-        let text =
-            format!("{} acts for a key's owner; ask for a scope, as in scopes = […]", operation.name());
+        let text = format!(
+            "{} acts for the owner of a key, so the route cannot be public; write scopes = […] instead",
+            operation.name()
+        );
         section.wrong("public", text);
     }
 }
 
-/// Methods and paths that the operation cannot be asked with.
+/// Reports methods and paths that the operation does not accept.
 fn refuse_unservable(section: &Section<'_>, operation: Operation, methods: &[Method], patterns: &[Pattern]) {
     let (allowed, names_key) = match operation {
         Operation::Signup | Operation::CreateKey => (&[Method::POST][..], false),
@@ -222,24 +231,23 @@ fn refuse_unservable(section: &Section<'_>, operation: Operation, methods: &[Met
     let name = operation.name();
     if let Some(method) = methods.iter().find(|method| !allowed.contains(method)) {
         let allowed: Vec<&str> = allowed.iter().map(Method::as_str).collect();
-        section
-            .wrong("methods", format!("{name} is not asked with {method}; write {}", allowed.join(" or ")));
+        section.wrong("methods", format!("{name} does not accept {method}; write {}", allowed.join(" or ")));
     }
     for pattern in patterns.iter().map(Pattern::as_str) {
         let (parameters, rest) = (pattern.matches('{').count(), pattern.contains("{*"));
         if names_key && (parameters != 1 || rest) {
-            let text = format!("{name} takes the key's id from the path; {pattern} needs one {{id}}");
+            let text = format!("{name} reads the key's id from the path; write one {{id}} in {pattern}");
             section.wrong("paths", text);
         } else if !names_key && parameters > 0 {
             section.wrong(
                 "paths",
-                format!("{name} takes nothing from the path; write {pattern} without braces"),
+                format!("{name} reads nothing from the path; write {pattern} without braces"),
             );
         }
     }
 }
 
-/// The table of all routes; conflicts are reported where the later route stands.
+/// The table of all routes. A conflict is reported at the later of the two routes.
 fn compile(root: &Section<'_>, rules: Vec<Rule>) -> Option<RouteTable> {
     let complete = rules.iter().all(|rule| rule.route.is_some());
     let (routes, places): (Vec<Route>, Vec<Place>) =
@@ -250,11 +258,11 @@ fn compile(root: &Section<'_>, rules: Vec<Rule>) -> Option<RouteTable> {
         Err(conflicts) => {
             for conflict in conflicts {
                 let (second, advice) = match &conflict {
-                    Conflict::SameRequest { second, .. } => (second, "give the request to one of them"),
+                    Conflict::SameRequest { second, .. } => (second, "remove it from one of them"),
                     Conflict::HeadApartFromGet { second, .. } => {
-                        (second, "name HEAD beside GET in one route, or leave it out")
+                        (second, "list HEAD beside GET in one route, or remove it")
                     }
-                    Conflict::SameId(id) => (id, "give each a name of its own"),
+                    Conflict::SameId(id) => (id, "give each its own id"),
                 };
                 let at = ids.iter().rposition(|id| id == second).and_then(|n| places.get(n));
                 root.wrong_at(at, &format!("route[{second}]"), format!("{conflict}; {advice}"));

@@ -1,32 +1,32 @@
-//! Sections: what readers of the configuration ask for values.
+//! Sections: readers of the configuration take their values from them.
 //!
-//! A section remembers which keys were asked for: what is left over when its reader returns is an unknown
-//! key. Every mistake is reported and reading goes on.
+//! A section remembers which keys were asked for; the keys that are left when its reader returns are unknown.
+//! Every mistake is reported, and reading continues.
 
 use super::file::{Content, Entry, Table, Value};
 use super::mistake::{Kind, Place, Report, suggestion, ticked};
 
-/// Lets `reader` ask the root of a tree, and reports the keys that it did not ask for.
+/// Runs `reader` on the root of a tree, and reports the keys that it did not ask for.
 pub(super) fn read<T>(root: Value, report: &Report, reader: impl FnOnce(&mut Section<'_>) -> T) -> T {
     Section::new(report, String::new(), root).run(reader)
 }
 
-/// A table of the tree, while it is read.
+/// A table of the tree while it is being read.
 pub(super) struct Section<'r> {
     report: &'r Report,
-    /// Its name from the root on, as in `upstreams.api`.
+    /// The names from the root to this table, as in `upstreams.api`.
     path: String,
     place: Place,
-    /// Whether it is something else in fact, so that nothing can be missing from it.
+    /// Whether the value is not a table at all; then no key is reported as missing.
     broken: bool,
-    /// What was not asked for yet.
+    /// The keys that were not asked for yet.
     entries: Table,
-    /// What was asked for, and where it stood if it was given.
+    /// The keys that were asked for, each with its place if the file has it.
     asked: Vec<(&'static str, Option<Place>)>,
 }
 
 impl<'r> Section<'r> {
-    /// Reports a value that is no table, and goes on as if it were an empty one.
+    /// Reports a value that is not a table, and continues with an empty table.
     fn new(report: &'r Report, path: String, value: Value) -> Self {
         let kind = value.kind();
         let Value { content, place, .. } = value;
@@ -34,7 +34,7 @@ impl<'r> Section<'r> {
             Content::Table(entries) => (entries, false),
             _ => {
                 let text = format!(
-                    "expected a section, found {kind}; write a heading in brackets and its keys beneath it"
+                    "expected a section, found {kind}; write a heading in brackets and put its keys below it"
                 );
                 report.add(Kind::Wrong, &place, &path, text);
                 (Table::new(), true)
@@ -54,13 +54,13 @@ impl<'r> Section<'r> {
         result
     }
 
-    /// Every variable is reported by its own name, however deep within an unknown section it leads.
+    /// Reports every variable within an unknown section by its own name, at any depth.
     fn refuse_variables(&self, within: &str, entry: &Entry) {
         let Content::Table(table) = &entry.value.content else { return };
         for (key, inner) in table {
             let path = format!("{within}.{key}");
             if matches!(inner.key, Place::Variable { .. }) && inner.key != entry.key {
-                let text = format!("{} is unknown; mend the name of the variable", ticked(within));
+                let text = format!("unknown section {}; correct the name of the variable", ticked(within));
                 self.report.add(Kind::Wrong, &inner.key, &path, text);
             }
             self.refuse_variables(&path, inner);
@@ -80,24 +80,24 @@ impl<'r> Section<'r> {
         value
     }
 
-    /// Whether a key that was asked for is there, be its value right or wrong.
+    /// Whether the file has a key that was asked for, with a valid or an invalid value.
     pub(super) fn given(&self, key: &str) -> bool {
         self.asked.iter().any(|(asked, place)| *asked == key && place.is_some())
     }
 
-    /// Reports what is wrong with a key that was asked for; with the whole section if the key is not there.
+    /// Reports a mistake in a key that was asked for, or in the section if the file does not have the key.
     pub(super) fn wrong(&self, key: &str, text: impl Into<String>) {
         let place = self.asked.iter().find(|(asked, _)| *asked == key).and_then(|(_, place)| place.as_ref());
         let path = if place.is_some() { self.path_of(key) } else { self.path.clone() };
         self.report.add(Kind::Wrong, place.unwrap_or(&self.place), &path, text.into());
     }
 
-    /// Reports that a key is not there.
+    /// Reports a missing key.
     pub(super) fn missing(&self, key: &str, advice: &str) {
         self.lack(&self.path_of(key), format!("missing; {advice}"));
     }
 
-    /// Reports what the section as a whole does not say.
+    /// Reports something missing that concerns the section as a whole.
     pub(super) fn lacks(&self, text: impl Into<String>) {
         self.lack(&self.path, text.into());
     }
@@ -108,7 +108,7 @@ impl<'r> Section<'r> {
         }
     }
 
-    /// The value of a key, or `None` where it is not there or wrong.
+    /// The value of a key; `None` if it is missing or wrong.
     pub(super) fn optional<T>(
         &mut self,
         key: &'static str,
@@ -118,7 +118,7 @@ impl<'r> Section<'r> {
         read(&value).map_err(|text| self.report.add(Kind::Wrong, &value.place, &self.path_of(key), text)).ok()
     }
 
-    /// The value of a key, or its default.
+    /// The value of a key; its default if it is missing or wrong.
     pub(super) fn or<T>(
         &mut self,
         key: &'static str,
@@ -128,7 +128,7 @@ impl<'r> Section<'r> {
         self.optional(key, read).unwrap_or(default)
     }
 
-    /// The value of a key that must be there; `advice` says what to add.
+    /// The value of a required key; `advice` says what to add if it is missing.
     pub(super) fn required<T>(
         &mut self,
         key: &'static str,
@@ -142,7 +142,7 @@ impl<'r> Section<'r> {
         value
     }
 
-    /// The values of a list without doubles, or `None` where it is not there or anything in it is wrong.
+    /// The values of a list without duplicates; `None` if the list is missing or anything in it is wrong.
     pub(super) fn list<T: PartialEq>(
         &mut self,
         key: &'static str,
@@ -159,7 +159,7 @@ impl<'r> Section<'r> {
         for (n, value) in values.iter().enumerate() {
             match read(value) {
                 Ok(item) if list.contains(&item) => {
-                    let text = "stands twice in this list; leave one out".to_owned();
+                    let text = "duplicate; remove one".to_owned();
                     self.report.add(Kind::Wrong, &value.place, &format!("{path}[{n}]"), text);
                 }
                 Ok(item) => list.push(item),
@@ -169,7 +169,7 @@ impl<'r> Section<'r> {
         (list.len() == values.len()).then_some(list)
     }
 
-    /// As [`Section::list`], but an empty list is a mistake.
+    /// As [`Section::list`]; an empty list is a mistake.
     pub(super) fn filled<T: PartialEq>(
         &mut self,
         key: &'static str,
@@ -178,13 +178,13 @@ impl<'r> Section<'r> {
     ) -> Option<Vec<T>> {
         let list = self.list(key, read)?;
         if list.is_empty() {
-            self.wrong(key, format!("is empty; {advice}"));
+            self.wrong(key, format!("the list is empty; {advice}"));
             return None;
         }
         Some(list)
     }
 
-    /// As [`Section::filled`], but a missing list is a mistake too.
+    /// As [`Section::filled`]; a missing list is a mistake too.
     pub(super) fn required_list<T: PartialEq>(
         &mut self,
         key: &'static str,
@@ -198,7 +198,7 @@ impl<'r> Section<'r> {
         list
     }
 
-    /// A section within this one; an empty one where it is not there.
+    /// A section within this one; an empty section if it is missing.
     pub(super) fn section<T>(&mut self, key: &'static str, reader: impl FnOnce(&mut Self) -> T) -> T {
         let empty = || Value { content: Content::Table(Table::new()), place: self.place.clone(), raw: None };
         let value = self.entries.remove(key).map_or_else(empty, |entry| entry.value);
@@ -206,7 +206,7 @@ impl<'r> Section<'r> {
         Self::new(self.report, self.path_of(key), value).run(reader)
     }
 
-    /// Every section within this one, whatever its name, in the order of their names.
+    /// All sections within this one, in the order of their names.
     pub(super) fn named<T>(&mut self, mut reader: impl FnMut(&str, &mut Self) -> T) -> Vec<T> {
         std::mem::take(&mut self.entries)
             .into_iter()
@@ -217,7 +217,8 @@ impl<'r> Section<'r> {
             .collect()
     }
 
-    /// The sections of an array of tables, in their order. In messages each is called by its key `label`.
+    /// The sections of an array of tables, in their order. Messages name each section by the value of its key
+    /// `label`.
     pub(super) fn repeated<T>(
         &mut self,
         key: &'static str,
@@ -229,7 +230,7 @@ impl<'r> Section<'r> {
             self.wrong(
                 key,
                 format!(
-                    "expected sections [[{}]], found {}; double the brackets",
+                    "expected a list of sections, found {}; write [[{}]] for each of them, or a list [{{ … }}]",
                     self.path_of(key),
                     value.kind()
                 ),
@@ -249,7 +250,7 @@ impl<'r> Section<'r> {
         &self.place
     }
 
-    /// Reports what became clear only when everything was read; with this section if `place` is not known.
+    /// Reports a mistake that was found after reading, at `place`, or at this section without one.
     pub(super) fn wrong_at(&self, place: Option<&Place>, path: &str, text: String) {
         self.report.add(Kind::Wrong, place.unwrap_or(&self.place), path, text);
     }

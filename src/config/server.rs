@@ -1,4 +1,4 @@
-//! `[server]` and `[limits]`: the public socket, its connections, and how large a request may be.
+//! `[server]` and `[limits]`: the public listener, its connections, and the size of a request.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -37,8 +37,8 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Server {
         section.wrong(
             "listen",
             format!(
-                "{} is not loopback, and keys would cross the network in plain text; set tls, listen on loopback, or put a \
-                 TLS terminator before it and say plaintext = {BEHIND_TLS:?}",
+                "{} is not a loopback address, so keys would cross the network in plain text; set tls, or listen on \
+                     loopback, or put a TLS terminator in front and set plaintext = {BEHIND_TLS:?}",
                 listener.listen
             ),
         );
@@ -125,11 +125,15 @@ fn network(text: &str) -> Result<IpNet, String> {
     };
     if network.prefix_len() == 0 {
         return Err(
-            "it trusts everybody, so any client could claim any address; name your proxies".to_owned()
+            "it contains every address, so any client could claim any address; list only your proxies"
+                .to_owned(),
         );
     }
     if network.trunc() != network {
-        return Err(format!("the network is {}; write that, or the address alone", network.trunc()));
+        return Err(format!(
+            "the address has bits after the prefix; write the network {}, or the address alone",
+            network.trunc()
+        ));
     }
     Ok(network)
 }

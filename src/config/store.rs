@@ -1,4 +1,4 @@
-//! `[store]`: which back end keeps the keys. What belongs to the other one is a mistake, not an idle remark.
+//! `[store]`: the back end that keeps the keys. A key of the other back end is a mistake.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ enum Kind {
 }
 
 const KINDS: [(&str, Kind); 2] = [("embedded", Kind::Embedded), ("redis", Kind::Redis)];
-/// The keys of one kind only.
+/// The keys that only one kind has.
 const OF_EMBEDDED: [&str; 1] = ["path"];
 const OF_REDIS: [&str; 13] = [
     "url",
@@ -34,10 +34,10 @@ const OF_REDIS: [&str; 13] = [
     "allow_without_pepper",
 ];
 
-/// `sealed` tells whether records carry a seal, that is, whether there is a pepper.
+/// `sealed` tells whether records carry a seal: with a pepper they do.
 pub(super) fn read(section: &mut Section<'_>, folder: &Path, sealed: bool) -> Option<StoreSettings> {
-    const ADVICE: &str = "say where keys are kept: kind = \"embedded\" for one file on this machine, \"redis\" for several \
-                          gateways";
+    const ADVICE: &str = "write kind = \"embedded\" for one file on this machine, or kind = \"redis\" for a store \
+         that several gateways share";
     let kind = section.required("kind", ADVICE, choice(&KINDS));
     let embedded = embedded(section, folder);
     let redis = redis(section, folder, kind == Some(Kind::Redis), sealed);
@@ -55,7 +55,7 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path, sealed: bool) -> Op
 
 fn refuse(section: &Section<'_>, keys: &[&str], kind: &str) {
     for key in keys.iter().filter(|key| section.given(key)) {
-        section.wrong(key, format!("belongs to kind = \"{kind}\"; leave it out"));
+        section.wrong(key, format!("only valid with kind = \"{kind}\"; remove it"));
     }
 }
 
@@ -70,7 +70,10 @@ fn redis(section: &mut Section<'_>, folder: &Path, wanted: bool, sealed: bool) -
     let encrypted = matches!(&place, Some(Place::Fixed(address)) if address.encrypted());
     let tls = section.section("tls", |section| tls(section, folder, wanted, encrypted));
     if tls.is_some() && !encrypted && matches!(place, Some(Place::Fixed(_))) {
-        section.wrong("url", "asks for no TLS, and store.tls is there; write rediss://");
+        section.wrong(
+            "url",
+            "redis:// means plain text, but store.tls is set; write rediss://, or remove store.tls",
+        );
     }
     let known = redis::Settings::default();
     let settings = redis::Settings {
@@ -84,34 +87,35 @@ fn redis(section: &mut Section<'_>, folder: &Path, wanted: bool, sealed: bool) -
         place: place.clone().unwrap_or(known.place),
     };
     if wanted && settings.username.is_some() && !section.given("password_file") {
-        section.missing("password_file", "name the file with the password of `username`");
+        section.missing("password_file", "name the file that holds the password of `username`");
     }
     let unsealed = section.or("allow_without_pepper", false, flag);
     if wanted && !sealed && !unsealed {
         section.lacks(
-            "who can write to Redis could make keys; give keys.pepper_file, or say allow_without_pepper = true",
+            "without a pepper, every client that can write to Redis can create keys; set keys.pepper_file, or \
+                 allow_without_pepper = true",
         );
     }
     place.map(|_| settings)
 }
 
-/// How Redis is found: one of three ways.
+/// The way to find Redis: exactly one of three.
 fn place(section: &mut Section<'_>, folder: &Path, wanted: bool) -> Option<Place> {
     const WAYS: [&str; 3] = ["url", "sentinels", "cluster"];
-    // Not `parsed`, which shows the text: people put passwords into addresses.
+    // Not `parsed`: it shows the text, and an address may contain a password.
     let url = section
         .optional("url", |value| redis::Address::parse(&text(value)?).map_err(|error| error.to_string()));
-    let sentinels = section.filled("sentinels", "name all of them", node);
-    let cluster = section.filled("cluster", "name some of its nodes", node);
+    let sentinels = section.filled("sentinels", "list the addresses of all sentinels", node);
+    let cluster = section.filled("cluster", "list the addresses of some nodes", node);
     let of_sentinels = of_sentinels(section, folder, wanted);
     let given: Vec<&str> = WAYS.into_iter().filter(|way| section.given(way)).collect();
     match given[..] {
         [] if wanted => section.missing(
             "url",
-            "say where Redis is: url = \"redis://127.0.0.1:6379\", or sentinels = […], or cluster = […]",
+            "name the Redis server: url = \"redis://127.0.0.1:6379\", or sentinels = […], or cluster = […]",
         ),
         [first, second, ..] => {
-            section.wrong(second, format!("stands beside `{first}`; Redis is found one way, so keep one"));
+            section.wrong(second, format!("`{first}` is also set; remove one of the two"));
         }
         _ => {}
     }
@@ -121,7 +125,7 @@ fn place(section: &mut Section<'_>, folder: &Path, wanted: bool) -> Option<Place
     })
 }
 
-/// What goes with sentinels: the master's name, and who we are to them.
+/// The settings that belong to sentinels: the master's name, and the user and password file for them.
 fn of_sentinels(
     section: &mut Section<'_>,
     folder: &Path,
@@ -134,17 +138,19 @@ fn of_sentinels(
         if wanted && !section.given("master_name") {
             section.missing(
                 "master_name",
-                "write the name that the sentinels have for the master, as in \"mymaster\"",
+                "write the name of the master in the sentinels' configuration, as in \"mymaster\"",
             );
         }
         if wanted && username.is_some() && !section.given("sentinel_password_file") {
-            section
-                .missing("sentinel_password_file", "name the file with the password of `sentinel_username`");
+            section.missing(
+                "sentinel_password_file",
+                "name the file that holds the password of `sentinel_username`",
+            );
         }
     } else if wanted {
         for key in ["master_name", "sentinel_username", "sentinel_password_file"] {
             if section.given(key) {
-                section.wrong(key, "belongs to `sentinels`, which are not there; leave it out");
+                section.wrong(key, "only valid with `sentinels`; remove it");
             }
         }
     }
@@ -164,14 +170,16 @@ fn tls(section: &mut Section<'_>, folder: &Path, wanted: bool, encrypted: bool) 
     }
     if section.given("cert") != section.given("key") {
         let (missing, there) = if section.given("key") { ("cert", "key") } else { ("key", "cert") };
-        section
-            .missing(missing, &format!("a client certificate needs both; name it, or leave `{there}` out"));
+        section.missing(
+            missing,
+            &format!("a client certificate needs `cert` and `key`; add it, or remove `{there}`"),
+        );
     }
     if !section.given("ca") && (encrypted || section.given("cert") || section.given("key")) {
         section.missing(
             "ca",
-            "name the PEM file with the authorities that Redis' certificate may be from; the system's own are in \
-             /etc/ssl/certs/ca-certificates.crt or the like",
+            "name the PEM file of the certificate authorities that may sign Redis' certificate; the system's file is \
+                 often /etc/ssl/certs/ca-certificates.crt",
         );
     }
     Some(TlsFiles { ca: ca?, client: cert.zip(key) })

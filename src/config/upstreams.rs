@@ -1,4 +1,4 @@
-//! `[upstreams.NAME]`: where requests go, for live keys and for test keys.
+//! `[upstreams.NAME]`: the servers that requests go to, for live keys and for test keys.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::section::Section;
 use super::value::{DAY, INSTANT, choice, duration, flag, text};
 use crate::upstream::{Endpoint, HostField, Settings, Timeouts};
 
-/// An upstream's name, which routes may use although the rest of it is wrong.
+/// An upstream's name and settings. Routes may use the name even if the settings are wrong.
 pub(super) struct Named {
     pub(super) name: Box<str>,
     pub(super) settings: Option<Settings>,
@@ -18,7 +18,7 @@ pub(super) fn read(name: &str, section: &mut Section<'_>) -> Named {
     let well_formed = (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b));
     if !well_formed {
-        section.wrong("", "the name of an upstream is 1 to 64 of a-z 0-9 _ -; rename it");
+        section.wrong("", "invalid name; write 1 to 64 characters from a-z 0-9 _ -");
     }
     let endpoints = endpoints(section);
     let hosts = [("client", HostField::Client), ("endpoint", HostField::Endpoint)];
@@ -28,23 +28,26 @@ pub(super) fn read(name: &str, section: &mut Section<'_>) -> Named {
     named(Some(Settings { name: name.into(), live, test, host, timeouts }))
 }
 
-/// The endpoints for live and for test keys. One for both only if the file says so.
+/// The endpoints for live keys and for test keys. The same for both only if the file says so.
 fn endpoints(section: &mut Section<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)> {
-    const EMPTY: &str = "name at least one, as in [\"http://127.0.0.1:9000\"]";
+    const EMPTY: &str = "list at least one endpoint, as in [\"http://127.0.0.1:9000\"]";
     let live = section.required_list("live", EMPTY, endpoint);
     let test = section.filled("test", EMPTY, endpoint);
     let shared = section.or("shared", false, flag);
     match (section.given("test"), shared) {
         (true, true) => {
-            section.wrong("shared", "true sends test keys to `live`; leave out either `test` or `shared`");
+            section.wrong(
+                "shared",
+                "true sends test keys to `live`, but `test` is also set; remove one of the two",
+            );
             None
         }
         (false, true) => live.map(|live| (live.clone(), live)),
         (false, false) => {
             section.missing(
                 "test",
-                "say where requests with test keys go: test = [\"http://127.0.0.1:9001\"], or shared = true to send \
-                 them to `live`, knowingly",
+                "name the servers for test keys: test = [\"http://127.0.0.1:9001\"]; or write shared = true to send \
+                     test keys to `live`",
             );
             None
         }
@@ -55,8 +58,8 @@ fn endpoints(section: &mut Section<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)
                 section.wrong(
                     "test",
                     format!(
-                        "{both} stands in `live` too, so test keys would reach it; separate them, or leave out \
-                         `test` and write shared = true, knowingly"
+                        "{both} is also in `live`, so test keys would reach a live server; use two servers, or \
+                             remove `test` and write shared = true"
                     ),
                 );
             }
@@ -65,9 +68,9 @@ fn endpoints(section: &mut Section<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)
     }
 }
 
-/// Never shows the text, which could hold a password.
+/// Never shows the text, because it could contain a password.
 fn endpoint(value: &Value) -> Result<Endpoint, String> {
-    Endpoint::parse(&text(value)?).map_err(|error| format!("not an endpoint; {error}"))
+    Endpoint::parse(&text(value)?).map_err(|error| format!("invalid endpoint; {error}"))
 }
 
 fn timeouts(section: &mut Section<'_>) -> Timeouts {

@@ -1,4 +1,5 @@
-//! Readers of single values: each takes a [`Value`] and gives what it says, or says what to write instead.
+//! Readers of single values: each takes a [`Value`] and returns its content, or a message that says what to write
+//! instead.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,12 +10,12 @@ use super::file::{Content, Value};
 use super::mistake::{nearest, quoted};
 use crate::vocabulary::network::parse_address;
 
-/// The shortest time that makes a difference.
+/// The shortest time-out that is allowed.
 pub(super) const INSTANT: Duration = Duration::from_millis(1);
-/// No time-out that is meant as one is longer.
+/// The longest time-out that is allowed.
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Longer than anything is kept.
+/// The longest time for which anything is kept.
 pub(super) const CENTURY: Duration = Duration::from_secs(36_525 * 24 * 60 * 60);
 
 pub(super) fn text(value: &Value) -> Result<String, String> {
@@ -28,22 +29,22 @@ pub(super) fn flag(value: &Value) -> Result<bool, String> {
     }
 }
 
-/// A flag that says something only when it is set.
+/// A flag that has a meaning only if it is true.
 pub(super) fn only_true(value: &Value) -> Result<(), String> {
-    if flag(value)? { Ok(()) } else { Err("false says nothing here; leave the key out".to_owned()) }
+    if flag(value)? { Ok(()) } else { Err("only true is allowed; remove the key instead".to_owned()) }
 }
 
-/// A value that is text in a form of its own. The text is shown in the mistake, so never use it for a secret.
+/// A text that `parse` reads. The message shows the text, so never use this for a secret.
 pub(super) fn parsed<T, E: fmt::Display>(
     parse: impl Fn(&str) -> Result<T, E>,
 ) -> impl Fn(&Value) -> Result<T, String> {
     move |value| {
         let text = text(value)?;
-        parse(&text).map_err(|error| format!("{} does not do; {error}", quoted(&text)))
+        parse(&text).map_err(|error| format!("invalid value {}; {error}", quoted(&text)))
     }
 }
 
-/// One of a few words.
+/// One of several words.
 pub(super) fn choice<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
     move |value| {
         let given = text(value)?;
@@ -57,7 +58,7 @@ pub(super) fn choice<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<
                 format!("write {}", all.join(" or "))
             }
         };
-        Err(format!("{} is not known here; {advice}", quoted(&given)))
+        Err(format!("invalid value {}; {advice}", quoted(&given)))
     }
 }
 
@@ -65,7 +66,7 @@ pub(super) fn address(value: &Value) -> Result<SocketAddr, String> {
     parsed(parse_address)(value)
 }
 
-/// An address, or the word for none.
+/// An address, or "off".
 pub(super) fn address_or_off(value: &Value) -> Result<Option<SocketAddr>, String> {
     let advice = "write an address and a port, as in \"127.0.0.1:9464\", or \"off\"";
     let parse = |text: &str| match text {
@@ -85,7 +86,7 @@ pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Re
             return Ok(duration);
         }
         let [least, most] = [*range.start(), *range.end()].map(humantime::format_duration);
-        Err(format!("{} is out of range; choose from {least} to {most}", quoted(text)))
+        Err(format!("{} is out of range; write a value from {least} to {most}", quoted(text)))
     }
 }
 
@@ -98,12 +99,12 @@ where
             return Err(wrong_kind(value, "an integer", "write a number without quotes"));
         };
         N::try_from(given).ok().filter(|n| range.contains(n)).ok_or_else(|| {
-            format!("{given} is out of range; choose from {} to {}", range.start(), range.end())
+            format!("{given} is out of range; write a value from {} to {}", range.start(), range.end())
         })
     }
 }
 
-/// A number of bytes, as an integer or with a unit.
+/// A number of bytes: an integer, or a text with a unit.
 pub(super) fn size<N>(range: RangeInclusive<N>) -> impl Fn(&Value) -> Result<N, String>
 where
     N: Copy + PartialOrd + TryFrom<u64> + TryInto<u64>,
@@ -122,7 +123,7 @@ where
         bytes.and_then(|bytes| N::try_from(bytes).ok()).filter(|n| range.contains(n)).ok_or_else(|| {
             let [least, most] =
                 [*range.start(), *range.end()].map(|n| Bytes(n.try_into().unwrap_or(u64::MAX)));
-            format!("{shown} is out of range; choose from {least} to {most}")
+            format!("{shown} is out of range; write a value from {least} to {most}")
         })
     }
 }
@@ -138,7 +139,7 @@ fn parse_size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok().filter(|_| digits)?.checked_mul(1 << shift)
 }
 
-/// Bytes as a person writes them.
+/// A number of bytes, printed with the largest unit that divides it.
 struct Bytes(u64);
 
 impl fmt::Display for Bytes {
@@ -151,7 +152,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// The text of a string, or of a variable that was meant as one whatever it reads as.
+/// The text of a string, or of a variable, which may be meant as text although it parses as another kind.
 fn as_text(value: &Value) -> Option<&str> {
     match &value.content {
         Content::Text(text) => Some(text),

@@ -1,7 +1,7 @@
 //! Time as an argument.
 //!
-//! Nothing below the request path asks the machine what time it is: a stage takes a [`Now`], and whoever
-//! starts a request, a load or a sweep reads it once from its [`Clock`]. Tests move a shifted clock by hand.
+//! Stages do not read the machine's clock: each takes a [`Now`]. The code that starts a request, a load or a
+//! sweep reads it once from its [`Clock`]. Tests move a shifted clock by hand.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,29 +11,28 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// A point on the wall clock, in milliseconds since the Unix epoch. What expires by the calendar is judged on
-/// it.
+/// A point in time on the wall clock, in milliseconds since the Unix epoch. Expiry dates are compared with it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UnixMillis(pub u64);
 
 impl UnixMillis {
-    /// The same point, `by` later; saturates at the end of time.
+    /// The point `by` later; saturates at `u64::MAX`.
     #[must_use]
     pub fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// The same point, `by` earlier, but not before the epoch.
+    /// The point `by` earlier; saturates at the epoch.
     #[must_use]
     pub fn minus(self, by: Duration) -> Self {
         Self(self.0.saturating_sub(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// Reads RFC 3339 in UTC, to the millisecond.
+    /// Parses RFC 3339 in UTC, to the millisecond.
     ///
     /// # Errors
-    /// Anything else, another offset from UTC and times before the epoch among it.
+    /// Any other text, including times with another offset and times before the epoch.
     pub fn parse(text: &str) -> Result<Self, InvalidTime> {
         let at = humantime::parse_rfc3339(text).map_err(|_| InvalidTime)?;
         let since_epoch = at.duration_since(UNIX_EPOCH).map_err(|_| InvalidTime)?;
@@ -61,17 +60,17 @@ impl fmt::Debug for UnixMillis {
     }
 }
 
-/// One reading of both clocks: `mono` measures, `wall` dates.
+/// One reading of both clocks: `mono` measures durations, `wall` gives dates.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     pub mono: Instant,
     pub wall: UnixMillis,
 }
 
-/// Where a [`Now`] comes from.
+/// The source of a [`Now`].
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    /// Milliseconds a test has moved this clock ahead of the machine's; `None` in production.
+    /// By how many milliseconds a test has moved this clock ahead; `None` in production.
     shift: Option<Arc<AtomicU64>>,
 }
 
@@ -104,7 +103,7 @@ impl Clock {
         }
     }
 
-    /// The measuring clock alone.
+    /// The monotonic clock alone.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "this is the wrapper that hands time on")]
     pub fn mono(&self) -> Instant {
@@ -115,7 +114,7 @@ impl Clock {
     }
 }
 
-/// Moves a shifted [`Clock`], and every copy of it, ahead.
+/// Moves a shifted [`Clock`], and all its copies, ahead.
 #[derive(Clone, Debug)]
 pub struct Shift {
     millis: Arc<AtomicU64>,

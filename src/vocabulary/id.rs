@@ -1,7 +1,7 @@
-//! Identifiers: a prefix that names the kind and a ULID (<https://github.com/ulid/spec>) behind it.
+//! Identifiers: a prefix for the kind, followed by a ULID (<https://github.com/ulid/spec>).
 //!
-//! They are public: they stand in headers, answers and logs. None is a secret, so their randomness is fast
-//! rather than cryptographic; the ULID's clock part makes them sort by age.
+//! They are public: headers, answers and logs contain them. Because none is a secret, the random part comes from
+//! a fast generator, not a cryptographic one. The clock part makes identifiers sort by age.
 
 use std::fmt;
 
@@ -11,8 +11,8 @@ use ulid::{ULID_LEN, Ulid};
 
 use crate::vocabulary::clock::UnixMillis;
 
-/// Draws identifiers. One per thread, seeded by the operating system. What it draws within one millisecond sorts in the
-/// order in which it was drawn, as what it draws later does.
+/// Draws identifiers. One per thread, seeded by the operating system. Identifiers sort in the order in which one source
+/// draws them, also within one millisecond.
 #[derive(Debug)]
 pub struct IdSource {
     random: fastrand::Rng,
@@ -26,7 +26,7 @@ impl Default for IdSource {
 }
 
 impl IdSource {
-    /// A source that repeats itself, for tests.
+    /// A source with a fixed seed, for tests.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         Self { random: fastrand::Rng::with_seed(seed), last: 0 }
@@ -35,17 +35,18 @@ impl IdSource {
     fn draw(&mut self, now: UnixMillis) -> Ulid {
         let drawn = u128::from_be_bytes(Ulid::from_parts(now.0, self.random.u128(..)).to_bytes());
         let same_moment = drawn >> RANDOM_BITS == self.last >> RANDOM_BITS;
-        // So much further on that nobody can tell how many were drawn in between, and never as far as the clock part.
+        // A random step, so that two identifiers do not tell how many were drawn between them; it is small enough not to
+        // reach the clock part.
         let next = self.last.saturating_add(u128::from(self.random.u32(1..)));
         self.last = if same_moment { next } else { drawn };
         Ulid::from_bytes(self.last.to_be_bytes())
     }
 }
 
-/// What a ULID has beside its clock.
+/// The length of a ULID's random part.
 const RANDOM_BITS: u32 = 80;
 
-/// A text that is not an identifier of the wanted kind.
+/// A text is not an identifier of the expected kind.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
     "expected `{prefix}` followed by the 26 characters of a ULID, as in {prefix}01J9ZQ6T5N8XKD3V4WPYB7C2HM"
@@ -71,8 +72,7 @@ macro_rules! identifier {
             }
 
             /// # Errors
-            /// Anything but the prefix and 26 upper-case Crockford digits; no other spelling names the same
-            /// thing.
+            /// Anything but the prefix and 26 upper-case Crockford digits: an identifier has one spelling.
             pub fn parse(text: &str) -> Result<Self, InvalidId> {
                 let invalid = InvalidId { prefix: $prefix };
                 let digits = text.strip_prefix($prefix).ok_or(invalid)?;
@@ -136,12 +136,12 @@ macro_rules! identifier {
 }
 
 identifier!(
-    /// An organisation: whose keys, whose data.
+    /// An organisation: the owner of keys and data.
     OrgId,
     "org_"
 );
 identifier!(
-    /// A key, through all its rotations; never the secret.
+    /// A key; it stays the same through rotations and tells nothing of the secret.
     KeyId,
     "key_"
 );
@@ -151,7 +151,7 @@ identifier!(
     "evt_"
 );
 identifier!(
-    /// One request and its one answer: in the error envelope, in `x-request-id` both ways, in the log.
+    /// One request and its answer: in the error envelope, in `x-request-id` in both directions, in the log.
     RequestId,
     "req_"
 );

@@ -1,10 +1,10 @@
-//! Where a client is, as coarsely as limits need it; and how the places of servers are written.
+//! The network of a client, for limits; and the text forms of server addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
 
-/// What one customer or attacker commonly has: a /24 of IPv4, a /64 of IPv6.
+/// The network that one customer or attacker commonly controls: a /24 of IPv4, a /64 of IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ClientNetwork(IpAddr);
 
@@ -25,7 +25,7 @@ impl std::fmt::Display for ClientNetwork {
     }
 }
 
-/// A server as settings name it: `host:port`, or the host alone.
+/// A server in settings: `host:port`, or the host alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// A name, or an address without brackets.
@@ -35,15 +35,15 @@ pub struct Server {
 
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum InvalidServer {
-    #[error("the host is a name or an address, one of IPv6 in brackets")]
+    #[error("the host must be a name, an IPv4 address or an IPv6 address in brackets")]
     Host,
-    #[error("the port is a number from 1 to 65535, in digits alone and without a zero before it")]
+    #[error("the port must be a number from 1 to 65535, in digits only and without leading zeros")]
     Port,
 }
 
 impl Server {
     /// # Errors
-    /// [`InvalidServer`] says which part does not read.
+    /// [`InvalidServer`] names the invalid part.
     pub fn parse(text: &str) -> Result<Self, InvalidServer> {
         let (host, rest) = match text.strip_prefix('[') {
             Some(bracketed) => {
@@ -68,8 +68,8 @@ impl Server {
     }
 }
 
-/// A name, or an address of IPv4. A resolver reads `010.0.0.1` and `10.1` as addresses, and hardly those that were
-/// meant.
+/// A name, or an IPv4 address in its usual form. `010.0.0.1` and `10.1` are refused: a resolver takes them as
+/// addresses, but rarely as those that were meant.
 fn is_host(text: &str) -> bool {
     if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         return text.parse::<Ipv4Addr>().is_ok();
@@ -77,13 +77,13 @@ fn is_host(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
-/// A number as it is written out: what the standard library takes besides, a sign and zeros before it, has two
-/// readings.
+/// A number in its shortest form. The standard library also accepts a sign and leading zeros, which other parsers
+/// read differently.
 pub fn parse_number<N: std::str::FromStr + ToString>(text: &str) -> Option<N> {
     text.parse().ok().filter(|number: &N| number.to_string() == text)
 }
 
-/// An address to listen on; port 0 stands for any that is free.
+/// An address to listen on; port 0 means any free port.
 ///
 /// # Errors
 /// [`InvalidAddress`] says what to write instead.

@@ -1,4 +1,5 @@
-//! The audit trail at the command line: tampering shows, heads in a log show what a store alone cannot, old events go.
+//! `keygate audit`: detecting changes in the store, detecting a removed end by the heads in a log, and removing old
+//! events.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +20,7 @@ use crate::harness::{Gateway, RedisServer, eventually, operator};
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const KEYED: &str = "[audit]\nkey_file = \"audit-key\"\n";
 
-/// A trail as it lies in a store: its ends, and each entry's number, MAC and text.
+/// The stored form of a trail: its ends, and the number, MAC and text of each entry.
 #[derive(Clone)]
 struct Raw {
     checkpoint: Link,
@@ -34,7 +35,7 @@ impl Raw {
     }
 }
 
-/// Somebody who can write to a store.
+/// An attacker with write access to a store.
 enum Intruder<'s> {
     File(&'s Path),
     Redis(&'s RedisServer),
@@ -123,7 +124,7 @@ fn connect(redis: &RedisServer) -> redis::Connection {
     redis::Client::open(redis.url()).unwrap().get_connection().unwrap()
 }
 
-/// Six events in one trail, made through a gateway that has ended since, and the log of its end.
+/// Six events in one trail, created through a gateway that has stopped; and the log of its last head.
 fn six_events(settings: &str) -> (Desk, Trail) {
     let mut desk = Desk::with(Way::Store, settings, NOWHERE);
     write_secret(&desk.folder().join("audit-key"), &"audit key".repeat(8));
@@ -151,7 +152,7 @@ fn assert_finds(ran: &Ran, findings: &[&str]) {
 }
 
 #[test]
-fn whatever_is_done_to_a_trail_in_its_store_shows() {
+fn every_change_to_a_stored_trail_is_detected() {
     let redis = RedisServer::start();
     for settings in [KEYED.to_owned(), in_redis(&redis) + KEYED] {
         let (desk, trail) = six_events(&settings);
@@ -207,13 +208,13 @@ fn whatever_is_done_to_a_trail_in_its_store_shows() {
             &against_log(),
             &["event 6 was exported to the log and is missing: the trail was cut off"],
         );
-        // The same, and then life goes on.
+        // The same, followed by new events.
         desk.done(&["keys", "create", "--name", "after"]);
         desk.done(&["keys", "create", "--name", "the cut"]);
         assert_finds(&against_log(), &["event 6 is not the one whose head was exported"]);
         intruder.write(trail, &whole);
         assert_finds(&against_log(), &[]);
-        // An end that was cut off counts as well beside the one that came in its place, be both in the log.
+        // With the heads of both in the log, the removed end is found beside the one that replaced it.
         let log = fs::read_to_string(desk.folder().join("gateway.log")).unwrap();
         for mac in ["00", "ff"] {
             let both = format!("{log}audit head {trail} 6:{}\n", mac.repeat(32));
@@ -221,7 +222,7 @@ fn whatever_is_done_to_a_trail_in_its_store_shows() {
             let ran = desk.run(&["audit", "verify", "--heads", "both.log"]);
             assert_finds(&ran, &["event 6 is not the one whose head was exported"]);
         }
-        // All of it gone, and then life goes on.
+        // All events removed, followed by new events.
         tamper(&|raw| {
             raw.head = Link::ORIGIN;
             raw.entries.clear();
@@ -230,14 +231,14 @@ fn whatever_is_done_to_a_trail_in_its_store_shows() {
         assert_finds(&verify(), &[emptied]);
         desk.done(&["keys", "create", "--name", "after all is gone"]);
         assert_finds(&verify(), &[emptied]);
-        // A number that no trail can go on from is a finding, and no reason to break off.
+        // The largest number, after which no event can follow, is a finding and not a failure.
         tamper(&|raw| raw.head.number = u64::MAX);
         assert_finds(&verify(), &["is the end of the trail and is missing"]);
     }
 }
 
 #[test]
-fn a_trail_is_only_as_whole_as_its_key_says() {
+fn a_trail_verifies_only_with_its_own_key() {
     let (desk, _) = six_events(KEYED);
     write_secret(&desk.folder().join("audit-key"), &"another".repeat(8));
     let ran = desk.run(&["audit", "verify", "--json"]);
@@ -248,7 +249,7 @@ fn a_trail_is_only_as_whole_as_its_key_says() {
     let unkeyed = Desk::new(Way::Store);
     unkeyed.done(&["keys", "create", "--name", "a"]);
     let ran = unkeyed.done(&["audit", "verify"]);
-    assert!(ran.err.contains("no audit.key_file"), "{ran:?}");
+    assert!(ran.err.contains("neither audit.key_file nor"), "{ran:?}");
 }
 
 #[test]
@@ -280,7 +281,7 @@ fn events_are_listed_by_type_and_time_and_exported_oldest_first() {
 }
 
 #[test]
-fn old_events_are_removed_and_what_is_left_verifies() {
+fn old_events_are_removed_and_the_rest_verifies() {
     let redis = RedisServer::start();
     for store in [
         String::new(),

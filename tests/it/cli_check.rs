@@ -1,4 +1,4 @@
-//! `keygate check` and `keygate init` as an operator runs them.
+//! `keygate check` and `keygate init`.
 
 use std::fs;
 use std::path::Path;
@@ -37,14 +37,14 @@ keygate.toml: fine
 listen     127.0.0.1:8080
 store      embedded, keygate.redb
 audit      kept 400 days
-warning    there is no audit.key_file and no keys.pepper_file: whoever can write to the store can forge the trail
+warning    neither audit.key_file nor keys.pepper_file is set, so every process that can write to the store can forge the audit trail
 upstream   api: live http://127.0.0.1:9000; test http://127.0.0.1:9001
 routes     20, of which 1 public
 public     auth.signup: POST /v1/auth/signup
 ";
 
 #[test]
-fn what_init_writes_passes_check() {
+fn the_files_that_init_writes_pass_check() {
     let folder = initialised();
     let mut names: Vec<_> =
         fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -91,9 +91,9 @@ fn check_shows_all_mistakes_and_exits_with_1() {
     fs::write(folder.path().join("keygate.toml"), toml).unwrap();
     fs::write(folder.path().join("policy.toml"), policy).unwrap();
     let expected = "\
-keygate.toml:2:10: server.listen: 0.0.0.0:8080 is not loopback, and keys would cross the network in plain text; set tls, listen on loopback, or put a TLS terminator before it and say plaintext = \"behind a TLS terminator\"
-keygate.toml:4:8: store.kind: \"embeded\" is not known here; did you mean \"embedded\"?
-policy.toml:1:1: route[jobs]: says nowhere who may use it; add scopes = […], any_key = true or public = true
+keygate.toml:2:10: server.listen: 0.0.0.0:8080 is not a loopback address, so keys would cross the network in plain text; set tls, or listen on loopback, or put a TLS terminator in front and set plaintext = \"behind a TLS terminator\"
+keygate.toml:4:8: store.kind: invalid value \"embeded\"; did you mean \"embedded\"?
+policy.toml:1:1: route[jobs]: the route has no access rule; add scopes = […], any_key = true or public = true
 policy.toml:3:12: route[jobs].methods[0]: \"get\" is not a method; did you mean \"GET\"?
 policy.toml:5:12: route[jobs].upstream: there is no upstream \"api\"; there are no upstreams
 
@@ -118,7 +118,7 @@ fn the_environment_overrides_the_file() {
 #[test]
 fn a_file_that_cannot_be_read_exits_with_2() {
     let folder = tempfile::tempdir().unwrap();
-    let expected = "none.toml: cannot be read: No such file or directory (os error 2); name a configuration file with --config\n";
+    let expected = "none.toml: cannot read the file: No such file or directory (os error 2); name the configuration file with --config\n";
     assert_eq!(
         ran(folder.path(), &["check", "--config", "none.toml"], &[]),
         (2, String::new(), expected.to_owned())

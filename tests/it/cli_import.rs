@@ -1,4 +1,4 @@
-//! Moving keys in and out.
+//! `keygate keys import` and `keygate keys export`.
 
 use std::fs;
 
@@ -38,7 +38,7 @@ fn tally(ran: &crate::harness::desk::Ran) -> [u64; 3] {
 }
 
 #[test]
-fn a_company_moves_in_with_the_keys_that_it_has_and_its_clients_notice_nothing() {
+fn imported_keys_work_without_a_change_at_the_clients() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let redis = RedisServer::start();
     for settings in [String::new(), "[keys]\npepper_file = \"pepper\"\n".to_owned(), in_redis(&redis)] {
@@ -54,7 +54,7 @@ fn a_company_moves_in_with_the_keys_that_it_has_and_its_clients_notice_nothing()
         ];
         let imported = desk.feed(&["keys", "import", "-", "--org", &org], &lines.join("\n"));
         assert_eq!(imported.code, 0, "{imported:?}");
-        assert_eq!(imported.out, "3 moved in, 0 there already, 0 refused\n");
+        assert_eq!(imported.out, "3 imported, 0 already present, 0 refused\n");
         assert!(imported.err.contains("accept_without_checksum"), "{imported:?}");
         let status = |key: &str| fetch(desk.address(), &Call::get("/v1/jobs").key(key)).status;
         assert_eq!([&own, &testing, &gone].map(|key| status(key)), [200, 200, 401]);
@@ -76,7 +76,7 @@ fn a_company_moves_in_with_the_keys_that_it_has_and_its_clients_notice_nothing()
 }
 
 #[test]
-fn an_import_can_be_rehearsed_broken_off_and_run_again() {
+fn an_import_can_be_rehearsed_interrupted_and_repeated() {
     let redis = RedisServer::start();
     // More than are handed over at once, and fewer.
     for (way, settings, all) in [(Way::Store, String::new(), 4300), (Way::Tcp, in_redis(&redis), 1200)] {
@@ -101,7 +101,7 @@ fn an_import_can_be_rehearsed_broken_off_and_run_again() {
         assert_eq!(import(&[], all), [200, all_lines - 200, 0]);
         assert_eq!(import(&[], all), [0, all_lines, 0]);
         assert_eq!(desk.done(&["keys", "list"]).out.lines().count(), all + 1);
-        // What the trail tells of adds up to what is there, though much was asked for again.
+        // The trail counts each key once, although many lines were imported again.
         let events = desk.done(&["audit", "list", "--type", "keys.imported", "--json"]).json();
         let told: u64 = events.iter().map(|event| event["after"]["keys"].as_u64().unwrap()).sum();
         assert_eq!(told, all_lines);
@@ -109,7 +109,7 @@ fn an_import_can_be_rehearsed_broken_off_and_run_again() {
 }
 
 #[test]
-fn collisions_and_bad_lines_are_told_by_their_number_and_stop_nothing() {
+fn collisions_and_invalid_lines_are_reported_by_number_and_do_not_stop_the_import() {
     let redis = RedisServer::start();
     for settings in [String::new(), in_redis(&redis)] {
         let desk = Desk::with(Way::Socket, &settings, NOWHERE);
@@ -169,7 +169,7 @@ fn collisions_and_bad_lines_are_told_by_their_number_and_stop_nothing() {
 }
 
 #[test]
-fn a_rehearsal_tells_of_lines_that_collide_what_the_import_tells_then() {
+fn a_rehearsal_reports_the_same_collisions_as_the_import() {
     let desk = Desk::with(Way::Socket, "", NOWHERE);
     let org = org(&desk);
     let (own, old, id) =
@@ -221,7 +221,7 @@ fn a_rehearsal_tells_of_lines_that_collide_what_the_import_tells_then() {
 }
 
 #[test]
-fn what_is_exported_can_be_moved_in_elsewhere_as_it_was() {
+fn exported_keys_can_be_imported_into_another_store_unchanged() {
     let redis = RedisServer::start();
     let peppered = "[keys]\npepper_file = \"pepper\"\n".to_owned();
     for (from, to) in
@@ -271,7 +271,7 @@ fn what_is_exported_can_be_moved_in_elsewhere_as_it_was() {
 
 /// Its line may be in a file that is moved in again and again.
 #[test]
-fn a_secret_that_was_rotated_out_is_never_moved_in_again() {
+fn a_rotated_secret_is_never_imported_again() {
     let redis = RedisServer::start();
     for settings in [String::new(), in_redis(&redis)] {
         let desk = Desk::with(Way::Store, &settings, NOWHERE);
@@ -316,7 +316,7 @@ fn digests_under_another_pepper_are_refused() {
 }
 
 #[test]
-fn keys_without_a_checksum_work_where_the_configuration_says_so() {
+fn keys_without_a_checksum_work_if_the_configuration_accepts_them() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     for (accepted, status) in [(false, 401), (true, 200)] {
         let settings = format!("[keys]\naccept_without_checksum = {accepted}\n");

@@ -1,4 +1,4 @@
-//! Moving everything from one store into another.
+//! `keygate store migrate`.
 
 use std::fs;
 use std::path::Path;
@@ -134,7 +134,7 @@ impl ParseId for str {
 }
 
 #[test]
-fn a_node_moves_to_redis_and_its_clients_notice_nothing() {
+fn a_migration_to_redis_is_invisible_to_clients() {
     let upstreams = [Upstream::start("live"), Upstream::start("test")];
     let redis = RedisServer::start();
     let (node, customers) = node("", [&upstreams[0], &upstreams[1]]);
@@ -154,7 +154,7 @@ fn a_node_moves_to_redis_and_its_clients_notice_nothing() {
 
     let moved = migrate(&node, &new, &["--rechain"]);
     assert_eq!(moved.code, 0, "{moved:?}");
-    assert!(moved.out.contains("all of it was compared"), "{moved:?}");
+    assert!(moved.out.contains("the target is complete"), "{moved:?}");
     let field = |name: &str| {
         let line = moved.out.lines().find(|line| line.starts_with(name)).unwrap();
         line.rsplit(' ').next().unwrap().to_owned()
@@ -193,7 +193,7 @@ fn a_node_moves_to_redis_and_its_clients_notice_nothing() {
 }
 
 #[test]
-fn with_the_same_keys_a_store_moves_there_and_back_as_it_is() {
+fn a_store_with_the_same_pepper_migrates_there_and_back_unchanged() {
     let upstreams = [Upstream::start("live"), Upstream::start("test")];
     let redis = RedisServer::start();
     let urls = [&*upstreams[0].url(), &*upstreams[1].url()];
@@ -214,7 +214,7 @@ fn with_the_same_keys_a_store_moves_there_and_back_as_it_is() {
     node.stop();
     let heads = |desk: &Desk| {
         let mut verdicts = desk.done(&["audit", "verify", "--json"]).json();
-        // What is done to the store is told there.
+        // The operator's trail has the events about the store.
         verdicts.retain(|verdict| verdict["trail"] != "operator");
         verdicts.into_iter().map(|verdict| verdict["ends"].clone()).collect::<Vec<_>>()
     };
@@ -231,13 +231,13 @@ fn with_the_same_keys_a_store_moves_there_and_back_as_it_is() {
 }
 
 #[test]
-fn a_store_that_is_held_missing_or_of_others_is_refused_and_nothing_changes() {
+fn a_store_that_is_in_use_missing_or_not_empty_is_refused_unchanged() {
     let redis = RedisServer::start();
     let mut node = Desk::new(Way::Socket);
     let new = Desk::with(Way::Store, &in_redis(&redis), NOWHERE);
     node.done(&["keys", "create", "--name", "a key"]);
     let held = migrate(&node, &new, &["--rechain"]);
-    assert!(held.code == 1 && held.err.contains("a gateway"), "{held:?}");
+    assert!(held.code == 1 && held.err.contains("a running gateway"), "{held:?}");
     assert_eq!(redis.command(&["DBSIZE"]), ":0\r\n");
     node.stop();
     let same = migrate(&node, &node, &[]);
@@ -259,7 +259,7 @@ fn a_store_that_is_held_missing_or_of_others_is_refused_and_nothing_changes() {
 }
 
 #[test]
-fn a_migration_that_is_killed_goes_on_when_it_is_run_again() {
+fn a_killed_migration_continues_when_it_is_run_again() {
     const KEYS: usize = 5_000;
     let redis = RedisServer::start();
     let node = Desk::new(Way::Store);
@@ -307,7 +307,7 @@ fn a_migration_that_is_killed_goes_on_when_it_is_run_again() {
 }
 
 #[test]
-fn a_trail_that_is_damaged_is_moved_as_it_is_and_gets_no_new_chain() {
+fn a_damaged_trail_is_copied_unchanged_and_gets_no_new_chain() {
     let [one, other] = [RedisServer::start(), RedisServer::start()];
     let source = Desk::with(Way::Store, &in_redis(&one), NOWHERE);
     source.done(&["keys", "create", "--name", "a key"]);
@@ -321,6 +321,6 @@ fn a_trail_that_is_damaged_is_moved_as_it_is_and_gets_no_new_chain() {
     other.command(&["FLUSHALL"]);
     let same_key = Desk::with(Way::Store, &in_redis(&other), NOWHERE);
     let moved = migrate(&source, &same_key, &[]);
-    assert!(moved.code == 0 && moved.err.contains("not whole"), "{moved:?}");
+    assert!(moved.code == 0 && moved.err.contains("damaged"), "{moved:?}");
     assert_eq!(same_key.run(&["audit", "verify"]).code, 1, "it shows there too");
 }

@@ -1,4 +1,4 @@
-//! What operators do at the command line, by each of the ways to the store.
+//! The commands of operators, through each way to the store: socket, TCP, and the store itself.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -46,7 +46,7 @@ const KEY_FIELDS: [&str; 19] = [
 ];
 
 #[test]
-fn a_keys_whole_life_is_the_same_over_the_socket_over_tcp_and_at_the_store() {
+fn key_commands_behave_the_same_over_the_socket_over_tcp_and_at_the_store() {
     for way in Way::ALL {
         let desk = Desk::new(way);
         let create =
@@ -86,7 +86,7 @@ fn a_keys_whole_life_is_the_same_over_the_socket_over_tcp_and_at_the_store() {
             rotated.out.starts_with("fh_live_sk_") && rotated.out != secret,
             "the secret alone: {rotated:?}"
         );
-        assert!(rotated.err.contains("the old secret works until"), "{rotated:?}");
+        assert!(rotated.err.contains("the old secret stays valid until"), "{rotated:?}");
         for (unasked, arguments) in [
             ("rotate", &["keys", "rotate", &id, "--overlap", "0s"][..]),
             ("revoke", &["keys", "revoke", &id]),
@@ -115,7 +115,7 @@ fn a_keys_whole_life_is_the_same_over_the_socket_over_tcp_and_at_the_store() {
 }
 
 #[test]
-fn organisations_are_made_suspended_and_resumed() {
+fn organisations_are_created_suspended_and_resumed() {
     for way in Way::ALL {
         let desk = Desk::new(way);
         let first = desk.done(&["orgs", "create", "First", "--json"]).json().remove(0);
@@ -128,10 +128,7 @@ fn organisations_are_made_suspended_and_resumed() {
         assert!(unclear.code == 1 && unclear.err.contains("--org"), "{unclear:?}");
 
         let unasked = desk.run(&["orgs", "suspend", id]);
-        assert!(
-            unasked.code == 1 && unasked.err.contains("nobody is at a terminal to be asked: add --yes"),
-            "{unasked:?}"
-        );
+        assert!(unasked.code == 1 && unasked.err.contains("not a terminal: pass --yes"), "{unasked:?}");
         assert_eq!(desk.done(&["orgs", "suspend", id, "--yes"]).out, format!("suspended {id} (First)\n"));
         let listed = desk.done(&["orgs", "list"]).out;
         let rows: Vec<&str> = listed.lines().collect();
@@ -149,7 +146,7 @@ fn organisations_are_made_suspended_and_resumed() {
 }
 
 #[test]
-fn keys_are_found_by_what_is_known_of_them_and_revoked_together() {
+fn keys_are_filtered_and_revoked_together() {
     for way in Way::ALL {
         let desk = Desk::new(way);
         let key = |name: &str, more: &[&str]| {
@@ -192,7 +189,7 @@ fn keys_are_found_by_what_is_known_of_them_and_revoked_together() {
 }
 
 #[test]
-fn a_leaked_secret_is_traced_to_its_key_without_being_an_argument() {
+fn a_leaked_secret_is_found_without_being_an_argument() {
     for way in Way::ALL {
         let desk = Desk::new(way);
         let (id, secret) = made(&desk.done(&["keys", "create", "--name", "leaky", "--json"]));
@@ -207,7 +204,7 @@ fn a_leaked_secret_is_traced_to_its_key_without_being_an_argument() {
         let old = trace(&secret);
         assert!(old.code == 1 || old.json()[0]["opens"] == false, "{old:?}");
         let text = desk.feed(&["keys", "show", "--secret-stdin"], &rotated).out;
-        assert!(text.contains(&id) && text.contains("opens this key"), "{text}");
+        assert!(text.contains(&id) && text.contains("\nthis secret       valid\n"), "{text}");
         let unknown = trace("fh_live_sk_nobodys");
         assert!(unknown.code == 1 && unknown.err.contains("no key has this secret"), "{unknown:?}");
     }
@@ -233,7 +230,7 @@ fn post(desk: &Desk, host: &str, fields: &str, body: &str) -> (u16, String) {
 }
 
 #[test]
-fn over_tcp_nobody_is_told_anything_without_a_token_that_lives() {
+fn the_admin_api_over_tcp_answers_only_with_a_valid_token() {
     let desk = Desk::new(Way::Tcp);
     let order = r#"{"operator":"root (uid 0)","command":{"orgs":{"create":{"name":"Mine"}}}}"#;
     let token = desk.token();
@@ -280,7 +277,7 @@ fn over_tcp_nobody_is_told_anything_without_a_token_that_lives() {
 }
 
 #[test]
-fn an_admin_url_needs_a_token_from_a_file_of_ones_own_or_the_environment() {
+fn an_admin_url_needs_a_token_from_a_private_file_or_the_environment() {
     let desk = Desk::new(Way::Socket);
     let folder = tempfile::TempDir::new().unwrap();
     let run = |arguments: &[&str], token: Option<&str>| {
@@ -298,16 +295,16 @@ fn an_admin_url_needs_a_token_from_a_file_of_ones_own_or_the_environment() {
     fs::write(folder.path().join("open"), desk.token()).unwrap();
     let (code, said) = run(&["--token-file", "open"], None);
     assert!(code == 2 && said.contains("chmod 600"), "{said}");
-    // The token goes to nobody else: a port that does not read is not the usual one.
+    // The token is not sent to port 80 if the port in the URL is invalid.
     for url in ["http://127.0.0.1:99999", "http://127.0.0.1:+80", "http://127.0.0.1:", "http://[junk]:80"] {
         let output = keygate(folder.path(), &["orgs", "list", "--admin-url", url]).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains("write http://, a host and a port"), "{url}: {said}");
+        assert!(said.contains("write http://HOST:PORT"), "{url}: {said}");
     }
 }
 
 #[test]
-fn an_admin_api_whose_tokens_others_can_read_does_not_start() {
+fn a_tokens_file_that_others_can_read_stops_the_start() {
     let desk = Desk::new(Way::Store);
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     fs::set_permissions(desk.folder().join("admin-tokens"), open).unwrap();
@@ -318,7 +315,7 @@ fn an_admin_api_whose_tokens_others_can_read_does_not_start() {
 }
 
 #[test]
-fn a_disabled_key_a_suspended_organisation_and_a_narrowed_key_are_so_at_once() {
+fn disabling_suspending_and_narrowing_take_effect_at_once() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let desk = Desk::with(Way::Socket, "", [&live.url(), &test.url()]);
     let (id, secret) = made(&desk.done(&["keys", "create", "--name", "a key", "--json"]));
@@ -339,7 +336,7 @@ fn a_disabled_key_a_suspended_organisation_and_a_narrowed_key_are_so_at_once() {
     assert_eq!(status(), 403);
 }
 
-/// The lines that a command prints on a terminal of so many columns.
+/// The lines that a command prints on a terminal of this width.
 fn on_terminal(desk: &Desk, columns: u16, arguments: &[&str]) -> Vec<String> {
     let size = Winsize { ws_row: 50, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     let own = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -351,7 +348,7 @@ fn on_terminal(desk: &Desk, columns: u16, arguments: &[&str]) -> Vec<String> {
     let theirs = theirs.unwrap();
     tcsetwinsize(&theirs, size).unwrap();
     let mut running = keygate(desk.folder(), arguments).stdout(theirs).spawn().unwrap();
-    // Who reads from a terminal that nobody has open any more is told of an error.
+    // Reading from a terminal returns an error after the other side has closed it.
     let mut printed = Vec::new();
     let _ = fs::File::from(own).read_to_end(&mut printed);
     assert!(running.wait().unwrap().success(), "{arguments:?}");
@@ -359,7 +356,7 @@ fn on_terminal(desk: &Desk, columns: u16, arguments: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn tables_keep_within_the_terminal_and_ids_are_whole() {
+fn tables_fit_the_terminal_and_show_whole_ids() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let desk = Desk::with(Way::Socket, "", [&live.url(), &test.url()]);
     let owner = "somebody.with.a.long.name@example.com";

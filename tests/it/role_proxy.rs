@@ -1,5 +1,5 @@
-//! `keygate serve --role proxy`, with the Redis user that the README gives it: requests pass, revocations arrive,
-//! and nothing is written but its lease.
+//! `keygate serve --role proxy`, with the Redis user of the documentation: requests pass, revocations arrive, and
+//! the proxy writes only its lease.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -92,14 +92,14 @@ impl Scene {
         );
         let process = Process::keygate(self.folder.path(), &["serve", "--role", "proxy"]);
         let address = process.address();
-        process.err_line("role proxy: nothing but requests");
+        process.err_line("role proxy: forwards requests only");
         let ops = process.ops_address();
         eventually("it is linked", || value(&scrape(ops), "keygate_event_link_up") == Some(1.0));
         assert_eq!(fetch(ops, &Call::get("/readyz")).status, 200);
         Proxy { process, address, ops }
     }
 
-    /// What was tried with the proxy's user and refused.
+    /// The commands that Redis refused to the proxy's user.
     fn refused(&self) -> String {
         self.redis.command(&["ACL", "LOG"])
     }
@@ -139,7 +139,7 @@ fn check(folder: &Path, arguments: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn requests_pass_and_what_keygate_serves_itself_is_not_there() {
+fn a_proxy_forwards_requests_and_answers_404_for_keygates_own_api() {
     let scene = Scene::new();
     let full = scene.full();
     let key = full.live_key();
@@ -177,7 +177,7 @@ fn requests_pass_and_what_keygate_serves_itself_is_not_there() {
 }
 
 #[test]
-fn a_revocation_at_a_full_gateway_reaches_it_and_is_confirmed_by_it() {
+fn a_proxy_applies_and_confirms_a_revocation_at_a_full_gateway() {
     let scene = Scene::new();
     let full = scene.full();
     let proxy = scene.proxy();
@@ -198,7 +198,7 @@ fn a_revocation_at_a_full_gateway_reaches_it_and_is_confirmed_by_it() {
 
 /// Redis goes back to before the revocation while no full gateway runs.
 #[test]
-fn a_revocation_that_redis_lost_holds_at_a_proxy_which_says_so() {
+fn a_revocation_that_redis_lost_stays_in_force_at_a_proxy_which_logs_it() {
     let scene = Scene::new();
     let full = scene.full();
     let proxy = scene.proxy();
@@ -218,12 +218,12 @@ fn a_revocation_that_redis_lost_holds_at_a_proxy_which_says_so() {
 }
 
 #[test]
-fn a_check_tells_what_the_user_lacks_for_each_role() {
+fn check_reports_the_missing_rights_of_the_user_for_each_role() {
     let scene = Scene::new();
     scene.write("");
     let (code, told) = check(scene.folder.path(), &["--role", "proxy"]);
     assert_eq!(code, 0, "{told}");
-    assert!(told.contains("\nrole       proxy: nothing but requests"), "{told}");
+    assert!(told.contains("\nrole       proxy: forwards requests only"), "{told}");
     assert!(told.contains("fine       its user may do what a proxy does, and may not write"), "{told}");
     assert!(!told.contains("audit"), "{told}");
     let (code, told) = check(scene.folder.path(), &[]);
@@ -239,7 +239,7 @@ fn a_check_tells_what_the_user_lacks_for_each_role() {
 }
 
 #[test]
-fn without_a_redis_there_is_nothing_for_a_proxy_to_read() {
+fn a_proxy_needs_a_redis_store() {
     let folder = TempDir::new().unwrap();
     Gateway::builder().upstream("api", "http://127.0.0.1:1", "http://127.0.0.1:2").write(folder.path());
     for command in ["serve", "check"] {

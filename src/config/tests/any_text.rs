@@ -1,4 +1,4 @@
-//! Text that is hardly a configuration, or not at all.
+//! Random text as a configuration.
 
 use proptest::prelude::*;
 

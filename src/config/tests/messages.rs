@@ -1,4 +1,4 @@
-//! What is said about mistakes in `keygate.toml`, in the variables and in the files that are named.
+//! Messages about mistakes in `keygate.toml`, in the variables and in the files that it names.
 
 use super::*;
 
@@ -20,22 +20,23 @@ requests = \"text\"
     assert_says(
         mistakes(toml, ROUTE, &[("KEYGATE__LOG__REQUESTS", "jsn"), ("KEYGATE__NO__SUCH", "1")]),
         &[
-            "etc/keygate.toml:1:1: store.kind: missing; say where keys are kept: kind = \"embedded\" for one file \
-                 on this machine, \"redis\" for several gateways",
-            "etc/keygate.toml:1:1: policy.file: missing; name the file of routes: file = \"policy.toml\"",
+            "etc/keygate.toml:1:1: store.kind: missing; write kind = \"embedded\" for one file on this machine, or \
+                 kind = \"redis\" for a store that several gateways share",
+            "etc/keygate.toml:1:1: policy.file: missing; name the policy file, which lists the routes: file = \
+                 \"policy.toml\"",
             "etc/keygate.toml:2:1: server.lisen: unknown key `lisen`; did you mean `listen`?",
             "etc/keygate.toml:3:11: server.workers: expected an integer, found a string; write a number without \
                  quotes",
-            "etc/keygate.toml:4:16: server.idle_timeout: expected a duration, found an integer; write a number \
-                 and a unit in quotes, as in \"75s\", \"5m\" or \"24h\"",
-            "etc/keygate.toml:5:16: server.head_timeout: \"0s\" is out of range; choose from 1ms to 1day",
-            "etc/keygate.toml:7:7: cache.ttl: \"soon\" is not a duration; write a number and a unit in quotes, as \
-                 in \"75s\", \"5m\" or \"24h\"",
-            "etc/keygate.toml:8:1: upstreams.api.test: missing; say where requests with test keys go: test = \
-                 [\"http://127.0.0.1:9001\"], or shared = true to send them to `live`, knowingly",
+            "etc/keygate.toml:4:16: server.idle_timeout: expected a duration, found an integer; write a number and a \
+                 unit in quotes, as in \"75s\", \"5m\" or \"24h\"",
+            "etc/keygate.toml:5:16: server.head_timeout: \"0s\" is out of range; write a value from 1ms to 1day",
+            "etc/keygate.toml:7:7: cache.ttl: \"soon\" is not a duration; write a number and a unit in quotes, as in \
+                 \"75s\", \"5m\" or \"24h\"",
+            "etc/keygate.toml:8:1: upstreams.api.test: missing; name the servers for test keys: test = \
+                 [\"http://127.0.0.1:9001\"]; or write shared = true to send test keys to `live`",
             "etc/keygate.toml:9:21: upstreams.api.live[1]: expected a string, found an integer; put it in quotes",
             "etc/keygate.toml:10:2: logg: unknown key `logg`; did you mean `log`?",
-            "KEYGATE__LOG__REQUESTS: log.requests: \"jsn\" is not known here; did you mean \"json\"?",
+            "KEYGATE__LOG__REQUESTS: log.requests: invalid value \"jsn\"; did you mean \"json\"?",
             "KEYGATE__NO__SUCH: no: unknown key `no`; the keys here are `server`, `limits`, `identity_headers`, \
                  `keys`, `audit`, `store`, `cache`, `upstreams`, `policy`, `admin`, `outbox`, `signup`, `ops`, `log`",
         ],
@@ -47,13 +48,13 @@ fn an_admin_api_over_tcp_needs_tokens_and_does_not_leave_the_machine_unasked() {
     assert_says(
         about("[admin]\nlisten = \"0.0.0.0:9465\"\nallowed_hosts = [\"http://admin.example\"]"),
         &[
-            "etc/keygate.toml:1:1: admin.tokens_file: missing; name the file of tokens that `keygate admin token` \
-                 makes lines for",
-            "etc/keygate.toml:2:10: admin.listen: 0.0.0.0:9465 is not loopback, and tokens and keys would cross the \
-                 network in plain text; listen on loopback, or put a TLS terminator before it and say plaintext = \
-                 \"behind a TLS terminator\"",
-            "etc/keygate.toml:3:18: admin.allowed_hosts[0]: \"http://admin.example\" does not do; a host is a name or \
-                 an address without a port, as in \"localhost\" or \"[::1]\"",
+            "etc/keygate.toml:1:1: admin.tokens_file: missing; name the file of tokens; `keygate admin token` prints \
+                 a line for it",
+            "etc/keygate.toml:2:10: admin.listen: 0.0.0.0:9465 is not a loopback address, so tokens and keys would \
+                 cross the network in plain text; listen on loopback, or put a TLS terminator in front and set \
+                 plaintext = \"behind a TLS terminator\"",
+            "etc/keygate.toml:3:18: admin.allowed_hosts[0]: invalid value \"http://admin.example\"; a host is a name \
+                 or an address without a port, as in \"localhost\" or \"[::1]\"",
         ],
     );
     let listen = "[admin]\nlisten = \"127.0.0.1:9465\"\ntokens_file = \"tokens\"";
@@ -75,13 +76,14 @@ fn a_text_that_is_not_toml_is_told_without_what_follows_from_it() {
             &[],
         ),
         &[
-            "etc/keygate.toml:2:10: this is not TOML: string values must be quoted, expected literal string; \
-                 write it as TOML",
-            "etc/keygate.toml:3:11: this is not TOML: invalid boolean, expected `false`; write it as TOML",
+            "etc/keygate.toml:2:10: invalid TOML: string values must be quoted, expected literal string; correct the \
+                 syntax",
+            "etc/keygate.toml:3:11: invalid TOML: invalid boolean, expected `false`; correct the syntax",
             "etc/keygate.toml:4:1: server.limit: unknown key `limit`; the keys here are `listen`, `workers`, \
-                 `max_connections`, `max_connections_per_client`, `handshake_timeout`, `head_timeout`, `idle_timeout`, \
-                 `write_timeout`, `tls`, `plaintext`, `trusted_proxies`, `body_idle_timeout`, `drain_delay`, `drain_timeout`",
-            "etc/keygate.toml:5:6: this is not TOML: unclosed table, expected `]`; write it as TOML",
+                 `max_connections`, `max_connections_per_client`, `handshake_timeout`, `head_timeout`, \
+                 `idle_timeout`, `write_timeout`, `tls`, `plaintext`, `trusted_proxies`, `body_idle_timeout`, \
+                 `drain_delay`, `drain_timeout`",
+            "etc/keygate.toml:5:6: invalid TOML: unclosed table, expected `]`; correct the syntax",
             "etc/keygate.toml:8:7: cache.ttl: expected a duration, found an integer; write a number and a unit in \
                  quotes, as in \"75s\", \"5m\" or \"24h\"",
         ],
@@ -89,9 +91,17 @@ fn a_text_that_is_not_toml_is_told_without_what_follows_from_it() {
 }
 
 #[test]
+fn a_key_stands_once_in_a_section() {
+    assert_says(
+        about("[ops]\nlisten = \"off\"\nlisten = \"off\""),
+        &["etc/keygate.toml:3:1: invalid TOML: duplicate key; remove one of the two"],
+    );
+}
+
+#[test]
 fn plain_text_off_loopback_must_be_said() {
-    let listen = "0.0.0.0:80 is not loopback, and keys would cross the network in plain text; set tls, \
-                      listen on loopback, or put a TLS terminator before it and say plaintext = \"behind a TLS terminator\"";
+    let listen = "0.0.0.0:80 is not a loopback address, so keys would cross the network in plain text; set tls, or \
+         listen on loopback, or put a TLS terminator in front and set plaintext = \"behind a TLS terminator\"";
     assert_says(
         about("[server]\nlisten = \"0.0.0.0:80\""),
         &[&format!("etc/keygate.toml:2:10: server.listen: {listen}")],
@@ -115,7 +125,8 @@ fn plain_text_off_loopback_must_be_said() {
 fn a_certificate_has_a_file_and_a_key() {
     let config = load(
         &around(
-            "[server]\n[[server.tls]]\ncert = \"a.pem\"\nkey = \"/run/a.key\"\n[[server.tls]]\ncert = \"b\"\nkey = \"c\"",
+            "[server]\n[[server.tls]]\ncert = \"a.pem\"\nkey = \"/run/a.key\"\n[[server.tls]]\ncert = \"b\"\nkey = \
+                 \"c\"",
         ),
         ROUTE,
         &[],
@@ -132,11 +143,12 @@ fn a_certificate_has_a_file_and_a_key() {
         ],
     );
     assert_eq!(about("[server]\ntls = []"), "none");
-    assert!(about("[server]\nlisten = \"0.0.0.0:80\"\ntls = []").contains("is not loopback"));
+    assert!(about("[server]\nlisten = \"0.0.0.0:80\"\ntls = []").contains("is not a loopback address"));
     assert_says(
         about("[server]\ntls = { cert = \"a\", key = \"b\" }"),
         &[
-            "etc/keygate.toml:2:7: server.tls: expected sections [[server.tls]], found a section; double the brackets",
+            "etc/keygate.toml:2:7: server.tls: expected a list of sections, found a section; write [[server.tls]] \
+                 for each of them, or a list [{ … }]",
         ],
     );
 }
@@ -149,13 +161,13 @@ fn trusted_proxies_are_named() {
             "[server]\ntrusted_proxies = [\"0.0.0.0/0\", \"10.1.2.3/8\", \"lb\",\n  \"10.0.0.1\", \"10.0.0.1/32\"]",
         ),
         &[
-            "etc/keygate.toml:2:20: server.trusted_proxies[0]: \"0.0.0.0/0\" does not do; it trusts everybody, so \
-                 any client could claim any address; name your proxies",
-            "etc/keygate.toml:2:33: server.trusted_proxies[1]: \"10.1.2.3/8\" does not do; the network is \
-                 10.0.0.0/8; write that, or the address alone",
-            "etc/keygate.toml:2:47: server.trusted_proxies[2]: \"lb\" does not do; write a network or an address, \
+            "etc/keygate.toml:2:20: server.trusted_proxies[0]: invalid value \"0.0.0.0/0\"; it contains every \
+                 address, so any client could claim any address; list only your proxies",
+            "etc/keygate.toml:2:33: server.trusted_proxies[1]: invalid value \"10.1.2.3/8\"; the address has bits \
+                 after the prefix; write the network 10.0.0.0/8, or the address alone",
+            "etc/keygate.toml:2:47: server.trusted_proxies[2]: invalid value \"lb\"; write a network or an address, \
                  as in \"10.0.0.0/8\" or \"192.0.2.7\"",
-            "etc/keygate.toml:3:15: server.trusted_proxies[4]: stands twice in this list; leave one out",
+            "etc/keygate.toml:3:15: server.trusted_proxies[4]: duplicate; remove one",
         ],
     );
 }
@@ -165,11 +177,11 @@ fn sizes_and_counts_are_in_range() {
     assert_says(
         about("[limits]\ntarget = 0\nhead = \"32MB\"\nfields = -1\nbody = \"0B\"\n[cache]\ncapacity = 1.5"),
         &[
-            "etc/keygate.toml:2:10: limits.target: 0 is out of range; choose from 256B to 63KiB",
+            "etc/keygate.toml:2:10: limits.target: 0 is out of range; write a value from 256B to 63KiB",
             "etc/keygate.toml:3:8: limits.head: \"32MB\" is not a size; write bytes, as in 65536, or a unit in \
                  quotes: \"64KiB\", \"128MiB\", \"1GiB\"",
-            "etc/keygate.toml:4:10: limits.fields: -1 is out of range; choose from 8 to 10000",
-            "etc/keygate.toml:5:8: limits.body: \"0B\" is out of range; choose from 1B to 1024GiB",
+            "etc/keygate.toml:4:10: limits.fields: -1 is out of range; write a value from 8 to 10000",
+            "etc/keygate.toml:5:8: limits.body: \"0B\" is out of range; write a value from 1B to 1024GiB",
             "etc/keygate.toml:7:12: cache.capacity: expected an integer, found a decimal number; write a number \
                  without quotes",
         ],
@@ -184,13 +196,13 @@ fn identity_headers_are_headers_of_their_own() {
                  request_id = \"X Id\"",
         ),
         &[
-            "etc/keygate.toml:2:10: identity_headers.org_id: an upstream could read the header x_key.id as that \
-                 of `key_id`; choose names that differ",
-            "etc/keygate.toml:3:15: identity_headers.environment: \"Transfer-Encoding\" does not do; this header \
-                 has a meaning of its own; choose another, as in \"X-Org-Id\"",
-            "etc/keygate.toml:4:10: identity_headers.scopes: \"Content_Type\" does not do; this header has a \
-                 meaning of its own; choose another, as in \"X-Org-Id\"",
-            "etc/keygate.toml:5:14: identity_headers.request_id: \"X Id\" does not do; write a header name, as in \
+            "etc/keygate.toml:2:10: identity_headers.org_id: an upstream could confuse the header x_key.id with that \
+                 of `key_id`; choose names that differ in a letter or digit",
+            "etc/keygate.toml:3:15: identity_headers.environment: invalid value \"Transfer-Encoding\"; HTTP reserves \
+                 this header; choose another name, as in \"X-Org-Id\"",
+            "etc/keygate.toml:4:10: identity_headers.scopes: invalid value \"Content_Type\"; HTTP reserves this \
+                 header; choose another name, as in \"X-Org-Id\"",
+            "etc/keygate.toml:5:14: identity_headers.request_id: invalid value \"X Id\"; write a header name, as in \
                  \"X-Org-Id\"",
         ],
     );
@@ -210,19 +222,19 @@ fn an_environment_has_an_upstream_of_its_own() {
                  F = { live = [\"http://a\"], shared = true, keepalive = true }",
         ),
         &[
-            "etc/keygate.toml:6:35: upstreams.a.test: is empty; name at least one, as in \
+            "etc/keygate.toml:6:35: upstreams.a.test: the list is empty; list at least one endpoint, as in \
                  [\"http://127.0.0.1:9000\"]",
-            "etc/keygate.toml:7:38: upstreams.b.test: http://a:80 stands in `live` too, so test keys would reach \
-                 it; separate them, or leave out `test` and write shared = true, knowingly",
-            "etc/keygate.toml:8:58: upstreams.c.shared: true sends test keys to `live`; leave out either `test` \
-                 or `shared`",
-            "etc/keygate.toml:9:5: upstreams.d.live: missing; name at least one, as in \
+            "etc/keygate.toml:7:38: upstreams.b.test: http://a:80 is also in `live`, so test keys would reach a live \
+                 server; use two servers, or remove `test` and write shared = true",
+            "etc/keygate.toml:8:58: upstreams.c.shared: true sends test keys to `live`, but `test` is also set; \
+                 remove one of the two",
+            "etc/keygate.toml:9:5: upstreams.d.live: missing; list at least one endpoint, as in \
                  [\"http://127.0.0.1:9000\"]",
-            "etc/keygate.toml:9:15: upstreams.d.test[0]: not an endpoint; https to an upstream is not supported: \
+            "etc/keygate.toml:9:15: upstreams.d.test[0]: invalid endpoint; https to an upstream is not supported: \
                  put both on one machine or one private network and use http://",
-            "etc/keygate.toml:10:5: upstreams.e: expected a section, found an integer; write a heading in \
-                 brackets and its keys beneath it",
-            "etc/keygate.toml:11:5: upstreams.F: the name of an upstream is 1 to 64 of a-z 0-9 _ -; rename it",
+            "etc/keygate.toml:10:5: upstreams.e: expected a section, found an integer; write a heading in brackets \
+                 and put its keys below it",
+            "etc/keygate.toml:11:5: upstreams.F: invalid name; write 1 to 64 characters from a-z 0-9 _ -",
             "etc/keygate.toml:11:43: upstreams.F.keepalive: unknown key `keepalive`; the keys here are `live`, \
                  `test`, `shared`, `host`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`",
         ],
@@ -248,25 +260,25 @@ fn a_variable_is_told_by_its_name() {
     assert_says(
         mistakes(&around("[server]\nlisten = \"127.0.0.1:9\""), ROUTE, &environment),
         &[
-            "KEYGATE__: the name has an empty part; write it as KEYGATE__SECTION__KEY",
-            "KEYGATE__A__B__C__D__E: a.b.c.d.e: no key lies so deep; take one underscore within a name, two \
-                 between names",
-            "KEYGATE__CACHE__CAPACITY: cache.capacity: expected an integer, found a string; write a number \
-                 without quotes",
+            "KEYGATE__: the name has an empty part; write KEYGATE__SECTION__KEY",
+            "KEYGATE__A__B__C__D__E: a.b.c.d.e: too many parts; write two underscores between two names, and one \
+                 within a name",
+            "KEYGATE__CACHE__CAPACITY: cache.capacity: expected an integer, found a string; write a number without \
+                 quotes",
             "KEYGATE__SERVER: server: this is a section; name one of its keys",
-            "KEYGATE__SERVER__LISTEN__PORT: server.listen.port: it would be part of a string; take the name of a \
-                 key in a section",
-            "KEYGATE__SERVER__TRUSTED_PROXIES: server.trusted_proxies: expected a list, found a string; write it \
-                 as [\"…\", \"…\"]",
+            "KEYGATE__SERVER__LISTEN__PORT: server.listen.port: the name goes on behind a key, which holds a string; \
+                 remove the last part of the name",
+            "KEYGATE__SERVER__TRUSTED_PROXIES: server.trusted_proxies: expected a list, found a string; write it as \
+                 [\"…\", \"…\"]",
             "KEYGATE__SERVR__LISTEN: servr: unknown key `servr`; did you mean `server`?",
-            "KEYGATE__SERVR__WORKERS: servr.workers: `servr` is unknown; mend the name of the variable",
-            "KEYGATE__STORE__KIND: store.kind: a variable sets one key; write one variable for each key of the \
-                 table",
+            "KEYGATE__SERVR__WORKERS: servr.workers: unknown section `servr`; correct the name of the variable",
+            "KEYGATE__STORE__KIND: store.kind: the value is a table; set each of its keys by a variable of its own",
             "KEYGATE__STORE__PASSWORD: store.password: unknown key `password`; the keys here are `kind`, `path`, \
                  `url`, `sentinels`, `cluster`, `master_name`, `sentinel_username`, `sentinel_password_file`, `tls`, \
                  `username`, `password_file`, `cell`, `connect_timeout`, `lookup_timeout`, `command_timeout`, \
                  `allow_without_pepper`",
-            "keygate__log__requests: log.requests: KEYGATE__LOG__REQUESTS sets the same key; keep one of them",
+            "keygate__log__requests: log.requests: KEYGATE__LOG__REQUESTS sets the same key; remove one of the two \
+                 variables",
         ],
     );
 }
@@ -275,16 +287,14 @@ fn a_variable_is_told_by_its_name() {
 fn a_file_that_cannot_be_read_is_told_by_its_name() {
     assert_says(
         mistakes(&format!("{STORE}{UPSTREAM}[policy]\nfile = \"none.toml\""), ROUTE, &[]),
-        &["etc/keygate.toml:7:8: policy.file: etc/none.toml cannot be read: no such file"],
+        &["etc/keygate.toml:7:8: policy.file: cannot read etc/none.toml: no such file"],
     );
     let mistakes = Config::load(Path::new("no/such/keygate.toml"), []).unwrap_err();
     assert!(mistakes.is_unreadable());
     assert_says(
         mistakes,
-        &[
-            "no/such/keygate.toml: cannot be read: No such file or directory (os error 2); name a configuration \
-               file with --config",
-        ],
+        &["no/such/keygate.toml: cannot read the file: No such file or directory (os error 2); name the \
+             configuration file with --config"],
     );
 }
 
@@ -293,17 +303,17 @@ fn a_store_is_of_one_kind() {
     let store = |lines: &str| mistakes(&format!("[store]\n{lines}{UPSTREAM}{POLICY}"), ROUTE, &[]);
     assert_says(
         store("kind = \"embedded\"\nurl = \"redis://a\"\n"),
-        &["etc/keygate.toml:3:7: store.url: belongs to kind = \"redis\"; leave it out"],
+        &["etc/keygate.toml:3:7: store.url: only valid with kind = \"redis\"; remove it"],
     );
     assert_says(
         store("kind = \"redis\"\npath = \"keys.redb\"\nusername = \"gw\"\n"),
         &[
-            "etc/keygate.toml:1:1: store.url: missing; say where Redis is: url = \"redis://127.0.0.1:6379\", or sentinels = […], or \
-                 cluster = […]",
-            "etc/keygate.toml:1:1: store.password_file: missing; name the file with the password of `username`",
-            "etc/keygate.toml:1:1: store: who can write to Redis could make keys; give keys.pepper_file, or say \
-                 allow_without_pepper = true",
-            "etc/keygate.toml:3:8: store.path: belongs to kind = \"embedded\"; leave it out",
+            "etc/keygate.toml:1:1: store.url: missing; name the Redis server: url = \"redis://127.0.0.1:6379\", or \
+                 sentinels = […], or cluster = […]",
+            "etc/keygate.toml:1:1: store.password_file: missing; name the file that holds the password of `username`",
+            "etc/keygate.toml:1:1: store: without a pepper, every client that can write to Redis can create keys; \
+                 set keys.pepper_file, or allow_without_pepper = true",
+            "etc/keygate.toml:3:8: store.path: only valid with kind = \"embedded\"; remove it",
         ],
     );
     let unsealed = "allow_without_pepper = true\n";
@@ -319,8 +329,8 @@ fn a_store_is_of_one_kind() {
 
 #[test]
 fn a_port_is_written_in_digits_and_brackets_are_for_ipv6() {
-    const HOST: &str = "the host is a name or an address, one of IPv6 in brackets";
-    const PORT: &str = "the port is a number from 1 to 65535, in digits alone and without a zero before it";
+    const HOST: &str = "the host must be a name, an IPv4 address or an IPv6 address in brackets";
+    const PORT: &str = "the port must be a number from 1 to 65535, in digits only and without leading zeros";
     let live = |url: &str| {
         let upstreams = format!("[upstreams]\na = {{ live = [\"{url}\"], shared = true }}");
         mistakes(&format!("{STORE}{POLICY}{upstreams}"), ROUTE, &[])
@@ -341,14 +351,15 @@ fn a_port_is_written_in_digits_and_brackets_are_for_ipv6() {
         assert_says(
             live(&format!("http://{place}")),
             &[&format!(
-                "etc/keygate.toml:6:15: upstreams.a.live[0]: not an endpoint; write an endpoint as http://host:port; {wrong}"
+                "etc/keygate.toml:6:15: upstreams.a.live[0]: invalid endpoint; write an endpoint as \
+                     http://host:port; {wrong}"
             )],
         );
         assert_says(
             redis(&format!("redis://{place}")),
             &[&format!(
                 "etc/keygate.toml:4:7: store.url: write redis://host:port, as in \"redis://127.0.0.1:6379\", or \
-                 rediss:// for TLS; {wrong}"
+                     rediss:// for TLS; {wrong}"
             )],
         );
     }
@@ -357,12 +368,12 @@ fn a_port_is_written_in_digits_and_brackets_are_for_ipv6() {
             about(&format!("[server]\nlisten = \"{listen}\"\n[ops]\nlisten = \"{listen}\"")),
             &[
                 &format!(
-                    "etc/keygate.toml:2:10: server.listen: \"{listen}\" does not do; write an address and a port, as \
-                     in \"127.0.0.1:8080\""
+                    "etc/keygate.toml:2:10: server.listen: invalid value \"{listen}\"; write an address and a port, \
+                         as in \"127.0.0.1:8080\""
                 ),
                 &format!(
-                    "etc/keygate.toml:4:10: ops.listen: \"{listen}\" does not do; write an address and a port, as in \
-                     \"127.0.0.1:9464\", or \"off\""
+                    "etc/keygate.toml:4:10: ops.listen: invalid value \"{listen}\"; write an address and a port, as \
+                         in \"127.0.0.1:9464\", or \"off\""
                 ),
             ],
         );

@@ -1,4 +1,4 @@
-//! Whole configurations, and the whole text of what is said about the wrong ones.
+//! Whole configurations, and the whole text of the messages about wrong ones.
 
 mod any_text;
 mod messages;
@@ -38,7 +38,7 @@ fn file(path: &Path, toml: &str, policy: &str) -> io::Result<String> {
     }
 }
 
-/// A sound configuration with `lines` before it.
+/// A valid configuration with `lines` before it.
 fn around(lines: &str) -> String {
     format!("{lines}\n{STORE}{UPSTREAM}{POLICY}")
 }
@@ -47,12 +47,12 @@ fn mistakes(toml: &str, policy: &str, environment: &[(&str, &str)]) -> String {
     load(toml, policy, environment).map_or_else(|mistakes| mistakes.to_string(), |_| "none".to_owned())
 }
 
-/// What is said about lines of `keygate.toml` before an otherwise sound configuration.
+/// The messages about `lines` before a valid configuration.
 fn about(lines: &str) -> String {
     mistakes(&around(lines), ROUTE, &[])
 }
 
-/// What is said about a policy.
+/// The messages about a policy.
 fn about_policy(policy: &str) -> String {
     mistakes(&around(""), policy, &[])
 }

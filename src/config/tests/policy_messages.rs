@@ -1,8 +1,8 @@
-//! What is said about mistakes in a policy.
+//! Messages about mistakes in a policy.
 
 use super::*;
 
-/// A route with these lines besides id and path.
+/// A route with these lines, an id and a path.
 fn route(id: &str, lines: &str) -> String {
     format!("[[route]]\nid = \"{id}\"\npaths = [\"/{id}\"]\n{lines}\n")
 }
@@ -22,21 +22,18 @@ fn a_route_says_who_may_use_it_and_who_answers() {
     assert_says(
         about_policy(&policy.concat()),
         &[
-            "etc/policy.toml:2:1: route[a]: says nowhere who may use it; add scopes = […], any_key = true or \
-                 public = true",
-            "etc/policy.toml:11:10: route[b].scopes: is empty; name at least one: an empty list would let nobody \
-                 through",
-            "etc/policy.toml:17:11: route[c].scopes[0]: \"jobs:raed\" is not among the `scopes` at the top of the \
+            "etc/policy.toml:2:1: route[a]: the route has no access rule; add scopes = […], any_key = true or public \
+                 = true",
+            "etc/policy.toml:11:10: route[b].scopes: the list is empty; list at least one scope: with an empty list, \
+                 every request would be refused",
+            "etc/policy.toml:17:11: route[c].scopes[0]: \"jobs:raed\" is not in the list `scopes` at the top of the \
                  file; did you mean `jobs:read`?",
             "etc/policy.toml:18:12: route[c].upstream: there is no upstream \"ap\"; did you mean `api`?",
-            "etc/policy.toml:24:11: route[d].any_key: `public` already says who may use this route; keep one of \
-                 them",
-            "etc/policy.toml:30:10: route[e].public: false says nothing here; leave the key out",
-            "etc/policy.toml:31:9: route[e].serve: keygate does not serve \"keys.liste\"; did you mean \
-                 `keys.list`?",
-            "etc/policy.toml:32:1: route[f]: says nowhere who answers; add upstream = \"…\" or serve = \"…\"",
-            "etc/policy.toml:42:9: route[g].serve: `upstream` already says who answers on this route; keep one of \
-                 them",
+            "etc/policy.toml:24:11: route[d].any_key: `public` is also set; remove one of the two",
+            "etc/policy.toml:30:10: route[e].public: only true is allowed; remove the key instead",
+            "etc/policy.toml:31:9: route[e].serve: there is no operation \"keys.liste\"; did you mean `keys.list`?",
+            "etc/policy.toml:32:1: route[f]: the route has no target; add upstream = \"…\" or serve = \"…\"",
+            "etc/policy.toml:42:9: route[g].serve: `upstream` is also set; remove one of the two",
         ],
     );
 }
@@ -59,30 +56,30 @@ upstream = \"api\"
     assert_says(
         about_policy(policy),
         &[
-            "etc/policy.toml:2:6: route[Jobs Read].id: \"Jobs Read\" does not do; a route's id is 1 to 64 of a-z \
-                 0-9 . _ - and does not begin with _",
+            "etc/policy.toml:2:6: route[Jobs Read].id: invalid value \"Jobs Read\"; write 1 to 64 characters from \
+                 a-z 0-9 . _ - that do not begin with _",
             "etc/policy.toml:3:12: route[Jobs Read].methods[0]: \"get\" is not a method; did you mean \"GET\"?",
-            "etc/policy.toml:3:19: route[Jobs Read].methods[1]: TRACE cannot be forwarded safely; leave it out",
-            "etc/policy.toml:3:28: route[Jobs Read].methods[2]: CONNECT cannot be forwarded safely; leave it out",
-            "etc/policy.toml:3:39: route[Jobs Read].methods[3]: \"prop\" is not a method; write it in upper case, \
-                 as in \"GET\"",
-            "etc/policy.toml:3:54: route[Jobs Read].methods[5]: stands twice in this list; leave one out",
-            "etc/policy.toml:4:10: route[Jobs Read].paths[0]: \"v1\" does not do; a path starts with a slash",
-            "etc/policy.toml:4:16: route[Jobs Read].paths[1]: \"/a//b\" does not do; \"\" has two readings: write \
+            "etc/policy.toml:3:19: route[Jobs Read].methods[1]: TRACE cannot be forwarded safely; remove it",
+            "etc/policy.toml:3:28: route[Jobs Read].methods[2]: CONNECT cannot be forwarded safely; remove it",
+            "etc/policy.toml:3:39: route[Jobs Read].methods[3]: \"prop\" is not a method; write it in upper case, as \
+                 in \"GET\"",
+            "etc/policy.toml:3:54: route[Jobs Read].methods[5]: duplicate; remove one",
+            "etc/policy.toml:4:10: route[Jobs Read].paths[0]: invalid value \"v1\"; a path starts with a slash",
+            "etc/policy.toml:4:16: route[Jobs Read].paths[1]: invalid value \"/a//b\"; \"\" has two readings: write \
                  it without empty or dot segments, needless percent-encoding or `;`",
-            "etc/policy.toml:4:25: route[Jobs Read].paths[2]: \"/a/%41\" does not do; \"%41\" has two readings: \
+            "etc/policy.toml:4:25: route[Jobs Read].paths[2]: invalid value \"/a/%41\"; \"%41\" has two readings: \
                  write it without empty or dot segments, needless percent-encoding or `;`",
-            "etc/policy.toml:4:35: route[Jobs Read].paths[3]: \"/{*rest}/x\" does not do; a rest parameter \
+            "etc/policy.toml:4:35: route[Jobs Read].paths[3]: invalid value \"/{*rest}/x\"; a rest parameter \
                  `{*name}` stands last",
-            "etc/policy.toml:4:49: route[Jobs Read].paths[4]: \"/a;b\" does not do; \"a;b\" has two readings: \
+            "etc/policy.toml:4:49: route[Jobs Read].paths[4]: invalid value \"/a;b\"; \"a;b\" has two readings: \
                  write it without empty or dot segments, needless percent-encoding or `;`",
             "etc/policy.toml:7:1: route[Jobs Read].retries: unknown key `retries`; the keys here are `id`, \
                  `methods`, `paths`, `public`, `any_key`, `scopes`, `environment`, `upstream`, `serve`, \
                  `forward_authorization`, `encoded_slash`, `websocket`, `on_partition`, `body_limit`",
-            "etc/policy.toml:8:1: route[1].id: missing; name the route for logs and metrics, as in id = \
+            "etc/policy.toml:8:1: route[1].id: missing; give the route a name for logs and metrics, as in id = \
                  \"jobs.read\"",
-            "etc/policy.toml:8:1: route[1].paths: missing; name at least one, as in [\"/v1/jobs\"]",
-            "etc/policy.toml:9:11: route[1].methods: is empty; name at least one, as in [\"GET\"]",
+            "etc/policy.toml:8:1: route[1].paths: missing; list at least one path, as in [\"/v1/jobs\"]",
+            "etc/policy.toml:9:11: route[1].methods: the list is empty; list at least one method, as in [\"GET\"]",
         ],
     );
 }
@@ -90,7 +87,7 @@ upstream = \"api\"
 #[test]
 fn an_id_is_no_label_of_keygates_own() {
     let said = about_policy(&route("_none", "methods = [\"GET\"]\nany_key = true\nupstream = \"api\""));
-    assert!(said.contains("does not begin with _"), "{said}");
+    assert!(said.contains("do not begin with _"), "{said}");
 }
 
 #[test]
@@ -105,11 +102,10 @@ fn two_routes_never_claim_one_request() {
     assert_says(
         about_policy(&policy),
         &[
-            "etc/policy.toml:7:1: route[b]: routes \"a\" and \"b\" both claim GET /v1/{y}; give the request to \
-                 one of them",
-            "etc/policy.toml:13:1: route[c]: route \"c\" claims HEAD /v1/{x}, but HEAD follows GET, which is \
-                 route \"a\"; name HEAD beside GET in one route, or leave it out",
-            "etc/policy.toml:19:1: route[a]: two routes are called \"a\"; give each a name of its own",
+            "etc/policy.toml:7:1: route[b]: routes \"a\" and \"b\" both claim GET /v1/{y}; remove it from one of them",
+            "etc/policy.toml:13:1: route[c]: route \"c\" claims HEAD /v1/{x}, but HEAD follows GET, which is route \
+                 \"a\"; list HEAD beside GET in one route, or remove it",
+            "etc/policy.toml:19:1: route[a]: two routes are called \"a\"; give each its own id",
         ],
     );
 }
@@ -117,30 +113,34 @@ fn two_routes_never_claim_one_request() {
 #[test]
 fn keygates_own_operations_are_asked_as_they_can_be_served() {
     let policy = [
-            route("a", "methods = [\"GET\"]\npublic = true\nserve = \"keys.list\""),
-            route("b", "methods = [\"GET\"]\nany_key = true\nserve = \"keys.revoke\""),
-            "[[route]]\nid = \"c\"\nmethods = [\"GET\"]\npaths = [\"/c/{*id}\"]\nany_key = true\nserve = \"keys.get\"\n".to_owned(),
-            "[[route]]\nid = \"d\"\nmethods = [\"GET\"]\npaths = [\"/d/{id}\"]\nany_key = true\nserve = \"keys.list\"\n".to_owned(),
-            route("e", "methods = [\"POST\"]\npublic = true\nserve = \"signup\"\nenvironment = \"live\"\nencoded_slash = true"),
-            route("f", "methods = [\"POST\"]\nany_key = true\nupstream = \"api\"\nenvironment = \"test\""),
-        ];
+        route("a", "methods = [\"GET\"]\npublic = true\nserve = \"keys.list\""),
+        route("b", "methods = [\"GET\"]\nany_key = true\nserve = \"keys.revoke\""),
+        "[[route]]\nid = \"c\"\nmethods = [\"GET\"]\npaths = [\"/c/{*id}\"]\nany_key = true\nserve = \
+                 \"keys.get\"\n"
+            .to_owned(),
+        "[[route]]\nid = \"d\"\nmethods = [\"GET\"]\npaths = [\"/d/{id}\"]\nany_key = true\nserve = \
+                 \"keys.list\"\n"
+            .to_owned(),
+        route(
+            "e",
+            "methods = [\"POST\"]\npublic = true\nserve = \"signup\"\nenvironment = \"live\"\nencoded_slash = true",
+        ),
+        route("f", "methods = [\"POST\"]\nany_key = true\nupstream = \"api\"\nenvironment = \"test\""),
+    ];
     assert_says(
         about_policy(&policy.concat()),
         &[
-            "etc/policy.toml:5:10: route[a].public: keys.list acts for a key's owner; ask for a scope, as in \
-                 scopes = […]",
-            "etc/policy.toml:9:9: route[b].paths: keys.revoke takes the key's id from the path; /b needs one {id}",
-            "etc/policy.toml:10:11: route[b].methods: keys.revoke is not asked with GET; write POST or DELETE",
-            "etc/policy.toml:16:9: route[c].paths: keys.get takes the key's id from the path; /c/{*id} needs one \
-                 {id}",
-            "etc/policy.toml:22:9: route[d].paths: keys.list takes nothing from the path; write /d/{id} without \
+            "etc/policy.toml:5:10: route[a].public: keys.list acts for the owner of a key, so the route cannot be \
+                 public; write scopes = […] instead",
+            "etc/policy.toml:9:9: route[b].paths: keys.revoke reads the key's id from the path; write one {id} in /b",
+            "etc/policy.toml:10:11: route[b].methods: keys.revoke does not accept GET; write POST or DELETE",
+            "etc/policy.toml:16:9: route[c].paths: keys.get reads the key's id from the path; write one {id} in \
+                 /c/{*id}",
+            "etc/policy.toml:22:9: route[d].paths: keys.list reads nothing from the path; write /d/{id} without \
                  braces",
-            "etc/policy.toml:31:15: route[e].environment: only chooses the upstream of requests without a key, on \
-                 a public route; leave it out",
-            "etc/policy.toml:32:17: route[e].encoded_slash: only means something on the way to an upstream; leave \
-                 it out",
-            "etc/policy.toml:39:15: route[f].environment: only chooses the upstream of requests without a key, on \
-                 a public route; leave it out",
+            "etc/policy.toml:31:15: route[e].environment: only valid on a public route to an upstream; remove it",
+            "etc/policy.toml:32:17: route[e].encoded_slash: only valid on a route to an upstream; remove it",
+            "etc/policy.toml:39:15: route[f].environment: only valid on a public route to an upstream; remove it",
         ],
     );
 }
@@ -150,21 +150,32 @@ fn scopes_are_declared_and_there_are_routes() {
     assert_says(
         about_policy(&route("a", "methods = [\"GET\"]\nscopes = [\"x\"]\nupstream = \"api\"")),
         &[
-            "etc/policy.toml:1:1: scopes: missing; declare every scope that there is, as in scopes = [\"jobs:read\"]",
+            "etc/policy.toml:1:1: scopes: missing; list every scope of your API, as in scopes = [\"jobs:read\"]",
         ],
     );
     assert_says(
         about_policy("scopes = [\"a\", \"A b\"]\n[route]\nid = \"x\"\n"),
         &[
-            "etc/policy.toml:1:16: scopes[1]: \"A b\" does not do; \"A b\" is not a scope: use 1 to 64 of a-z 0-9 \
-                 _ . : - as in \"jobs:read\"",
-            "etc/policy.toml:2:1: route: expected sections [[route]], found a section; double the brackets",
+            "etc/policy.toml:1:16: scopes[1]: invalid value \"A b\"; \"A b\" is not a scope: use 1 to 64 characters \
+                 of a-z 0-9 _ . : - as in \"jobs:read\"",
+            "etc/policy.toml:2:1: route: expected a list of sections, found a section; write [[route]] for each of \
+                 them, or a list [{ … }]",
         ],
     );
     assert_says(
         about_policy(""),
         &[
-            "etc/policy.toml:1:1: route: missing; without a route every request is refused; add one under [[route]]",
+            "etc/policy.toml:1:1: route: missing; without a route, every request is refused; add a [[route]] section",
+        ],
+    );
+}
+
+#[test]
+fn methods_have_no_wildcard() {
+    assert_says(
+        about_policy(&route("a", "methods = [\"*\"]\nany_key = true\nupstream = \"api\"")),
+        &[
+            "etc/policy.toml:4:12: route[a].methods[0]: \"*\" is not a method; there is no wildcard: list the methods",
         ],
     );
 }

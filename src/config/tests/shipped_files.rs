@@ -1,4 +1,4 @@
-//! The files that are shipped say what the code does.
+//! The shipped files agree with the code.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn complete(kind: &str) -> String {
     for line in DEFAULT_CONFIGURATION.lines() {
         match line.strip_prefix('#') {
             Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => {
-                // TLS to the one Redis is asked for in its address, and the file shows one without.
+                // The address of a single Redis asks for TLS, and the file's example does not.
                 let is_other = others.iter().any(|other| sentence.starts_with(other))
                     || (kind == "redis" && section == "[store.tls]");
                 if !is_other {
@@ -56,7 +56,7 @@ fn default_embedded() -> StoreSettings {
     StoreSettings::Embedded(embedded::Settings { path })
 }
 
-/// With the examples for what has no default.
+/// The defaults, and the file's examples for keys without a default.
 fn default_redis(place: redis::Place, tls: Option<redis::TlsFiles>) -> StoreSettings {
     StoreSettings::Redis(Box::new(redis::Settings {
         username: Some("keygate".to_owned()),
@@ -66,7 +66,7 @@ fn default_redis(place: redis::Place, tls: Option<redis::TlsFiles>) -> StoreSett
     }))
 }
 
-/// The nodes that the file shows, at this port.
+/// The nodes in the file's examples, at this port.
 fn nodes(port: u16) -> Vec<redis::Node> {
     (5..8).map(|n| redis::Node::parse(&format!("10.0.0.{n}:{port}")).unwrap()).collect()
 }
@@ -88,7 +88,7 @@ fn assert_defaults(
     assert_eq!(config.cache, cache::Settings::default());
     assert_eq!(config.request_log, RequestLog::default());
     assert_eq!(config.drain, DrainSettings::default());
-    // These have no default; the file has to show something.
+    // These have no default, so the file shows examples.
     assert_eq!(
         config.admin,
         crate::operators::admin::Settings { socket: Some("etc/keygate.sock".into()), remote: None }
@@ -166,7 +166,7 @@ fn every_key_of_the_shipped_file_has_one_sentence() {
     }
 }
 
-/// The table of the API's contract: methods, paths, scope (or who may use it), who serves it.
+/// The table of the API's contract: methods, paths, access (a scope, `public` or `any_key`), target.
 const CONTRACT: [(&str, &str, &str, &str); 27] = [
     ("POST", "/v1/auth/signup", "public", "signup"),
     ("POST", "/v1/api_keys", "keys:manage", "keys.create"),

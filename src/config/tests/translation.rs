@@ -125,18 +125,18 @@ fn a_redis_is_found_in_one_way_and_over_tls_where_it_is_said() {
         assert_eq!(found(lines), (place.to_owned(), tls), "{lines}");
     }
     for (lines, mistake) in [
-        ("", "store.url: missing; say where Redis is"),
-        ("url = \"redis://a\"\ncluster = [\"a:1\"]", "store.cluster: stands beside `url`"),
+        ("", "store.url: missing; name the Redis server"),
+        ("url = \"redis://a\"\ncluster = [\"a:1\"]", "store.cluster: `url` is also set"),
         ("sentinels = [\"a:1\"]", "store.master_name: missing"),
-        ("sentinels = []\nmaster_name = \"m\"", "store.sentinels: is empty"),
+        ("sentinels = []\nmaster_name = \"m\"", "store.sentinels: the list is empty"),
         ("sentinels = [\"a\"]\nmaster_name = \"m\"", "store.sentinels[0]: write host:port"),
-        ("url = \"redis://a\"\nmaster_name = \"m\"", "store.master_name: belongs to `sentinels`"),
+        ("url = \"redis://a\"\nmaster_name = \"m\"", "store.master_name: only valid with `sentinels`"),
         (
             "sentinels = [\"a:1\"]\nmaster_name = \"m\"\nsentinel_username = \"u\"",
             "store.sentinel_password_file: missing",
         ),
         ("url = \"rediss://a\"", "store.tls.ca: missing"),
-        ("url = \"redis://a\"\ntls = { ca = \"ca.pem\" }", "store.url: asks for no TLS"),
+        ("url = \"redis://a\"\ntls = { ca = \"ca.pem\" }", "store.url: redis:// means plain text"),
         ("url = \"rediss://a\"\ntls = { ca = \"ca.pem\", key = \"k\" }", "store.tls.cert: missing"),
         ("cluster = [\"a:1\"]\ntls = { cert = \"c\", key = \"k\" }", "store.tls.ca: missing"),
         ("cluster = [\"a:1\"]\ntls = { verify = false }", "store.tls.verify: unknown key"),
@@ -146,7 +146,7 @@ fn a_redis_is_found_in_one_way_and_over_tls_where_it_is_said() {
     }
     let embedded = format!("{STORE}tls = {{ ca = \"ca.pem\" }}\n");
     let refused = load(&around("").replace(STORE, &embedded), ROUTE, &[]).unwrap_err().to_string();
-    assert!(refused.contains("store.tls.ca: belongs to kind = \"redis\""), "{refused}");
+    assert!(refused.contains("store.tls.ca: only valid with kind = \"redis\""), "{refused}");
 }
 
 #[test]

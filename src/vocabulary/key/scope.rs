@@ -1,4 +1,4 @@
-//! Scopes: what a key may do, as names that routes ask for.
+//! Scopes: the rights of a key. Routes require them by name.
 
 use std::fmt;
 
@@ -12,8 +12,8 @@ pub struct Scope(Box<str>);
 
 impl Scope {
     /// # Errors
-    /// Anything but 1 to 64 of `a-z 0-9 _ . : -`, the first a letter or digit. So a scope can stand in a
-    /// header as it is.
+    /// Anything but 1 to 64 characters of `a-z 0-9 _ . : -` that begin with a letter or digit. So a scope needs no
+    /// escaping in a header.
     pub fn parse(text: &str) -> Result<Self, InvalidScope> {
         let bytes = text.as_bytes();
         let allowed = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.:-".contains(b);
@@ -55,7 +55,7 @@ impl fmt::Debug for Scope {
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("{0:?} is not a scope: use 1 to 64 of a-z 0-9 _ . : - as in \"jobs:read\"")]
+#[error("{0:?} is not a scope: use 1 to 64 characters of a-z 0-9 _ . : - as in \"jobs:read\"")]
 pub struct InvalidScope(String);
 
 /// A set of scopes, sorted. Empty means nothing is allowed, never everything.
@@ -101,7 +101,7 @@ impl From<ScopeSet> for Vec<Scope> {
     }
 }
 
-/// Separated by single blanks, as OAuth writes a scope list (RFC 6749, section 3.3).
+/// Separated by single spaces, as in OAuth (RFC 6749, section 3.3).
 impl fmt::Display for ScopeSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, scope) in self.0.iter().enumerate() {

@@ -1,19 +1,19 @@
-//! When a key was last used, and which of its scopes: apart from its record, because it changes all the time
-//! and takes no right away.
+//! When a key was last used, and which of its scopes were used. It is kept apart from the key's record, because it
+//! changes often and never takes a right away.
 
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::scope::ScopeSet;
 
-/// What is known of a key's use.
+/// The use of a key so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
     pub last_used_at: UnixMillis,
-    /// Every scope that a route has asked of it since it was made.
+    /// All scopes that routes have required of it since it was created.
     pub scopes: ScopeSet,
 }
 
-/// Use of a key that is yet to be written down.
+/// Use of a key that is not stored yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {
     pub key: KeyId,
@@ -21,7 +21,7 @@ pub struct Used {
 }
 
 impl Usage {
-    /// Both together: the later moment, all scopes.
+    /// Both combined: the later time, all scopes.
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
         Self {
@@ -31,8 +31,8 @@ impl Usage {
     }
 }
 
-/// As a store keeps it: the milliseconds, then each scope, separated by blanks. Scopes by name, so that a
-/// policy may change without the past changing its meaning.
+/// The form in a store: milliseconds, then the scopes, separated by spaces. Scopes are kept by name, so that a
+/// changed policy does not change the meaning of stored use.
 impl std::fmt::Display for Usage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.last_used_at.0)?;
@@ -41,7 +41,7 @@ impl std::fmt::Display for Usage {
 }
 
 impl Usage {
-    /// `None` for what [`Usage`] does not print.
+    /// `None` for a text that [`Usage`] does not print.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
