@@ -1,4 +1,4 @@
-//! The audit trail as its readers see it: filters, pages, what is in an event, and that every change is told once.
+//! The audit trail through the API: filters, pages, the fields of an event, and exactly one event for each change.
 
 use std::time::Duration;
 

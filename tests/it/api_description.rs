@@ -1,6 +1,5 @@
-//! The description of keygate's own API is true: every route of the shipped policy that keygate serves is in it
-//! and nothing else, and its lists are those of the code. That answers are as it says, every test of the API
-//! checks.
+//! The OpenAPI description is correct: it has every operation of the shipped policy that keygate serves, and no
+//! other, and its lists equal those of the code. Every test of the API checks its answers against the description.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -92,7 +91,7 @@ fn every_route_that_keygate_serves_is_described_and_nothing_else() {
 }
 
 #[test]
-fn its_lists_are_those_of_the_code() {
+fn the_lists_of_the_description_are_those_of_the_code() {
     let schemas = &description()["components"]["schemas"];
     let types: Vec<&str> = ErrorType::ALL.iter().map(|kind| kind.as_str()).collect();
     assert_eq!(schemas["ErrorType"]["enum"], json!(types));
@@ -142,7 +141,7 @@ fn every_example_is_valid_and_no_key_in_one_is() {
 }
 
 #[test]
-fn the_admin_socket_and_the_command_line_give_it() {
+fn the_admin_socket_and_the_command_line_return_the_description() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = Gateway::builder().settings("[admin]\nsocket = \"keygate.sock\"").api(&live, &test).start();
     let mut socket = UnixStream::connect(gateway.folder().join("keygate.sock")).unwrap();

@@ -1,5 +1,5 @@
-//! Nobody gives away more than they have, whatever they ask for and whatever becomes of them meanwhile; a test
-//! key knows test keys only; nobody knows another organisation's keys. Each attempt is in the audit trail.
+//! No key can grant more rights than it has, also not while its own rights change. A test key sees only test keys,
+//! and no key sees those of another organisation. Each attempt is in the audit trail.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ struct Keys {
     /// May be used from this machine only.
     bound: ApiKey,
     test: ApiKey,
-    /// A test key of somebody else's making.
+    /// A test key that another key created.
     other_test: ApiKey,
 }
 
@@ -229,7 +229,7 @@ fn id(key: &ApiKey) -> KeyId {
     KeyId::parse(&key.id).unwrap()
 }
 
-/// As the key's owner would, by somebody who may.
+/// Sent with a key that has the right to do it.
 fn narrow(api: &Api, key: &ApiKey, patch: &str) {
     let body: Value = serde_json::from_str(patch).unwrap();
     let texts = |name: &str| -> Option<Vec<&str>> {
@@ -346,7 +346,7 @@ fn another_organisations_keys_are_not_there(kept: Kept) {
     for call in every_way_to(&key) {
         let answer = api.ask(&call.clone().key(&stranger));
         if call.method != "HEAD" {
-            // The same to the letter as for a key that nobody has.
+            // Exactly the same answer as for a key that does not exist.
             let nobodys =
                 Call { target: call.target.replace(&key.id, "key_01J9ZQ6T5N8XKD3V4WPYB7C2HM"), ..call };
             let nothing = api.ask(&nobodys.key(&stranger));

@@ -1,5 +1,5 @@
-//! A request that may be sent twice makes one thing, and its answer comes twice; a client that hangs up leaves the
-//! whole change behind, or nothing.
+//! A repeated request with the same idempotency key creates one thing, and gets the same answer. If a client
+//! disconnects, either the whole change was made, or nothing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -141,7 +141,7 @@ fn of_64_at_once_one_is_carried_out(kept: Kept) {
 }
 
 #[test]
-fn of_64_at_once_at_two_gateways_one_is_carried_out() {
+fn one_of_64_concurrent_repeats_at_two_gateways_is_executed() {
     let api = Api::start(Kept::Redis);
     let neighbour = api.neighbour();
     let clients = [api.client(), Client::of(&neighbour)];
@@ -161,7 +161,7 @@ fn of_64_at_once_at_two_gateways_one_is_carried_out() {
 }
 
 #[test]
-fn of_64_different_ones_at_two_gateways_every_one_is_carried_out() {
+fn all_of_64_concurrent_different_requests_at_two_gateways_are_executed() {
     let api = Api::start(Kept::Redis);
     let neighbour = api.neighbour();
     let (_, root) = api.sign_up("ada@example.com");
@@ -204,7 +204,7 @@ fn a_caller_that_died_gets_no_kept_answer(kept: Kept) {
 }
 
 #[test]
-fn a_name_is_given_once_and_is_1_to_255_bytes() {
+fn an_idempotency_key_is_sent_once_and_has_1_to_255_bytes() {
     let api = Api::start(Kept::Embedded);
     let (_, root) = api.sign_up("ada@example.com");
     let key = api.create(&root, &json!({ "name": "a key" }));

@@ -1,5 +1,5 @@
-//! Random organisations, keys and operations, held against a small model: every status is the model's, no key
-//! ever has what its maker had not, and nobody ever sees another organisation's.
+//! Random organisations, keys and operations, compared with a small model: every status equals the model's, no key
+//! has a right that its creator did not have, and no key sees another organisation.
 
 use std::collections::BTreeSet;
 
@@ -147,7 +147,7 @@ struct Model<'a> {
     keys: Vec<Key>,
 }
 
-/// Who calls: a key with one of its secrets.
+/// The caller: a key with one of its secrets.
 struct Caller {
     key: Key,
     secret: String,
@@ -183,7 +183,7 @@ impl Model<'_> {
         Caller { key, secret: secret.text, lives }
     }
 
-    /// What everybody is told who may not: 401 to the dead, 403 without the scope.
+    /// The answers to callers without the right: 401 for an invalid key, 403 without the scope.
     fn barrier(caller: &Caller, scope: &str) -> Option<u16> {
         if !caller.lives {
             Some(401)
@@ -374,7 +374,7 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// What the upstream hears of a caller is what the model knows.
+    /// The identity headers at the upstream are those of the model.
     fn try_out(&self, caller: &Caller) -> Result<(), TestCaseError> {
         let answer = self.api.gateway.fetch(&Call::get("/v1/jobs").key(&caller.secret));
         let expected = Self::barrier(caller, "jobs:read").unwrap_or(200);

@@ -1,4 +1,4 @@
-//! A secret is seen once: in the answer that makes it, and nowhere in what keygate keeps or tells.
+//! A secret is shown once, in the answer to its creation. Nothing that keygate stores or prints contains it.
 
 use std::fs;
 use std::path::Path;
@@ -91,7 +91,7 @@ fn live_and_search(folder: &Path, store: &str) -> (Vec<String>, String) {
     (secrets, made.id)
 }
 
-/// Whether what is no secret would be found: a record is JSON, as it is.
+/// Whether the search finds text that is not secret: a stored record is plain JSON.
 fn has(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|part| part == text.as_bytes())
 }

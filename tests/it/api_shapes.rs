@@ -1,5 +1,4 @@
-//! What every operation answers, part by part: shapes, statuses and headers; lists and their pages; what is told
-//! of a request that cannot be taken.
+//! The answers of every operation: fields, statuses and headers; pages of lists; errors about invalid requests.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -115,7 +114,7 @@ fn a_patch_changes_what_it_names(kept: Kept) {
     // It holds at once.
     let write = Call::post("/v1/jobs", "{}").key(&key.secret);
     api.gateway.fetch(&write).refusal(403, "authorization_error");
-    // Never wider, not even by somebody who could make a wider one.
+    // Never wider, not even with a key that could create a wider one.
     for wider in [
         json!({ "scopes": ["jobs:read", "jobs:write"] }),
         json!({ "expires_at": "2998-01-01T00:00:01Z" }),
@@ -182,7 +181,7 @@ fn revoking_is_204_by_either_name_and_may_be_repeated(kept: Kept) {
         assert_eq!((&shown["status"], &shown["revoked_at"]), (&json!("revoked"), &revoked_at));
         refused(&api.patch(&root, &key.path(), &json!({ "name": "x" })), 409, "conflict");
     }
-    // Also itself; then it is nobody any more.
+    // A key can also revoke itself; after that it is invalid.
     let own = api.create(&root, &json!({ "name": "own" }));
     assert_eq!(api.ask(&Call::new("DELETE", &own.path()).key(&own.secret)).status, 204);
     refused(&api.get(&own.secret, "/v1/api_keys/self"), 401, "authentication_error");
@@ -271,7 +270,7 @@ fn every_operation_needs_its_scope_and_a_valid_key() {
 }
 
 #[test]
-fn what_is_no_key_is_not_found() {
+fn a_text_that_is_not_a_key_id_is_not_found() {
     let api = Api::start(Kept::Embedded);
     let root = api.gateway.live_key().secret;
     for id in NO_KEYS {
@@ -320,7 +319,7 @@ fn a_list_takes_its_parameters_once_and_within_their_bounds() {
 }
 
 #[test]
-fn every_bad_field_is_told_at_once_whatever_is_wrong_with_it() {
+fn all_invalid_fields_are_reported_at_once() {
     let api = Api::start(Kept::Embedded);
     let root = api.gateway.live_key().secret;
     let many: Vec<String> = (0..101).map(|n| format!("10.0.0.{n}")).collect();
@@ -366,7 +365,7 @@ fn every_bad_field_is_told_at_once_whatever_is_wrong_with_it() {
         assert_eq!(wrong_fields(&api.patch(&root, &key.path(), body)), *wrong, "{body}");
     }
     assert_eq!(api.get(&root, &key.path()).json(), before, "nothing was changed");
-    // Each with what is wrong.
+    // Each field with its error.
     let told = refused(
         &api.post(&root, "/v1/api_keys", &json!({ "name": "x", "scopes": [] })),
         400,

@@ -1,4 +1,4 @@
-//! Strangers become customers, where that is allowed: once for each address, and not too many at a time.
+//! Signup, where the configuration allows it: once for each address, and within the quotas.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn wait_of(answer: &Answer) -> Duration {
 }
 
 #[test]
-fn signing_up_is_not_there_unless_it_is_switched_on() {
+fn signup_is_404_unless_it_is_enabled() {
     let api = Api::builder(Kept::Embedded).signup("").start();
     let key = api.gateway.live_key().secret;
     for call in [
@@ -109,7 +109,7 @@ fn name_and_address_are_checked_both_at_once() {
     ] {
         assert_eq!(wrong_fields(&api.ask(&json_call("POST", "/v1/auth/signup", &body))), wrong, "{body}");
     }
-    // What is refused so is not counted, and takes no address.
+    // Refused signups do not count, and do not reserve an address.
     assert_eq!(api.ask(&sign_up("ada@example.com")).status, 200);
 }
 
@@ -180,7 +180,7 @@ fn five_an_hour_come_from_one_network(kept: Kept) {
     }
     wait_of(&attempt("2001:db8::ffff:ffff:ffff:ffff"));
     assert_eq!(attempt("2001:db8:0:1::1").status, 200);
-    // A client's own word counts for nothing: the rightmost address that is not a proxy's is the client.
+    // The client's own entries are ignored: the client is the rightmost address that is not a trusted proxy.
     wait_of(&attempt("198.51.100.1, 203.0.113.9"));
     wait_of(&attempt("nonsense, 203.0.113.9"));
     wait_of(&attempt("203.0.113.9, 127.0.0.1"));
@@ -188,7 +188,7 @@ fn five_an_hour_come_from_one_network(kept: Kept) {
     assert_eq!(attempt("203.0.113.6").status, 200, "as it was told");
 }
 
-/// Whoever can make a gateway end, or waits for it, gets no more than others.
+/// A restart of the gateway does not reset a client's quota.
 fn who_has_signed_up_counts_when_the_gateway_starts_anew(kept: Kept) {
     let mut api = Api::builder(kept).signup("enabled = true\nper_network_and_hour = 2\nper_day = 3").start();
     let attempt = |api: &Api, n: usize| {
@@ -218,7 +218,7 @@ fn two_hundred_a_day_come_in_all(kept: Kept) {
 }
 
 #[test]
-fn it_is_two_hundred_unless_the_operator_says_otherwise() {
+fn the_daily_quota_is_200_by_default() {
     let settings = keygate::lifecycle::SignupSettings::default();
     assert_eq!((settings.per_network, settings.per_day, settings.free_credits_cents), (5, 200, 250));
     assert!(!settings.enabled && !settings.verification);

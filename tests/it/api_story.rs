@@ -1,4 +1,4 @@
-//! The life of keys from birth to death, told over HTTP.
+//! The life of keys over HTTP, from creation to revocation.
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
-//! Keys in use: from where they may be used, while they are disabled, after their end; when they were last used
-//! and for what; live keys in the hands of browsers.
+//! The use of keys: allowed addresses, disabled keys, expiry, last use, scopes used, and live keys in browsers.
 
 use std::time::Duration;
 
@@ -39,7 +38,7 @@ fn a_key_with_a_list_of_addresses_is_used_from_there_only(kept: Kept) {
         (Some("192.0.3.1"), 403),
         (Some("2001:db8:1::1"), 200),
         (Some("2001:db9::1"), 403),
-        // An IPv4 address in IPv6 clothes is the IPv4 address.
+        // An IPv4-mapped IPv6 address is the IPv4 address.
         (Some("::ffff:192.0.2.1"), 200),
         // What the client itself claims counts for nothing.
         (Some("192.0.2.1, 198.51.100.1"), 403),
@@ -57,7 +56,7 @@ fn a_key_with_a_list_of_addresses_is_used_from_there_only(kept: Kept) {
 }
 
 #[test]
-fn without_trusted_proxies_the_client_is_who_connects() {
+fn without_trusted_proxies_the_peer_address_is_the_client() {
     let api = Api::builder(Kept::Embedded).no_proxies().start();
     let (_, root) = api.sign_up("ada@example.com");
     let here = api.create(&root, &json!({ "name": "here", "allowed_addresses": ["127.0.0.1"] }));
@@ -147,14 +146,14 @@ fn last_use_and_used_scopes_are_written_down_apart(kept: Kept) {
     let first = used().0;
     assert!(first.as_str().unwrap() >= before.to_string().as_str());
     assert!(first.as_str().unwrap() <= api.gateway.now().to_string().as_str());
-    // Not what was refused, only what was done; and what is done later is later.
+    // Refused requests do not count; later requests have a later time.
     api.gateway.advance(HOUR);
     assert_eq!(api.gateway.fetch(&Call::get("/v1/audit_events").key(&key.secret)).status, 200);
     assert_eq!(api.gateway.fetch(&Call::get("/v1/nothing").key(&key.secret)).status, 404);
     written(json!(["audit:read", "jobs:read"]));
     let second = used().0;
     assert!(second.as_str() > first.as_str());
-    // The one who asks is used too; in the list as in the single answer.
+    // The calling key is used too, in the list and in the single answer.
     written(json!(["audit:read", "jobs:read"]));
     let listed = api.keys(&root);
     let own = listed.iter().find(|shown| shown["created_by"] == "signup").unwrap();

@@ -1,5 +1,4 @@
-//! Who is this? One and the same 401 for whatever is no valid key now, and no more lookups than needed to say
-//! so.
+//! Authentication: all keys that are not valid get the same 401, with no more lookups than necessary.
 
 use std::time::Duration;
 
@@ -70,7 +69,7 @@ fn without_id(answer: &Answer) -> (String, Vec<(String, String)>, String) {
 }
 
 #[test]
-fn whatever_is_no_valid_key_gets_one_and_the_same_401() {
+fn all_invalid_keys_get_the_same_401() {
     let world = World::start();
     let gateway = &world.gateway;
     let valid = gateway.live_key().secret;
@@ -174,7 +173,7 @@ fn the_scheme_is_read_in_any_case_and_blanks_may_follow_it() {
 }
 
 #[test]
-fn two_authorization_fields_are_400_whatever_they_say() {
+fn two_authorization_fields_are_a_400() {
     let world = World::start();
     let valid = format!("Bearer {}", world.gateway.live_key().secret);
     for (first, second) in [
@@ -391,7 +390,7 @@ fn a_lookup_whose_callers_all_hang_up_still_fills_the_cache() {
 }
 
 #[test]
-fn what_a_lookup_read_before_a_revocation_is_not_served_after_it() {
+fn a_lookup_that_began_before_a_revocation_is_not_served_after_it() {
     let world = World::with("[cache]\nlookup_timeout = \"20s\"");
     let key = world.gateway.live_key();
     world.valve.hold();

@@ -1,4 +1,4 @@
-//! `keygate check --online`: whether the store is fit to keep keys, each finding with what to do.
+//! `keygate check --online`: whether the gateway can work with the store, with advice for each problem.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::harness::process::keygate;
 use crate::harness::{Gateway, Process, RedisServer, create_key};
 
-/// A folder with a configuration whose `[store]` is this.
+/// A folder with a configuration that has this `[store]`.
 fn configured(store: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
     configure(folder.path(), &format!("[store]\n{store}"));
@@ -27,7 +27,7 @@ fn on(url: &str) -> String {
     )
 }
 
-/// Exit code, and what was found about the store.
+/// The exit code, and the findings about the store.
 fn check(folder: &Path) -> (i32, String) {
     let output = keygate(folder, &["check", "--online"]).output().unwrap();
     let out = String::from_utf8(output.stdout).unwrap();
@@ -43,7 +43,7 @@ fn password(folder: &Path, text: &str) {
 }
 
 #[test]
-fn a_redis_that_is_as_it_should_be_is_fine() {
+fn a_well_configured_redis_is_fine() {
     let server = RedisServer::with(&["--appendonly", "yes"]);
     let folder = configured(&on(&server.url()));
     let (code, found) = check(folder.path());
@@ -64,7 +64,7 @@ fn a_redis_that_is_as_it_should_be_is_fine() {
 }
 
 #[test]
-fn what_works_and_should_not_be_so_is_a_warning() {
+fn risky_settings_of_redis_are_warnings() {
     let server = RedisServer::with(&["--maxmemory-policy", "volatile-lru"]);
     let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &server.port()]);
     crate::harness::eventually("the replica follows", || {
@@ -83,7 +83,7 @@ fn what_works_and_should_not_be_so_is_a_warning() {
 }
 
 #[test]
-fn what_would_not_work_is_told_with_what_to_do_and_exit_code_1() {
+fn settings_that_cannot_work_are_reported_with_advice_and_exit_code_1() {
     let server = RedisServer::with(&["--appendonly", "yes"]);
     let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &server.port()]);
     let folder = configured(&on(&replica.url()));
@@ -118,7 +118,7 @@ fn what_would_not_work_is_told_with_what_to_do_and_exit_code_1() {
 }
 
 #[test]
-fn another_pepper_and_a_newer_store_are_told() {
+fn another_pepper_and_a_newer_store_are_reported() {
     let server = RedisServer::with(&["--appendonly", "yes"]);
     let folder = configured(&on(&server.url()));
     create_key(folder.path());
@@ -135,7 +135,7 @@ fn another_pepper_and_a_newer_store_are_told() {
 }
 
 #[test]
-fn an_embedded_store_is_looked_at_and_not_touched() {
+fn an_embedded_store_is_read_and_not_changed() {
     let folder = configured("kind = \"embedded\"\npath = \"keygate.redb\"");
     let file = folder.path().join("keygate.redb");
     let (code, found) = check(folder.path());

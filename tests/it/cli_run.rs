@@ -1,4 +1,4 @@
-//! `dev`, `serve` and `keys`, as somebody at a terminal uses them.
+//! `keygate dev`, `keygate serve` and `keygate keys`, run as processes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,7 +27,7 @@ fn dev(folder: &Path) -> Process {
 }
 
 #[test]
-fn the_lines_that_dev_prints_do_what_they_promise_when_pasted_into_a_shell() {
+fn the_commands_that_dev_prints_work_in_a_shell() {
     let folder = TempDir::new().unwrap();
     let mut dev = dev(folder.path());
     let lines = welcome(&dev);
@@ -57,7 +57,7 @@ fn the_lines_that_dev_prints_do_what_they_promise_when_pasted_into_a_shell() {
 }
 
 #[test]
-fn dev_keeps_its_folder_to_itself_and_revokes_the_keys_of_its_last_start() {
+fn dev_keeps_its_folder_private_and_revokes_the_keys_of_its_last_start() {
     let folder = TempDir::new().unwrap();
     let url = |lines: &[String]| lines[0].rsplit_once("http://").unwrap().1.parse().unwrap();
     let secret = |lines: &[String]| {
@@ -83,7 +83,7 @@ fn dev_keeps_its_folder_to_itself_and_revokes_the_keys_of_its_last_start() {
 }
 
 #[test]
-fn dev_listens_on_loopback_only_and_says_what_to_change_about_a_taken_port() {
+fn dev_listens_on_loopback_only_and_names_a_port_in_use() {
     let folder = TempDir::new().unwrap();
     let open = keygate(folder.path(), &["dev", "--listen", "0.0.0.0:0"]).output().unwrap();
     assert_eq!(open.status.code(), Some(1));
@@ -122,7 +122,7 @@ fn said(folder: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn keys_can_be_made_and_revoked_while_no_gateway_runs_and_while_one_does() {
+fn keys_can_be_created_and_revoked_with_and_without_a_running_gateway() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let folder = configured(&live, &test);
     let before = said(folder.path(), &["keys", "create", "--name", "made before"]);
@@ -156,7 +156,7 @@ fn keys_can_be_made_and_revoked_while_no_gateway_runs_and_while_one_does() {
 }
 
 #[test]
-fn a_key_gets_the_scopes_and_the_end_that_were_asked_for() {
+fn a_key_gets_the_requested_scopes_and_expiry() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let folder = configured(&live, &test);
     let (_serving, address) = serve(folder.path());
@@ -191,7 +191,7 @@ fn a_key_gets_the_scopes_and_the_end_that_were_asked_for() {
 }
 
 #[test]
-fn no_secret_is_in_what_a_gateway_writes_or_keeps() {
+fn a_gateway_neither_logs_nor_stores_a_secret() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let folder = configured(&live, &test);
     let (mut serving, address) = serve(folder.path());

@@ -1,5 +1,5 @@
-//! The error envelope of the contract: every refusal of keygate's own has its status, its type, the one shape
-//! and an id of its own; and a store that cannot answer never makes a key a bad one.
+//! The error envelope of the contract: every refusal by keygate has its status, its type, the same shape and its
+//! own id. An unavailable store never makes a key look invalid.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -75,7 +75,7 @@ fn each_refusal_before_the_upstream_has_its_status_and_type_and_an_id_of_its_own
 }
 
 #[test]
-fn ids_differ_on_one_connection_too_and_a_clients_own_id_is_not_taken() {
+fn request_ids_are_unique_and_a_clients_own_id_is_ignored() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = Gateway::in_front_of(&live, &test);
     let mut wire = gateway.connect();
@@ -88,7 +88,7 @@ fn ids_differ_on_one_connection_too_and_a_clients_own_id_is_not_taken() {
 }
 
 #[test]
-fn a_body_that_proves_too_large_on_its_way_is_413() {
+fn a_streamed_body_that_exceeds_the_limit_is_413() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = Gateway::builder().settings("[limits]\nbody = \"1KiB\"").api(&live, &test).start();
     let key = gateway.live_key();
@@ -133,7 +133,7 @@ fn an_upstream_that_breaks_off_before_its_answer_is_502() {
 }
 
 #[test]
-fn a_101_that_nobody_could_ask_for_is_502_and_opens_no_tunnel() {
+fn an_unrequested_101_is_502_and_opens_no_tunnel() {
     let switching =
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nsecret bytes";
     for fields in [&[][..], &[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")]] {
@@ -280,7 +280,7 @@ fn a_known_key_is_served_stale_while_the_store_is_down_and_503_past_the_stale_wi
 }
 
 #[test]
-fn a_stale_key_is_dead_once_it_is_revoked_although_the_store_cannot_say_so() {
+fn a_stale_key_is_refused_after_its_revocation_although_the_store_is_down() {
     let shaky = Shaky::start();
     assert_eq!(shaky.fetch(&shaky.key.secret).status, 200);
     shaky.valve.fail();
@@ -306,7 +306,7 @@ fn a_stale_key_still_expires() {
 }
 
 #[test]
-fn more_lookups_than_may_be_under_way_at_once_are_503() {
+fn lookups_beyond_the_limit_are_503() {
     let shaky =
         Shaky::with(Gateway::builder().settings("[cache]\nmax_lookups = 1\nlookup_timeout = \"20s\""));
     shaky.valve.hold();

@@ -1,5 +1,4 @@
-//! The route table of the API's contract, row by row: who may do what, who answers, and that nothing else
-//! gets through.
+//! The route table of the contract, row by row: the access rule, the target, and a refusal of everything else.
 
 use std::collections::HashMap;
 
@@ -166,7 +165,7 @@ impl World {
 }
 
 #[test]
-fn with_exactly_its_scope_a_request_reaches_the_upstream_of_its_keys_environment() {
+fn a_request_with_the_routes_scope_reaches_the_upstream_of_its_environment() {
     let World { live, test, gateway } = World::start();
     for (environment, right, wrong) in [(Environment::Live, &live, &test), (Environment::Test, &test, &live)]
     {
@@ -189,7 +188,7 @@ fn with_exactly_its_scope_a_request_reaches_the_upstream_of_its_keys_environment
 }
 
 #[test]
-fn with_every_scope_but_its_own_a_request_is_refused_with_403_that_names_the_scope() {
+fn a_request_without_the_routes_scope_is_a_403_that_names_the_scope() {
     let world = World::start();
     let others = |lacking: &str| SCOPES.into_iter().filter(|scope| *scope != lacking).collect();
     let keys = keys_of(others, &world.gateway);
@@ -223,7 +222,7 @@ fn without_a_key_every_request_but_the_public_one_is_refused_with_401() {
 }
 
 #[test]
-fn keygates_own_operations_are_answered_here_to_whoever_may_use_them() {
+fn keygate_answers_its_own_operations_for_keys_with_their_scopes() {
     let world = World::start();
     let keys = keys_of(|scope| SCOPES.into_iter().filter(|name| *name == scope).collect(), &world.gateway);
     for request in requests().into_iter().filter(|request| request.by == By::Keygate) {
@@ -249,7 +248,7 @@ fn keygates_own_operations_are_answered_here_to_whoever_may_use_them() {
 }
 
 #[test]
-fn what_no_row_names_is_404_after_a_valid_key_and_401_before_one() {
+fn a_path_without_a_route_is_404_with_a_valid_key_and_401_without_one() {
     let world = World::start();
     let key = world.gateway.live_key();
     for (method, target) in [
@@ -322,7 +321,7 @@ fn changing_the_organisations_settings_is_denied_to_a_key_with_all_scopes() {
 }
 
 #[test]
-fn head_needs_what_get_needs() {
+fn head_needs_the_scope_of_get() {
     let world = World::start();
     let own = keys_of(|scope| SCOPES.into_iter().filter(|name| *name == scope).collect(), &world.gateway);
     let others = keys_of(|scope| SCOPES.into_iter().filter(|name| *name != scope).collect(), &world.gateway);

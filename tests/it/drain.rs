@@ -1,4 +1,4 @@
-//! The end: what is under way finishes, nothing new begins, and a process that is told to go goes.
+//! Shutdown: requests in progress finish, and new ones are not accepted.
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::Mutex;
@@ -37,7 +37,7 @@ fn slow(key: &str) -> Call {
 }
 
 #[test]
-fn what_is_under_way_finishes_and_nothing_else_goes_on() {
+fn requests_in_progress_finish_and_no_new_ones_are_served() {
     let Held { upstream, begun, go } = held();
     let (gateway, key) = Tuned::default().live(upstream.url()).start();
     let address = gateway.address();
@@ -113,7 +113,7 @@ fn bodies_under_way_are_finished_in_both_directions() {
 }
 
 #[test]
-fn what_does_not_finish_in_time_is_cut() {
+fn requests_that_do_not_finish_in_time_are_cut() {
     let Held { upstream, begun, go } = held();
     let (gateway, key) = Tuned::default().live(upstream.url()).start();
     let mut busy = gateway.connect();
@@ -135,7 +135,7 @@ fn started(settings: Tuned) -> (TempDir, Process, String) {
 }
 
 #[test]
-fn a_process_that_is_told_to_go_finishes_what_is_under_way_and_exits_with_0() {
+fn a_process_finishes_requests_in_progress_after_sigterm_and_exits_with_0() {
     let Held { upstream, begun, go } = held();
     let (_folder, mut keygate, key) =
         started(Tuned::default().live(upstream.url()).server("drain_delay = \"0s\""));
@@ -160,7 +160,7 @@ fn a_process_that_is_told_to_go_finishes_what_is_under_way_and_exits_with_0() {
 }
 
 #[test]
-fn until_load_balancers_have_noticed_new_connections_are_still_served() {
+fn new_connections_are_served_during_the_drain_delay() {
     let Held { upstream, .. } = held();
     let (_folder, mut keygate, key) =
         started(Tuned::default().live(upstream.url()).server("drain_delay = \"1h\""));
@@ -173,7 +173,7 @@ fn until_load_balancers_have_noticed_new_connections_are_still_served() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_process_at_once() {
     for delay in ["0s", "1h"] {
         let Held { upstream, begun, go } = held();
         let (_folder, mut keygate, key) = started(
@@ -197,7 +197,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_process_that_is_told_to_go_as_soon_as_it_listens_goes_in_good_order() {
+fn a_process_stops_cleanly_if_the_signal_comes_right_after_its_start() {
     for _ in 0..5 {
         let (_folder, mut keygate, _) = started(Tuned::default().server("drain_delay = \"0s\""));
         keygate.address();
@@ -207,7 +207,7 @@ fn a_process_that_is_told_to_go_as_soon_as_it_listens_goes_in_good_order() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named_with_the_setting_to_change() {
+fn a_port_in_use_is_reported_with_its_setting() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let folder = TempDir::new().unwrap();

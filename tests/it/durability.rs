@@ -1,7 +1,7 @@
-//! `kill -9` at random moments during a stream of creations, rotations and revocations over the API, of the
-//! gateway, of Redis, of both. Afterwards everything that was answered is there, and nothing is half there.
+//! `kill -9` at random times while keys are created, rotated and revoked over the API: of the gateway, of Redis,
+//! and of both. Afterwards, every change that was answered is complete, and no change is partial.
 //!
-//! `KEYGATE_LONG=1 cargo test --test it durability:: -- --nocapture` is the long form.
+//! `KEYGATE_LONG=1 cargo test --test it durability:: -- --nocapture` runs the long form.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,12 +28,12 @@ const CLIENTS: usize = 4;
 const LATEST: Duration = Duration::from_millis(300);
 
 #[test]
-fn a_gateway_that_is_killed_loses_and_halves_nothing_of_the_embedded_store() {
+fn killing_the_gateway_leaves_no_lost_or_partial_change_in_the_embedded_store() {
     Place::new(None).run(|_, _| Killed::Gateway);
 }
 
 #[test]
-fn a_gateway_or_a_redis_that_is_killed_loses_and_halves_nothing() {
+fn killing_the_gateway_or_redis_leaves_no_lost_or_partial_change() {
     let redis = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]);
     Place::new(Some(redis)).run(|round, _| match round % 3 {
         0 => Killed::Redis,
@@ -84,7 +84,7 @@ struct Client {
     keys: Vec<Key>,
     /// Requests that may be repeated, with the answers that they were given.
     answers: Vec<(Call, String)>,
-    /// What was not answered.
+    /// Changes without an answer.
     in_doubt: Option<Step>,
     answered: usize,
 }
@@ -140,7 +140,7 @@ impl Place {
         );
         let upstreams = [Upstream::start("live"), Upstream::start("test")];
         Gateway::builder().settings(&settings).api(&upstreams[0], &upstreams[1]).write(folder.path());
-        // The first one makes the store, where somebody must.
+        // The first gateway creates the store if there is none.
         assert!(run(folder.path(), &["keys", "create", "--name", "first"]).0);
         let (orgs, tally) = (Vec::new(), Tally::default());
         Self { folder, gateway: None, address: None, redis, _upstreams: upstreams, orgs, tally }
@@ -159,7 +159,7 @@ impl Place {
             self.start();
             self.settle();
             self.check(self.orgs.len() - 1);
-            // Nothing of what was before is lost later.
+            // Earlier changes are still complete.
             self.check(rng.usize(..self.orgs.len()));
         }
         for org in 0..self.orgs.len() {
@@ -170,7 +170,7 @@ impl Place {
         assert!(self.tally.answered > rounds && self.tally.in_doubt > 0, "{:?} proves nothing", self.tally);
     }
 
-    /// Starts what is not running, and waits until keys are served.
+    /// Starts the stopped processes, and waits until keys are served.
     fn start(&mut self) {
         if self.gateway.is_none() {
             let gateway = Process::serve(self.folder.path());
@@ -393,7 +393,7 @@ impl Client {
         }
     }
 
-    /// Sends the request again: it is answered as if nothing had been, and carried out once.
+    /// Sends the request again: it gets the same answer, and is executed once.
     #[track_caller]
     fn repeat(&mut self, step: &Step, happened: bool, address: SocketAddr) {
         if let (Step::Revoke { key, .. }, true) = (step, happened) {
@@ -417,7 +417,7 @@ impl Client {
     }
 }
 
-/// An answer, unless whoever should give it is gone.
+/// An answer, unless the gateway is gone.
 fn try_fetch(address: SocketAddr, call: &Call) -> Option<Answer> {
     let mut wire = Wire::from(TcpStream::connect(address).ok()?);
     wire.try_send(&call.to_bytes()).ok()?;

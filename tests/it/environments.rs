@@ -1,5 +1,5 @@
-//! A test key never reaches a live upstream, nor a live key a test one, whatever the route and however things
-//! fail.
+//! A request with a test key never reaches a live upstream, and a request with a live key never reaches a test
+//! upstream, on any route and after any failure.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -144,7 +144,7 @@ fn expected(request: &Request) -> (u16, Option<Environment>) {
         _ => None,
     };
     if let Some(default) = without_key {
-        // No key is needed, but whoever presents one means its environment.
+        // No key is needed, but a key that is sent decides the environment.
         return (200, Some(request.key.map_or(default, |(environment, _)| environment)));
     }
     match request.key {

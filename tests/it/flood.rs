@@ -1,7 +1,7 @@
-//! Guesses by the thousand beside the traffic of others: that goes on as before, keys that are new here are
-//! still let in, and the store is asked no more than the budget allows.
+//! Thousands of guessed keys beside other traffic: the other traffic is not affected, valid keys that are not
+//! cached are accepted, and the store gets no more lookups than the limit allows.
 //!
-//! `KEYGATE_LONG=1 cargo test --test it flood -- --nocapture --test-threads 1` is the long form, 20 s of each.
+//! `KEYGATE_LONG=1 cargo test --test it flood -- --nocapture --test-threads 1` runs the long form, 20 s of each.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -119,7 +119,7 @@ fn mistyped() -> String {
 }
 
 #[test]
-fn a_flood_of_guesses_changes_nothing_for_those_who_have_keys() {
+fn a_flood_of_guessed_keys_does_not_affect_valid_keys() {
     let span = span();
     let scene = Scene::start("");
     let (alone, ..) = scene.traffic(span, false, |_| ());
@@ -167,7 +167,7 @@ fn assert_no_slower(what: &str, beside_flood: &[Outcome], beside_noise: &[Outcom
 }
 
 #[test]
-fn guesses_get_their_share_of_a_slow_store_and_no_more() {
+fn guessed_keys_get_only_their_share_of_a_slow_store() {
     const NETWORKS: usize = 4;
     // An eighth of 16.
     const SHARE: usize = 2;

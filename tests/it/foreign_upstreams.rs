@@ -1,4 +1,4 @@
-//! Upstreams that nobody here wrote: Python's own file server, and httpbin behind gunicorn.
+//! Upstreams from other projects: Python's file server, and httpbin behind gunicorn.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -50,7 +50,7 @@ fn in_front_of(live: SocketAddr, test: SocketAddr) -> Gateway {
 }
 
 #[test]
-fn files_of_pythons_own_server_come_through_by_environment() {
+fn files_of_pythons_server_are_forwarded_by_environment() {
     let folders = [TempDir::new().unwrap(), TempDir::new().unwrap()];
     let large: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
     fs::write(folders[0].path().join("where.txt"), "live").unwrap();
@@ -74,7 +74,7 @@ fn files_of_pythons_own_server_come_through_by_environment() {
 }
 
 #[test]
-fn httpbin_sees_what_was_sent_and_the_client_sees_what_it_answers() {
+fn httpbin_receives_the_request_and_the_client_receives_its_answer() {
     let Some(_) = std::env::var_os("KEYGATE_TEST_PYTHON") else {
         panic!("run this suite with `bash tests/run`, which installs httpbin");
     };
@@ -114,7 +114,7 @@ fn httpbin_sees_what_was_sent_and_the_client_sees_what_it_answers() {
     assert_eq!(cookies.fields.iter().filter(|(name, _)| name == "set-cookie").count(), 2);
 }
 
-/// Where nobody listens.
+/// An address on which no process listens.
 fn free_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }

@@ -1,4 +1,4 @@
-//! What goes up and what comes down: the bytes, and the connections that carry them.
+//! Forwarding: the bytes of requests and answers, and the connections to the upstream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ fn head(method: &str, key: &str, fields: &str) -> String {
 // ---- Requests
 
 #[test]
-fn the_head_that_goes_up_is_the_canonical_request_and_what_keygate_knows_of_it() {
+fn the_upstream_receives_the_canonical_request_with_the_identity_headers() {
     let live = Upstream::start("live");
     let gateway = Tuned::default().live(live.url()).builder().start();
     let key = gateway.key_with(&["jobs:read"]);
@@ -62,7 +62,7 @@ fn the_head_that_goes_up_is_the_canonical_request_and_what_keygate_knows_of_it()
 }
 
 #[test]
-fn a_request_goes_up_with_its_own_method_framing_and_body() {
+fn the_upstream_receives_the_requests_method_framing_and_body() {
     const CHUNKED: &str = "transfer-encoding: chunked\r\n";
     let live = Upstream::with(|_| Reply::raw("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
     let (gateway, key) = in_front_of(&live);
@@ -112,7 +112,7 @@ fn a_request_goes_up_with_its_own_method_framing_and_body() {
 }
 
 #[test]
-fn trailers_of_a_request_and_extensions_of_its_chunks_end_here() {
+fn request_trailers_and_chunk_extensions_are_not_forwarded() {
     let live = Upstream::start("live");
     let (gateway, key) = in_front_of(&live);
     let mut client = gateway.connect();
@@ -131,7 +131,7 @@ fn trailers_of_a_request_and_extensions_of_its_chunks_end_here() {
 
 // ---- Answers
 
-/// The answer of a gateway whose upstream says just this and closes.
+/// The answer of a gateway if its upstream sends exactly these bytes and closes.
 fn passed(method: &str, said: &str) -> Answer {
     let said = said.as_bytes().to_vec();
     let live = Upstream::with(move |_| Reply::BytesThenClose(said.clone()));
@@ -142,7 +142,7 @@ fn passed(method: &str, said: &str) -> Answer {
 }
 
 #[test]
-fn an_answer_comes_down_with_its_status_its_fields_in_order_and_its_body() {
+fn the_client_receives_the_answers_status_fields_in_order_and_body() {
     let answer = passed(
         "GET",
         "HTTP/1.1 418 Anything At All\r\nset-cookie: a=1\r\nx-one: 1\r\nSet-Cookie: b=2\r\n\
@@ -168,7 +168,7 @@ fn an_answer_comes_down_with_its_status_its_fields_in_order_and_its_body() {
 }
 
 #[test]
-fn the_framing_of_an_answer_is_one_and_clean() {
+fn an_answer_has_exactly_one_framing() {
     // Status, content-length, transfer-encoding, body.
     type Row<'r> = (&'r str, &'r str, u16, Option<&'r str>, Option<&'r str>, &'r str);
     let rows: &[Row<'_>] = &[
@@ -224,7 +224,7 @@ fn the_framing_of_an_answer_is_one_and_clean() {
 }
 
 #[test]
-fn interim_answers_stay_here() {
+fn interim_answers_are_not_forwarded() {
     let answer = passed(
         "GET",
         "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n\
@@ -234,7 +234,7 @@ fn interim_answers_stay_here() {
 }
 
 #[test]
-fn a_switch_of_protocols_that_nobody_asked_for_is_a_502() {
+fn an_unrequested_switch_of_protocols_is_a_502() {
     let said = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nraw";
     passed("GET", said).refusal(502, "bad_gateway");
 
@@ -253,7 +253,7 @@ fn a_switch_of_protocols_that_nobody_asked_for_is_a_502() {
 }
 
 #[test]
-fn what_is_no_answer_is_a_502() {
+fn an_invalid_answer_is_a_502() {
     for said in [
         "",
         "\r\n\r\n",
@@ -393,7 +393,7 @@ fn answer_on(wire: &mut Wire, body: &str) {
 }
 
 #[test]
-fn a_kept_connection_that_the_upstream_closed_is_nobodys_error() {
+fn a_reused_connection_that_the_upstream_closed_causes_no_error() {
     let live = Manual::start();
     let (gateway, key) = Tuned::default().live(live.url()).start();
     let mut client = gateway.connect();
@@ -474,7 +474,7 @@ fn is_reused_after(method: &str, first: &str, complete: bool) -> bool {
 }
 
 #[test]
-fn a_connection_is_used_again_only_after_an_answer_without_any_oddity() {
+fn a_connection_is_reused_only_after_a_fully_regular_answer() {
     const POISON: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
     let fine = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
     assert!(is_reused_after("GET", fine, true), "or the rest says nothing");
@@ -536,7 +536,7 @@ fn a_body_of_unknown_length_arrives_whole_after_an_upstream_has_spoken_http_1_0(
 }
 
 #[test]
-fn bytes_that_come_while_nothing_was_asked_close_the_connection() {
+fn unrequested_bytes_from_the_upstream_close_the_connection() {
     let live = Manual::start();
     let (gateway, key) = Tuned::default().live(live.url()).start();
     let mut client = gateway.connect();

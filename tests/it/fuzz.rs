@@ -1,4 +1,4 @@
-//! What the fuzzer looks for a way around, with its seeds and some changes of them.
+//! The properties of the fuzz targets, checked with their seeds and with some mutations of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ fn changed(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn what_the_fuzzer_checks_holds_for_its_seeds_and_for_changes_of_them() {
+fn the_fuzz_properties_hold_for_the_seeds_and_mutations_of_them() {
     let mut runner = prop::test_runner::TestRunner::new(ProptestConfig {
         cases: CASES,
         failure_persistence: None,

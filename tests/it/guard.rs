@@ -1,8 +1,7 @@
-//! The door: whatever two parsers could read in two ways is refused before it reaches anybody, and what
-//! passes arrives in one canonical form.
+//! The guard: a request that two parsers could interpret differently is refused, and every other request reaches
+//! the upstream in one canonical form.
 //!
-//! The policy here lets any key do anything, so that nothing but the guard stands between a request and the
-//! upstream.
+//! The policy of these tests allows any key everything, so that only the guard can refuse a request.
 
 use std::collections::HashSet;
 
@@ -278,7 +277,7 @@ fn a_target_of_raw_octets_or_another_form_is_refused() {
 /// 31: a fragment has no place in a request. The parser beneath cuts it off unseen, so what is judged and
 /// what arrives must both be without it.
 #[test]
-fn a_fragment_is_refused_or_goes_no_further() {
+fn a_fragment_is_refused_or_removed() {
     let world = World::start();
     for (sent, cut) in [
         ("/v1/jobs#fragment", "/v1/jobs"),
@@ -301,7 +300,7 @@ fn a_fragment_is_refused_or_goes_no_further() {
 }
 
 #[test]
-fn what_needs_no_encoding_arrives_decoded_and_the_rest_in_one_spelling() {
+fn needless_percent_encoding_is_decoded_and_the_rest_has_one_spelling() {
     let world = World::start();
     for (sent, arrives) in [
         ("/", "/"),
@@ -326,7 +325,7 @@ fn what_needs_no_encoding_arrives_decoded_and_the_rest_in_one_spelling() {
 }
 
 #[test]
-fn a_query_arrives_byte_for_byte_and_decides_nothing() {
+fn a_query_is_forwarded_unchanged_and_does_not_affect_routing() {
     let world = World::start();
     for query in [
         "",
@@ -396,7 +395,7 @@ fn an_absolute_target_is_judged_by_its_path_and_gives_the_host() {
 }
 
 #[test]
-fn there_is_exactly_one_host_and_it_is_one() {
+fn a_request_has_exactly_one_valid_host() {
     let world = World::start();
     let line = "GET /v1/jobs HTTP/1.1";
     let refused = [
@@ -574,7 +573,7 @@ fn lines_that_end_with_a_bare_lf_and_blank_lines_before_a_request_are_refused_or
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: h\r\nKEY\r\n\r\n";
 
 /// Sends a request with these framing fields and a body that a second reading would take for another request.
-/// Says what became of it, and asserts that nobody saw that other request.
+/// Returns the outcome, and asserts that no upstream received the other request.
 #[track_caller]
 fn framed(world: &World, version: &str, fields: &[&str], body: &str) -> (u16, Vec<Seen>) {
     world.live.forget();
@@ -680,7 +679,7 @@ fn the_same_length_twice_is_refused_or_arrives_once() {
 
 /// 1: whichever way round, the coding alone counts and the connection ends; or all of it is refused.
 #[test]
-fn a_length_beside_a_transfer_coding_is_refused_or_goes_no_further() {
+fn a_length_beside_a_transfer_coding_is_refused_or_removed() {
     let world = World::start();
     for (fields, body) in [
         (["content-length: 5", "transfer-encoding: chunked"], "0\r\n\r\n"),
@@ -712,7 +711,7 @@ fn a_length_beside_a_transfer_coding_is_refused_or_goes_no_further() {
 }
 
 #[test]
-fn an_expectation_is_answered_here_and_not_passed_on() {
+fn an_expectation_is_answered_by_keygate_and_not_forwarded() {
     let world = World::start();
     let mut wire = world.gateway.connect();
     let head =
@@ -726,7 +725,7 @@ fn an_expectation_is_answered_here_and_not_passed_on() {
 }
 
 #[test]
-fn an_expectation_that_cannot_be_met_is_refused_and_its_body_is_no_request() {
+fn an_unknown_expectation_is_refused_and_its_body_is_not_read_as_a_request() {
     let world = World::start();
     for fields in [
         &["expect: 100-continued"][..],
@@ -760,7 +759,7 @@ fn an_expectation_that_cannot_be_met_is_refused_and_its_body_is_no_request() {
 }
 
 #[test]
-fn a_body_that_is_refused_unread_is_never_taken_for_a_request() {
+fn the_unread_body_of_a_refused_request_is_never_read_as_a_request() {
     let world = World::start();
     let smuggled = with_key(SMUGGLED.as_bytes(), &world.secret);
     for (line, expected) in [("POST /v1/../jobs HTTP/1.1", 400), ("POST /v1/jobs HTTP/1.1", 401)] {
@@ -777,7 +776,7 @@ fn a_body_that_is_refused_unread_is_never_taken_for_a_request() {
 }
 
 #[test]
-fn a_field_never_decides_in_the_place_of_the_request_line() {
+fn a_header_field_never_overrides_the_request_line() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = Gateway::in_front_of(&live, &test);
     let key = gateway.key_with(&["jobs:read"]);
@@ -884,7 +883,7 @@ fn with_backslashes_as_slashes(path: &[u8]) -> Vec<u8> {
     path.iter().map(|byte| if *byte == b'\\' { b'/' } else { *byte }).collect()
 }
 
-/// Whether the second rule claims the path, as somebody may read it. `/open/secret` and `/open/secret/` are
+/// Whether the second rule matches the path, by any reading of it. `/open/secret` and `/open/secret/` are
 /// the first rule's.
 fn is_secret(path: &[u8]) -> bool {
     readings(path).iter().any(|path| {
@@ -893,7 +892,7 @@ fn is_secret(path: &[u8]) -> bool {
 }
 
 #[test]
-fn the_readings_that_the_property_below_fears_are_found() {
+fn the_property_below_detects_dangerous_readings() {
     for path in [
         "/open/secret/x",
         "/open//secret/x",
@@ -916,7 +915,7 @@ fn the_readings_that_the_property_below_fears_are_found() {
 }
 
 #[test]
-fn a_secret_in_another_reading_is_refused_to_whoever_may_not_have_it() {
+fn a_protected_path_in_another_spelling_is_refused_without_its_scope() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = Gateway::builder().policy(SECRET).api(&live, &test).start();
     let (a, both) = (gateway.key_with(&["a"]), gateway.key_with(&["a", "b"]));

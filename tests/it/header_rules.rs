@@ -1,5 +1,4 @@
-//! Which fields cross the gateway: identity cannot be forged, hop-by-hop stays behind, and the rest is
-//! untouched.
+//! Header fields: identity cannot be forged, hop-by-hop fields are removed, and all others are unchanged.
 
 use crate::harness::{Answer, Call, Gateway, GatewayBuilder, Reply, Seen, Upstream};
 
@@ -53,7 +52,7 @@ impl World {
         Self { live, _test: test, gateway, secret }
     }
 
-    /// What the upstream sees of a request for `target` with these fields, a key's or nobody's.
+    /// The request that the upstream receives for `target` with these fields, with or without a key.
     #[track_caller]
     fn seen(&self, target: &str, fields: &[(&str, &str)]) -> Seen {
         let mut call = Call::get(target);
@@ -115,7 +114,7 @@ fn the_identity_of_a_test_key_names_its_environment() {
 }
 
 #[test]
-fn a_public_request_arrives_with_exactly_these_fields_and_nobodys_identity() {
+fn a_public_request_arrives_with_exactly_these_fields_and_no_identity() {
     let world = World::start();
     let call = Call::get("/open");
     let answer = world.gateway.fetch(&call);
@@ -127,7 +126,7 @@ fn a_public_request_arrives_with_exactly_these_fields_and_nobodys_identity() {
         format!("x-request-id: {}", answer.field("x-request-id").unwrap()),
     ];
     assert_eq!(sorted(&world.live.only().head[1..]), expected);
-    // A key that nobody asked for is not passed on, and its identity is not claimed.
+    // On a public route, a key is not forwarded, and its identity is not set.
     world.live.forget();
     assert_eq!(world.gateway.fetch(&call.key(&world.secret)).status, 200);
     let names = world.live.only().names();
@@ -189,7 +188,7 @@ fn names_that_only_resemble_a_reserved_one_pass() {
 }
 
 #[test]
-fn connection_cannot_name_away_what_keygate_sets() {
+fn the_connection_field_cannot_remove_keygates_headers() {
     let world = World::start();
     let named = "x-org-id, X-Environment, x-key-id, x-scopes, x-request-id, host, x-forwarded-for, \
                  x-forwarded-proto, x-forwarded-host, authorization, content-length";
@@ -215,7 +214,7 @@ fn connection_cannot_name_away_what_keygate_sets() {
 }
 
 #[test]
-fn hop_by_hop_fields_and_those_that_connection_names_stay_behind() {
+fn hop_by_hop_fields_and_those_that_connection_names_are_removed() {
     let world = World::start();
     let fields = [
         ("connection", "keep-alive, X-Named,,  x-other"),
@@ -243,7 +242,7 @@ fn hop_by_hop_fields_and_those_that_connection_names_stay_behind() {
 }
 
 #[test]
-fn hop_by_hop_fields_of_an_answer_stay_behind() {
+fn hop_by_hop_fields_of_an_answer_are_removed() {
     let answer = "HTTP/1.1 200 OK\r\nconnection: x-named, keep-alive\r\nx-named: hop\r\nkeep-alive: timeout=5, hop\r\n\
                   proxy-authenticate: hop\r\nproxy-connection: hop\r\nupgrade: hop\r\nte: hop\r\ntrailer: x-hop\r\n\
                   x-kept: end-to-end\r\nset-cookie: a=1\r\nset-cookie: b=2\r\nserver: origin\r\ncontent-length: 2\r\n\r\nok";
@@ -263,7 +262,7 @@ fn values<'a>(answer: &'a Answer, name: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn the_request_id_of_an_answer_is_ours_alone() {
+fn an_answer_has_only_keygates_request_id() {
     let answer =
         "HTTP/1.1 200 OK\r\nx-request-id: theirs\r\nX-Request-Id: theirs too\r\ncontent-length: 0\r\n\r\n";
     let world = World::before(Gateway::builder(), Upstream::with(move |_| Reply::raw(answer)));
@@ -282,7 +281,7 @@ fn the_request_id_of_an_answer_is_ours_alone() {
 }
 
 #[test]
-fn credentials_stay_behind_unless_the_route_forwards_them() {
+fn credentials_are_removed_unless_the_route_forwards_them() {
     let world = World::start();
     assert_eq!(world.seen("/keyed", &[]).values("authorization"), [""; 0]);
     let seen = world.seen("/kept", &[]);
@@ -349,7 +348,7 @@ const CLAIMS: [&str; 15] = [
 ];
 
 #[test]
-fn without_trusted_proxies_what_is_claimed_about_the_client_is_replaced_or_dropped() {
+fn without_trusted_proxies_forwarding_fields_are_replaced_or_removed() {
     for builder in [
         Gateway::builder(),
         Gateway::builder().settings(&format!("{SERVER}trusted_proxies = [\"10.0.0.0/8\", \"::1\"]")),
@@ -396,13 +395,13 @@ fn behind_a_trusted_proxy_its_forwarding_fields_are_continued_and_nothing_more()
         let seen = world.seen("/keyed", &[(name, "claimed")]);
         assert!(!seen.head.iter().any(|line| line.contains("claimed")), "{name}: {:#?}", seen.head);
     }
-    // Identity is nobody's to forward, a trusted proxy's neither.
+    // Not even a trusted proxy can set identity headers.
     let seen = world.seen("/keyed", &[("x-org-id", "forged"), ("x-request-id", "forged")]);
     assert!(!seen.head.iter().any(|line| line.contains("forged")), "{:#?}", seen.head);
 }
 
 #[test]
-fn a_key_of_one_request_says_nothing_about_the_next_on_the_same_connection() {
+fn a_key_does_not_apply_to_the_next_request_on_the_connection() {
     let world = World::start();
     let other = world.gateway.key_with(&["a:read"]);
     let mut wire = world.gateway.connect();

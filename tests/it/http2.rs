@@ -1,5 +1,5 @@
-//! HTTP/2 as clients see it: streams at once, limits, abuse, the drain; and what of it reaches an upstream
-//! over HTTP/1.1.
+//! HTTP/2 with clients: concurrent streams, limits, abuse and drain; and the HTTP/1.1 requests to upstreams that
+//! result.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -58,7 +58,7 @@ fn at_once(gateway: &Gateway, requests: Vec<Request<Full<Bytes>>>) -> Vec<Answer
 
 #[test]
 fn streams_of_one_connection_keep_their_identities_and_environments_apart() {
-    // Each answer says whom the upstream saw, after all of them have come in.
+    // Each answer contains the identity at the upstream, and is sent after all requests have arrived.
     let echo = |name: &'static str| {
         Upstream::with(move |seen| {
             std::thread::sleep(Duration::from_millis(20));
@@ -110,7 +110,7 @@ fn refusals_carry_the_envelope() {
 }
 
 #[test]
-fn what_reaches_the_upstream_is_http_1_1() {
+fn the_upstream_receives_http_1_1() {
     let live = Upstream::start("live");
     let gateway = start(&live, "");
     let key = gateway.live_key();
@@ -149,7 +149,7 @@ fn the_host_field_must_agree_with_the_authority() {
 }
 
 #[test]
-fn a_body_of_unknown_length_goes_up_in_chunks_and_its_trailers_stay_here() {
+fn a_body_of_unknown_length_is_forwarded_in_chunks_without_trailers() {
     let live = Upstream::start("live");
     let gateway = start(&live, "");
     let key = gateway.live_key();
@@ -304,7 +304,7 @@ fn resets_until_cut(gateway: &Gateway, key: &str, seen_first: bool) -> u32 {
     panic!("2000 streams were opened and reset on one connection");
 }
 
-/// Whoever answers a ping has seen what came before it.
+/// An answer to a ping shows that all earlier frames were read.
 fn answers_ping(frames: &mut Frames) -> bool {
     frames.send(PING, 0, 0, &[0; 8]);
     loop {
@@ -332,7 +332,7 @@ fn a_client_that_opens_and_resets_streams_in_a_loop_is_cut_and_the_others_are_se
 }
 
 #[test]
-fn a_client_that_lets_its_requests_be_answered_may_cancel_some() {
+fn a_client_that_reads_answers_may_cancel_some_requests() {
     let live = Upstream::with(|seen| {
         if seen.request_line().contains("slow") {
             std::thread::sleep(Duration::from_millis(20));
@@ -401,7 +401,7 @@ fn a_client_that_gives_every_window_and_reads_nothing_is_cut() {
 }
 
 #[test]
-fn a_client_that_is_idle_is_told_before_the_connection_ends() {
+fn an_idle_client_gets_a_goaway_before_the_connection_ends() {
     let live = Upstream::start("live");
     let gateway = start(&live, "idle_timeout = \"300ms\"\nhead_timeout = \"300ms\"");
     let key = gateway.live_key();
@@ -450,7 +450,7 @@ fn http_1_1_and_http_2_share_a_port_however_the_first_bytes_are_cut() {
 }
 
 #[test]
-fn a_drain_tells_the_client_and_lets_its_streams_finish() {
+fn a_drain_sends_a_goaway_and_lets_streams_finish() {
     let (release, held) = channel::<()>();
     let live = holding(held);
     let gateway = start(&live, "");
@@ -487,7 +487,7 @@ fn a_cancelled_stream_ends_its_upstream_request_and_no_other() {
     assert_eq!(frames.until(DATA).unwrap().payload, b"live");
 }
 
-/// A body of which nobody knows the length before its end.
+/// A body without a known length.
 struct Pieces(VecDeque<BodyFrame<Bytes>>);
 
 impl Body for Pieces {

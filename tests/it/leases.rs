@@ -1,4 +1,4 @@
-//! Which gateways there are and how far each has come, as operators see it: metrics and `keygate store status`.
+//! The list of gateways and the position of each in the events: metrics and `keygate store status`.
 
 use std::fs::File;
 use std::io::Write;
@@ -62,7 +62,7 @@ fn ghost(redis: &RedisServer) {
 }
 
 #[test]
-fn every_gateway_tells_how_many_there_are_and_whether_it_is_one_of_them() {
+fn every_gateway_reports_the_number_of_leases_and_whether_it_has_one() {
     let redis = RedisServer::start();
     let chaos = Chaos::before(redis.address());
     let a = start(on(&redis.url()));
@@ -285,7 +285,7 @@ fn signups_beyond_the_quota_are_counted_as_limited() {
 }
 
 #[test]
-fn store_status_tells_who_is_there_how_far_each_has_come_and_who_was_asked() {
+fn store_status_shows_all_gateways_their_positions_and_the_one_that_answers() {
     let redis = RedisServer::start();
     let a = start(on(&redis.url()));
     let b = start(on(&redis.url()).org(a.org));

@@ -1,4 +1,4 @@
-//! A gateway that is left behind with an old master while the sentinels choose another one.
+//! A gateway that stays connected to an old master while the sentinels choose a new one.
 //!
 //! `KEYGATE_LONG=1 cargo test --test it left_behind -- --nocapture --test-threads 1` does it in real time.
 
@@ -74,7 +74,7 @@ fn request(secret: &str) -> Call {
 /// because it lacks its replica. Gives the moment from which on it does.
 fn leave_behind(trio: &Trio) -> Instant {
     let [old, new] = &trio.watched.servers;
-    // Nobody can make a replica of it.
+    // It cannot be made a replica.
     assert_eq!(old.command(&["ACL", "SETUSER", "default", "-replicaof", "-slaveof"]), "+OK\r\n");
     trio.turn(Weather::Cut);
     // The event connections break for another reason, before it refuses anything, and this gateway finds nobody
@@ -96,7 +96,7 @@ fn leave_behind(trio: &Trio) -> Instant {
 }
 
 #[test]
-fn it_believes_the_old_master_for_as_long_as_a_lease_and_is_then_as_good_as_cut_off() {
+fn a_gateway_trusts_an_old_master_for_one_lease_and_then_counts_as_cut_off() {
     let trio = Trio::start();
     let [a, _, c] = &trio.gateways;
     let [key, kept, cold, colder] = [(); 4].map(|()| a.live_key());
@@ -159,7 +159,7 @@ fn last_success(gateway: &Gateway, keys: &[TestKey], since: Instant) -> Duration
 }
 
 #[test]
-fn a_master_that_only_lacks_its_replica_is_believed_while_most_sentinels_vouch_for_it() {
+fn a_master_without_a_replica_is_trusted_while_most_sentinels_confirm_it() {
     let mut trio = Trio::start();
     let cold: Vec<TestKey> = (0..12).map(|_| trio.gateways[0].live_key()).collect();
     let next = AtomicU8::new(0);

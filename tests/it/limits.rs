@@ -1,4 +1,4 @@
-//! What one client may take: time, places, bytes of a head, and never a second reading of its bytes.
+//! The limits of one client: time, connections, the size of a head, and one interpretation of its bytes.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ fn request(key: &str, fields: &str) -> String {
 // ---- Time
 
 #[test]
-fn a_head_that_drips_in_is_cut_off_however_steadily_it_drips() {
+fn a_slow_head_is_cut_off_although_bytes_arrive_steadily() {
     let (gateway, key) = Tuned::default().server("head_timeout = \"300ms\"").start();
     for start in ["", "GET /things HTTP/1.1\r\nhost: a\r\nx-drip: "] {
         let mut client = gateway.connect();
@@ -64,7 +64,7 @@ fn a_connection_that_waits_for_its_next_request_is_closed_after_the_idle_time_an
 }
 
 #[test]
-fn a_client_that_takes_nothing_of_its_answer_is_cut_off() {
+fn a_client_that_does_not_read_its_answer_is_cut_off() {
     let live = Manual::start();
     let (gateway, key) = Tuned::default().live(live.url()).server("write_timeout = \"300ms\"").start();
     let mut client = gateway.connect();
@@ -108,7 +108,7 @@ fn a_client_that_reads_slowly_but_steadily_is_not_cut_off() {
 // ---- Places
 
 #[test]
-fn a_client_has_so_many_connections_and_a_closed_one_makes_room() {
+fn connections_per_client_are_limited_and_closed_ones_do_not_count() {
     let live = Upstream::start("live");
     let (gateway, key) = Tuned::default().live(live.url()).server("max_connections_per_client = 3").start();
     let call = Call::get("/things").key(&key);
@@ -166,7 +166,7 @@ fn too_many_or_too_large_header_fields_are_a_431() {
 
 // ---- One reading
 
-/// What is sent after a message whose end can be read in two ways.
+/// The bytes after a message whose end is ambiguous.
 fn hidden(key: &str) -> String {
     format!("GET /things/hidden HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")
 }
@@ -337,7 +337,7 @@ fn the_body_of_a_refused_request_is_never_read_as_a_request() {
 }
 
 #[test]
-fn a_refused_upload_is_told_why_although_it_is_still_being_sent() {
+fn a_refusal_is_sent_while_the_upload_is_still_arriving() {
     let (gateway, key) = Tuned::default().settings("[limits]\nbody = \"1MiB\"").start();
     let wrong = "fh_live_sk_00000000000000000000000000000000000000";
     for (key, status) in [(wrong, 401), (key.as_str(), 413)] {

@@ -1,4 +1,4 @@
-//! Bodies go through without being gathered: a gigabyte each way costs next to nothing.
+//! Bodies are streamed: a gigabyte in each direction needs little memory.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ const GIB: usize = 1 << 30;
 const AT_MOST: u64 = 16 << 20;
 const PART: usize = 1 << 20;
 
-/// Takes uploads to their end, and gives a gigabyte to whoever asks for it.
+/// Reads uploads to their end, and answers downloads with a gigabyte.
 fn start_upstream() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,5 +1,4 @@
-//! Requests that last: when their key may no longer do what they do, they end within two seconds, and no
-//! other does.
+//! Long requests: if their key loses the right to continue, they end within two seconds; other requests continue.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -21,7 +20,7 @@ use crate::harness::{
     Valve, Weather, Wire, create_key, eventually, fetch, is_long, lenient, refusing,
 };
 
-/// What is promised.
+/// The promised time.
 const AT_MOST: Duration = Duration::from_secs(2);
 
 const POLICY: &str = r#"
@@ -148,7 +147,7 @@ fn has_metric(gateway: &Gateway, line: &str) -> bool {
 }
 
 #[test]
-fn of_a_thousand_streams_those_of_a_revoked_key_end_and_no_other() {
+fn a_revocation_ends_the_keys_streams_and_none_of_a_thousand_others() {
     const KEYS: usize = 10;
     const STREAMS_OF_EACH: usize = 50;
     let live = streaming();
@@ -255,7 +254,7 @@ fn a_key_that_is_bound_to_other_addresses_ends_its_streams_from_elsewhere() {
 }
 
 #[test]
-fn where_no_proxy_is_trusted_a_stream_comes_from_who_connected_whatever_it_claims() {
+fn without_trusted_proxies_the_peer_address_of_a_stream_counts() {
     let live = streaming();
     let (_gateway, bound, mut streams) = bound_to_the_first("", &live);
     assert!(streams.iter_mut().all(Wire::is_closed));
@@ -298,7 +297,7 @@ fn a_key_that_expires_ends_its_streams() {
 }
 
 #[test]
-fn an_upload_is_refused_in_good_form_and_the_upstream_never_takes_it_for_whole() {
+fn an_upload_gets_a_complete_refusal_and_is_never_complete_at_the_upstream() {
     let upstream = Manual::start();
     let gateway = Gateway::builder()
         .transport(Transport::Http1)
@@ -321,7 +320,7 @@ fn an_upload_is_refused_in_good_form_and_the_upstream_never_takes_it_for_whole()
 }
 
 #[test]
-fn a_request_that_waits_for_its_answer_is_refused_in_good_form() {
+fn a_request_that_waits_for_its_answer_gets_a_complete_refusal() {
     for transport in [Transport::Http1, Transport::Http2] {
         let live = streaming();
         let gateway = builder(&live).transport(transport).start();
@@ -337,7 +336,7 @@ fn a_request_that_waits_for_its_answer_is_refused_in_good_form() {
 }
 
 #[test]
-fn a_download_that_its_client_does_not_take_ends_too() {
+fn a_download_that_its_client_does_not_read_ends_too() {
     let (gone, ended) = std::sync::mpsc::sync_channel(1);
     let live = Upstream::with(move |_| {
         let gone = gone.clone();
@@ -411,7 +410,7 @@ fn the_record_says_why_a_stream_ended() {
 }
 
 #[test]
-fn a_socket_in_the_middle_of_a_frame_is_closed_without_a_word() {
+fn a_websocket_in_the_middle_of_a_frame_is_closed_without_a_close_frame() {
     let live = streaming();
     let gateway = builder(&live).start();
     let key = gateway.live_key();
@@ -504,7 +503,7 @@ mod cut_off {
     }
 
     #[test]
-    fn once_its_lease_is_over_what_is_open_ends_where_it_refuses_and_goes_on_where_it_serves() {
+    fn after_the_lease_streams_end_on_routes_that_refuse_and_continue_on_routes_that_serve() {
         let live = streaming();
         let (gateway, chaos, _redis) = start(&live);
         // The last heartbeat before the cut may be a second old, or two on a busy machine.

@@ -16,7 +16,7 @@ fn metrics(gateway: &Gateway) -> String {
 }
 
 #[test]
-fn every_request_is_counted_once_under_what_it_was_answered() {
+fn every_request_is_counted_once_by_its_answer() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = gateway(&live, &test);
     let (live_key, narrow) = (gateway.live_key(), gateway.key_with(&["usage:read"]));
@@ -61,7 +61,7 @@ fn every_request_is_counted_once_under_what_it_was_answered() {
 }
 
 #[test]
-fn whatever_the_store_is_asked_is_measured_by_what_it_is() {
+fn store_requests_are_measured_by_operation() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let folder = tempfile::tempdir().unwrap();
     write_secret(&folder.path().join("outbox-key"), "a key of thirty-two bytes or more");
@@ -127,7 +127,7 @@ fn the_number_of_series_depends_neither_on_keys_nor_on_what_clients_send() {
 }
 
 #[test]
-fn open_connections_are_counted_by_what_they_speak() {
+fn open_connections_are_counted_by_protocol() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = gateway(&live, &test);
     let open = |expected: [f64; 3]| {
@@ -175,7 +175,7 @@ fn an_endpoint_is_healthy_unless_the_last_attempt_to_connect_failed() {
 }
 
 #[test]
-fn probes_tell_life_and_readiness_and_nothing_else_is_there() {
+fn the_ops_listener_has_metrics_and_probes_only() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = gateway(&live, &test);
     let ask = |call: &Call| fetch(gateway.ops_address(), call).status;

@@ -1,10 +1,9 @@
-//! A broken store is a non-event: under load, whatever happens to Redis, keys that are known go on as before,
-//! those that are not get 503 in time, and nobody is told that a good key is wrong.
+//! An unavailable store: under load and with any fault of Redis, known keys continue to work, unknown keys get 503
+//! in time, and no valid key is called invalid.
 //!
 //! `KEYGATE_LONG=1 chrt --rr 1 cargo test --test it outages -- --include-ignored --nocapture --test-threads 1` is the long
-//! form: a minute of each fault at 30 % of what the machine gives, as root, with `unshare` and `nft` to drop packets. The
-//! slowest hundredth of ten thousand requests a second is what waits while the machine does anything else; `chrt`
-//! keeps that out of the figures.
+//! form: a minute of each fault at 30 % of the machine's throughput. It needs root, and `unshare` and `nft` to drop packets.
+//! `chrt` keeps other work of the machine from delaying requests, which would show in the slowest hundredth of them.
 
 #![expect(clippy::print_stdout, reason = "what was measured is told")]
 
@@ -60,7 +59,7 @@ struct Scene {
 impl Scene {
     #[track_caller]
     fn start() -> Self {
-        // A user of its own, whose rights can be taken away.
+        // A user for this gateway alone, so that its rights can be removed.
         let redis = RedisServer::with(&["--user", "keygate", "on", "nopass", "~*", "&*", "+@all"]);
         let (proxy, upstream) = (Chaos::before(redis.address()), Upstream::start("api"));
         let folder = TempDir::new().unwrap();
@@ -128,7 +127,7 @@ impl Scene {
         })
     }
 
-    /// In turns a good key that is not known, and one that nobody has made.
+    /// Alternately a valid key that is not cached, and a key that does not exist.
     fn others(&self) -> Vec<String> {
         self.cold
             .iter()
@@ -147,7 +146,7 @@ impl Scene {
     }
 }
 
-/// Keys that nobody has made.
+/// Keys that do not exist.
 fn guesses(count: usize) -> Vec<String> {
     (0..count).map(|_| guess()).collect()
 }
@@ -156,7 +155,7 @@ fn request(secret: &str) -> Call {
     Call::get("/v1/jobs").key(secret)
 }
 
-/// Lets a fault happen under load and pass, and holds what comes of it against what is promised.
+/// Begins and ends a fault under load, and compares the results with the promises.
 fn endure(what: &str, left: Left, begin: impl FnOnce(&mut Scene), end: impl FnOnce(&mut Scene)) {
     let mut scene = Scene::start();
     let (rate, span) = if is_long() {

@@ -1,4 +1,5 @@
-//! New organisations are told of: signed, again until it is taken, and only once it is a fact.
+//! Notifications of new organisations: signed, repeated until they are accepted, and sent only for organisations
+//! that exist.
 
 use std::collections::HashMap;
 use std::fs;
@@ -36,7 +37,7 @@ fn sign_up(gateway: &Gateway, email: &str) -> String {
     answer.json()["organization_id"].as_str().unwrap().to_owned()
 }
 
-/// What was seen of one organisation.
+/// The notifications about one organisation.
 fn about<'s>(seen: &'s [Seen], org: &str) -> Vec<&'s Seen> {
     seen.iter().filter(|seen| seen.value("idempotency-key") == org).collect()
 }
@@ -53,7 +54,7 @@ fn is_signed(seen: &Seen) -> bool {
 }
 
 #[test]
-fn who_signs_up_is_told_to_the_upstream_signed_and_once_it_is_taken_no_more() {
+fn a_signup_notifies_the_upstream_signed_and_until_it_accepts() {
     let receiver = Upstream::start("taken");
     let gateway = gateway(&receiver);
     let org = sign_up(&gateway, "ada@example.com");
@@ -77,7 +78,7 @@ fn who_signs_up_is_told_to_the_upstream_signed_and_once_it_is_taken_no_more() {
 }
 
 #[test]
-fn news_that_are_not_taken_are_sent_again_and_are_the_same() {
+fn refused_notifications_are_sent_again_unchanged() {
     let attempts: Mutex<HashMap<String, usize>> = Mutex::default();
     let receiver = Upstream::with(move |seen| {
         let mut attempts = attempts.lock().unwrap();
@@ -109,7 +110,7 @@ fn signed_at(seen: &Seen) -> u64 {
 }
 
 #[test]
-fn news_that_waited_for_those_before_them_are_signed_when_they_are_sent() {
+fn notifications_are_signed_when_they_are_sent() {
     let takes = Arc::new(AtomicBool::new(false));
     let (release, released) = mpsc::channel::<()>();
     let (told, released) = (Arc::clone(&takes), Mutex::new(released));
@@ -144,7 +145,7 @@ fn waiting(gateway: &Gateway) -> Option<f64> {
 }
 
 #[test]
-fn what_waits_to_be_taken_is_counted() {
+fn waiting_notifications_are_counted() {
     let takes = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&takes);
     let receiver = Upstream::with(move |_| {
@@ -165,7 +166,7 @@ fn what_waits_to_be_taken_is_counted() {
 }
 
 #[test]
-fn an_operators_organisation_is_news_too_and_a_refused_signup_is_none() {
+fn an_operators_organisation_is_notified_too_and_a_refused_signup_is_not() {
     let receiver = Upstream::start("taken");
     let gateway = gateway(&receiver);
     sign_up(&gateway, "ada@example.com");

@@ -1,4 +1,4 @@
-//! A real Prometheus reads what a gateway tells, and has nothing to say against it.
+//! A real Prometheus reads the metrics and reports no problem.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,7 +23,7 @@ const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"";
 
 const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yml");
 
-/// Debian's prometheus with the file that is shipped, but for whom it asks and how often.
+/// Debian's prometheus with the shipped file, except for its targets and intervals.
 fn prometheus(folder: &TempDir, target: SocketAddr) -> (Process, SocketAddr) {
     let shipped = include_str!("../../deploy/prometheus/prometheus.yml");
     let targets = r#"["gateway-a:9464", "gateway-b:9464"]"#;
@@ -83,7 +83,7 @@ fn dashboard() -> Vec<String> {
 }
 
 #[test]
-fn prometheus_scrapes_a_gateway_and_knows_what_it_counted() {
+fn prometheus_reads_the_counters_of_a_gateway() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = Gateway::builder().settings(OPS).api(&live, &test).start();
     let key = gateway.live_key();
@@ -112,7 +112,7 @@ fn prometheus_scrapes_a_gateway_and_knows_what_it_counted() {
 
 /// The gateway has everything to tell: a Redis, certificates, an endpoint that is down, refusals, changes, news.
 #[test]
-fn promtool_finds_nothing_to_complain_about() {
+fn promtool_reports_no_problem() {
     let redis = RedisServer::start();
     let store = format!("[store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true", redis.url());
     let settings =
@@ -197,7 +197,7 @@ fn promtool_finds_nothing_to_complain_about() {
 }
 
 #[test]
-fn the_shipped_alerts_are_raised_when_they_should_be_and_only_then() {
+fn the_shipped_alerts_fire_exactly_when_they_should() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus");
     for arguments in [&["check", "rules", "alerts.yml"][..], &["test", "rules", "alerts_test.yml"]] {
         let said = Command::new("promtool").args(arguments).current_dir(folder).output();

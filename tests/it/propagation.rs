@@ -1,5 +1,5 @@
-//! Revoked means revoked: what the answer to a change says of three gateways on one Redis, and what holds at
-//! each of them afterwards, however bad the network between them is.
+//! Revocation: the propagation in the answer to a change, with three gateways on one Redis; and whether each
+//! gateway then refuses the key, with any fault of the network between them.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -143,7 +143,7 @@ fn after_a_confirmed_revocation_not_one_request_succeeds_at_any_gateway() {
     let keys: Vec<TestKey> = (0..revocations).map(|_| trio.gateways[0].live_key()).collect();
     let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (successes, asked) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
-    // Each client presents the keys whose turn is near, again and again.
+    // Each client presents the keys that are revoked next, repeatedly.
     let present = |gateway: usize, mut wire: Wire| {
         let mut let_in = Vec::new();
         while !over.load(Ordering::SeqCst) {
@@ -224,7 +224,7 @@ impl Drop for OnDrop<'_> {
 }
 
 #[test]
-fn every_change_that_takes_rights_away_tells_how_far_it_has_come_and_the_trail_keeps_it() {
+fn every_change_that_removes_rights_reports_its_propagation_and_the_trail_records_it() {
     let trio = Trio::start(PATIENT);
     let [a, b, c] = &trio.gateways;
     let admin = a.live_key();
@@ -297,7 +297,7 @@ fn a_gateway_that_hangs_for_longer_than_its_lease_is_not_waited_for() {
     assert_eq!(answer.status, 204, "{}", answer.text());
     assert_eq!(told(&answer).1, 3);
     if !is_long() {
-        // Redis' clock is nobody's to shift, but a lease can be made to end now.
+        // Redis' clock cannot be shifted, but a lease can be made to end now.
         eventually("the two others have confirmed it", || {
             trio.leases().iter().filter(|(_, last)| *last > 0).count() == 2
         });
@@ -356,7 +356,7 @@ mod cut_off {
         )
     }
 
-    /// A trio whose third gateway is cut off from everything, and since when.
+    /// Three gateways; the third is cut off from everything since this time.
     fn cut(settings: &str) -> (Trio, TestKey, Instant) {
         let trio = Trio::start(settings);
         let key = trio.known_key();
@@ -366,7 +366,7 @@ mod cut_off {
     }
 
     #[test]
-    fn it_serves_what_it_knows_until_the_stale_window_ends_and_not_longer() {
+    fn a_cut_off_gateway_serves_known_keys_until_the_stale_window_ends() {
         let (trio, key, _) = cut(&settings("serve"));
         let (a, c) = (&trio.gateways[0], &trio.gateways[2]);
         a.revoke(&key);
@@ -387,7 +387,7 @@ mod cut_off {
     }
 
     #[test]
-    fn it_refuses_what_it_knows_once_its_lease_has_ended_if_it_is_to_and_not_before() {
+    fn a_cut_off_gateway_with_on_partition_refuse_refuses_known_keys_after_its_lease() {
         let (trio, key, begun) = cut(&settings("refuse"));
         let c = &trio.gateways[2];
         // The last heartbeat was at most a second before the cut, or two on a busy machine.
@@ -442,9 +442,9 @@ mod cut_off {
     }
 }
 
-/// A server that has been replaced, and nobody told: it answers lookups from the past and takes no lease.
+/// An old master after a fail-over: it answers lookups with old data, and accepts no lease.
 #[test]
-fn what_a_gateway_that_cannot_renew_its_lease_still_looks_up_counts_for_as_long_as_a_lease() {
+fn lookups_of_a_gateway_without_a_renewed_lease_count_for_one_lease_only() {
     let trio = Trio::start("");
     let [a, b, _] = &trio.gateways;
     let (key, [new, colder]) = (trio.known_key(), [(); 2].map(|()| a.live_key()));
@@ -473,7 +473,7 @@ mod broken_off {
     const MOMENTS: u32 = 25;
     const STEP: Duration = Duration::from_micros(400);
 
-    /// Sends a call whose way to the store breaks off `after` a while; gives the answer.
+    /// Sends a call, breaks the connection to the store `after` a while, and returns the answer.
     fn broken(trio: &Trio, call: &Call, after: Duration) -> Answer {
         let (a, proxy) = (&trio.gateways[0], &trio.proxies[0]);
         let answer = thread::scope(|scope| {
@@ -504,7 +504,7 @@ mod broken_off {
     }
 
     #[test]
-    fn a_key_is_made_once_or_not_at_all_and_asking_again_gives_it() {
+    fn a_key_is_created_once_or_not_at_all_and_a_repeat_returns_it() {
         let trio = Trio::start(PATIENT);
         let admin = trio.gateways[0].live_key();
         assert_eq!(status(&trio.gateways[0], &admin), 200);
@@ -537,7 +537,7 @@ mod broken_off {
     }
 
     #[test]
-    fn a_key_is_rotated_once_or_not_at_all_and_asking_again_gives_the_secret() {
+    fn a_key_is_rotated_once_or_not_at_all_and_a_repeat_returns_the_secret() {
         let trio = Trio::start(PATIENT);
         let admin = trio.gateways[0].live_key();
         assert_eq!(status(&trio.gateways[0], &admin), 200);

@@ -1,4 +1,4 @@
-//! Redis as a cluster: everything of a cell is in one slot, and the gateway is where that slot is.
+//! Redis Cluster: all data of a cell is in one slot, and the gateway follows the slot to its node.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -57,7 +57,7 @@ impl<'c> Move<'c> {
         assert!(answer == "+OK\r\n" || answer == "+NOKEY\r\n", "{answer}");
     }
 
-    /// Moves what is left, and says at every node where the slot is now.
+    /// Moves the remaining keys, and tells every node the new owner of the slot.
     fn finish(self) {
         loop {
             let keys = self.left(10);
@@ -82,7 +82,7 @@ async fn linked(store: &dyn Store) {
 }
 
 #[test]
-fn a_slot_moves_and_an_owner_dies_under_load_and_no_key_is_called_wrong() {
+fn a_moving_slot_and_a_killed_owner_make_no_valid_key_invalid() {
     let mut cluster = Cluster::start();
     let slot = cluster.nodes[0].command(&["CLUSTER", "KEYSLOT", "{kg}:meta"]);
     assert_eq!(slot, format!(":{SLOT}\r\n"));
@@ -115,7 +115,7 @@ fn a_slot_moves_and_an_owner_dies_under_load_and_no_key_is_called_wrong() {
 }
 
 #[tokio::test]
-async fn while_a_slot_is_on_its_way_nothing_is_called_absent_and_afterwards_all_goes_on() {
+async fn no_key_is_called_absent_while_a_slot_moves() {
     let cluster = Cluster::start();
     let store: Shared = Arc::new(cluster.open());
     assert_eq!(store.keeper().begin().await, Ok(true));
@@ -146,9 +146,10 @@ async fn while_a_slot_is_on_its_way_nothing_is_called_absent_and_afterwards_all_
     );
 }
 
-/// Whatever order the keys go in, after each of them the newest record is found, and what nobody has made is not called absent.
+/// In any order of moving the keys, the newest record is found after each of them, and a key that does not exist is not called
+/// absent.
 #[tokio::test]
-async fn a_lookup_is_put_together_wherever_its_keys_are() {
+async fn a_lookup_combines_keys_from_both_nodes_of_a_moving_slot() {
     let cluster = Cluster::start();
     let store: Shared = Arc::new(cluster.open());
     assert_eq!(store.keeper().begin().await, Ok(true));
@@ -177,9 +178,9 @@ async fn a_lookup_is_put_together_wherever_its_keys_are() {
     }
 }
 
-/// Copies that somebody left behind, or that a fail-over brought back.
+/// Old copies of keys: left after a move, or restored by a fail-over.
 #[tokio::test]
-async fn of_two_copies_the_one_beside_the_state_of_the_store_counts() {
+async fn the_copy_on_the_node_with_the_stores_state_counts() {
     let cluster = Cluster::start();
     let store: Shared = Arc::new(cluster.open());
     assert_eq!(store.keeper().begin().await, Ok(true));
@@ -268,7 +269,7 @@ fn a_slot_that_moves_slowly_under_load_costs_no_known_key_its_lookup() {
 }
 
 #[tokio::test]
-async fn a_replica_is_never_used_and_lost_seeds_do_not_matter() {
+async fn replicas_are_never_used_and_lost_seeds_do_not_matter() {
     let mut cluster = Cluster::start();
     let store = cluster.open();
     assert_eq!(store.begin().await, Ok(true));
@@ -289,7 +290,7 @@ async fn a_replica_is_never_used_and_lost_seeds_do_not_matter() {
 }
 
 #[tokio::test]
-async fn a_user_with_no_more_than_the_documented_rights_does() {
+async fn a_user_with_the_documented_rights_is_enough() {
     const BESIDES: &str = "+cluster|slots";
     assert!(include_str!("../../README.md").contains(&format!("`{BESIDES}` besides")));
     let (cluster, folder) = (Cluster::start(), tempfile::tempdir().unwrap());
@@ -322,7 +323,7 @@ async fn a_user_with_no_more_than_the_documented_rights_does() {
 }
 
 #[tokio::test]
-async fn without_a_cluster_the_reason_is_told() {
+async fn without_a_cluster_the_reason_is_reported() {
     let alone = RedisServer::start();
     let seeds = vec![Node::parse(&alone.address().to_string()).unwrap()];
     let settings = Settings { command_timeout: PATIENCE, ..Settings::at(Place::Cluster(seeds)) };

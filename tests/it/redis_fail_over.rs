@@ -1,8 +1,8 @@
-//! Three gateways and a Redis that fails over to another server, which lacks the last changes: as its sentinels choose, or as
-//! a cluster does that lost a node.
+//! Three gateways on a Redis that fails over to a server without the last changes: chosen by sentinels, or in a
+//! cluster that loses a node.
 //!
-//! `KEYGATE_LONG=1 cargo test --test it redis_fail_over -- --nocapture --test-threads 1` is the long form: more
-//! fail-overs one after the other.
+//! `KEYGATE_LONG=1 cargo test --test it redis_fail_over -- --nocapture --test-threads 1` runs the long form, with
+//! more fail-overs.
 
 #![expect(clippy::print_stdout, reason = "what was measured is told")]
 
@@ -70,7 +70,7 @@ mod that_loses_the_last_changes {
     /// Between two requests of a client.
     const PACE: Duration = Duration::from_millis(1);
 
-    /// What is presented, and what may come of it.
+    /// The keys that clients present, and the answers that are allowed.
     struct Presented {
         secret: String,
         kind: Kind,
@@ -81,7 +81,7 @@ mod that_loses_the_last_changes {
     #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
     enum Kind {
         Known,
-        /// Its revocation is among what is lost.
+        /// Its revocation is one of the lost changes.
         Revoked,
         /// The same for a secret that was rotated away.
         Rotated,
@@ -112,7 +112,7 @@ mod that_loses_the_last_changes {
         }
     }
 
-    /// What belongs to one fail-over: keys whose ends it loses.
+    /// The keys of one fail-over; their revocations are lost.
     struct Round {
         revoked: Vec<TestKey>,
         rotated: TestKey,
@@ -125,12 +125,12 @@ mod that_loses_the_last_changes {
     const KNOWN: usize = 12;
 
     #[test]
-    fn chosen_by_sentinels_it_brings_no_revoked_key_back_and_calls_no_good_one_wrong() {
+    fn a_fail_over_by_sentinels_restores_no_revoked_key_and_refuses_no_valid_key() {
         no_revoked_key_comes_back_and_no_good_one_is_called_wrong(Watched::start(), 12);
     }
 
     #[test]
-    fn in_a_cluster_that_lost_a_node_it_brings_no_revoked_key_back_and_calls_no_good_one_wrong() {
+    fn a_fail_over_in_a_cluster_restores_no_revoked_key_and_refuses_no_valid_key() {
         no_revoked_key_comes_back_and_no_good_one_is_called_wrong(Cluster::start(), 24);
     }
 
@@ -226,7 +226,7 @@ mod that_loses_the_last_changes {
             trio.redis.settle(old);
             keep_replicas_out(trio.redis.server(old));
             self.end(trio, presented);
-            // A suspension can be taken back, so nobody's memory of it is better than the store's: lost is lost.
+            // A suspension can be undone, so gateways do not restore it from memory: a lost one stays lost.
             let suspended = presented.iter().find(|one| one.secret == self.suspended.secret).unwrap();
             suspended.over.store(false, Ordering::SeqCst);
             let killed = Instant::now();

@@ -1,4 +1,4 @@
-//! Redis with sentinels: the gateway follows the master wherever it goes, and takes nobody else for it.
+//! Redis with sentinels: the gateway follows the master, and uses no other server.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -43,7 +43,7 @@ mod fail_over {
     use super::*;
 
     #[test]
-    fn a_killed_master_is_followed_by_its_replica_and_no_key_is_called_wrong() {
+    fn a_killed_master_is_replaced_by_its_replica_and_no_valid_key_is_refused() {
         let mut watched = Watched::start();
         let pair = Pair::start(&watched.settings());
         watched.settle(0);
@@ -64,7 +64,7 @@ mod fail_over {
     }
 
     #[test]
-    fn a_master_that_hangs_is_left_for_its_replica() {
+    fn a_hanging_master_is_replaced_by_its_replica() {
         let watched = Watched::start();
         let pair = Pair::start(&watched.settings());
         watched.settle(0);
@@ -104,7 +104,7 @@ mod fail_over {
     }
 }
 
-/// Whether somebody looked something up there within the last second.
+/// Whether a lookup reached this server within the last second.
 fn is_asked(server: &RedisServer) -> bool {
     let clients = server.command(&["CLIENT", "LIST", "TYPE", "NORMAL"]);
     clients.lines().any(|client| client.contains(" idle=0 ") && client.contains(" cmd=evalsha_ro "))
@@ -115,7 +115,7 @@ mod whose_word_counts {
 
     /// The sentinels have another master, and the old one neither knows nor closes anything.
     #[tokio::test]
-    async fn an_old_master_that_goes_on_as_one_is_left_when_the_sentinels_say_so() {
+    async fn an_old_master_that_stays_a_master_is_left_when_the_sentinels_name_another() {
         let servers = [RedisServer::start(), RedisServer::start()];
         let sentinel = sentinel(&servers[0], "");
         let (store, heard, made) = (open(place(&[&sentinel])), Heard::default(), Maker::new());
@@ -125,7 +125,7 @@ mod whose_word_counts {
         assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
         sentinel.command(&["SENTINEL", "REMOVE", "mymaster"]);
         sentinel.command(&["SENTINEL", "MONITOR", "mymaster", "127.0.0.1", &servers[1].port(), "1"]);
-        // The other one is empty, so that it shows who is asked.
+        // The other server is empty, so that an answer shows which server was asked.
         soon("the other one is asked", async || match store.lookup(made.digest()).await {
             Lookup::Absent => false,
             Lookup::Unavailable(fault) => fault.to_string().contains("the store is gone"),
@@ -136,7 +136,7 @@ mod whose_word_counts {
     }
 
     #[tokio::test]
-    async fn sentinels_that_are_wrong_dead_or_silent_do_not_keep_us_from_the_master() {
+    async fn wrong_dead_and_silent_sentinels_do_not_hide_the_master() {
         let (master, dead, silent) = (RedisServer::start(), RedisServer::start(), RedisServer::start());
         let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &master.port()]);
         let honest = sentinel(&master, "");
@@ -165,7 +165,7 @@ mod whose_word_counts {
     }
 
     #[tokio::test]
-    async fn without_a_master_the_reason_is_told() {
+    async fn without_a_master_the_reason_is_reported() {
         let master = RedisServer::start();
         let sentinel = sentinel(&master, "");
         let store = open(Sentinels { master: "other".to_owned(), ..place(&[&sentinel]) });
@@ -204,7 +204,7 @@ mod whose_word_counts {
     }
 
     #[tokio::test]
-    async fn a_user_with_no_more_than_the_documented_rights_may_ask_them() {
+    async fn a_user_with_the_documented_rights_can_ask_the_sentinels() {
         const RIGHTS: &str = "+@connection +sentinel|master";
         assert!(include_str!("../../README.md").contains(&format!("`{RIGHTS}`")));
         let (master, folder) = (RedisServer::start(), tempfile::tempdir().unwrap());
@@ -234,7 +234,7 @@ mod whose_word_counts {
         soon("the event link is up", async || store.keeper().link_state() == LinkState::Up).await;
         store.commit(crate::store_contract::event(org.id)).await.unwrap();
         watched.settle(0);
-        // The replica hears no more, and so it loses what comes now.
+        // The link to the replica is cut, so it does not get the following changes.
         keep_replicas_out(&watched.servers[0]);
         store.commit(crate::store_contract::event(org.id)).await.unwrap();
         watched.servers[0].kill();

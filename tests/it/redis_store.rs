@@ -1,5 +1,5 @@
-//! What the Redis store promises beyond the contract: all or nothing whatever happens to Redis, and never "no
-//! such key" from a store that is not ours.
+//! The promises of the Redis store beyond the contract: each mutation is complete or absent with any fault of
+//! Redis, and a key is never called absent by a store that is not the expected one.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -90,7 +90,7 @@ mod all_or_nothing {
     use super::*;
 
     #[tokio::test]
-    async fn with_its_memory_full_redis_takes_no_new_key_and_still_every_revocation() {
+    async fn a_redis_with_full_memory_refuses_new_keys_and_accepts_revocations() {
         let server = RedisServer::start();
         let (store, made) = (begun(&server).await, Maker::new());
         let (org, digest) = (made.org(), made.digest());
@@ -116,7 +116,7 @@ mod all_or_nothing {
 
     /// Memory runs out at a different point each time.
     #[tokio::test]
-    async fn wherever_memory_runs_out_a_mutation_is_whole_or_not_there() {
+    async fn a_mutation_is_complete_or_absent_wherever_memory_runs_out() {
         let server = RedisServer::start();
         let (store, made, chain) = (begun(&server).await, Maker::new(), Chain::default());
         let info = server.command(&["INFO", "memory"]);
@@ -189,7 +189,7 @@ mod all_or_nothing {
     }
 
     #[tokio::test]
-    async fn whenever_connections_are_killed_a_mutation_is_whole_or_not_there_and_events_have_no_gap() {
+    async fn a_mutation_is_complete_or_absent_and_events_have_no_gap_if_connections_are_killed() {
         let server = Arc::new(RedisServer::start());
         let (store, made, heard) = (begun(&server).await, Maker::new(), Heard::default());
         let chain = Chain::default();
@@ -282,7 +282,7 @@ mod all_or_nothing {
     }
 
     #[tokio::test]
-    async fn an_import_whose_connections_are_killed_is_whole_in_each_key_and_can_be_repeated() {
+    async fn an_import_with_killed_connections_has_no_partial_key_and_can_be_repeated() {
         let server = Arc::new(RedisServer::start());
         let (store, made) = (begun(&server).await, Maker::new());
         let org = made.org();
@@ -371,7 +371,7 @@ mod all_or_nothing {
     }
 
     #[tokio::test]
-    async fn what_somebody_else_wrote_into_the_way_fails_a_mutation_before_it_writes() {
+    async fn foreign_data_at_a_mutations_keys_fails_it_before_it_writes() {
         let mutation = with_every_part(&Maker::new(), &Chain::default(), Trail::Operator, Link::ORIGIN);
         let (org, key) = inserted(&mutation);
         let answer: String =
@@ -448,7 +448,7 @@ mod all_or_nothing {
     }
 
     #[tokio::test]
-    async fn a_mutation_whose_caller_hung_up_is_carried_out() {
+    async fn a_mutation_is_executed_although_its_caller_left() {
         let server = RedisServer::start();
         let (store, made) = (begun(&server).await, Maker::new());
         let orgs: Vec<OrgRecord> = (0..20).map(|_| made.org()).collect();
@@ -462,7 +462,7 @@ mod all_or_nothing {
     }
 
     #[tokio::test]
-    async fn a_redis_that_forgot_the_scripts_is_given_them_again() {
+    async fn scripts_are_loaded_again_if_redis_lost_them() {
         let server = RedisServer::start();
         let (store, made) = (begun(&server).await, Maker::new());
         let (org, digest) = (made.org(), made.digest());
@@ -477,7 +477,7 @@ mod all_or_nothing {
 mod whose_store_it_is {
     use super::*;
 
-    /// Nothing that is asked of it is answered as if it were our store.
+    /// No request gets an answer as from the expected store.
     async fn assert_refuses_everything(
         store: &Shared,
         org: &OrgRecord,
@@ -550,7 +550,7 @@ mod whose_store_it_is {
     }
 
     #[tokio::test]
-    async fn what_one_gateway_accepts_all_that_knew_the_same_store_accept_and_no_other() {
+    async fn an_acceptance_applies_to_all_gateways_that_knew_the_same_store_and_no_other() {
         let (server, elsewhere) = (RedisServer::start(), RedisServer::start());
         let proxy = Chaos::before(server.address());
         let (first, second, third) = (begun(&server).await, open(&server), open_at(&proxy.url()));
@@ -577,13 +577,13 @@ mod whose_store_it_is {
     }
 
     #[tokio::test]
-    async fn another_store_in_its_place_is_none_until_it_is_accepted() {
+    async fn another_store_in_its_place_is_not_used_until_it_is_accepted() {
         let (server, other) = (RedisServer::start(), RedisServer::start());
         let (store, made) = (begun(&server).await, Maker::new());
         let (org, digest) = (made.org(), made.digest());
         let key = made.key(org.id, &[digest]);
         insert(&store, &org, &key).await;
-        // Its whole content, as if a name had changed its address.
+        // All its data moves to another server, as if its name pointed to another address.
         let theirs = begun(&other).await.keeper().status().await.found.unwrap();
         server.command(&["FLUSHALL"]);
         server.command(&["HSET", "{kg}:meta", "incarnation", &theirs, "schema", "1", "event", "0"]);
@@ -595,7 +595,7 @@ mod whose_store_it_is {
     }
 
     #[tokio::test]
-    async fn data_without_its_meta_is_no_empty_place() {
+    async fn data_without_meta_is_not_an_empty_store() {
         let server = RedisServer::start();
         let made = Maker::new();
         insert_org(&begun(&server).await, &made.org()).await;
@@ -641,7 +641,7 @@ mod whose_store_it_is {
     }
 
     #[tokio::test]
-    async fn what_redis_promises_and_has_not_is_unavailable_rather_than_absent() {
+    async fn a_missing_record_of_a_listed_key_is_unavailable_rather_than_absent() {
         let names = |key: &KeyRecord| {
             let digest: String =
                 key.secrets[0].digest.as_bytes().iter().map(|b| format!("{b:02x}")).collect();
@@ -806,7 +806,7 @@ mod the_way_there {
     }
 
     #[tokio::test]
-    async fn whatever_the_network_does_a_lookup_answers_in_time_and_never_absent() {
+    async fn a_lookup_answers_in_time_and_never_absent_with_any_network_fault() {
         let server = RedisServer::start();
         begun(&server).await;
         for weather in
@@ -833,7 +833,7 @@ mod the_way_there {
     }
 
     #[tokio::test]
-    async fn lookups_that_fail_in_a_row_are_no_more_asked_for_a_while() {
+    async fn after_several_failed_lookups_redis_is_not_asked_for_a_while() {
         let server = RedisServer::start();
         begun(&server).await;
         let proxy = Chaos::before(server.address());
@@ -892,13 +892,13 @@ mod the_way_there {
     }
 
     #[tokio::test]
-    async fn a_user_with_no_more_than_the_documented_rights_does() {
+    async fn a_user_with_the_documented_rights_is_enough() {
         assert!(include_str!("../../README.md").contains(RIGHTS));
         everything_works_with(RIGHTS).await;
     }
 
     #[tokio::test]
-    async fn a_user_who_may_not_ask_for_the_time_does_too() {
+    async fn a_user_without_the_right_to_time_is_enough() {
         everything_works_with(RIGHTS.strip_suffix(" +time").unwrap()).await;
     }
 
@@ -945,7 +945,7 @@ mod the_way_there {
 
     /// Reads and events, and writing to the list of gateways.
     #[tokio::test]
-    async fn a_user_who_may_only_read_lets_requests_through_and_changes_nothing() {
+    async fn a_read_only_user_serves_requests_and_changes_nothing() {
         const KEYS: &str = "%R~{kg}:* ~{kg}:gateway*";
         assert!(include_str!("../../README.md").contains(&format!("`{KEYS}`")));
         let server = RedisServer::start();

@@ -1,4 +1,4 @@
-//! TLS to Redis: whom keygate trusts, who it is to the server, and what it says where they do not agree.
+//! TLS to Redis: the certificates that keygate trusts, its own certificate, and the messages about mismatches.
 
 use std::fs;
 use std::io::Read;
@@ -75,7 +75,7 @@ async fn lookups_mutations_and_events_go_over_tls() {
 }
 
 #[tokio::test]
-async fn a_certificate_from_somebody_else_or_for_another_name_is_refused_with_the_reason() {
+async fn a_certificate_of_another_authority_or_name_is_refused_with_the_reason() {
     let authority = Authority::new();
     let server = RedisServer::with_tls(&authority, &["--tls-auth-clients", "no"]);
     let told = refusal(&server.tls_url(), trusting(files(&Authority::new()).path())).await;
@@ -95,7 +95,7 @@ async fn a_certificate_from_somebody_else_or_for_another_name_is_refused_with_th
 }
 
 #[tokio::test]
-async fn a_redis_that_demands_a_certificate_gets_ours() {
+async fn a_redis_that_requires_a_certificate_gets_keygates() {
     let authority = Authority::new();
     let (server, files) = (RedisServer::with_tls(&authority, &[]), files(&authority));
     let store = open(&server.tls_url(), Some(with_certificate(files.path()))).unwrap();
@@ -108,7 +108,7 @@ async fn a_redis_that_demands_a_certificate_gets_ours() {
 }
 
 #[tokio::test]
-async fn without_an_authority_or_with_files_that_do_not_do_no_store_opens() {
+async fn a_store_with_missing_or_unusable_certificate_files_does_not_open() {
     let authority = Authority::new();
     let files = files(&authority);
     let url = "rediss://127.0.0.1:1";
@@ -125,7 +125,7 @@ async fn without_an_authority_or_with_files_that_do_not_do_no_store_opens() {
     assert!(told.contains("store.tls: ") && told.contains("its own key"), "{told}");
 }
 
-/// What would be a downgrade: nothing that could be read goes out before the server has shown who it is.
+/// No downgrade: nothing is sent in plain text before the server's certificate is verified.
 #[tokio::test]
 async fn no_password_is_sent_to_a_server_that_is_not_trusted() {
     let authority = Authority::new();
@@ -153,7 +153,7 @@ async fn no_password_is_sent_to_a_server_that_is_not_trusted() {
 }
 
 #[test]
-fn a_gateway_is_told_in_its_configuration() {
+fn tls_to_redis_is_set_in_the_configuration() {
     let authority = Authority::new();
     let (server, files) = (RedisServer::with_tls(&authority, &[]), files(&authority));
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));

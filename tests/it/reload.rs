@@ -1,4 +1,4 @@
-//! The configuration read again while requests run: all of it or nothing.
+//! Reloading the configuration while requests run: all of it takes effect, or nothing.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -153,7 +153,7 @@ fn no_request_fails_and_none_is_lost_while_policies_change_under_load() {
 }
 
 #[test]
-fn a_bad_policy_leaves_the_one_before_and_every_mistake_is_told() {
+fn an_invalid_policy_changes_nothing_and_all_mistakes_are_logged() {
     let live = Upstream::start("live");
     let folder = TempDir::new().unwrap();
     builder(&live.url(), &[("jobs", "/jobs")]).write(folder.path());
@@ -190,7 +190,7 @@ fn a_bad_policy_leaves_the_one_before_and_every_mistake_is_told() {
 }
 
 #[test]
-fn what_only_a_restart_changes_is_named_and_nothing_else_changes_either() {
+fn a_setting_that_needs_a_restart_is_named_and_nothing_changes() {
     let live = Upstream::start("live");
     let mut gateway = gateway(&live.url(), &[("old", "/old")]);
     let key = gateway.live_key();
@@ -208,7 +208,7 @@ fn what_only_a_restart_changes_is_named_and_nothing_else_changes_either() {
 }
 
 #[test]
-fn limits_proxies_header_names_and_upstreams_change_with_it() {
+fn a_reload_changes_limits_proxies_header_names_and_upstreams() {
     let (live, moved) = (Upstream::start("live"), Upstream::start("moved"));
     let mut gateway = gateway(&live.url(), &[("jobs", "/jobs")]);
     let key = gateway.live_key();
@@ -235,7 +235,7 @@ fn limits_proxies_header_names_and_upstreams_change_with_it() {
 }
 
 #[test]
-fn a_new_certificate_is_served_to_whoever_connects_and_open_connections_go_on() {
+fn new_connections_get_a_new_certificate_and_open_ones_continue() {
     let live = Upstream::start("live");
     let folder = TempDir::new().unwrap();
     Certificate::for_names(&[HOST]).write(folder.path(), "server");
@@ -281,7 +281,7 @@ fn a_new_certificate_is_served_to_whoever_connects_and_open_connections_go_on() 
 }
 
 #[test]
-fn a_gateway_that_is_stopping_is_not_ready_and_reads_nothing_again() {
+fn a_stopping_gateway_is_not_ready_and_does_not_reload() {
     let live = Upstream::with(|_| Reply::Custom(Box::new(|_| thread::park())));
     let folder = TempDir::new().unwrap();
     builder(&live.url(), &[("jobs", "/jobs")]).write(folder.path());

@@ -1,5 +1,5 @@
-//! Secrets planted in requests of every kind are found nowhere afterwards: not in what the gateway writes, not
-//! in its metrics, not in its store.
+//! Secrets in requests of every kind appear nowhere afterwards: not in the gateway's output, not in its metrics,
+//! not in its store.
 
 use std::collections::HashSet;
 use std::fs;
@@ -65,7 +65,7 @@ impl Planted {
     }
 }
 
-/// Well-formed keys that nobody made, and one made by `keygate keys create`.
+/// Well-formed keys that do not exist, and one that `keygate keys create` has created.
 fn secrets(made: &str) -> Vec<String> {
     let format = KeyFormat::new(&Prefix::default(), false);
     let unknown = Environment::ALL.map(|environment| format.mint(environment).unwrap().expose().to_owned());

@@ -1,4 +1,4 @@
-//! Bodies on their way: nothing is held back, nothing is completed that broke off, nothing piles up.
+//! Streamed bodies: parts are not delayed, an interrupted body is not completed, and no data accumulates.
 
 use std::io::{ErrorKind, Read, Write};
 use std::thread;
@@ -30,7 +30,7 @@ fn under_way(gateway: &Gateway, upstream: &Manual, request: &[u8]) -> (Wire, Wir
 // ---- Expect: 100-continue
 
 #[test]
-fn an_authorised_request_is_told_to_continue_by_the_gateway() {
+fn an_authorised_request_gets_a_100_from_the_gateway() {
     let live = Upstream::start("live");
     let (gateway, key) = Tuned::default().live(live.url()).start();
     let mut client = gateway.connect();
@@ -50,7 +50,7 @@ fn an_authorised_request_is_told_to_continue_by_the_gateway() {
 }
 
 #[test]
-fn a_refused_request_is_not_told_to_continue() {
+fn a_refused_request_gets_no_100() {
     let live = Upstream::start("live");
     let gateway = Tuned::default().live(live.url()).builder().start();
     let reader = gateway.key_with(&["jobs:read"]).secret;
@@ -77,7 +77,7 @@ fn a_refused_request_is_not_told_to_continue() {
 }
 
 #[test]
-fn nobody_is_told_to_continue_when_no_upstream_can_be_reached() {
+fn no_100_is_sent_if_no_upstream_can_be_reached() {
     let (gateway, key) = Tuned::default().start();
     let mut client = gateway.connect();
     client.send(&head("POST", "/things", &key, "content-length: 4\r\nexpect: 100-continue\r\n"));
@@ -342,7 +342,7 @@ fn an_answer_that_its_upstream_breaks_off_is_never_completed() {
 }
 
 #[test]
-fn a_client_that_hangs_up_takes_its_upstream_connection_along() {
+fn the_upstream_connection_ends_when_the_client_disconnects() {
     let live = Manual::start();
     let (gateway, key) = in_front_of(&live);
     // Before the answer begins.
@@ -366,7 +366,7 @@ fn a_client_that_hangs_up_takes_its_upstream_connection_along() {
 // ---- Size
 
 #[test]
-fn a_body_that_says_it_is_too_large_is_refused_before_anything_is_sent() {
+fn a_body_with_too_large_a_length_is_refused_before_anything_is_sent() {
     let live = Upstream::start("live");
     let (gateway, key) = Tuned::default().live(live.url()).settings("[limits]\nbody = \"4KiB\"").start();
     for (target, length) in [("/things", 4097), ("/small", 1025), ("/things", 1_usize << 60)] {

@@ -1,5 +1,4 @@
-//! TLS as clients see it: versions, protocols, certificates by name, resumption; and what is said about files
-//! that do not do.
+//! TLS with clients: versions, protocols, certificates by name, resumption; and the messages about unusable files.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -73,7 +72,7 @@ fn tls_1_2_and_1_3_are_spoken_and_the_upstream_is_told_of_https() {
 }
 
 #[test]
-fn the_protocol_is_agreed_on_by_name() {
+fn alpn_selects_the_protocol() {
     let (gateway, _live) = start("");
     let agreed = |offered: &[&str]| {
         handshake(&gateway, client_config(offered, rustls::ALL_VERSIONS), server_name())
@@ -129,7 +128,7 @@ impl ServerCertVerifier for TakesAll {
 }
 
 #[test]
-fn a_client_is_given_the_certificate_for_the_name_it_asks_for_or_else_the_first() {
+fn a_client_gets_the_certificate_for_its_server_name_or_the_first() {
     let first = Certificate::for_names(&["one.example.com", "*.wild.example.com"]);
     let second =
         Certificate::for_names(&["two.example.com", "special.wild.example.com", "*.wild.example.com"]);
@@ -194,7 +193,7 @@ fn a_session_is_resumed_by_its_ticket_on_any_worker() {
 }
 
 #[test]
-fn a_client_that_does_not_finish_its_handshake_is_closed_and_holds_up_nobody() {
+fn an_unfinished_handshake_is_closed_and_delays_no_other_client() {
     let (gateway, _live) = start("handshake_timeout = \"500ms\"");
     let begun = Instant::now();
     let mut silent: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(gateway.address()).unwrap()).collect();
@@ -211,7 +210,7 @@ fn a_client_that_does_not_finish_its_handshake_is_closed_and_holds_up_nobody() {
 }
 
 #[test]
-fn a_client_that_says_nothing_within_tls_is_closed_after_the_time_for_a_head() {
+fn a_silent_client_within_tls_is_closed_after_the_head_timeout() {
     let (gateway, _live) = start("head_timeout = \"300ms\"");
     for alpn in ["http/1.1", "h2"] {
         let config = client_config(&[alpn], rustls::ALL_VERSIONS);
@@ -306,7 +305,7 @@ fn check_shows_the_names_of_a_certificate_and_how_long_it_is_valid() {
 }
 
 #[test]
-fn a_file_that_is_missing_or_holds_something_else_is_named() {
+fn a_missing_or_unusable_file_is_named() {
     let folder = configured();
     let path = |name: &str| folder.path().join(name);
     fs::rename(path("server.pem"), path("moved.pem")).unwrap();
@@ -358,7 +357,7 @@ fn a_key_that_others_can_read_is_refused() {
 }
 
 #[test]
-fn keys_of_every_form_are_taken() {
+fn private_keys_of_every_form_are_accepted() {
     let folder = configured();
     for (name, arguments) in [
         ("sec1", &["ecparam", "-name", "prime256v1", "-genkey", "-noout"][..]),
@@ -393,7 +392,7 @@ fn keys_of_every_form_are_taken() {
 }
 
 #[test]
-fn every_mistake_in_certificates_is_told_at_once() {
+fn all_mistakes_in_certificates_are_reported_at_once() {
     let folder = configured();
     Certificate::for_names(&[]).write(folder.path(), "nameless");
     let toml = folder.path().join("keygate.toml");
@@ -412,7 +411,7 @@ server.tls: the certificate in nameless.pem has no DNS name, so no client would 
 }
 
 #[test]
-fn what_clients_will_hold_against_a_certificate_is_a_warning_to_check_as_to_serve() {
+fn certificate_problems_for_clients_are_warnings_in_check_and_serve() {
     for (years, complaint) in [
         ((2020, 2021), "expired on 2021-01-01T00:00:00.000Z; renew it"),
         ((2220, 2221), "is not valid before 2220-01-01T00:00:00.000Z; correct the clock, or wait"),

@@ -1,5 +1,4 @@
-//! What an upstream says behind its answer's body: passed on to whoever takes it, without what only a head may
-//! say.
+//! Trailers of answers: they reach clients that accept them, without fields that are only valid in a head.
 
 use crate::harness::{Answer, Call, Gateway, Reply, TestKey, Upstream};
 
@@ -42,7 +41,7 @@ fn pair(name: &str, value: &str) -> (String, String) {
 }
 
 #[test]
-fn trailers_reach_a_client_that_takes_them() {
+fn trailers_reach_a_client_that_accepts_them() {
     let world = World::before(saying(
         "trailer: Grpc-Status, x-sum\r\n",
         "Grpc-Status: 0\r\nx-sum: one\r\nx-sum: two\r\n",
@@ -61,7 +60,7 @@ fn trailers_reach_a_client_that_takes_them() {
 }
 
 #[test]
-fn a_client_of_http1_that_does_not_ask_gets_none_and_its_connection_goes_on() {
+fn an_http1_client_that_does_not_ask_for_trailers_gets_none() {
     let world = World::before(saying("trailer: x-sum\r\n", "x-sum: one\r\n"));
     let mut wire = world.gateway.connect();
     for _ in 0..2 {
@@ -74,7 +73,7 @@ fn a_client_of_http1_that_does_not_ask_gets_none_and_its_connection_goes_on() {
 }
 
 #[test]
-fn trailers_that_nobody_announced_are_for_http2_alone() {
+fn unannounced_trailers_are_forwarded_over_http2_only() {
     let world = World::before(saying("", "x-sum: one\r\n"));
     let answer = world.fetch(&[TAKES]);
     let expected = if world.gateway.transport().is_http2() { vec![pair("x-sum", "one")] } else { Vec::new() };
@@ -84,7 +83,7 @@ fn trailers_that_nobody_announced_are_for_http2_alone() {
 /// Each would be believed by some client that merges trailers into the head, and each comes in a spelling of
 /// its own.
 #[test]
-fn what_only_a_head_may_say_is_never_a_trailer() {
+fn fields_that_are_only_valid_in_a_head_are_removed_from_trailers() {
     let world = World::before(saying(
         "trailer: x-sum, Content-Length, content_type, Transfer-Encoding, Host, X-Org-Id, x_key.id, X-Request-Id, Set-Cookie, \
          Authorization, WWW-Authenticate, Location, Cache-Control, Connection, Keep-Alive, X-Forwarded-For, X-Scopes, Trailer, TE\r\n",
@@ -100,7 +99,7 @@ fn what_only_a_head_may_say_is_never_a_trailer() {
 }
 
 #[test]
-fn where_no_trailer_is_left_the_body_ends_as_if_there_had_been_none() {
+fn a_body_whose_trailers_were_all_removed_ends_without_trailers() {
     let world = World::before(saying("trailer: set-cookie\r\n", "set-cookie: bad=1\r\n"));
     for _ in 0..2 {
         let answer = world.fetch(&[TAKES]);

@@ -1,10 +1,9 @@
 //! The wire suite over every transport.
 //!
-//! A test speaks to its gateway through `fetch` and `connect`, and a run is about one transport: HTTP/1.1 on
-//! plain text, unless `KEYGATE_TEST_TRANSPORT` says another. Calls go over it; what is sent byte by byte
-//! stays HTTP/1.1, within TLS where the transport has it. These tests run the suite's modules again, once for
-//! each of the others. To see one of their failures alone: `KEYGATE_TEST_TRANSPORT=tls-http2 cargo test
-//! --test it guard::`.
+//! A test connects to its gateway through `fetch` and `connect`. Each run uses one transport: HTTP/1.1 in plain
+//! text, unless `KEYGATE_TEST_TRANSPORT` names another. Calls use it; exact bytes are sent as HTTP/1.1, within TLS
+//! if the transport has TLS. These tests run the modules of the suite again for each of the other transports. To run
+//! one of their failures alone: `KEYGATE_TEST_TRANSPORT=tls-http2 cargo test --test it guard::`.
 
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::harness::Transport;
 use crate::harness::transport::VARIABLE;
 
-/// The modules whose tests hold over every transport.
+/// The modules whose tests pass over every transport.
 const SUITE: [&str; 12] = [
     "api_story::",
     "authentication::",

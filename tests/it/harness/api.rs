@@ -1,4 +1,4 @@
-//! keygate's own API as its callers see it, on either store. Every answer is held against the description.
+//! keygate's own API, on either store. Every answer is checked against the description.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -57,7 +57,7 @@ impl ApiBuilder {
         self
     }
 
-    /// Nobody's X-Forwarded-For is believed.
+    /// No X-Forwarded-For is trusted.
     pub(crate) fn no_proxies(mut self) -> Self {
         self.proxies = "";
         self

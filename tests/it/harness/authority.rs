@@ -1,4 +1,4 @@
-//! A private authority, as an operator has one for what only their own machines talk to.
+//! A private certificate authority.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 impl Authority {
     pub(crate) fn new() -> Self {
         let mut parameters = CertificateParams::new([]).unwrap();
-        // Or it would have the name of all that it issues, which then look as if they vouched for themselves.
+        // Otherwise it would have the same name as its certificates, and they would look self-signed.
         parameters.distinguished_name.push(DnType::CommonName, format!("authority {}", fastrand::u64(..)));
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap())

@@ -1,4 +1,4 @@
-//! A bad network: a TCP proxy that carries everything until it is told otherwise.
+//! A TCP proxy that a test can break: without a fault it carries everything.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

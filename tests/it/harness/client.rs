@@ -1,4 +1,4 @@
-//! A client that sends exactly what it is told to, and one for ordinary calls.
+//! A client that sends exact bytes, and a client for ordinary calls.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};

@@ -1,4 +1,4 @@
-//! An address where nobody listens, and nobody else can begin to.
+//! An address on which no process listens, and on which no other process can begin to listen.
 
 use std::net::TcpListener;
 
@@ -6,7 +6,7 @@ use tokio::net::TcpSocket;
 
 use super::http2::runtime;
 
-/// Bound, but not listening: whoever connects is refused, for as long as this lives.
+/// Bound, but not listening: connections are refused as long as this value exists.
 pub(crate) struct ClosedPort(TcpSocket);
 
 impl ClosedPort {
@@ -16,7 +16,7 @@ impl ClosedPort {
         Self(socket)
     }
 
-    /// From now on somebody listens.
+    /// Begins to listen.
     pub(crate) fn open(self) -> TcpListener {
         let listener = runtime().block_on(async { self.0.listen(16).unwrap().into_std().unwrap() });
         listener.set_nonblocking(false).unwrap();

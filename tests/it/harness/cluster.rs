@@ -1,4 +1,4 @@
-//! A cluster of Redis servers of the test's own.
+//! A Redis cluster for one test.
 
 use std::time::Instant;
 
@@ -114,7 +114,7 @@ impl FailsOver for Cluster {
         &mut self.nodes[n * MASTERS]
     }
 
-    /// It says so itself, and that every slot is somebody's.
+    /// The node reports this itself, and also that every slot has an owner.
     fn announced(&self, n: usize) -> Instant {
         let node = self.server(n);
         unhurried("the replica has taken over", || {

@@ -1,7 +1,7 @@
-//! The API's description (OpenAPI 3.1), and whether an answer is as it says.
+//! The API's description (OpenAPI 3.1), and checks of answers against it.
 //!
-//! Only what the description uses of JSON Schema is understood; any other word in it fails the test. And it is
-//! taken at its word: an object may have no property that it does not name.
+//! Only the keywords of JSON Schema that the description uses are supported; any other keyword fails the test. An
+//! object must have no property that the description does not name.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ use super::client::{Answer, Call};
 static DESCRIPTION: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(keygate::api::DESCRIPTION).expect("the description is JSON"));
 
-/// Words of a schema that say nothing of what is valid.
+/// Keywords of a schema that do not affect validity.
 const REMARKS: [&str; 3] = ["description", "examples", "default"];
 
 pub(crate) fn description() -> &'static Value {

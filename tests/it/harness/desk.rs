@@ -1,4 +1,5 @@
-//! Where an operator sits: beside a running gateway, elsewhere with a token, or at a store that no gateway holds.
+//! The ways of an operator to a gateway: beside a running one, remote with a token, or at a store without a
+//! gateway.
 
 use std::fs;
 use std::io::Write;
@@ -170,7 +171,7 @@ impl Desk {
         }
     }
 
-    /// How the audit trail names whoever sits here.
+    /// The operator's name in the audit trail.
     pub(crate) fn operator(&self) -> String {
         match self.way {
             Way::Tcp => "remote-desk".to_owned(),

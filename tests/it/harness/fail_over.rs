@@ -1,5 +1,5 @@
-//! A Redis that fails over, whoever sees to it. And clients of two gateways on one Redis, while something happens to it: of
-//! one that serves what it has cached, and of one that looks every key up each time.
+//! A Redis that fails over, by any mechanism; and clients of two gateways on it during the fail-over: one gateway
+//! serves from its cache, and one looks up every key.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -42,12 +42,12 @@ pub(crate) trait FailsOver {
     }
 }
 
-/// Whether it is a replica that hears of what happens.
+/// Whether it is a replica with a working link to its master.
 pub(crate) fn follows(server: &RedisServer) -> bool {
     replication(server).contains("master_link_status:up")
 }
 
-/// Nothing where it does not answer: a sentinel that tells a server whom to follow breaks its connections off.
+/// `None` if it does not answer: when a sentinel changes a server's master, the server closes its connections.
 pub(crate) fn replication(server: &RedisServer) -> String {
     server.asked(&["INFO", "replication"]).unwrap_or_default()
 }
@@ -74,7 +74,7 @@ pub(crate) struct Seen {
     last_looked_up: Option<Instant>,
 }
 
-/// The clients' hands, for whoever makes things happen.
+/// Controls the clients during a fail-over.
 pub(crate) struct Clients<'s> {
     seen: &'s Mutex<Seen>,
 }
@@ -133,7 +133,7 @@ impl Pair {
                     wrong => panic!("{wrong} for a key that is good"),
                 }),
             ];
-            // However it ends: a failure that nobody stops the clients for would never be told.
+            // Also after a panic: clients that do not stop would hide the failure.
             let outcome = {
                 let _end = SetOnDrop(&over);
                 act(&Clients { seen: &seen })
@@ -173,7 +173,7 @@ impl Pair {
     }
 }
 
-/// Holds the time from a successor's being known to the first key looked up against what is promised.
+/// Compares the time from the choice of a new master to the first successful lookup with the promise.
 #[track_caller]
 pub(crate) fn assert_prompt(took: Duration) {
     assert!(took < lenient(Duration::from_secs(1)), "{took:?}");

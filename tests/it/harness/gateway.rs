@@ -1,4 +1,4 @@
-//! A gateway of the test's own: a real configuration in a folder of its own, a real store, real sockets.
+//! A gateway for one test: a real configuration in its own folder, a real store, real sockets.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -29,7 +29,7 @@ const TLS: &str = "[server]\ntls = [{ cert = \"server.pem\", key = \"server-key.
 
 type Wrap = dyn FnOnce(Arc<dyn Store>) -> Arc<dyn Store>;
 
-/// Who makes what the tests need.
+/// The operator that creates the keys and organisations of tests.
 pub(crate) fn operator() -> Origin {
     Origin::operator("test")
 }
@@ -356,7 +356,7 @@ pub(crate) fn status(gateway: &Gateway, key: &TestKey) -> u16 {
     gateway.fetch(&Call::get("/v1/jobs").key(&key.secret)).status
 }
 
-/// A key that nobody has made.
+/// A key that does not exist.
 pub(crate) fn guess() -> String {
     KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned()
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 from a test's side: hyper's client for well-behaved calls, and single frames for the others.
+//! HTTP/2 in tests: hyper's client for valid calls, and single frames for invalid ones.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! For tests that decide every step themselves: an upstream without a will of its own, and a gateway that
-//! lets any key in.
+//! For tests that control each step: an upstream that a test drives byte by byte, and a gateway that accepts any
+//! key.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use super::client::Wire;
 use super::eventually;
 use super::gateway::{Gateway, GatewayBuilder};
 
-/// An upstream whose connections the test serves, byte by byte.
+/// An upstream; the test serves its connections, byte by byte.
 pub(crate) struct Manual(TcpListener);
 
 impl Manual {
@@ -33,7 +33,7 @@ impl Manual {
         Wire::from(accepted.unwrap())
     }
 
-    /// Whether nobody has connected, or nobody beyond those accepted.
+    /// Whether there is no connection besides the accepted ones.
     pub(crate) fn is_untouched(&self) -> bool {
         self.accepted().is_none()
     }

@@ -1,5 +1,5 @@
-//! What the tests speak with: a real gateway on real sockets, upstreams that record what reaches them, and a
-//! client that sends exactly the bytes it is told to.
+//! The test harness: a real gateway on real sockets, upstreams that record all requests, and a client that sends
+//! exact bytes.
 
 pub(crate) mod api;
 pub(crate) mod authority;

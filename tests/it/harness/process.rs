@@ -1,4 +1,4 @@
-//! The binary itself, as a person runs it.
+//! The keygate binary, run as a process.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -94,7 +94,7 @@ impl Process {
         self.out.iter().chain(self.err.iter()).map(|line| line + "\n").collect()
     }
 
-    /// Ends it as a signal would, and gives what is left unread of both its outputs.
+    /// Ends the process by a signal, and returns the unread rest of both its outputs.
     pub(crate) fn end(mut self) -> (String, String) {
         self.terminate();
         self.wait();

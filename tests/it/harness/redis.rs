@@ -1,4 +1,4 @@
-//! A Redis of the test's own, and the words to make it suffer.
+//! A Redis for one test, with commands that break it.
 
 use std::env;
 use std::ffi::OsString;
@@ -89,7 +89,7 @@ impl RedisServer {
         let mut ended = false;
         eventually("redis-server answers or ends", || {
             ended = self.child.as_mut().unwrap().try_wait().unwrap().is_some();
-            // Somebody else's would answer under this port too.
+            // Another process's server could also answer on this port.
             ended
                 || try_command(address, &["INFO", "server"]).is_some_and(|info| info.contains(&own))
                 || try_command(address, &["PING"]).is_some_and(|answer| answer.contains("NOAUTH"))
@@ -97,7 +97,7 @@ impl RedisServer {
         !ended
     }
 
-    /// Whose it is and its version, as an operator would say it.
+    /// The server's kind and version, for output.
     pub(crate) fn version(&self) -> String {
         let info = self.command(&["INFO", "server"]);
         let told = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
@@ -156,7 +156,7 @@ impl RedisServer {
         fs::read(self.folder.path().join("dump.rdb")).unwrap()
     }
 
-    /// Everything in it, for comparison, but who is there at the moment.
+    /// All data in it, for comparison, without the leases.
     pub(crate) fn contents(&self) -> Vec<(String, String)> {
         let keys = self.command(&["KEYS", "*"]);
         let mut keys: Vec<&str> =

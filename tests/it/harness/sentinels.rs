@@ -1,4 +1,4 @@
-//! A Redis that fails over: a master, its replica, and three sentinels.
+//! A Redis that can fail over: a master, its replica, and three sentinels.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -24,7 +24,7 @@ impl Watched {
     /// With more options for the first master.
     pub(crate) fn with(of_master: &[&str]) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        // A replica comes as a user of its own, who can be kept out.
+        // The replica connects as its own user, so that it can be locked out.
         let options = [
             &["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "swapdb"][..],
             &["--user", "replica", "on", "nopass", "+psync", "+replconf", "+ping"],

@@ -1,4 +1,4 @@
-//! A store that a test can break, stop and count, in front of the real one.
+//! A store that a test can break, stop and count, in front of the real store.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};

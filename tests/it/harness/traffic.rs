@@ -1,4 +1,4 @@
-//! Many requests: at a given rate, or as many as go.
+//! Many requests: at a given rate, or as many as possible.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;

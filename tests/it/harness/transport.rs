@@ -1,4 +1,4 @@
-//! How a test's calls reach its gateway: HTTP/1.1 or HTTP/2, on plain text or over TLS.
+//! The transport of a test's calls: HTTP/1.1 or HTTP/2, in plain text or over TLS.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -153,7 +153,7 @@ impl Pipe {
 fn write_tls(stream: &mut StreamOwned<ClientConnection, TcpStream>, bytes: &[u8]) -> io::Result<usize> {
     flush_tls(stream)?;
     let taken = stream.conn.writer().write(bytes)?;
-    // They are taken; what is in the way of them shows at the next write.
+    // The bytes are accepted; an error shows at the next write.
     let _ = flush_tls(stream);
     Ok(taken)
 }

@@ -1,4 +1,4 @@
-//! An upstream that writes down every byte it receives.
+//! An upstream that records every byte it receives.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! What only a file can do, or suffer.
+//! The behaviour of the embedded store that depends on its file.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;

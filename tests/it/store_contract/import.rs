@@ -1,4 +1,4 @@
-//! Many keys at once.
+//! Importing many keys at once.
 
 use keygate::store::{CommitError, Lookup};
 use keygate::vocabulary::key::record::KeyRecord;

@@ -1,8 +1,8 @@
-//! What every store promises, run on every back end; in `embedded_file` what only the embedded one does. What
-//! only Redis does is in `redis_store`.
+//! The contract of stores, run on every back end. `embedded_file` has the tests for the embedded store alone,
+//! `redis_store` those for Redis alone.
 //!
-//! A rule is a function over an empty store. `contract!` lists the rules once, first those that a store keeps for as
-//! long as it is open, then those that it keeps when it is opened again; a back end adds its `holds_for!`.
+//! A rule is a function over an empty store. `contract!` lists the rules once: first those for an open store, then
+//! those for a store that is opened again. A back end adds its `holds_for!`.
 
 mod embedded_file;
 mod import;

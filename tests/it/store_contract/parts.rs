@@ -1,4 +1,4 @@
-//! What a mutation carries beside its records: all of it happens, or nothing does.
+//! The parts of a mutation beside its records: all of them are written, or none.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Keys and organisations: found, listed, changed, and what is told of it.
+//! Keys and organisations: lookups, lists, changes, and the events about them.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What is kept beside keys.
+//! The data that a store keeps beside keys.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

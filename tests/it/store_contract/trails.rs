@@ -1,4 +1,4 @@
-//! Audit trails: read, trimmed, moved.
+//! Audit trails: reading, trimming and copying.
 
 use keygate::store::CommitError;
 use keygate::vocabulary::audit::{Chain, Ends, Entry, Link, Trail};
@@ -96,7 +96,7 @@ pub(super) async fn trimming_removes_exactly_those_and_leaves_the_checkpoint(sto
         assert_eq!(all(&store, TRAIL).await, rest);
         let checkpoint = written[usize::try_from(gone).unwrap() - 1].link;
         assert_eq!(store.trails().ends(TRAIL).await, Ok(Ends { checkpoint, head }));
-        // What is not there, gone or yet to come, trims nothing.
+        // Numbers before and after the trail trim nothing.
         for absent in [0, 1, gone, LONG as u64 + 1, u64::MAX] {
             assert_eq!(store.trails().trim(TRAIL, absent).await, Ok(0), "through {absent}");
         }
@@ -127,7 +127,7 @@ pub(super) async fn a_trail_is_restored_in_pieces_and_repeating_one_changes_noth
     for piece in [&moved[..0], &moved[..1], &moved[1..1500], &moved[1000..1600], &moved[1600..]] {
         store.trails().restore(TRAIL, ends, piece.to_vec()).await.unwrap();
         there += piece.len();
-        // What is yet to come is missing, and shows.
+        // A missing later event is detected.
         assert_eq!(store.trails().ends(TRAIL).await, Ok(ends));
     }
     assert_eq!(there, LONG + 500);
