@@ -48,7 +48,7 @@ pub enum Operation {
     UpdateKey,
     RotateKey,
     RevokeKey,
-    ListAuditEvents,
+    ListAuditRecords,
 }
 
 impl Operation {
@@ -61,7 +61,7 @@ impl Operation {
         Self::UpdateKey,
         Self::RotateKey,
         Self::RevokeKey,
-        Self::ListAuditEvents,
+        Self::ListAuditRecords,
     ];
 
     /// Its name in the policy, after `serve =`.
@@ -76,7 +76,7 @@ impl Operation {
             Self::UpdateKey => "keys.update",
             Self::RotateKey => "keys.rotate",
             Self::RevokeKey => "keys.revoke",
-            Self::ListAuditEvents => "audit.list",
+            Self::ListAuditRecords => "audit.list",
         }
     }
 
@@ -211,7 +211,7 @@ async fn carry_out(lifecycle: &Lifecycle, call: Call) -> Result<Answer, Rejectio
         Operation::UpdateKey => keys::update(lifecycle, &call).await,
         Operation::RotateKey => keys::rotate(lifecycle, &call).await,
         Operation::RevokeKey => keys::revoke(lifecycle, &call).await,
-        Operation::ListAuditEvents => audit::list(lifecycle, &call).await,
+        Operation::ListAuditRecords => audit::list(lifecycle, &call).await,
     }
 }
 

@@ -91,7 +91,7 @@ impl Cursor for KeyId {
     }
 }
 
-/// An event's number.
+/// An audit record's number.
 impl Cursor for u64 {
     fn print(&self) -> String {
         format!("{self:016x}")

@@ -12,13 +12,13 @@ use super::Outcome;
 use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::orgs::{next_orgs, the_org};
 use super::table::Column;
-use crate::lifecycle::{EventFilter, EventView, Verdict};
+use crate::lifecycle::{AuditFilter, AuditRecordView, Verdict};
 use crate::operators::admin::{AuditCommand, Command, Reply};
-use crate::vocabulary::audit::{Kind, Link, Trail};
+use crate::vocabulary::audit::{AuditKind, Link, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::{KeyId, OrgId};
 
-/// The number of events that one request for a list returns.
+/// The number of records that one request for a list returns.
 const PAGE: usize = 500;
 /// The number of heads of a trail that it is checked against. Each head covers all entries before it, so the newest
 /// heads are enough.
@@ -36,26 +36,26 @@ Exit code: 0 on success, 1 if a trail has been altered or the command failed.
 Examples:
   keygate audit list --type key.revoked --since 7d
   keygate audit verify --heads /var/log/keygate.log
-  keygate audit export --org org_01J9ZQ6T5N8XKD3V4WPYB7C2HM > events.jsonl")]
+  keygate audit export --org org_01J9ZQ6T5N8XKD3V4WPYB7C2HM > audit.jsonl")]
 pub(super) enum Action {
-    /// List events, newest first
+    /// List audit records, newest first
     List {
         #[command(flatten)]
         whose: Whose,
-        /// Only events of this type, as in key.rotated
+        /// Only records of this type, as in key.rotated
         #[arg(long = "type", value_name = "TYPE", value_parser = parse_kind)]
-        kind: Option<Kind>,
-        /// Only events since this time: a date, as in 2026-01-31T12:00:00Z, or a duration before now, as in 7d
+        kind: Option<AuditKind>,
+        /// Only records since this time: a date, as in 2026-01-31T12:00:00Z, or a duration before now, as in 7d
         #[arg(long, value_name = "TIME", value_parser = parse_moment)]
         since: Option<UnixMillis>,
-        /// Only events before this time, in the same forms
+        /// Only records before this time, in the same forms
         #[arg(long, value_name = "TIME", value_parser = parse_moment)]
         until: Option<UnixMillis>,
-        /// The largest number of events to list
+        /// The largest number of records to list
         #[arg(long, value_name = "N", default_value_t = 50)]
         limit: usize,
     },
-    /// Check that no event has been altered, removed or added
+    /// Check that no record has been altered, removed or added
     Verify {
         #[command(flatten)]
         whose: Whose,
@@ -63,7 +63,7 @@ pub(super) enum Action {
         #[arg(long, value_name = "FILE")]
         heads: Vec<PathBuf>,
     },
-    /// Print events as lines of JSON, oldest first
+    /// Print audit records as lines of JSON, oldest first
     Export {
         #[command(flatten)]
         whose: Whose,
@@ -90,10 +90,10 @@ fn parse_org(text: &str) -> Result<Orgs, crate::vocabulary::id::InvalidId> {
     if text == "all" { Ok(Orgs::All) } else { OrgId::parse(text).map(Orgs::One) }
 }
 
-fn parse_kind(text: &str) -> Result<Kind, String> {
-    Kind::parse(text).ok_or_else(|| {
-        let all: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
-        format!("the event types are {}", all.join(", "))
+fn parse_kind(text: &str) -> Result<AuditKind, String> {
+    AuditKind::parse(text).ok_or_else(|| {
+        let all: Vec<&str> = AuditKind::ALL.iter().map(|kind| kind.as_str()).collect();
+        format!("the record types are {}", all.join(", "))
     })
 }
 
@@ -119,7 +119,7 @@ impl Act for Action {
                     }
                     Whose { org: None, .. } => the_org(session).await?.map_or(Trail::Operator, Trail::Org),
                 };
-                list(trail, EventFilter { kind, environment: None, from: since, until }, limit, session).await
+                list(trail, AuditFilter { kind, environment: None, from: since, until }, limit, session).await
             }
             Self::Verify { whose, heads } => verify(whose, &heads, session).await,
             Self::Export { whose } => {
@@ -175,7 +175,7 @@ impl Trails {
 
 async fn list(
     trail: Trail,
-    filter: EventFilter,
+    filter: AuditFilter,
     limit: usize,
     session: &mut Session<'_>,
 ) -> Result<Outcome, Failure> {
@@ -191,19 +191,19 @@ async fn list(
     let (mut before, mut left) = (None, limit);
     while left > 0 {
         let command = AuditCommand::List { trail, filter, before, limit: left.min(PAGE) };
-        let Reply::Events { events, next } = session.ask(Command::Audit(command)).await? else {
+        let Reply::AuditRecords { records, next } = session.ask(Command::Audit(command)).await? else {
             return Err(unexpected());
         };
-        left = left.saturating_sub(events.len());
-        for event in events {
+        left = left.saturating_sub(records.len());
+        for record in records {
             if session.json {
-                session.print_json(&InTrail { trail, event: &event })?;
+                session.print_json(&InTrail { trail, record: &record })?;
                 continue;
             }
-            let (at, by) = (to_the_second(&event.created_at), event.actor.to_string());
-            let from = event.ip_address.as_deref().unwrap_or_default();
-            let target = event.target.as_deref().unwrap_or_default();
-            let row = table.row(&[&at, &event.r#type, &by, from, target, &changes(&event)]);
+            let (at, by) = (to_the_second(&record.created_at), record.actor.to_string());
+            let from = record.ip_address.as_deref().unwrap_or_default();
+            let target = record.target.as_deref().unwrap_or_default();
+            let row = table.row(&[&at, &record.r#type, &by, from, target, &changes(&record)]);
             session.out.write_all(row.as_bytes())?;
         }
         if next.is_none() {
@@ -214,9 +214,9 @@ async fn list(
     Ok(Outcome::Done)
 }
 
-/// What the event says of how things are now.
-fn changes(event: &EventView) -> String {
-    let fields = event.after.as_ref().and_then(|after| after.as_object()).into_iter().flatten();
+/// What the record says of how things are now.
+fn changes(record: &AuditRecordView) -> String {
+    let fields = record.after.as_ref().and_then(|after| after.as_object()).into_iter().flatten();
     let shown = fields.map(|(name, value)| match value.as_str() {
         Some(text) => format!("{name}={text}"),
         None => format!("{name}={value}"),
@@ -224,23 +224,23 @@ fn changes(event: &EventView) -> String {
     shown.collect::<Vec<_>>().join(" ").replace('\n', "\\n")
 }
 
-/// An event and its trail.
+/// An audit record and its trail.
 #[derive(Serialize)]
 struct InTrail<'e> {
     trail: Trail,
     #[serde(flatten)]
-    event: &'e EventView,
+    record: &'e AuditRecordView,
 }
 
 async fn export(trail: Trail, session: &mut Session<'_>) -> Result<(), Failure> {
     let mut after = 0;
     loop {
         let command = AuditCommand::Export { trail, after, limit: PAGE };
-        let Reply::Events { events, next } = session.ask(Command::Audit(command)).await? else {
+        let Reply::AuditRecords { records, next } = session.ask(Command::Audit(command)).await? else {
             return Err(unexpected());
         };
-        for event in &events {
-            session.print_json(&InTrail { trail, event })?;
+        for record in &records {
+            session.print_json(&InTrail { trail, record })?;
         }
         match next {
             Some(next) => after = next,
@@ -286,7 +286,7 @@ async fn verify(whose: Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Re
         );
     }
     if !session.json {
-        writeln!(session.out, "{checked} events in {count} trails, {findings} findings")?;
+        writeln!(session.out, "{checked} records in {count} trails, {findings} findings")?;
     }
     Ok(if findings == 0 { Outcome::Done } else { Outcome::Refused })
 }
@@ -298,7 +298,7 @@ fn show(verdict: &Verdict, session: &mut Session<'_>) -> Result<(), Failure> {
         return session.print_json(verdict);
     }
     for finding in &verdict.findings {
-        writeln!(session.out, "{}: event {} {}", verdict.trail, finding.number, finding.text)?;
+        writeln!(session.out, "{}: record {} {}", verdict.trail, finding.number, finding.text)?;
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ The target must be empty. An interrupted migration continues when the command is
 nothing. At the end, both stores are compared.
 
 If audit.key_file (or, without it, the pepper) differs between the two, --rechain is required: every intact trail gets a new chain, \
-and an event store.migrated records the old and the new head. Heads in earlier logs then fit only the source. To keep using them, \
+and an audit record store.migrated holds the old and the new head. Heads in earlier logs then fit only the source. To keep using them, \
 keep the source, or give the target the same audit.key_file.
 
 Environment variables KEYGATE__… apply to both configurations.
@@ -108,11 +108,11 @@ fn open(config: &Config, open: Open) -> Result<Arc<Lifecycle>, Failure> {
 }
 
 fn progress(moved: &Moved) -> String {
-    let Moved { organizations, keys, events, verified, .. } = moved;
+    let Moved { organizations, keys, audit_records, verified, .. } = moved;
     if *verified > 0 {
         return format!("compared: {verified} organisations and keys");
     }
-    format!("copied: {organizations} organisations, {keys} keys, {events} audit events")
+    format!("copied: {organizations} organisations, {keys} keys, {audit_records} audit records")
 }
 
 fn summarise(moved: &Moved, session: &mut Session<'_>) -> Result<(), Failure> {
@@ -131,7 +131,7 @@ fn summarise(moved: &Moved, session: &mut Session<'_>) -> Result<(), Failure> {
         ("copied before", count(moved.present).filter(|_| moved.present > 0)),
         ("last-used times", count(moved.used)),
         ("notifications", count(moved.news)),
-        ("audit events", count(moved.events)),
+        ("audit records", count(moved.audit_records)),
         ("chains", Some(if moved.rechained { "new" } else { "unchanged" }.to_owned())),
     ])?;
     Ok(writeln!(session.out, "compared with the source: the target is complete")?)

@@ -220,7 +220,7 @@ fn refuse_senseless(section: &Section<'_>, access: &Access, target: Target) {
 fn refuse_unservable(section: &Section<'_>, operation: Operation, methods: &[Method], patterns: &[Pattern]) {
     let (allowed, names_key) = match operation {
         Operation::Signup | Operation::CreateKey => (&[Method::POST][..], false),
-        Operation::ListKeys | Operation::GetOwnKey | Operation::ListAuditEvents => {
+        Operation::ListKeys | Operation::GetOwnKey | Operation::ListAuditRecords => {
             (&[Method::GET, Method::HEAD][..], false)
         }
         Operation::GetKey => (&[Method::GET, Method::HEAD][..], true),

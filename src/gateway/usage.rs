@@ -20,7 +20,7 @@ use super::route::Route;
 use crate::api::Api;
 use crate::lifecycle::{CallingKey, Origin, Principal, TroubleSeen, UsageLog};
 use crate::store::Found;
-use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::scope::ScopeSet;
@@ -139,7 +139,7 @@ fn report(api: &Api, calling: CallingKey, address: IpAddr, route: Option<&str>, 
         Origin { principal: Principal::Key(calling), address: Some(address), request: Some(exchange.id()) };
     api.lifecycle().troubles().report(TroubleSeen {
         trail,
-        kind: Kind::KeyInBrowser,
+        kind: AuditKind::KeyInBrowser,
         environment,
         origin,
         target,

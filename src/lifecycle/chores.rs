@@ -1,5 +1,5 @@
 //! What is done beside the requests: signs of trouble are written down, changes followed to their end, ends of trails
-//! exported to the log, use of keys noted, old events trimmed.
+//! exported to the log, use of keys noted, old audit records trimmed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, Weak};
@@ -13,9 +13,9 @@ use super::trouble::TroubleSeen;
 use super::turn::Draft;
 use crate::store::side::{Admission, Quota};
 use crate::telemetry;
-use crate::vocabulary::audit::{Kind, Link, Trail};
+use crate::vocabulary::audit::{AuditKind, Link, Trail};
 
-/// How long events are kept.
+/// How long audit records are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetentionSettings {
     pub retention: Duration,
@@ -31,7 +31,7 @@ impl Default for RetentionSettings {
 const EXPORT: Duration = Duration::from_secs(60);
 /// How often use of keys is written down.
 const USAGE: Duration = Duration::from_secs(60);
-/// How often old events are looked for.
+/// How often old audit records are looked for.
 const TRIM: Duration = Duration::from_secs(24 * 60 * 60);
 /// Organisations looked through at once, and the rest in between: trimming is in no hurry.
 const TRIM_PAGE: usize = 64;
@@ -91,7 +91,7 @@ impl Lifecycle {
 
 impl Lifecycle {
     /// Whether this is the first such sign of trouble about the target for an hour, at any gateway.
-    async fn is_first_within_the_hour(&self, kind: Kind, target: Option<&str>) -> bool {
+    async fn is_first_within_the_hour(&self, kind: AuditKind, target: Option<&str>) -> bool {
         let name = format!("{kind}:{}", target.unwrap_or_default());
         let once = Quota { name, limit: 1, window: Duration::from_secs(60 * 60) };
         self.store.side().admit(vec![once], self.now()).await == Ok(Admission::Admitted)
@@ -101,7 +101,9 @@ impl Lifecycle {
 async fn write_troubles(lifecycle: Weak<Lifecycle>, mut waiting: mpsc::Receiver<TroubleSeen>) {
     while let Some(TroubleSeen { trail, kind, origin, environment, target, seen }) = waiting.recv().await {
         let Some(lifecycle) = lifecycle.upgrade() else { return };
-        if kind == Kind::KeyInBrowser && !lifecycle.is_first_within_the_hour(kind, target.as_deref()).await {
+        if kind == AuditKind::KeyInBrowser
+            && !lifecycle.is_first_within_the_hour(kind, target.as_deref()).await
+        {
             continue;
         }
         let draft = || Draft::about(kind, Some(environment), target.clone()).after(seen.clone());

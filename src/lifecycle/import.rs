@@ -15,7 +15,7 @@ use super::{
     FieldError, Lifecycle, LifecycleError, Origin, parse_name, parse_network, parse_note, parse_owner,
 };
 use crate::store::{CommitError, Store, StoreFault};
-use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, Secret};
@@ -189,7 +189,7 @@ impl Lifecycle {
         }
         for (org, count) in counts {
             self.record(Trail::Org(org), origin, || {
-                Draft::of_org(Kind::KeysImported, org).after(json!({ "keys": count }))
+                Draft::of_org(AuditKind::KeysImported, org).after(json!({ "keys": count }))
             })
             .await?;
         }

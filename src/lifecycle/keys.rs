@@ -16,7 +16,7 @@ use super::{Lifecycle, LifecycleError, Origin, Principal, parse_name, parse_note
 use crate::store::events::Subject;
 use crate::store::side::KeptAnswer;
 use crate::store::{Change, Mutation, Propagation};
-use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, Secret, Status, Versioned};
@@ -173,8 +173,8 @@ impl Lifecycle {
                 answer: keep_answer(keep.as_ref(), &made, now)?,
                 ..Mutation::default()
             };
-            let event = Draft::of_key(Kind::KeyCreated, &made.key).after(self.describe(&made.key));
-            match turn.commit(mutation, event).await? {
+            let draft = Draft::of_key(AuditKind::KeyCreated, &made.key).after(self.describe(&made.key));
+            match turn.commit(mutation, draft).await? {
                 Settled::Done { .. } => return Ok(Outcome::Fresh(made)),
                 Settled::Again => {}
                 Settled::Missing => return Err(LifecycleError::NoOrg(new.org)),
@@ -296,7 +296,7 @@ impl Lifecycle {
         id: KeyId,
         patch: &Patch,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(origin, id, Kind::KeyUpdated, |authority, key, now| {
+        self.change_key(origin, id, AuditKind::KeyUpdated, |authority, key, now| {
             refuse_ended(key, now)?;
             let vocabulary = self.vocabulary();
             authority.check_covers(key)?;
@@ -330,7 +330,7 @@ impl Lifecycle {
         origin: &Origin,
         id: KeyId,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(origin, id, Kind::KeyDisabled, |_, key, now| {
+        self.change_key(origin, id, AuditKind::KeyDisabled, |_, key, now| {
             refuse_ended(key, now)?;
             Ok(KeyRecord { disabled_at: Some(key.disabled_at.unwrap_or(now)), ..key.clone() })
         })
@@ -342,7 +342,7 @@ impl Lifecycle {
     /// # Errors
     /// As [`Lifecycle::update_key`].
     pub async fn enable_key(&self, origin: &Origin, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(origin, id, Kind::KeyEnabled, |authority, key, now| {
+        self.change_key(origin, id, AuditKind::KeyEnabled, |authority, key, now| {
             refuse_ended(key, now)?;
             authority.check_covers(key)?;
             Ok(KeyRecord { disabled_at: None, ..key.clone() })
@@ -355,7 +355,7 @@ impl Lifecycle {
     /// # Errors
     /// [`LifecycleError`]. After a fault of the store, repeat it until it succeeds.
     pub async fn revoke_key(&self, origin: &Origin, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(origin, id, Kind::KeyRevoked, |_, key, now| {
+        self.change_key(origin, id, AuditKind::KeyRevoked, |_, key, now| {
             Ok(KeyRecord { revoked_at: Some(key.revoked_at.unwrap_or(now)), ..key.clone() })
         })
         .await
@@ -410,10 +410,10 @@ impl Lifecycle {
                 key: Some(Change::Update { rev, record: made.key.clone() }),
                 ..Mutation::default()
             };
-            let event = Draft::of_key(Kind::KeyRotated, &before)
+            let draft = Draft::of_key(AuditKind::KeyRotated, &before)
                 .before(json!({ "key": self.masked(&before) }))
                 .after(json!({ "key": self.masked(&made.key), "old_secret_ends_at": ends_at.to_string() }));
-            match turn.commit(mutation, event).await? {
+            match turn.commit(mutation, draft).await? {
                 Settled::Done { event } => {
                     drop(turn);
                     let propagation = self
@@ -433,7 +433,7 @@ impl Lifecycle {
         &self,
         origin: &Origin,
         id: KeyId,
-        kind: Kind,
+        kind: AuditKind,
         decide: impl Fn(&Authority, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let org = self.org_of(id).await?;
@@ -446,7 +446,7 @@ impl Lifecycle {
         origin: &Origin,
         org: OrgId,
         id: KeyId,
-        kind: Kind,
+        kind: AuditKind,
         decide: impl Fn(&Authority, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let mut turn = self.turn(Trail::Org(org), origin).await;
@@ -455,7 +455,7 @@ impl Lifecycle {
             let authority = Authority::load(&self.store, origin, now).await?;
             let Versioned { rev, record: before } = self.visible(&authority, id).await?;
             let record = decide(&authority, &before, now)?;
-            let event =
+            let draft =
                 Draft::of_key(kind, &before).difference(&self.describe(&before), &self.describe(&record));
             let mutation = Mutation {
                 subjects: if record.revoked_at.is_some() { revoked(&before) } else { subjects(&before) },
@@ -463,7 +463,7 @@ impl Lifecycle {
                 key: Some(Change::Update { rev, record: record.clone() }),
                 ..Mutation::default()
             };
-            match turn.commit(mutation, event).await? {
+            match turn.commit(mutation, draft).await? {
                 Settled::Done { event } => {
                     drop(turn);
                     let propagation = self
@@ -530,7 +530,7 @@ impl Lifecycle {
         self.troubles.report(TroubleSeen {
             // Another organisation's trail is none of theirs to write in.
             trail: Trail::Org(caller.org),
-            kind: Kind::EscalationRefused,
+            kind: AuditKind::EscalationRefused,
             origin: origin.clone(),
             environment: caller.environment,
             target: key.map(|key| key.to_string()),

@@ -3,7 +3,7 @@
 //!
 //! A change is decided on records as they were read, and committed only if they are still so: who asks
 //! ([`Principal`]), what is changed, and where the audit trail ends. What moved meanwhile is read again and decided
-//! anew. So nobody acts on a right that was taken away a moment before, and no change is without its event.
+//! anew. So nobody acts on a right that was taken away a moment before, and no change is without its audit record.
 
 mod authority;
 mod chores;
@@ -48,10 +48,10 @@ pub use self::principal::{CallingKey, Origin, Principal};
 pub use self::propagation::Changed;
 pub use self::rehearsal::{Marks, Rehearsal};
 pub use self::search::{FoundKeys, KeyFilter, Owned};
-pub use self::trail::{EventFilter, EventPage, Finding, Verdict};
+pub use self::trail::{AuditFilter, AuditPage, Finding, Verdict};
 pub use self::trouble::{Trouble, TroubleSeen};
 pub use self::usage::UsageLog;
-pub use self::view::{EventView, KeyView, OrgView, view_org};
+pub use self::view::{AuditRecordView, KeyView, OrgView, view_org};
 
 use self::chores::Heads;
 use self::propagation::Following;

@@ -12,7 +12,7 @@ use super::{Lifecycle, LifecycleError, Origin, parse_name};
 use crate::store::events::Subject;
 use crate::store::side::{Admission, News, Quota};
 use crate::store::{Change, EmailClaim, Mutation};
-use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::record::{Email, KeyRecord, OrgRecord, Versioned};
@@ -88,8 +88,8 @@ impl Lifecycle {
             turn.next()?;
             let news = self.settings.signup.news.then(|| self.news_of(&org, now));
             let mutation = Mutation { org: Some(Change::Insert(org.clone())), news, ..Mutation::default() };
-            let event = Draft::of_org(Kind::OrgCreated, org.id).after(describe(&org));
-            match turn.commit(mutation, event).await? {
+            let draft = Draft::of_org(AuditKind::OrgCreated, org.id).after(describe(&org));
+            match turn.commit(mutation, draft).await? {
                 Settled::Done { .. } => return Ok(org),
                 Settled::Again => {}
                 Settled::Missing | Settled::EmailTaken => return Err(LifecycleError::Collision),
@@ -130,8 +130,8 @@ impl Lifecycle {
                 ..Mutation::default()
             };
             let about = json!({ "organization": describe(&org), "key": self.describe(&made.key) });
-            let event = Draft::of_org(Kind::OrgCreated, org.id).after(about);
-            match turn.commit(mutation, event).await? {
+            let draft = Draft::of_org(AuditKind::OrgCreated, org.id).after(about);
+            match turn.commit(mutation, draft).await? {
                 Settled::Done { .. } => return Ok(SignedUp { org, key: made.key, secret: made.secret }),
                 Settled::Again => {}
                 Settled::EmailTaken => return Err(LifecycleError::EmailTaken),
@@ -210,7 +210,7 @@ impl Lifecycle {
         origin: &Origin,
         id: OrgId,
     ) -> Result<Changed<OrgRecord>, LifecycleError> {
-        self.change_org(origin, id, Kind::OrgSuspended, |org, now| {
+        self.change_org(origin, id, AuditKind::OrgSuspended, |org, now| {
             org.suspended_at = Some(org.suspended_at.unwrap_or(now));
         })
         .await
@@ -219,7 +219,7 @@ impl Lifecycle {
     /// # Errors
     /// As [`Lifecycle::suspend_org`].
     pub async fn resume_org(&self, origin: &Origin, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
-        self.change_org(origin, id, Kind::OrgResumed, |org, _| org.suspended_at = None).await
+        self.change_org(origin, id, AuditKind::OrgResumed, |org, _| org.suspended_at = None).await
     }
 
     /// The organisation is who it says it is: from now on its keys open what they should.
@@ -227,14 +227,14 @@ impl Lifecycle {
     /// # Errors
     /// As [`Lifecycle::suspend_org`].
     pub async fn verify_org(&self, origin: &Origin, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
-        self.change_org(origin, id, Kind::OrgVerified, |org, _| org.pending = false).await
+        self.change_org(origin, id, AuditKind::OrgVerified, |org, _| org.pending = false).await
     }
 
     async fn change_org(
         &self,
         origin: &Origin,
         id: OrgId,
-        kind: Kind,
+        kind: AuditKind,
         change: impl Fn(&mut OrgRecord, UnixMillis),
     ) -> Result<Changed<OrgRecord>, LifecycleError> {
         let mut turn = self.turn(Trail::Org(id), origin).await;
@@ -244,13 +244,13 @@ impl Lifecycle {
             let Versioned { rev, record: before } = before;
             let mut record = before.clone();
             change(&mut record, now);
-            let event = Draft::of_org(kind, id).difference(&describe(&before), &describe(&record));
+            let draft = Draft::of_org(kind, id).difference(&describe(&before), &describe(&record));
             let mutation = Mutation {
                 org: Some(Change::Update { rev, record: record.clone() }),
                 subjects: vec![Subject::Org(id)],
                 ..Mutation::default()
             };
-            match turn.commit(mutation, event).await? {
+            match turn.commit(mutation, draft).await? {
                 Settled::Done { event } => {
                     drop(turn);
                     let propagation = self.propagate(Trail::Org(id), None, id.to_string(), event).await;

@@ -11,7 +11,7 @@ use super::turn::Draft;
 use super::{Lifecycle, LifecycleError, Origin};
 use crate::store::events::Seq;
 use crate::store::{LEASE, Propagation};
-use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Environment;
 
@@ -99,7 +99,7 @@ impl Lifecycle {
                 end
             }
         };
-        // A gateway that is alone has nobody to tell, and its own word stands in the event before.
+        // A gateway that is alone has nobody to tell, and its own word stands in the record before.
         if end.gateways <= 1 {
             return Ok(());
         }
@@ -109,8 +109,9 @@ impl Lifecycle {
             "confirmed": end.confirmed,
             "slowest_ms": millis(end.took),
         });
-        let draft =
-            || Draft::about(Kind::ChangePropagated, environment, Some(target.clone())).after(told.clone());
+        let draft = || {
+            Draft::about(AuditKind::ChangePropagated, environment, Some(target.clone())).after(told.clone())
+        };
         self.record(trail, &Origin::gateway(), draft).await
     }
 
@@ -119,8 +120,9 @@ impl Lifecycle {
     /// # Errors
     /// When the store cannot answer.
     pub async fn last_propagation(&self, org: OrgId, key: KeyId) -> Result<Option<String>, LifecycleError> {
-        let found = self.last_event(Trail::Org(org), Kind::ChangePropagated, &key.to_string()).await?;
-        let told = found.and_then(|event| event.after);
+        let found =
+            self.last_audit_record(Trail::Org(org), AuditKind::ChangePropagated, &key.to_string()).await?;
+        let told = found.and_then(|record| record.after);
         let number = |name| told.as_ref().and_then(|told| told.get(name)).and_then(Value::as_u64);
         Ok(match (number("gateways"), number("confirmed"), number("slowest_ms")) {
             (Some(gateways), Some(confirmed), Some(slowest)) => {

@@ -1,4 +1,4 @@
-//! Reading the audit trail: its events, page by page, and whether all of it is there and as it was written. And
+//! Reading the audit trail: its records, page by page, and whether all of it is there and as it was written. And
 //! trimming it, which is written in it first.
 
 use std::collections::HashMap;
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::turn::Draft;
-use super::view::{EventView, view_event};
+use super::view::{AuditRecordView, view_audit_record};
 use super::{Lifecycle, LifecycleError, Origin};
 use crate::store::StoreFault;
 use crate::store::keeper::Acceptance;
-use crate::vocabulary::audit::{Break, Ends, Entry, Event, Kind, Link, PrincipalName, Trail};
+use crate::vocabulary::audit::{AuditKind, AuditRecord, Break, Ends, Entry, Link, PrincipalName, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::Environment;
 
@@ -21,11 +21,11 @@ const PAGE: usize = 256;
 /// Entries looked through for one page of a filtered list.
 const LOOKED_THROUGH: usize = 4096;
 
-/// Which events are wanted.
+/// Which records are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct EventFilter {
-    pub kind: Option<Kind>,
+pub struct AuditFilter {
+    pub kind: Option<AuditKind>,
     /// About keys of this environment.
     #[serde(default)]
     pub environment: Option<Environment>,
@@ -35,10 +35,10 @@ pub struct EventFilter {
     pub until: Option<UnixMillis>,
 }
 
-/// Some events, newest first.
+/// Some records, newest first.
 #[derive(Clone, Debug)]
-pub struct EventPage {
-    pub events: Vec<EventView>,
+pub struct AuditPage {
+    pub records: Vec<AuditRecordView>,
     /// Where the next page begins: below this number. `None` where there is nothing more.
     pub next: Option<u64>,
 }
@@ -46,7 +46,7 @@ pub struct EventPage {
 /// What is wrong with a trail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// The event's number.
+    /// The record's number.
     pub number: u64,
     pub text: String,
 }
@@ -58,92 +58,92 @@ pub struct Verdict {
     pub ends: Ends,
     /// Whether the chain has a key. One without shows damage, and forgery only against exported heads.
     pub keyed: bool,
-    /// How many events were checked.
+    /// How many records were checked.
     pub checked: u64,
     /// Empty for a trail that is whole.
     pub findings: Vec<Finding>,
 }
 
 impl Lifecycle {
-    /// At most `limit` events of a trail, newest first, with numbers below `before`.
+    /// At most `limit` records of a trail, newest first, with numbers below `before`.
     ///
     /// # Errors
-    /// When the store cannot answer, or holds what is no event.
-    pub async fn events(
+    /// When the store cannot answer, or holds what is no record.
+    pub async fn audit_records(
         &self,
         trail: Trail,
-        filter: EventFilter,
+        filter: AuditFilter,
         mut before: Option<u64>,
         limit: usize,
-    ) -> Result<EventPage, LifecycleError> {
-        let mut events = Vec::new();
+    ) -> Result<AuditPage, LifecycleError> {
+        let mut records = Vec::new();
         let mut looked_at = 0;
         loop {
             let page = self.store.trails().entries(trail, before, PAGE).await?;
             let last = page.len() < PAGE;
             for entry in page {
-                let event = parse(&entry)?;
+                let record = parse(&entry)?;
                 // Times do not run backwards but by as much as two gateways' clocks differ, so a page may hold
                 // what is older than one that is too old.
-                let wanted = filter.kind.is_none_or(|kind| kind == event.kind)
-                    && filter.environment.is_none_or(|environment| event.environment == Some(environment))
-                    && filter.from.is_none_or(|from| event.at >= from)
-                    && filter.until.is_none_or(|until| event.at < until);
-                if wanted && events.len() == limit {
-                    return Ok(EventPage { events, next: before });
+                let wanted = filter.kind.is_none_or(|kind| kind == record.kind)
+                    && filter.environment.is_none_or(|environment| record.environment == Some(environment))
+                    && filter.from.is_none_or(|from| record.at >= from)
+                    && filter.until.is_none_or(|until| record.at < until);
+                if wanted && records.len() == limit {
+                    return Ok(AuditPage { records, next: before });
                 }
                 before = Some(entry.link.number);
                 if wanted {
-                    events.push(view_event(entry.link.number, event));
+                    records.push(view_audit_record(entry.link.number, record));
                 }
             }
             looked_at += PAGE;
             if last || looked_at >= LOOKED_THROUGH {
-                return Ok(EventPage { events, next: before.filter(|_| !last) });
+                return Ok(AuditPage { records, next: before.filter(|_| !last) });
             }
         }
     }
 
-    /// The events of a trail with numbers above `after`, oldest first, at most about `limit`; and the number to
+    /// The records of a trail with numbers above `after`, oldest first, at most about `limit`; and the number to
     /// go on after, or `None` at the end.
     ///
     /// # Errors
-    /// As [`Lifecycle::events`].
-    pub async fn events_after(
+    /// As [`Lifecycle::audit_records`].
+    pub async fn audit_records_after(
         &self,
         trail: Trail,
         after: u64,
         limit: usize,
-    ) -> Result<EventPage, LifecycleError> {
+    ) -> Result<AuditPage, LifecycleError> {
         let Ends { checkpoint, head } = self.store.trails().ends(trail).await?;
         let start = after.max(checkpoint.number);
         if start >= head.number {
-            return Ok(EventPage { events: Vec::new(), next: None });
+            return Ok(AuditPage { records: Vec::new(), next: None });
         }
         let through = start.saturating_add(u64::try_from(limit).unwrap_or(u64::MAX)).min(head.number);
         let entries = self.store.trails().entries(trail, Some(through + 1), limit).await?;
         let wanted = entries.iter().rev().filter(|entry| entry.link.number > start);
-        let events = wanted.map(|entry| Ok(view_event(entry.link.number, parse(entry)?)));
-        let events = events.collect::<Result<_, LifecycleError>>()?;
-        Ok(EventPage { events, next: Some(through).filter(|through| *through < head.number) })
+        let records = wanted.map(|entry| Ok(view_audit_record(entry.link.number, parse(entry)?)));
+        let records = records.collect::<Result<_, LifecycleError>>()?;
+        Ok(AuditPage { records, next: Some(through).filter(|through| *through < head.number) })
     }
 
-    /// The newest event of this kind about a target, as far back as one page of a list looks.
-    pub(super) async fn last_event(
+    /// The newest record of this kind about a target, as far back as one page of a list looks.
+    pub(super) async fn last_audit_record(
         &self,
         trail: Trail,
-        kind: Kind,
+        kind: AuditKind,
         target: &str,
-    ) -> Result<Option<Event>, LifecycleError> {
+    ) -> Result<Option<AuditRecord>, LifecycleError> {
         let mut before = None;
         for _ in 0..LOOKED_THROUGH / PAGE {
             let page = self.store.trails().entries(trail, before, PAGE).await?;
             let Some(oldest) = page.last() else { return Ok(None) };
             before = Some(oldest.link.number);
             for entry in &page {
-                let event = parse(entry)?;
-                if event.kind == kind && event.target.as_deref() == Some(target) {
-                    return Ok(Some(event));
+                let record = parse(entry)?;
+                if record.kind == kind && record.target.as_deref() == Some(target) {
+                    return Ok(Some(record));
                 }
             }
         }
@@ -157,8 +157,9 @@ impl Lifecycle {
     pub async fn accept_store(&self, origin: &Origin) -> Result<Acceptance, LifecycleError> {
         let acceptance = self.keeper().accept().await?;
         if acceptance.changed {
-            let accepted =
-                || Draft::about(Kind::StoreAccepted, None, None).after(json!({ "store": acceptance.store }));
+            let accepted = || {
+                Draft::about(AuditKind::StoreAccepted, None, None).after(json!({ "store": acceptance.store }))
+            };
             self.record(Trail::Operator, origin, accepted).await?;
         }
         Ok(acceptance)
@@ -219,7 +220,7 @@ impl Lifecycle {
             note(checkpoint.number, "is not the one whose head was exported".to_owned());
         }
         if checkpoint.number > trimmed_through {
-            note(checkpoint.number, "and those before were removed, and no event says so".to_owned());
+            note(checkpoint.number, "and those before were removed, and no record says so".to_owned());
         }
         heads.retain(|number, _| *number > ends.head.number);
         for number in heads.into_keys() {
@@ -240,7 +241,7 @@ impl Lifecycle {
         match (trail, oldest) {
             // What does not read was altered, and is told of as that.
             (Trail::Org(_), Some(oldest)) if oldest.link.number == 1 => {
-                Ok(parse(oldest).map_or(true, |event| event.kind == Kind::OrgCreated))
+                Ok(parse(oldest).map_or(true, |record| record.kind == AuditKind::OrgCreated))
             }
             (Trail::Org(org), None) if ends == Ends::default() => Ok(self.store.org(org).await?.is_none()),
             _ => Ok(true),
@@ -271,7 +272,7 @@ impl Lifecycle {
         }
     }
 
-    /// Removes the events of a trail that are older than `retention`, and says so in the trail first. Tells how
+    /// Removes the records of a trail that are older than `retention`, and says so in the trail first. Tells how
     /// many.
     ///
     /// # Errors
@@ -287,7 +288,7 @@ impl Lifecycle {
             let middle = if old == checkpoint.number { old + 1 } else { old + (young - old) / 2 };
             let entry = self.store.trails().entries(trail, Some(middle + 1), 1).await?.pop();
             match entry.map(|entry| parse(&entry)).transpose()? {
-                Some(event) if event.at >= cutoff => young = middle,
+                Some(record) if record.at >= cutoff => young = middle,
                 _ => old = middle,
             }
         }
@@ -295,22 +296,22 @@ impl Lifecycle {
             return Ok(0);
         }
         self.record(trail, &Origin::gateway(), || {
-            Draft::about(Kind::AuditTrimmed, None, None).after(json!({ "through": old }))
+            Draft::about(AuditKind::AuditTrimmed, None, None).after(json!({ "through": old }))
         })
         .await?;
         Ok(self.store.trails().trim(trail, old).await?)
     }
 }
 
-pub(super) fn parse(entry: &Entry) -> Result<Event, LifecycleError> {
-    let unreadable = |error| StoreFault::failed(format_args!("audit event {}: {error}", entry.link.number));
+pub(super) fn parse(entry: &Entry) -> Result<AuditRecord, LifecycleError> {
+    let unreadable = |error| StoreFault::failed(format_args!("audit record {}: {error}", entry.link.number));
     Ok(serde_json::from_slice(&entry.text).map_err(unreadable)?)
 }
 
-/// Up to where an event says that the trail was trimmed.
+/// Up to where a record says that the trail was trimmed.
 fn trimmed(entry: &Entry) -> u64 {
-    let event = parse(entry)
+    let record = parse(entry)
         .ok()
-        .filter(|event| event.kind == Kind::AuditTrimmed && event.actor == PrincipalName::Gateway);
-    event.and_then(|event| event.after?.get("through")?.as_u64()).unwrap_or(0)
+        .filter(|record| record.kind == AuditKind::AuditTrimmed && record.actor == PrincipalName::Gateway);
+    record.and_then(|record| record.after?.get("through")?.as_u64()).unwrap_or(0)
 }

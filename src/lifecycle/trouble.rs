@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::Origin;
-use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::key::Environment;
 
 /// Signs of trouble that may wait to be written.
@@ -17,7 +17,7 @@ const TROUBLES: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct TroubleSeen {
     pub trail: Trail,
-    pub kind: Kind,
+    pub kind: AuditKind,
     pub origin: Origin,
     /// Of the key that it is about.
     pub environment: Environment,

@@ -1,6 +1,6 @@
-//! Turns: how a change and its event are committed as one.
+//! Turns: how a change and its audit record are committed as one.
 //!
-//! An event follows the last one of its trail, so two changes to one organisation cannot be committed on the
+//! A record follows the last one of its trail, so two changes to one organisation cannot be committed on the
 //! same end: the second is decided anew. Within a process they take turns, so that this happens only between
 //! gateways.
 
@@ -10,9 +10,9 @@ use tokio::sync::MutexGuard;
 use super::{Lifecycle, LifecycleError, Origin, TRIES};
 use crate::store::events::Seq;
 use crate::store::{CommitError, Committed, Mutation, StoreFault};
-use crate::vocabulary::audit::{Ends, Event, Kind, Trail};
+use crate::vocabulary::audit::{AuditKind, AuditRecord, Ends, Trail};
 use crate::vocabulary::clock::UnixMillis;
-use crate::vocabulary::id::{EventId, OrgId};
+use crate::vocabulary::id::{AuditRecordId, OrgId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::KeyRecord;
 
@@ -29,10 +29,10 @@ impl Default for Turns {
     }
 }
 
-/// What an event says beside who and when.
+/// What an audit record says beside who and when.
 #[derive(Debug)]
 pub(super) struct Draft {
-    kind: Kind,
+    kind: AuditKind,
     environment: Option<Environment>,
     target: Option<String>,
     before: Option<Value>,
@@ -41,16 +41,20 @@ pub(super) struct Draft {
 
 impl Draft {
     /// About a key.
-    pub(super) fn of_key(kind: Kind, key: &KeyRecord) -> Self {
+    pub(super) fn of_key(kind: AuditKind, key: &KeyRecord) -> Self {
         Self::about(kind, Some(key.environment), Some(key.id.to_string()))
     }
 
     /// About a whole organisation.
-    pub(super) fn of_org(kind: Kind, org: OrgId) -> Self {
+    pub(super) fn of_org(kind: AuditKind, org: OrgId) -> Self {
         Self::about(kind, None, Some(org.to_string()))
     }
 
-    pub(super) const fn about(kind: Kind, environment: Option<Environment>, target: Option<String>) -> Self {
+    pub(super) const fn about(
+        kind: AuditKind,
+        environment: Option<Environment>,
+        target: Option<String>,
+    ) -> Self {
         Self { kind, environment, target, before: None, after: None }
     }
 
@@ -101,7 +105,7 @@ impl Turn<'_> {
         Ok(self.lifecycle.now())
     }
 
-    /// Commits a change together with its event.
+    /// Commits a change together with its audit record.
     pub(super) async fn commit(
         &self,
         mut mutation: Mutation,
@@ -110,8 +114,8 @@ impl Turn<'_> {
         let Self { lifecycle, trail, origin, .. } = self;
         let Ends { head, .. } = lifecycle.store.trails().ends(*trail).await?;
         let at = lifecycle.now();
-        let event = Event {
-            id: lifecycle.draw(|ids| EventId::draw(ids, at)),
+        let record = AuditRecord {
+            id: lifecycle.draw(|ids| AuditRecordId::draw(ids, at)),
             kind: draft.kind,
             at,
             actor: origin.principal.name(),
@@ -123,7 +127,7 @@ impl Turn<'_> {
             after: draft.after,
         };
         // Made of strings, numbers and JSON, so nothing in it can fail to be written.
-        let text = serde_json::to_vec(&event).map_err(StoreFault::failed)?;
+        let text = serde_json::to_vec(&record).map_err(StoreFault::failed)?;
         let append = lifecycle.settings.chain.extend(*trail, head, text);
         let link = append.entry.link;
         mutation.audit = Some(append);
@@ -150,7 +154,7 @@ impl Lifecycle {
         Turn { lifecycle: self, trail, origin, tries: TRIES, _held: self.turns.0[place].lock().await }
     }
 
-    /// Writes an event that tells of no change to a record.
+    /// Writes an audit record that tells of no change to a record.
     pub(super) async fn record(
         &self,
         trail: Trail,

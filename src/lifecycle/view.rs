@@ -1,12 +1,12 @@
-//! Keys, organisations and events as they are shown, by the API and at the command line: everything but
+//! Keys, organisations and audit records as they are shown, by the API and at the command line: everything but
 //! digests.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Lifecycle;
-use crate::vocabulary::audit::{self, PrincipalName};
-use crate::vocabulary::id::{EventId, KeyId, OrgId};
+use crate::vocabulary::audit::{AuditRecord, PrincipalName};
+use crate::vocabulary::id::{AuditRecordId, KeyId, OrgId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
 use crate::vocabulary::key::scope::Scope;
@@ -52,11 +52,11 @@ pub struct OrgView {
     pub suspended_at: Option<String>,
 }
 
-/// An event of the audit trail.
+/// An audit record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EventView {
+pub struct AuditRecordView {
     pub object: String,
-    pub id: EventId,
+    pub id: AuditRecordId,
     pub r#type: String,
     pub created_at: String,
     pub actor: PrincipalName,
@@ -143,19 +143,19 @@ pub fn view_org(org: &OrgRecord) -> OrgView {
 }
 
 #[must_use]
-pub(super) fn view_event(number: u64, event: audit::Event) -> EventView {
-    EventView {
+pub(super) fn view_audit_record(number: u64, record: AuditRecord) -> AuditRecordView {
+    AuditRecordView {
         object: "audit_event".to_owned(),
-        id: event.id,
-        r#type: event.kind.to_string(),
-        created_at: event.at.to_string(),
-        actor: event.actor,
-        ip_address: event.address.map(|address| address.to_string()),
-        request_id: event.request.map(|request| request.to_string()),
-        environment: event.environment,
-        target: event.target,
-        before: event.before,
-        after: event.after,
+        id: record.id,
+        r#type: record.kind.to_string(),
+        created_at: record.at.to_string(),
+        actor: record.actor,
+        ip_address: record.address.map(|address| address.to_string()),
+        request_id: record.request.map(|request| request.to_string()),
+        environment: record.environment,
+        target: record.target,
+        before: record.before,
+        after: record.after,
         number,
     }
 }

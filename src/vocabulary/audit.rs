@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::vocabulary::clock::UnixMillis;
-use crate::vocabulary::id::{EventId, KeyId, OrgId, RequestId};
+use crate::vocabulary::id::{AuditRecordId, KeyId, OrgId, RequestId};
 use crate::vocabulary::key::{Environment, Pepper};
 
 /// Whose trail.
@@ -69,11 +69,11 @@ macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
         /// What happened.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        pub enum Kind {
+        pub enum AuditKind {
             $($(#[$doc])* #[serde(rename = $text)] $name,)*
         }
 
-        impl Kind {
+        impl AuditKind {
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
             #[must_use]
@@ -95,28 +95,28 @@ kinds! {
     KeyDisabled = "key.disabled",
     KeyEnabled = "key.enabled",
     KeyRevoked = "key.revoked",
-    /// A change holds at the gateways that the event counts.
+    /// A change holds at the gateways that the record counts.
     ChangePropagated = "change.propagated",
-    /// Keys were moved in from elsewhere; the event counts them.
+    /// Keys were moved in from elsewhere; the record counts them.
     KeysImported = "keys.imported",
     /// A caller asked for more than its key may give.
     EscalationRefused = "escalation.refused",
     /// A live key was sent by a browser, where its secret is in the hands of whoever reads the page.
     KeyInBrowser = "key.in_browser",
-    /// Old events were removed; without such an event a trail that begins late was cut off.
+    /// Old records were removed; without such a record a trail that begins late was cut off.
     AuditTrimmed = "audit.trimmed",
     StoreAccepted = "store.accepted",
     StoreMigrated = "store.migrated",
 }
 
-impl Kind {
+impl AuditKind {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for AuditKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -150,12 +150,12 @@ impl fmt::Display for PrincipalName {
     }
 }
 
-/// One event, as it is written. Never with a secret or a digest in it.
+/// One audit record, as it is written. Never with a secret or a digest in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Event {
-    pub id: EventId,
-    pub kind: Kind,
+pub struct AuditRecord {
+    pub id: AuditRecordId,
+    pub kind: AuditKind,
     pub at: UnixMillis,
     pub actor: PrincipalName,
     /// Where the request came from.
@@ -163,7 +163,7 @@ pub struct Event {
     pub address: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
-    /// Of the key that it is about; none for what concerns the whole organisation. A test key is shown events of test
+    /// Of the key that it is about; none for what concerns the whole organisation. A test key is shown records of test
     /// keys only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Environment>,
@@ -258,11 +258,11 @@ impl<'de> Deserialize<'de> for Link {
 #[error("a head is a number, a colon and 64 hexadecimal digits")]
 pub struct InvalidLink;
 
-/// An event in its chain.
+/// A record in its chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub link: Link,
-    /// The [`Event`] as JSON.
+    /// The [`AuditRecord`] as JSON.
     pub text: Vec<u8>,
 }
 
@@ -467,9 +467,9 @@ mod tests {
 
     #[test]
     fn a_kind_is_written_as_it_is_called() {
-        for kind in Kind::ALL {
+        for kind in AuditKind::ALL {
             assert_eq!(serde_json::to_string(kind).unwrap(), format!("\"{kind}\""));
-            assert_eq!(Kind::parse(kind.as_str()), Some(*kind));
+            assert_eq!(AuditKind::parse(kind.as_str()), Some(*kind));
         }
     }
 }

@@ -146,8 +146,8 @@ identifier!(
     "key_"
 );
 identifier!(
-    /// An event of the audit trail.
-    EventId,
+    /// An audit record.
+    AuditRecordId,
     "evt_"
 );
 identifier!(

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use keygate::api::{DESCRIPTION, Operation};
 use keygate::config::DEFAULT_POLICY;
-use keygate::vocabulary::audit::Kind;
+use keygate::vocabulary::audit::AuditKind;
 use keygate::vocabulary::key::{KeyFormat, Prefix};
 use keygate::vocabulary::rejection::ErrorType;
 use serde_json::{Value, json};
@@ -95,7 +95,7 @@ fn the_lists_of_the_description_are_those_of_the_code() {
     let schemas = &description()["components"]["schemas"];
     let types: Vec<&str> = ErrorType::ALL.iter().map(|kind| kind.as_str()).collect();
     assert_eq!(schemas["ErrorType"]["enum"], json!(types));
-    let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+    let kinds: Vec<&str> = AuditKind::ALL.iter().map(|kind| kind.as_str()).collect();
     assert_eq!(schemas["EventType"]["enum"], json!(kinds));
     assert_eq!(schemas["Scope"]["examples"], json!(texts(&POLICY["scopes"])));
     assert_eq!(description()["info"]["version"], env!("CARGO_PKG_VERSION"));

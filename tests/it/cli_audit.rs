@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use keygate::app::KeyTools;
 use keygate::config::KeySettings;
-use keygate::lifecycle::{EventFilter, Lifecycle, RetentionSettings, SignupSettings};
+use keygate::lifecycle::{AuditFilter, Lifecycle, RetentionSettings, SignupSettings};
 use keygate::store::Store;
 use keygate::vocabulary::audit::{Link, Trail};
 use keygate::vocabulary::clock::Clock;
@@ -144,7 +144,7 @@ fn six_events(settings: &str) -> (Desk, Trail) {
 #[track_caller]
 fn assert_finds(ran: &Ran, findings: &[&str]) {
     assert_eq!(ran.code, i32::from(!findings.is_empty()), "{ran:?}");
-    let told: Vec<&str> = ran.out.lines().filter(|line| line.contains("event ")).collect();
+    let told: Vec<&str> = ran.out.lines().filter(|line| line.contains("record ")).collect();
     assert_eq!(told.len(), findings.len(), "{ran:?}");
     for (told, finding) in told.iter().zip(findings) {
         assert!(told.ends_with(finding), "{told} is not {finding}");
@@ -165,7 +165,7 @@ fn every_change_to_a_stored_trail_is_detected() {
         let against_log = || desk.run(&["audit", "verify", "--heads", "gateway.log"]);
         for ran in [verify(), against_log()] {
             assert_finds(&ran, &[]);
-            assert_eq!(ran.out, "6 events in 2 trails, 0 findings\n");
+            assert_eq!(ran.out, "6 records in 2 trails, 0 findings\n");
         }
         let tamper = |change: &dyn Fn(&mut Raw)| {
             let mut raw = whole.clone();
@@ -178,26 +178,26 @@ fn every_change_to_a_stored_trail_is_detected() {
             assert!(text.contains("ada"), "{text}");
             raw.entries[2].2 = text.replace("ada", "eve").into_bytes();
         });
-        assert_finds(&verify(), &["event 3 was altered, or belongs elsewhere"]);
+        assert_finds(&verify(), &["record 3 was altered, or belongs elsewhere"]);
         tamper(&|raw| drop(raw.entries.remove(3)));
-        assert_finds(&verify(), &["event 4 is missing"]);
+        assert_finds(&verify(), &["record 4 is missing"]);
         tamper(&|raw| {
             let moved = raw.entries[1].2.clone();
             raw.entries[1].2 = std::mem::replace(&mut raw.entries[4].2, moved);
         });
         assert_finds(
             &verify(),
-            &["event 2 was altered, or belongs elsewhere", "event 5 was altered, or belongs elsewhere"],
+            &["record 2 was altered, or belongs elsewhere", "record 5 was altered, or belongs elsewhere"],
         );
         tamper(&|raw| drop(raw.entries.pop()));
-        assert_finds(&verify(), &["event 6 is the end of the trail and is missing"]);
+        assert_finds(&verify(), &["record 6 is the end of the trail and is missing"]);
         tamper(&|raw| drop(raw.entries.drain(..2)));
-        assert_finds(&verify(), &["event 2 is missing"]);
+        assert_finds(&verify(), &["record 2 is missing"]);
         tamper(&|raw| {
             raw.checkpoint = raw.link(2);
             raw.entries.drain(..2);
         });
-        assert_finds(&verify(), &["event 2 and those before were removed, and no event says so"]);
+        assert_finds(&verify(), &["record 2 and those before were removed, and no record says so"]);
 
         tamper(&|raw| {
             raw.head = raw.link(4);
@@ -206,12 +206,12 @@ fn every_change_to_a_stored_trail_is_detected() {
         assert_finds(&verify(), &[]);
         assert_finds(
             &against_log(),
-            &["event 6 was exported to the log and is missing: the trail was cut off"],
+            &["record 6 was exported to the log and is missing: the trail was cut off"],
         );
         // The same, followed by new events.
         desk.done(&["keys", "create", "--name", "after"]);
         desk.done(&["keys", "create", "--name", "the cut"]);
-        assert_finds(&against_log(), &["event 6 is not the one whose head was exported"]);
+        assert_finds(&against_log(), &["record 6 is not the one whose head was exported"]);
         intruder.write(trail, &whole);
         assert_finds(&against_log(), &[]);
         // With the heads of both in the log, the removed end is found beside the one that replaced it.
@@ -220,14 +220,14 @@ fn every_change_to_a_stored_trail_is_detected() {
             let both = format!("{log}audit head {trail} 6:{}\n", mac.repeat(32));
             fs::write(desk.folder().join("both.log"), both).unwrap();
             let ran = desk.run(&["audit", "verify", "--heads", "both.log"]);
-            assert_finds(&ran, &["event 6 is not the one whose head was exported"]);
+            assert_finds(&ran, &["record 6 is not the one whose head was exported"]);
         }
         // All events removed, followed by new events.
         tamper(&|raw| {
             raw.head = Link::ORIGIN;
             raw.entries.clear();
         });
-        let emptied = "event 1 is missing: every organisation's trail begins with org.created";
+        let emptied = "record 1 is missing: every organisation's trail begins with org.created";
         assert_finds(&verify(), &[emptied]);
         desk.done(&["keys", "create", "--name", "after all is gone"]);
         assert_finds(&verify(), &[emptied]);
@@ -301,11 +301,12 @@ fn old_events_are_removed_and_the_rest_verifies() {
         assert_eq!(trim(400), 0);
         let verdict = gateway.block_on(gateway.lifecycle().verify_trail(trail, &[])).unwrap();
         assert_eq!((verdict.findings, verdict.checked, verdict.ends.checkpoint.number), (Vec::new(), 2, 301));
-        let page =
-            gateway.block_on(gateway.lifecycle().events(trail, EventFilter::default(), None, 10)).unwrap();
-        let types: Vec<&str> = page.events.iter().map(|event| event.r#type.as_str()).collect();
+        let page = gateway
+            .block_on(gateway.lifecycle().audit_records(trail, AuditFilter::default(), None, 10))
+            .unwrap();
+        let types: Vec<&str> = page.records.iter().map(|event| event.r#type.as_str()).collect();
         assert_eq!(types, ["audit.trimmed", "key.created"]);
-        assert_eq!(page.events[1].target, Some(young.id().to_string()));
+        assert_eq!(page.records[1].target, Some(young.id().to_string()));
         gateway.live_key();
         let verdict = gateway.block_on(gateway.lifecycle().verify_trail(trail, &[])).unwrap();
         assert_eq!(verdict.findings, []);

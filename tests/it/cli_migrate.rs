@@ -164,7 +164,7 @@ fn a_migration_to_redis_is_invisible_to_clients() {
         ("2".into(), "8".into(), "2".into()),
         "used are the first one, just before the node stopped, and the one that is noted above"
     );
-    assert_eq!((field("news"), field("audit events")), ("2".into(), "13".into()));
+    assert_eq!((field("news"), field("audit records")), ("2".into(), "13".into()));
     assert!(file() == before, "the source is only read");
 
     new.serve();

@@ -110,7 +110,7 @@ fn key_commands_behave_the_same_over_the_socket_over_tcp_and_at_the_store() {
         );
         assert!(!events.iter().any(|event| event.to_string().contains(&secret[11..40])));
         let whole = desk.done(&["audit", "verify"]).out;
-        assert_eq!(whole, "7 events in 2 trails, 0 findings\n");
+        assert_eq!(whole, "7 records in 2 trails, 0 findings\n");
     }
 }
 

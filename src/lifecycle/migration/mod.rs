@@ -2,11 +2,11 @@
 //! their use, audit trails with their checkpoints.
 //!
 //! The source is only read. The target holds nothing else meanwhile, so what is in it already was moved by a run
-//! that was interrupted, and is compared instead of written; the last thing written is the event that says that it
+//! that was interrupted, and is compared instead of written; the last thing written is the audit record that says that it
 //! is done. In the end both stores are read again, side by side.
 //!
 //! A trail whose chain has the same key in both is copied as it is: what was exported of it stays true. Under
-//! another key its chain is made anew, only if it was whole, and an event in it tells both heads.
+//! another key its chain is made anew, only if it was whole, and a record in it tells both heads.
 
 mod trails;
 mod verify;
@@ -20,10 +20,10 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 
 use super::turn::Draft;
-use super::{EventFilter, Lifecycle, LifecycleError, Origin};
+use super::{AuditFilter, Lifecycle, LifecycleError, Origin};
 use crate::store::side::News;
 use crate::store::{Change, CommitError, EmailClaim, Mutation, StoreFault};
-use crate::vocabulary::audit::{Kind, Trail};
+use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::usage::Used;
@@ -44,8 +44,9 @@ pub struct Moved {
     pub used: u64,
     /// News that wait for the upstream.
     pub news: u64,
-    /// Events in all audit trails.
-    pub events: u64,
+    /// In all audit trails.
+    #[serde(rename = "events")]
+    pub audit_records: u64,
     /// Whether the trails' chains were made anew under another key.
     pub rechained: bool,
     /// Organisations and keys that were found the same in both stores at the end.
@@ -81,7 +82,7 @@ pub enum MigrationError {
     )]
     ChainKey,
     #[error(
-        "the audit trail of {trail} is not whole (event {number} {text}), and a new chain would hide that: see \
+        "the audit trail of {trail} is not whole (record {number} {text}), and a new chain would hide that: see \
          `keygate audit verify` on the source, or keep the chain's key"
     )]
     Damaged { trail: Trail, number: u64, text: String },
@@ -156,7 +157,7 @@ impl Moving {
         let mut moved = Moved { rechained: moving.rechains, ..Moved::default() };
         // First, because it tells soonest that somebody has used the target.
         let operators = moving.move_trail(Trail::Operator).await?;
-        moved.events += operators.count;
+        moved.audit_records += operators.count;
         moving.move_orgs(&mut moved, tell).await?;
         moving.move_keys(&mut moved, tell).await?;
         moving.move_trails(&mut moved, tell).await?;
@@ -168,22 +169,22 @@ impl Moving {
             "organizations": moved.organizations,
             "keys": moved.keys,
         });
-        let event =
-            || Draft::about(Kind::StoreMigrated, None, None).before(before.clone()).after(after.clone());
-        moving.target.record(Trail::Operator, &moving.origin, event).await?;
+        let draft =
+            || Draft::about(AuditKind::StoreMigrated, None, None).before(before.clone()).after(after.clone());
+        moving.target.record(Trail::Operator, &moving.origin, draft).await?;
         Ok(Migration::Done(moved))
     }
 
     /// When the same migration was done, if it was.
     async fn done_before(&self, from: &str) -> Result<Option<String>, MigrationError> {
-        let filter = EventFilter { kind: Some(Kind::StoreMigrated), ..EventFilter::default() };
+        let filter = AuditFilter { kind: Some(AuditKind::StoreMigrated), ..AuditFilter::default() };
         let mut before = None;
         loop {
-            let page = self.target.events(Trail::Operator, filter, before, PAGE).await?;
-            let told = |event: &super::EventView| {
-                event.before.as_ref().and_then(|before| Some(before.get("store")?.as_str()? == from))
+            let page = self.target.audit_records(Trail::Operator, filter, before, PAGE).await?;
+            let told = |record: &super::AuditRecordView| {
+                record.before.as_ref().and_then(|before| Some(before.get("store")?.as_str()? == from))
             };
-            if let Some(done) = page.events.into_iter().find(|event| told(event) == Some(true)) {
+            if let Some(done) = page.records.into_iter().find(|record| told(record) == Some(true)) {
                 return Ok(Some(done.created_at));
             }
             before = page.next;

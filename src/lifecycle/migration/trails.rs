@@ -8,7 +8,7 @@ use super::MigrationError::{Source, Target};
 use super::{MigrationError, Moved, Moving, TRAILS, next_orgs, occupied};
 use crate::lifecycle::trail::parse;
 use crate::lifecycle::turn::Draft;
-use crate::vocabulary::audit::{Ends, Entry, Kind, Link, Trail};
+use crate::vocabulary::audit::{AuditKind, Ends, Entry, Link, Trail};
 use crate::vocabulary::id::OrgId;
 
 /// Entries of a trail that are moved at once.
@@ -22,8 +22,8 @@ impl Moving {
     ) -> Result<(), MigrationError> {
         let mut after = None;
         while let Some(orgs) = next_orgs(&self.source, &mut after, TRAILS).await.map_err(Source)? {
-            let events = self.each(orgs, async |moving, org| moving.move_org_trail(org.record.id).await);
-            moved.events += events.await?.into_iter().sum::<u64>();
+            let counts = self.each(orgs, async |moving, org| moving.move_org_trail(org.record.id).await);
+            moved.audit_records += counts.await?.into_iter().sum::<u64>();
             tell(moved);
         }
         Ok(())
@@ -33,11 +33,11 @@ impl Moving {
         let trail = Trail::Org(org);
         let MovedTrail { count, before, after, told } = self.move_trail(trail).await?;
         if self.rechains && count > 0 && !told {
-            let event = || {
-                let event = Draft::of_org(Kind::StoreMigrated, org).before(json!({ "head": before }));
-                event.after(json!({ "head": after, "rechained": true }))
+            let draft = || {
+                let draft = Draft::of_org(AuditKind::StoreMigrated, org).before(json!({ "head": before }));
+                draft.after(json!({ "head": after, "rechained": true }))
             };
-            self.target.record(trail, &self.origin, event).await?;
+            self.target.record(trail, &self.origin, draft).await?;
         }
         Ok(count)
     }
@@ -53,7 +53,7 @@ impl Moving {
             return Ok(moved);
         }
         if there != wanted && there != Ends::default() {
-            moved.told = self.rechains && self.ends_with_its_event(trail, wanted, there).await?;
+            moved.told = self.rechains && self.ends_with_its_record(trail, wanted, there).await?;
             return if moved.told { Ok(moved) } else { Err(occupied(format_args!("a trail of {trail}"))) };
         }
         let (mut done, mut last) = (ends.checkpoint.number, ends.checkpoint);
@@ -104,8 +104,8 @@ impl Moving {
         Ok(entries)
     }
 
-    /// Whether a trail was moved before, and nothing but the event that says so stands behind it.
-    async fn ends_with_its_event(
+    /// Whether a trail was moved before, and nothing but the record that says so stands behind it.
+    async fn ends_with_its_record(
         &self,
         trail: Trail,
         wanted: Ends,
@@ -117,7 +117,7 @@ impl Moving {
         let mut last = self.target.store.trails().entries(trail, None, 1).await.map_err(Target)?;
         let Some(last) = last.pop() else { return Ok(false) };
         let follows = self.target.settings.chain.check(trail, &wanted.head, &last).is_ok();
-        Ok(follows && parse(&last)?.kind == Kind::StoreMigrated)
+        Ok(follows && parse(&last)?.kind == AuditKind::StoreMigrated)
     }
 }
 
@@ -128,6 +128,6 @@ pub(super) struct MovedTrail {
     pub(super) before: Link,
     /// And in the target.
     pub(super) after: Link,
-    /// Whether an event in it says so already.
+    /// Whether a record in it says so already.
     told: bool,
 }

@@ -19,8 +19,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{
-    EventFilter, EventView, Imported, KeyFilter, KeyView, Lifecycle, LifecycleError, Made, MovedKey, NewKey,
-    OrgView, Origin, Outcome, Owned, Patch, Verdict, view_org,
+    AuditFilter, AuditRecordView, Imported, KeyFilter, KeyView, Lifecycle, LifecycleError, Made, MovedKey,
+    NewKey, OrgView, Origin, Outcome, Owned, Patch, Verdict, view_org,
 };
 use crate::store::keeper::{Acceptance, Status};
 use crate::vocabulary::audit::{Link, Trail};
@@ -119,7 +119,7 @@ pub enum KeyCommand {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum AuditCommand {
     /// Newest first, below the number `before`.
-    List { trail: Trail, filter: EventFilter, before: Option<u64>, limit: usize },
+    List { trail: Trail, filter: AuditFilter, before: Option<u64>, limit: usize },
     /// Oldest first, above the number `after`.
     Export { trail: Trail, after: u64, limit: usize },
     /// Check a trail, also against heads of it that were exported.
@@ -172,8 +172,8 @@ pub enum Reply {
         keys: Vec<MovedKey>,
         has_more: bool,
     },
-    Events {
-        events: Vec<EventView>,
+    AuditRecords {
+        records: Vec<AuditRecordView>,
         /// From which number the next page goes on, if there is one.
         next: Option<u64>,
     },
@@ -311,14 +311,16 @@ async fn on_keys(
 async fn on_audit(lifecycle: &Lifecycle, command: AuditCommand) -> Result<Reply, LifecycleError> {
     let page = match command {
         AuditCommand::List { trail, filter, before, limit } => {
-            lifecycle.events(trail, filter, before, limit).await?
+            lifecycle.audit_records(trail, filter, before, limit).await?
         }
-        AuditCommand::Export { trail, after, limit } => lifecycle.events_after(trail, after, limit).await?,
+        AuditCommand::Export { trail, after, limit } => {
+            lifecycle.audit_records_after(trail, after, limit).await?
+        }
         AuditCommand::Verify { trail, exported } => {
             return Ok(Reply::Verdict(lifecycle.verify_trail(trail, &exported).await?));
         }
     };
-    Ok(Reply::Events { events: page.events, next: page.next })
+    Ok(Reply::AuditRecords { records: page.records, next: page.next })
 }
 
 async fn on_store(
