@@ -27,9 +27,9 @@ const HEADS: usize = 1000;
 /// List, verify and export the audit trail
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
-Every organisation has its own trail; the operator's trail has the events that concern no organisation. Once a minute, a gateway \
+Every organisation has its own trail; the operator's trail has the records that concern no organisation. Once a minute, a gateway \
 logs the heads of all trails that have changed (`audit head …`). Keep this log where processes that can write to the store cannot \
-change it; with it, `verify --heads` also detects events that were removed from the end of a trail.
+change it; with it, `verify --heads` also detects records that were removed from the end of a trail.
 
 Exit code: 0 on success, 1 if a trail has been altered or the command failed.
 
@@ -250,7 +250,7 @@ async fn export(trail: Trail, session: &mut Session<'_>) -> Result<(), Failure> 
 }
 
 async fn verify(whose: Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Result<Outcome, Failure> {
-    // The logs are read before the trails: heads that are logged later may belong to newer events.
+    // The logs are read before the trails: heads that are logged later may belong to newer records.
     let mut heads = Heads::default();
     for log in logs {
         heads.read(log)?;

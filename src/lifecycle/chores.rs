@@ -11,7 +11,7 @@ use super::Lifecycle;
 use super::propagation::follow_changes;
 use super::trouble::TroubleSeen;
 use super::turn::Draft;
-use crate::store::side::{Admission, Quota};
+use crate::store::quotas::{Admission, Quota};
 use crate::telemetry;
 use crate::vocabulary::audit::{AuditKind, Link, Trail};
 
@@ -94,7 +94,7 @@ impl Lifecycle {
     async fn is_first_within_the_hour(&self, kind: AuditKind, target: Option<&str>) -> bool {
         let name = format!("{kind}:{}", target.unwrap_or_default());
         let once = Quota { name, limit: 1, window: Duration::from_secs(60 * 60) };
-        self.store.side().admit(vec![once], self.now()).await == Ok(Admission::Admitted)
+        self.store.quotas().admit(vec![once], self.now()).await == Ok(Admission::Admitted)
     }
 }
 

@@ -13,8 +13,8 @@ use super::propagation::Changed;
 use super::trouble::TroubleSeen;
 use super::turn::{Draft, Settled};
 use super::{Lifecycle, LifecycleError, Origin, Principal, parse_name, parse_note, parse_owner};
+use crate::store::answers::KeptAnswer;
 use crate::store::events::Subject;
-use crate::store::side::KeptAnswer;
 use crate::store::{Change, Mutation, Propagation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -515,7 +515,7 @@ impl Lifecycle {
         request: &Idempotency,
         now: UnixMillis,
     ) -> Result<Option<Vec<u8>>, LifecycleError> {
-        let sealed = self.store.side().answer(request.index(), now).await?;
+        let sealed = self.store.answers().find(request.index(), now).await?;
         sealed.map(|sealed| request.open(&sealed)).transpose()
     }
 

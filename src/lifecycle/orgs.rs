@@ -10,7 +10,8 @@ use super::propagation::Changed;
 use super::turn::{Draft, Settled};
 use super::{Lifecycle, LifecycleError, Origin, parse_name};
 use crate::store::events::Subject;
-use crate::store::side::{Admission, News, Quota};
+use crate::store::outbox::News;
+use crate::store::quotas::{Admission, Quota};
 use crate::store::{Change, EmailClaim, Mutation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -149,7 +150,7 @@ impl Lifecycle {
         });
         let all = Quota { name: "signup".to_owned(), limit: settings.per_day, window: DAY };
         let quotas = network.into_iter().chain([all]).collect();
-        match self.store.side().admit(quotas, self.now()).await? {
+        match self.store.quotas().admit(quotas, self.now()).await? {
             Admission::Admitted => Ok(()),
             Admission::Refused { retry_after } => Err(LifecycleError::QuotaExceeded { retry_after }),
         }

@@ -75,7 +75,7 @@ impl Lifecycle {
         let (mut keys, mut looked_at) = (Vec::new(), 0);
         loop {
             let page = self.list_keys(origin, filter.org, after, PAGE).await?;
-            let usage = self.store.side().usage(page.keys.iter().map(|key| key.id).collect()).await?;
+            let usage = self.store.usage().of(page.keys.iter().map(|key| key.id).collect()).await?;
             let now = self.now();
             for (key, usage) in page.keys.iter().zip(&usage) {
                 if filter.wants(key, usage.as_ref(), now) {
@@ -112,7 +112,7 @@ impl Lifecycle {
     /// # Errors
     /// When the store cannot answer.
     pub async fn view_used(&self, key: &KeyRecord) -> Result<KeyView, LifecycleError> {
-        let usage = self.store.side().usage(vec![key.id]).await?;
+        let usage = self.store.usage().of(vec![key.id]).await?;
         Ok(self.view_key(key, usage.first().and_then(Option::as_ref)))
     }
 }

@@ -53,7 +53,7 @@ impl Lifecycle {
             self.usage.take().into_iter().map(|(key, usage)| Used { key, usage }).collect();
         while !waiting.is_empty() {
             let batch = waiting.split_off(waiting.len().saturating_sub(BATCH));
-            if let Err(fault) = self.store.side().note_usage(batch.clone()).await {
+            if let Err(fault) = self.store.usage().note(batch.clone()).await {
                 self.usage.note(batch.into_iter().chain(waiting));
                 return Err(fault.into());
             }

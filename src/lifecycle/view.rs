@@ -104,7 +104,7 @@ impl Lifecycle {
     /// # Errors
     /// When the store cannot answer.
     pub async fn view_keys(&self, keys: &[KeyRecord]) -> Result<Vec<KeyView>, super::LifecycleError> {
-        let usage = self.store.side().usage(keys.iter().map(|key| key.id).collect()).await?;
+        let usage = self.store.usage().of(keys.iter().map(|key| key.id).collect()).await?;
         Ok(keys.iter().zip(usage).map(|(key, usage)| self.view_key(key, usage.as_ref())).collect())
     }
 

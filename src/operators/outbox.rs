@@ -1,7 +1,7 @@
 //! The outbox: it sends news of organisations to the upstream until they are taken.
 //!
 //! News are what the upstream is to be told; the store keeps them with the change that they tell of
-//! ([`crate::store::side::News`]). The outbox is what takes them from there.
+//! ([`crate::store::outbox::News`]). The outbox is what takes them from there.
 //!
 //! Each is a `POST` with JSON, signed, and sent at least once: a gateway may end between sending and noting that
 //! it was taken. `Idempotency-Key` is the organisation's id, by which the receiver knows what it has already.
@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::store::Store;
-use crate::store::side::News;
+use crate::store::outbox::News;
 use crate::telemetry;
 use crate::upstream::{Endpoint, InvalidEndpoint};
 use crate::vocabulary::clock::{Clock, UnixMillis};
@@ -101,7 +101,7 @@ const COUNTED_EVERY: Duration = Duration::from_secs(5);
 pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
     loop {
         // While the store cannot answer, the number stays what it was.
-        if let Ok(waiting) = store.side().backlog().await {
+        if let Ok(waiting) = store.outbox().backlog().await {
             backlog.note(waiting);
         }
         sleep(COUNTED_EVERY).await;
@@ -114,14 +114,14 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clo
     loop {
         let now = clock.now().wall;
         // A store that cannot answer is logged where it is noticed; the news wait in it.
-        let claimed = store.side().claim_news(now, now.plus(AGAIN), BATCH).await.unwrap_or_default();
+        let claimed = store.outbox().claim(now, now.plus(AGAIN), BATCH).await.unwrap_or_default();
         let is_last = claimed.len() < BATCH;
         for news in claimed {
             let org = news.org;
             // The moment of this attempt: those before it may have taken long, and receivers refuse old ones.
             let sent = timeout(PATIENCE, send(&receiver, &key, &news, clock.now().wall)).await;
             let failed = match sent.unwrap_or(Err(SendError::TimedOut)) {
-                Ok(()) => store.side().delivered(org).await.err().map(|fault| fault.to_string()),
+                Ok(()) => store.outbox().delivered(org).await.err().map(|fault| fault.to_string()),
                 Err(error) => Some(error.to_string()),
             };
             match (&failed, failing) {

@@ -3,6 +3,7 @@
 //! One trait, several back ends. A lookup has three outcomes, and "the store is broken" is never "no such
 //! key". A change is one [`Mutation`]: all of it happens or nothing does.
 
+pub mod answers;
 pub mod cache;
 pub mod embedded;
 pub mod events;
@@ -13,9 +14,11 @@ mod fence_model;
 mod fence_tests;
 pub mod finding;
 pub mod keeper;
+pub mod outbox;
+pub mod quotas;
 pub mod redis;
-pub mod side;
 pub mod trails;
+pub mod usage;
 
 /// What the fence is built on; its model has loom's in their place.
 mod sync {
@@ -35,10 +38,13 @@ use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
+use answers::{Answers, KeptAnswer};
 use events::{EventSink, Seq, Subject};
 use keeper::Keeper;
-use side::{KeptAnswer, News, Side};
+use outbox::{News, Outbox};
+use quotas::Quotas;
 use trails::Trails;
+use usage::Usage;
 
 /// What a gateway does with its store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -243,5 +249,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     fn trails(&self) -> &dyn Trails;
 
-    fn side(&self) -> &dyn Side;
+    fn answers(&self) -> &dyn Answers;
+
+    fn usage(&self) -> &dyn Usage;
+
+    fn outbox(&self) -> &dyn Outbox;
+
+    fn quotas(&self) -> &dyn Quotas;
 }

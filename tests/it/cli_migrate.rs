@@ -120,7 +120,7 @@ fn note_usage(folder: &Path, key: &str) {
     assert_ne!(usage.scopes, ScopeSet::default());
     let used = Used { key: key.parse_id(), usage };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(store.side().note_usage(vec![used])).unwrap();
+    runtime.block_on(store.usage().note(vec![used])).unwrap();
 }
 
 trait ParseId {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use keygate::store::events::Subject;
 use keygate::store::keeper::{Keeper, LinkState};
+use keygate::store::quotas::{Admission, Quota};
 use keygate::store::redis::{Address, OpenError, Redis, Settings};
-use keygate::store::side::{Admission, Quota};
 use keygate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault};
 use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
 use keygate::vocabulary::id::OrgId;
@@ -148,7 +148,7 @@ mod all_or_nothing {
         let (entry, news) = (mutation.audit.clone().unwrap().entry, mutation.news.clone().unwrap());
         let whole = is_whole_key(store, key).await;
         assert_eq!(store.org(org.id).await.unwrap().is_some(), whole);
-        assert_eq!(store.side().answer(answer.index, NOW).await, Ok(whole.then_some(answer.sealed)));
+        assert_eq!(store.answers().find(answer.index, NOW).await, Ok(whole.then_some(answer.sealed)));
         let at = store.trails().entries(Trail::Operator, Some(entry.link.number + 1), 1).await.unwrap();
         assert_eq!(at.contains(&entry), whole);
         let there = |command: &[&str]| u8::from(server.command(command) != "$-1\r\n");
@@ -421,8 +421,8 @@ mod all_or_nothing {
         let mutation = with_every_part(&made, &Chain::default(), Trail::Operator, Link::ORIGIN);
         store.commit(mutation.clone()).await.unwrap();
         let used = Used { key: inserted(&mutation).1.id, usage: Usage::parse("7 a").unwrap() };
-        store.side().note_usage(vec![used]).await.unwrap();
-        store.side().admit(vec![quota()], NOW).await.unwrap();
+        store.usage().note(vec![used]).await.unwrap();
+        store.quotas().admit(vec![quota()], NOW).await.unwrap();
         let mut expiring = 0;
         for (key, _) in server.contents() {
             let left = server.command(&["PTTL", &key]);
@@ -498,10 +498,19 @@ mod whose_store_it_is {
         assert!(trails.ends(trail).await.is_err() && trails.entries(trail, None, 1).await.is_err());
         assert!(trails.trim(trail, 1).await.is_err());
         assert!(trails.restore(trail, Ends::default(), vec![]).await.is_err());
-        let (side, used) = (store.side(), Used { key: key.id, usage: Usage::parse("7").unwrap() });
-        assert!(side.answer([1; 32], NOW).await.is_err() && side.usage(vec![key.id]).await.is_err());
-        assert!(side.note_usage(vec![used]).await.is_err() && side.admit(vec![quota()], NOW).await.is_err());
-        assert!(side.claim_news(NOW, NOW, 1).await.is_err() && side.delivered(org.id).await.is_err());
+        let used = Used { key: key.id, usage: Usage::parse("7").unwrap() };
+        assert!(
+            store.answers().find([1; 32], NOW).await.is_err()
+                && store.usage().of(vec![key.id]).await.is_err()
+        );
+        assert!(
+            store.usage().note(vec![used]).await.is_err()
+                && store.quotas().admit(vec![quota()], NOW).await.is_err()
+        );
+        assert!(
+            store.outbox().claim(NOW, NOW, 1).await.is_err()
+                && store.outbox().delivered(org.id).await.is_err()
+        );
         assert_eq!(store.keeper().begin().await, Ok(false));
         store.keeper().status().await.trouble.unwrap()
     }
@@ -927,17 +936,17 @@ mod the_way_there {
         let everything = with_every_part(&made, &Chain::default(), Trail::Operator, Link::ORIGIN);
         store.commit(everything.clone()).await.unwrap();
         store.import(vec![made.key(org.id, &[made.digest()])]).await.unwrap().remove(0).unwrap();
-        let (trails, side) = (store.trails(), store.side());
+        let trails = store.trails();
         assert_eq!(trails.entries(Trail::Operator, None, 9).await.unwrap().len(), 1);
         assert_eq!(trails.trim(Trail::Operator, 1).await, Ok(1));
         let ends = trails.ends(Trail::Operator).await.unwrap();
         trails.restore(Trail::Operator, ends, vec![]).await.unwrap();
-        side.note_usage(vec![Used { key: key.id, usage: Usage::parse("7 a").unwrap() }]).await.unwrap();
-        assert!(side.usage(vec![key.id]).await.unwrap()[0].is_some());
-        assert!(side.answer(everything.answer.unwrap().index, NOW).await.unwrap().is_some());
-        assert_eq!(side.admit(vec![quota()], NOW).await, Ok(Admission::Admitted));
-        let news = side.claim_news(NOW, NOW, 9).await.unwrap();
-        side.delivered(news[0].org).await.unwrap();
+        store.usage().note(vec![Used { key: key.id, usage: Usage::parse("7 a").unwrap() }]).await.unwrap();
+        assert!(store.usage().of(vec![key.id]).await.unwrap()[0].is_some());
+        assert!(store.answers().find(everything.answer.unwrap().index, NOW).await.unwrap().is_some());
+        assert_eq!(store.quotas().admit(vec![quota()], NOW).await, Ok(Admission::Admitted));
+        let news = store.outbox().claim(NOW, NOW, 9).await.unwrap();
+        store.outbox().delivered(news[0].org).await.unwrap();
         server.command(&["FLUSHALL"]);
         assert!(store.keeper().accept().await.unwrap().changed);
         linked(&store).await;

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::turn::Draft;
 use super::{AuditFilter, Lifecycle, LifecycleError, Origin};
-use crate::store::side::News;
+use crate::store::outbox::News;
 use crate::store::{Change, CommitError, EmailClaim, Mutation, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -224,7 +224,7 @@ impl Moving {
         let mut after = None;
         while let Some(orgs) = next_orgs(&self.source, &mut after, PAGE).await.map_err(Source)? {
             let ids = orgs.iter().map(|org| org.record.id).collect();
-            let news = self.source.store.side().news(ids).await.map_err(Source)?;
+            let news = self.source.store.outbox().news(ids).await.map_err(Source)?;
             let orgs: Vec<_> = orgs.into_iter().map(|org| org.record).zip(news).collect();
             moved.organizations += orgs.len() as u64;
             moved.news += orgs.iter().filter(|(_, news)| news.is_some()).count() as u64;
@@ -282,11 +282,11 @@ impl Moving {
     }
 
     async fn move_usage(&self, keys: Vec<KeyId>) -> Result<u64, MigrationError> {
-        let usage = self.source.store.side().usage(keys.clone()).await.map_err(Source)?;
+        let usage = self.source.store.usage().of(keys.clone()).await.map_err(Source)?;
         let used = keys.into_iter().zip(usage).filter_map(|(key, usage)| Some(Used { key, usage: usage? }));
         let used: Vec<Used> = used.collect();
         let count = used.len() as u64;
-        self.target.store.side().note_usage(used).await.map_err(Target)?;
+        self.target.store.usage().note(used).await.map_err(Target)?;
         Ok(count)
     }
 

@@ -22,8 +22,8 @@ impl Moving {
         let mut after = None;
         while let Some(orgs) = self.orgs_of_both(&mut after).await? {
             let ids: Vec<OrgId> = orgs.iter().map(|org| org.record.id).collect();
-            let news = self.source.store.side().news(ids.clone()).await.map_err(Source)?;
-            if news != self.target.store.side().news(ids.clone()).await.map_err(Target)? {
+            let news = self.source.store.outbox().news(ids.clone()).await.map_err(Source)?;
+            if news != self.target.store.outbox().news(ids.clone()).await.map_err(Target)? {
                 return Err(differs("what the upstream is to be told"));
             }
             for ids in ids.chunks(TRAILS) {
@@ -100,8 +100,8 @@ impl Moving {
                 return Ok(());
             }
             let ids: Vec<KeyId> = own.iter().map(|key| key.id).collect();
-            let usage = self.source.store.side().usage(ids.clone()).await.map_err(Source)?;
-            if usage != self.target.store.side().usage(ids).await.map_err(Target)? {
+            let usage = self.source.store.usage().of(ids.clone()).await.map_err(Source)?;
+            if usage != self.target.store.usage().of(ids).await.map_err(Target)? {
                 return Err(differs("when keys were used"));
             }
             moved.verified += own.len() as u64;

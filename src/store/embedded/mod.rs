@@ -27,16 +27,18 @@
 //!
 //! Numbers and times are eight bytes big-endian.
 
+mod answers;
 mod mutation;
 mod open;
+mod outbox;
 #[cfg(test)]
 mod power_cuts;
 mod quotas;
 mod reads;
 mod rehearsal;
-mod side;
 mod tables;
 mod trails;
+mod usage;
 mod writer;
 
 use std::fmt;
@@ -54,10 +56,13 @@ use self::open::{open_file, open_to_read};
 use self::reads::Snapshot;
 use self::tables::{KEYS, ORGS, Tables};
 use self::writer::{Chore, Commit, Order, Outcome, Stop, Writer};
+use super::answers::Answers;
 use super::events::{EventSink, Seq};
 use super::keeper::{Acceptance, Keeper, LinkState, Status, Vitals};
-use super::side::Side;
+use super::outbox::Outbox;
+use super::quotas::Quotas;
 use super::trails::Trails;
+use super::usage::Usage;
 use super::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -275,7 +280,19 @@ impl Store for Embedded {
         self
     }
 
-    fn side(&self) -> &dyn Side {
+    fn answers(&self) -> &dyn Answers {
+        self
+    }
+
+    fn usage(&self) -> &dyn Usage {
+        self
+    }
+
+    fn outbox(&self) -> &dyn Outbox {
+        self
+    }
+
+    fn quotas(&self) -> &dyn Quotas {
         self
     }
 }

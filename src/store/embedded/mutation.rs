@@ -2,11 +2,10 @@
 
 use redb::ReadableTable;
 
-use super::side::split_time;
-use super::tables::{Bytes, Id, LAST_EVENT, Tables, number};
+use super::tables::{Bytes, Id, LAST_EVENT, Tables, number, split_time};
 use super::writer::{Outcome, Stop};
+use crate::store::answers::KeptAnswer;
 use crate::store::events::{Seq, Subject, encode};
-use crate::store::side::KeptAnswer;
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen};
 use crate::vocabulary::audit::{Append, Ends};
 use crate::vocabulary::id::OrgId;

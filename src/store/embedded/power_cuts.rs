@@ -17,9 +17,9 @@ use tokio::task::JoinSet;
 
 use super::open::{lay_out, open_on};
 use super::{Embedded, OpenError, Settings};
+use crate::store::answers::{Answers, KeptAnswer};
 use crate::store::events::{Seq, Subject};
 use crate::store::keeper::Keeper;
-use crate::store::side::{KeptAnswer, Side};
 use crate::store::trails::Trails;
 use crate::store::{Change, CommitError, Lookup, Mutation, Store};
 use crate::vocabulary::audit::{Chain, Ends, Entry, Link, Trail};
@@ -361,7 +361,7 @@ impl Known {
             "round {round}"
         );
         for answer in &self.answers {
-            let kept = store.answer(answer.index, NOW).await.unwrap();
+            let kept = store.find(answer.index, NOW).await.unwrap();
             assert!(kept.as_ref() == Some(&answer.sealed), "round {round}: a kept answer of {org}");
         }
     }

@@ -1,4 +1,4 @@
-//! Quotas, in the file: whoever can make a gateway start anew gets no more than others.
+//! Quotas, in the file: a client that can make a gateway restart gets no more than others.
 //!
 //! A window is a row with its end and its count. Those that have ended go with the next that are counted.
 
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use redb::ReadableTable;
 
+use super::Embedded;
 use super::reads::Snapshot;
-use super::side::split_time;
-use super::tables::{Bytes, QUOTAS, Tables, open_if_there};
+use super::tables::{Bytes, QUOTAS, Tables, open_if_there, split_time};
 use super::writer::Stop;
-use crate::store::StoreFault;
-use crate::store::side::{Admission, Quota};
+use crate::store::quotas::{Admission, Quota, Quotas};
+use crate::store::{StoreFault, StoreFuture};
 use crate::vocabulary::clock::UnixMillis;
 
 /// Ended windows that go for each quota that counts one more: more than one, so that they run out.
@@ -21,6 +21,19 @@ const CLEARED: usize = 8;
 struct Window {
     ends_at: UnixMillis,
     count: u32,
+}
+
+impl Quotas for Embedded {
+    /// Looks first, because a look costs no sync: a flood of what is refused writes nothing.
+    fn admit(&self, quotas: Vec<Quota>, now: UnixMillis) -> StoreFuture<'_, Result<Admission, StoreFault>> {
+        Box::pin(async move {
+            let looked_at = quotas.clone();
+            match self.read(move |snapshot| snapshot.wait(&looked_at, now)).await? {
+                Some(retry_after) => Ok(Admission::Refused { retry_after }),
+                None => self.write(move |tables, _| tables.admit(&quotas, now)).await,
+            }
+        })
+    }
 }
 
 impl Snapshot {

@@ -6,6 +6,7 @@ use redb::{
 };
 
 use crate::store::StoreFault;
+use crate::vocabulary::clock::UnixMillis;
 
 pub(super) type Id = &'static [u8; 16];
 /// A number or a time, big-endian.
@@ -115,3 +116,8 @@ macro_rules! faults {
 }
 
 faults!(redb::StorageError, TableError, redb::TransactionError, redb::CommitError);
+
+/// A time, and the bytes behind it.
+pub(super) fn split_time(bytes: &[u8]) -> Option<(UnixMillis, &[u8])> {
+    bytes.split_first_chunk().map(|(time, rest)| (UnixMillis(u64::from_be_bytes(*time)), rest))
+}

@@ -33,6 +33,7 @@
 //! **Three ways to Redis**, each with a connection of its own: lookups, commands (mutations and lists),
 //! events. None is needed to start. Each is made when it is wanted, and made again when it fails.
 
+mod answers;
 mod breaker;
 mod connect;
 mod follower;
@@ -41,13 +42,15 @@ mod ledger;
 mod link;
 mod mutation;
 mod names;
+mod outbox;
+mod quotas;
 mod scripts;
 mod settings;
-mod side;
 mod split;
 mod tenure;
 mod topology;
 mod trails;
+mod usage;
 
 pub use self::settings::{
     Address, Cell, InvalidPlace, Node, OpenError, Place, Sentinels, Settings, TlsFiles,
@@ -70,11 +73,14 @@ use self::scripts::{Call, Reply, Script, Scripts};
 use self::settings::read_password;
 use self::tenure::Tenure;
 use self::topology::{Cluster, Connector, Sentinel, Topology};
+use super::answers::Answers;
 use super::events::{EventSink, Seq};
 use super::finding::Finding;
 use super::keeper::{Acceptance, Keeper, Lease, LinkState, Standing, Status, Vitals};
-use super::side::Side;
+use super::outbox::Outbox;
+use super::quotas::Quotas;
 use super::trails::Trails;
+use super::usage::Usage;
 use super::{
     CommitError, Committed, Found, LEASE, Lookup, Mutation, Propagation, Role, Store, StoreFault, StoreFuture,
 };
@@ -287,7 +293,19 @@ impl Store for Redis {
         self
     }
 
-    fn side(&self) -> &dyn Side {
+    fn answers(&self) -> &dyn Answers {
+        self
+    }
+
+    fn usage(&self) -> &dyn Usage {
+        self
+    }
+
+    fn outbox(&self) -> &dyn Outbox {
+        self
+    }
+
+    fn quotas(&self) -> &dyn Quotas {
         self
     }
 }

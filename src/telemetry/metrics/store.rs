@@ -9,17 +9,20 @@ use prometheus::proto::MetricFamily;
 use super::changes::LAG_BUCKETS;
 use super::family::{gauge, histogram, histograms};
 use super::histogram::Histogram;
+use crate::store::answers::Answers;
 use crate::store::events::{EventSink, Seq, Subject};
 use crate::store::keeper::Keeper;
-use crate::store::side::{Admission, News, Quota, Side};
+use crate::store::outbox::{News, Outbox};
+use crate::store::quotas::{Admission, Quota, Quotas};
 use crate::store::trails::Trails;
+use crate::store::usage::Usage;
 use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::vocabulary::audit::{Ends, Entry, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
-use crate::vocabulary::key::usage::{Usage, Used};
+use crate::vocabulary::key::usage::{Usage as KeyUsage, Used};
 
 /// What is known of a store from watching it.
 #[derive(Debug)]
@@ -247,7 +250,19 @@ impl Store for MeasuredStore {
         self
     }
 
-    fn side(&self) -> &dyn Side {
+    fn answers(&self) -> &dyn Answers {
+        self
+    }
+
+    fn usage(&self) -> &dyn Usage {
+        self
+    }
+
+    fn outbox(&self) -> &dyn Outbox {
+        self
+    }
+
+    fn quotas(&self) -> &dyn Quotas {
         self
     }
 }
@@ -280,46 +295,48 @@ impl Trails for MeasuredStore {
     }
 }
 
-impl Side for MeasuredStore {
-    fn answer(
-        &self,
-        index: [u8; 32],
-        now: UnixMillis,
-    ) -> StoreFuture<'_, Result<Option<Vec<u8>>, StoreFault>> {
-        self.measured(Operation::Answer, self.store.side().answer(index, now))
+impl Answers for MeasuredStore {
+    fn find(&self, index: [u8; 32], now: UnixMillis) -> StoreFuture<'_, Result<Option<Vec<u8>>, StoreFault>> {
+        self.measured(Operation::Answer, self.store.answers().find(index, now))
+    }
+}
+
+impl Usage for MeasuredStore {
+    fn note(&self, used: Vec<Used>) -> StoreFuture<'_, Result<(), StoreFault>> {
+        self.measured(Operation::Usage, self.store.usage().note(used))
     }
 
-    fn note_usage(&self, used: Vec<Used>) -> StoreFuture<'_, Result<(), StoreFault>> {
-        self.measured(Operation::Usage, self.store.side().note_usage(used))
+    fn of(&self, keys: Vec<KeyId>) -> StoreFuture<'_, Result<Vec<Option<KeyUsage>>, StoreFault>> {
+        self.measured(Operation::Usage, self.store.usage().of(keys))
     }
+}
 
-    fn usage(&self, keys: Vec<KeyId>) -> StoreFuture<'_, Result<Vec<Option<Usage>>, StoreFault>> {
-        self.measured(Operation::Usage, self.store.side().usage(keys))
-    }
-
-    fn claim_news(
+impl Outbox for MeasuredStore {
+    fn claim(
         &self,
         now: UnixMillis,
         until: UnixMillis,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<News>, StoreFault>> {
-        self.measured(Operation::Outbox, self.store.side().claim_news(now, until, limit))
+        self.measured(Operation::Outbox, self.store.outbox().claim(now, until, limit))
     }
 
     fn news(&self, orgs: Vec<OrgId>) -> StoreFuture<'_, Result<Vec<Option<News>>, StoreFault>> {
-        self.measured(Operation::Outbox, self.store.side().news(orgs))
+        self.measured(Operation::Outbox, self.store.outbox().news(orgs))
     }
 
     fn backlog(&self) -> StoreFuture<'_, Result<u64, StoreFault>> {
-        self.measured(Operation::Outbox, self.store.side().backlog())
+        self.measured(Operation::Outbox, self.store.outbox().backlog())
     }
 
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>> {
-        self.measured(Operation::Outbox, self.store.side().delivered(org))
+        self.measured(Operation::Outbox, self.store.outbox().delivered(org))
     }
+}
 
+impl Quotas for MeasuredStore {
     fn admit(&self, quotas: Vec<Quota>, now: UnixMillis) -> StoreFuture<'_, Result<Admission, StoreFault>> {
-        self.measured(Operation::Quota, self.store.side().admit(quotas, now))
+        self.measured(Operation::Quota, self.store.quotas().admit(quotas, now))
     }
 }
 

@@ -4,10 +4,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use keygate::store::answers::Answers;
 use keygate::store::events::{EventSink, Seq};
 use keygate::store::keeper::Keeper;
-use keygate::store::side::Side;
+use keygate::store::outbox::Outbox;
+use keygate::store::quotas::Quotas;
 use keygate::store::trails::Trails;
+use keygate::store::usage::Usage;
 use keygate::store::{
     Change, CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
 };
@@ -200,7 +203,19 @@ impl Store for Valved {
         self.0.store().trails()
     }
 
-    fn side(&self) -> &dyn Side {
-        self.0.store().side()
+    fn answers(&self) -> &dyn Answers {
+        self.0.store().answers()
+    }
+
+    fn usage(&self) -> &dyn Usage {
+        self.0.store().usage()
+    }
+
+    fn outbox(&self) -> &dyn Outbox {
+        self.0.store().outbox()
+    }
+
+    fn quotas(&self) -> &dyn Quotas {
+        self.0.store().quotas()
     }
 }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use keygate::store::answers::KeptAnswer;
 use keygate::store::embedded::{Embedded, OpenError, Settings};
 use keygate::store::events::Subject;
-use keygate::store::side::{Admission, KeptAnswer, Quota};
+use keygate::store::quotas::{Admission, Quota};
 use keygate::store::{CommitError, Committed, Lookup, Mutation, Store};
 use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
 use keygate::vocabulary::clock::UnixMillis;
@@ -54,18 +55,18 @@ async fn a_file_opened_again_has_everything_that_is_kept_beside_keys() {
     {
         let store = open(directory.path());
         store.commit(mutation.clone()).await.unwrap();
-        store.side().note_usage(vec![Used { key, usage: usage.clone() }]).await.unwrap();
+        store.usage().note(vec![Used { key, usage: usage.clone() }]).await.unwrap();
     }
     let store = open(directory.path());
-    let (trails, side) = (store.trails(), store.side());
+    let trails = store.trails();
     let entry = mutation.audit.unwrap().entry;
     let ends = Ends { checkpoint: Link::ORIGIN, head: entry.link };
     assert_eq!(trails.ends(Trail::Operator).await, Ok(ends));
     assert_eq!(trails.entries(Trail::Operator, None, 9).await, Ok(vec![entry]));
     let answer = mutation.answer.unwrap();
-    assert_eq!(side.answer(answer.index, NOW).await, Ok(Some(answer.sealed)));
-    assert_eq!(side.usage(vec![key]).await, Ok(vec![Some(usage)]));
-    assert_eq!(side.claim_news(NOW, NOW, 9).await, Ok(vec![mutation.news.unwrap()]));
+    assert_eq!(store.answers().find(answer.index, NOW).await, Ok(Some(answer.sealed)));
+    assert_eq!(store.usage().of(vec![key]).await, Ok(vec![Some(usage)]));
+    assert_eq!(store.outbox().claim(NOW, NOW, 9).await, Ok(vec![mutation.news.unwrap()]));
     let email = Mutation { email: mutation.email, ..Mutation::default() };
     assert_eq!(store.commit(email).await, Err(CommitError::EmailTaken));
 }
@@ -108,7 +109,7 @@ async fn windows_of_quotas_that_have_ended_make_room_for_others() {
         for n in 0..300 {
             let quotas = vec![quota("all".to_owned(), 1000), quota(n.to_string(), 1)];
             let now = UnixMillis(if n < 100 { 99 } else { n });
-            assert_eq!(store.side().admit(quotas, now).await, Ok(Admission::Admitted));
+            assert_eq!(store.quotas().admit(quotas, now).await, Ok(Admission::Admitted));
         }
     }
     let database = redb::Database::open(at(directory.path()).path).unwrap();
@@ -122,10 +123,10 @@ async fn who_is_refused_by_a_quota_writes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path());
     let once = || vec![quota("once".to_owned(), 1)];
-    assert_eq!(store.side().admit(once(), NOW).await, Ok(Admission::Admitted));
+    assert_eq!(store.quotas().admit(once(), NOW).await, Ok(Admission::Admitted));
     let before = std::fs::read(at(directory.path()).path).unwrap();
     for _ in 0..100 {
-        assert!(matches!(store.side().admit(once(), NOW).await, Ok(Admission::Refused { .. })));
+        assert!(matches!(store.quotas().admit(once(), NOW).await, Ok(Admission::Refused { .. })));
     }
     assert!(std::fs::read(at(directory.path()).path).unwrap() == before);
 }
@@ -146,7 +147,7 @@ async fn a_file_from_before_quotas_were_kept_is_opened_and_keeps_them() {
     for admission in [Admission::Admitted, Admission::Refused { retry_after: Duration::from_millis(10) }] {
         let store = open(directory.path());
         assert_found(&store, digest, &key, &org).await;
-        assert_eq!(store.side().admit(vec![quota("once".to_owned(), 1)], NOW).await, Ok(admission));
+        assert_eq!(store.quotas().admit(vec![quota("once".to_owned(), 1)], NOW).await, Ok(admission));
     }
 }
 

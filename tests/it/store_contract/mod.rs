@@ -4,22 +4,26 @@
 //! A rule is a function over an empty store. `contract!` lists the rules once: first those for an open store, then
 //! those for a store that is opened again. A back end adds its `holds_for!`.
 
+mod answers;
 mod embedded_file;
 mod import;
+mod outbox;
 mod parts;
+mod quotas;
 mod records;
-mod side;
 mod trails;
+mod usage;
 
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use keygate::store::answers::KeptAnswer;
 use keygate::store::embedded::{Embedded, Settings};
 use keygate::store::events::{EventSink, Seq, Subject};
+use keygate::store::outbox::News;
 use keygate::store::redis::Redis;
-use keygate::store::side::{KeptAnswer, News};
 use keygate::store::{Change, Committed, EmailClaim, Lookup, Mutation, Store};
 use keygate::vocabulary::audit::{Append, Chain, Link, Trail};
 use keygate::vocabulary::clock::UnixMillis;
@@ -95,7 +99,6 @@ contract! {
         what_is_refused_for_good_is_said_first
         of_64_concurrent_claims_of_one_email_exactly_one_wins
         of_64_concurrent_answers_under_one_index_exactly_one_is_kept
-        an_answer_is_kept_until_it_ends
         of_64_concurrent_appends_all_get_in_and_the_chain_holds
         an_append_behind_what_is_not_the_end_is_a_conflict
         a_seen_record_that_changed_is_a_conflict
@@ -110,16 +113,23 @@ contract! {
         a_trail_is_not_restored_over_another_or_out_of_order
         what_is_missing_from_a_trail_is_missing_from_its_copy
     }
-    side {
+    answers {
+        an_answer_is_kept_until_it_ends
+    }
+    usage {
         usage_is_merged
         of_a_key_that_is_not_there_no_usage_is_kept
         usage_of_many_keys_comes_in_their_order
         usage_is_no_event_and_leaves_the_record
+    }
+    outbox {
         news_are_claimed_once_and_come_back_until_they_are_delivered
         news_are_told_without_being_claimed
         news_are_counted_until_they_are_delivered
         of_concurrent_claims_each_gets_other_news
         newer_news_of_an_organisation_take_the_place_of_older
+    }
+    quotas {
         quotas_admit_exactly_as_many_as_they_say
         a_quota_begins_anew_after_its_window
         who_is_refused_by_one_quota_counts_under_none
@@ -130,7 +140,7 @@ contract! {
         an_import_repeated_inserts_nothing_twice
         an_import_is_no_event
     };
-    side {
+    quotas {
         quotas_go_on_in_a_store_that_is_opened_again
     }
 }
@@ -169,6 +179,10 @@ fn at(directory: &Path) -> Settings {
 }
 
 pub(crate) const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+
+fn later(by: u64) -> UnixMillis {
+    UnixMillis(NOW.0 + by)
+}
 
 /// Makes records that repeat from run to run.
 pub(crate) struct Maker {

@@ -1,12 +1,11 @@
 //! The parts of a mutation beside its records: all of them are written, or none.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use keygate::store::side::{KeptAnswer, News};
+use keygate::store::answers::KeptAnswer;
+use keygate::store::outbox::News;
 use keygate::store::{Change, CommitError, Committed, EmailClaim, Lookup, Mutation, Seen};
 use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
-use keygate::vocabulary::clock::UnixMillis;
 use keygate::vocabulary::key::record::{KeyRecord, OrgRecord};
 
 use super::{
@@ -99,7 +98,7 @@ async fn assert_all_there(store: &Shared, mutation: &Mutation) {
         assert_found(store, secret.digest, key, org).await;
     }
     let KeptAnswer { index, sealed, .. } = mutation.answer.clone().unwrap();
-    assert_eq!(store.side().answer(index, NOW).await, Ok(Some(sealed)));
+    assert_eq!(store.answers().find(index, NOW).await, Ok(Some(sealed)));
     if let Some(append) = &mutation.audit {
         assert_eq!(store.trails().ends(append.trail).await.unwrap().head, append.entry.link);
         assert_eq!(store.trails().entries(append.trail, None, 1).await, Ok(vec![append.entry.clone()]));
@@ -122,7 +121,7 @@ async fn assert_nothing_there(store: &Shared, good: &Mutation, head: Link, why: 
         store.orgs(None, usize::MAX).await.unwrap().iter().all(|listed| listed.record.id != org.id),
         "{why}"
     );
-    assert_eq!(store.side().answer(good.answer.as_ref().unwrap().index, NOW).await, Ok(None), "{why}");
+    assert_eq!(store.answers().find(good.answer.as_ref().unwrap().index, NOW).await, Ok(None), "{why}");
     let trail = good.audit.as_ref().unwrap().trail;
     assert_eq!(store.trails().ends(trail).await.unwrap().head, head, "{why}");
     let newest = store.trails().entries(trail, None, 1).await.unwrap();
@@ -132,7 +131,7 @@ async fn assert_nothing_there(store: &Shared, good: &Mutation, head: Link, why: 
 
 /// News that are due, which stay so.
 async fn due(store: &Shared) -> Vec<News> {
-    store.side().claim_news(NOW, NOW, 1000).await.unwrap()
+    store.outbox().claim(NOW, NOW, 1000).await.unwrap()
 }
 
 pub(super) async fn what_is_refused_for_good_is_said_first(store: Shared) {
@@ -187,31 +186,8 @@ pub(super) async fn of_64_concurrent_answers_under_one_index_exactly_one_is_kept
     });
     assert_one_of_many(requests.collect(), &CommitError::Answered).await;
     let orgs = store.orgs(None, usize::MAX).await.unwrap();
-    let kept = store.side().answer(*index.as_bytes(), NOW).await.unwrap().unwrap();
+    let kept = store.answers().find(*index.as_bytes(), NOW).await.unwrap().unwrap();
     assert_eq!(orgs.into_iter().map(|org| org.record.name.into_bytes()).collect::<Vec<_>>(), [kept]);
-}
-
-pub(super) async fn an_answer_is_kept_until_it_ends(store: Shared) {
-    let made = Maker::new();
-    let first = made.answer(made.digest());
-    let keep = |answer: &KeptAnswer| Mutation { answer: Some(answer.clone()), ..Mutation::default() };
-    let at = async |now| store.side().answer(first.index, now).await.unwrap();
-    assert_eq!(at(NOW).await, None);
-    store.commit(keep(&first)).await.unwrap();
-    let last = UnixMillis(first.ends_at.0 - 1);
-    assert_eq!(at(last).await, Some(first.sealed.clone()));
-    assert_eq!(at(first.ends_at).await, None);
-    let later = |made_at: UnixMillis| KeptAnswer {
-        sealed: b"later".to_vec(),
-        made_at,
-        ends_at: made_at.plus(Duration::from_secs(3600)),
-        ..first.clone()
-    };
-    assert_eq!(store.commit(keep(&later(last))).await, Err(CommitError::Answered));
-    assert_eq!(at(last).await, Some(first.sealed.clone()));
-    store.commit(keep(&later(first.ends_at))).await.unwrap();
-    assert_eq!(at(first.ends_at).await, Some(b"later".to_vec()));
-    assert_eq!(store.side().answer(*made.digest().as_bytes(), NOW).await, Ok(None));
 }
 
 pub(super) async fn of_64_concurrent_appends_all_get_in_and_the_chain_holds(store: Shared) {

@@ -9,9 +9,12 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet, yield_now};
 
 use super::*;
+use crate::store::answers::Answers;
 use crate::store::keeper::Keeper;
-use crate::store::side::Side;
+use crate::store::outbox::Outbox;
+use crate::store::quotas::Quotas;
 use crate::store::trails::Trails;
+use crate::store::usage::Usage;
 use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, StoreFuture};
 use crate::vocabulary::clock::{Shift, UnixMillis};
 use crate::vocabulary::id::OrgId;
@@ -261,7 +264,19 @@ impl Store for Model {
         unasked()
     }
 
-    fn side(&self) -> &dyn Side {
+    fn answers(&self) -> &dyn Answers {
+        unasked()
+    }
+
+    fn usage(&self) -> &dyn Usage {
+        unasked()
+    }
+
+    fn outbox(&self) -> &dyn Outbox {
+        unasked()
+    }
+
+    fn quotas(&self) -> &dyn Quotas {
         unasked()
     }
 }
