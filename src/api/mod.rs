@@ -25,9 +25,7 @@ use crate::store::Propagation;
 use crate::telemetry;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::key::PresentedKey;
-use crate::vocabulary::rejection::{
-    Conflict, FieldError, Forbidden, NotFound, Rejection, Unauthenticated, Unavailable,
-};
+use crate::vocabulary::rejection::{Conflict, FieldError, NotFound, Rejection, Unavailable};
 
 /// What there is to call, as OpenAPI 3.1. A test holds it against the policy that is shipped, and every answer that
 /// the tests get against it.
@@ -236,10 +234,7 @@ fn refuse(error: LifecycleError) -> Rejection {
         LifecycleError::Invalid(errors) => Rejection::Invalid(errors.into()),
         LifecycleError::NoOrg(_) | LifecycleError::NoKey(_) => Rejection::NotFound(NotFound::NoResource),
         LifecycleError::Stranger => Rejection::NotFound(NotFound::NoRoute),
-        LifecycleError::CallerDead(dead) => Rejection::Unauthenticated(Unauthenticated::Dead(dead)),
-        LifecycleError::CallerSuspended => Rejection::Forbidden(Forbidden::OrganisationSuspended),
-        LifecycleError::CallerPending => Rejection::Forbidden(Forbidden::OrganisationPending),
-        LifecycleError::CallerElsewhere => Rejection::Forbidden(Forbidden::Address),
+        LifecycleError::Caller(refusal) => refusal.into(),
         LifecycleError::MissingScope(scope) => Rejection::MissingScope(scope),
         LifecycleError::Escalation(escalation) => Rejection::Escalation(Escalation::message(escalation)),
         LifecycleError::Revoked(_) => Rejection::Conflict(Conflict::KeyRevoked),

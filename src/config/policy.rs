@@ -12,6 +12,7 @@ use crate::api::Operation;
 use crate::gateway::route::{Access, Conflict, Pattern, Route, RouteTable, Target};
 use crate::upstream::UpstreamId;
 use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::scope::{Scope, ScopeSet};
 
 pub(super) struct Policy {
@@ -148,7 +149,9 @@ fn access(section: &mut Section<'_>, names: &Names<'_>) -> Option<Access> {
     if let (Some(()), environment) = (public, environment) {
         return Some(Access::Public { environment: environment.unwrap_or(Environment::Live) });
     }
-    any_key.map(|()| Access::AnyKey).or_else(|| scopes.map(|scopes| Access::Scopes(scopes.into())))
+    any_key
+        .map(|()| Access::AnyKey)
+        .or_else(|| scopes.map(|scopes| Access::Scopes(Needs::all(scopes.into()))))
 }
 
 fn scope(value: &Value, names: &Names<'_>) -> Result<Scope, String> {

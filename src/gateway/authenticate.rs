@@ -1,6 +1,5 @@
 //! Who is this? From the Authorization field to a known key, or one and the same 401.
 
-use std::net::IpAddr;
 use std::rc::Rc;
 
 use http::HeaderMap;
@@ -12,13 +11,12 @@ use super::guard::CanonicalRequest;
 use super::route::{Access, Route};
 use super::usage::Prepared;
 use crate::lifecycle::CallingKey;
-use crate::store::StoreFault;
 use crate::store::cache::{Known, OnPartition, Resolved};
-use crate::vocabulary::clock::UnixMillis;
-use crate::vocabulary::key::scope::ScopeSet;
+use crate::store::{Found, StoreFault};
+use crate::vocabulary::key::admission::{Attempt, Needs, admit};
 use crate::vocabulary::key::{Environment, PresentedKey};
 use crate::vocabulary::network::ClientNetwork;
-use crate::vocabulary::rejection::{Forbidden, Rejection, Unauthenticated, Unavailable};
+use crate::vocabulary::rejection::{Rejection, Unauthenticated, Unavailable};
 
 /// Who asks.
 #[derive(Debug)]
@@ -31,7 +29,7 @@ pub(super) enum Caller {
 
 impl Caller {
     /// The key that was presented, for whoever decides on it again; `needs` is what was asked of it.
-    pub(super) fn calling_key(&self, needs: ScopeSet) -> Option<CallingKey> {
+    pub(super) fn calling_key(&self, needs: Needs) -> Option<CallingKey> {
         let Self::Holder(known) = self else { return None };
         let key = &known.found.key;
         let (org, environment) = (known.found.org.id, key.environment);
@@ -95,39 +93,13 @@ async fn resolve(
         Resolved::Unavailable(_) => return Err(Rejection::Unavailable(Unavailable::Store)),
     };
     exchange.note_key(&known.found.key);
-    let client = || exchange.client_address(headers);
-    admit(&known, key.environment(), exchange.started().wall, client)?;
+    let Found { key: record, org } = &*known.found;
+    let (environment, now) = (key.environment(), exchange.started().wall);
+    // The route's needs are judged by `authorize`: a limit and the 404 come in between.
+    let attempt = Attempt { digest: &known.digest, environment, needs: None, now };
+    admit(record, org, &attempt, || Some(exchange.client_address(headers)))?;
     exchange.gateway().cells.authenticated();
     Ok(known)
-}
-
-/// Whether a known key, presented under this prefix by this client, opens anything now.
-///
-/// # Errors
-/// 401 where it does not, 403 `forbidden` where its organisation is suspended or not verified yet, or the key is
-/// for other addresses.
-pub(super) fn admit<T>(
-    known: &Known<T>,
-    environment: Environment,
-    now: UnixMillis,
-    client: impl FnOnce() -> IpAddr,
-) -> Result<(), Rejection> {
-    known
-        .found
-        .key
-        .admit(&known.digest, environment, now)
-        .map_err(|dead| Rejection::Unauthenticated(Unauthenticated::Dead(dead)))?;
-    if known.found.org.suspended_at.is_some() {
-        return Err(Rejection::Forbidden(Forbidden::OrganisationSuspended));
-    }
-    if known.found.org.pending {
-        return Err(Rejection::Forbidden(Forbidden::OrganisationPending));
-    }
-    // Most keys have no list, and then nobody has to find out who the client is.
-    if !known.found.key.allowed_addresses.is_empty() && !known.found.key.allows(client()) {
-        return Err(Rejection::Forbidden(Forbidden::Address));
-    }
-    Ok(())
 }
 
 /// The token behind `Bearer` (RFC 6750, section 2.1; the scheme in any case, RFC 9110, section 11.1). That

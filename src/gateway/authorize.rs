@@ -49,7 +49,7 @@ impl<'r> Permit<'r> {
 
     /// The key that was presented and what was asked of it, for whoever decides on it again.
     pub(super) fn calling_key(&self) -> Option<CallingKey> {
-        self.caller.calling_key(self.route.scopes().cloned().unwrap_or_default())
+        self.caller.calling_key(self.route.access.needs().cloned().unwrap_or_default())
     }
 
     /// What the upstream is told; nothing on a public route.
@@ -62,26 +62,19 @@ impl<'r> Permit<'r> {
 /// 404 where no rule is, 403 where the key lacks a scope.
 pub(super) fn authorize(route: Result<&Route, NotFound>, caller: Caller) -> Result<Permit<'_>, Rejection> {
     let route = route.map_err(Rejection::NotFound)?;
-    let holder = match &caller {
-        Caller::Anyone { .. } => None,
-        Caller::Holder(known) => Some(&**known),
-    };
-    check_access(&route.access, holder)?;
+    check(&route.access, &caller)?;
     Ok(Permit { route, caller })
 }
 
-/// Whether the holder of a key, or nobody in particular, may use a route of this access.
-///
-/// # Errors
-/// 403 where the key lacks a scope.
-pub(super) fn check_access<T>(access: &Access, holder: Option<&Known<T>>) -> Result<(), Rejection> {
-    match (access, holder) {
-        (Access::Public { .. }, _) | (Access::AnyKey, Some(_)) => Ok(()),
-        (Access::Scopes(wanted), Some(known)) => match known.found.key.scopes.first_missing(wanted) {
-            None => Ok(()),
-            Some(missing) => Err(Rejection::MissingScope(missing.clone())),
-        },
+fn check(access: &Access, caller: &Caller) -> Result<(), Rejection> {
+    match (access, caller) {
+        (Access::Public { .. }, _) | (Access::AnyKey, Caller::Holder(_)) => Ok(()),
+        (Access::Scopes(needs), Caller::Holder(known)) => {
+            needs.check(&known.found.key.scopes).map_err(|missing| Rejection::MissingScope(missing.clone()))
+        }
         // A caller without a key comes from a public route only; should that ever change, the answer is no.
-        (Access::AnyKey | Access::Scopes(_), None) => Err(Rejection::NotFound(NotFound::NoRoute)),
+        (Access::AnyKey | Access::Scopes(_), Caller::Anyone { .. }) => {
+            Err(Rejection::NotFound(NotFound::NoRoute))
+        }
     }
 }

@@ -22,15 +22,14 @@ use std::time::Duration;
 use slab::Slab;
 
 use super::Gateway;
-use super::authenticate::admit;
-use super::authorize::check_access;
 use super::route::Route;
 use super::snapshot::Snapshot;
 use super::usage::Prepared;
-use crate::store::StoreFault;
 use crate::store::cache::{Known, Resolved};
+use crate::store::{Found, StoreFault};
 use crate::vocabulary::clock::Now;
 use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::rejection::{Rejection, Unauthenticated, Unavailable};
 
 /// Keys that one sweep looks up at the same time.
@@ -238,11 +237,16 @@ fn conclude(gateway: &Gateway, digest: &Digest, places: &[usize], resolved: &Res
 impl Request {
     /// Orders its end where a new request like it would be refused.
     fn judge(&self, now: Now) {
-        let record = &self.known.found.key;
-        let judged = admit(&self.known, record.environment, now.wall, || self.client)
-            .and_then(|()| check_access(&self.route().access, Some(&self.known)));
-        if let Err(why) = judged {
-            self.cut.order(why);
+        let Found { key, org } = &*self.known.found;
+        let attempt = Attempt {
+            digest: &self.known.digest,
+            // The prefix was compared with the record when the request came in; neither changes.
+            environment: key.environment,
+            needs: self.route().access.needs(),
+            now: now.wall,
+        };
+        if let Err(why) = admit(key, org, &attempt, || Some(self.client)) {
+            self.cut.order(why.into());
         }
     }
 

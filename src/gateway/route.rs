@@ -17,7 +17,7 @@ use crate::api::Operation;
 use crate::store::cache::OnPartition;
 use crate::upstream::UpstreamId;
 use crate::vocabulary::key::Environment;
-use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::rejection::Unsafe;
 
 /// One rule of the policy.
@@ -49,15 +49,6 @@ impl Route {
         let matching = self.patterns.iter().filter(|pattern| pattern.matches(path));
         matching.filter_map(|pattern| pattern.parameter(path)).next()
     }
-
-    /// The scopes that it asks for.
-    #[must_use]
-    pub const fn scopes(&self) -> Option<&ScopeSet> {
-        match &self.access {
-            Access::Scopes(scopes) => Some(scopes),
-            Access::Public { .. } | Access::AnyKey => None,
-        }
-    }
 }
 
 /// Who may use a route.
@@ -68,8 +59,19 @@ pub enum Access {
     Public { environment: Environment },
     /// Any valid key.
     AnyKey,
-    /// A key that has all of these. Never empty.
-    Scopes(ScopeSet),
+    /// A key with these scopes. Never empty.
+    Scopes(Needs),
+}
+
+impl Access {
+    /// What it asks of a key's scopes, if anything.
+    #[must_use]
+    pub const fn needs(&self) -> Option<&Needs> {
+        match self {
+            Self::Scopes(needs) => Some(needs),
+            Self::Public { .. } | Self::AnyKey => None,
+        }
+    }
 }
 
 /// Who answers on a route.

@@ -23,7 +23,7 @@ use crate::store::Found;
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::Environment;
-use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::usage::{Usage, Used};
 
 /// What browsers add to requests that a page makes, and nobody else does (Fetch Metadata).
@@ -101,7 +101,7 @@ pub(super) fn watch(
     let (Caller::Holder(known), Some(api)) = (caller, &exchange.gateway().api) else { return };
     let live = known.found.key.environment == Environment::Live;
     if live && is_from_browser(request.headers()) && !known.prepared.noted.in_browser.replace(true) {
-        let Some(calling) = caller.calling_key(ScopeSet::default()) else { return };
+        let Some(calling) = caller.calling_key(Needs::default()) else { return };
         let address = exchange.client_address(request.headers());
         report(api, calling, address, route.map(|route| &*route.id), exchange);
     }
@@ -119,7 +119,7 @@ pub(super) fn note(exchange: &Exchange, permit: &Permit<'_>) {
     if noted.is_new(at, route) {
         let mut notes = gateway.usage.0.borrow_mut();
         if notes.len() < NOTES {
-            let scopes = permit.route().scopes().cloned().unwrap_or_default();
+            let scopes = permit.route().access.needs().map(|needs| needs.all.clone()).unwrap_or_default();
             notes.push(Used { key: known.found.key.id, usage: Usage { last_used_at: at, scopes } });
         }
     }
@@ -151,6 +151,7 @@ fn report(api: &Api, calling: CallingKey, address: IpAddr, route: Option<&str>, 
 mod tests {
     use super::*;
     use crate::vocabulary::id::KeyId;
+    use crate::vocabulary::key::scope::ScopeSet;
 
     #[test]
     fn a_key_is_noted_once_a_minute_for_each_route() {

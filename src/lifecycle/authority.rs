@@ -8,6 +8,7 @@ use crate::store::{Seen, Store};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::scope::ScopeSet;
 
@@ -48,20 +49,14 @@ impl Authority {
         org: Versioned<OrgRecord>,
         now: UnixMillis,
     ) -> Result<Self, LifecycleError> {
-        // The prefix was compared with the record's environment when the request came in; neither changes.
-        key.record.admit(&caller.digest, key.record.environment, now).map_err(LifecycleError::CallerDead)?;
-        if org.record.suspended_at.is_some() {
-            return Err(LifecycleError::CallerSuspended);
-        }
-        if org.record.pending {
-            return Err(LifecycleError::CallerPending);
-        }
-        if address.is_some_and(|address| !key.record.allows(address)) {
-            return Err(LifecycleError::CallerElsewhere);
-        }
-        if let Some(missing) = key.record.scopes.first_missing(&caller.needs) {
-            return Err(LifecycleError::MissingScope(missing.clone()));
-        }
+        let attempt = Attempt {
+            digest: &caller.digest,
+            // The prefix was compared with the record's environment when the request came in; neither changes.
+            environment: key.record.environment,
+            needs: Some(&caller.needs),
+            now,
+        };
+        admit(&key.record, &org.record, &attempt, || address).map_err(LifecycleError::Caller)?;
         Ok(Self::Bounded(Box::new(Bounds { key, org })))
     }
 

@@ -19,6 +19,7 @@ use crate::store::{Change, Mutation, Propagation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::admission::Refusal;
 use crate::vocabulary::key::record::{KeyRecord, Secret, Status, Versioned};
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::key::{ApiKey, Digest, Environment};
@@ -523,7 +524,9 @@ impl Lifecycle {
     fn note_refusal(&self, origin: &Origin, key: Option<KeyId>, error: &LifecycleError) {
         let Principal::Key(caller) = &origin.principal else { return };
         let wanted = match error {
-            LifecycleError::MissingScope(scope) => json!({ "missing_scope": scope }),
+            LifecycleError::MissingScope(scope) | LifecycleError::Caller(Refusal::MissingScope(scope)) => {
+                json!({ "missing_scope": scope })
+            }
             LifecycleError::Escalation(escalation) => json!({ "escalation": escalation.as_str() }),
             _ => return,
         };

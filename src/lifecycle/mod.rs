@@ -33,7 +33,8 @@ use crate::telemetry::metrics::ChangeMeter;
 use crate::vocabulary::audit::{Chain, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::{IdSource, KeyId, OrgId};
-use crate::vocabulary::key::record::{Dead, KeyRecord};
+use crate::vocabulary::key::admission::Refusal;
+use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::key::scope::{Scope, ScopeSet};
 use crate::vocabulary::key::{Digester, KeyFormat, Pepper};
 use crate::vocabulary::rejection::FieldError;
@@ -100,15 +101,9 @@ pub enum LifecycleError {
     NoKey(KeyId),
     #[error("without a key one can only sign up")]
     Stranger,
-    /// The calling key opens nothing any more.
-    #[error("the calling key is no longer valid")]
-    CallerDead(Dead),
-    #[error("the calling key's organisation is suspended")]
-    CallerSuspended,
-    #[error("the calling key's organisation is not verified yet")]
-    CallerPending,
-    #[error("the calling key may not be used from this address")]
-    CallerElsewhere,
+    /// The calling key may not act any more.
+    #[error("the calling key is refused: {0}")]
+    Caller(Refusal),
     #[error("the calling key lacks the scope {0}")]
     MissingScope(Scope),
     #[error("{}", .0.message())]

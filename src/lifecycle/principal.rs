@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use crate::vocabulary::audit::PrincipalName;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
-use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::{Digest, Environment};
 
 /// Who asks.
@@ -47,7 +47,7 @@ pub struct CallingKey {
     /// Of the secret that was presented; a key may have two.
     pub digest: Digest,
     /// The scopes that the route asks for.
-    pub needs: ScopeSet,
+    pub needs: Needs,
 }
 
 /// Who asks for a change, and from where. The audit record of the change keeps all of it.

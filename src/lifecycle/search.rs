@@ -9,6 +9,7 @@ use super::{KeyView, Lifecycle, LifecycleError, Origin};
 use crate::store::{Found, Lookup, Store, StoreFault};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::key::record::{KeyRecord, Status};
 use crate::vocabulary::key::usage::Usage;
 use crate::vocabulary::key::{Digest, Environment};
@@ -101,9 +102,9 @@ impl Lifecycle {
         let digest = self.settings.digester.convert(sha256);
         let Some(found) = find_digest(&self.store, digest).await? else { return Ok(None) };
         let Found { key, org } = &*found;
-        let opens = key.admit(&digest, key.environment, self.now()).is_ok()
-            && org.suspended_at.is_none()
-            && !org.pending;
+        let attempt = Attempt { digest: &digest, environment: key.environment, needs: None, now: self.now() };
+        // An operator asks, so no client's address counts.
+        let opens = admit(key, org, &attempt, || None).is_ok();
         Ok(Some(Owned { key: key.clone(), opens }))
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde::Serialize;
 
-use crate::vocabulary::key::record::Dead;
+use crate::vocabulary::key::admission::{Dead, Refusal};
 use crate::vocabulary::key::scope::Scope;
 
 /// Why a request gets an answer of keygate's own.
@@ -195,6 +195,18 @@ error_types! {
     BadGateway = "bad_gateway",
     ServiceUnavailable = "service_unavailable",
     GatewayTimeout = "gateway_timeout",
+}
+
+impl From<Refusal> for Rejection {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Dead(dead) => Self::Unauthenticated(Unauthenticated::Dead(dead)),
+            Refusal::OrganisationSuspended => Self::Forbidden(Forbidden::OrganisationSuspended),
+            Refusal::OrganisationPending => Self::Forbidden(Forbidden::OrganisationPending),
+            Refusal::Address => Self::Forbidden(Forbidden::Address),
+            Refusal::MissingScope(scope) => Self::MissingScope(scope),
+        }
+    }
 }
 
 impl Rejection {

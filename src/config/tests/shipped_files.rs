@@ -205,7 +205,7 @@ fn the_shipped_policy_is_the_contract() {
         let access = match &route.access {
             Access::Public { .. } => "public".to_owned(),
             Access::AnyKey => "any key".to_owned(),
-            Access::Scopes(scopes) => scopes.to_string(),
+            Access::Scopes(needs) => needs.all.to_string(),
         };
         let server = match route.target {
             Target::Upstream(_) => "upstream",

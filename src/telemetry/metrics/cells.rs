@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn every_reason_of_the_list_is_one_that_a_refusal_can_have() {
-        use crate::vocabulary::key::record::Dead;
+        use crate::vocabulary::key::admission::Dead;
         use crate::vocabulary::key::scope::Scope;
         use crate::vocabulary::rejection::{Forbidden, NotFound, Unauthenticated, Unavailable};
         let dead = [Dead::Revoked, Dead::Disabled, Dead::Expired, Dead::SecretEnded, Dead::WrongEnvironment];

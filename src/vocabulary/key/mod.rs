@@ -4,6 +4,7 @@
 //! the CRC-32 of everything before them. The checksum lets a malformed or mistyped key be refused without any
 //! lookup, and lets a secret scanner tell a key from noise.
 
+pub mod admission;
 pub mod record;
 pub mod scope;
 pub mod usage;

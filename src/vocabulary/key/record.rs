@@ -1,7 +1,6 @@
 //! What is known of a key and of its organisation, and the bytes in which a store keeps it.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use hmac::Mac;
 use ipnet::IpNet;
@@ -58,18 +57,6 @@ pub struct Secret {
     pub ends_at: Option<UnixMillis>,
 }
 
-/// Why a known key opens nothing. The caller is never told which.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dead {
-    Revoked,
-    Disabled,
-    Expired,
-    /// The overlap of the rotation that replaced this secret is over.
-    SecretEnded,
-    /// The prefix of the presented key and the record name different environments.
-    WrongEnvironment,
-}
-
 /// What a key's owner is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -111,34 +98,6 @@ impl KeyRecord {
             Status::Disabled
         } else {
             Status::Active
-        }
-    }
-
-    /// Whether it may be used from this address, which must not be an IPv4 one in IPv6 clothes.
-    #[must_use]
-    pub fn allows(&self, address: IpAddr) -> bool {
-        self.allowed_addresses.is_empty() || self.allowed_addresses.iter().any(|net| net.contains(&address))
-    }
-
-    /// Whether the secret with this digest, presented under this prefix, opens the key now.
-    ///
-    /// # Errors
-    /// Why it does not.
-    pub fn admit(&self, digest: &Digest, environment: Environment, now: UnixMillis) -> Result<(), Dead> {
-        match self.status_at(now) {
-            Status::Active => {}
-            Status::Revoked => return Err(Dead::Revoked),
-            Status::Expired => return Err(Dead::Expired),
-            Status::Disabled => return Err(Dead::Disabled),
-        }
-        if environment != self.environment {
-            return Err(Dead::WrongEnvironment);
-        }
-        let secret = self.secrets.iter().find(|secret| secret.digest == *digest);
-        match secret {
-            Some(Secret { ends_at: None, .. }) => Ok(()),
-            Some(Secret { ends_at: Some(end), .. }) if *end > now => Ok(()),
-            _ => Err(Dead::SecretEnded),
         }
     }
 }
@@ -442,43 +401,6 @@ mod tests {
             matches!(plain.open::<KeyRecord>(&json), Err(BadRecord::Content(_))),
             "an unknown field may be a restriction"
         );
-    }
-
-    #[test]
-    fn a_key_is_admitted_only_while_everything_about_it_holds() {
-        let (key, now) = (record(), UnixMillis(1_000));
-        let (current, old) = (Digest::from_bytes([1; 32]), Digest::from_bytes([2; 32]));
-        let (test, live) = (Environment::Test, Environment::Live);
-        assert_eq!(key.admit(&current, test, now), Ok(()));
-        assert_eq!(key.admit(&current, live, now), Err(Dead::WrongEnvironment));
-        assert_eq!(key.admit(&old, test, UnixMillis(499)), Ok(()));
-        assert_eq!(key.admit(&old, test, UnixMillis(500)), Err(Dead::SecretEnded));
-        assert_eq!(key.admit(&Digest::from_bytes([3; 32]), test, now), Err(Dead::SecretEnded));
-        let expiring = KeyRecord { expires_at: Some(now), ..key.clone() };
-        assert_eq!(expiring.admit(&current, test, UnixMillis(999)), Ok(()));
-        assert_eq!(expiring.admit(&current, test, now), Err(Dead::Expired));
-        let disabled = KeyRecord { disabled_at: Some(now), ..key.clone() };
-        assert_eq!(disabled.admit(&current, test, now), Err(Dead::Disabled));
-        let revoked = KeyRecord { revoked_at: Some(UnixMillis(9_999)), ..key };
-        assert_eq!(revoked.admit(&current, test, now), Err(Dead::Revoked), "whatever the clock says");
-    }
-
-    #[test]
-    fn an_address_list_lets_its_own_networks_through_and_an_empty_one_everybody() {
-        let anywhere = record();
-        let nets = ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap()).to_vec();
-        let listed = KeyRecord { allowed_addresses: nets, ..record() };
-        for (address, inside) in [
-            ("192.0.2.7", true),
-            ("192.0.3.7", false),
-            ("2001:db8:1::1", true),
-            ("2001:db9::1", false),
-            ("::1", false),
-        ] {
-            let address = address.parse().unwrap();
-            assert!(anywhere.allows(address));
-            assert_eq!(listed.allows(address), inside, "{address}");
-        }
     }
 
     #[test]

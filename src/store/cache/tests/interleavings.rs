@@ -358,5 +358,6 @@ fn touched(key: &KeyRecord) -> Vec<Subject> {
 }
 
 fn is_alive(found: &Found, digest: &Digest, clock: &Clock) -> bool {
-    found.key.admit(digest, Environment::Live, clock.now().wall).is_ok() && found.org.suspended_at.is_none()
+    let attempt = Attempt { digest, environment: Environment::Live, needs: None, now: clock.now().wall };
+    admit(&found.key, &found.org, &attempt, || None).is_ok()
 }

@@ -19,6 +19,7 @@ use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, StoreF
 use crate::vocabulary::clock::{Shift, UnixMillis};
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Secret, Versioned};
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::network::ClientNetwork;
@@ -416,7 +417,9 @@ async fn ask(thread: &ThreadCache<Bare>, digest: Digest, clock: &Clock, from: u8
 
 fn is_admitted(known: &Known<Bare>, clock: &Clock) -> bool {
     let Found { key, org } = &*known.found;
-    key.admit(&known.digest, Environment::Live, clock.now().wall).is_ok() && org.suspended_at.is_none()
+    let (digest, now) = (&known.digest, clock.now().wall);
+    let attempt = Attempt { digest, environment: Environment::Live, needs: None, now };
+    admit(key, org, &attempt, || None).is_ok()
 }
 
 #[test]
