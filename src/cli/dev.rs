@@ -1,4 +1,4 @@
-//! `keygate dev`: the whole thing on one's own machine, with nothing to set up.
+//! `keygate dev`: a demonstration of keygate in front of the API that it was made for, with nothing to set up.
 
 use std::ffi::OsString;
 use std::fs;
@@ -6,13 +6,11 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::demo;
 use super::{Outcome, refuse};
 use crate::app::App;
-use crate::config::{Config, DEFAULT_POLICY};
-use crate::downstream::worker::DrainSettings;
+use crate::config::{Config, FIRSTHAND_POLICY};
 use crate::lifecycle::{Lifecycle, LifecycleError, NewKey, Origin};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::OrgId;
@@ -20,32 +18,29 @@ use crate::vocabulary::key::scope::{Scope, ScopeSet};
 use crate::vocabulary::key::{ApiKey, Environment};
 use crate::vocabulary::network::parse_address;
 
-/// Try keygate: a gateway with demo upstreams, fresh keys and the shipped policy
+/// Try keygate: a demonstration with the routes of FirstHandAPI, demo upstreams and fresh keys
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Everything it keeps is in the folder .keygate; delete it to start afresh. The keys of the last start are revoked. It listens on loopback only.
+It listens on loopback only. Everything that it keeps is in the folder .keygate: delete the folder to start afresh. Each start \
+revokes the keys of the start before. While it runs, other commands reach it with --config .keygate/keygate.toml.
+
+For your own API use `keygate init`.
 
 Examples:
   keygate dev
-  keygate dev --listen 127.0.0.1:8000")]
+  keygate dev --listen 127.0.0.1:8000
+  keygate keys list --config .keygate/keygate.toml")]
 pub(super) struct Args {
     /// Where to listen, on loopback
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = parse_address)]
     listen: SocketAddr,
-    /// The folder for the store
+    /// The folder for its configuration and its store
     #[arg(long, value_name = "DIR", default_value = ".keygate")]
     dir: PathBuf,
 }
 
-/// Whose keys these are, and who made them.
+/// The name of the organisation that the keys belong to, and of the operator who makes them.
 const DEV: &str = "keygate dev";
-/// Where the configuration's text would stand if it were a file.
-const CONFIG: &str = "keygate-dev.toml";
-const POLICY: &str = "policy.toml";
-/// Enough to try things out, and within the file descriptors of any machine.
-const CONNECTIONS: usize = 256;
-/// A demo has no long polls to wait for.
-const DRAIN: Duration = Duration::from_secs(2);
 
 pub(super) fn run(
     args: &Args,
@@ -53,15 +48,26 @@ pub(super) fn run(
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> io::Result<Outcome> {
-    make_folder(&args.dir)?;
+    if let Err(error) = make_folder(&args.dir) {
+        writeln!(
+            err,
+            "keygate: {} cannot be written: {error}; name another folder with --dir",
+            args.dir.display()
+        )?;
+        return Ok(Outcome::Refused);
+    }
     let demos = [demo::Demo::bind(Environment::Live)?, demo::Demo::bind(Environment::Test)?];
     let upstreams = [demos[0].address()?, demos[1].address()?];
-    let config = match configuration(args, upstreams, environment) {
+    let file = args.dir.join("keygate.toml");
+    fs::write(&file, configuration(args.listen, upstreams))?;
+    fs::write(args.dir.join("policy.toml"), FIRSTHAND_POLICY)?;
+    let config = match Config::load(&file, environment) {
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes, err),
     };
     if !config.listener.listen.ip().is_loopback() {
-        writeln!(err, "keygate: dev is for one's own machine: {} is not loopback", config.listener.listen)?;
+        let listen = config.listener.listen;
+        writeln!(err, "keygate: dev listens on loopback only, and {listen} is not; use init and serve")?;
         return Ok(Outcome::Refused);
     }
     let (app, signals) = match App::start(config, None, Clock::system()) {
@@ -77,7 +83,7 @@ pub(super) fn run(
     // A gateway whose configuration says nothing of its role is a full one.
     let Some(lifecycle) = app.lifecycle().cloned() else { return Ok(Outcome::Refused) };
     match app.block_on(fresh_keys(&lifecycle)) {
-        Ok(keys) => welcome(out, &app, upstreams, &keys)?,
+        Ok(keys) => welcome(out, &app, &file, &keys)?,
         Err(error) => {
             writeln!(err, "keygate: cannot make the keys: {error}")?;
             return Ok(Outcome::Refused);
@@ -88,37 +94,51 @@ pub(super) fn run(
     Ok(Outcome::Done)
 }
 
-/// The folder of the store, for nobody else's eyes, and out of the way of the project it is tried in.
+/// The folder, closed to other users, and ignored by the version control of the project around it.
 fn make_folder(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     fs::write(dir.join(".gitignore"), "*\n")
 }
 
-fn configuration(
-    args: &Args,
-    [live, test]: [SocketAddr; 2],
-    environment: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Config, crate::config::Mistakes> {
-    let store = args.dir.join("keygate.redb");
-    let socket = args.dir.join("admin.sock");
-    // A JSON string is a TOML string.
-    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
-    let text = format!(
-        "[server]\nlisten = \"{}\"\n[store]\nkind = \"embedded\"\npath = {}\n[admin]\nsocket = {}\n[ops]\nlisten = \"127.0.0.1:0\"\n[signup]\nenabled = true\n[log]\nrequests = \"text\"\n\
-         [upstreams.api]\nlive = [\"http://{live}\"]\ntest = [\"http://{test}\"]\n[policy]\nfile = \"{POLICY}\"\n",
-        args.listen,
-        quoted(&store),
-        quoted(&socket),
-    );
-    let files = |path: &Path| match path.to_str() {
-        Some(CONFIG) => Ok(text.clone()),
-        Some(POLICY) => Ok(DEFAULT_POLICY.to_owned()),
-        _ => fs::read_to_string(path),
-    };
-    let mut config = Config::load_from(&files, Path::new(CONFIG), environment)?;
-    config.listener.max_connections = CONNECTIONS;
-    config.drain = DrainSettings { delay: Duration::ZERO, timeout: DRAIN };
-    Ok(config)
+/// What stands in the folder's `keygate.toml`, so that other commands find the gateway too.
+///
+/// 256 connections are enough to try things out, and within the file descriptors of any machine. There are no long polls
+/// that the drain would have to wait for.
+fn configuration(listen: SocketAddr, [live, test]: [SocketAddr; 2]) -> String {
+    format!(
+        "\
+# Written by `keygate dev` at each start.
+
+[server]
+listen = \"{listen}\"
+max_connections = 256
+drain_delay = \"0s\"
+drain_timeout = \"2s\"
+
+[store]
+kind = \"embedded\"
+path = \"keygate.redb\"
+
+[admin]
+socket = \"admin.sock\"
+
+[ops]
+listen = \"127.0.0.1:0\"
+
+[signup]
+enabled = true
+
+[log]
+requests = \"text\"
+
+[upstreams.api]
+live = [\"http://{live}\"]
+test = [\"http://{test}\"]
+
+[policy]
+file = \"policy.toml\"
+"
+    )
 }
 
 /// The secrets of one start.
@@ -164,14 +184,14 @@ async fn make_key(
     Ok(lifecycle.create_key(&Origin::operator(DEV), new).await?.secret)
 }
 
-fn welcome(out: &mut impl Write, app: &App, [live, test]: [SocketAddr; 2], keys: &Keys) -> io::Result<()> {
+fn welcome(out: &mut impl Write, app: &App, file: &Path, keys: &Keys) -> io::Result<()> {
     let url = format!("http://{}", app.address());
     write!(
         out,
         "\
 keygate listens on {url}
-  live keys go to the demo upstream on http://{live}
-  test keys go to the demo upstream on http://{test}
+  This is a demonstration: its routes are those of FirstHandAPI. For your own API use `keygate init`.
+  live and test keys go to two demo upstreams on this machine
   metrics are on http://{}/metrics
 
 Paste this into another terminal:
@@ -185,6 +205,8 @@ curl -i {url}/v1/jobs -H \"Authorization: Bearer $FIRSTHAND_TEST_KEY\"          
 curl -i {url}/v1/jobs -H \"Authorization: Bearer $FIRSTHAND_READ_KEY\" -d '{{}}'  # 403: the key may only read
 curl -i {url}/v1/jobs                                                         # 401: no key
 
+To look at its keys: keygate keys list --config {}
+
 Each request is shown below. Ctrl-C ends it.
 
 ",
@@ -192,6 +214,7 @@ Each request is shown below. Ctrl-C ends it.
         keys.live.expose(),
         keys.test.expose(),
         keys.read_only.expose(),
+        file.display(),
     )?;
     out.flush()
 }

@@ -5,26 +5,49 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::Outcome;
-use crate::config::{DEFAULT_CONFIGURATION, DEFAULT_POLICY};
+use crate::config::{DEFAULT_CONFIGURATION, FIRSTHAND_POLICY, STARTER_POLICY};
 
-/// Write keygate.toml and policy.toml to start from; never over files that exist
+/// Write keygate.toml and policy.toml to start from; files that exist are left as they are
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit code: 0 if both were written, 1 if one exists already or cannot be written.
+The policy has a health check, two sample routes and the API for keys. Its comments explain every word of a policy.
+
+Exit code: 0 if both files were written, 1 if one exists already or cannot be written.
 
 Examples:
   keygate init
-  keygate init /etc/keygate")]
+  keygate init /etc/keygate
+  keygate init --example firsthand demo")]
 pub(super) struct Args {
-    /// The folder, which is made if it is not there
+    /// The folder; it is made if it is missing
     #[arg(value_name = "DIR", default_value = ".")]
     folder: PathBuf,
+    /// Write the whole policy of an API that exists, in place of the short one
+    #[arg(long, value_name = "NAME")]
+    example: Option<Example>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Example {
+    /// FirstHandAPI: jobs, submissions, webhooks, billing
+    Firsthand,
+}
+
+impl Args {
+    /// The policy's text, and what is to be done about it.
+    const fn policy(&self) -> (&'static str, &'static str) {
+        match self.example {
+            None => (STARTER_POLICY, "Replace its sample routes by yours."),
+            Some(Example::Firsthand) => (FIRSTHAND_POLICY, "Its routes are those of FirstHandAPI."),
+        }
+    }
 }
 
 pub(super) fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
     let configuration = args.folder.join("keygate.toml");
     let policy = args.folder.join("policy.toml");
-    let files = [(&configuration, DEFAULT_CONFIGURATION), (&policy, DEFAULT_POLICY)];
+    let (policy_text, policy_advice) = args.policy();
+    let files = [(&configuration, DEFAULT_CONFIGURATION), (&policy, policy_text)];
     if let Some((path, _)) = files.iter().find(|(path, _)| path.symlink_metadata().is_ok()) {
         writeln!(err, "{} exists already, nothing was written; name another folder", path.display())?;
         return Ok(Outcome::Refused);
@@ -46,7 +69,7 @@ pub(super) fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> io
 
 Next:
   1. Say in {configuration} where your API is: `live` and `test` under [upstreams.api].
-  2. Say in {policy} who may do what. The routes in it are those of FirstHandAPI.
+  2. Say in {policy} who may do what. {policy_advice}
   3. keygate check --config {configuration}
   4. keygate serve --config {configuration}
   5. keygate keys create --config {configuration} --name 'my service'

@@ -48,8 +48,10 @@ use crate::vocabulary::key::scope::ScopeSet;
 
 /// What `keygate init` writes as `keygate.toml`: every key with its default.
 pub const DEFAULT_CONFIGURATION: &str = include_str!("../../config/keygate.toml");
-/// What `keygate init` writes as `policy.toml`: the routes of the API that keygate was made for.
-pub const DEFAULT_POLICY: &str = include_str!("../../config/policy.toml");
+/// What `keygate init` writes as `policy.toml`: two sample routes, the API for keys, and every word of the language.
+pub const STARTER_POLICY: &str = include_str!("../../config/starter-policy.toml");
+/// What `keygate init --example firsthand` writes as `policy.toml`: all routes of the API that keygate was made for.
+pub const FIRSTHAND_POLICY: &str = include_str!("../../config/policy.toml");
 
 /// Everything an operator decides, checked.
 #[derive(Debug)]

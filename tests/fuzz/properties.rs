@@ -8,7 +8,7 @@ use std::path::Path;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use keygate::config::{Config, DEFAULT_CONFIGURATION, DEFAULT_POLICY};
+use keygate::config::{Config, DEFAULT_CONFIGURATION, FIRSTHAND_POLICY};
 use keygate::gateway::guard::{CanonicalRequest, Limits};
 use keygate::gateway::headers::{HeaderRules, Identity, Settings};
 use keygate::gateway::route::{Pattern, RouteTable};
@@ -229,7 +229,7 @@ pub(crate) fn configuration(data: &[u8]) {
     // What stands behind a NUL is a policy under the shipped configuration.
     let (configuration, policy) = match text.strip_prefix('\0') {
         Some(policy) => (DEFAULT_CONFIGURATION, policy),
-        None => (&*text, DEFAULT_POLICY),
+        None => (&*text, FIRSTHAND_POLICY),
     };
     let files =
         |path: &Path| Ok(if path.ends_with("keygate.toml") { configuration } else { policy }.to_owned());
@@ -285,7 +285,7 @@ fn pepper() -> Pepper {
 
 fn shipped_routes() -> RouteTable {
     let files = |path: &Path| {
-        Ok(if path.ends_with("policy.toml") { DEFAULT_POLICY } else { DEFAULT_CONFIGURATION }.to_owned())
+        Ok(if path.ends_with("policy.toml") { FIRSTHAND_POLICY } else { DEFAULT_CONFIGURATION }.to_owned())
     };
     Config::load_from(&files, Path::new("/etc/keygate.toml"), []).expect("it ships well").routes
 }

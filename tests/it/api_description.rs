@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
 use keygate::api::{DESCRIPTION, Operation};
-use keygate::config::DEFAULT_POLICY;
+use keygate::config::FIRSTHAND_POLICY;
 use keygate::vocabulary::audit::AuditKind;
 use keygate::vocabulary::key::{KeyFormat, Prefix};
 use keygate::vocabulary::rejection::ErrorType;
@@ -20,7 +20,7 @@ use crate::harness::process::keygate;
 use crate::harness::{Gateway, Upstream};
 
 static POLICY: LazyLock<DeTable<'static>> =
-    LazyLock::new(|| DeTable::parse(DEFAULT_POLICY).unwrap().into_inner());
+    LazyLock::new(|| DeTable::parse(FIRSTHAND_POLICY).unwrap().into_inner());
 
 fn routes() -> impl Iterator<Item = &'static DeTable<'static>> {
     let routes = POLICY["route"].get_ref().as_array().unwrap();

@@ -39,8 +39,8 @@ store      embedded, keygate.redb
 audit      kept 400 days
 warning    neither audit.key_file nor keys.pepper_file is set, so every process that can write to the store can forge the audit trail
 upstream   api: live http://127.0.0.1:9000; test http://127.0.0.1:9001
-routes     20, of which 1 public
-public     auth.signup: POST /v1/auth/signup
+routes     11, of which 1 public
+public     health: GET /healthz
 ";
 
 #[test]
@@ -54,6 +54,24 @@ fn the_files_that_init_writes_pass_check() {
 }
 
 #[test]
+fn the_example_that_init_writes_passes_check_and_is_the_whole_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, said, error) = ran(folder.path(), &["init", "--example", "firsthand"], &[]);
+    assert_eq!((code, &*error), (0, ""));
+    assert!(said.contains("Its routes are those of FirstHandAPI.\n"), "{said}");
+    let example = SUMMARY
+        .replace("11, of", "20, of")
+        .replace("health: GET /healthz", "auth.signup: POST /v1/auth/signup");
+    assert_eq!(ran(folder.path(), &["check"], &[]), (0, example, String::new()));
+    let policy = fs::read_to_string(folder.path().join("policy.toml")).unwrap();
+    assert_eq!(policy, include_str!("../../config/policy.toml"));
+
+    let (code, _, error) = ran(folder.path(), &["init", "--example", "secondhand", "other"], &[]);
+    assert_eq!(code, 2);
+    assert!(error.contains("[possible values: firsthand]"), "{error}");
+}
+
+#[test]
 fn init_makes_the_folder_and_says_what_comes_next() {
     let folder = tempfile::tempdir().unwrap();
     let expected = "\
@@ -61,7 +79,7 @@ Wrote etc/gateway/keygate.toml and etc/gateway/policy.toml.
 
 Next:
   1. Say in etc/gateway/keygate.toml where your API is: `live` and `test` under [upstreams.api].
-  2. Say in etc/gateway/policy.toml who may do what. The routes in it are those of FirstHandAPI.
+  2. Say in etc/gateway/policy.toml who may do what. Replace its sample routes by yours.
   3. keygate check --config etc/gateway/keygate.toml
   4. keygate serve --config etc/gateway/keygate.toml
   5. keygate keys create --config etc/gateway/keygate.toml --name 'my service'

@@ -31,6 +31,7 @@ fn the_commands_that_dev_prints_work_in_a_shell() {
     let folder = TempDir::new().unwrap();
     let mut dev = dev(folder.path());
     let lines = welcome(&dev);
+    assert!(lines[1].contains("demonstration") && lines[1].contains("FirstHandAPI"), "{lines:#?}");
     let exports: Vec<&String> = lines.iter().filter(|line| line.starts_with("export ")).collect();
     let curls: Vec<&String> = lines.iter().filter(|line| line.starts_with("curl ")).collect();
     assert!(exports[0].starts_with("export FIRSTHAND_API_KEY=fh_live_sk_"), "{exports:#?}");
@@ -83,12 +84,25 @@ fn dev_keeps_its_folder_private_and_revokes_the_keys_of_its_last_start() {
 }
 
 #[test]
+fn commands_reach_dev_with_the_configuration_that_it_names() {
+    let folder = TempDir::new().unwrap();
+    let dev = dev(folder.path());
+    let lines = welcome(&dev);
+    let line = lines.iter().find(|line| line.starts_with("To look at its keys: ")).unwrap();
+    let arguments: Vec<&str> = line.split_once(": keygate ").unwrap().1.split(' ').collect();
+    let listed = said(folder.path(), &arguments);
+    for name in ["live, all scopes", "live, read only", "test, all scopes"] {
+        assert!(listed.contains(name), "{listed}");
+    }
+}
+
+#[test]
 fn dev_listens_on_loopback_only_and_names_a_port_in_use() {
     let folder = TempDir::new().unwrap();
     let open = keygate(folder.path(), &["dev", "--listen", "0.0.0.0:0"]).output().unwrap();
     assert_eq!(open.status.code(), Some(1));
     let said = String::from_utf8(open.stderr).unwrap();
-    assert!(said.contains("loopback") || said.contains("plaintext"), "{said}");
+    assert!(said.contains("loopback"), "{said}");
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

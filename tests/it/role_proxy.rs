@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use keygate::config::DEFAULT_POLICY;
+use keygate::config::FIRSTHAND_POLICY;
 use keygate::store::keeper::LinkState;
 use tempfile::TempDir;
 
@@ -79,7 +79,7 @@ impl Scene {
         write_secret(&self.folder.path().join("password"), "hunter2");
         self.builder("username = \"proxy\"\npassword_file = \"password\"")
             .settings(settings)
-            .policy(&format!("{DEFAULT_POLICY}{REST}"))
+            .policy(&format!("{FIRSTHAND_POLICY}{REST}"))
             .write(self.folder.path());
     }
 
@@ -164,7 +164,7 @@ fn a_proxy_forwards_requests_and_answers_404_for_keygates_own_api() {
         assert_eq!(record["reason"], "not_served_here");
         routes.insert(record["http.route"].as_str().unwrap().to_owned());
     }
-    let served = DEFAULT_POLICY.lines().filter(|line| line.starts_with("serve = ")).count();
+    let served = FIRSTHAND_POLICY.lines().filter(|line| line.starts_with("serve = ")).count();
     assert_eq!(routes.len(), served, "every one of them: {routes:?}");
     assert_eq!(scene.upstreams.0.seen().len(), 1, "none of them went further");
     let refused = r#"keygate_auth_decisions_total{reason="not_served_here"}"#;

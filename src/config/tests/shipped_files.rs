@@ -107,7 +107,7 @@ fn assert_defaults(
 
 #[test]
 fn the_shipped_file_sets_nothing_but_the_defaults() {
-    let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
+    let config = load(DEFAULT_CONFIGURATION, FIRSTHAND_POLICY, &[]).unwrap();
     assert_defaults(&config, &default_embedded(), (None, None, None));
     assert_eq!(config.tls, tls::Settings::default());
 }
@@ -128,7 +128,7 @@ fn what_the_shipped_file_shows_in_comments_are_the_defaults() {
         ("sentinels", default_redis(redis::Place::Sentinel(sentinels), Some(tls.clone()))),
         ("cluster", default_redis(redis::Place::Cluster(nodes(6379)), Some(tls))),
     ] {
-        let config = load(&complete(kind), DEFAULT_POLICY, &[]).unwrap();
+        let config = load(&complete(kind), FIRSTHAND_POLICY, &[]).unwrap();
         assert_defaults(&config, &store, (Some(4), Some("etc/pepper".into()), Some("etc/audit-key".into())));
         let files = tls::Files { certificate: "etc/cert.pem".into(), key: "etc/key.pem".into() };
         assert_eq!(config.tls.certificates, [files], "there is no default to show");
@@ -138,7 +138,7 @@ fn what_the_shipped_file_shows_in_comments_are_the_defaults() {
 #[test]
 fn every_key_of_the_reader_stands_in_the_shipped_file_and_no_other() {
     let report = Report::default();
-    let files = |path: &Path| file(path, "", DEFAULT_POLICY);
+    let files = |path: &Path| file(path, "", FIRSTHAND_POLICY);
     translate(&complete("embedded"), Path::new("etc/keygate.toml"), Vec::new(), &files, &report).unwrap();
     let of_configuration = |key: &&String| key.contains('.') && !key.contains('[');
     let asked: BTreeSet<String> = report.asked.borrow().iter().filter(of_configuration).cloned().collect();
@@ -199,7 +199,7 @@ const CONTRACT: [(&str, &str, &str, &str); 27] = [
 
 #[test]
 fn the_shipped_policy_is_the_contract() {
-    let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
+    let config = load(DEFAULT_CONFIGURATION, FIRSTHAND_POLICY, &[]).unwrap();
     let mut policy = BTreeSet::new();
     for route in config.routes.routes() {
         let access = match &route.access {
@@ -226,7 +226,7 @@ fn the_shipped_policy_is_the_contract() {
 
 #[test]
 fn the_shipped_vocabulary_is_that_of_the_contract() {
-    let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
+    let config = load(DEFAULT_CONFIGURATION, FIRSTHAND_POLICY, &[]).unwrap();
     assert_eq!(
         config.scopes.to_string(),
         "audit:read billing:read billing:write jobs:read jobs:write keys:manage usage:read webhooks:read \
@@ -236,9 +236,39 @@ fn the_shipped_vocabulary_is_that_of_the_contract() {
 
 #[test]
 fn bodies_of_keygates_own_operations_are_small() {
-    let config = load(DEFAULT_CONFIGURATION, DEFAULT_POLICY, &[]).unwrap();
+    let config = load(DEFAULT_CONFIGURATION, FIRSTHAND_POLICY, &[]).unwrap();
     for route in config.routes.routes() {
         let own = matches!(route.target, Target::Operation(_));
         assert_eq!(route.body_limit, own.then_some(64 << 10), "{}", route.id);
     }
+    let config = load(DEFAULT_CONFIGURATION, STARTER_POLICY, &[]).unwrap();
+    for route in config.routes.routes().iter().filter(|route| matches!(route.target, Target::Operation(_))) {
+        assert_eq!(route.body_limit, Some(64 << 10), "{}", route.id);
+    }
+}
+
+#[test]
+fn the_starter_policy_explains_every_word_of_a_route() {
+    // The message for an unknown word names all that there are.
+    let wrong = STARTER_POLICY.replacen("\npublic = true\n", "\npublic = true\nunheard-of = 1\n", 1);
+    let mistakes = load(DEFAULT_CONFIGURATION, &wrong, &[]).unwrap_err().to_string();
+    let words: Vec<&str> =
+        mistakes.split_once("the keys here are ").unwrap().1.split('`').skip(1).step_by(2).collect();
+    assert!(words.len() >= 14, "{mistakes}");
+    for word in words {
+        let assigned = format!(" {word} = ");
+        let explained = STARTER_POLICY.lines().any(|line| line.starts_with('#') && line.contains(&assigned));
+        assert!(explained, "{word} is not explained");
+    }
+}
+
+#[test]
+fn the_starter_policy_offers_the_api_for_keys_and_no_signup() {
+    let config = load(DEFAULT_CONFIGURATION, STARTER_POLICY, &[]).unwrap();
+    let is_served = |operation: &Operation| {
+        config.routes.routes().iter().any(|route| route.target == Target::Operation(*operation))
+    };
+    let missing: Vec<&str> =
+        Operation::ALL.into_iter().filter(|operation| !is_served(operation)).map(Operation::name).collect();
+    assert_eq!(missing, ["signup"]);
 }

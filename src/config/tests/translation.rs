@@ -165,7 +165,7 @@ fn a_public_route_goes_live_unless_it_says_test() {
 
 #[test]
 fn methods_and_operations_are_taken_by_name() {
-    let policy = DEFAULT_POLICY.replace("[\"PATCH\", \"DELETE\"]", "[\"PATCH\", \"PROPFIND\"]");
+    let policy = FIRSTHAND_POLICY.replace("[\"PATCH\", \"DELETE\"]", "[\"PATCH\", \"PROPFIND\"]");
     let config = load(DEFAULT_CONFIGURATION, &policy, &[]).unwrap();
     let methods = |id: &str| {
         config.routes.routes().iter().find(|route| &*route.id == id).map(|route| route.methods.clone())

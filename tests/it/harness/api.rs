@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use keygate::config::DEFAULT_POLICY;
+use keygate::config::FIRSTHAND_POLICY;
 use keygate::store::keeper::LinkState;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -88,7 +88,7 @@ impl ApiBuilder {
         let signup = format!("[signup]\n{}\n", self.signup);
         // A clock that is moved on by an hour looks like an hour without a word from Redis, after which routes that
         // refuse then would; that has tests of its own.
-        let policy = DEFAULT_POLICY.replace("on_partition = \"refuse\"\n", "");
+        let policy = FIRSTHAND_POLICY.replace("on_partition = \"refuse\"\n", "");
         Gateway::builder().settings(&[server, signup, store].concat()).policy(&policy).api(live, test)
     }
 }

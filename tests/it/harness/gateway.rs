@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use keygate::app::Refused;
 use keygate::app::{App, Control, KeyTools, open_store};
-use keygate::config::{Config, DEFAULT_POLICY};
+use keygate::config::{Config, FIRSTHAND_POLICY};
 use keygate::lifecycle::{Lifecycle, Made, NewKey, Origin};
 use keygate::store::Store;
 use keygate::store::keeper::LinkState;
@@ -48,7 +48,7 @@ impl Default for GatewayBuilder {
     fn default() -> Self {
         Self {
             settings: String::new(),
-            policy: DEFAULT_POLICY.to_owned(),
+            policy: FIRSTHAND_POLICY.to_owned(),
             upstreams: Vec::new(),
             wrap: Box::new(|store| store),
             org: None,
