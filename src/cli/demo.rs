@@ -32,12 +32,12 @@ impl Demo {
     }
 
     /// # Errors
-    /// When the operating system does not know it, which a bound socket's address is not.
+    /// When the operating system cannot tell the address of the socket.
     pub(super) fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Answers, for as long as the runtime runs that it is called in.
+    /// Answers requests for as long as the caller's runtime runs.
     ///
     /// # Errors
     /// When the runtime cannot watch one more socket.
@@ -76,7 +76,7 @@ fn answer(environment: Environment, request: &Request<Incoming>) -> Response<Ful
     response
 }
 
-/// Scoring in the sandbox is synthetic: always four stars.
+/// Scores in the sandbox are synthetic: always four stars.
 fn submission(environment: Environment) -> Value {
     let stars = match environment {
         Environment::Live => 5,
@@ -104,7 +104,7 @@ fn list(only: &Value) -> Value {
     json!({ "object": "list", "data": [only], "has_more": false, "next_cursor": null })
 }
 
-/// Anything else is answered with what arrived, so that one can see what an upstream is told.
+/// The answer to every other request: what arrived. It shows what an upstream is told.
 fn seen(environment: Environment, request: &Request<Incoming>) -> Value {
     let headers: serde_json::Map<String, Value> = request
         .headers()

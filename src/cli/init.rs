@@ -78,7 +78,7 @@ Next:
     Ok(Outcome::Done)
 }
 
-/// Fails where the file exists, even if it was made a moment ago.
+/// Fails if the file exists, even if it was made a moment ago.
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
     File::create_new(path)?.write_all(text.as_bytes())
 }

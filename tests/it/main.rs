@@ -26,6 +26,7 @@ mod cli_operators;
 mod cli_run;
 mod contract_errors;
 mod contract_routes;
+mod documentation;
 mod drain;
 mod durability;
 mod environments;

@@ -182,6 +182,12 @@ fn promtool_reports_no_problem() {
     // The dashboard finds the gateways by it.
     let hidden: Vec<_> = families.difference(&shown).filter(|name| **name != "build_info").collect();
     assert!(hidden.is_empty(), "the dashboard does not show {hidden:?}");
+    let page: BTreeSet<&str> = metrics_in(include_str!("../../deploy/README.md")).collect();
+    let unnamed: Vec<_> = families.difference(&page).collect();
+    assert!(unnamed.is_empty(), "deploy/README.md does not name {unnamed:?}");
+    for name in &page {
+        assert!(families.contains(name), "deploy/README.md names {name}, which there is not");
+    }
     let rules = ALERTS.lines().filter(|line| !line.contains("action: ") && !line.contains("meaning: "));
     let rules: String = rules.collect();
     for name in metrics_in(&rules) {

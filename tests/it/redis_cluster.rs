@@ -292,7 +292,7 @@ async fn replicas_are_never_used_and_lost_seeds_do_not_matter() {
 #[tokio::test]
 async fn a_user_with_the_documented_rights_is_enough() {
     const BESIDES: &str = "+cluster|slots";
-    assert!(include_str!("../../README.md").contains(&format!("`{BESIDES}` besides")));
+    assert!(include_str!("../../deploy/README.md").contains(&format!("`{BESIDES}` besides")));
     let (cluster, folder) = (Cluster::start(), tempfile::tempdir().unwrap());
     let file = folder.path().join("password");
     fs::write(&file, "hunter2").unwrap();

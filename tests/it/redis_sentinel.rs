@@ -206,7 +206,7 @@ mod whose_word_counts {
     #[tokio::test]
     async fn a_user_with_the_documented_rights_can_ask_the_sentinels() {
         const RIGHTS: &str = "+@connection +sentinel|master";
-        assert!(include_str!("../../README.md").contains(&format!("`{RIGHTS}`")));
+        assert!(include_str!("../../deploy/README.md").contains(&format!("`{RIGHTS}`")));
         let (master, folder) = (RedisServer::start(), tempfile::tempdir().unwrap());
         let file = folder.path().join("password");
         fs::write(&file, "hunter3").unwrap();

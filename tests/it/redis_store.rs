@@ -25,7 +25,7 @@ use crate::store_contract::{
     only_audit, update_key, with_digests, with_every_part,
 };
 
-/// The rights that the README names.
+/// The rights that the page on deployment names.
 pub(crate) const RIGHTS: &str = "~{kg}:* +@read +@write +@connection -@dangerous -function +eval +evalsha +eval_ro +evalsha_ro +info +time";
 
 fn open(server: &RedisServer) -> Shared {
@@ -902,7 +902,7 @@ mod the_way_there {
 
     #[tokio::test]
     async fn a_user_with_the_documented_rights_is_enough() {
-        assert!(include_str!("../../README.md").contains(RIGHTS));
+        assert!(include_str!("../../deploy/README.md").contains(RIGHTS));
         everything_works_with(RIGHTS).await;
     }
 
@@ -956,7 +956,7 @@ mod the_way_there {
     #[tokio::test]
     async fn a_read_only_user_serves_requests_and_changes_nothing() {
         const KEYS: &str = "%R~{kg}:* ~{kg}:gateway*";
-        assert!(include_str!("../../README.md").contains(&format!("`{KEYS}`")));
+        assert!(include_str!("../../deploy/README.md").contains(&format!("`{KEYS}`")));
         let server = RedisServer::start();
         let (all, made) = (begun(&server).await, Maker::new());
         let (org, digest) = (made.org(), made.digest());

@@ -122,9 +122,9 @@ impl Proxy {
     }
 }
 
-/// The line of the README.
+/// The line of the page on deployment.
 fn rights() -> Vec<&'static str> {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../deploy/README.md");
     let full = readme.lines().find(|line| line.starts_with("| a gateway | `~{kg}:* ")).unwrap();
     let rights = full.split('`').nth(1).unwrap();
     let line = readme.lines().find(|line| line.contains("`%R~{kg}:* ~{kg}:gateway*`")).unwrap();

@@ -202,7 +202,7 @@ impl Look<'_> {
     }
 }
 
-const GRANT: &str = "give it the rights that README.md lists";
+const GRANT: &str = "give it the rights that deploy/README.md lists";
 
 /// A command that a gateway cannot do without, and where.
 struct Wanted {
@@ -253,7 +253,7 @@ fn judge(role: Role, wanted: &[Wanted], forbidden: &BTreeSet<usize>) -> Finding 
             Fine("its user may do what a proxy does, and may not write to the store".to_owned())
         }
         (Role::Proxy, []) => Warning(
-            "its user may write to the store, which a proxy has no need of: README.md lists what it needs"
+            "its user may write to the store, which a proxy has no need of: deploy/README.md lists what it needs"
                 .to_owned(),
         ),
         (Role::Full, missing) => Broken(format!(
