@@ -25,7 +25,7 @@ use keygate::vocabulary::key::{Environment, KeyFormat, Pepper, Prefix};
 use keygate::vocabulary::network::Server;
 use keygate::vocabulary::peer::Peer;
 
-/// A target of the fuzzer. What it is begun with is in seeds/NAME.
+/// A target of the fuzzer. Its seeds are in seeds/NAME.
 pub(crate) struct Target {
     pub(crate) name: &'static str,
     pub(crate) holds: fn(&[u8]),
@@ -271,7 +271,7 @@ pub(crate) fn vocabulary(data: &[u8]) {
     }
 }
 
-/// A key that can be moved in is moved out as it came.
+/// A key that can be imported is exported unchanged.
 pub(crate) fn moved_key(data: &[u8]) {
     if let Ok(key) = serde_json::from_slice::<MovedKey>(data) {
         let line = serde_json::to_vec(&key).unwrap();
@@ -290,7 +290,7 @@ fn shipped_routes() -> RouteTable {
     Config::load_from(&files, Path::new("/etc/keygate.toml"), []).expect("it ships well").routes
 }
 
-/// A key and an organisation, the same every time.
+/// A key and an organisation, the same in every run.
 fn found() -> Found {
     let (mut ids, now) = (IdSource::seeded(1), UnixMillis(1_790_000_000_000));
     let org = OrgRecord {

@@ -26,7 +26,7 @@ fn it_is_filtered_by_type_and_time(kept: Kept) {
     api.gateway.advance(HOUR);
     let noon = api.gateway.now();
     let second = api.create(&root, &json!({ "name": "second" }));
-    // Two events of one millisecond have one moment.
+    // Two events in one millisecond have the same time.
     api.gateway.advance(Duration::from_millis(2));
     api.patch(&root, &second.path(), &json!({ "note": "x" }));
     api.gateway.advance(HOUR);
@@ -49,7 +49,7 @@ fn it_is_filtered_by_type_and_time(kept: Kept) {
             assert_eq!(types(&events), wanted, "{filter} by {limit}");
         }
     }
-    // The very moment of an event is within `since` and without `until`.
+    // `since` includes its time, and `until` excludes it.
     let at = api.events(&root)[1]["created_at"].as_str().unwrap().to_owned();
     assert_eq!(types(&api.pages(&root, &format!("/v1/audit_events?since={at}&limit=100"))), all[..2]);
     assert_eq!(types(&api.pages(&root, &format!("/v1/audit_events?until={at}&limit=100"))), all[2..]);

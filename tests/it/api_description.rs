@@ -32,10 +32,10 @@ fn texts(value: &'static Spanned<DeValue<'static>>) -> Vec<&'static str> {
     values.iter().map(|text| text.get_ref().as_str().unwrap()).collect()
 }
 
-/// By method and path, a route's id and the scopes it asks for; `None` where anybody may.
+/// By method and path: a route's id and its scopes; `None` for a public route.
 type Served = BTreeMap<(String, &'static str), (&'static str, Option<Vec<&'static str>>)>;
 
-/// What the shipped policy has keygate serve.
+/// The operations of the shipped policy that keygate serves.
 fn served() -> Served {
     let mut served = BTreeMap::new();
     for route in routes().filter(|route| route.contains_key("serve")) {
@@ -54,7 +54,7 @@ fn served() -> Served {
     served
 }
 
-/// Every operation: its path, its method, itself.
+/// Every operation, with its path and method.
 fn operations() -> impl Iterator<Item = (&'static String, &'static String, &'static Value)> {
     let paths = description()["paths"].as_object().unwrap();
     paths.iter().flat_map(|(path, methods)| {
@@ -62,7 +62,7 @@ fn operations() -> impl Iterator<Item = (&'static String, &'static String, &'sta
     })
 }
 
-/// Every value in the description, deep down.
+/// Every value in the description, at any depth.
 fn values(value: &'static Value) -> Vec<&'static Value> {
     let mut all = vec![value];
     match value {

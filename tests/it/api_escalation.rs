@@ -19,15 +19,15 @@ on_both_stores! {
     a_list_of_addresses_means_the_same_in_both_ways_to_write_them
 }
 
-/// Keys of one organisation, of every strength.
+/// Keys of one organisation, with different rights.
 struct Keys {
     root: String,
-    /// May do more than the next.
+    /// Has more scopes than the next.
     strong: ApiKey,
     weak: ApiKey,
-    /// Ends in an hour.
+    /// Expires in an hour.
     short: ApiKey,
-    /// May be used from this machine only.
+    /// Bound to the address of this machine.
     bound: ApiKey,
     test: ApiKey,
     /// A test key that another key created.
@@ -88,7 +88,7 @@ fn what_a_weaker_key_asks_for_is_refused_and_told_of(kept: Kept) {
     let jobs = |scopes: &[&str]| create(&json!({ "name": "x", "scopes": scopes }));
     let from = |addresses: &[&str]| create(&json!({ "name": "x", "allowed_addresses": addresses }));
     let attempts = [
-        // New keys with more than the maker has.
+        // New keys with more rights than their creator.
         (weak, jobs(&["jobs:write"]), None),
         (weak, jobs(&["jobs:read", "keys:manage", "billing:write"]), None),
         (test, create(&json!({ "name": "x", "environment": "live" })), None),
@@ -97,22 +97,22 @@ fn what_a_weaker_key_asks_for_is_refused_and_told_of(kept: Kept) {
         (bound, from(&["127.0.0.1", "10.0.0.1"]), None),
         (bound, from(&["126.0.0.0/7"]), None),
         (bound, from(&["::/0"]), None),
-        // Secrets of stronger keys.
+        // Secrets of keys with more rights.
         (weak, rotate(strong), Some(strong)),
         (short, rotate(strong), Some(strong)),
         (bound, rotate(strong), Some(strong)),
-        // Changes of stronger keys, however small.
+        // Any change of keys with more rights.
         (weak, patch(strong, &json!({ "name": "mine" })), Some(strong)),
         (weak, patch(strong, &json!({ "scopes": ["jobs:read"] })), Some(strong)),
         (short, patch(strong, &json!({ "note": "mine" })), Some(strong)),
         (bound, patch(strong, &json!({ "allowed_addresses": ["127.0.0.1"] })), Some(strong)),
-        // More for oneself.
+        // More rights for the calling key.
         (weak, patch(weak, &json!({ "scopes": ["keys:manage", "jobs:read", "jobs:write"] })), Some(weak)),
         (short, patch(short, &json!({ "expires_at": in_two_hours })), Some(short)),
         (short, patch(short, &json!({ "expires_at": null })), Some(short)),
         (bound, patch(bound, &json!({ "allowed_addresses": [] })), Some(bound)),
         (bound, patch(bound, &json!({ "allowed_addresses": ["127.0.0.1", "10.0.0.0/8"] })), Some(bound)),
-        // More for a friend.
+        // More rights for another key.
         (weak, patch(weak, &json!({ "scopes": ["billing:write"] })), Some(weak)),
     ];
     let before = api.keys(root);
@@ -152,13 +152,13 @@ fn what_is_as_weak_is_allowed(kept: Kept) {
     own(patch(other_test, &json!({ "note": "a note" })), test);
     own(rotate(other_test), test);
     let rotated = ApiKey::of(&own(rotate(weak), weak));
-    // Revoking needs no strength.
+    // A key can revoke keys with more rights.
     own(Call::new("DELETE", &strong.path()), &rotated);
     assert!(!api.works(&strong.secret));
     assert_eq!(api.pages(root, "/v1/audit_events?type=escalation.refused"), [] as [Value; 0]);
 }
 
-/// What happens to a caller between its authentication and its change.
+/// A change of the caller between its authentication and its operation.
 type Fate = (&'static str, fn(&Api, &ApiKey), u16, &'static str);
 
 const FATES: [Fate; 8] = [
@@ -247,7 +247,7 @@ fn narrow(api: &Api, key: &ApiKey, patch: &str) {
     api.gateway.block_on(api.gateway.lifecycle().update_key(&operator(), id(key), &patch)).unwrap();
 }
 
-/// Sends a request's head, and waits until it was let in: only then is its body asked for.
+/// Sends the head of a request, and waits for its authentication: the 100 comes only after that.
 fn let_in(api: &Api, key: &ApiKey, method: &str, path: &str, body: &str) -> Wire {
     let mut wire = api.gateway.connect();
     wire.send(
@@ -294,7 +294,7 @@ fn a_caller_is_judged_again_when_its_change_is_made(kept: Kept) {
     }
 }
 
-/// A key without what its use alone changes.
+/// A key without the fields that its use changes.
 fn quiet(mut key: Value) -> Value {
     for field in ["last_used_at", "used_scopes"] {
         key.as_object_mut().unwrap().remove(field);
@@ -324,7 +324,7 @@ fn a_test_key_sees_and_manages_test_keys_only(kept: Kept) {
     assert_eq!(api.get(&test.secret, &test.path()).json()["environment"], "test");
 }
 
-/// Every operation on a key, the last of which ends it.
+/// All operations on a key; the last one revokes it.
 fn every_way_to(key: &ApiKey) -> Vec<Call> {
     vec![
         Call::get(&key.path()),
@@ -369,7 +369,7 @@ fn another_organisations_keys_are_not_there(kept: Kept) {
         let foreign = if caller == &root { [&other, &theirs.id] } else { [&own, &key.id] };
         assert!(foreign.iter().all(|id| !told.contains(id.as_str())), "{told}");
     }
-    // A cursor of one list leads nowhere in another's.
+    // The cursor of another organisation's list returns nothing.
     let page = api.get(&root, "/v1/api_keys?limit=1").json();
     let cursor = page["next_cursor"].as_str().unwrap();
     let listed = api.pages(&stranger, &format!("/v1/api_keys?limit=100&cursor={cursor}"));

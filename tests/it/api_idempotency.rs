@@ -58,7 +58,7 @@ fn the_same_request_gets_the_same_answer_for_a_day(kept: Kept) {
     assert!(api.works(&ApiKey::of(&rotated).secret));
     assert_eq!(api.keys(&root).len(), 2, "one was made");
     assert_eq!(api.events(&root).len(), 3, "and rotated once");
-    // Whatever became of the key: the answer is the first one.
+    // The repeat gets the first answer, also after changes of the key.
     assert_eq!(api.ask(&Call::new("DELETE", &key.path()).key(&root)).status, 204);
     api.gateway.advance(DAY - HOUR);
     assert_same(&first, &api.ask(&call));
@@ -219,7 +219,7 @@ fn an_idempotency_key_is_sent_once_and_has_1_to_255_bytes() {
     for (number, name) in [&"x".repeat(255), "a, b", "\u{e9}"].into_iter().enumerate() {
         assert_eq!(api.ask(&named(create(r#"{"name":"x"}"#), name, &root)).status, 200, "{number}");
     }
-    // Where nothing could be made twice it says nothing.
+    // The header has no effect on operations that create nothing.
     let revoke = named(Call::post(&format!("{}/revoke", key.path()), ""), "n", &root);
     assert_eq!([api.ask(&revoke).status, api.ask(&revoke).status], [204, 204]);
 }
@@ -232,14 +232,14 @@ fn a_client_that_hangs_up_leaves_all_or_nothing(kept: Kept) {
         let name = format!("left {number}");
         let bytes = json_call("POST", "/v1/api_keys", &json!({ "name": name })).key(&root).to_bytes();
         let mut wire = api.gateway.connect();
-        // Sometimes before all is said, sometimes at once, sometimes in the midst of it.
+        // The client disconnects before, right after, or some time after the end of its request.
         let said = if number % 4 == 0 { bytes.len() - 1 } else { bytes.len() };
         wire.send(&bytes[..said]);
         (0..number * 50).for_each(|_| std::thread::yield_now());
         hang_up(&wire).unwrap();
         names.push((name, said == bytes.len()));
     }
-    // What comes behind them on the same trail sees all that they did, but for those that are still on their way.
+    // A later event of the same trail comes after all of theirs that have finished.
     let mut keys = Vec::new();
     crate::harness::eventually("every creation has ended one way or the other", || {
         let before = api.keys(&root).len();

@@ -17,12 +17,12 @@ on_both_stores! {
 
 const CASES: u32 = 8;
 const STEPS: usize = 60;
-/// What keys are made with; the first ones of each organisation have all.
+/// The scopes of new keys; the first keys of each organisation have all of them.
 const SCOPES: [&str; 4] = ["keys:manage", "audit:read", "jobs:read", "jobs:write"];
-/// Where keys may be used from, each within the one before; the test is at all of them.
+/// Address lists, each within the previous one; the test's address is in all of them.
 const PLACES: [&[&str]; 3] = [&[], &["127.0.0.0/8"], &["127.0.0.1/32"]];
 
-/// One step; numbers stand for one of the keys that there are then.
+/// One step; a number selects one of the keys that exist at that time.
 #[derive(Clone, Debug)]
 enum Step {
     Create {
@@ -101,7 +101,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, STEPS / 2..STEPS)
 }
 
-/// A secret, and when it ends.
+/// A secret and its expiry.
 #[derive(Clone, Debug)]
 struct Secret {
     text: String,
@@ -174,7 +174,7 @@ impl Model<'_> {
         Model { api, keys }
     }
 
-    /// The caller of a number; an odd one calls with the older secret where there is one.
+    /// The caller for a number; an odd number uses the older secret if there is one.
     fn caller(&self, number: usize) -> Caller {
         let key = self.keys[number / 2 % self.keys.len()].clone();
         let now = self.api.gateway.now();
@@ -264,7 +264,7 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// What an operation on a key is answered, if not by the model's own rule.
+    /// The refusal of an operation on a key by the general rules, if there is one.
     fn on(&self, caller: &Caller, target: usize, rule: impl FnOnce(&Key) -> u16) -> (usize, u16) {
         let target = target % self.keys.len();
         let key = &self.keys[target];
@@ -400,7 +400,7 @@ fn names(list: &Value) -> BTreeSet<String> {
     list.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
 }
 
-/// Whether a key as it is shown is the model's.
+/// Whether a key in an answer equals the model's.
 fn check(shown: &Value, key: &Key) -> Result<(), TestCaseError> {
     prop_assert_eq!(&shown["id"], &json!(key.id));
     prop_assert_eq!(&shown["organization_id"], &json!(key.org));

@@ -9,7 +9,7 @@ use crate::harness::api::{ApiKey, sign_up};
 use crate::harness::process::{Process, keygate};
 use crate::harness::{Call, Gateway, RedisServer, Upstream, fetch};
 
-/// What is looked for: the secret, and what is secret of it. A part alone would be found by chance at last.
+/// The searched texts: the secret, and its random part. Short parts would be found by chance.
 fn forms(secret: &str) -> Vec<String> {
     let digits = secret.rsplit('_').next().unwrap();
     let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();

@@ -66,7 +66,7 @@ fn what_is_left_out_is_taken_from_the_maker(kept: Kept) {
     let made = api.post(&root, "/v1/api_keys", &json!({ "name": "all" })).json();
     assert_eq!((&made["scopes"], &made["environment"]), (&own["scopes"], &json!("live")));
     assert_eq!((&made["expires_at"], &made["allowed_addresses"]), (&Value::Null, &json!([])));
-    // A weaker maker hands on what it has, no more.
+    // By default, a new key gets the rights of its creator.
     let end = api.gateway.now().plus(HOUR).to_string();
     let weaker = api.create(&root, &json!({
         "name": "weaker", "environment": "test", "scopes": ["keys:manage", "usage:read"], "expires_at": end,
@@ -111,7 +111,7 @@ fn a_patch_changes_what_it_names(kept: Kept) {
         assert_eq!(api.get(&root, &key.path()).json(), expected, "{patch}");
     }
     assert!(api.works(&key.secret));
-    // It holds at once.
+    // The change takes effect at once.
     let write = Call::post("/v1/jobs", "{}").key(&key.secret);
     api.gateway.fetch(&write).refusal(403, "authorization_error");
     // Never wider, not even with a key that could create a wider one.
@@ -140,7 +140,7 @@ fn the_old_secret_of_a_key_is_told_of_while_it_lives(kept: Kept) {
     assert!(overlap <= 24 * HOUR && overlap > 24 * HOUR - HOUR / 60, "{overlap:?}");
     assert_eq!(ends(&api.get(&root, &key.path()).json()), ends(&first.json()));
     assert!(api.works(&key.secret) && api.works(&second.secret));
-    // Another rotation ends the older, and 0 ends this one too. Nothing at all is as good as an empty object.
+    // Another rotation ends the older secret, and an overlap of 0 also ends this one. An empty body equals an empty object.
     let third = ApiKey::of(&api.ask(&Call::post(&rotate, "").key(&root)));
     assert_eq!([&key, &second, &third].map(|key| api.works(&key.secret)), [false, true, true]);
     let leaked = api.post(&root, &rotate, &json!({ "overlap_seconds": 0 }));
@@ -399,7 +399,7 @@ fn a_body_with_two_readings_or_none_is_refused() {
     }
     let not_utf8 = Call::post("/v1/api_keys", b"{\"name\":\"\xff\"}".to_vec()).key(&root);
     refused(&api.ask(&not_utf8), 400, "validation_error");
-    // As large as may be, and one byte more; announced, and in chunks.
+    // The largest allowed body, and one byte more; with a length, and in chunks.
     let body = |length: usize| {
         let note = "x".repeat(900);
         let frame = format!("{{\"name\":\"a\",\"note\":\"{note}\"}}");

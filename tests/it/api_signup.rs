@@ -26,7 +26,7 @@ fn from(call: Call, address: &str) -> Call {
     call.field("x-forwarded-for", address)
 }
 
-/// How long to wait, as a 429 says.
+/// The time to wait, from a 429.
 #[track_caller]
 fn wait_of(answer: &Answer) -> Duration {
     refused(answer, 429, "rate_limit_exceeded");

@@ -12,10 +12,10 @@ on_both_stores! {
     an_organisation_signs_up_and_its_keys_live_and_die
 }
 
-/// Where this story's client is.
+/// The client's address.
 const CLIENT: &str = "203.0.113.9";
 
-/// What the audit trail must tell of a step.
+/// The expected audit event of a step.
 struct Step {
     kind: &'static str,
     actor: Value,
@@ -52,7 +52,7 @@ fn an_organisation_signs_up_and_its_keys_live_and_die(kept: Kept) {
     steps.push(step("org.created", json!({ "type": "signup" }), &org, &answer));
     let by_root = || json!({ "type": "api_key", "id": root_id });
 
-    // Make a test key, and use it.
+    // Create a test key, and use it.
     let answer = post(&root, "/v1/api_keys", json!({ "name": "sandbox", "environment": "test" }));
     let sandbox = ApiKey::of(&answer);
     assert!(sandbox.secret.starts_with("fh_test_sk_"));
@@ -64,7 +64,7 @@ fn an_organisation_signs_up_and_its_keys_live_and_die(kept: Kept) {
     assert_eq!((seen.value("x-environment"), seen.values("authorization")), ("test", vec![]));
     assert_eq!(api.live.connections(), 0);
 
-    // Make a narrower one.
+    // Create a key with fewer scopes.
     let wanted = json!({ "name": "narrow", "environment": "test", "scopes": ["keys:manage", "jobs:read"] });
     let answer = post(&root, "/v1/api_keys", wanted);
     let narrow = ApiKey::of(&answer);
@@ -76,7 +76,7 @@ fn an_organisation_signs_up_and_its_keys_live_and_die(kept: Kept) {
         Some("jobs:write")
     );
 
-    // It cannot make itself a stronger one.
+    // This key cannot create a key with more scopes.
     for wanted in [
         json!({ "name": "x", "scopes": ["jobs:write"] }),
         json!({ "name": "x", "environment": "live", "scopes": ["jobs:read"] }),
@@ -85,7 +85,7 @@ fn an_organisation_signs_up_and_its_keys_live_and_die(kept: Kept) {
         refused(&answer, 403, "authorization_error");
         let by_narrow = json!({ "type": "api_key", "id": narrow.id });
         steps.push(step("escalation.refused", by_narrow, "", &answer));
-        // In its own time, but before what comes next.
+        // Use is recorded later, but before the next step.
         api.events_of(&root, "escalation.refused", steps.len() - 3);
     }
 
@@ -101,7 +101,7 @@ fn an_organisation_signs_up_and_its_keys_live_and_die(kept: Kept) {
     api.gateway.advance(Duration::from_secs(30));
     assert_eq!((work(&sandbox.secret), work(&rotated.secret)), (401, 200));
 
-    // Revoke: dead at once.
+    // Revoke: the key is refused at once.
     let answer = ask(Call::post(&format!("{}/revoke", sandbox.path()), "").key(&root));
     assert_eq!(answer.status, 204);
     steps.push(step("key.revoked", by_root(), &sandbox.id, &answer));
@@ -111,7 +111,7 @@ fn an_organisation_signs_up_and_its_keys_live_and_die(kept: Kept) {
     let again = post(&root, &format!("{}/rotate", sandbox.path()), json!({}));
     refused(&again, 409, "conflict");
 
-    // The trail tells every step, newest first.
+    // The trail has every step, newest first.
     let events = api.events(&root);
     assert_eq!(events.len(), steps.len(), "{events:#?}");
     for (number, (event, step)) in events.iter().rev().zip(&steps).enumerate() {

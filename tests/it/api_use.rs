@@ -40,7 +40,7 @@ fn a_key_with_a_list_of_addresses_is_used_from_there_only(kept: Kept) {
         (Some("2001:db9::1"), 403),
         // An IPv4-mapped IPv6 address is the IPv4 address.
         (Some("::ffff:192.0.2.1"), 200),
-        // What the client itself claims counts for nothing.
+        // Fields from the client itself are ignored.
         (Some("192.0.2.1, 198.51.100.1"), 403),
         (Some("198.51.100.1, 192.0.2.1"), 200),
         (Some("192.0.2.1, nonsense"), 403),
@@ -160,7 +160,7 @@ fn last_use_and_used_scopes_are_written_down_apart(kept: Kept) {
     assert_eq!(own["used_scopes"], json!(["audit:read", "keys:manage"]));
     let in_list = listed.iter().find(|shown| shown["id"] == json!(key.id)).unwrap();
     assert_eq!(in_list["last_used_at"], second);
-    // No change of the key, and no event.
+    // Use does not change the key's record, and creates no event.
     assert_eq!(api.events(&root).len(), events);
 }
 
@@ -184,18 +184,18 @@ fn a_live_key_in_a_browser_is_told_of_once_an_hour(kept: Kept) {
     let told = api.events_of(&root, "key.in_browser", 1).remove(0);
     assert_eq!((&told["target"], &told["request_id"]), (&json!(live.id), &json!(request)));
     assert_eq!(told["ip_address"], "192.0.2.7");
-    // On every worker, by every sign: still one.
+    // On every worker and by every sign of a browser: still one event.
     for _ in 0..8 {
         browse(&live, "origin", "https://example.com");
         browse(&live, "sec-fetch-site", "same-origin");
         browse(&live, "sec-fetch-mode", "cors");
     }
-    // Also where the key may do nothing.
+    // Also on a route that refuses the key.
     let denied = Call::post("/v1/jobs", "{}").key(&other.secret).field("sec-fetch-site", "none");
     api.gateway.fetch(&denied).refusal(403, "authorization_error");
     let told = api.events_of(&root, "key.in_browser", 2).remove(0);
     assert_eq!(told["target"], json!(other.id), "one each");
-    // After the hour it is told again.
+    // After an hour, there is another event.
     api.gateway.advance(HOUR);
     browse(&live, "origin", "null");
     let told = api.events_of(&root, "key.in_browser", 3).remove(0);

@@ -43,7 +43,7 @@ fn mint(environment: Environment) -> String {
     KeyFormat::new(&Prefix::default(), false).mint(environment).unwrap().expose().to_owned()
 }
 
-/// The key with its last six digits made to fit the rest again.
+/// The key with a correct checksum.
 fn with_checksum(key: &str) -> String {
     const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let body = &key[..key.len() - 6];
@@ -61,7 +61,7 @@ fn with_last_changed(key: &str) -> String {
     format!("{}{changed}", &key[..key.len() - 1])
 }
 
-/// The whole answer, but for what may differ: its date, and the request's id.
+/// The whole answer, without its date and the request's id.
 fn without_id(answer: &Answer) -> (String, Vec<(String, String)>, String) {
     let id = answer.field("x-request-id").unwrap().to_owned();
     let fields = answer.fields.iter().filter(|(name, _)| !matches!(name.as_str(), "date" | "x-request-id"));
@@ -243,7 +243,7 @@ fn a_key_counts_in_the_authorization_field_and_nowhere_else() {
         answer.refusal(401, "authentication_error");
         assert_eq!(answer.field("www-authenticate"), Some(BARE), "{place}: no credentials came");
     }
-    // In a trailer it is too late, and in userinfo it makes the target unsafe.
+    // A trailer is ignored, and userinfo makes the target unsafe.
     let mut wire = world.gateway.connect();
     wire.send(
         format!(
@@ -294,7 +294,7 @@ fn a_revoked_key_is_refused_on_the_very_next_request_of_every_connection() {
     for wire in &mut wires {
         assert_eq!(wire.call(&Call::get("/v1/jobs").key(&other.secret)).unwrap().status, 200);
     }
-    // And it stays dead: past its ttl, and revoked once more.
+    // It stays refused after its ttl, and after a second revocation.
     world.gateway.revoke(&key);
     world.gateway.advance(Duration::from_secs(61));
     world.gateway.fetch(&call).refusal(401, "authentication_error");
@@ -323,7 +323,7 @@ fn a_suspended_organisation_stops_its_cached_keys_at_once() {
 const CROWD: &str = "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\nmax_connections = 3000\n\
                      max_connections_per_client = 3000\n[cache]\nlookup_timeout = \"20s\"\n";
 
-/// A crowd's requests, all sent, none answered. They name no route, so that a valid key gets 404 and no
+/// Requests of many clients, all sent, none answered. They match no route, so that a valid key gets 404 and no
 /// upstream is needed.
 fn crowd(world: &World, secret: &str, size: usize) -> Vec<Wire> {
     let request = format!("GET /nowhere HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {secret}\r\n\r\n");
@@ -334,8 +334,8 @@ fn crowd(world: &World, secret: &str, size: usize) -> Vec<Wire> {
             wire
         })
         .collect();
-    // Connections are served in their order, so once these are answered the crowd has been read, or nearly
-    // all of it.
+    // Connections are served in order, so after these answers all of the other requests, or nearly all,
+    // have been read.
     for _ in 0..4 {
         world.gateway.fetch(&Call::get("/nowhere")).refusal(401, "authentication_error");
     }
@@ -363,8 +363,8 @@ fn a_lookup_survives_the_callers_who_began_it() {
     world.valve.hold();
     let mut wires = crowd(&world, &key.secret, 50);
     eventually("a lookup is under way", || world.valve.held() == 1);
-    // The first hang up, and with them whoever began the lookup; keygate has noticed when it has answered the
-    // next.
+    // The first clients disconnect, including the one that began the lookup; keygate has noticed it when it answers the
+    // next one.
     drop(wires.drain(..25));
     wires.extend(crowd(&world, &key.secret, 25));
     assert_eq!(world.valve.held(), 1, "it is still under way");

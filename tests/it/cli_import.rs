@@ -78,7 +78,7 @@ fn imported_keys_work_without_a_change_at_the_clients() {
 #[test]
 fn an_import_can_be_rehearsed_interrupted_and_repeated() {
     let redis = RedisServer::start();
-    // More than are handed over at once, and fewer.
+    // More than one batch, and less than one.
     for (way, settings, all) in [(Way::Store, String::new(), 4300), (Way::Tcp, in_redis(&redis), 1200)] {
         let desk = Desk::with(way, &settings, NOWHERE);
         let org = org(&desk);
@@ -205,7 +205,7 @@ fn a_rehearsal_reports_the_same_collisions_as_the_import() {
         with("id", json!("key_01J9ZQ6T5N8XKD3V4WPYB7C2HN")),
         line(&fresh(), "first", &told_all),
     ];
-    // The next collide with one that was handed over long before.
+    // The following lines collide with lines of an earlier batch.
     lines.extend((0..8000).map(|n| line(&fresh(), &format!("key {n}"), &json!({}))));
     lines.extend([with("name", json!("first")), with("name", json!("last")), lines[20].clone()]);
     let import = |more: &[&str]| {
@@ -269,7 +269,7 @@ fn exported_keys_can_be_imported_into_another_store_unchanged() {
     }
 }
 
-/// Its line may be in a file that is moved in again and again.
+/// Its line may be in a file that is imported repeatedly.
 #[test]
 fn a_rotated_secret_is_never_imported_again() {
     let redis = RedisServer::start();

@@ -33,10 +33,10 @@ fn text(value: &Value, name: &str) -> String {
     value[name].as_str().unwrap().to_owned()
 }
 
-/// The secrets of keys in every state, and what they must come to: 200, 401 or 403.
+/// The secrets of keys in every state, with the expected status: 200, 401 or 403.
 struct Customers {
     statuses: Vec<(&'static str, String, u16)>,
-    /// An organisation's first key, which may do all.
+    /// The first key of an organisation, with all scopes.
     root: String,
     used: String,
 }
@@ -100,7 +100,7 @@ fn migrate(from: &Desk, to: &Desk, more: &[&str]) -> Ran {
     from.run(&[&["store", "migrate", "--to", to.to_str().unwrap()], more].concat())
 }
 
-/// A store that no gateway holds, and that holds the customers of one which did.
+/// A store that no gateway holds, with the organisations and keys of an earlier one.
 fn node(settings: &str, [live, test]: [&Upstream; 2]) -> (Desk, Customers) {
     let settings = [SIGNUP, OUTBOX, settings].concat();
     let mut desk = Desk::with(Way::Socket, &settings, [&live.url(), &test.url()]);
@@ -109,7 +109,7 @@ fn node(settings: &str, [live, test]: [&Upstream; 2]) -> (Desk, Customers) {
     (desk, customers)
 }
 
-/// Everything that a list says, of all organisations.
+/// All fields of the lists of all organisations.
 fn listed(desk: &Desk, what: &[&str]) -> Vec<Value> {
     desk.done(&[what, &["--json"]].concat()).json()
 }
@@ -208,7 +208,7 @@ fn a_store_with_the_same_pepper_migrates_there_and_back_unchanged() {
         fs::copy(node.folder().join("audit-key"), desk.folder().join("audit-key")).unwrap();
     }
     node.stop();
-    // By way of the socket, for what only a running gateway does.
+    // Through the socket, because a running gateway is needed.
     node.serve();
     let customers = move_in(&node);
     node.stop();
@@ -281,7 +281,7 @@ fn a_killed_migration_continues_when_it_is_run_again() {
     let arguments = ["store", "migrate", "--to", to.to_str().unwrap(), "--rechain", "--json"];
     let size = || redis.command(&["DBSIZE"]).trim_start_matches(':').trim_end().parse::<usize>().unwrap();
     let mut broken_off = 0;
-    // The first at once, each of the others when it has come further than those before.
+    // The first is killed at once, each other one when it has got further than the earlier ones.
     for reached in [0, 1_000, 3_000, 5_000, 7_000, 9_000] {
         let mut running = Process::start(keygate(node.folder(), &arguments));
         eventually("it has come so far", || size() >= reached);
@@ -291,7 +291,7 @@ fn a_killed_migration_continues_when_it_is_run_again() {
     let moved = migrate(&node, &new, &["--rechain", "--json"]);
     assert_eq!(moved.code, 0, "{moved:?}");
     let tally = &moved.json()[0];
-    // The last of those that were to be killed may have come to its end before.
+    // The last one may have finished before it could be killed.
     if tally["done_before"].is_null() {
         assert_eq!((&tally["organizations"], &tally["keys"]), (&json!(61), &json!(KEYS)));
         assert_eq!(tally["verified"], json!(61 + KEYS));

@@ -18,7 +18,7 @@ fn unknown_secret() -> String {
     key.expose().to_owned()
 }
 
-/// Holds the connection until the other side gives up.
+/// Keeps the connection open until the other side closes it.
 fn silence(stream: &mut TcpStream) {
     while stream.read(&mut [0; 256]).is_ok_and(|n| n > 0) {}
 }
@@ -104,7 +104,7 @@ fn a_streamed_body_that_exceeds_the_limit_is_413() {
         wire.send(format!("200\r\n{}\r\n", "x".repeat(512)).as_bytes());
     }
     wire.answer().unwrap().refusal(413, "validation_error");
-    // The upstream, where it saw anything, did not see a whole request.
+    // The upstream did not receive a complete request.
     assert!(live.seen().iter().all(|seen| !seen.complete));
 }
 
@@ -243,7 +243,7 @@ fn a_lookup_that_fails_is_503_for_known_and_unknown_keys_alike_and_never_401() {
         shaky.assert_unavailable(&unknown);
     }
     assert_eq!(shaky.live.connections(), 0);
-    // What needs no lookup needs no store: a malformed key is a bad key still.
+    // Without a lookup, the store is not needed: a malformed key is still a 401.
     shaky.fetch("fh_live_sk_nonsense").refusal(401, "authentication_error");
     shaky.valve.pass();
     assert_eq!(shaky.fetch(&shaky.key.secret).status, 200, "a failure is not remembered");

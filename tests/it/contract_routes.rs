@@ -33,7 +33,7 @@ enum By {
 
 type Row = (&'static [&'static str], &'static [&'static str], Needs, By);
 
-/// The table as it stands in the contract.
+/// The table of the contract.
 const TABLE: [Row; 19] = [
     (&["POST"], &["/v1/auth/signup"], Needs::Nothing, By::Keygate),
     (&["POST", "GET"], &["/v1/api_keys"], Needs::Scope("keys:manage"), By::Keygate),
@@ -233,7 +233,7 @@ fn keygate_answers_its_own_operations_for_keys_with_their_scopes() {
         };
         for call in callers {
             let answer = world.gateway.fetch(&call);
-            // Signing up is off, no key has this id, and no body says what to make.
+            // Signup is disabled, no key has this id, and the bodies are empty.
             let expected = match (request.needs, request.method) {
                 (Needs::Nothing, _) => 404,
                 _ if request.target.contains("01JZ8Q4V6T") => 404,
@@ -259,7 +259,7 @@ fn a_path_without_a_route_is_404_with_a_valid_key_and_401_without_one() {
         ("GET", "/v2/jobs"),
         ("GET", "/metrics"),
         ("GET", "/livez"),
-        // Case, and the ends of segments.
+        // Other case, and segments with other ends.
         ("GET", "/v1/Jobs"),
         ("GET", "/V1/jobs"),
         ("GET", "/v1/jobsx"),
@@ -268,7 +268,7 @@ fn a_path_without_a_route_is_404_with_a_valid_key_and_401_without_one() {
         ("GET", "/v1/jobs/"),
         ("GET", "/v1/jobs/1/"),
         ("GET", "/v1/jobs.json"),
-        // Deeper, or between two rows.
+        // Deeper paths, and paths between two rows.
         ("GET", "/v1/jobs/1/2"),
         ("GET", "/v1/jobs/1/files/2"),
         ("GET", "/v1/jobs/1/auditx"),

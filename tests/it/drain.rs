@@ -10,8 +10,8 @@ use tempfile::TempDir;
 
 use crate::harness::{Call, PATIENCE, Process, Reply, Tuned, Upstream, Wire, create_key};
 
-/// An upstream that answers /things/slow when it is told to, and everything else at once; and what it waits
-/// for.
+/// An upstream that answers /things/slow on the test's signal, and everything else at once; and the
+/// signal.
 struct Held {
     upstream: Upstream,
     begun: Receiver<()>,
@@ -24,7 +24,7 @@ fn held() -> Held {
     let upstream = Upstream::with(move |seen| {
         if seen.request_line().contains("slow") {
             tell_begun.send(()).unwrap();
-            // The test that forgets to say so has failed already.
+            // The sender is only dropped if the test has failed.
             let _ = told.lock().unwrap().recv();
         }
         Reply::ok("done")
@@ -41,7 +41,7 @@ fn requests_in_progress_finish_and_no_new_ones_are_served() {
     let Held { upstream, begun, go } = held();
     let (gateway, key) = Tuned::default().live(upstream.url()).start();
     let address = gateway.address();
-    // Accepted first, so keygate knows of it when a later one is answered by the only worker.
+    // Accepted first: when the only worker answers a later connection, keygate knows this one.
     let mut fresh = gateway.connect();
     let mut idle = gateway.connect();
     assert_eq!(idle.call(&Call::get("/things").key(&key)).unwrap().text(), "done");
@@ -68,7 +68,7 @@ fn a_request_whose_head_has_begun_is_still_served() {
     let (gateway, key) = Tuned::default().live(upstream.url()).start();
     let mut begun = gateway.connect();
     begun.send(b"GET /things HTTP/1.1\r\nhost: a\r\n");
-    // One worker, and the half head was there first: when another connection is answered, it was read.
+    // With one worker, the half head has been read when a later connection is answered.
     let mut idle = gateway.connect();
     assert_eq!(idle.call(&Call::get("/things").key(&key)).unwrap().text(), "done");
     let draining = thread::spawn(move || gateway.drain(PATIENCE));

@@ -22,9 +22,9 @@ use crate::harness::{Answer, Call, Gateway, Process, RedisServer, Upstream, Wire
 
 const ROUNDS: usize = 5;
 const LONG: usize = 200;
-/// Clients of one organisation that change its keys at the same time, each those that it made.
+/// Concurrent clients of one organisation; each changes the keys that it created.
 const CLIENTS: usize = 4;
-/// The kill comes no later than this after a round has begun.
+/// The latest time of the kill after the beginning of a round.
 const LATEST: Duration = Duration::from_millis(300);
 
 #[test]
@@ -49,7 +49,7 @@ enum Killed {
     Both,
 }
 
-/// A gateway as a process, with its store, and everything that its clients were answered.
+/// A gateway process with its store, and all answers to its clients.
 struct Place {
     folder: TempDir,
     // Before its Redis, so that it has ended first.
@@ -61,11 +61,11 @@ struct Place {
     tally: Tally,
 }
 
-/// What all rounds came to.
+/// The totals of all rounds.
 #[derive(Debug, Default)]
 struct Tally {
     answered: usize,
-    /// Requests that were under way, and how many of them had happened.
+    /// Requests in progress at the kill, and how many of them were executed.
     in_doubt: usize,
     happened: usize,
 }
@@ -76,27 +76,27 @@ struct Org {
     clients: Vec<Client>,
 }
 
-/// One that makes keys, rotates and revokes them, one request after the other.
+/// A client that creates, rotates and revokes keys, one request after another.
 struct Client {
     name: String,
     rng: Rng,
     made: usize,
     keys: Vec<Key>,
-    /// Requests that may be repeated, with the answers that they were given.
+    /// Repeatable requests, with their answers.
     answers: Vec<(Call, String)>,
     /// Changes without an answer.
     in_doubt: Option<Step>,
     answered: usize,
 }
 
-/// A key as its client was told of it.
+/// A key in the state that its client knows from answers.
 #[derive(Clone, Debug)]
 struct Key {
     id: String,
     name: String,
-    /// Those that open it, newest first.
+    /// Its valid secrets, newest first.
     secrets: Vec<String>,
-    /// Those that opened it once.
+    /// Its earlier secrets.
     old: Vec<String>,
     rotations: usize,
     revoked: bool,
@@ -195,7 +195,7 @@ impl Place {
         self.orgs.push(Org { root, clients: clients.collect() });
     }
 
-    /// All clients work; at a random moment comes the kill.
+    /// All clients run; the kill comes at a random time.
     fn work_until_killed(&mut self, killed: Killed, rng: &mut Rng) {
         let over = AtomicBool::new(false);
         let (address, org) = (self.address.unwrap(), self.orgs.last_mut().unwrap());
@@ -221,7 +221,7 @@ impl Place {
         }
     }
 
-    /// Looks what became of the requests that were not answered, and carries them out again as a client would.
+    /// Finds out what happened to the requests without an answer, and repeats them as a client would.
     fn settle(&mut self) {
         let address = self.address.unwrap();
         let org = self.orgs.last_mut().unwrap();
@@ -238,7 +238,7 @@ impl Place {
         }
     }
 
-    /// Holds what the gateway says of an organisation against what its clients know.
+    /// Compares the gateway's data of an organisation with the clients' knowledge.
     fn check(&self, org: usize) {
         let (address, Org { root, clients }) = (self.address.unwrap(), &self.orgs[org]);
         let keys = || clients.iter().flat_map(|client| &client.keys);
@@ -336,7 +336,7 @@ impl Client {
         }
     }
 
-    /// Remembers what an answer says.
+    /// Records the content of an answer.
     #[track_caller]
     fn note(&mut self, step: &Step, answer: &Answer) {
         let text = |name: &str| answer.json()[name].as_str().unwrap().to_owned();
@@ -363,7 +363,7 @@ impl Client {
         self.answers.push((step.call().clone(), answer.text()));
     }
 
-    /// Whether a request that was not answered has been carried out; not the half of it.
+    /// Whether a request without an answer was executed; fails if it was executed in part.
     #[track_caller]
     fn happened(&self, step: &Step, listed: &[Value], events: &[Value]) -> bool {
         let told = |kind: &str, id: &str| {
@@ -398,7 +398,7 @@ impl Client {
     fn repeat(&mut self, step: &Step, happened: bool, address: SocketAddr) {
         if let (Step::Revoke { key, .. }, true) = (step, happened) {
             self.keys[*key].revoked = true;
-            // For a moment a gateway may not have heard of it: nobody was told that it has.
+            // The gateway may apply the change a little later: no answer has confirmed it.
             let key = &self.keys[*key];
             for secret in &key.secrets {
                 let call = Call::get("/v1/api_keys/self").key(secret);
@@ -440,7 +440,7 @@ fn list(address: SocketAddr, root: &str, what: &str) -> Vec<Value> {
     }
 }
 
-/// Whether a command succeeds, and what it says.
+/// Whether a command succeeds, and its output.
 fn run(folder: &std::path::Path, arguments: &[&str]) -> (bool, String) {
     let done = keygate(folder, arguments).output().unwrap();
     let said = [&done.stdout[..], &done.stderr].concat();

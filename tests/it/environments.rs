@@ -51,7 +51,7 @@ const ROUTES: [&str; 5] = ["scoped", "any", "open", "kept", "sandbox"];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Valid,
-    /// Valid, but without the scope that `/scoped` wants.
+    /// Valid, but without the scope of `/scoped`.
     Narrow,
     Revoked,
     Truncated,
@@ -61,11 +61,11 @@ enum State {
 
 #[derive(Clone, Copy, Debug)]
 struct Request {
-    /// `None` where no key is presented.
+    /// `None` for a request without a key.
     key: Option<(Environment, State)>,
     route: &'static str,
     post: bool,
-    /// On the connection kept from before, or on a new one.
+    /// Sent on the previous connection, or on a new one.
     kept: bool,
     gateway: usize,
 }
@@ -85,7 +85,7 @@ fn request() -> impl Strategy<Value = Request> {
         .prop_map(|(key, route, post, kept, gateway)| Request { key, route, post, kept, gateway })
 }
 
-/// One upstream of one gateway, and which environment's it is.
+/// One upstream of one gateway, and its environment.
 struct Side {
     environment: Environment,
     upstream: Upstream,
@@ -136,7 +136,7 @@ impl World {
     }
 }
 
-/// What the contract says comes of a request: a status, and the environment that is reached.
+/// The result of a request by the contract: a status, and the environment of the upstream.
 fn expected(request: &Request) -> (u16, Option<Environment>) {
     let without_key = match request.route {
         "open" | "kept" => Some(Environment::Live),
@@ -220,7 +220,7 @@ fn while_an_environment_is_unreachable_its_requests_are_502_and_go_nowhere_else(
             }
         }
         assert_eq!(up.connections(), connections, "{down} keys went to the other environment");
-        // The other environment is none the worse.
+        // The other environment is not affected.
         let other = if down == Environment::Live { Environment::Test } else { Environment::Live };
         let key = gateway.key(other, None, None);
         assert_eq!(gateway.fetch(&Call::get("/scoped/x").key(&key.secret)).status, 200);

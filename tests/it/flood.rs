@@ -14,20 +14,20 @@ use crate::harness::{
     is_long, lenient,
 };
 
-/// Normal requests a second, and those with keys that are new here.
+/// Requests per second with known keys, and with keys that are not cached.
 const NORMAL: u32 = 200;
 const COLD: u32 = 20;
-/// Where the three come from: no two of them are one network.
+/// The addresses of the three kinds of clients, in three networks.
 const USERS: &str = "192.0.2.7";
 const NEWCOMERS: &str = "198.51.100.7";
 
-/// How long each kind of traffic goes on.
+/// The duration of each kind of traffic.
 fn span() -> Duration {
     if is_long() { Duration::from_secs(20) } else { Duration::from_millis(1500) }
 }
 
 struct Scene {
-    // First, so that it has ended before what it speaks with.
+    // First, so that it is dropped before its peers.
     gateway: Gateway,
     proxy: Chaos,
     known: Vec<TestKey>,
@@ -36,7 +36,7 @@ struct Scene {
     _upstreams: (Upstream, Upstream),
 }
 
-/// Which level knew the keys so far.
+/// The cache level that has the keys.
 struct Lookups {
     cached: f64,
     asked: f64,
@@ -83,7 +83,7 @@ impl Scene {
         }
     }
 
-    /// Normal traffic, and beside it newcomers if there are to be any, and whatever `flood` is.
+    /// Normal traffic, with keys that are not cached if `newcomers`, and with the given `flood`.
     fn traffic<F: Send>(
         &self,
         span: Duration,
@@ -94,7 +94,7 @@ impl Scene {
         let (known, cold) = (&self.known, &self.cold);
         thread::scope(|scope| {
             let flood = scope.spawn(move || flood(address));
-            // One after the other: on a busy machine they would spend their own share together.
+            // One after another: on a busy machine, concurrent ones would use up their share.
             let newcomers = scope.spawn(move || {
                 let span = if has_newcomers { span } else { Duration::ZERO };
                 at_rate(address, COLD, span, 1, |n| request(&cold[n].secret, NEWCOMERS))
@@ -158,8 +158,8 @@ fn a_flood_of_guessed_keys_does_not_affect_valid_keys() {
     assert_no_slower("guesses", &beside_flood, &beside_noise);
 }
 
-/// Holds normal traffic beside a flood against that beside as much work of another kind, malformed keys; how much those
-/// slow it is the machine's affair.
+/// Compares normal traffic beside a flood with normal traffic beside the same number of malformed keys; how much those
+/// slow it depends on the machine.
 #[track_caller]
 fn assert_no_slower(what: &str, beside_flood: &[Outcome], beside_noise: &[Outcome]) {
     let [flood, noise] = [beside_flood, beside_noise].map(|outcomes| percentile(outcomes, 90.0));
@@ -186,7 +186,7 @@ fn guessed_keys_get_only_their_share_of_a_slow_store() {
     scene.proxy.turn(Weather::Fair);
     let after = scene.lookups();
     let asked = after.asked - before.asked - newcomers.len() as f64;
-    // Each of their places is taken again when the answer is there, and not before.
+    // A place becomes free only when its lookup is answered.
     let longest = flood.iter().map(|outcome| outcome.took).max().unwrap();
     let rounds = (span + longest).as_millis() / (2 * DELAY).as_millis() + 1;
     let budget = (SHARE * NETWORKS) as f64 * rounds as f64;

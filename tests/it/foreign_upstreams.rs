@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::harness::process::Process;
 use crate::harness::{Call, Gateway, eventually};
 
-/// Everything is allowed to everybody with a key.
+/// Any key may send any request.
 const POLICY: &str = r#"
 scopes = ["all"]
 
@@ -22,12 +22,12 @@ scopes = ["all"]
 upstream = "api"
 "#;
 
-/// A Python with what `tests/run` installs; plain `python3` has the file server alone.
+/// A Python with the packages that `tests/run` installs; plain `python3` has only the file server.
 fn python() -> Command {
     Command::new(std::env::var_os("KEYGATE_TEST_PYTHON").unwrap_or_else(|| "python3".into()))
 }
 
-/// A port that was free a moment ago: these servers do not tell which one they took.
+/// A port that was just free: these servers do not print a port of their own choice.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

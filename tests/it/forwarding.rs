@@ -463,7 +463,7 @@ fn is_reused_after(method: &str, first: &str, complete: bool) -> bool {
         _ => Reply::ok("mine"),
     });
     let (gateway, key) = in_front_of(&live);
-    // Where an answer breaks off at its beginning, its head may be cut with it.
+    // If an answer ends early in its body, its head may be lost too.
     let answer = gateway.connect().call(&Call::new(method, "/things").key(&key));
     assert_eq!(answer.map_or((200, false), |answer| (answer.status, answer.complete)), (200, complete));
     let second = gateway.fetch(&Call::get("/things").key(&key));
@@ -519,7 +519,7 @@ fn a_connection_is_reused_only_after_a_fully_regular_answer() {
 
 #[test]
 fn a_body_of_unknown_length_arrives_whole_after_an_upstream_has_spoken_http_1_0() {
-    // A client library that remembers the version of the last answer leaves out what HTTP/1.0 cannot frame.
+    // A client library that remembers the version of the last answer would send no chunked body after HTTP/1.0.
     let live = Upstream::with(|_| {
         Reply::raw("HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok")
     });

@@ -11,7 +11,7 @@ mod properties;
 
 use properties::{TARGETS, Target};
 
-/// Cases of each target. The fuzzer itself makes millions.
+/// The number of cases per target. The fuzzer itself runs millions.
 const CASES: u32 = 400;
 
 fn seeds(target: &Target) -> Vec<Vec<u8>> {
@@ -23,7 +23,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz")
 }
 
-/// A seed of which parts were overwritten, doubled, cut out or left.
+/// A seed with some parts overwritten, doubled or removed.
 fn changed(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let part = (any::<prop::sample::Index>(), 0_usize..24, vec(any::<u8>(), 0..12), any::<bool>());
     (prop::sample::select(seeds), vec(part, 0..5)).prop_map(|(mut bytes, parts)| {

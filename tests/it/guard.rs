@@ -43,7 +43,7 @@ struct World {
     secret: String,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug)]
 enum Outcome {
     /// 400 with the envelope.
@@ -66,7 +66,7 @@ impl World {
         Self { live, test, gateway, secret }
     }
 
-    /// Sends a head of these lines, each ended with CRLF, and says what became of it. `KEY` stands for the
+    /// Sends a head of these lines, each ended with CRLF, and returns the outcome. `KEY` stands for the
     /// credentials.
     #[track_caller]
     fn send(&self, lines: &[&str]) -> Outcome {
@@ -100,7 +100,7 @@ impl World {
         }
     }
 
-    /// Sends a request for a target, of whatever bytes.
+    /// Sends a request for a target of any bytes.
     #[track_caller]
     fn target(&self, target: impl AsRef<[u8]>) -> Outcome {
         let mut bytes = b"GET ".to_vec();
@@ -500,7 +500,7 @@ fn a_request_of_http_1_0_is_forwarded_as_one_of_1_1_and_needs_a_host_too() {
         "1.0 with a transfer coding",
         &["POST /v1/jobs HTTP/1.0", "host: h", "transfer-encoding: chunked", "KEY", "", "0", "", ""],
     );
-    // Unless it is asked to stay, its connection ends with the answer.
+    // Without keep-alive, its connection ends with the answer.
     let mut wire = world.gateway.connect();
     wire.send(format!("{line}\r\nhost: h\r\nauthorization: Bearer {}\r\n\r\n", world.secret).as_bytes());
     assert_eq!(wire.answer().unwrap().status, 200);
@@ -569,7 +569,7 @@ fn lines_that_end_with_a_bare_lf_and_blank_lines_before_a_request_are_refused_or
     }
 }
 
-/// A second request stands where another parser could see one.
+/// A second request, placed so that another parser could see it.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: h\r\nKEY\r\n\r\n";
 
 /// Sends a request with these framing fields and a body that a second reading would take for another request.
@@ -677,7 +677,7 @@ fn the_same_length_twice_is_refused_or_arrives_once() {
     }
 }
 
-/// 1: whichever way round, the coding alone counts and the connection ends; or all of it is refused.
+/// 1: in either order, only the coding counts and the connection ends, or the request is refused.
 #[test]
 fn a_length_beside_a_transfer_coding_is_refused_or_removed() {
     let world = World::start();
@@ -817,10 +817,10 @@ scopes = ["b"]
 upstream = "api"
 "#;
 
-/// What some server makes of a path.
+/// The path as one server reads it.
 type Step = fn(&[u8]) -> Vec<u8>;
 
-/// Everything that servers make of a path, one step after another.
+/// All readings of a path, with the steps of servers combined.
 fn readings(path: &[u8]) -> HashSet<Vec<u8>> {
     let steps: [Step; 5] = [
         percent_decoded,
@@ -944,7 +944,7 @@ fn a_protected_path_in_another_spelling_is_refused_without_its_scope() {
     assert_eq!(live.connections(), 0);
 }
 
-/// Targets made of what matters to a path, with a few bytes changed.
+/// Targets of path elements with a meaning, with a few bytes changed.
 fn targets() -> impl Strategy<Value = Vec<u8>> {
     const PIECES: &[&str] = &[
         "/", "/", "open", "secret", "x", "..", ".", "/..", "/../", ";", ";", ";a=b", "%2e", "%2F", "%5c",

@@ -2,7 +2,7 @@
 
 use crate::harness::{Answer, Call, Gateway, GatewayBuilder, Reply, Seen, Upstream};
 
-/// A route of each kind of access; `/kept` passes the credentials on.
+/// A route of each kind of access; `/kept` forwards the credentials.
 const POLICY: &str = r#"
 scopes = ["a:read", "b:write"]
 [[route]]
@@ -205,7 +205,7 @@ fn the_connection_field_cannot_remove_keygates_headers() {
         }
         assert_eq!(seen.values("connection"), [""; 0]);
     }
-    // The body's length is not a client's to name away either.
+    // A client cannot remove Content-Length through Connection either.
     world.live.forget();
     let post = Call::post("/keyed", "body").key(&world.secret).field("connection", "content-length");
     assert_eq!(world.gateway.fetch(&post).status, 200);
@@ -296,7 +296,7 @@ fn credentials_are_removed_unless_the_route_forwards_them() {
             - seen.values("authorization").len()
     };
     assert_eq!(secret_elsewhere(&seen), 0);
-    // Connection can take the credentials off, never put something in their place.
+    // Connection can remove the credentials, but not replace them.
     let seen = world.seen("/kept", &[("connection", "authorization")]);
     assert_eq!(seen.values("authorization"), [""; 0]);
     assert_eq!(seen.value("x-org-id"), world.gateway.org.to_string());
@@ -328,7 +328,7 @@ fn renamed_identity_headers_are_set_and_as_reserved_as_the_default_names() {
     }
 }
 
-/// What a client could tell an upstream about itself, about another path, or about another method.
+/// Fields with which a client could claim another address, path or method.
 const CLAIMS: [&str; 15] = [
     "forwarded",
     "x-forwarded-port",

@@ -37,7 +37,7 @@ fn request(target: &str, key: &TestKey) -> Request<Full<Bytes>> {
         .unwrap()
 }
 
-/// Sends requests at once on one connection; the answers in their order.
+/// Sends concurrent requests on one connection; returns the answers in the same order.
 fn at_once(gateway: &Gateway, requests: Vec<Request<Full<Bytes>>>) -> Vec<Answer> {
     runtime().block_on(async {
         let sender: SendRequest<Full<Bytes>> = connect(gateway.address(), gateway.transport()).await;
@@ -284,7 +284,7 @@ fn a_header_list_beyond_the_limit_is_refused_and_the_connection_goes_on() {
     assert_eq!(live.only().values("x-large-0").len(), 0);
 }
 
-/// Opens and resets streams until the connection is cut; how many there were. `seen_first`: the gateway has
+/// Opens and resets streams until the connection is cut; returns their number. `seen_first`: the gateway has
 /// begun to serve each of them.
 fn resets_until_cut(gateway: &Gateway, key: &str, seen_first: bool) -> u32 {
     let mut frames = Frames::connect(gateway, &[]);
@@ -294,7 +294,7 @@ fn resets_until_cut(gateway: &Gateway, key: &str, seen_first: bool) -> u32 {
         let goes_on = if seen_first {
             frames.try_send(&open).is_ok() && answers_ping(&mut frames) && frames.try_send(&reset).is_ok()
         } else {
-            // Not further ahead of the gateway than by a few, or it would be the sockets that are counted.
+            // Only a few ahead of the gateway; otherwise the test would measure socket buffers.
             frames.try_send(&[open, reset].concat()).is_ok() && (n % 10 < 9 || answers_ping(&mut frames))
         };
         if !goes_on {
@@ -409,7 +409,7 @@ fn an_idle_client_gets_a_goaway_before_the_connection_ends() {
     frames.get(1, "/v1/jobs", &key.secret);
     frames.until(DATA).unwrap();
     let begun = Instant::now();
-    // Pings are no requests.
+    // Pings are not requests.
     frames.send(PING, 0, 0, &[1; 8]);
     assert_eq!(frames.until(GOAWAY).unwrap().payload[4..8], [0; 4], "NO_ERROR");
     assert!(begun.elapsed() >= Duration::from_millis(250));

@@ -32,7 +32,7 @@ fn in_front_of(live: &Upstream, url: &str) -> GatewayBuilder {
     ))
 }
 
-/// Started, and with a lease.
+/// A started gateway with a lease.
 fn start(builder: GatewayBuilder) -> Gateway {
     let gateway = builder.start();
     eventually("it is linked", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
@@ -48,7 +48,7 @@ fn comes_to(gateway: &Gateway, series: &str, wanted: f64) {
     eventually(&format!("{series} is {wanted}"), || metric(gateway, series) == Some(wanted));
 }
 
-/// Exit code and output of `keygate store status` with these arguments, where this gateway runs.
+/// Exit code and output of `keygate store status` with these arguments, in this gateway's folder.
 fn status(gateway: &Gateway, arguments: &[&str]) -> (i32, String) {
     let output = keygate(gateway.folder(), &[&["store", "status"], arguments].concat()).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -71,7 +71,7 @@ fn every_gateway_reports_the_number_of_leases_and_whether_it_has_one() {
         comes_to(gateway, "keygate_leases", 2.0);
         assert_eq!(metric(gateway, "keygate_lease_held"), Some(1.0));
     }
-    // One that is gone counts until its lease has ended.
+    // A stopped gateway counts until its lease has ended.
     ghost(&redis);
     comes_to(&a, "keygate_leases", 3.0);
     redis.command(&["DEL", "{kg}:gateway:ghost"]);
@@ -85,7 +85,7 @@ fn every_gateway_reports_the_number_of_leases_and_whether_it_has_one() {
     comes_to(&a, "keygate_leases", 2.0);
 }
 
-/// The breaker of the lookups opens after `begin`, and shuts after `end`.
+/// The breaker of lookups opens after `begin`, and closes after `end`.
 #[track_caller]
 fn spares_redis(url: &str, begin: impl FnOnce(), end: impl FnOnce()) {
     let gateway = start(on(url).settings("[cache]\nnegative_ttl = \"1ms\""));
@@ -159,7 +159,7 @@ fn how_long_changes_take_to_all_gateways_is_measured_once_each() {
     assert_eq!(seen(&b), (Some(1.0), Some(1.0)));
 }
 
-/// How far a revocation has come when it is answered, without the time that it took.
+/// The propagation in the answer to a revocation, without its duration.
 #[track_caller]
 fn revoked_at(gateway: &Gateway) -> String {
     let (admin, key) = (gateway.live_key(), gateway.live_key());
@@ -170,7 +170,7 @@ fn revoked_at(gateway: &Gateway) -> String {
     told.split(';').next().unwrap().to_owned()
 }
 
-/// How many gateways `keygate store status` lists.
+/// The number of gateways in `keygate store status`.
 fn listed(gateway: &Gateway) -> usize {
     let (_, text) = status(gateway, &["--json"]);
     serde_json::from_str::<Value>(&text).unwrap()["gateways"].as_array().unwrap().len()
@@ -195,7 +195,7 @@ fn a_gateway_that_still_answers_requests_is_waited_for_and_confirms() {
     let told = Mutex::new(told);
     let slow = Upstream::with(move |_| {
         tell_begun.send(()).unwrap();
-        // The test that forgets to say so has failed already.
+        // The sender is only dropped if the test has failed.
         let _ = told.lock().unwrap().recv();
         Reply::ok("done")
     });
@@ -242,7 +242,7 @@ fn a_process_that_is_told_to_end_while_it_starts_gives_its_lease_up() {
         .settings("[server]\nlisten = \"127.0.0.1:0\"\ndrain_delay = \"0s\"")
         .settings("[outbox]\nurl = \"http://127.0.0.1:1/news\"\nkey_file = \"outbox-key\"")
         .write(folder.path());
-    // Its start comes no further than this file, which nobody has written yet.
+    // Its start blocks on this file, which does not exist yet.
     let key = folder.path().join("outbox-key");
     mkfifoat(CWD, &key, Mode::RUSR | Mode::WUSR).unwrap();
     let mut b = Process::serve(folder.path());
@@ -315,7 +315,7 @@ fn store_status_shows_all_gateways_their_positions_and_the_one_that_answers() {
     ] {
         assert!(lines.iter().any(|line| line.ends_with(&wanted)), "{wanted:?} in {text}");
     }
-    // A command that asks Redis itself is no gateway.
+    // A command that asks Redis directly is not a gateway.
     std::fs::remove_file(b.folder().join("admin.sock")).unwrap();
     let (code, text) = status(&b, &[]);
     assert!(code == 0 && text.contains("gateway") && !text.contains("this one"), "{text}");

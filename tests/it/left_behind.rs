@@ -14,11 +14,11 @@ use crate::harness::{
 };
 
 const LEASE: Duration = Duration::from_secs(10);
-/// How long the shipped time and stale window are together.
+/// The sum of the shipped ttl and stale window.
 const STALE: Duration = Duration::from_secs(360);
 
 struct Trio {
-    // First, so that they have ended before what they speak with.
+    // First, so that they are dropped before their peers.
     gateways: [Gateway; 3],
     /// The third gateway's ways to the sentinels.
     ways: Vec<Chaos>,
@@ -56,7 +56,7 @@ impl Trio {
     }
 }
 
-/// Whether it takes what it looks keys up at for a store that may have been replaced.
+/// Whether it suspects that its store has been replaced.
 fn suspects(gateway: &Gateway) -> bool {
     gateway.lifecycle().keeper().vitals().is_suspect.unwrap()
 }
@@ -70,15 +70,15 @@ fn request(secret: &str) -> Call {
     Call::get("/v1/jobs").key(secret)
 }
 
-/// The gateway and the old master see nobody else any more. The old master answers lookups, and refuses changes
-/// because it lacks its replica. Gives the moment from which on it does.
+/// The gateway and the old master are cut off from the others. The old master answers lookups, and refuses changes
+/// because it has no replica. Returns the time of the first refusal.
 fn leave_behind(trio: &Trio) -> Instant {
     let [old, new] = &trio.watched.servers;
     // It cannot be made a replica.
     assert_eq!(old.command(&["ACL", "SETUSER", "default", "-replicaof", "-slaveof"]), "+OK\r\n");
     trio.turn(Weather::Cut);
-    // The event connections break for another reason, before it refuses anything, and this gateway finds nobody
-    // who would tell it where to make a new one.
+    // The event connections are closed before the first refusal, and this gateway cannot reach the sentinels to
+    // find a server for a new one.
     let clients = old.command(&["CLIENT", "LIST"]);
     for client in clients.lines().filter(|client| client.contains(" cmd=xread ")) {
         let id = client.split(' ').next().unwrap().rsplit('=').next().unwrap();
@@ -145,7 +145,7 @@ fn a_gateway_trusts_an_old_master_for_one_lease_and_then_counts_as_cut_off() {
     assert!(!suspects(c));
 }
 
-/// How long after `since` one of these keys was let in last, in real time, each presented once.
+/// The time after `since` at which one of these keys was last accepted, each presented once.
 fn last_success(gateway: &Gateway, keys: &[TestKey], since: Instant) -> Duration {
     let mut last = Duration::ZERO;
     for key in keys {

@@ -18,7 +18,7 @@ fn a_slow_head_is_cut_off_although_bytes_arrive_steadily() {
         let mut client = gateway.connect();
         client.send(start.as_bytes());
         let begun = Instant::now();
-        // Much faster than the limit, so that a limit counted from the last byte would never be reached.
+        // Much faster than the limit: a limit that restarts with each byte would never be reached.
         while begun.elapsed() < PATIENCE && client.try_send(b"G").is_ok() {
             thread::sleep(Duration::from_millis(10));
         }
@@ -55,7 +55,7 @@ fn a_connection_that_waits_for_its_next_request_is_closed_after_the_idle_time_an
     assert!(client.is_closed());
     assert!(begun.elapsed() >= Duration::from_millis(300));
 
-    // The time for a head does not run while there is none.
+    // The head timeout does not run between requests.
     let (gateway, key) = Tuned::default().live(live.url()).server("head_timeout = \"600ms\"").start();
     let mut client = gateway.connect();
     assert_eq!(client.call(&Call::get("/things").key(&key)).unwrap().status, 200);
@@ -78,8 +78,8 @@ fn a_client_that_does_not_read_its_answer_is_cut_off() {
         sent += 1;
         assert!(sent < 1024, "somebody takes it all");
     }
-    // The upstream is rid of it while the client has not read a byte; what the client then reads is
-    // incomplete.
+    // The upstream's connection ends before the client has read a byte; the client then reads an
+    // incomplete answer.
     let answer = client.answer().unwrap();
     assert_eq!((answer.status, answer.complete), (200, false));
 }
@@ -135,7 +135,7 @@ fn too_long_a_target_is_a_414() {
     let target = |length: usize| format!("/things?{}", "x".repeat(length - "/things?".len()));
     let refused = gateway.fetch(&Call::get(&target(1025)).key(&key));
     refused.refusal(414, "validation_error");
-    // Beyond what the parser takes the answer is bare, but it is an answer.
+    // Beyond the parser's limit, the answer has no envelope.
     assert_eq!(gateway.fetch(&Call::get(&target(70_000)).key(&key)).status / 100, 4);
     assert_eq!(live.connections(), 0);
     assert_eq!(gateway.fetch(&Call::get(&target(1024)).key(&key)).status, 200);

@@ -58,7 +58,7 @@ fn serve(stream: &mut TcpStream) {
     }
 }
 
-/// Reads so many bytes, or up to the end.
+/// Reads this number of bytes, or up to the end.
 fn read_to(stream: &mut TcpStream, length: usize) -> usize {
     let mut buffer = vec![0; PART];
     let mut came = 0;
@@ -71,7 +71,7 @@ fn read_to(stream: &mut TcpStream, length: usize) -> usize {
     came
 }
 
-/// A `keygate serve` in front of `upstream` that has served a little already, and the secret of a key.
+/// A `keygate serve` in front of `upstream` that has served some requests, and the secret of a key.
 fn warm(upstream: String) -> (TempDir, Process, SocketAddr, String) {
     let folder = TempDir::new().unwrap();
     Tuned::default().live(upstream).settings("[limits]\nbody = \"2GiB\"").builder().write(folder.path());
@@ -120,7 +120,7 @@ fn a_gigabyte_up_and_a_gigabyte_down_take_less_than_16_mib() {
 
 #[test]
 fn fifty_transfers_that_stand_still_take_little_memory() {
-    // What a slow reader leaves unread stays with its sender and in the system's buffers.
+    // Data that a slow reader has not read stays at its sender and in the system's buffers.
     const TRANSFERS: u64 = 50;
     let upstream = Manual::start();
     let (_folder, keygate, address, key) = warm(upstream.url());
@@ -129,7 +129,7 @@ fn fifty_transfers_that_stand_still_take_little_memory() {
     let mut held = Vec::new();
     for n in 0..TRANSFERS + 10 {
         if n == 10 {
-            // The first of them paid for what all share.
+            // The first transfer has allocated the memory that all share.
             before = keygate.memory("VmHWM:");
         }
         let mut client = Wire::connect(address);

@@ -114,7 +114,7 @@ fn handshake(key: &TestKey) -> Call {
         .key(&key.secret)
 }
 
-/// Opens a tunnel and takes the greeting.
+/// Opens a tunnel and reads the greeting.
 fn open_socket(gateway: &Gateway, key: &TestKey) -> Wire {
     let mut wire = gateway.connect();
     wire.send(&handshake(key).to_bytes());
@@ -123,7 +123,7 @@ fn open_socket(gateway: &Gateway, key: &TestKey) -> Wire {
     wire
 }
 
-/// Opens a stream of events and takes the first.
+/// Opens a stream of events and reads the first.
 fn open_events(gateway: &Gateway, key: &TestKey) -> Wire {
     let mut wire = gateway.connect();
     wire.send(&Call::get("/events").key(&key.secret).to_bytes());
@@ -132,7 +132,7 @@ fn open_events(gateway: &Gateway, key: &TestKey) -> Wire {
     wire
 }
 
-/// Whether nothing has come and nothing has ended.
+/// Whether no data has arrived and the stream is open.
 fn is_untouched(wire: &Wire) -> bool {
     let stream = wire.stream();
     stream.set_nonblocking(true).unwrap();
@@ -183,8 +183,8 @@ fn a_revocation_ends_the_keys_streams_and_none_of_a_thousand_others() {
     }
 }
 
-/// A stream of each of two keys; `end` takes the right to it from the first, which ends within the time, and
-/// the second does not.
+/// A stream of each of two keys; `end` takes the right away from the first key. Its stream ends in time, and
+/// the second one continues.
 fn assert_ends(what: &str, reason: &str, end: impl FnOnce(&Gateway, &Valve, &TestKey)) {
     let (live, valve) = (streaming(), Valve::new());
     let gateway = builder(&live).store(valve.fitted()).start();
@@ -220,8 +220,8 @@ fn a_key_that_is_narrowed_below_the_route_ends_its_streams_there() {
     });
 }
 
-/// A stream from each of two clients, as a proxy would tell of them, whose key is then bound to the network of the
-/// first; when that was, and the streams.
+/// A stream from each of two clients behind a proxy; their key is then bound to the network of the
+/// first. Returns the time of that, and the streams.
 fn bound_to_the_first(server: &str, live: &Upstream) -> (Gateway, Instant, [Wire; 2]) {
     let policy = POLICY.replace("\"write\"]\n\n", "\"write\", \"manage\"]\n\n") + MANAGE;
     let settings = SETTINGS.replace("[server]\n", &format!("[server]\n{server}\n"));
@@ -362,7 +362,7 @@ fn on_one_connection_of_http2_only_the_streams_of_the_dead_key_are_reset() {
     let live = streaming();
     let gateway = builder(&live).transport(Transport::Http2).start();
     let (key, other) = (gateway.live_key(), gateway.live_key());
-    // No window: what the client does not take ends too.
+    // Without a window: a stream that the client does not read ends too.
     let mut frames = Frames::connect(&gateway, &[(4, 0)]);
     for (stream, target, key) in
         [(1, "/events", &key), (3, "/events", &other), (5, "/large", &key), (7, "/large", &other)]
@@ -432,7 +432,7 @@ fn a_store_that_cannot_answer_ends_no_stream_before_the_stale_window_does() {
     let (touched, quiet) = (gateway.live_key(), gateway.live_key());
     let mut streams = [open_events(&gateway, &touched), open_events(&gateway, &quiet)];
     valve.fail();
-    // An event that takes away nothing that this route needs.
+    // An event that removes no right that this route needs.
     change(&gateway, &valve, &touched, |record| record.name = "another".to_owned());
     let before = valve.lookups();
     eventually("it was looked up in vain, twice", || valve.lookups() >= before + 2);
@@ -447,11 +447,11 @@ fn a_store_that_cannot_answer_ends_no_stream_before_the_stale_window_does() {
     });
 }
 
-/// What is open while a gateway is cut off from its store, on a route that refuses then and on one that serves.
+/// Open streams while a gateway is cut off from its store, on a route that refuses then and on one that serves.
 mod cut_off {
     use super::*;
 
-    /// The longest that a gateway lets requests in on a route that refuses.
+    /// The longest time that a cut-off gateway accepts requests on a route that refuses.
     const LEASE: Duration = Duration::from_secs(10);
 
     /// The same routes, which refuse, and each again beneath /kept, which serve.
@@ -474,7 +474,7 @@ mod cut_off {
              lookup_timeout = \"10s\"\ncommand_timeout = \"2s\"\n[cache]\non_partition = \"serve\"\nlookup_timeout = \"10s\"",
             chaos.url()
         );
-        // One sweep for all.
+        // One sweep ends all of them.
         let settings = SETTINGS.replace("workers = 2", "workers = 1");
         let gateway = builder_on(live, &settings).policy(&policy()).settings(&store).start();
         eventually("it is linked", || gateway.lifecycle().keeper().link_state() == LinkState::Up);

@@ -46,7 +46,7 @@ fn every_request_is_counted_once_by_its_answer() {
         ("keygate_store_up", 1.0),
         (r#"keygate_build_info{version="0.1.0"}"#, 1.0),
     ];
-    // A request ends when its answer's last byte is handed over, which a client may see a moment earlier.
+    // A request is counted after its last byte was written; a client may read that byte earlier.
     eventually("all requests are counted", || {
         let text = metrics(&gateway);
         expected.iter().all(|(series, n)| value(&text, series) == Some(*n))

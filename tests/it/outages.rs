@@ -27,10 +27,10 @@ use crate::harness::{
 const CONNECTIONS: usize = 4;
 /// Requests a second with keys that are not known.
 const UNKNOWN: u32 = 40;
-/// What memory may grow by during an outage.
+/// The allowed growth of memory during an outage.
 const GROWTH: u64 = 16 << 20;
 
-/// What a fault leaves of the store.
+/// The state of the store during a fault.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Left {
     /// No lookup is answered.
@@ -39,18 +39,18 @@ enum Left {
     Lookups,
 }
 
-/// A gateway that is a process of its own, a bad network away from a Redis, with keys that it knows and others.
+/// A gateway process, connected to Redis through a network that can fail; with known and unknown keys.
 struct Scene {
-    // First, so that it has ended before what it speaks with.
+    // First, so that it is dropped before its peers.
     gateway: Process,
     address: SocketAddr,
     proxy: Chaos,
     redis: RedisServer,
     admin: String,
     known: Vec<TestKey>,
-    /// Good keys that the gateway has never seen.
+    /// Valid keys that the gateway has not cached.
     cold: Vec<TestKey>,
-    /// One that was revoked while it was there.
+    /// A key that was revoked while Redis was available.
     revoked: Option<TestKey>,
     upstream: Upstream,
     _folder: TempDir,
@@ -73,7 +73,7 @@ impl Scene {
                 password.display()
             )
         };
-        // So short that even a short outage outlives it.
+        // Shorter than even a short outage.
         let cache = if is_long() { "" } else { "[cache]\nttl = \"1s\"\n" };
         let builder = |settings: String| {
             // No test key is used here.
@@ -136,7 +136,7 @@ impl Scene {
             .collect()
     }
 
-    /// Requests a second that the machine gives.
+    /// The machine's throughput in requests per second.
     fn capacity(&self) -> u32 {
         let span = Duration::from_secs(3);
         let known: Vec<Call> = self.known.iter().map(|key| request(&key.secret)).collect();
@@ -263,8 +263,8 @@ fn swallowing_everything() {
     endure("swallowing everything", Left::Nothing, turn(Weather::Stalled), turn(Weather::Fair));
 }
 
-/// In a network of this test's own, whose loopback drops what the gateway and Redis, or what stands for it, send
-/// each other.
+/// In a network namespace of this test, whose loopback drops the packets between the gateway and Redis, or its
+/// replacement.
 #[test]
 #[ignore = "it needs root, unshare and nft; in its place, a proxy swallows everything"]
 fn dropping_packets() {
@@ -338,7 +338,7 @@ fn out_of_memory() {
         assert_eq!(answer.status, 204, "what takes rights away needs no room: {}", answer.text());
         eventually("it is refused", || match scene.status(&victim.secret) {
             401 => true,
-            // A busy machine may take longer than a lookup has.
+            // On a busy machine, a lookup may exceed its time-out.
             503 => false,
             other => panic!("a revoked key got {other}"),
         });

@@ -118,7 +118,7 @@ fn notifications_are_signed_when_they_are_sent() {
         if !told.load(Ordering::SeqCst) {
             return Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
         }
-        // The first of them is held up; those after it find that the sender is gone.
+        // The first delivery waits; the later ones find the sender gone.
         let _ = released.lock().unwrap().recv();
         Reply::ok("")
     });
@@ -139,7 +139,7 @@ fn notifications_are_signed_when_they_are_sent() {
     assert!(others.iter().all(|news| signed_at(news) >= now && is_signed(news)), "{others:#?}");
 }
 
-/// How many news wait, as the metrics tell.
+/// The number of waiting notifications in the metrics.
 fn waiting(gateway: &Gateway) -> Option<f64> {
     value(&scrape(gateway.ops_address()), "keygate_outbox_waiting")
 }

@@ -55,7 +55,7 @@ fn query(prometheus: SocketAddr, query: &str) -> Vec<String> {
     found.iter().map(|series| series["value"][1].as_str().unwrap().to_owned()).collect()
 }
 
-/// What became of the shipped rules: the health of each, by its name.
+/// The health of each shipped rule, by its name.
 fn rules(prometheus: SocketAddr) -> BTreeMap<String, String> {
     let answer = fetch(prometheus, &Call::get("/api/v1/rules")).json();
     let groups = answer["data"]["groups"].as_array().unwrap().clone();
@@ -73,7 +73,7 @@ fn metrics_in(expression: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What the shipped dashboard asks for.
+/// The expressions of the shipped dashboard.
 fn dashboard() -> Vec<String> {
     let dashboard = include_str!("../../deploy/grafana/keygate.json");
     let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
@@ -110,7 +110,7 @@ fn prometheus_reads_the_counters_of_a_gateway() {
     assert!(quantile > 0.0 && quantile < 0.1, "{quantile}");
 }
 
-/// The gateway has everything to tell: a Redis, certificates, an endpoint that is down, refusals, changes, news.
+/// This gateway has all metrics: a Redis, certificates, an endpoint that is down, refusals, changes, notifications.
 #[test]
 fn promtool_reports_no_problem() {
     let redis = RedisServer::start();

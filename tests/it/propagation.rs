@@ -16,17 +16,17 @@ use crate::harness::{
     guess, is_linked, is_long, lenient, operator, status,
 };
 
-/// After so long no gateway with a working event link lets a revoked key in.
+/// After this time, no gateway with a working event link accepts a revoked key.
 const AT_MOST: Duration = Duration::from_secs(1);
-/// After so long no gateway does that can still look keys up.
+/// After this time, no gateway that can look keys up accepts a revoked key.
 const AT_MOST_DEAF: Duration = Duration::from_secs(10);
 const LEASE: Duration = Duration::from_secs(10);
-/// Time enough for every gateway to confirm on a machine that does other things too.
+/// Enough time for every gateway to confirm, on a busy machine.
 const PATIENT: &str = "[keys]\nack_wait = \"10s\"\n";
 
 /// Three gateways on one Redis, each with a network of its own in between.
 struct Trio {
-    // First, so that they have ended before what they speak with.
+    // First, so that they are dropped before their peers.
     gateways: [Gateway; 3],
     proxies: [Chaos; 3],
     redis: RedisServer,
@@ -71,7 +71,7 @@ impl Trio {
         key
     }
 
-    /// The names of the leases, with the number of the last event that each says holds at its gateway.
+    /// The names of the leases, with the number of the last event that each gateway has applied.
     fn leases(&self) -> Vec<(String, u64)> {
         let found = self.redis.command(&["KEYS", "{kg}:gateway:*"]);
         let names = found.split("\r\n").filter(|line| line.starts_with('{'));
@@ -82,7 +82,7 @@ impl Trio {
         names.filter_map(|name| Some((name.to_owned(), last(name)?))).collect()
     }
 
-    /// What the audit trail says of how far changes of this have come, the newest first.
+    /// The propagation of its changes in the audit trail, newest first.
     fn propagated(&self, admin: &TestKey, target: &str) -> Vec<Value> {
         let call = Call::get("/v1/audit_events?limit=100&type=change.propagated").key(&admin.secret);
         let answer = self.gateways[0].fetch(&call);
@@ -108,7 +108,7 @@ fn revocation(admin: &TestKey, key: &TestKey) -> Call {
     Call::new("DELETE", &path(key)).key(&admin.secret)
 }
 
-/// How many gateways have confirmed a change, of how many, and after how many milliseconds.
+/// The gateways that have confirmed a change, the number of gateways, and the time in milliseconds.
 #[track_caller]
 fn told(answer: &Answer) -> (u64, u64, u64) {
     let told = answer.field("keygate-propagation").unwrap_or_else(|| panic!("not told in {answer:?}"));
@@ -126,7 +126,7 @@ fn distribution(mut all: Vec<Duration>) -> String {
     format!("median {:.1?}, 90 % {:.1?}, 99 % {:.1?}, longest {:.1?}", at(50), at(90), at(99), at(100))
 }
 
-/// A request that was let in.
+/// A request that was accepted.
 struct Success {
     key: usize,
     gateway: usize,
@@ -469,7 +469,7 @@ fn lookups_of_a_gateway_without_a_renewed_lease_count_for_one_lease_only() {
 mod broken_off {
     use super::*;
 
-    /// The connection to the store breaks at another moment of the operation each time.
+    /// Each time, the connection to the store breaks at another point of the operation.
     const MOMENTS: u32 = 25;
     const STEP: Duration = Duration::from_micros(400);
 

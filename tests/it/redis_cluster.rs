@@ -19,7 +19,7 @@ use crate::harness::{PATIENCE, RedisServer, unhurried};
 use crate::redis_store::RIGHTS;
 use crate::store_contract::{Heard, Maker, NOW, Shared, assert_found, insert, new_org};
 
-/// Our slot on its way with its keys, as `redis-cli --cluster reshard` moves it.
+/// The store's slot and its keys while they move, as with `redis-cli --cluster reshard`.
 struct Move<'c> {
     from: &'c RedisServer,
     to: &'c RedisServer,
@@ -33,7 +33,7 @@ impl<'c> Move<'c> {
         Self { from, to }
     }
 
-    /// Some of the keys that have not gone yet.
+    /// Some of the keys that have not moved yet.
     fn left(&self, count: usize) -> Vec<String> {
         let keys = self.from.command(&["CLUSTER", "GETKEYSINSLOT", &SLOT.to_string(), &count.to_string()]);
         keys.split("\r\n").filter(|line| line.starts_with('{')).map(str::to_owned).collect()
@@ -43,7 +43,7 @@ impl<'c> Move<'c> {
         self.send(&["KEYS"], keys);
     }
 
-    /// Leaves the keys where they are besides.
+    /// Also keeps the keys at their old node.
     fn copy(&self, keys: &[impl AsRef<str>]) {
         self.send(&["COPY", "KEYS"], keys);
     }
@@ -53,7 +53,7 @@ impl<'c> Move<'c> {
         let keys: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
         let command = [&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "REPLACE"], how, &keys].concat();
         let answer = self.from.command(&command);
-        // Some have an end, and may have come to it.
+        // Some keys may have expired.
         assert!(answer == "+OK\r\n" || answer == "+NOKEY\r\n", "{answer}");
     }
 
@@ -197,7 +197,7 @@ async fn the_copy_on_the_node_with_the_stores_state_counts() {
     store.commit(Mutation { key: Some(update), ..Mutation::default() }).await.unwrap();
     moving.migrate(&[pointer]);
     assert_found(&store, digest, &key, &org).await;
-    // Whose word would count?
+    // It would be unclear which copy counts.
     moving.copy(&[&meta]);
     assert_unavailable(&store, digest).await;
     moving.migrate(&[record, meta]);
@@ -206,14 +206,14 @@ async fn the_copy_on_the_node_with_the_stores_state_counts() {
     assert_found(&store, digest, &key, &org).await;
 }
 
-/// The names of what a lookup reads.
+/// The names of the keys that a lookup reads.
 fn parts(digest: &Digest, key: &KeyRecord) -> [String; 4] {
     let digest: String = digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     ["meta".to_owned(), format!("k:{digest}"), format!("id:{}", key.id), format!("org:{}", key.org)]
         .map(|name| format!("{{kg}}:{name}"))
 }
 
-/// All orders of so many things.
+/// All permutations of this length.
 fn orders(count: usize) -> Vec<Vec<usize>> {
     let Some(last) = count.checked_sub(1) else { return vec![Vec::new()] };
     let with_last =
@@ -232,7 +232,7 @@ async fn assert_unavailable(store: &Shared, digest: Digest) {
 
 #[test]
 fn a_slot_that_moves_slowly_under_load_costs_no_known_key_its_lookup() {
-    /// Between two keys of the slot.
+    /// The pause between two keys of the slot.
     const PAUSE: Duration = Duration::from_millis(50);
     let cluster = Cluster::start();
     let pair = Pair::start(&cluster.settings());
@@ -253,11 +253,11 @@ fn a_slot_that_moves_slowly_under_load_costs_no_known_key_its_lookup() {
         took
     });
     println!("slot moved in {took:?}, one key after the other: {seen:?}");
-    // On a busy machine one or the other may take longer than the shipped time-outs allow.
+    // On a busy machine, some lookups may exceed the shipped time-outs.
     assert!(seen.unavailable * 20 < seen.looked_up, "{seen:?}");
     pair.assert_takes_changes();
 
-    // The other way to bring it elsewhere: all at once.
+    // The other way to move the slot: all keys at once.
     let replica = cluster.replica_of(1);
     let (took, seen) = pair.under_load(|clients| {
         assert_eq!(replica.command(&["CLUSTER", "FAILOVER"]), "+OK\r\n");

@@ -25,14 +25,14 @@ use crate::harness::{
     lenient, operator, status, unhurried,
 };
 
-/// After so long what a fail-over has brought back to life is revoked again in the store.
+/// After this time, a key that a fail-over has restored is revoked again in the store.
 const WRITTEN_BACK: Duration = Duration::from_secs(5);
 
-/// After so long keys that no gateway has seen are looked up again; alone it is within 1 s.
+/// After this time, lookups of uncached keys work again; on an idle machine within 1 s.
 const LOOKED_UP: Duration = Duration::from_secs(3);
 
 struct Trio<R> {
-    // First, so that they have ended before what they speak with.
+    // First, so that they are dropped before their peers.
     gateways: [Gateway; 3],
     redis: R,
     _upstreams: [Upstream; 2],
@@ -67,14 +67,14 @@ fn request(secret: &str) -> Call {
 mod that_loses_the_last_changes {
     use super::*;
 
-    /// Between two requests of a client.
+    /// The pause between two requests of a client.
     const PACE: Duration = Duration::from_millis(1);
 
     /// The keys that clients present, and the answers that are allowed.
     struct Presented {
         secret: String,
         kind: Kind,
-        /// Whether all gateways have confirmed its end.
+        /// Whether all gateways have confirmed its revocation.
         over: AtomicBool,
     }
 
@@ -85,7 +85,7 @@ mod that_loses_the_last_changes {
         Revoked,
         /// The same for a secret that was rotated away.
         Rotated,
-        /// Its organisation's suspension is.
+        /// The suspension of its organisation is one of the lost changes.
         Suspended,
         Guessed,
     }
@@ -99,7 +99,7 @@ mod that_loses_the_last_changes {
             self.over.store(true, Ordering::SeqCst);
         }
 
-        /// `was_over` when the request was sent.
+        /// `was_over`: whether its end was confirmed when the request was sent.
         fn judge(&self, gateway: usize, status: u16, was_over: bool) {
             let is_right = match (self.kind, status) {
                 (Kind::Known, status) => status == 200,
@@ -117,7 +117,7 @@ mod that_loses_the_last_changes {
         revoked: Vec<TestKey>,
         rotated: TestKey,
         suspended: TestKey,
-        /// Good keys that the gateways have not seen before, one for each.
+        /// Valid keys that the gateways have not cached, one for each gateway.
         cold: [TestKey; 3],
     }
 
@@ -134,7 +134,7 @@ mod that_loses_the_last_changes {
         no_revoked_key_comes_back_and_no_good_one_is_called_wrong(Cluster::start(), 24);
     }
 
-    /// Fails over so many times, in the long form.
+    /// The number of fail-overs in the long form.
     fn no_revoked_key_comes_back_and_no_good_one_is_called_wrong(redis: impl FailsOver, times: usize) {
         let fail_overs = if is_long() { times } else { 1 };
         let mut trio = Trio::start(redis);
@@ -170,7 +170,7 @@ mod that_loses_the_last_changes {
         known.chain(ended).chain(guessed).collect()
     }
 
-    /// Every client presents everything again and again, the known keys between all others.
+    /// Every client presents all keys repeatedly, the known keys between all others.
     fn under_load<R: FailsOver>(
         trio: &mut Trio<R>,
         presented: &[Presented],
@@ -249,7 +249,7 @@ mod that_loses_the_last_changes {
             unhurried("it is a replica", || follows(trio.redis.server(old)));
         }
 
-        /// Ends everything, at one gateway after the other, and notes what all of them have confirmed.
+        /// Revokes all keys, at one gateway after another, and records those that all gateways have confirmed.
         fn end(&self, trio: &Trio<impl FailsOver>, presented: &[Presented]) {
             let note = |key: &TestKey| presented.iter().find(|one| one.secret == key.secret).unwrap().end();
             let all = "confirmed=3/3";
@@ -277,7 +277,7 @@ mod that_loses_the_last_changes {
             }
         }
 
-        /// How long after the new master was announced each gateway lets in a key that it has never seen.
+        /// The time from the announcement of the new master until each gateway accepts an uncached key.
         fn looked_up<'s>(
             &'s self,
             gateways: &[Gateway; 3],
@@ -300,7 +300,7 @@ mod that_loses_the_last_changes {
             gateways.iter().zip(&self.cold).map(looked_up).collect()
         }
 
-        /// How long after the new master was announced it has every revocation again.
+        /// The time from the announcement of the new master until it has all revocations again.
         fn written_back(&self, gateway: &Gateway, master: &RedisServer, announced: Instant) -> Duration {
             let ids: Vec<_> = self.revoked.iter().chain([&self.rotated]).map(TestKey::id).collect();
             let settings = master.settings();

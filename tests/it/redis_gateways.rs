@@ -17,9 +17,9 @@ use crate::harness::{
     fetch, guess, is_linked, lenient, operator, status,
 };
 
-/// Requests with known keys while Redis is away.
+/// The number of requests with known keys while Redis is unavailable.
 const REQUESTS: usize = 200;
-/// What a 503 may take on a machine that does other things too; alone it is 150 ms.
+/// The longest time for a 503 on a busy machine; on an idle one it is 150 ms.
 const AT_MOST: Duration = Duration::from_millis(500);
 
 fn upstreams() -> (Upstream, Upstream) {
@@ -33,7 +33,7 @@ fn on(url: &str, (live, test): &(Upstream, Upstream)) -> GatewayBuilder {
         .settings(&format!("[store]\nkind = \"redis\"\nurl = \"{url}\"\nallow_without_pepper = true"))
 }
 
-/// A gateway that takes the time that a loaded machine takes, where it is not time that is tested.
+/// A gateway with long time-outs for a busy machine, for tests that do not measure time.
 fn patient(url: &str, (live, test): &(Upstream, Upstream)) -> GatewayBuilder {
     Gateway::builder().api(live, test).settings(&format!(
         "[store]\nkind = \"redis\"\nurl = \"{url}\"\nallow_without_pepper = true\nconnect_timeout = \"10s\"\n\
@@ -146,10 +146,10 @@ mod together {
 mod after_a_loss {
     use super::*;
 
-    /// Within the time from Redis' return to the new revocation.
+    /// A time between Redis' return and the new revocation.
     const REVOKED_AGAIN_WITHIN: Duration = Duration::from_secs(5);
 
-    /// Redis goes back to a dump from before the revocation, as to a replica that lacked it.
+    /// Redis is restored from a dump without the revocation; this is like a fail-over to a replica without it.
     #[test]
     fn a_revocation_that_redis_lost_stays_in_force_and_is_written_again() {
         let (mut redis, upstreams) = (RedisServer::start(), upstreams());
@@ -187,7 +187,7 @@ mod after_a_loss {
         assert_eq!(status(&fresh, &kept), 200);
     }
 
-    /// The same while the key is presented all the time.
+    /// The same while a client presents the key all the time.
     #[test]
     fn a_revoked_key_is_never_accepted_during_a_loss() {
         let (mut redis, upstreams) = (RedisServer::start(), upstreams());
@@ -218,7 +218,7 @@ mod after_a_loss {
 mod without_redis {
     use super::*;
 
-    /// Known keys at full success, unknown ones with 503 in time.
+    /// All requests with known keys succeed; unknown keys get 503 in time.
     fn assert_goes_on(what: &str, gateway: &Gateway, known: &[TestKey]) {
         let mut slowest = Duration::ZERO;
         for n in 0..REQUESTS {
@@ -307,7 +307,7 @@ mod without_redis {
             [Weather::Cut, Weather::Stalled, Weather::HalfAnswers, Weather::Slow(Duration::from_millis(400))]
         {
             proxy.turn(weather);
-            // An answer that was under way comes through.
+            // An answer that was already on its way arrives.
             let _ = gateway.fetch(&request(&guess()));
             let what = format!("{weather:?}");
             assert_goes_on(&what, &gateway, &known);

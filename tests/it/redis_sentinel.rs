@@ -52,9 +52,9 @@ mod fail_over {
             clients.unavailable();
             let announced = watched.announced(1);
             let took = clients.looked_up_since(announced);
-            // The old one comes back empty, as a master until the sentinels tell it otherwise.
+            // The old master restarts empty, and is a master until the sentinels change it.
             watched.servers[0].revive();
-            // What counts is that it is not taken for the master meanwhile.
+            // The gateway must not use it as the master until then.
             unhurried("it is a replica", || follows(&watched.servers[0]));
             took
         });
@@ -73,7 +73,7 @@ mod fail_over {
             clients.unavailable();
             let announced = watched.announced(1);
             let took = clients.looked_up_since(announced);
-            // It wakes as the master that it was, with connections from before.
+            // It continues as the master that it was, with its old connections.
             watched.servers[0].signal(Signal::CONT);
             unhurried("it is a replica", || follows(&watched.servers[0]));
             took
@@ -92,7 +92,7 @@ mod fail_over {
             let answer = watched.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]);
             assert!(answer.contains("+OK"), "{answer}");
             let announced = watched.announced(1);
-            // A server that steps down closes nothing, and goes on answering, from the past.
+            // A server that becomes a replica closes no connection, and continues to answer with old data.
             unhurried("both have left", || pair.are_at(watched.servers[1].address()));
             let left = announced.elapsed();
             unhurried("nobody looks up there any more", || !is_asked(&watched.servers[0]));
@@ -113,7 +113,7 @@ fn is_asked(server: &RedisServer) -> bool {
 mod whose_word_counts {
     use super::*;
 
-    /// The sentinels have another master, and the old one neither knows nor closes anything.
+    /// The sentinels have another master; the old one does not know it and closes no connection.
     #[tokio::test]
     async fn an_old_master_that_stays_a_master_is_left_when_the_sentinels_name_another() {
         let servers = [RedisServer::start(), RedisServer::start()];

@@ -56,7 +56,7 @@ async fn begun(server: &RedisServer) -> Shared {
     store
 }
 
-/// Asks again until it holds, or the test has failed.
+/// Repeats until the condition holds, or fails the test.
 async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !holds().await {
@@ -125,7 +125,7 @@ mod all_or_nothing {
         let (mut whole, mut none, mut head) = (0, 0, Link::ORIGIN);
         for step in 0..150 {
             server.command(&["CONFIG", "SET", "maxmemory", &(used + step * 2048).to_string()]);
-            // With an event it would be taken for one that takes rights away, and carried out regardless.
+            // With an event, the mutation would count as one that removes rights, and would be executed anyway.
             let mutation =
                 Mutation { subjects: vec![], ..with_every_part(&made, &chain, Trail::Operator, head) };
             let outcome = store.commit(mutation.clone()).await;
@@ -141,7 +141,7 @@ mod all_or_nothing {
         assert_eq!(chain_length(&store, &chain).await, whole);
     }
 
-    /// Whether a mutation with every part is there in every place; it must not be in some of them only.
+    /// Whether a mutation with all parts is complete; fails if only some parts are present.
     async fn is_whole(store: &Shared, server: &RedisServer, mutation: &Mutation) -> bool {
         let (org, key) = inserted(mutation);
         let (email, answer) = (mutation.email.unwrap(), mutation.answer.clone().unwrap());
@@ -176,7 +176,7 @@ mod all_or_nothing {
         record
     }
 
-    /// How many entries the operator's trail has, each in its place.
+    /// The number of entries in the operator's trail, which has no gap.
     async fn chain_length(store: &Shared, chain: &Chain) -> u64 {
         let mut entries = store.trails().entries(Trail::Operator, None, usize::MAX).await.unwrap();
         entries.reverse();
@@ -197,7 +197,7 @@ mod all_or_nothing {
         let killer = Killer::of(&server);
         let (mut done, mut open) = (0, 0);
         let mut mutations = Vec::new();
-        // Until enough of them got through and enough were hit.
+        // Until enough mutations have succeeded and enough have failed.
         let patience = Instant::now() + PATIENCE;
         while done < 60 || open < 5 {
             assert!(Instant::now() < patience, "{done} confirmed, {open} left open");
@@ -214,10 +214,10 @@ mod all_or_nothing {
                 }
                 Err(CommitError::Fault(_)) => {
                     open += 1;
-                    // Or the breaker alone would fail the next ones.
+                    // Otherwise the breaker alone would fail the next ones.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                // One that was left open was carried out after the end was read.
+                // An unanswered mutation was executed after the end was read.
                 Err(CommitError::Conflict) => {}
                 Err(other) => panic!("{other}"),
             }
@@ -236,7 +236,7 @@ mod all_or_nothing {
         soon("every event arrives", async || last_event(&heard) == there).await;
         linked(&store).await;
         assert_eq!(store.commit(event(made.org().id)).await, Ok(Committed { event: Some(there + 1) }));
-        // Each once and in order, from wherever it was told to begin again.
+        // Each event once and in order, from the number at which it was told to begin again.
         let mut expected = 0;
         for call in heard.all() {
             match call {
@@ -249,7 +249,7 @@ mod all_or_nothing {
         }
     }
 
-    /// Kills every connection again and again.
+    /// Kills all connections repeatedly.
     struct Killer {
         over: Arc<AtomicBool>,
         thread: std::thread::JoinHandle<()>,
@@ -303,7 +303,7 @@ mod all_or_nothing {
                     faults += 1;
                     tokio::time::sleep(Duration::from_millis(300)).await;
                 }
-                // That was enough of it.
+                // Memory is sufficient again.
                 Err(_) => {
                     faults += 1;
                     break;
@@ -413,7 +413,7 @@ mod all_or_nothing {
         }
     }
 
-    /// Redis makes room by what has an expiry first.
+    /// Redis evicts keys with an expiry first.
     #[tokio::test]
     async fn only_answers_and_quotas_expire() {
         let server = RedisServer::start();
@@ -570,7 +570,7 @@ mod whose_store_it_is {
         third.subscribe(Heard::default().sink());
         linked(&second).await;
         linked(&third).await;
-        // One of them is away when it happens.
+        // One of the gateways is disconnected when it happens.
         proxy.turn(Weather::Cut);
         server.command(&["FLUSHALL"]);
         soon("it is noticed", async || second.keeper().link_state() != LinkState::Up).await;
@@ -680,7 +680,7 @@ mod whose_store_it_is {
 mod events {
     use super::*;
 
-    /// Two processes on one Redis; the second's way there can be broken.
+    /// Two processes on one Redis; the connection of the second can be broken.
     async fn two(server: &RedisServer) -> (Shared, Shared, Heard, Chaos) {
         let proxy = Chaos::before(server.address());
         let (first, second, heard) = (begun(server).await, open_at(&proxy.url()), Heard::default());
@@ -831,7 +831,7 @@ mod the_way_there {
                 let begun = Instant::now();
                 let lookup = store.lookup(digest).await;
                 slowest = slowest.max(begun.elapsed());
-                // An answer that was on its way already is as good as any.
+                // An answer that was already on its way is valid.
                 assert!(n == 0 || matches!(lookup, Lookup::Unavailable(_)), "{weather:?}: {lookup:?}");
             }
             println!("{weather:?}: the slowest of 30 lookups took {slowest:?}");
@@ -867,7 +867,7 @@ mod the_way_there {
         let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &port]);
         let told = assert_unavailable(&open(&replica).lookup(made.digest()).await);
         assert!(told.contains("it is a replica"), "{told}");
-        // One that was the master a moment ago takes no mutation either, and is left for a new look.
+        // A server that has just stopped being the master accepts no mutation either; the store looks for the master again.
         server.command(&["REPLICAOF", "127.0.0.1", "1"]);
         assert!(store.commit(new_org(&made.org())).await.is_err());
         let told = store.keys(None, None, 1).await.unwrap_err().to_string();
@@ -1007,7 +1007,7 @@ mod the_way_there {
             insert_org(&store, &made.org()).await;
             server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
             assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
-            // Longer than a connection is trusted without a look at it.
+            // Longer than a connection is used without a check.
             tokio::time::sleep(Duration::from_millis(1100)).await;
         }
     }

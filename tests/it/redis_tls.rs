@@ -44,7 +44,7 @@ fn open(url: &str, tls: Option<TlsFiles>) -> Result<Redis, OpenError> {
     Redis::open(settings, Sealer::default(), Handle::current())
 }
 
-/// Why a store that opens does not answer.
+/// The reason why an open store does not answer.
 async fn refusal(url: &str, tls: TlsFiles) -> String {
     let store = open(url, Some(tls)).unwrap();
     match store.lookup(Maker::new().digest()).await {

@@ -17,7 +17,7 @@ use crate::harness::{
     hang_up,
 };
 
-/// A policy of these routes, each one's id with its path; the first scope is the one that all ask for.
+/// A policy of these routes, by id and path; all of them require the first scope.
 fn policy(routes: &[(&str, &str)]) -> String {
     let mut policy = "scopes = [\"jobs:read\"]\n".to_owned();
     for (id, path) in routes {
@@ -46,7 +46,7 @@ fn write_policy(gateway: &Gateway, text: &str) {
     fs::write(gateway.folder().join("policy.toml"), text).unwrap();
 }
 
-/// Replaces a text that stands in the configuration.
+/// Replaces a text in the configuration.
 #[track_caller]
 fn change(gateway: &Gateway, from: &str, to: &str) {
     let path = gateway.folder().join("keygate.toml");
@@ -244,7 +244,7 @@ fn new_connections_get_a_new_certificate_and_open_ones_continue() {
     let builder =
         Gateway::builder().settings(settings).settings(OPS).policy(&policy).transport(Transport::TlsHttp1);
     let mut gateway = builder.upstream("api", &live.url(), "http://127.0.0.1:9").start_in(folder);
-    // Only the one that is to come is trusted.
+    // The client trusts only the new certificate.
     let connects = |gateway: &Gateway| {
         let mut tcp = std::net::TcpStream::connect(gateway.address()).unwrap();
         tcp.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();

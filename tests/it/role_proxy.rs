@@ -17,7 +17,7 @@ use crate::harness::{
     Call, Gateway, GatewayBuilder, Process, RedisServer, Transport, Upstream, eventually, fetch,
 };
 
-/// What keygate serves itself, by the shipped policy.
+/// The operations of the shipped policy that keygate serves.
 const SERVED: [(&str, &str); 10] = [
     ("POST", "/v1/auth/signup"),
     ("POST", "/v1/api_keys"),
@@ -31,7 +31,7 @@ const SERVED: [(&str, &str); 10] = [
     ("GET", "/v1/audit_events"),
 ];
 
-/// Would forward what falls under no other rule.
+/// A route that matches all other paths.
 const REST: &str = r#"
 [[route]]
 id = "rest"
@@ -57,7 +57,7 @@ impl Scene {
         Self { redis, upstreams, folder: TempDir::new().unwrap() }
     }
 
-    /// Waits as long as a loaded machine takes; `user` is how it logs in.
+    /// A Redis store with long time-outs for a busy machine; `user` logs in.
     fn builder(&self, user: &str) -> GatewayBuilder {
         let (live, test) = &self.upstreams;
         let url = self.redis.url();
@@ -74,7 +74,7 @@ impl Scene {
         full
     }
 
-    /// The proxy's configuration has everything that a full gateway's may have.
+    /// The proxy's configuration has all sections of a full gateway.
     fn write(&self, settings: &str) {
         write_secret(&self.folder.path().join("password"), "hunter2");
         self.builder("username = \"proxy\"\npassword_file = \"password\"")
@@ -147,7 +147,7 @@ fn a_proxy_forwards_requests_and_answers_404_for_keygates_own_api() {
     full.drain(Duration::ZERO);
     let before = scene.redis.contents();
     let proxy = scene.proxy();
-    // A live key in a browser is a sign of trouble to a full gateway.
+    // A full gateway records an event for a live key in a browser.
     let call = Call::get("/v1/jobs").key(&key.secret).field("Origin", "https://example.com");
     let answer = fetch(proxy.address, &call);
     assert_eq!((answer.status, proxy.record()["reason"].as_str()), (200, None));
@@ -196,7 +196,7 @@ fn a_proxy_applies_and_confirms_a_revocation_at_a_full_gateway() {
     assert_eq!(scene.refused(), "*0\r\n");
 }
 
-/// Redis goes back to before the revocation while no full gateway runs.
+/// Redis loses the revocation while no full gateway runs.
 #[test]
 fn a_revocation_that_redis_lost_stays_in_force_at_a_proxy_which_logs_it() {
     let scene = Scene::new();

@@ -35,7 +35,7 @@ public = true
 upstream = "api"
 "#;
 
-/// So many characters of a secret in a row are a part of it, and no accident.
+/// This number of consecutive characters of a secret cannot occur by chance.
 const PART: usize = 8;
 
 /// The secrets of a test, and every part of them.
@@ -51,7 +51,7 @@ impl Planted {
         Self { secrets, parts }
     }
 
-    /// Where a part of one stands.
+    /// The position of a part of a secret.
     fn find_in(&self, bytes: &[u8]) -> Option<usize> {
         bytes.windows(PART).position(|part| self.parts.contains(part))
     }
@@ -74,7 +74,7 @@ fn secrets(made: &str) -> Vec<String> {
     [made.to_owned(), malformed].into_iter().chain(unknown).collect()
 }
 
-/// Sends each secret in every place that a request has.
+/// Sends each secret in every part of a request.
 fn plant(address: SocketAddr, secret: &str) {
     let kinds = [
         Call::get("/a").key(secret),
@@ -105,7 +105,7 @@ fn plant(address: SocketAddr, secret: &str) {
         Call::get("/broken").key(secret),
     ];
     for call in &kinds {
-        // Whatever it is answered, if at all.
+        // The answer does not matter.
         let _ = Wire::connect(address).call(call);
         if http2::request(Transport::Http2, call).is_some() {
             http2::fetch(address, Transport::Http2, call);
@@ -148,7 +148,7 @@ fn upstream() -> Upstream {
     })
 }
 
-/// Runs a gateway as a process, plants secrets, and searches what it wrote and told. Gives them for the search
+/// Runs a gateway process, sends secrets, and searches its output and its answers. Returns the secrets for the search
 /// in its store.
 fn leak_nothing(folder: &Path, store: &str, log: &str) -> Planted {
     let live = upstream();
@@ -212,7 +212,7 @@ fn a_planted_secret_is_found_nowhere_with_redis_and_a_log_in_text() {
     }
 }
 
-/// The name of a key, as the store has it.
+/// The name of a key in the store.
 fn name_of_the_key(folder: &Path) -> String {
     let list = crate::harness::process::keygate(folder, &["keys", "list", "--json"]).output().unwrap();
     let line = String::from_utf8(list.stdout).unwrap();

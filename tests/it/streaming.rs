@@ -18,7 +18,7 @@ fn head(method: &str, target: &str, key: &str, fields: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Sends a request and gives both ends: the client's connection and the upstream's, the request's head read.
+/// Sends a request; returns the client's connection, and the upstream's after reading the head.
 fn under_way(gateway: &Gateway, upstream: &Manual, request: &[u8]) -> (Wire, Wire) {
     let mut client = gateway.connect();
     client.send(request);
@@ -84,7 +84,7 @@ fn no_100_is_sent_if_no_upstream_can_be_reached() {
     assert_eq!(client.head().unwrap().status, 502);
 }
 
-// ---- As it comes
+// ---- Without delay
 
 #[test]
 fn every_event_of_a_stream_arrives_before_the_next_is_written() {
@@ -270,7 +270,7 @@ fn an_answer_that_stops_arriving_is_cut() {
     }
 }
 
-// ---- Broken off
+// ---- Interrupted
 
 #[test]
 fn an_upload_that_its_client_breaks_off_is_never_completed() {
@@ -332,7 +332,7 @@ fn an_answer_that_its_upstream_breaks_off_is_never_completed() {
             under_way(&gateway, &live, &Call::get("/things").key(&key).to_bytes());
         upstream.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n{part}").as_bytes());
         drop(upstream);
-        // Where nothing of the body had come, the head may be cut with it.
+        // If no byte of the body has arrived, the head may be lost too.
         if let Some(answer) = client.answer() {
             assert_eq!((answer.status, answer.complete), (200, false), "{framing:?} {part:?}");
             assert!("half!".starts_with(&answer.text()));
@@ -413,12 +413,12 @@ fn a_chunked_body_of_just_the_limit_passes() {
 
 // ---- Back-pressure
 
-/// More than the systems' socket buffers hold between a sender and a receiver that does not read, and
-/// keygate's own.
+/// More than the socket buffers between a sender and a receiver that does not read can hold, including
+/// those of keygate.
 const IN_BETWEEN: usize = 64 << 20;
 const MUCH: usize = 4 * IN_BETWEEN;
 
-/// Writes until the other side has taken nothing for a while; gives how much it took.
+/// Writes until the other side has read nothing for a while; returns the number of bytes.
 fn push(pipe: &mut Pipe, total: usize) -> usize {
     pipe.tcp().set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let part = vec![b'x'; 256 << 10];
@@ -433,7 +433,7 @@ fn push(pipe: &mut Pipe, total: usize) -> usize {
     taken
 }
 
-/// Reads so many bytes.
+/// Reads this number of bytes.
 fn pull(pipe: &mut Pipe, total: usize) {
     let mut part = vec![0; 256 << 10];
     let mut came = 0;
@@ -446,7 +446,7 @@ fn pull(pipe: &mut Pipe, total: usize) {
     }
 }
 
-/// `from` is slowed while nothing is read at `to`, and loses nothing by it.
+/// `from` must wait while `to` reads nothing, and no byte is lost.
 fn assert_slowed(from: &mut Wire, to: &mut Wire) {
     let (from, to) = (from.pipe(), to.pipe());
     let taken = push(from, MUCH);

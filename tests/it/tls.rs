@@ -37,7 +37,7 @@ fn start(more: &str) -> (Gateway, Upstream) {
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
-/// Makes a handshake to its end.
+/// Completes a handshake.
 fn handshake(gateway: &Gateway, config: ClientConfig, name: ServerName<'static>) -> std::io::Result<Tls> {
     let mut tcp = TcpStream::connect(gateway.address()).unwrap();
     tcp.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -87,7 +87,7 @@ fn alpn_selects_the_protocol() {
     assert_eq!(ask(&mut silent_about_it), "HTTP/1.1 401 Unauthorized");
 }
 
-/// Takes every certificate, and remembers it.
+/// Accepts every certificate, and records it.
 #[derive(Debug, Default)]
 struct TakesAll(Mutex<Option<CertificateDer<'static>>>);
 
@@ -162,10 +162,10 @@ fn a_client_gets_the_certificate_for_its_server_name_or_the_first() {
         ("any.wild.example.com", "first"),
         // A name of its own before a wildcard.
         ("special.wild.example.com", "second"),
-        // A wildcard is for one label, and not for none.
+        // A wildcard matches exactly one label.
         ("wild.example.com", "first"),
         ("unknown.example.com", "first"),
-        // An address is no name: such a client asks for none.
+        // An address is not a server name: such a client sends none.
         ("127.0.0.1", "first"),
     ] {
         assert_eq!(given(name), expected, "{name}");
@@ -271,7 +271,7 @@ fn curl_speaks_http_2_and_1_1_over_tls_1_3_and_1_2() {
     assert_eq!((sent.request_line(), &*sent.body), ("POST /v1/jobs HTTP/1.1", CERTIFICATE.pem.as_bytes()));
 }
 
-/// A folder with a sound configuration over TLS.
+/// A folder with a valid configuration for TLS.
 fn configured() -> TempDir {
     let folder = TempDir::new().unwrap();
     CERTIFICATE.write(folder.path(), "server");
@@ -288,7 +288,7 @@ fn run(folder: &Path, command: &str) -> (i32, String, String) {
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
-/// What `check` and `serve` say, which is the same.
+/// The message of `check` and `serve`, which must be the same.
 #[track_caller]
 fn assert_refused(folder: &Path, expected: &str) {
     let said = format!("{expected}\n\n1 mistake\n");

@@ -2,7 +2,7 @@
 
 use crate::harness::{Answer, Call, Gateway, Reply, TestKey, Upstream};
 
-/// An upstream that says this before a body in one chunk, and that behind it.
+/// An upstream that sends this head before a body in one chunk, and these trailers after it.
 fn saying(head: &'static str, trailers: &'static str) -> Upstream {
     Upstream::with(move |_| {
         Reply::raw(&format!(
@@ -80,8 +80,8 @@ fn unannounced_trailers_are_forwarded_over_http2_only() {
     assert_eq!(answer.trailers, expected);
 }
 
-/// Each would be believed by some client that merges trailers into the head, and each comes in a spelling of
-/// its own.
+/// A client that merges trailers into the head would use these fields; each is sent in a different
+/// spelling.
 #[test]
 fn fields_that_are_only_valid_in_a_head_are_removed_from_trailers() {
     let world = World::before(saying(

@@ -37,7 +37,7 @@ fn handshake(path: &str) -> Call {
         .field("sec-websocket-version", "13")
 }
 
-/// Grants every request a WebSocket, and sends back in capitals what comes through it.
+/// Accepts every request for a WebSocket, and echoes its data in capitals.
 fn shouting() -> Upstream {
     Upstream::with(|_| {
         Reply::Custom(Box::new(|stream: &mut TcpStream| {
@@ -57,7 +57,7 @@ fn gateway(live: &Upstream, test: &Upstream) -> Gateway {
     Gateway::builder().settings("[ops]\nlisten = \"127.0.0.1:0\"").policy(POLICY).api(live, test).start()
 }
 
-/// Reads exactly so many bytes from the tunnel.
+/// Reads exactly this number of bytes from the tunnel.
 fn receive(wire: &mut Wire, n: usize) -> String {
     String::from_utf8(wire.exactly(n).unwrap()).unwrap()
 }

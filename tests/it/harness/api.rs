@@ -22,15 +22,15 @@ use super::upstream::Upstream;
 
 pub(crate) const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// Where the keys are kept.
+/// The store of the keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
     Embedded,
-    /// With a pepper, as it should be.
+    /// With a pepper, as recommended.
     Redis,
 }
 
-/// Makes a test of each rule for each store: a function that takes [`Kept`].
+/// Creates a test for each rule and each store; a rule is a function that takes [`Kept`].
 macro_rules! on_both_stores {
     ($($rule:ident)*) => {
         mod embedded {
@@ -43,7 +43,7 @@ macro_rules! on_both_stores {
 }
 pub(crate) use on_both_stores;
 
-/// How an API is set up.
+/// The settings of an API.
 pub(crate) struct ApiBuilder {
     kept: Kept,
     signup: String,
@@ -86,8 +86,8 @@ impl ApiBuilder {
             )
         });
         let signup = format!("[signup]\n{}\n", self.signup);
-        // A clock that is moved on by an hour looks like an hour without a word from Redis, after which routes that
-        // refuse then would; that has tests of its own.
+        // If the clock moves ahead by an hour, the gateway sees an hour without an answer from Redis, and routes that
+        // refuse then would refuse; other tests cover that.
         let policy = FIRSTHAND_POLICY.replace("on_partition = \"refuse\"\n", "");
         Gateway::builder().settings(&[server, signup, store].concat()).policy(&policy).api(live, test)
     }
@@ -104,16 +104,16 @@ fn start(gateway: GatewayBuilder) -> Gateway {
     gateway
 }
 
-/// A gateway that serves its own API, before upstreams that say `live` and `test`.
+/// A gateway with its own API, in front of upstreams that answer `live` and `test`.
 pub(crate) struct Api {
-    // First, so that it has ended before what it speaks with.
+    // First, so that it is dropped before its peers.
     pub(crate) gateway: Gateway,
     pub(crate) live: Upstream,
     pub(crate) test: Upstream,
     redis: Option<RedisServer>,
 }
 
-/// A key as an answer gave it.
+/// A key from an answer.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiKey {
     pub(crate) id: String,
@@ -134,7 +134,7 @@ impl ApiKey {
     }
 }
 
-/// One of several that call at the same time.
+/// One of several concurrent callers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Client {
     address: SocketAddr,
@@ -154,7 +154,7 @@ impl Client {
     }
 }
 
-/// The answers to calls that are sent at the same time, to these gateways in turn.
+/// The answers to concurrent calls to these gateways in turn.
 pub(crate) fn at_once(clients: &[Client], calls: &[Call]) -> Vec<Answer> {
     let ready = Barrier::new(calls.len());
     let asking = |(client, call): (&Client, &Call)| {
@@ -183,7 +183,7 @@ impl Api {
         Self::builder(kept).start()
     }
 
-    /// Sends a call; its answer is as the description says.
+    /// Sends a call, and checks its answer against the description.
     #[track_caller]
     pub(crate) fn ask(&self, call: &Call) -> Answer {
         self.client().ask(call)
@@ -215,7 +215,7 @@ impl Api {
         self.ask(&json_call("PATCH", target, body).key(key))
     }
 
-    /// A key that must be made.
+    /// Creates a key; this must succeed.
     #[track_caller]
     pub(crate) fn create(&self, key: &str, body: &Value) -> ApiKey {
         ApiKey::of(&self.post(key, "/v1/api_keys", body))
@@ -231,7 +231,7 @@ impl Api {
         (text("organization_id"), text("api_key"))
     }
 
-    /// Whether a key opens anything, as the upstreams see it.
+    /// Whether a request with the key reaches an upstream.
     #[track_caller]
     pub(crate) fn works(&self, key: &str) -> bool {
         match self.gateway.fetch(&Call::get("/v1/jobs").key(key)).status {
@@ -241,22 +241,22 @@ impl Api {
         }
     }
 
-    /// Every key that a caller sees, newest first.
+    /// All keys that a caller can see, newest first.
     #[track_caller]
     pub(crate) fn keys(&self, key: &str) -> Vec<Value> {
         self.pages(key, "/v1/api_keys?limit=100")
     }
 
-    /// Every event that a caller sees, newest first.
+    /// All events that a caller can see, newest first.
     #[track_caller]
     pub(crate) fn events(&self, key: &str) -> Vec<Value> {
         let mut events = self.pages(key, "/v1/audit_events?limit=100");
-        // With several gateways, how far a change came is told in its own time.
+        // With several gateways, the event about a change's propagation is written later.
         events.retain(|event| event["type"] != "change.propagated");
         events
     }
 
-    /// Events of one type, once there are as many; signs of trouble are written in their own time.
+    /// Waits for this number of events of one type; some events are written later than the request.
     #[track_caller]
     pub(crate) fn events_of(&self, key: &str, kind: &str, count: usize) -> Vec<Value> {
         let mut events = Vec::new();

@@ -7,20 +7,20 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// What happens to the bytes.
+/// The fault of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Weather {
     Fair,
-    /// Connections are accepted and nothing is carried, in neither direction. What was sent meanwhile arrives
+    /// Connections are accepted, and no bytes pass in either direction. Bytes sent meanwhile arrive
     /// afterwards.
     Stalled,
-    /// The same, but only for connections that follow the events, from when they do.
+    /// The same, but only for connections that follow the events.
     Deaf,
-    /// Connections break, and new ones too.
+    /// Connections are closed, and new ones too.
     Cut,
-    /// Everything takes this much longer, one way.
+    /// All bytes are delayed by this time in each direction.
     Slow(Duration),
-    /// Of the next answer half arrives; then the connection breaks. New ones do the same.
+    /// Half of the next answer arrives, then the connection is closed; the same for new connections.
     HalfAnswers,
 }
 
@@ -37,7 +37,7 @@ struct Sky {
 }
 
 impl Chaos {
-    /// In front of `server`.
+    /// A proxy in front of `server`.
     pub(crate) fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -86,7 +86,7 @@ impl Sky {
         *self.weather.lock().unwrap()
     }
 
-    /// The weather, once it lets anything through on a connection that `follows` the events, or does not.
+    /// Waits until the fault lets bytes pass on a connection that `follows` the events or not, and returns it.
     fn wait(&self, follows: &AtomicBool) -> Weather {
         let stands = |weather: &mut Weather| match weather {
             Weather::Stalled => true,

@@ -57,7 +57,7 @@ pub(crate) fn fetch(address: SocketAddr, call: &Call) -> Answer {
     fetch_over(address, Transport::Http1, call)
 }
 
-/// The same over another transport. What HTTP/2 cannot carry goes over HTTP/1.1, with or without TLS as the
+/// The same over another transport. A call that HTTP/2 cannot express uses HTTP/1.1, with or without TLS as the
 /// transport says.
 #[track_caller]
 pub(crate) fn fetch_over(address: SocketAddr, transport: Transport, call: &Call) -> Answer {
@@ -69,13 +69,13 @@ pub(crate) fn fetch_over(address: SocketAddr, transport: Transport, call: &Call)
     wire.answer_to(&call.method).unwrap_or_else(|| panic!("no answer to {call:?}"))
 }
 
-/// A connection of which every byte is ours.
+/// A connection on which the test sends each byte.
 pub(crate) struct Wire {
     pipe: Pipe,
     buffer: Vec<u8>,
 }
 
-/// A plain connection that is there already.
+/// A plain connection that is already open.
 impl From<TcpStream> for Wire {
     fn from(stream: TcpStream) -> Self {
         Self::over(Pipe::begin(stream, None))
@@ -98,12 +98,12 @@ impl Wire {
         Self { pipe, buffer: Vec::new() }
     }
 
-    /// Writes bytes; a peer that has closed already is no error here, what it answered counts.
+    /// Writes bytes; a closed connection is not an error, because the peer may have answered before.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         let _ = self.pipe.write_all(bytes);
     }
 
-    /// Writes bytes, or says why not.
+    /// Writes bytes, or returns the error.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.pipe.write_all(bytes)
     }
@@ -113,7 +113,7 @@ impl Wire {
         self.answer_to(&call.method)
     }
 
-    /// Ends our side of the connection.
+    /// Closes the client's side of the connection.
     pub(crate) fn finish_sending(&self) {
         let _ = self.pipe.tcp().shutdown(Shutdown::Write);
     }
@@ -126,7 +126,7 @@ impl Wire {
         self.pipe.tcp()
     }
 
-    /// Reads an answer to a request other than HEAD. `None` if the connection ends before its head is whole.
+    /// Reads an answer to a request other than HEAD. `None` if the connection ends before its head is complete.
     pub(crate) fn answer(&mut self) -> Option<Answer> {
         self.answer_to("GET")
     }
@@ -192,7 +192,7 @@ impl Wire {
         }
     }
 
-    /// Reads exactly so many bytes.
+    /// Reads exactly this number of bytes.
     pub(crate) fn bytes(&mut self, count: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < count {
             self.fill()?;
@@ -213,7 +213,7 @@ impl Wire {
         Some(line)
     }
 
-    /// Reads the lines of a request's head, or those behind the last chunk. `None` if the connection ends before it is whole.
+    /// Reads the lines of a request's head, or of trailers. `None` if the connection ends before their end.
     pub(crate) fn request_head(&mut self) -> Option<Vec<String>> {
         let mut lines = Vec::new();
         loop {
@@ -224,7 +224,7 @@ impl Wire {
         }
     }
 
-    /// Reads so many bytes.
+    /// Reads this number of bytes.
     pub(crate) fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
             self.fill()?;
@@ -246,7 +246,7 @@ impl Wire {
         std::mem::take(&mut self.buffer)
     }
 
-    /// Whether the other side has closed, waiting for it if need be; bytes that come instead are a no.
+    /// Waits until the other side closes or sends bytes; true if it has closed.
     pub(crate) fn is_closed(&mut self) -> bool {
         self.buffer.is_empty() && self.fill().is_none()
     }
@@ -271,7 +271,7 @@ fn field(line: &str) -> Option<(String, String)> {
     line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()))
 }
 
-/// An answer as it came.
+/// An answer as it was received.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status_line: String,
@@ -279,9 +279,9 @@ pub(crate) struct Answer {
     /// Names in lower case, in their order.
     pub(crate) fields: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// The fields behind the body, written like those before it.
+    /// The trailers, in the same form as the header fields.
     pub(crate) trailers: Vec<(String, String)>,
-    /// Whether the body came to the end that its framing announced.
+    /// Whether the body is complete by its framing.
     pub(crate) complete: bool,
 }
 
@@ -299,7 +299,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 
-    /// Asserts that this is keygate's refusal with this status and type, whole in every part, and gives its
+    /// Asserts that this is keygate's refusal with this status and type, correct in every part, and returns its
     /// message.
     #[track_caller]
     pub(crate) fn refusal(&self, status: u16, error_type: &str) -> String {

@@ -14,7 +14,7 @@ pub(crate) const SLOT: usize = 2961;
 const SLOTS: usize = 16_384;
 const MASTERS: usize = 3;
 
-/// Three masters, the first of which has our slot, and a replica of each.
+/// Three masters with a replica each; the first master has the store's slot.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<RedisServer>,
 }
@@ -68,8 +68,8 @@ impl Cluster {
         &self.nodes[MASTERS + master]
     }
 
-    /// Waits until every node has heard who has our slot, and since when. Who has not would take it for itself, in the next move,
-    /// as of a time before this one.
+    /// Waits until every node knows the owner of the store's slot, and the epoch of that. A node that does not know it could
+    /// claim the slot in the next move with an older epoch.
     #[track_caller]
     pub(crate) fn agrees_on(&self, owner: &RedisServer) {
         let elsewhere = format!("-MOVED {SLOT} {}\r\n", owner.address());
@@ -99,9 +99,9 @@ impl Cluster {
     }
 }
 
-/// The node that has our slot at first, and its replica.
+/// The node that has the store's slot at first, and its replica.
 impl FailsOver for Cluster {
-    /// Two masters, neither of which has our slot.
+    /// The two masters without the store's slot.
     fn settings(&self) -> String {
         format!("cluster = [\"{}\", \"{}\"]", self.nodes[1].address(), self.nodes[2].address())
     }

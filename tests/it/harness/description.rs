@@ -20,14 +20,14 @@ pub(crate) fn description() -> &'static Value {
     &DESCRIPTION
 }
 
-/// What stands at the end of `$ref`, or the value itself.
+/// The target of `$ref`, or the value itself.
 pub(crate) fn resolve(value: &'static Value) -> &'static Value {
     let Some(reference) = value.get("$ref") else { return value };
     let pointer = reference.as_str().unwrap().strip_prefix('#').unwrap();
     description().pointer(pointer).unwrap_or_else(|| panic!("{reference} leads nowhere"))
 }
 
-/// Asserts that an answer is one that the description knows, in every part.
+/// Asserts that an answer matches the description in every part.
 #[track_caller]
 pub(crate) fn assert_described(call: &Call, answer: &Answer) {
     if let Err(cause) = check_answer(call, answer) {
@@ -77,10 +77,10 @@ fn operation(path: &str, method: &str) -> Option<&'static Value> {
     found.min_by_key(|(template, _)| template.matches('{').count())?.1.get(method)
 }
 
-/// Whether a value is what a schema says.
+/// Checks a value against a schema.
 ///
 /// # Errors
-/// Where it is not, and why.
+/// The place and the reason of a mismatch.
 pub(crate) fn check(schema: &'static Value, value: &Value, at: &str) -> Result<(), String> {
     check_words(schema, value, at)?;
     let Some(object) = value.as_object() else { return Ok(()) };
@@ -91,7 +91,7 @@ pub(crate) fn check(schema: &'static Value, value: &Value, at: &str) -> Result<(
     }
 }
 
-/// Every property that a schema names; `None` where it lets any through, or leaves it to others.
+/// All properties that a schema names; `None` if it allows any, or refers to other schemas.
 fn properties(schema: &'static Value) -> Option<BTreeSet<&'static str>> {
     let schema = resolve(schema);
     if schema.get("oneOf").is_some() || schema.get("additionalProperties") == Some(&Value::Bool(true)) {
@@ -179,7 +179,7 @@ fn is_of_type(wanted: &Value, value: &Value) -> bool {
     }
 }
 
-/// In UTC, with milliseconds: one spelling for one moment.
+/// In UTC, with milliseconds, so that a time has one spelling.
 fn is_time(text: &str) -> bool {
     text.len() == "2030-01-31T12:00:00.000Z".len() && humantime::parse_rfc3339(text).is_ok()
 }
@@ -215,7 +215,7 @@ fn matches(pattern: &str, text: &str) -> bool {
     text.is_empty()
 }
 
-/// The count behind a class, and what follows it.
+/// The count after a class, and the rest.
 fn count(pattern: &str) -> (usize, usize, &str) {
     let Some(counted) = pattern.strip_prefix('{') else { return (1, 1, pattern) };
     let (counts, after) = counted.split_once('}').unwrap();

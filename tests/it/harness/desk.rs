@@ -18,7 +18,7 @@ use super::redis::RedisServer;
 /// Upstreams for gateways that forward nothing.
 pub(crate) const NOWHERE: [&str; 2] = ["http://127.0.0.1:9", "http://127.0.0.1:10"];
 
-/// How commands reach the store.
+/// The way of commands to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Socket,
@@ -32,16 +32,16 @@ impl Way {
 
 pub(crate) struct Desk {
     way: Way,
-    /// Where the configuration is.
+    /// The folder with the configuration.
     folder: TempDir,
-    /// Where there is a token and no configuration.
+    /// A folder with a token and no configuration.
     elsewhere: TempDir,
     serving: Option<Process>,
     address: Option<SocketAddr>,
     admin_url: String,
 }
 
-/// What a command came to.
+/// The result of a command.
 #[derive(Clone, Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -58,7 +58,7 @@ impl Ran {
     }
 }
 
-/// A section for the store in this Redis, with the pepper that it asks for.
+/// A section for the store in this Redis, with the pepper that it needs.
 pub(crate) fn in_redis(redis: &RedisServer) -> String {
     format!(
         "[keys]\npepper_file = \"pepper\"\n[store]\nkind = \"redis\"\nurl = \"{}\"\nconnect_timeout = \"20s\"\n\
@@ -72,7 +72,7 @@ impl Desk {
         Self::with(way, "", NOWHERE)
     }
 
-    /// With more settings, and the gateway in front of these upstreams. A file `pepper` is there.
+    /// With more settings, and the gateway in front of these upstreams. The folder has a file `pepper`.
     pub(crate) fn with(way: Way, settings: &str, [live, test]: [&str; 2]) -> Self {
         let [folder, elsewhere] = [(); 2].map(|()| TempDir::new().unwrap());
         let made = keygate(folder.path(), &["admin", "token", "remote-desk", "--json"]).output().unwrap();
@@ -104,7 +104,7 @@ impl Desk {
         self.serving = Some(serving);
     }
 
-    /// Ends the gateway in order, and gives what it logged from then on.
+    /// Ends the gateway by a signal, and returns what it logs from then on.
     pub(crate) fn stop(&mut self) -> Vec<String> {
         let mut serving = self.serving.take().unwrap();
         serving.terminate();
@@ -139,7 +139,7 @@ impl Desk {
         self.feed(arguments, "")
     }
 
-    /// A command that must succeed, and what it printed.
+    /// Runs a command that must succeed; returns its output.
     #[track_caller]
     pub(crate) fn done(&self, arguments: &[&str]) -> Ran {
         let ran = self.run(arguments);
@@ -147,7 +147,7 @@ impl Desk {
         ran
     }
 
-    /// A command with this on its standard input.
+    /// Runs a command with this standard input.
     pub(crate) fn feed(&self, arguments: &[&str], input: &str) -> Ran {
         let mut command = match self.way {
             Way::Socket | Way::Store => keygate(self.folder.path(), arguments),
@@ -160,7 +160,7 @@ impl Desk {
         let mut child = command.spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let input = input.to_owned();
-        // A command may end without having read all of it.
+        // A command may end before it has read all of it.
         let feeding = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
         let output = child.wait_with_output().unwrap();
         feeding.join().unwrap();

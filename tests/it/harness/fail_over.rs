@@ -12,10 +12,10 @@ use super::{
 };
 use super::{operator, status};
 
-/// Between two requests of a client.
+/// The pause between two requests of a client.
 const PACE: Duration = Duration::from_millis(2);
 
-/// Two servers, 0 and 1, of which one is the master and the other is its replica, as a user `replica`. The first is the
+/// Two servers, 0 and 1: a master, and its replica, which connects as the user `replica`. Server 0 is the
 /// master at first.
 pub(crate) trait FailsOver {
     /// Lines for `[store]`.
@@ -25,10 +25,10 @@ pub(crate) trait FailsOver {
 
     fn server_mut(&mut self, n: usize) -> &mut RedisServer;
 
-    /// Waits until everybody can know that this one is the master now.
+    /// Waits until this server is announced as the master.
     fn announced(&self, n: usize) -> Instant;
 
-    /// Waits until the other server has what this one had. `WAIT` would only tell of what its own connection wrote.
+    /// Waits until the other server has all data of this one. `WAIT` covers only writes on its own connection.
     fn settle(&self, master: usize) {
         let offset = |server: usize, name: &str| -> Option<u64> {
             let info = replication(self.server(server));
@@ -52,7 +52,7 @@ pub(crate) fn replication(server: &RedisServer) -> String {
     server.asked(&["INFO", "replication"]).unwrap_or_default()
 }
 
-/// Keeps replicas away from this server, so that they miss what comes now.
+/// Disconnects replicas from this server, so that they miss the following changes.
 pub(crate) fn keep_replicas_out(server: &RedisServer) {
     server.command(&["ACL", "SETUSER", "replica", "off"]);
     server.command(&["CLIENT", "KILL", "TYPE", "REPLICA"]);
@@ -65,7 +65,7 @@ pub(crate) struct Pair {
     _upstreams: [Upstream; 2],
 }
 
-/// What the clients saw.
+/// The results of the clients.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) from_cache: usize,
@@ -98,14 +98,14 @@ impl Pair {
         Self { caching, asking, keys, _upstreams: upstreams }
     }
 
-    /// Does something while clients ask. A known key that is not served from the cache fails the test, and so
-    /// does a key that is called wrong.
+    /// Runs something while clients send requests. A known key that is not served from the cache fails the test, and so
+    /// does a valid key that gets 401.
     pub(crate) fn under_load<T>(&self, act: impl FnOnce(&Clients<'_>) -> T) -> (T, Seen) {
         let (over, seen) = (AtomicBool::new(false), Mutex::new(Seen::default()));
         let outcome = thread::scope(|scope| {
             let client = |gateway: &'_ Gateway, see: fn(&mut Seen, u16)| {
                 let (over, seen) = (&over, &seen);
-                // The gateway is not shared between threads, only where it is.
+                // Threads cannot share the gateway, only its address.
                 let calls: Vec<Call> = self.keys.iter().map(request).collect();
                 let mut wire = gateway.connect();
                 scope.spawn(move || {
@@ -155,7 +155,7 @@ impl Pair {
         is_there(&self.caching) && is_there(&self.asking)
     }
 
-    /// Whether keys can be made, and work at once at the gateway that did not make them.
+    /// Whether keys can be created, and work at once at the other gateway.
     pub(crate) fn assert_takes_changes(&self) {
         let until = Instant::now() + PATIENCE;
         let org = loop {
@@ -188,7 +188,7 @@ impl Drop for SetOnDrop<'_> {
 }
 
 impl Clients<'_> {
-    /// Waits until a key is looked up that was asked for after `since`, and says how long after.
+    /// Waits until a key that was requested after `since` is looked up; returns the time after `since`.
     pub(crate) fn looked_up_since(&self, since: Instant) -> Duration {
         let mut after = None;
         unhurried("keys are looked up again", || {
@@ -200,7 +200,7 @@ impl Clients<'_> {
         after.unwrap()
     }
 
-    /// Waits until a client is told that its key cannot be looked up.
+    /// Waits until a client gets a 503 because its key cannot be looked up.
     pub(crate) fn unavailable(&self) {
         let before = self.seen.lock().unwrap().unavailable;
         eventually("lookups fail", || {

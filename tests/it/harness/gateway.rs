@@ -34,7 +34,7 @@ pub(crate) fn operator() -> Origin {
     Origin::operator("test")
 }
 
-/// How a test's gateway is set up.
+/// The settings of a test's gateway.
 pub(crate) struct GatewayBuilder {
     settings: String,
     policy: String,
@@ -81,20 +81,20 @@ impl GatewayBuilder {
         self
     }
 
-    /// Puts something between the cache and the store.
+    /// Inserts a store between the cache and the real store.
     pub(crate) fn store(mut self, wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store> + 'static) -> Self {
         self.wrap = Box::new(wrap);
         self
     }
 
-    /// An organisation that is in the store already, instead of one of its own: for a gateway that shares a
+    /// Uses an organisation that is already in the store, instead of creating one: for a gateway that shares a
     /// store, or starts without it.
     pub(crate) fn org(mut self, org: OrgId) -> Self {
         self.org = Some(org);
         self
     }
 
-    /// What calls travel on, whatever transport this run is about.
+    /// The transport of calls, instead of the transport of this run.
     pub(crate) fn transport(mut self, transport: Transport) -> Self {
         self.transport = transport;
         self
@@ -135,7 +135,7 @@ impl GatewayBuilder {
         self.start_in(folder)
     }
 
-    /// Starts it in a folder that may hold certificates already.
+    /// Starts it in a folder that may contain certificates.
     #[track_caller]
     pub(crate) fn start_in(self, folder: TempDir) -> Gateway {
         self.write(folder.path());
@@ -205,7 +205,7 @@ impl Gateway {
         GatewayBuilder::default()
     }
 
-    /// The shipped policy in front of these two.
+    /// A gateway with the shipped policy in front of these two upstreams.
     pub(crate) fn in_front_of(live: &Upstream, test: &Upstream) -> Self {
         Self::builder().api(live, test).start()
     }
@@ -218,12 +218,12 @@ impl Gateway {
         self.app.as_ref().unwrap().ops_address().unwrap()
     }
 
-    /// Where its configuration is.
+    /// The folder of its configuration.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Has it read its configuration again, as SIGHUP does.
+    /// Reloads its configuration, as SIGHUP does.
     pub(crate) fn reload(&mut self) -> Result<(), Refused> {
         let read = Config::load(&self.folder.path().join("keygate.toml"), []);
         self.app.as_mut().unwrap().reload(read)
@@ -246,7 +246,7 @@ impl Gateway {
         self.wire("http/1.1")
     }
 
-    /// The same for the protocol that ALPN calls so.
+    /// The same for this protocol in ALPN.
     pub(crate) fn wire(&self, alpn: &str) -> Wire {
         Wire::over(Pipe::connect(self.address(), self.transport.has_tls().then_some(alpn)))
     }
@@ -275,7 +275,7 @@ impl Gateway {
         self.key(Environment::Live, None, Some(self.clock.now().wall.plus(after)))
     }
 
-    /// A live key with all scopes, in an organisation of its own.
+    /// A live key with all scopes, in a new organisation.
     pub(crate) fn key_in_another_org(&self) -> TestKey {
         let org = self.block_on(self.lifecycle().create_org(&operator(), "another organisation")).unwrap().id;
         self.key_of(org, Environment::Live, None, None)
@@ -321,7 +321,7 @@ impl Gateway {
         self.shift.advance(by);
     }
 
-    /// Ends it, and starts another on what it left: the same configuration, store and time.
+    /// Ends it, and starts another with the same configuration, store and time.
     pub(crate) fn restart(&mut self) {
         self.lifecycle = None;
         self.app.take().unwrap().drain(Duration::ZERO);
@@ -351,7 +351,7 @@ pub(crate) fn is_linked(gateway: &Gateway) -> bool {
     gateway.lifecycle().keeper().link_state() == LinkState::Up
 }
 
-/// What a request with the key is told that the shipped policy lets in.
+/// The status of a request with the key on a route of the shipped policy.
 pub(crate) fn status(gateway: &Gateway, key: &TestKey) -> u16 {
     gateway.fetch(&Call::get("/v1/jobs").key(&key.secret)).status
 }

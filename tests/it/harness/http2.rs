@@ -30,7 +30,7 @@ pub(crate) fn fetch(address: SocketAddr, transport: Transport, call: &Call) -> A
     })
 }
 
-/// The call as HTTP/2 carries it; `None` for what only HTTP/1.1 can say.
+/// The call in HTTP/2; `None` if only HTTP/1.1 can express it.
 pub(crate) fn request(transport: Transport, call: &Call) -> Option<Request<Bytes>> {
     const HTTP1_ONLY: [&str; 8] = [
         "connection",
@@ -64,8 +64,8 @@ pub(crate) fn request(transport: Transport, call: &Call) -> Option<Request<Bytes
     Some(request)
 }
 
-/// What a gateway takes of header fields on HTTP/2, less than on HTTP/1.1; room is left for those of the
-/// protocol's own.
+/// The gateway's limit for header fields on HTTP/2, less than on HTTP/1.1; this leaves room for the fields of the
+/// protocol itself.
 const HEADER_LIST: usize = 15 << 10;
 
 pub(crate) fn runtime() -> Runtime {
@@ -97,7 +97,7 @@ where
     sender
 }
 
-/// An answer to its end, or to where it broke off.
+/// Reads an answer to its end, or to its interruption.
 pub(crate) async fn read(response: Response<Incoming>) -> Answer {
     let (head, mut body) = response.into_parts();
     let texts = |headers: &HeaderMap| -> Vec<(String, String)> {
@@ -120,12 +120,12 @@ pub(crate) async fn read(response: Response<Incoming>) -> Answer {
     Answer { status_line, status: head.status.as_u16(), fields, body: bytes, trailers, complete }
 }
 
-/// A connection of which every frame is ours.
+/// A connection on which the test sends each frame.
 pub(crate) struct Frames {
     wire: Wire,
 }
 
-/// A frame as it came.
+/// A frame as it was received.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -163,7 +163,7 @@ impl Frames {
         self.wire.send(&frame(kind, flags, stream, payload));
     }
 
-    /// Sends bytes, or says why not.
+    /// Sends bytes, or returns the error.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.wire.try_send(bytes)
     }
@@ -186,7 +186,7 @@ impl Frames {
         Some(frame)
     }
 
-    /// Reads until a frame of this kind comes.
+    /// Reads until a frame of this kind arrives.
     pub(crate) fn until(&mut self, kind: u8) -> Option<Frame> {
         loop {
             let frame = self.next()?;

@@ -22,7 +22,7 @@ impl Manual {
         format!("http://{}", self.0.local_addr().unwrap())
     }
 
-    /// The next connection, waiting for it.
+    /// Waits for the next connection.
     #[track_caller]
     pub(crate) fn accept(&self) -> Wire {
         let mut accepted = None;
@@ -56,12 +56,12 @@ pub(crate) fn refusing() -> String {
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-/// Ends both directions at once, as a process that dies does.
+/// Closes both directions at once, as for a killed process.
 pub(crate) fn hang_up(wire: &Wire) -> io::Result<()> {
     wire.stream().shutdown(Shutdown::Both)
 }
 
-/// Any valid key may do anything below /things; a body for /small has at most 1 KiB.
+/// Any valid key may send any request below /things; a body for /small has at most 1 KiB.
 const OPEN_POLICY: &str = r#"
 scopes = ["jobs:read", "jobs:write"]
 [[route]]
@@ -85,7 +85,7 @@ scopes = ["jobs:write"]
 upstream = "api"
 "#;
 
-/// A gateway to be tuned: one worker, so that all requests share its upstream connections.
+/// The settings of a gateway with one worker, so that all requests share its upstream connections.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tuned {
     live: Vec<String>,
@@ -95,7 +95,7 @@ pub(crate) struct Tuned {
 }
 
 impl Tuned {
-    /// Another server for live keys. Without any, and for test keys, there is none that could be reached.
+    /// Another server for live keys. Without one, and for test keys, the upstream cannot be reached.
     pub(crate) fn live(mut self, url: impl Into<String>) -> Self {
         self.live.push(url.into());
         self

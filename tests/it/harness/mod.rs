@@ -36,10 +36,10 @@ pub(crate) use store::Valve;
 pub(crate) use transport::Transport;
 pub(crate) use upstream::{Reply, Seen, Upstream};
 
-/// Longer than anything takes on a loaded machine; only a failing test waits so long.
+/// Longer than anything takes on a busy machine; only a failing test waits for this time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Asks again until it holds, or the test has failed.
+/// Repeats until the condition holds, or fails the test.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
@@ -49,7 +49,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The same for servers that decide by time-outs of their own: asked now and then, and for longer.
+/// The same for servers with their own time-outs: checks less often, and for longer.
 #[track_caller]
 pub(crate) fn unhurried(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + 6 * PATIENCE;
@@ -65,7 +65,7 @@ pub(crate) fn lenient(promised: Duration) -> Duration {
     if is_long() { promised } else { promised + PATIENCE }
 }
 
-/// Whether the long forms of the tests are asked for, which take minutes.
+/// Whether to run the long forms of the tests, which take minutes.
 pub(crate) fn is_long() -> bool {
     std::env::var_os("KEYGATE_LONG").is_some()
 }

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{PATIENCE, eventually};
 
-/// A process of the test's own, ended with the test.
+/// A process that is ended with its test.
 pub(crate) struct Process {
     child: Child,
     out: Receiver<String>,
@@ -41,7 +41,7 @@ impl Process {
         Self::keygate(folder, &["serve"])
     }
 
-    /// The address that it says it listens on.
+    /// The address on which it reports to listen.
     #[track_caller]
     pub(crate) fn address(&self) -> SocketAddr {
         let line = self.err_line("listening on http://");
@@ -49,7 +49,7 @@ impl Process {
         address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no address in {line:?}"))
     }
 
-    /// The address that it says its metrics are on.
+    /// The address that it reports for its metrics.
     #[track_caller]
     pub(crate) fn ops_address(&self) -> SocketAddr {
         let line = self.err_line("metrics and probes on http://");
@@ -71,13 +71,13 @@ impl Process {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
     }
 
-    /// Waits for a line on standard output that contains `part`, and gives it.
+    /// Waits for a line on standard output that contains `part`, and returns it.
     #[track_caller]
     pub(crate) fn out_line(&self, part: &str) -> String {
         wait_for_line(&self.out, part)
     }
 
-    /// Waits for a line on standard error that contains `part`, and gives it.
+    /// Waits for a line on standard error that contains `part`, and returns it.
     #[track_caller]
     pub(crate) fn err_line(&self, part: &str) -> String {
         wait_for_line(&self.err, part)
@@ -88,7 +88,7 @@ impl Process {
         kill_process(pid, signal).unwrap();
     }
 
-    /// Everything that it writes from here on to its end, on both outputs, beyond the lines already waited
+    /// Everything that it writes from now on to its end, on both outputs, after the lines that were already waited
     /// for.
     pub(crate) fn told(&self) -> String {
         self.out.iter().chain(self.err.iter()).map(|line| line + "\n").collect()
@@ -113,7 +113,7 @@ impl Process {
     }
 }
 
-/// Makes a live key with `keygate keys create` and gives its secret.
+/// Creates a live key with `keygate keys create` and returns its secret.
 #[track_caller]
 pub(crate) fn create_key(folder: &Path) -> String {
     let output = keygate(folder, &["keys", "create", "--name", "a key"]).output().unwrap();
@@ -128,7 +128,7 @@ impl Drop for Process {
     }
 }
 
-/// `keygate` with these arguments, in this folder, with nothing of the caller's environment that would change
+/// `keygate` with these arguments, in this folder, without variables of the caller's environment that would change
 /// it.
 pub(crate) fn keygate(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keygate"));

@@ -15,15 +15,15 @@ use tempfile::TempDir;
 
 use super::{Authority, PATIENCE, eventually};
 
-/// A running redis-server, or another that takes its options and speaks its protocol, as Valkey's does: the one that
-/// `KEYGATE_TEST_REDIS_SERVER` names, by its path. It is the sentinel too. Ended with the test.
+/// A running redis-server, or another server with its options and protocol, for example Valkey's: the one that
+/// `KEYGATE_TEST_REDIS_SERVER` names by its path. It is also the sentinel. Ended with the test.
 pub(crate) struct RedisServer {
     folder: TempDir,
     port: u16,
     tls_port: Option<u16>,
     child: Option<Child>,
     options: Vec<String>,
-    /// Whether it is a sentinel, which keeps what it learns in its configuration.
+    /// Whether it is a sentinel, which writes its state into its configuration.
     is_sentinel: bool,
 }
 
@@ -109,7 +109,7 @@ impl RedisServer {
         self.port.to_string()
     }
 
-    /// Where it speaks TLS.
+    /// Its address for TLS.
     pub(crate) fn tls_url(&self) -> String {
         format!("rediss://127.0.0.1:{}", self.tls_port.unwrap())
     }
@@ -118,7 +118,7 @@ impl RedisServer {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// Where its files are.
+    /// The folder of its files.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -127,7 +127,7 @@ impl RedisServer {
         format!("redis://{}", self.address())
     }
 
-    /// Settings for a store in it that waits as long as a loaded machine takes.
+    /// Settings for a store in it, with long time-outs for a busy machine.
     pub(crate) fn settings(&self) -> Settings {
         Settings {
             connect_timeout: PATIENCE,
@@ -137,20 +137,20 @@ impl RedisServer {
         }
     }
 
-    /// One command, and the answer as it came over the wire.
+    /// Sends one command; returns the answer as it came over the wire.
     #[track_caller]
     pub(crate) fn command(&self, parts: &[&str]) -> String {
         try_command(self.address(), parts).expect("an answer from redis-server")
     }
 
-    /// The same of a server that may not answer, or breaks connections off.
+    /// The same for a server that may not answer, or close connections.
     pub(crate) fn asked(&self, parts: &[&str]) -> Option<String> {
         try_command(self.address(), parts)
     }
 
-    /// What it would find on its disk after a restart.
+    /// The data that it would load from its disk after a restart.
     pub(crate) fn dump(&self) -> Vec<u8> {
-        // Compressed, nothing could be found in it.
+        // In compressed data, the search would find nothing.
         assert_eq!(self.command(&["CONFIG", "SET", "rdbcompression", "no"]), "+OK\r\n");
         assert_eq!(self.command(&["SAVE"]), "+OK\r\n");
         fs::read(self.folder.path().join("dump.rdb")).unwrap()
@@ -169,7 +169,7 @@ impl RedisServer {
     pub(crate) fn values(&self) -> String {
         let scanned = self.command(&["SCAN", "0", "COUNT", "100000"]);
         let mut names: Vec<&str> = scanned.split("\r\n").filter(|line| line.starts_with('{')).collect();
-        // Redis moves them about while it makes room.
+        // Redis may move keys while it frees memory.
         names.sort_unstable();
         let read = |name: &&str| match self.command(&["TYPE", name]).trim() {
             "+string" => self.command(&["GET", name]),
@@ -189,7 +189,7 @@ impl RedisServer {
         kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), signal).unwrap();
     }
 
-    /// Ends it as a power cut would. Whatever it held in memory is gone.
+    /// Ends it as a power failure would: the data in memory is lost.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -197,7 +197,7 @@ impl RedisServer {
         }
     }
 
-    /// Starts it again where it was: empty, unless its options say that it keeps what it is told.
+    /// Starts it again on the same port: empty, unless its options keep data on disk.
     pub(crate) fn revive(&mut self) {
         self.kill();
         eventually("its port is free again", || self.launch());
@@ -214,7 +214,7 @@ fn program() -> OsString {
     env::var_os("KEYGATE_TEST_REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
 }
 
-/// A port that nobody listens on, and neither on the one that a node of a cluster has for its bus, 10,000 above: both
+/// A free port whose bus port, 10,000 above for a node of a cluster, is free as well. Both are
 /// below those that the system gives to connections, so that a server that is stopped finds them free when it is started
 /// again. No two of a process are the same, and those of two processes are apart.
 fn free_port() -> u16 {
@@ -239,7 +239,7 @@ fn try_command(address: SocketAddr, parts: &[&str]) -> Option<String> {
     for part in parts {
         request += &format!("${}\r\n{part}\r\n", part.len());
     }
-    // Its answer tells where the first one ends.
+    // Its answer shows the end of the first one.
     request += "*2\r\n$4\r\nPING\r\n$12\r\nend-of-reply\r\n";
     stream.write_all(request.as_bytes()).ok()?;
     let (mut answer, mut part) = (Vec::new(), [0; 4096]);
@@ -251,7 +251,7 @@ fn try_command(address: SocketAddr, parts: &[&str]) -> Option<String> {
         if text.matches("-NOAUTH").count() == 2 {
             return Some(text.into_owned());
         }
-        // It reads what it had on its disk, and answers nothing that was asked meanwhile.
+        // It loads the data from its disk, and answers no command meanwhile.
         if text.contains("-LOADING") {
             return None;
         }

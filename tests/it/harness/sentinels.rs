@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::fail_over::{FailsOver, follows};
 use super::{RedisServer, unhurried};
 
-/// A master, its replica, and three sentinels that know both and each other. One set at a time: sentinels that do
-/// not get their turn on a busy machine take masters for dead, or do nothing for a while.
+/// A master, its replica, and three sentinels that know both and each other. One set at a time: sentinels without
+/// processor time on a busy machine take masters for dead, or do nothing for a while.
 pub(crate) struct Watched {
     pub(crate) servers: [RedisServer; 2],
     pub(crate) sentinels: Vec<RedisServer>,
@@ -59,7 +59,7 @@ impl FailsOver for Watched {
         &mut self.servers[n]
     }
 
-    /// Some sentinel says so.
+    /// At least one sentinel reports it.
     fn announced(&self, n: usize) -> Instant {
         let port = format!("\r\n{}\r\n", self.servers[n].port());
         unhurried("the sentinels have another master", || {
@@ -77,8 +77,8 @@ pub(crate) fn sentinel(master: &RedisServer, more: &str) -> RedisServer {
          sentinel failover-timeout mymaster 5000\n{more}\n",
         master.port()
     ));
-    // It looks at each server every 10 s only, tells an old master that it is none not before it has looked twice, and
-    // after it got no turn for 2 s it does nothing for 30.
+    // A sentinel checks each server every 10 s only, changes an old master only after two checks, and does nothing for
+    // 30 s after it got no processor time for 2 s.
     let hurried =
         ["info-period", "1000", "publish-period", "500", "tilt-trigger", "20000", "tilt-period", "1000"];
     sentinel.command(&[&["SENTINEL", "DEBUG"], &hurried[..]].concat());
@@ -91,7 +91,7 @@ pub(crate) fn lines(ports: &[String]) -> String {
     format!("sentinels = [{}]\nmaster_name = \"mymaster\"", nodes.join(", "))
 }
 
-/// A field of an answer that has names and values in turn.
+/// A field of an answer in which names and values alternate.
 fn field(answer: &str, name: &str) -> String {
     answer.split("\r\n").skip_while(|line| *line != name).nth(2).unwrap_or_default().to_owned()
 }

@@ -19,17 +19,17 @@ use keygate::vocabulary::key::Digest;
 use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use tokio::sync::watch;
 
-/// What becomes of lookups.
+/// The behaviour of lookups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lookups {
     Pass,
     Fail,
     Hang,
-    /// The store is read, but the answer is held back.
+    /// The store is read, but the answer is delayed.
     Hold,
 }
 
-/// The test's hand on a store. Put it in with `GatewayBuilder::store(valve.fitted())`.
+/// The test's control of a store. Insert it with `GatewayBuilder::store(valve.fitted())`.
 #[derive(Clone, Debug)]
 pub(crate) struct Valve(Arc<Shared>);
 
@@ -59,17 +59,17 @@ impl Valve {
         }
     }
 
-    /// How many lookups were ever begun.
+    /// The number of lookups that have begun.
     pub(crate) fn lookups(&self) -> usize {
         self.0.begun.load(Ordering::SeqCst)
     }
 
-    /// How many lookups have read the store and are held back now.
+    /// The number of lookups that have read the store and are delayed now.
     pub(crate) fn held(&self) -> usize {
         self.0.held.load(Ordering::SeqCst)
     }
 
-    /// From now on lookups reach the store; those held back give their answers.
+    /// Lets lookups reach the store from now on; delayed ones return their answers.
     pub(crate) fn pass(&self) {
         self.0.lookups.send_replace(Lookups::Pass);
     }

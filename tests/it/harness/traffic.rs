@@ -9,16 +9,16 @@ use rustix::process::setpriority_process;
 
 use super::client::{Call, Wire};
 
-/// The lowest priority there is, of this thread alone (Linux).
+/// Gives this thread alone the lowest priority (Linux).
 const LEAST: i32 = 19;
 
-/// What a request came to.
+/// The result of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
-    /// Which request it was, as the caller numbers them.
+    /// The number of the request.
     pub(crate) number: usize,
     pub(crate) status: u16,
-    /// From the moment at which it was due to the end of its answer.
+    /// The time from the moment at which it was due to the end of its answer.
     pub(crate) took: Duration,
 }
 
@@ -43,8 +43,8 @@ pub(crate) fn at_rate(
     })
 }
 
-/// Sends one after the other on each of `connections` for `span`, with what others leave of the processors: on a machine
-/// of its own it would take nobody's place there.
+/// Sends one after another on each of `connections` for `span`, at the lowest priority: on a machine of its own, the
+/// sender would not compete with the gateway for processors.
 pub(crate) fn at_will(
     address: SocketAddr,
     span: Duration,
@@ -64,7 +64,7 @@ pub(crate) fn at_will(
     })
 }
 
-/// The time begins when all connections are there.
+/// The time begins when all connections are open.
 fn over(
     address: SocketAddr,
     connections: usize,
@@ -86,7 +86,7 @@ fn over(
     all.into_inner().unwrap()
 }
 
-/// The time that this part of them took at most; nothing if there were none.
+/// The quantile of their times; zero if there were none.
 pub(crate) fn percentile(outcomes: &[Outcome], percent: f64) -> Duration {
     let mut took: Vec<Duration> = outcomes.iter().map(|outcome| outcome.took).collect();
     took.sort_unstable();
@@ -94,7 +94,7 @@ pub(crate) fn percentile(outcomes: &[Outcome], percent: f64) -> Duration {
     took.get(at as usize).copied().unwrap_or_default()
 }
 
-/// How many were answered so.
+/// The number of answers with this status.
 pub(crate) fn with_status(outcomes: &[Outcome], status: u16) -> usize {
     outcomes.iter().filter(|outcome| outcome.status == status).count()
 }

@@ -14,12 +14,12 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, Support
 
 use super::PATIENCE;
 
-/// The name that every call asks for.
+/// The server name of every call.
 pub(crate) const HOST: &str = "api.example.com";
 /// Set by `transports.rs` when it runs the suite again.
 pub(crate) const VARIABLE: &str = "KEYGATE_TEST_TRANSPORT";
 
-/// What a gateway's calls travel on.
+/// The transport of a gateway's calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Http1,
@@ -41,7 +41,7 @@ impl Transport {
         }
     }
 
-    /// The transport of this run: HTTP/1.1 on plain text, unless the variable says another.
+    /// The transport of this run: HTTP/1.1 in plain text, unless the variable names another.
     pub(crate) fn of_this_run() -> Self {
         let Ok(name) = std::env::var(VARIABLE) else { return Self::Http1 };
         let named = Self::ALL.into_iter().find(|transport| transport.name() == name);
@@ -83,7 +83,7 @@ impl Certificate {
         Self { der: made.der().clone(), pem: made.pem(), key_pem: key.serialize_pem() }
     }
 
-    /// Writes `NAME.pem` and `NAME-key.pem`, the key for its owner alone.
+    /// Writes `NAME.pem` and `NAME-key.pem`; only the owner can read the key.
     pub(crate) fn write(&self, folder: &Path, name: &str) {
         fs::write(folder.join(format!("{name}.pem")), &self.pem).unwrap();
         let key = folder.join(format!("{name}-key.pem"));
@@ -92,7 +92,7 @@ impl Certificate {
     }
 }
 
-/// The certificate of every gateway over TLS that does not bring its own.
+/// The certificate of every gateway over TLS that has no other.
 pub(crate) static CERTIFICATE: LazyLock<Certificate> = LazyLock::new(|| Certificate::for_names(&[HOST]));
 
 /// A client's side of TLS that trusts [`CERTIFICATE`].
@@ -125,7 +125,7 @@ impl Pipe {
         Self::begin(TcpStream::connect(address).unwrap(), alpn)
     }
 
-    /// The same on a socket that is connected already.
+    /// The same on a socket that is already connected.
     #[track_caller]
     pub(crate) fn begin(stream: TcpStream, alpn: Option<&str>) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -149,7 +149,7 @@ impl Pipe {
     }
 }
 
-/// Writes, and never waits for what the server may have to say.
+/// Writes, and never waits for the server to send.
 fn write_tls(stream: &mut StreamOwned<ClientConnection, TcpStream>, bytes: &[u8]) -> io::Result<usize> {
     flush_tls(stream)?;
     let taken = stream.conn.writer().write(bytes)?;
@@ -169,7 +169,7 @@ fn flush_tls(stream: &mut StreamOwned<ClientConnection, TcpStream>) -> io::Resul
     Ok(())
 }
 
-/// Reads what has come, also when nothing can be written any more: a server may have answered before it
+/// Reads the available data, also if writing fails: a server may have answered before it
 /// closed.
 fn read_tls(stream: &mut StreamOwned<ClientConnection, TcpStream>, buffer: &mut [u8]) -> io::Result<usize> {
     let StreamOwned { conn, sock } = stream;

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// One request as it arrived.
+/// One request as it was received.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// Which of the upstream's connections it came on, counted from 0.
+    /// The number of its connection to the upstream, counted from 0.
     pub(crate) connection: usize,
     /// Request line and header fields, each line without its CRLF.
     pub(crate) head: Vec<String>,
@@ -17,7 +17,7 @@ pub(crate) struct Seen {
     pub(crate) raw_body: Vec<u8>,
     /// The body itself.
     pub(crate) body: Vec<u8>,
-    /// Whether the body came to its end as its framing says.
+    /// Whether the body is complete by its framing.
     pub(crate) complete: bool,
 }
 
@@ -36,7 +36,7 @@ impl Seen {
             .collect()
     }
 
-    /// The value of a field that must be there exactly once.
+    /// The value of a field that must occur exactly once.
     #[track_caller]
     pub(crate) fn value(&self, name: &str) -> &str {
         let values = self.values(name);
@@ -53,13 +53,13 @@ impl Seen {
     }
 }
 
-/// What an upstream does with a request.
+/// The behaviour of an upstream for a request.
 pub(crate) enum Reply {
     /// Writes these bytes and waits for the next request.
     Bytes(Vec<u8>),
     /// Writes these bytes and closes.
     BytesThenClose(Vec<u8>),
-    /// Does as it likes with the connection, then closes it.
+    /// Runs this function with the connection, then closes it.
     Custom(Box<dyn FnOnce(&mut TcpStream) + Send>),
 }
 
@@ -93,7 +93,7 @@ impl Upstream {
         Self::with(move |_| Reply::ok(name))
     }
 
-    /// Answers as `behaviour` says once a whole request has come (or its body broke off).
+    /// Answers by `behaviour` after a complete request (or after its body was interrupted).
     pub(crate) fn with(behaviour: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         Self::serve(Arc::new(behaviour))
     }
@@ -123,7 +123,7 @@ impl Upstream {
         self.seen.lock().unwrap().clone()
     }
 
-    /// The one request that has come.
+    /// The only request so far.
     #[track_caller]
     pub(crate) fn only(&self) -> Seen {
         let mut seen = self.seen();
@@ -135,7 +135,7 @@ impl Upstream {
         self.seen.lock().unwrap().clear();
     }
 
-    /// How many connections were ever opened to it.
+    /// The number of connections that were opened to it.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }

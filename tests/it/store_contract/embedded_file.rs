@@ -79,7 +79,7 @@ async fn answers_that_have_ended_make_room_for_others() {
     let directory = tempfile::tempdir().unwrap();
     {
         let (store, made) = (open(directory.path()), Maker::new());
-        // Ten are kept at a time, and a hundred that all end at once.
+        // Ten at a time, and a hundred that all end at once.
         for n in 0..300 {
             let lifetime = if n < 100 { 100 } else { 10 };
             let (made_at, ends_at) = (UnixMillis(n), UnixMillis(n.max(99) + lifetime));
@@ -105,7 +105,7 @@ async fn windows_of_quotas_that_have_ended_make_room_for_others() {
     let directory = tempfile::tempdir().unwrap();
     {
         let store = open(directory.path());
-        // Ten are under way at a time, and a hundred that all end at once.
+        // Ten in progress at a time, and a hundred that all end at once.
         for n in 0..300 {
             let quotas = vec![quota("all".to_owned(), 1000), quota(n.to_string(), 1)];
             let now = UnixMillis(if n < 100 { 99 } else { n });
@@ -131,7 +131,7 @@ async fn who_is_refused_by_a_quota_writes_nothing() {
     assert!(std::fs::read(at(directory.path()).path).unwrap() == before);
 }
 
-/// As the first keygate wrote it.
+/// The form that the first keygate wrote.
 #[tokio::test]
 async fn a_file_from_before_quotas_were_kept_is_opened_and_keeps_them() {
     let directory = tempfile::tempdir().unwrap();
@@ -335,7 +335,7 @@ async fn a_file_cut_short_is_refused_and_left_alone() {
     }
 }
 
-/// A changed byte is found, or does not matter: most of a page may be unused.
+/// A changed byte is detected, or has no effect: most of a page may be unused.
 #[tokio::test]
 async fn a_file_with_a_changed_byte_is_refused_and_left_alone_or_has_everything() {
     let directory = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ pub(super) async fn each_key_is_imported_for_itself(store: Shared) {
     let mut keys: Vec<KeyRecord> = (0..MANY)
         .map(|n| made.key(if n % 3 == 0 { other.id } else { org.id }, &[made.digest(), made.digest()]))
         .collect();
-    // Far from each other, and side by side.
+    // Far apart, and adjacent.
     let (first, second) = (keys[0].clone(), keys[1].secrets.clone());
     keys[70].secrets[1].digest = taken;
     keys[71].id = before.id;
@@ -43,7 +43,7 @@ pub(super) async fn each_key_is_imported_for_itself(store: Shared) {
             assert_found(&store, secret.digest, &keys[n], owner).await;
         }
     }
-    // Nothing of those that were refused, neither their good digests nor a place in a list.
+    // Nothing of the refused keys is stored, neither their valid digests nor a place in a list.
     for (n, digest) in [(2, 0), (70, 0), (71, 0), (71, 1), (72, 0), (73, 1)] {
         assert!(matches!(store.lookup(keys[n].secrets[digest].digest).await, Lookup::Absent), "key {n}");
     }

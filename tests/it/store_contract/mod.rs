@@ -36,7 +36,7 @@ use tokio::runtime::Handle;
 use crate::harness::RedisServer;
 
 pub(crate) type Shared = Arc<dyn Store>;
-/// Opens the store again on what it lives on, once it is closed; and keeps that alive.
+/// Opens the store again on the same file or server after it was closed, and keeps that alive.
 type Reopen = Box<dyn Fn() -> Shared>;
 
 macro_rules! contract {
@@ -184,7 +184,7 @@ fn later(by: u64) -> UnixMillis {
     UnixMillis(NOW.0 + by)
 }
 
-/// Makes records that repeat from run to run.
+/// Creates the same records in every run.
 pub(crate) struct Maker {
     ids: RefCell<IdSource>,
     rng: RefCell<fastrand::Rng>,
@@ -243,7 +243,7 @@ impl Maker {
         }
     }
 
-    /// Bytes of every kind, not always as many.
+    /// Random bytes of varying length.
     pub(crate) fn text(&self) -> Vec<u8> {
         let mut bytes = vec![0; 1 + self.below(200)];
         self.rng.borrow_mut().fill(&mut bytes);
@@ -254,7 +254,7 @@ impl Maker {
         self.rng.borrow_mut().usize(..end)
     }
 
-    /// Out of order, and not always another.
+    /// Not in order, and sometimes repeated.
     pub(crate) fn time(&self) -> UnixMillis {
         UnixMillis(NOW.0 + self.below(8) as u64)
     }
@@ -297,7 +297,7 @@ pub(crate) fn with_every_part(made: &Maker, chain: &Chain, trail: Trail, after: 
     }
 }
 
-/// What such a mutation inserts.
+/// The data that such a mutation inserts.
 pub(crate) fn inserted(mutation: &Mutation) -> (&OrgRecord, &KeyRecord) {
     match (&mutation.org, &mutation.key) {
         (Some(Change::Insert(org)), Some(Change::Insert(key))) => (org, key),
@@ -330,7 +330,7 @@ pub(crate) async fn assert_found(store: &Shared, digest: Digest, key: &KeyRecord
     }
 }
 
-/// What a sink was told, in order.
+/// The calls of a sink, in order.
 #[derive(Clone, Default)]
 pub(crate) struct Heard(Arc<Mutex<Vec<Call>>>);
 

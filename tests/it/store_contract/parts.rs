@@ -71,13 +71,13 @@ pub(super) async fn a_refused_mutation_leaves_nothing_of_any_part(store: Shared)
         let good = with_every_part(&made, &chain, Trail::Operator, after);
         let mut bad = good.clone();
         spoil(&mut bad);
-        // In good company, so that a batch with it is committed all the same.
+        // Together with valid mutations, so that their batch is committed anyway.
         let (refused, committed) = tokio::join!(store.commit(bad), store.commit(new_org(&made.org())));
         assert_eq!((refused, committed), (Err(refusal), Ok(Committed { event: None })), "{harm}");
         assert_nothing_there(&store, &good, after, harm).await;
         assert_eq!(heard.all(), told, "{harm}");
     }
-    // Neither its address nor its answer nor its place in the trail is taken by any of them.
+    // None of them reserves its address, its answer or its place in the trail.
     let good = with_every_part(&made, &chain, Trail::Operator, after);
     assert_eq!(store.commit(good.clone()).await, Ok(Committed { event: Some(2) }));
     assert_all_there(&store, &good).await;
@@ -91,7 +91,7 @@ fn new_key_of(mutation: &mut Mutation) -> &mut KeyRecord {
     }
 }
 
-/// Whatever can be seen of it. That its address is taken shows when another wants it.
+/// Its visible parts. Whether its address is reserved shows when another mutation needs it.
 async fn assert_all_there(store: &Shared, mutation: &Mutation) {
     let (org, key) = inserted(mutation);
     for secret in &key.secrets {
@@ -108,7 +108,7 @@ async fn assert_all_there(store: &Shared, mutation: &Mutation) {
     assert_eq!(store.commit(again).await, Err(CommitError::EmailTaken));
 }
 
-/// `good` is what would have been written.
+/// `good` is the data that would have been written.
 async fn assert_nothing_there(store: &Shared, good: &Mutation, head: Link, why: &str) {
     let (org, key) = inserted(good);
     assert_eq!(store.org(org.id).await, Ok(None), "{why}");
@@ -129,7 +129,7 @@ async fn assert_nothing_there(store: &Shared, good: &Mutation, head: Link, why: 
     assert!(!due(store).await.iter().any(|news| news.org == org.id), "{why}");
 }
 
-/// News that are due, which stay so.
+/// Notifications that are due; they stay due.
 async fn due(store: &Shared) -> Vec<News> {
     store.outbox().claim(NOW, NOW, 1000).await.unwrap()
 }

@@ -108,7 +108,7 @@ pub(super) async fn a_refused_mutation_leaves_nothing_behind(store: Shared) {
     let (org, digest) = (made.org(), made.digest());
     let key = made.key(org.id, &[digest]);
     insert(&store, &org, &key).await;
-    // The organisation's half of each would go through.
+    // The part of each that concerns the organisation would succeed.
     let renamed = OrgRecord { name: "renamed".to_owned(), ..org.clone() };
     let good_half = Some(Change::Update { rev: 1, record: renamed });
     let bad_halves = [
@@ -123,7 +123,7 @@ pub(super) async fn a_refused_mutation_leaves_nothing_behind(store: Shared) {
             subjects: vec![Subject::Org(org.id)],
             ..Mutation::default()
         };
-        // In good company, so that a batch with it is committed all the same.
+        // Together with valid mutations, so that their batch is committed anyway.
         let other = new_org(&made.org());
         let (refused, committed) = tokio::join!(store.commit(mutation), store.commit(other));
         assert_eq!((refused, committed), (Err(refusal), Ok(Committed { event: None })));
@@ -328,7 +328,7 @@ pub(super) async fn keys_are_listed_newest_first_and_the_pages_make_the_whole(st
         insert_org(&store, org).await;
     }
     let mut keys: Vec<KeyRecord> = Vec::new();
-    // The last organisation has none.
+    // The last organisation has no keys.
     for _ in 0..23 {
         let org = orgs[made.below(3)].id;
         let key = made.key(org, &[made.digest()]);

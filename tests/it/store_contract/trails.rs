@@ -10,7 +10,7 @@ const TRAIL: Trail = Trail::Operator;
 /// More than any back end reads or removes at once.
 const LONG: usize = 2600;
 
-/// A chain that goes on from `after`.
+/// A chain that continues after `after`.
 fn entries(after: Link, count: usize) -> Vec<Entry> {
     let (made, chain, mut after) = (Maker::new(), Chain::default(), after);
     let mut next = || {
@@ -49,7 +49,7 @@ pub(super) async fn a_trail_nobody_wrote_to_is_empty(store: Shared) {
 
 pub(super) async fn trails_are_apart(store: Shared) {
     let (made, chain) = (Maker::new(), Chain::default());
-    // The first and the last that there can be among them.
+    // With the first and the last possible number among them.
     let orgs = [[0; 16], [u8::MAX; 16], made.org().id.to_bytes()].map(|id| Trail::Org(OrgId::from_bytes(id)));
     let trails = [orgs[1], TRAIL, orgs[2]];
     for trail in trails {
@@ -159,7 +159,7 @@ pub(super) async fn a_trail_is_not_restored_over_another_or_out_of_order(store: 
     assert_eq!(all(&store, TRAIL).await, moved);
 }
 
-/// Moving a store does not hide that its trail was tampered with.
+/// Copying a store does not hide that its trail was altered.
 pub(super) async fn what_is_missing_from_a_trail_is_missing_from_its_copy(store: Shared) {
     let mut moved = entries(Link::ORIGIN, 6);
     let ends = whole(&moved);
