@@ -1,4 +1,4 @@
-"""What the benchmarks share: free ports, and gateways that are configured alike."""
+"""Common parts of the benchmarks: free ports, and gateways with the same configuration."""
 
 import json
 import pathlib
@@ -20,18 +20,18 @@ def free_port():
 
 
 def wait_for(port, process=None, deadline=60):
-    """Returns once something listens there; ends the run if nothing does in time, or the process has ended."""
+    """Waits until a process listens on the port; ends the run after a time-out, or if the process has ended."""
     until = time.monotonic() + deadline
     while time.monotonic() < until and (process is None or process.poll() is None):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.02)
-    sys.exit(f"nothing listens on port {port}")
+    sys.exit(f"no process listens on port {port}")
 
 
 def configure(folder, port, upstreams, store=EMBEDDED, workers=None):
-    """Writes what a gateway needs, with the shipped policy and no records of requests. Returns its configuration file."""
+    """Writes the files of a gateway with the shipped policy and without a request log. Returns its configuration file."""
     shutil.copy(ROOT / "config/policy.toml", folder / "policy.toml")
     config = folder / "keygate.toml"
     config.write_text(f"""
@@ -56,7 +56,7 @@ listen = "off"
 
 
 def command(keygate, config, *words):
-    """A command of keygate, and its answer in JSON; one that fails ends the run."""
+    """Runs a command of keygate and returns its JSON output; a failed command ends the run."""
     ran = subprocess.run([keygate, *words, "--config", config, "--json"], capture_output=True, text=True)
     if ran.returncode:
         sys.exit(f"keygate {' '.join(words)}: {ran.stderr}")

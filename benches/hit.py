@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Instructions per request of a cache hit: one key, one route, forwarded to an upstream and answered, on one connection.
 
-Each binary runs twice under callgrind, for few requests and for many, and the difference is divided by the requests that it is
-made of, so that starting and stopping count for nothing. Instructions do not depend on what else the machine does: two builds can
-be compared to a part in a hundred or better.
+Each binary runs twice under callgrind: with few requests and with many. The difference in instructions is divided by the
+difference in requests, so that start and stop do not count. Other load on the machine does not change the number of
+instructions, so two builds can be compared to one per cent or better.
 
-Needs Debian's package valgrind, and `cargo build --profile dist`. Loopback only; ends by itself.
+Needs Debian's package valgrind, and `cargo build --profile dist`. It uses loopback only, and ends by itself.
 
     python3 benches/hit.py [--keygate target/dist/keygate] [--keygate OTHER] [--requests 4000]
 """
@@ -27,7 +27,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 
 
 
 def serve_upstream():
-    """The port of a server that answers every request alike."""
+    """Starts a server that gives the same answer to every request. Returns its port."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer(connection):
@@ -44,7 +44,7 @@ def serve_upstream():
 
 
 def instructions(keygate, upstream, requests):
-    """What the process executed in all, from its start until it stopped by itself."""
+    """Returns the number of instructions that the process executed, from its start to its end."""
     with tempfile.TemporaryDirectory() as folder:
         folder, port = pathlib.Path(folder), free_port()
         config = configure(folder, port, f'live = ["http://127.0.0.1:{upstream}"]\nshared = true', workers=1)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a million keys cost: moving them in, and what a lookup and a creation cost then, beside a store with a thousand.
+"""The cost of a million keys: the import, and then a lookup and a creation, compared with a store of a thousand keys.
 
-Two gateways run at once, one with few keys and one with many, each on a store of its own. Requests alternate between them, one
-at a time, and every lookup is of a key that its gateway has not seen: no cache has it. A lookup ends in 403 (the key lacks the
+Two gateways run at the same time, one with few keys and one with many, each with its own store. Requests alternate between them,
+one at a time. Every lookup is of a key that its gateway has not cached. A lookup ends in 403 (the key lacks the
 route's scope), so no upstream takes part. Memory is the gateway's VmHWM, from /proc.
 
-Needs Debian's package redis-server, and `cargo build --profile dist`. Loopback only; ends by itself.
+Needs Debian's package redis-server, and `cargo build --profile dist`. It uses loopback only, and ends by itself.
 
     python3 benches/keys.py [--store redis] [--keys 1000000] [--few 1000] [--samples 800]
 """
@@ -29,7 +29,7 @@ BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def secret_of(number):
-    """A well-formed secret, the same for the same number, so that none needs to be kept."""
+    """Returns a well-formed secret; the same number gives the same secret, so that the benchmark need not store them."""
     draw = random.Random(number)
     body = "fh_live_sk_" + "".join(draw.choices(BASE62, k=32))
     check, digits = zlib.crc32(body.encode()), ""
@@ -49,7 +49,7 @@ def write_lines(path, count):
 
 
 class Gateway:
-    """A running gateway on a store of its own."""
+    """A running gateway with its own store."""
 
     def __init__(self, binary, folder, store):
         folder.mkdir()
@@ -76,7 +76,7 @@ class Gateway:
         return tally["imported"], time.monotonic() - began
 
     def peak_memory(self):
-        """MiB that were resident at once at most."""
+        """The peak of the resident memory, in MiB."""
         for line in pathlib.Path(f"/proc/{self.gateway.pid}/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) // 1024
@@ -86,7 +86,7 @@ class Gateway:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def ask(self, request, status):
-        """Seconds until an answer was there; any other status ends the run."""
+        """Returns the seconds until the answer; a wrong status ends the run."""
         began = time.perf_counter()
         self.socket.sendall(request)
         answer = self.socket.recv(65536)
@@ -113,7 +113,7 @@ class Gateway:
 
 
 def compare(what, few, many, rounds):
-    """Times of both, in turn; which of them is first alternates, too."""
+    """Measures both alternately, and also alternates which of them is first."""
     times = {few: [], many: []}
     for number, (of_few, of_many) in enumerate(rounds):
         pair = [(few, of_few), (many, of_many)]
@@ -149,7 +149,7 @@ def main():
                 running.append(gateway)
                 before = gateway.peak_memory()
                 moved, seconds = gateway.move_in(folder / f"{name}.jsonl")
-                print(f"{arguments.store}: {moved} keys moved in within {seconds:.1f} s; peak memory of the gateway "
+                print(f"{arguments.store}: {moved} keys imported in {seconds:.1f} s; peak memory of the gateway "
                       f"{before} MiB before, {gateway.peak_memory()} MiB after", flush=True)
             few, many = running
             for gateway in running:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""CPU per request: keygate beside HAProxy, doing the same job in the same run.
+"""CPU time per request: keygate and HAProxy, with the same task in the same run.
 
 Both have one worker thread and are pinned to processor 0; the load generator (wrk) and the upstream run on processor 1, so that
-neither takes time from the one that is measured. Rounds alternate, A B A B …, and each is counted by the process's own CPU time
-(user and system, from /proc), so that waiting costs nothing. What is printed is requests per CPU second, and their ratio pair by pair.
+neither takes time from the measured process. Rounds alternate, A B A B …. Each is measured by the process's own CPU time (user and
+system, from /proc), so that waiting does not count. The output is requests per CPU second, and their ratio for each pair of rounds.
 
-Needs Debian's packages haproxy and wrk, and `cargo build --profile dist`. Loopback only; ends by itself.
+Needs Debian's packages haproxy and wrk, and `cargo build --profile dist`. It uses loopback only, and ends by itself.
 
     python3 benches/peers.py [--rounds 7] [--seconds 4] [--connections 32]
 """
@@ -34,7 +34,7 @@ def fill(template, target, values):
 
 
 def cpu_seconds(pid):
-    """User and system time of a process, in seconds. schedstat counts nanoseconds, over all its threads."""
+    """Returns the user and system time of a process, in seconds. schedstat has nanoseconds for each thread."""
     total = 0
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         total += int((task / "schedstat").read_text().split()[0])
@@ -52,7 +52,7 @@ class Process:
 
 
 def load(url, key, seconds, connections):
-    """Requests done by wrk; anything but 200 ends the run."""
+    """Runs wrk and returns its number of requests; a status other than 200 ends the run."""
     out = subprocess.run(
         ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-H", f"Authorization: Bearer {key}", url],
         capture_output=True, text=True, check=True).stdout
