@@ -44,7 +44,7 @@ Examples:
   keygate serve --config gateway/keygate.toml     run the gateway
   keygate keys create --name 'my service'         create a key; see `keygate keys --help`
   keygate orgs list                               list the organisations
-  keygate audit verify                            check that the audit trail is complete and unaltered
+  keygate audit verify                            check that the audit trail has not been altered
   keygate store status                            show the state of the store
 
 Environment variables override the configuration file: KEYGATE__SERVER__LISTEN=127.0.0.1:8000"
