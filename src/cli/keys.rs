@@ -46,6 +46,7 @@ pub(super) enum Action {
     List(Filter),
     /// Show a key, by its id or by its secret
     Show {
+        /// The id of the key
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse, required_unless_present_any = ["secret_stdin", "secret_file"])]
         id: Option<KeyId>,
         /// Read a secret from standard input; show its key, and whether the secret is still valid
@@ -57,6 +58,7 @@ pub(super) enum Action {
     },
     /// Change a key; scopes can only be removed, and the expiry can only become earlier
     Edit {
+        /// The id of the key
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
         #[command(flatten)]
@@ -64,6 +66,7 @@ pub(super) enum Action {
     },
     /// Give a key a new secret and print it on standard output; it is never shown again
     Rotate {
+        /// The id of the key
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
         /// How long the old secret stays valid: from 0s, for a leaked secret, to 7d [default: 24h]
@@ -75,6 +78,7 @@ pub(super) enum Action {
     },
     /// Revoke keys; this cannot be undone
     Revoke {
+        /// The ids of the keys
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse, required_unless_present = "stdin", conflicts_with = "stdin")]
         ids: Vec<KeyId>,
         /// Read the ids from standard input: the first word of each line, or the output of `keys list --json`
@@ -86,11 +90,13 @@ pub(super) enum Action {
     },
     /// Disable a key until it is enabled again
     Disable {
+        /// The id of the key
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
     },
     /// Enable a disabled key
     Enable {
+        /// The id of the key
         #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
         id: KeyId,
     },

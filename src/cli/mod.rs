@@ -209,11 +209,11 @@ mod tests {
     }
 
     #[test]
-    fn every_command_and_option_says_what_it_is_for() {
+    fn every_command_and_argument_has_help() {
         walk(&Cli::command(), &mut |command| {
             assert!(command.get_about().is_some(), "{}", command.get_name());
-            for option in command.get_opts() {
-                assert!(option.get_help().is_some(), "{} {option}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {argument}", command.get_name());
             }
         });
     }

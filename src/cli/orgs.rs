@@ -33,11 +33,13 @@ pub(super) enum Action {
     List,
     /// Show an organisation
     Show {
+        /// The id of the organisation
         #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
         id: OrgId,
     },
     /// Refuse all keys of an organisation until it is resumed
     Suspend {
+        /// The id of the organisation
         #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
         id: OrgId,
         /// Do not ask for confirmation
@@ -46,11 +48,13 @@ pub(super) enum Action {
     },
     /// Resume a suspended organisation
     Resume {
+        /// The id of the organisation
         #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
         id: OrgId,
     },
     /// Verify an organisation that signed up, so that its keys are accepted; needed with signup.verification = true
     Verify {
+        /// The id of the organisation
         #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
         id: OrgId,
     },
