@@ -231,8 +231,8 @@ impl<'r> Section<'r> {
                 key,
                 format!(
                     "expected a list of sections, found {}; write [[{}]] for each of them, or a list [{{ … }}]",
-                    self.path_of(key),
-                    value.kind()
+                    value.kind(),
+                    self.path_of(key)
                 ),
             );
             return Vec::new();
