@@ -1,4 +1,4 @@
-//! News that wait to be delivered.
+//! Notifications that wait to be delivered.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub(super) async fn news_are_claimed_once_and_come_back_until_they_are_delivered
 
 pub(super) async fn news_are_told_without_being_claimed(store: Shared) {
     let made = Maker::new();
-    // More than any back end tells at once.
+    // More than any back end returns at once.
     let all: Vec<News> =
         (0..300).map(|n| News { org: made.org().id, due: later(n), body: made.text() }).collect();
     for news in all.iter().step_by(2) {

@@ -24,7 +24,7 @@ async fn admit(store: &Shared, now: UnixMillis, quotas: &[Quota]) -> Option<Dura
 pub(super) async fn quotas_admit_exactly_as_many_as_they_say(store: Shared) {
     let callers = (0..64).map(|caller| {
         let store = Arc::clone(&store);
-        // Under a quota of its own too, as a signup is under its network's and under that of all.
+        // With a second quota too, as a signup counts for its network and for all.
         let quotas = [quota("signups:all", 40), quota(&format!("signups:2001:db8::{caller}/64"), 5)];
         tokio::spawn(async move { admit(&store, NOW, &quotas).await })
     });

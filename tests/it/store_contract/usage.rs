@@ -31,7 +31,7 @@ pub(super) async fn usage_is_merged(store: Shared) {
         store.usage().note(vec![used(key.id, noted)]).await.unwrap();
         assert_eq!(usage_of(&store, key.id).await.as_deref(), Some(known), "after {noted}");
     }
-    // Two of one key in one go.
+    // Two updates of one key in one call.
     let twice = vec![used(key.id, "1700000000600 x"), used(key.id, "5 y")];
     store.usage().note(twice).await.unwrap();
     let known = usage_of(&store, key.id).await.unwrap();
@@ -53,7 +53,7 @@ pub(super) async fn usage_of_many_keys_comes_in_their_order(store: Shared) {
     let made = Maker::new();
     let org = made.org();
     insert_org(&store, &org).await;
-    // More than any back end notes or tells at once.
+    // More than any back end writes or returns at once.
     let keys: Vec<KeyRecord> = (0..300).map(|_| made.key(org.id, &[])).collect();
     store.import(keys.clone()).await.unwrap();
     let noted = keys.iter().enumerate().step_by(3).map(|(n, key)| used(key.id, &format!("{n} s{n}")));
