@@ -10,9 +10,9 @@ use crate::lifecycle::Trouble;
 use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
-use crate::store::keeper::LinkState;
+use crate::store::keeper::{LinkState, Standing, Vitals};
 use crate::telemetry;
-use crate::telemetry::metrics::{ChangeMeter, Reloads, State};
+use crate::telemetry::metrics::{ChangeMeter, EndpointState, Reloads, State};
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 
@@ -71,12 +71,26 @@ impl Observed {
     pub(super) fn state(&self) -> State {
         let in_force = lock(&self.in_force);
         let keeper = self.store.keeper();
+        let Vitals { standing, breakers, is_suspect } = keeper.vitals();
+        let (lease_held, leases) = match standing {
+            Standing::Alone => (None, None),
+            Standing::Out => (Some(false), None),
+            Standing::Among(leases) => (Some(true), Some(leases)),
+        };
+        let endpoints = in_force.health.endpoints().map(|(upstream, endpoint, is_healthy)| EndpointState {
+            upstream: upstream.into(),
+            endpoint: endpoint.into(),
+            is_healthy,
+        });
         State {
             certificates: in_force.certificates.clone(),
-            health: Arc::clone(&in_force.health),
+            endpoints: endpoints.collect(),
             cache_entries: self.cache.entries(),
             event_link_up: keeper.link_state() == LinkState::Up,
-            vitals: keeper.vitals(),
+            lease_held,
+            leases,
+            store_suspect: is_suspect,
+            breakers,
             changes: self.changes.clone(),
             news_waiting: self.backlog.as_ref().and_then(|backlog| backlog.waiting()),
             troubles_dropped: self.troubles.as_ref().map_or(0, Trouble::dropped),

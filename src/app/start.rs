@@ -31,9 +31,10 @@ use crate::operators::outbox::{self, Backlog};
 use crate::store::cache::ReadThrough;
 use crate::store::events::EventSink;
 use crate::store::keeper::LinkState;
+use crate::store::measured::MeasuredStore;
 use crate::store::{Role, Store};
 use crate::telemetry::RecordWriter;
-use crate::telemetry::metrics::{MeasuredStore, Metrics, Reloads, StoreMeter};
+use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::Clock;
 

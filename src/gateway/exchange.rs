@@ -12,15 +12,16 @@ use super::in_flight::Cut;
 use super::route::Match;
 use super::snapshot::Snapshot;
 use super::usage::Prepared;
-use crate::store::cache::{Known, Level};
+use crate::store::cache::Known;
 use crate::telemetry::Record;
 use crate::telemetry::metrics::{Code, Finished, method_label};
+use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::Now;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::peer::Peer;
-use crate::vocabulary::rejection::Rejection;
+use crate::vocabulary::rejection::{Reason, Rejection};
 
 /// A request from its parsed head to the last byte of its answer. Counted and recorded when it is dropped,
 /// however it ended.
@@ -39,7 +40,7 @@ pub(super) struct Exchange {
     level: Option<Level>,
     upstream: Option<UpstreamTimes>,
     code: Code,
-    reason: Option<&'static str>,
+    reason: Option<Reason>,
     complete: bool,
     /// Its place among the requests in flight, once it is forwarded with a key.
     place: Option<usize>,
@@ -188,9 +189,10 @@ impl Exchange {
     }
 
     pub(super) fn note_refusal(&mut self, rejection: &Rejection) {
-        self.code = Code::Own(rejection.status());
-        self.reason = Some(rejection.reason());
-        self.gateway.cells.refused(rejection);
+        let reason = rejection.reason();
+        self.code = Code::Refused(rejection.status());
+        self.reason = Some(reason);
+        self.gateway.cells.refused(reason);
         // What is keygate's own to say may be said to its end.
         self.leave_flight();
     }
@@ -218,8 +220,9 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.leave_flight();
         if let Some(why) = self.cut.why() {
-            self.reason = Some(why.reason());
-            self.gateway.cells.cut(&why);
+            let reason = why.reason();
+            self.reason = Some(reason);
+            self.gateway.cells.cut(reason);
         }
         let duration = self.gateway.clock.mono().saturating_duration_since(self.started.mono);
         self.gateway.cells.end();
@@ -243,7 +246,7 @@ impl Drop for Exchange {
             key: self.key.map(|(key, _)| key),
             org: self.key.map(|(_, org)| org),
             environment: self.environment,
-            level: self.level.map(Level::as_str),
+            level: self.level,
             duration,
             overhead: self.overhead(),
             upstream: self.upstream_duration(),

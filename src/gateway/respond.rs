@@ -32,7 +32,7 @@ struct Error<'e> {
 pub(super) fn refuse(rejection: &Rejection, mut exchange: Exchange) -> Response<ResponseBody> {
     exchange.note_refusal(rejection);
     let mut response = Response::new(());
-    *response.status_mut() = rejection.status();
+    *response.status_mut() = rejection.status().code();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // A shared cache must not answer the next caller with this one's refusal.

@@ -14,6 +14,7 @@ mod fence_model;
 mod fence_tests;
 pub mod finding;
 pub mod keeper;
+pub mod measured;
 pub mod outbox;
 pub mod quotas;
 pub mod redis;

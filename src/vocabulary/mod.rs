@@ -1,6 +1,7 @@
 //! What the rest of keygate is written in: keys, ids, records, refusals, times, addresses. Values and rules, no I/O.
 
 pub mod audit;
+pub mod cache_level;
 pub mod clock;
 pub mod id;
 pub mod key;

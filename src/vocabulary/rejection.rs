@@ -1,8 +1,8 @@
 //! Every refusal that keygate can give, and the one map from it to what a client reads.
 //!
 //! Two audiences, two fields: [`Rejection::message`] is for the client and tells a stranger nothing;
-//! [`Rejection::reason`] is for the operator's record and names the cause. Both are exhaustive, so a new
-//! refusal does not compile until it has its row.
+//! [`Rejection::reason`] is for the operator's records and metrics, and names the cause. Both are exhaustive, so a
+//! new refusal does not compile until it has its row.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -209,25 +209,173 @@ impl From<Refusal> for Rejection {
     }
 }
 
+macro_rules! error_statuses {
+    ($($name:ident = $code:ident $text:literal,)*) => {
+        /// The status of a refusal.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum ErrorStatus {
+            $($name,)*
+        }
+
+        impl ErrorStatus {
+            pub const ALL: [Self; [$($text),*].len()] = [$(Self::$name),*];
+
+            #[must_use]
+            pub const fn code(self) -> StatusCode {
+                match self { $(Self::$name => StatusCode::$code),* }
+            }
+
+            /// The number, as a label.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+        }
+    };
+}
+
+error_statuses! {
+    BadRequest = BAD_REQUEST "400",
+    Unauthorized = UNAUTHORIZED "401",
+    Forbidden = FORBIDDEN "403",
+    NotFound = NOT_FOUND "404",
+    Conflict = CONFLICT "409",
+    PayloadTooLarge = PAYLOAD_TOO_LARGE "413",
+    UriTooLong = URI_TOO_LONG "414",
+    TooManyRequests = TOO_MANY_REQUESTS "429",
+    HeaderFieldsTooLarge = REQUEST_HEADER_FIELDS_TOO_LARGE "431",
+    Internal = INTERNAL_SERVER_ERROR "500",
+    BadGateway = BAD_GATEWAY "502",
+    ServiceUnavailable = SERVICE_UNAVAILABLE "503",
+    GatewayTimeout = GATEWAY_TIMEOUT "504",
+}
+
+macro_rules! reasons {
+    ($($name:ident = $text:literal $about:ident,)*) => {
+        /// Why a request was refused, or an answer cut: a word from a closed list, for records and metrics.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Reason {
+            $($name,)*
+        }
+
+        impl Reason {
+            pub const ALL: [Self; [$($text),*].len()] = [$(Self::$name),*];
+
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+
+            const fn about(self) -> About {
+                match self { $(Self::$name => About::$about),* }
+            }
+        }
+    };
+}
+
+/// What a reason is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum About {
+    /// The message: nothing was decided about its key.
+    Message,
+    /// The key: whether it may do what the request asks for.
+    Decision,
+    /// What keygate's own API was asked for.
+    Api,
+    /// The upstream.
+    Upstream,
+    /// keygate itself.
+    Keygate,
+}
+
+reasons! {
+    TargetForm = "target_form" Message,
+    MethodConnect = "method_connect" Message,
+    PathCharacter = "path_character" Message,
+    PathEscape = "path_escape" Message,
+    PathEncodedSlash = "path_encoded_slash" Message,
+    PathEmptySegment = "path_empty_segment" Message,
+    PathDotSegment = "path_dot_segment" Message,
+    PathNotUtf8 = "path_not_utf8" Message,
+    PathDoubleEncoding = "path_double_encoding" Message,
+    PathTwoReadings = "path_two_readings" Message,
+    HostMissing = "host_missing" Message,
+    HostRepeated = "host_repeated" Message,
+    HostInvalid = "host_invalid" Message,
+    HostMismatch = "host_mismatch" Message,
+    AuthorizationRepeated = "authorization_repeated" Message,
+    TransferEncoding = "transfer_encoding" Message,
+    Expect = "expect" Message,
+    TargetTooLong = "target_too_long" Message,
+    HeadTooLarge = "head_too_large" Message,
+    BodyTooLarge = "body_too_large" Message,
+    BodyStalled = "body_stalled" Message,
+    BodyBroken = "body_broken" Message,
+    KeyMissing = "key_missing" Decision,
+    KeyNotBearer = "key_not_bearer" Decision,
+    KeyMalformed = "key_malformed" Decision,
+    KeyUnknown = "key_unknown" Decision,
+    KeyRevoked = "key_revoked" Decision,
+    KeyDisabled = "key_disabled" Decision,
+    KeyExpired = "key_expired" Decision,
+    KeyRotated = "key_rotated" Decision,
+    KeyWrongEnvironment = "key_wrong_environment" Decision,
+    OrganisationSuspended = "organisation_suspended" Decision,
+    OrganisationPending = "organisation_pending" Decision,
+    AddressNotAllowed = "address_not_allowed" Decision,
+    ScopeMissing = "scope_missing" Decision,
+    Escalation = "escalation" Decision,
+    NoRoute = "no_route" Decision,
+    NotServedHere = "not_served_here" Decision,
+    StoreUnavailable = "store_unavailable" Decision,
+    LookupsExhausted = "lookups_exhausted" Decision,
+    NoResource = "no_resource" Api,
+    SignupOff = "signup_off" Api,
+    Invalid = "invalid" Api,
+    InvalidBody = "invalid_body" Api,
+    EmailTaken = "email_taken" Api,
+    TargetRevoked = "target_revoked" Api,
+    TargetExpired = "target_expired" Api,
+    Contended = "contended" Api,
+    IdempotencyMismatch = "idempotency_mismatch" Api,
+    RateLimited = "rate_limited" Api,
+    UpstreamUnreachable = "upstream_unreachable" Upstream,
+    UpstreamBrokeOff = "upstream_broke_off" Upstream,
+    UpstreamInvalidAnswer = "upstream_invalid_answer" Upstream,
+    UpstreamTimeout = "upstream_timeout" Upstream,
+    Internal = "internal" Keygate,
+}
+
+impl Reason {
+    /// Whether authentication or authorization gives this reason, and metrics count it as their decision.
+    #[must_use]
+    pub const fn is_decision(self) -> bool {
+        match self.about() {
+            About::Decision => true,
+            About::Message | About::Api | About::Upstream | About::Keygate => false,
+        }
+    }
+}
+
 impl Rejection {
     #[must_use]
-    pub const fn status(&self) -> StatusCode {
+    pub const fn status(&self) -> ErrorStatus {
         match self {
             Self::Unsafe(_) | Self::BodyStalled | Self::BodyBroken | Self::Invalid(_) | Self::InvalidBody => {
-                StatusCode::BAD_REQUEST
+                ErrorStatus::BadRequest
             }
-            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
-            Self::Forbidden(_) | Self::MissingScope(_) | Self::Escalation(_) => StatusCode::FORBIDDEN,
-            Self::Conflict(_) | Self::IdempotencyMismatch => StatusCode::CONFLICT,
-            Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::BadGateway(_) => StatusCode::BAD_GATEWAY,
-            Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TargetTooLong => ErrorStatus::UriTooLong,
+            Self::HeadTooLarge => ErrorStatus::HeaderFieldsTooLarge,
+            Self::BodyTooLarge => ErrorStatus::PayloadTooLarge,
+            Self::Unauthenticated(_) => ErrorStatus::Unauthorized,
+            Self::Forbidden(_) | Self::MissingScope(_) | Self::Escalation(_) => ErrorStatus::Forbidden,
+            Self::Conflict(_) | Self::IdempotencyMismatch => ErrorStatus::Conflict,
+            Self::RateLimited(_) => ErrorStatus::TooManyRequests,
+            Self::Internal => ErrorStatus::Internal,
+            Self::NotFound(_) => ErrorStatus::NotFound,
+            Self::BadGateway(_) => ErrorStatus::BadGateway,
+            Self::GatewayTimeout => ErrorStatus::GatewayTimeout,
+            Self::Unavailable(_) => ErrorStatus::ServiceUnavailable,
         }
     }
 
@@ -294,51 +442,51 @@ impl Rejection {
         }
     }
 
-    /// What the operator's record says: a word from a closed list, safe as a label.
+    /// What the operator's records and metrics say.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub const fn reason(&self) -> Reason {
         match self {
             Self::Unsafe(cause) => cause.reason(),
-            Self::TargetTooLong => "target_too_long",
-            Self::HeadTooLarge => "head_too_large",
-            Self::BodyTooLarge => "body_too_large",
-            Self::BodyStalled => "body_stalled",
-            Self::BodyBroken => "body_broken",
+            Self::TargetTooLong => Reason::TargetTooLong,
+            Self::HeadTooLarge => Reason::HeadTooLarge,
+            Self::BodyTooLarge => Reason::BodyTooLarge,
+            Self::BodyStalled => Reason::BodyStalled,
+            Self::BodyBroken => Reason::BodyBroken,
             Self::Unauthenticated(cause) => match cause {
-                Unauthenticated::Missing => "key_missing",
-                Unauthenticated::NotBearer => "key_not_bearer",
-                Unauthenticated::Malformed => "key_malformed",
-                Unauthenticated::Unknown => "key_unknown",
-                Unauthenticated::Dead(Dead::Revoked) => "key_revoked",
-                Unauthenticated::Dead(Dead::Disabled) => "key_disabled",
-                Unauthenticated::Dead(Dead::Expired) => "key_expired",
-                Unauthenticated::Dead(Dead::SecretEnded) => "key_rotated",
-                Unauthenticated::Dead(Dead::WrongEnvironment) => "key_wrong_environment",
+                Unauthenticated::Missing => Reason::KeyMissing,
+                Unauthenticated::NotBearer => Reason::KeyNotBearer,
+                Unauthenticated::Malformed => Reason::KeyMalformed,
+                Unauthenticated::Unknown => Reason::KeyUnknown,
+                Unauthenticated::Dead(Dead::Revoked) => Reason::KeyRevoked,
+                Unauthenticated::Dead(Dead::Disabled) => Reason::KeyDisabled,
+                Unauthenticated::Dead(Dead::Expired) => Reason::KeyExpired,
+                Unauthenticated::Dead(Dead::SecretEnded) => Reason::KeyRotated,
+                Unauthenticated::Dead(Dead::WrongEnvironment) => Reason::KeyWrongEnvironment,
             },
-            Self::Forbidden(Forbidden::OrganisationSuspended) => "organisation_suspended",
-            Self::Forbidden(Forbidden::OrganisationPending) => "organisation_pending",
-            Self::Forbidden(Forbidden::Address) => "address_not_allowed",
-            Self::NotFound(NotFound::NoRoute) => "no_route",
-            Self::NotFound(NotFound::NoResource) => "no_resource",
-            Self::NotFound(NotFound::SignupOff) => "signup_off",
-            Self::NotFound(NotFound::NotServedHere) => "not_served_here",
-            Self::Escalation(_) => "escalation",
-            Self::Invalid(_) => "invalid",
-            Self::InvalidBody => "invalid_body",
-            Self::Conflict(Conflict::EmailTaken) => "email_taken",
-            Self::Conflict(Conflict::KeyRevoked) => "target_revoked",
-            Self::Conflict(Conflict::KeyExpired) => "target_expired",
-            Self::Conflict(Conflict::Contended) => "contended",
-            Self::IdempotencyMismatch => "idempotency_mismatch",
-            Self::RateLimited(_) => "rate_limited",
-            Self::Internal => "internal",
-            Self::MissingScope(_) => "scope_missing",
-            Self::BadGateway(BadGateway::Unreachable) => "upstream_unreachable",
-            Self::BadGateway(BadGateway::BrokeOff) => "upstream_broke_off",
-            Self::BadGateway(BadGateway::InvalidAnswer) => "upstream_invalid_answer",
-            Self::GatewayTimeout => "upstream_timeout",
-            Self::Unavailable(Unavailable::Store) => "store_unavailable",
-            Self::Unavailable(Unavailable::Lookups) => "lookups_exhausted",
+            Self::Forbidden(Forbidden::OrganisationSuspended) => Reason::OrganisationSuspended,
+            Self::Forbidden(Forbidden::OrganisationPending) => Reason::OrganisationPending,
+            Self::Forbidden(Forbidden::Address) => Reason::AddressNotAllowed,
+            Self::NotFound(NotFound::NoRoute) => Reason::NoRoute,
+            Self::NotFound(NotFound::NoResource) => Reason::NoResource,
+            Self::NotFound(NotFound::SignupOff) => Reason::SignupOff,
+            Self::NotFound(NotFound::NotServedHere) => Reason::NotServedHere,
+            Self::Escalation(_) => Reason::Escalation,
+            Self::Invalid(_) => Reason::Invalid,
+            Self::InvalidBody => Reason::InvalidBody,
+            Self::Conflict(Conflict::EmailTaken) => Reason::EmailTaken,
+            Self::Conflict(Conflict::KeyRevoked) => Reason::TargetRevoked,
+            Self::Conflict(Conflict::KeyExpired) => Reason::TargetExpired,
+            Self::Conflict(Conflict::Contended) => Reason::Contended,
+            Self::IdempotencyMismatch => Reason::IdempotencyMismatch,
+            Self::RateLimited(_) => Reason::RateLimited,
+            Self::Internal => Reason::Internal,
+            Self::MissingScope(_) => Reason::ScopeMissing,
+            Self::BadGateway(BadGateway::Unreachable) => Reason::UpstreamUnreachable,
+            Self::BadGateway(BadGateway::BrokeOff) => Reason::UpstreamBrokeOff,
+            Self::BadGateway(BadGateway::InvalidAnswer) => Reason::UpstreamInvalidAnswer,
+            Self::GatewayTimeout => Reason::UpstreamTimeout,
+            Self::Unavailable(Unavailable::Store) => Reason::StoreUnavailable,
+            Self::Unavailable(Unavailable::Lookups) => Reason::LookupsExhausted,
         }
     }
 
@@ -404,25 +552,25 @@ impl Unsafe {
         }
     }
 
-    const fn reason(self) -> &'static str {
+    const fn reason(self) -> Reason {
         match self {
-            Self::TargetForm => "target_form",
-            Self::MethodConnect => "method_connect",
-            Self::PathCharacter => "path_character",
-            Self::PathEscape => "path_escape",
-            Self::PathEncodedSlash => "path_encoded_slash",
-            Self::PathEmptySegment => "path_empty_segment",
-            Self::PathDotSegment => "path_dot_segment",
-            Self::PathNotUtf8 => "path_not_utf8",
-            Self::PathDoubleEncoding => "path_double_encoding",
-            Self::PathTwoReadings => "path_two_readings",
-            Self::HostMissing => "host_missing",
-            Self::HostRepeated => "host_repeated",
-            Self::HostInvalid => "host_invalid",
-            Self::HostMismatch => "host_mismatch",
-            Self::AuthorizationRepeated => "authorization_repeated",
-            Self::TransferEncoding => "transfer_encoding",
-            Self::Expect => "expect",
+            Self::TargetForm => Reason::TargetForm,
+            Self::MethodConnect => Reason::MethodConnect,
+            Self::PathCharacter => Reason::PathCharacter,
+            Self::PathEscape => Reason::PathEscape,
+            Self::PathEncodedSlash => Reason::PathEncodedSlash,
+            Self::PathEmptySegment => Reason::PathEmptySegment,
+            Self::PathDotSegment => Reason::PathDotSegment,
+            Self::PathNotUtf8 => Reason::PathNotUtf8,
+            Self::PathDoubleEncoding => Reason::PathDoubleEncoding,
+            Self::PathTwoReadings => Reason::PathTwoReadings,
+            Self::HostMissing => Reason::HostMissing,
+            Self::HostRepeated => Reason::HostRepeated,
+            Self::HostInvalid => Reason::HostInvalid,
+            Self::HostMismatch => Reason::HostMismatch,
+            Self::AuthorizationRepeated => Reason::AuthorizationRepeated,
+            Self::TransferEncoding => Reason::TransferEncoding,
+            Self::Expect => Reason::Expect,
         }
     }
 }

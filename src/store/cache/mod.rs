@@ -29,6 +29,7 @@ use super::events::{EventSink, Seq, Subject};
 use super::fence::{Fence, Judgement};
 use super::{Found, LEASE, Store, StoreFault};
 use crate::telemetry;
+use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::Digest;
@@ -103,30 +104,6 @@ const ASKED_EVERY: Duration = Duration::from_millis(250);
 const REVIVED_AT_ONCE: usize = 1024;
 /// How often an outage is said to begin.
 const SAID_EVERY: Duration = Duration::from_secs(10);
-
-/// Who answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    Thread,
-    Process,
-    Store,
-    /// The store could not answer; an entry within the stale window stood in.
-    Stale,
-}
-
-impl Level {
-    pub const ALL: [Self; 4] = [Self::Thread, Self::Process, Self::Store, Self::Stale];
-
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Thread => "thread",
-            Self::Process => "process",
-            Self::Store => "store",
-            Self::Stale => "stale",
-        }
-    }
-}
 
 /// A known key as the process caches it.
 #[derive(Debug)]

@@ -1,15 +1,15 @@
-//! How long changes that are made here take to every gateway.
+//! How long changes that are made here take to reach every gateway.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::proto::MetricFamily;
 
-use super::cells::read;
+use super::cell::read;
 use super::family::{counter, histogram};
-use super::histogram::Histogram;
+use super::histogram::{Histogram, LAG_BUCKETS};
 
-/// What is known of changes from waiting for them.
+/// Measures how changes reach every gateway.
 #[derive(Debug)]
 pub struct ChangeMeter {
     propagation: Histogram<14>,
@@ -23,12 +23,12 @@ impl Default for ChangeMeter {
 }
 
 impl ChangeMeter {
-    /// So long after it was committed, every gateway with a lease has confirmed a change.
+    /// Every gateway with a lease has confirmed a change, this time after its commit.
     pub fn confirmed(&self, after: Duration) {
         self.propagation.observe_shared(after);
     }
 
-    /// Whoever made a change was answered before that.
+    /// The caller of a change was answered before every gateway had confirmed it.
     pub fn unconfirmed(&self) {
         self.unconfirmed.fetch_add(1, Ordering::Relaxed);
     }
@@ -37,7 +37,7 @@ impl ChangeMeter {
         [
             histogram(
                 "keygate_propagation_seconds",
-                "From the commit of a change that was made here to its being confirmed by every gateway with a lease.",
+                "From the commit of a change that was made here to its confirmation by every gateway with a lease.",
                 &self.propagation,
             ),
             counter(
@@ -48,21 +48,3 @@ impl ChangeMeter {
         ]
     }
 }
-
-/// Upper bounds in nanoseconds: from one machine to what is promised, and beyond.
-pub(super) const LAG_BUCKETS: [u64; 14] = [
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    100_000_000,
-    250_000_000,
-    1_000_000_000,
-    2_500_000_000,
-    10_000_000_000,
-];

@@ -1,18 +1,18 @@
-//! The clients' connections that are open, by what they speak.
+//! Open client connections, by the protocol that they speak.
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use prometheus::proto::MetricFamily;
 
-use super::cells::{Cells, change};
+use super::cell::change;
 use super::family::gauges;
 
-/// What a client's connection speaks.
+/// The protocol of a client connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// Not known yet: TLS is being agreed on, or nothing has come.
+    /// Not known yet: the TLS handshake is under way, or no byte has come.
     Opening,
     Http1,
     Http2,
@@ -20,7 +20,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    pub(super) const ALL: [Self; 4] = [Self::Opening, Self::Http1, Self::Http2, Self::WebSocket];
+    const ALL: [Self; 4] = [Self::Opening, Self::Http1, Self::Http2, Self::WebSocket];
 
     const fn label(self) -> &'static str {
         match self {
@@ -32,45 +32,45 @@ impl Protocol {
     }
 }
 
-/// A client's connection, counted for as long as this lives. It stays on its thread.
+/// One thread's open connections, by [`Protocol`].
+#[derive(Debug, Default)]
+pub(super) struct OpenConnections([AtomicI64; Protocol::ALL.len()]);
+
+/// A client connection, counted until this is dropped. It stays on its thread.
 #[derive(Debug)]
 pub struct Connected {
-    cells: Arc<Cells>,
+    open: Arc<OpenConnections>,
     protocol: Cell<Protocol>,
 }
 
-impl Cells {
-    /// A client has connected.
-    #[must_use]
-    pub fn connected(self: &Arc<Self>) -> Connected {
-        change(&self.connections[Protocol::Opening as usize], 1);
-        Connected { cells: Arc::clone(self), protocol: Cell::new(Protocol::Opening) }
-    }
-}
-
 impl Connected {
-    /// It has become clear what the connection speaks from now on.
+    pub(super) fn new(open: Arc<OpenConnections>) -> Self {
+        change(&open.0[Protocol::Opening as usize], 1);
+        Self { open, protocol: Cell::new(Protocol::Opening) }
+    }
+
+    /// The connection speaks this protocol from now on.
     pub fn speaks(&self, protocol: Protocol) {
-        change(&self.cells.connections[self.protocol.replace(protocol) as usize], -1);
-        change(&self.cells.connections[protocol as usize], 1);
+        change(&self.open.0[self.protocol.replace(protocol) as usize], -1);
+        change(&self.open.0[protocol as usize], 1);
     }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        change(&self.cells.connections[self.protocol.get() as usize], -1);
+        change(&self.open.0[self.protocol.get() as usize], -1);
     }
 }
 
-pub(super) fn families(threads: &[Arc<Cells>]) -> [MetricFamily; 1] {
+pub(super) fn family<'t>(threads: impl Iterator<Item = &'t OpenConnections> + Clone) -> MetricFamily {
     let open = |protocol: Protocol| -> i64 {
-        threads.iter().map(|cells| cells.connections[protocol as usize].load(Ordering::Relaxed)).sum()
+        threads.clone().map(|open| open.0[protocol as usize].load(Ordering::Relaxed)).sum()
     };
     let series = Protocol::ALL
         .map(|protocol| ([("listener", "server"), ("protocol", protocol.label())], open(protocol) as f64));
-    [gauges(
+    gauges(
         "keygate_connections",
-        "Open client connections, by what they speak; opening until that is known.",
+        "Open client connections, by protocol; \"opening\" until it is known.",
         series,
-    )]
+    )
 }

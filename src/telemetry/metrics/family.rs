@@ -1,4 +1,4 @@
-//! Families as Prometheus' text format has them: a name, a help text, and a series for each set of labels.
+//! The families of Prometheus' text format: a name, a help text, and a series for each set of labels.
 
 use prometheus::proto::{self, LabelPair, Metric, MetricFamily, MetricType};
 

@@ -1,18 +1,18 @@
-//! How long something took, counted by upper bounds.
+//! Durations, counted by upper bounds.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::proto;
 
-use super::cells::{add, read};
+use super::cell::{add, read};
 
-/// A histogram whose cells one thread writes, or several that take the trouble.
+/// A histogram. One thread writes it with [`Histogram::observe`], several with [`Histogram::observe_shared`].
 #[derive(Debug)]
 pub(super) struct Histogram<const N: usize> {
     /// In nanoseconds, ascending.
     bounds: &'static [u64; N],
-    /// Not cumulative; what is above every bound is only in `count`.
+    /// Not cumulative. A duration above every bound is only in `count`.
     buckets: [AtomicU64; N],
     count: AtomicU64,
     nanoseconds: AtomicU64,
@@ -37,7 +37,7 @@ impl<const N: usize> Histogram<N> {
         add(&self.count, 1);
     }
 
-    /// The same from any thread.
+    /// As [`Histogram::observe`], for a histogram that several threads write.
     pub(super) fn observe_shared(&self, duration: Duration) {
         let nanoseconds = nanoseconds(duration);
         if let Some(bucket) = self.bucket(nanoseconds) {
@@ -55,7 +55,7 @@ impl<const N: usize> Histogram<N> {
         read(&self.count) == 0
     }
 
-    /// What some threads counted; `None` for no threads.
+    /// The sum of the histograms of some threads; `None` for no threads.
     pub(super) fn sum<'h>(threads: &(impl Iterator<Item = &'h Self> + Clone)) -> Option<proto::Histogram> {
         let sum = |cell: &dyn Fn(&Self) -> &AtomicU64| -> u64 {
             threads.clone().map(|histogram| read(cell(histogram))).sum()
@@ -68,7 +68,7 @@ impl<const N: usize> Histogram<N> {
             cumulative += sum(&|histogram| &histogram.buckets[n]);
             let mut bucket = proto::Bucket::default();
             bucket.set_upper_bound(seconds(*bound));
-            // A thread may have counted on between two reads; a cumulative count never exceeds the whole.
+            // A thread may count between two reads, but a cumulative count must never exceed the whole.
             bucket.set_cumulative_count(cumulative.min(count));
             buckets.push(bucket);
         }
@@ -87,3 +87,21 @@ fn nanoseconds(duration: Duration) -> u64 {
 fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
+
+/// Upper bounds in nanoseconds for the way of a change: from one machine to the time that is promised, and beyond.
+pub(super) const LAG_BUCKETS: [u64; 14] = [
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    10_000_000_000,
+];

@@ -1,15 +1,18 @@
-//! Metrics: each thread counts for itself, and the counts are added up when somebody asks.
+//! Metrics: each thread counts for itself, and a scrape adds the counts up.
 //!
 //! A count on the request's path is one store to memory that no other thread writes: no lock, no shared cache
-//! line, no looking up of labels. Label values come from closed sets (the policy's routes, the
-//! configuration's upstreams, the lists below), so the number of series does not depend on keys,
-//! organisations or anything that a client sends.
+//! line, no lookup of labels. Label values come from closed sets (the routes of the policy, the upstreams of the
+//! configuration, enums), so the number of series does not depend on keys, organizations or anything that a client
+//! sends.
 
+mod cell;
 mod cells;
 mod changes;
 mod connections;
+mod decisions;
 mod family;
 mod histogram;
+mod named;
 mod requests;
 mod state;
 mod store;
@@ -24,10 +27,10 @@ pub use cells::Cells;
 pub use changes::ChangeMeter;
 pub use connections::{Connected, Protocol};
 pub use requests::{Code, Finished, RouteCells, UpstreamCells, method_label};
-pub use state::{Reloads, State};
-pub use store::{MeasuredStore, StoreMeter};
+pub use state::{EndpointState, Reloads, State};
+pub use store::{StoreMeter, StoreOperation};
 
-/// All threads' counts.
+/// The counts of all threads.
 #[derive(Debug)]
 pub struct Metrics {
     store: Arc<StoreMeter>,
@@ -40,7 +43,7 @@ impl Metrics {
         Self { store, threads: Mutex::default() }
     }
 
-    /// Cells for one more thread.
+    /// The cells of one more thread.
     #[must_use]
     pub fn cells(&self) -> Arc<Cells> {
         let cells = Arc::new(Cells::new());
@@ -55,9 +58,7 @@ impl Metrics {
     pub fn render(&self, state: &State) -> prometheus::Result<Vec<u8>> {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut families = Vec::new();
-        families.extend(requests::families(&threads));
         families.extend(cells::families(&threads));
-        families.extend(connections::families(&threads));
         families.extend(self.store.families());
         families.extend(state.changes.iter().flat_map(|changes| changes.families()));
         families.extend(state.families());
@@ -78,6 +79,7 @@ mod tests {
     use super::*;
     use crate::vocabulary::clock::UnixMillis;
     use crate::vocabulary::key::Environment;
+    use crate::vocabulary::rejection::{ErrorStatus, Reason};
 
     fn state() -> State {
         State {
@@ -112,7 +114,7 @@ mod tests {
         let metrics = Metrics::new(Arc::default());
         for _ in 0..2 {
             let cells = metrics.cells();
-            for code in [Code::Upstream(StatusCode::CREATED), Code::Own(StatusCode::FORBIDDEN)] {
+            for code in [Code::Upstream(StatusCode::CREATED), Code::Refused(ErrorStatus::Forbidden)] {
                 cells.begin();
                 cells.route(Some("jobs.read")).finish(&finished(code));
                 cells.end();
@@ -153,17 +155,89 @@ mod tests {
     #[test]
     fn only_what_keygate_itself_limits_is_counted_as_limited() {
         let metrics = Metrics::new(Arc::default());
-        for code in [StatusCode::TOO_MANY_REQUESTS, StatusCode::FORBIDDEN] {
+        for status in [ErrorStatus::TooManyRequests, ErrorStatus::Forbidden] {
             let cells = metrics.cells();
-            cells.route(Some("auth.signup")).finish(&finished(Code::Own(code)));
-            cells.route(Some("auth.signup")).finish(&finished(Code::Own(StatusCode::TOO_MANY_REQUESTS)));
-            cells.route(Some("jobs.read")).finish(&finished(Code::Upstream(code)));
+            cells.route(Some("auth.signup")).finish(&finished(Code::Refused(status)));
+            cells.route(Some("auth.signup")).finish(&finished(Code::Refused(ErrorStatus::TooManyRequests)));
+            cells.route(Some("jobs.read")).finish(&finished(Code::Upstream(status.code())));
         }
         let expected = [
             r#"keygate_rate_limited_total{route="auth.signup"} 3"#,
             r#"keygate_rate_limited_total{route="jobs.read"} 0"#,
         ];
         assert_has(&metrics, &expected);
+    }
+
+    /// The values of a label in a family, in the order of the text.
+    fn values(metrics: &Metrics, family: &str, label: &str) -> Vec<String> {
+        let text = String::from_utf8(metrics.render(&state()).unwrap()).unwrap();
+        let series = text.lines().filter(|line| line.starts_with(&format!("{family}{{")));
+        let value = |line: &str| {
+            let (_, rest) = line.split_once(&format!("{label}=\"")).unwrap();
+            rest.split_once('"').unwrap().0.to_owned()
+        };
+        series.map(value).collect()
+    }
+
+    #[test]
+    fn every_decision_has_its_series_from_the_beginning() {
+        let metrics = Metrics::new(Arc::default());
+        let cells = metrics.cells();
+        cells.refused(Reason::BodyTooLarge);
+        let mut decisions = values(&metrics, "keygate_auth_decisions_total", "reason");
+        decisions.sort_unstable();
+        let expected = [
+            "address_not_allowed",
+            "authenticated",
+            "escalation",
+            "key_disabled",
+            "key_expired",
+            "key_malformed",
+            "key_missing",
+            "key_not_bearer",
+            "key_revoked",
+            "key_rotated",
+            "key_unknown",
+            "key_wrong_environment",
+            "lookups_exhausted",
+            "no_route",
+            "not_served_here",
+            "organisation_pending",
+            "organisation_suspended",
+            "scope_missing",
+            "store_unavailable",
+        ];
+        assert_eq!(decisions, expected);
+    }
+
+    #[test]
+    fn an_answer_cut_for_an_unforeseen_reason_is_counted_under_it() {
+        let metrics = Metrics::new(Arc::default());
+        let cells = metrics.cells();
+        cells.cut(Reason::KeyRevoked);
+        cells.cut(Reason::OrganisationPending);
+        let expected = [
+            r#"keygate_answers_cut_total{reason="key_revoked"} 1"#,
+            r#"keygate_answers_cut_total{reason="organisation_pending"} 1"#,
+            r#"keygate_answers_cut_total{reason="key_expired"} 0"#,
+        ];
+        assert_has(&metrics, &expected);
+        assert_eq!(values(&metrics, "keygate_answers_cut_total", "reason").len(), 10);
+    }
+
+    #[test]
+    fn every_code_has_a_label_of_its_own() {
+        let metrics = Metrics::new(Arc::default());
+        let classes = [100, 204, 302, 404, 500, 999].map(|status| StatusCode::from_u16(status).unwrap());
+        let codes = classes.map(Code::Upstream).into_iter().chain(ErrorStatus::ALL.map(Code::Refused));
+        for code in codes.chain([Code::ClientGone]) {
+            metrics.cells().route(Some("jobs.read")).finish(&finished(code));
+        }
+        let expected = [
+            "1xx", "2xx", "3xx", "4xx", "5xx", "400", "401", "403", "404", "409", "413", "414", "429", "431",
+            "500", "502", "503", "504", "499",
+        ];
+        assert_eq!(values(&metrics, "keygate_requests_total", "code"), expected);
     }
 
     #[test]

@@ -1,16 +1,18 @@
-//! What requests came to, by their routes and upstreams: how they were answered, and how long that took.
+//! Finished requests, by route and upstream: how they were answered, and how long that took.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 use prometheus::proto::MetricFamily;
 
-use super::cells::{Cells, Gathered, add, gather, position, read};
+use super::cell::{add, read};
 use super::family::{counters, gauge, histograms};
 use super::histogram::Histogram;
+use super::named::Gathered;
 use crate::vocabulary::key::Environment;
+use crate::vocabulary::rejection::ErrorStatus;
 
 /// One finished request, as it is counted.
 #[derive(Debug)]
@@ -23,60 +25,68 @@ pub struct Finished {
     pub overhead: Option<Duration>,
 }
 
-/// The `code` label.
+/// The `code` label: an upstream's statuses and keygate's own successes by class, refusals by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// keygate's own answer.
+    /// keygate served the request itself.
     Own(StatusCode),
-    /// An upstream's.
+    /// keygate refused the request.
+    Refused(ErrorStatus),
+    /// An upstream answered.
     Upstream(StatusCode),
     /// The client left before there was an answer.
     ClientGone,
 }
 
 impl Code {
+    /// The status of the answer; `None` without an answer.
     #[must_use]
     pub const fn status(self) -> Option<StatusCode> {
         match self {
             Self::Own(status) | Self::Upstream(status) => Some(status),
+            Self::Refused(status) => Some(status.code()),
             Self::ClientGone => None,
         }
     }
 
-    const fn label(self) -> &'static str {
+    const COUNT: usize = CLASSES.len() + ErrorStatus::ALL.len() + 1;
+
+    /// Its place among all labels, below [`Code::COUNT`]; [`Code::labels`] has the same order.
+    const fn number(self) -> usize {
         match self {
-            Self::ClientGone => "499",
-            Self::Upstream(status) => match status.as_u16() / 100 {
-                1 => "1xx",
-                2 => "2xx",
-                3 => "3xx",
-                4 => "4xx",
-                _ => "5xx",
-            },
-            Self::Own(status) => match status.as_u16() {
-                200..=299 => "2xx",
-                400 => "400",
-                401 => "401",
-                403 => "403",
-                404 => "404",
-                409 => "409",
-                413 => "413",
-                414 => "414",
-                429 => "429",
-                431 => "431",
-                502 => "502",
-                503 => "503",
-                504 => "504",
-                _ => "500",
-            },
+            Self::Own(status) | Self::Upstream(status) => class(status),
+            Self::Refused(status) => CLASSES.len() + status as usize,
+            Self::ClientGone => Self::COUNT - 1,
         }
+    }
+
+    fn labels() -> impl Iterator<Item = &'static str> + Clone {
+        let refused = ErrorStatus::ALL.into_iter().map(ErrorStatus::as_str);
+        CLASSES.into_iter().chain(refused).chain(std::iter::once(CLIENT_GONE))
     }
 }
 
-/// The label of a method.
+/// The place of a status among [`CLASSES`].
+const fn class(status: StatusCode) -> usize {
+    match status.as_u16() {
+        ..200 => 0,
+        200..300 => 1,
+        300..400 => 2,
+        400..500 => 3,
+        // Above 599 is no class. A client takes such a status for a 5xx (RFC 9110, section 15).
+        500.. => 4,
+    }
+}
+
+/// The label of a method: the method itself if it is of RFC 9110 or 5789, else `_OTHER`.
 #[must_use]
 pub fn method_label(method: &Method) -> &'static str {
-    METHODS[position(&METHODS, method.as_str())]
+    METHODS[position(method.as_str())]
+}
+
+/// The place of a method among [`METHODS`].
+fn position(method: &str) -> usize {
+    METHODS.iter().position(|known| *known == method).unwrap_or(METHODS.len() - 1)
 }
 
 /// One thread's counts of one route's requests.
@@ -90,7 +100,7 @@ pub struct RouteCells {
 
 impl RouteCells {
     pub(super) fn new() -> Self {
-        let requests = METHODS.len() * CODES.len() * ENVIRONMENTS.len();
+        let requests = METHODS.len() * Code::COUNT * ENVIRONMENTS.len();
         Self {
             requests: (0..requests).map(|_| AtomicU64::new(0)).collect(),
             duration: Histogram::new(&REQUEST_BUCKETS),
@@ -102,7 +112,7 @@ impl RouteCells {
     pub fn finish(&self, finished: &Finished) {
         let environment =
             finished.environment.map_or(ENVIRONMENTS.len() - 1, |environment| environment as usize);
-        let at = position(&CODES, finished.code.label()) + CODES.len() * position(&METHODS, finished.method);
+        let at = finished.code.number() + Code::COUNT * position(finished.method);
         add(&self.requests[environment + ENVIRONMENTS.len() * at], 1);
         self.duration.observe(finished.duration);
         if let Some(overhead) = finished.overhead {
@@ -122,20 +132,21 @@ impl UpstreamCells {
         Self { duration: Histogram::new(&REQUEST_BUCKETS) }
     }
 
-    /// The upstream has begun its answer after this time.
+    /// The upstream began its answer this time after the request was sent.
     pub fn answered(&self, after: Duration) {
         self.duration.observe(after);
     }
 }
 
-pub(super) fn families(threads: &[Arc<Cells>]) -> [MetricFamily; 6] {
-    let routes = gather(threads, |cells| &cells.routes);
-    let upstreams = gather(threads, |cells| &cells.upstreams);
-    let in_flight: i64 = threads.iter().map(|cells| cells.in_flight.load(Ordering::Relaxed)).sum();
+pub(super) fn families(
+    routes: &Gathered<RouteCells>,
+    upstreams: &Gathered<UpstreamCells>,
+    in_flight: i64,
+) -> [MetricFamily; 6] {
     [
         counters(
             "keygate_requests_total",
-            "Requests that ended, by what they were answered.",
+            "Requests that ended, by their answers.",
             routes.iter().flat_map(|(route, cells)| answered(route, cells)),
         ),
         counters(
@@ -146,27 +157,27 @@ pub(super) fn families(threads: &[Arc<Cells>]) -> [MetricFamily; 6] {
         histograms(
             "keygate_request_duration_seconds",
             "From a request's parsed head to the last byte of its answer.",
-            by_name("route", &routes, |cells| &cells.duration),
+            by_name("route", routes, |cells| &cells.duration),
         ),
         histograms(
             "keygate_overhead_seconds",
-            "keygate's own share: request head parsed to upstream request begun, and answer head in to answer head out.",
-            by_name("route", &routes, |cells| &cells.overhead),
+            "keygate's own share: from the parsed request head to the beginning of the upstream request, and from the upstream's \
+             answer head to the client's.",
+            by_name("route", routes, |cells| &cells.overhead),
         ),
         histograms(
             "keygate_upstream_duration_seconds",
             "From the beginning of an upstream request to the head of its answer.",
-            by_name("upstream", &upstreams, |cells| &cells.duration),
+            by_name("upstream", upstreams, |cells| &cells.duration),
         ),
         gauge("keygate_requests_in_flight", "Requests that have begun and not ended.", in_flight as f64),
     ]
 }
 
-/// A route's series for what has occurred, and none for the many things that have not.
+/// The series of a route that have counted. Most combinations of labels never occur.
 fn answered<'r>(route: &'r str, cells: &[Arc<RouteCells>]) -> Vec<([(&'static str, &'r str); 4], u64)> {
     let labels = METHODS.iter().flat_map(|method| {
-        CODES
-            .iter()
+        Code::labels()
             .flat_map(move |code| ENVIRONMENTS.iter().map(move |environment| (method, code, environment)))
     });
     let counted = labels.enumerate().filter_map(|(at, (method, code, environment))| {
@@ -177,17 +188,17 @@ fn answered<'r>(route: &'r str, cells: &[Arc<RouteCells>]) -> Vec<([(&'static st
     counted.collect()
 }
 
-/// What keygate itself answered with 429; an upstream's are counted as a class.
+/// Requests that keygate itself refused with 429. An upstream's 429 counts in its class.
 fn rate_limited(cells: &[Arc<RouteCells>]) -> u64 {
-    let code = position(&CODES, "429");
+    let code = Code::Refused(ErrorStatus::TooManyRequests).number();
     let of_route = |cells: &Arc<RouteCells>| -> u64 {
-        let methods = cells.requests.chunks(CODES.len() * ENVIRONMENTS.len());
+        let methods = cells.requests.chunks(Code::COUNT * ENVIRONMENTS.len());
         methods.flat_map(|codes| codes.chunks(ENVIRONMENTS.len()).nth(code)).flatten().map(read).sum()
     };
     cells.iter().map(of_route).sum()
 }
 
-/// For each route or upstream the histograms of all threads, as soon as one has counted.
+/// For each route or upstream the histograms of all threads, once one of them has counted.
 fn by_name<'c, T, const N: usize>(
     label: &'c str,
     cells: &'c Gathered<T>,
@@ -198,18 +209,15 @@ fn by_name<'c, T, const N: usize>(
     filled.map(move |(name, cells)| ([(label, &**name)], cells.iter().map(move |cells| histogram(cells))))
 }
 
-/// Methods that have a label of their own; the last is for every other.
+/// Methods with a label of their own; the last is for every other method.
 const METHODS: [&str; 10] =
     ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT", "_OTHER"];
-/// An upstream's statuses by class, keygate's own by number, and 499 for a client that left without an
-/// answer.
-const CODES: [&str; 19] = [
-    "1xx", "2xx", "3xx", "4xx", "5xx", "400", "401", "403", "404", "409", "413", "414", "429", "431", "500",
-    "502", "503", "504", "499",
-];
+/// The classes of statuses, for answers that are not refusals.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+const CLIENT_GONE: &str = "499";
 const ENVIRONMENTS: [&str; 3] = ["live", "test", "none"];
 
-/// Upper bounds in nanoseconds: from a fast answer to the longest poll.
+/// Upper bounds in nanoseconds: from a fast answer to the longest long poll.
 const REQUEST_BUCKETS: [u64; 14] = [
     1_000_000,
     2_500_000,

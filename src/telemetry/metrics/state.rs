@@ -1,27 +1,32 @@
-//! What is read of the other parts rather than counted, at the moment of a scrape.
+//! The state of other parts, which is not counted but read at the moment of a scrape.
 
 use std::sync::Arc;
 
 use prometheus::proto::MetricFamily;
 
-use super::ChangeMeter;
+use super::changes::ChangeMeter;
 use super::family::{counter, counters, gauge, gauges};
-use crate::store::keeper::{Standing, Vitals};
-use crate::upstream::health::Health;
 use crate::vocabulary::clock::UnixMillis;
 
-/// How the other parts are at the moment of a scrape.
+/// The state of other parts at the moment of a scrape.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     /// The end of each certificate, by its file.
     pub certificates: Vec<(Box<str>, UnixMillis)>,
-    pub health: Arc<Health>,
+    pub endpoints: Vec<EndpointState>,
     pub cache_entries: u64,
     pub event_link_up: bool,
-    pub vitals: Vitals,
-    /// `None` at a gateway where nothing is changed.
+    /// Whether this gateway holds a lease; `None` with a store that has no leases.
+    pub lease_held: Option<bool>,
+    /// Gateways with a lease; `None` where this one has none.
+    pub leases: Option<usize>,
+    /// `None` with a store that cannot be replaced by another.
+    pub store_suspect: Option<bool>,
+    /// Whether each link to the store is closed to callers at the moment, by the name of the link.
+    pub breakers: Vec<(&'static str, bool)>,
+    /// `None` at a gateway that makes no changes.
     pub changes: Option<Arc<ChangeMeter>>,
-    /// `None` where nobody is told of anything.
+    /// `None` where no outbox is set up.
     pub news_waiting: Option<u64>,
     pub troubles_dropped: u64,
     pub records_dropped: u64,
@@ -29,7 +34,15 @@ pub struct State {
     pub reloads: Reloads,
 }
 
-/// How often another configuration was taken, and how often it was not.
+/// The last attempt to connect to an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointState {
+    pub upstream: Box<str>,
+    pub endpoint: Box<str>,
+    pub is_healthy: bool,
+}
+
+/// How often another configuration was put in force, and how often it was refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reloads {
     pub applied: u64,
@@ -46,14 +59,13 @@ impl State {
     }
 
     fn of_the_store(&self) -> [MetricFamily; 6] {
-        let (held, leases) = match self.vitals.standing {
-            Standing::Alone => (None, None),
-            Standing::Out => (Some(false), None),
-            Standing::Among(leases) => (Some(true), Some(leases)),
-        };
-        let breakers = self.vitals.breakers.iter();
+        let breakers = self.breakers.iter();
         [
-            gauge("keygate_cache_entries", "Known keys in the process's cache.", self.cache_entries as f64),
+            gauge(
+                "keygate_cache_entries",
+                "Known keys in the cache of the process.",
+                self.cache_entries as f64,
+            ),
             gauge(
                 "keygate_event_link_up",
                 "Whether changes made through other gateways arrive.",
@@ -61,23 +73,23 @@ impl State {
             ),
             gauge(
                 "keygate_leases",
-                "Gateways that held a lease when this one renewed its own; there while it holds one.",
-                leases.map(|leases| leases as f64),
+                "Gateways that held a lease when this one last renewed its own; absent while it holds none.",
+                self.leases.map(|leases| leases as f64),
             ),
             gauge(
                 "keygate_lease_held",
-                "Whether this gateway holds a lease, so that whoever takes a right away waits for it.",
-                held.map(f64::from),
+                "Whether this gateway holds a lease, so that a change that takes a right away waits for it.",
+                self.lease_held.map(f64::from),
             ),
             gauge(
                 "keygate_store_suspect",
-                "Whether the store answers but says that it takes no changes, as one that was replaced; what it says of keys \
-                 counts for 10 s only.",
-                self.vitals.is_suspect.map(f64::from),
+                "Whether the store answers but takes no changes, as a replaced one does; what it says about keys counts for \
+                 10 s only.",
+                self.store_suspect.map(f64::from),
             ),
             gauges(
                 "keygate_store_breaker_open",
-                "Whether callers of a link are turned away at the moment without the store's being asked.",
+                "Whether callers of a link are refused at the moment without asking the store.",
                 breakers.map(|(link, open)| ([("link", *link)], f64::from(*open))),
             ),
         ]
@@ -87,14 +99,14 @@ impl State {
         [
             gauges(
                 "keygate_upstream_healthy",
-                "Whether the last attempt to connect to the endpoint did not fail; 1 before the first.",
-                self.health.endpoints().map(|(upstream, endpoint, healthy)| {
-                    ([("upstream", upstream), ("endpoint", endpoint)], f64::from(healthy))
+                "Whether the last attempt to connect to the endpoint succeeded; 1 before the first.",
+                self.endpoints.iter().map(|EndpointState { upstream, endpoint, is_healthy }| {
+                    ([("upstream", &**upstream), ("endpoint", &**endpoint)], f64::from(*is_healthy))
                 }),
             ),
             gauge(
                 "keygate_outbox_waiting",
-                "News that the upstream has not taken yet, all gateways' together; there where an outbox is set up.",
+                "News that the upstream has not accepted yet, of all gateways together; absent without an outbox.",
                 self.news_waiting.map(|waiting| waiting as f64),
             ),
         ]
@@ -106,32 +118,32 @@ impl State {
         [
             counter(
                 "keygate_audit_troubles_dropped_total",
-                "Signs of trouble that did not come into the audit trail: too many at once, or the store was away.",
+                "Signs of trouble that are not in the audit trail: too many at once, or the store did not answer.",
                 self.troubles_dropped,
             ),
             counter(
                 "keygate_records_dropped_total",
-                "Records of requests that found the queue to the log full.",
+                "Records of requests that were dropped because the queue to the log was full.",
                 self.records_dropped,
             ),
             counters(
                 "keygate_config_reloads_total",
-                "How often the configuration was read again, and whether it was taken.",
+                "How often the configuration was read again, by whether it was put in force.",
                 [([("result", "applied")], applied), ([("result", "refused")], refused)],
             ),
             gauge(
                 "keygate_config_hash",
-                "The first 48 bits of a hash of the configuration that is in force, its policy and its variables.",
+                "The first 48 bits of a hash of the configuration in force, with its policy and environment variables.",
                 self.config_hash as f64,
             ),
             gauges(
                 "keygate_tls_cert_not_after_timestamp_seconds",
-                "When each certificate ends.",
+                "When each certificate expires.",
                 certificates.map(|(file, end)| ([("cert", &**file)], (end.0 / 1000) as f64)),
             ),
             gauges(
                 "keygate_build_info",
-                "Always 1; the label tells the version.",
+                "Always 1; the label is the version.",
                 [([("version", env!("CARGO_PKG_VERSION"))], 1.0)],
             ),
         ]
