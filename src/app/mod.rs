@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::downstream::worker::{DrainSettings, Worker};
 use crate::lifecycle::Lifecycle;
+use crate::operators::Running;
 use crate::operators::ops::Readiness;
 use crate::store::Store;
 use crate::telemetry::RecordWriter;
@@ -35,10 +36,10 @@ pub use store::{StoreError, open_store, open_store_to_read};
 /// A running gateway.
 #[derive(Debug)]
 pub struct App {
-    address: SocketAddr,
-    ops_address: Option<SocketAddr>,
-    admin_address: Option<SocketAddr>,
+    addresses: Addresses,
     readiness: Arc<Readiness>,
+    /// The servers for operators.
+    operators: Vec<Running>,
     /// `None` at a gateway that only lets requests through.
     lifecycle: Option<Arc<Lifecycle>>,
     store: Arc<dyn Store>,
@@ -53,23 +54,31 @@ pub struct App {
     clock: Clock,
 }
 
+/// Where a gateway listens. The ports are the real ones, also where the configuration said 0.
+#[derive(Clone, Copy, Debug)]
+struct Addresses {
+    public: SocketAddr,
+    ops: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+}
+
 impl App {
     /// Where it listens. The port is the real one, also when the configuration said 0.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
-        self.address
+        self.addresses.public
     }
 
     /// Where metrics and probes are; `None` where they are off.
     #[must_use]
     pub const fn ops_address(&self) -> Option<SocketAddr> {
-        self.ops_address
+        self.addresses.ops
     }
 
     /// Where the admin API is; `None` where it is not served over TCP.
     #[must_use]
     pub const fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin_address
+        self.addresses.admin
     }
 
     /// Through which keys are changed here; `None` at a gateway that only lets requests through.

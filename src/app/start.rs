@@ -11,13 +11,13 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::App;
 use super::control::Control;
 use super::in_force::{InForce, Observed, serving};
 use super::key_tools::{KeyTools, SecretError, read_secret};
 use super::reload::{Fixed, Source};
 use super::signals::Signals;
 use super::store::{StoreError, attend_revived, open_store};
+use super::{Addresses, App};
 use crate::api::Api;
 use crate::config::Config;
 use crate::downstream::listener::{self, Listener};
@@ -111,36 +111,33 @@ impl App {
         let count = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
         let workers = Arc::new((0..count).map(start).collect::<Result<Vec<_>, _>>()?);
 
-        let (address, ops_address) =
-            (sockets.public.address(), sockets.ops.as_ref().map(ops::Server::address));
-        let admin_address = sockets.admin_remote.as_ref().map(admin::Remote::address);
-        let trusted_proxies = sockets.trusted_proxies;
-        let acceptor = tokio::spawn(sockets.public.run(Arc::clone(&workers)));
+        let addresses = sockets.addresses();
+        let Sockets { public, trusted_proxies, admin_socket, admin_remote, ops } = sockets;
+        let acceptor = tokio::spawn(public.run(Arc::clone(&workers)));
+        let mut operators = Vec::new();
         if let Some(lifecycle) = &keys.lifecycle {
             tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle), config.retention));
-            sockets.admin_socket.map(|socket| tokio::spawn(socket.run(Arc::clone(lifecycle))));
-            sockets.admin_remote.map(|remote| tokio::spawn(remote.run(Arc::clone(lifecycle))));
+            operators.extend(admin_socket.map(|socket| socket.start(Arc::clone(lifecycle), clock.clone())));
+            operators.extend(admin_remote.map(|remote| remote.start(Arc::clone(lifecycle))));
         }
         let readiness = Arc::new(Readiness::default());
-        if let Some(ops) = sockets.ops {
+        if let Some(ops) = ops {
             let observed = keys.observed(Arc::clone(&in_force), &records, backlog);
-            tokio::spawn(ops.run(Arc::new(keys.told(metrics, Arc::clone(&readiness), observed))));
+            operators.push(ops.start(keys.told(metrics, Arc::clone(&readiness), observed), clock.clone()));
         }
         drop(entered);
         let Keys { lifecycle, store, .. } = keys;
-        let drain = config.drain;
         Ok(Self {
-            address,
-            ops_address,
-            admin_address,
+            addresses,
             readiness,
+            operators,
             lifecycle,
             store,
             control,
             acceptor,
             workers,
             records,
-            drain,
+            drain: config.drain,
             fixed,
             trusted_proxies,
             in_force,
@@ -169,6 +166,14 @@ impl Sockets {
             admin_remote: admin::Remote::bind(&config.admin, clock.clone())?,
             ops: ops::Server::bind(&config.ops)?,
         })
+    }
+
+    fn addresses(&self) -> Addresses {
+        Addresses {
+            public: self.public.address(),
+            ops: self.ops.as_ref().map(ops::Server::address),
+            admin: self.admin_remote.as_ref().map(admin::Remote::address),
+        }
     }
 }
 

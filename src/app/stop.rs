@@ -4,10 +4,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
+
 use super::App;
+use super::control::BLOCKED_AT_MOST;
 use super::signals::{Asked, Signals, end};
 use super::store::take_leave;
 use crate::downstream::worker::Worker;
+use crate::operators::Running;
 use crate::telemetry;
 
 impl App {
@@ -44,7 +48,7 @@ impl App {
 
     #[expect(clippy::disallowed_methods, reason = "no test sets the time at which a process ends")]
     fn stop(self, timeout: Duration, hurried: &Receiver<()>) {
-        let Self { control, acceptor, workers, records, lifecycle, store, readiness, .. } = self;
+        let Self { control, acceptor, workers, records, operators, lifecycle, store, readiness, .. } = self;
         readiness.stop();
         acceptor.abort();
         // When its task is gone, the socket is closed and nothing else holds the workers.
@@ -59,9 +63,20 @@ impl App {
         }
         workers.drain(..).for_each(Worker::stop);
         records.finish();
+        // They show the drain to its end. Changes are made before the lease is given up, not after.
+        control.handle().block_on(stop_all(operators));
         control.handle().block_on(take_leave(&*store, lifecycle.as_deref()));
         lifecycle.iter().for_each(|lifecycle| lifecycle.export_all_heads());
         drop((lifecycle, store));
         control.stop();
     }
+}
+
+/// Stops the servers side by side.
+async fn stop_all(servers: Vec<Running>) {
+    let mut stopping = JoinSet::new();
+    for server in servers {
+        stopping.spawn(server.stop(BLOCKED_AT_MOST));
+    }
+    stopping.join_all().await;
 }

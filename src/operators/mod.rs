@@ -1,5 +1,8 @@
-//! What operators meet beside the command line: probes and metrics, the admin API, news of what happened to keys.
+//! What operators use beside the command line: probes and metrics, the admin API, news of what happened to keys.
 
 pub mod admin;
 pub mod ops;
 pub mod outbox;
+mod small_server;
+
+pub use small_server::Running;

@@ -1,6 +1,5 @@
-//! The operators' listener: `/metrics`, `/livez`, `/readyz`. It tells no secret and changes nothing.
+//! The operators' listener: `/metrics`, `/livez`, `/readyz`. It shows no secret and changes nothing.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,18 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
+use super::small_server::{Answer, Limits, Request, Running, SmallServer, bind_tcp};
 use crate::telemetry;
 use crate::telemetry::metrics::{Metrics, State};
+use crate::vocabulary::clock::Clock;
 
 /// Where the operators' listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +30,9 @@ impl Default for Settings {
     }
 }
 
-/// Scrapers and probes at once. Further ones wait in the listen queue.
-const CONNECTIONS: usize = 32;
-/// A scraper that sends nothing gives its place up after this time.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// What Prometheus' text format 0.0.4 is called.
+/// For scrapers and probes, which send no bodies.
+const LIMITS: Limits = Limits { connections: 32, head_timeout: Duration::from_secs(10), body: 0 };
+/// The media type of Prometheus' text format, version 0.0.4.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[derive(Debug, Error)]
@@ -50,12 +44,11 @@ pub struct BindError {
     cause: io::Error,
 }
 
-/// Whether requests should be sent here: from the store's first answer on, until the gateway begins to stop.
+/// Whether requests should be sent here: from the first answer of the store on, until the gateway begins to stop.
 ///
-/// A gateway that has never heard of its store can let nobody in, and those that it would take the place of
-/// may still know their keys. Later on a store that is away is no reason: known keys are served, for the
-/// others 503 is the honest answer everywhere, and a balancer without any gateway left would give a worse
-/// one.
+/// A gateway that has had no answer from its store knows no key, while the gateways that it would replace may still
+/// know theirs. Later, a store that does not answer makes no gateway unready: known keys are served. For other keys
+/// 503 is the right answer at every gateway, and a load balancer without any ready gateway would give a worse one.
 #[derive(Debug, Default)]
 pub struct Readiness {
     has_begun: AtomicBool,
@@ -63,13 +56,13 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// From now on the answer is no.
+    /// From now on the gateway is not ready.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
     }
 
     /// # Errors
-    /// Why not.
+    /// Why it is not ready.
     fn judge(&self, store_has_answered: impl FnOnce() -> bool) -> Result<(), &'static str> {
         if self.is_stopping.load(Ordering::Relaxed) {
             return Err("not ready: stopping\n");
@@ -84,7 +77,7 @@ impl Readiness {
     }
 }
 
-/// What the listener tells.
+/// What the listener shows.
 pub struct Told {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
@@ -108,19 +101,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds, where the settings ask for it. Runs inside the control runtime.
+    /// Binds; `None` where the settings turn it off. Must be called inside the control runtime.
     ///
     /// # Errors
-    /// When the address is taken or not this machine's.
+    /// When the address is in use, or is not an address of this machine.
     pub fn bind(settings: &Settings) -> Result<Option<Self>, BindError> {
         let Some(listen) = settings.listen else { return Ok(None) };
-        let bind = || {
-            let listener = std::net::TcpListener::bind(listen)?;
-            listener.set_nonblocking(true)?;
-            let address = listener.local_addr()?;
-            Ok((TcpListener::from_std(listener)?, address))
-        };
-        let (listener, address) = bind().map_err(|cause| BindError { listen, cause })?;
+        let (listener, address) = bind_tcp(listen).map_err(|cause| BindError { listen, cause })?;
         Ok(Some(Self { listener, address }))
     }
 
@@ -129,43 +116,24 @@ impl Server {
         self.address
     }
 
-    /// Serves, for as long as it is polled.
-    pub async fn run(self, told: Arc<Told>) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let Ok((stream, _)) = self.listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let told = Arc::clone(&told);
-            let service = service_fn(move |request| {
-                let answer = answer(&told, &request);
-                async move { Ok::<_, Infallible>(answer) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::spawn(async move {
-                // Whoever asked has gone; there is nobody to tell.
-                drop(connection.await);
-                drop(place);
-            });
-        }
+    /// Starts to serve. Must be called inside the control runtime.
+    pub fn start(self, told: Told, clock: Clock) -> Running {
+        let told = Arc::new(told);
+        let server = SmallServer { socket: self.listener, name: "metrics and probes", limits: LIMITS, clock };
+        server.start(move |_, request| std::future::ready(answer(&told, &request)))
     }
 }
 
-fn answer(told: &Told, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(told: &Told, request: &Request) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "ask with GET\n");
+        return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
     }
     match request.uri().path_and_query().map(|target| target.as_str()) {
         Some("/metrics") => match told.metrics.render(&(told.state)()) {
             Ok(metrics) => {
-                let mut response = Response::new(Full::new(Bytes::from(metrics)));
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
-                response
+                let mut answer = Answer::new(Full::new(Bytes::from(metrics)));
+                answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
+                answer
             }
             Err(error) => {
                 telemetry::log(&format!("cannot write the metrics: {error}"));
@@ -181,10 +149,10 @@ fn answer(told: &Told, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     }
 }
 
-fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
-    *response.status_mut() = status;
+fn text(status: StatusCode, text: &'static str) -> Answer {
+    let mut answer = Answer::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *answer.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, plain);
-    response
+    answer.headers_mut().insert(header::CONTENT_TYPE, plain);
+    answer
 }

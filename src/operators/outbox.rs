@@ -1,10 +1,11 @@
-//! The outbox: it sends news of organisations to the upstream until they are taken.
+//! The outbox: it sends news of organizations to the upstream until the upstream accepts them.
 //!
-//! News are what the upstream is to be told; the store keeps them with the change that they tell of
-//! ([`crate::store::outbox::News`]). The outbox is what takes them from there.
+//! The store keeps news together with the change that they report ([`crate::store::outbox::News`]). The outbox takes
+//! them from there.
 //!
-//! Each is a `POST` with JSON, signed, and sent at least once: a gateway may end between sending and noting that
-//! it was taken. `Idempotency-Key` is the organisation's id, by which the receiver knows what it has already.
+//! Each is a signed `POST` with JSON, and is sent at least once: a gateway may end after the receiver has accepted it
+//! and before this is noted. `Idempotency-Key` is the id of the organization, by which the receiver recognizes news
+//! that it has already.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ use crate::upstream::{Endpoint, InvalidEndpoint};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::key::Pepper;
 
-/// Where news go.
+/// The receiver of news.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receiver {
     endpoint: Endpoint,
@@ -69,17 +70,17 @@ pub struct Settings {
     pub key_file: PathBuf,
 }
 
-/// How often the store is asked for news.
+/// How often news are fetched from the store.
 const EVERY: Duration = Duration::from_secs(1);
 /// How long a receiver may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After which news are sent again that were not taken. Longer than [`PATIENCE`], or they would overtake
-/// themselves.
+/// After this time news that were not accepted are sent again. It is longer than [`PATIENCE`]: the attempt before
+/// must have ended.
 const AGAIN: Duration = Duration::from_secs(30);
-/// News sent one after the other before the store is asked again.
+/// The number of news sent one after the other before the store is asked again.
 const BATCH: usize = 16;
 
-/// How many news wait, as they were last counted; `None` until they were. For metrics.
+/// The number of news that wait, for metrics; `None` until they were counted for the first time.
 #[derive(Debug, Default)]
 pub struct Backlog(Mutex<Option<u64>>);
 
@@ -94,10 +95,11 @@ impl Backlog {
     }
 }
 
-/// How often the news are counted that wait.
+/// How often the news that wait are counted.
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
 
-/// Counts the news that wait, for as long as it is polled: beside the sending, which a receiver that hangs holds up.
+/// Counts the news that wait, for as long as it is polled. It runs beside the sending, which a receiver that hangs
+/// delays.
 pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
     loop {
         // While the store cannot answer, the number stays what it was.
@@ -113,12 +115,12 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clo
     let mut failing = false;
     loop {
         let now = clock.now().wall;
-        // A store that cannot answer is logged where it is noticed; the news wait in it.
+        // Where the store does not answer, that is logged elsewhere. The news wait in it.
         let claimed = store.outbox().claim(now, now.plus(AGAIN), BATCH).await.unwrap_or_default();
         let is_last = claimed.len() < BATCH;
         for news in claimed {
             let org = news.org;
-            // The moment of this attempt: those before it may have taken long, and receivers refuse old ones.
+            // The time of this attempt: the news before may have taken long, and receivers refuse old signatures.
             let sent = timeout(PATIENCE, send(&receiver, &key, &news, clock.now().wall)).await;
             let failed = match sent.unwrap_or(Err(SendError::TimedOut)) {
                 Ok(()) => store.outbox().delivered(org).await.err().map(|fault| fault.to_string()),
@@ -126,8 +128,7 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clo
             };
             match (&failed, failing) {
                 (Some(error), false) => telemetry::log(&format!(
-                    "news of {org} could not be delivered to {receiver}: {error}; they are sent again until they are \
-                     taken"
+                    "news of {org} could not be delivered to {receiver}: {error}; trying again until they are accepted"
                 )),
                 (None, true) => telemetry::log(&format!("news are delivered to {receiver} again")),
                 _ => {}
@@ -140,7 +141,7 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clo
     }
 }
 
-/// Why news were not taken.
+/// Why news were not delivered.
 #[derive(Debug, Error)]
 enum SendError {
     #[error("it cannot be reached: {0}")]
@@ -174,8 +175,8 @@ async fn send(receiver: &Receiver, key: &Pepper, news: &News, now: UnixMillis) -
     }
 }
 
-/// `t=` the moment in Unix seconds, `v1=` HMAC-SHA-256 in hexadecimal digits over that number, a dot and the
-/// body: so an old message cannot be passed off for a new one.
+/// `t=` the time in Unix seconds, `v1=` HMAC-SHA-256 in hexadecimal digits over that number, a dot and the body. With
+/// the time in it, an old message cannot pass for a new one.
 fn sign(key: &Pepper, now: UnixMillis, body: &[u8]) -> String {
     let seconds = now.0 / 1000;
     let mut mac = key.hmac("");

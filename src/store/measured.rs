@@ -26,7 +26,7 @@ impl EventSink for StoreMeter {
     fn reset(&self, _: Seq) {}
 
     fn note_lag(&self, lag: Duration) {
-        StoreMeter::note_lag(self, lag);
+        self.note_event(lag);
     }
 }
 

@@ -272,7 +272,7 @@ fn the_admin_api_over_tcp_answers_only_with_a_valid_token() {
 
     write_secret(&tokens, "# nobody any more\n");
     let dead = desk.run(&["orgs", "list"]);
-    assert!(dead.code == 1 && dead.err.contains("does not take this token"), "{dead:?}");
+    assert!(dead.code == 1 && dead.err.contains("refuses this token"), "{dead:?}");
     assert!(!dead.err.contains(&token));
 }
 

@@ -1,4 +1,4 @@
-//! The command line's side of the operator's API.
+//! The client of the operator's API, for the command line.
 
 use std::io;
 use std::path::Path;
@@ -13,9 +13,10 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{Order, Reply, Secret};
+use super::order::Order;
+use super::reply::{Reply, Secret};
 
-/// How a gateway is reached.
+/// The way to a gateway.
 #[derive(Clone, Copy, Debug)]
 pub enum Way<'w> {
     Socket(&'w Path),
@@ -31,21 +32,23 @@ pub enum ClientError {
     Io(#[from] io::Error),
     #[error("the gateway broke off: {0}")]
     Http(#[from] hyper::Error),
-    #[error("the gateway does not take this token: it is unknown there, or it has expired")]
+    #[error("the gateway refuses this token: it is unknown there, or it has expired")]
     Unauthorized,
-    #[error("the gateway is not called {0}; add the name to admin.allowed_hosts")]
+    #[error("the gateway does not allow the host {0}; add it to admin.allowed_hosts")]
     Misdirected(String),
-    #[error("the gateway and this command do not understand each other; are they the same version? ({0})")]
+    #[error(
+        "the gateway and this command do not understand each other; check that they are of one version ({0})"
+    )]
     Json(#[from] serde_json::Error),
-    #[error("the token is no text that can be sent")]
+    #[error("the token has characters that cannot be sent")]
     Token,
 }
 
-/// Has the gateway carry a command out.
+/// Sends a command to the gateway, which carries it out.
 ///
 /// # Errors
-/// [`ClientError::Absent`] where no gateway runs; after a gateway that broke off it is open whether the command
-/// was carried out.
+/// [`ClientError::Absent`] where no gateway runs. When the gateway broke off, the command may have been carried out
+/// or not.
 pub async fn call(way: Way<'_>, order: &Order) -> Result<Reply, ClientError> {
     let body = Bytes::from(serde_json::to_vec(order)?);
     match way {
@@ -56,7 +59,7 @@ pub async fn call(way: Way<'_>, order: &Order) -> Result<Reply, ClientError> {
         }
         Way::Remote { authority, token } => {
             let port = authority.port_u16().unwrap_or(80);
-            // An address in brackets is written without them where it is not part of a URL.
+            // The brackets of an IPv6 address belong to URLs only.
             let host = authority.host().trim_start_matches('[').trim_end_matches(']');
             let stream = TcpStream::connect((host, port)).await.map_err(connecting)?;
             let name = HeaderValue::from_str(authority.as_str()).map_err(|_| ClientError::Absent)?;

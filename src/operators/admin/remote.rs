@@ -1,45 +1,37 @@
-//! TCP's side of the operator's API: named tokens, and hosts that it may be called by.
+//! The operator's API over TCP: named tokens, and a list of hosts.
 //!
-//! Whoever has no valid token is told nothing: not which tokens there are, nor which commands.
+//! A client without a valid token learns nothing: neither which tokens there are, nor which commands.
 
-use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use bytes::Bytes;
 use http::uri::Authority;
-use http::{HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{HeaderValue, StatusCode, header};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
-use super::server::{BindError, answer, failed, reply};
-use super::token::{TokenName, Tokens};
-use super::{Settings, TokenFileError, remote_operator};
+use super::answer::{answer, failed, reply};
+use super::token::{TokenFileError, TokenName, Tokens};
+use super::{BindError, LIMITS, Settings, remote_operator};
 use crate::lifecycle::Lifecycle;
+use crate::operators::small_server::{Answer, Request, Running, SmallServer, bind_tcp};
 use crate::telemetry::Throttle;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::network::Server;
 
-/// Where operators elsewhere reach the gateway.
+/// How the API is served over TCP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteSettings {
     pub listen: SocketAddr,
-    /// Read anew for every command, so that a token that is taken out of it is dead at once.
+    /// Read again for every command, so that a token that is removed from it is dead at once.
     pub tokens_file: PathBuf,
-    /// What a client may call it by: a page that has its own name resolve to this address is none of them.
+    /// The hosts that a request may name. A web page whose own name resolves to this address is not among them.
     pub allowed_hosts: Vec<Host>,
 }
 
 impl RemoteSettings {
-    /// Whether the tokens can be read.
+    /// Reads the tokens, to see whether they can be read.
     ///
     /// # Errors
     /// What is wrong with their file.
@@ -47,20 +39,20 @@ impl RemoteSettings {
         Tokens::read(&self.tokens_file).map(drop)
     }
 
-    /// What this machine is called by itself.
+    /// The names that this machine has for itself.
     #[must_use]
     pub fn loopback_hosts() -> Vec<Host> {
         ["localhost", "127.0.0.1", "[::1]"].map(|name| Host(name.into())).to_vec()
     }
 }
 
-/// A name or an address as it stands in a Host field, without a port and in lower case.
+/// A name or an address as in a Host field, in lower case and without a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host(Box<str>);
 
 impl Host {
     /// # Errors
-    /// Anything with a port, a scheme or a path.
+    /// When it has a port, a scheme or a path.
     pub fn parse(text: &str) -> Result<Self, InvalidHost> {
         let server = Server::parse(text).map_err(|_| InvalidHost)?;
         let authority: Authority = text.parse().map_err(|_| InvalidHost)?;
@@ -76,11 +68,6 @@ impl Host {
 #[error("a host is a name or an address without a port, as in \"localhost\" or \"[::1]\"")]
 pub struct InvalidHost;
 
-/// Operators at once. Further ones wait in the listen queue.
-const CONNECTIONS: usize = 32;
-/// Who sends nothing gives its place up after this time.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The bound socket.
 #[derive(Debug)]
 pub struct Remote {
@@ -90,21 +77,15 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Binds, where the settings ask for it. Runs inside the control runtime.
+    /// Binds; `None` where the settings turn it off. Must be called inside the control runtime.
     ///
     /// # Errors
-    /// When the address is taken, or the tokens cannot be read.
+    /// When the address is in use or is not an address of this machine, or the tokens cannot be read.
     pub fn bind(settings: &Settings, clock: Clock) -> Result<Option<Self>, BindError> {
         let Some(settings) = settings.remote.clone() else { return Ok(None) };
         settings.check()?;
-        let bind = || {
-            let listener = std::net::TcpListener::bind(settings.listen)?;
-            listener.set_nonblocking(true)?;
-            let address = listener.local_addr()?;
-            Ok((TcpListener::from_std(listener)?, address))
-        };
-        let (listener, address) =
-            bind().map_err(|cause| BindError::Address { listen: settings.listen, cause })?;
+        let failed = |cause| BindError::Address { listen: settings.listen, cause };
+        let (listener, address) = bind_tcp(settings.listen).map_err(failed)?;
         let gate = Gate { settings, clock, refusals: Mutex::default() };
         Ok(Some(Self { listener, address, gate }))
     }
@@ -114,34 +95,19 @@ impl Remote {
         self.address
     }
 
-    /// Serves, for as long as it is polled.
-    pub async fn run(self, lifecycle: Arc<Lifecycle>) {
-        let (places, gate) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(self.gate));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let Ok((stream, peer)) = self.listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
+    /// Starts to serve. Must be called inside the control runtime.
+    pub fn start(self, lifecycle: Arc<Lifecycle>) -> Running {
+        let clock = self.gate.clock.clone();
+        let gate = Arc::new(self.gate);
+        let server = SmallServer { socket: self.listener, name: "the admin API", limits: LIMITS, clock };
+        server.start(move |address, request| {
             let (lifecycle, gate) = (Arc::clone(&lifecycle), Arc::clone(&gate));
-            let service = service_fn(move |request| {
-                let (lifecycle, gate) = (Arc::clone(&lifecycle), Arc::clone(&gate));
-                async move { Ok::<_, Infallible>(gate.answer(lifecycle, peer.ip().to_canonical(), request).await) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::spawn(async move {
-                // An operator who hangs up has seen why.
-                drop(connection.await);
-                drop(place);
-            });
-        }
+            async move { gate.answer(lifecycle, address, request).await }
+        })
     }
 }
 
-/// Who is let in.
+/// Admits requests that name an allowed host and have a valid token.
 #[derive(Debug)]
 struct Gate {
     settings: RemoteSettings,
@@ -150,12 +116,7 @@ struct Gate {
 }
 
 impl Gate {
-    async fn answer(
-        &self,
-        lifecycle: Arc<Lifecycle>,
-        address: IpAddr,
-        request: Request<Incoming>,
-    ) -> Response<Full<Bytes>> {
+    async fn answer(&self, lifecycle: Arc<Lifecycle>, address: IpAddr, request: Request) -> Answer {
         if !self.is_called_by(&request) {
             return reply(
                 StatusCode::MISDIRECTED_REQUEST,
@@ -175,14 +136,14 @@ impl Gate {
         }
     }
 
-    fn is_called_by(&self, request: &Request<Incoming>) -> bool {
+    fn is_called_by(&self, request: &Request) -> bool {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
         let host = host.to_str().ok().and_then(|host| host.parse().ok());
         host.is_some_and(|authority: Authority| self.settings.allowed_hosts.contains(&Host::of(&authority)))
     }
 
-    async fn find_token(&self, request: &Request<Incoming>) -> Option<TokenName> {
+    async fn find_token(&self, request: &Request) -> Option<TokenName> {
         let presented =
             request.headers().get(header::AUTHORIZATION)?.as_bytes().strip_prefix(b"Bearer ")?.to_vec();
         let (presented, path) = (zeroize::Zeroizing::new(presented), self.settings.tokens_file.clone());
@@ -194,7 +155,7 @@ impl Gate {
         })
     }
 
-    /// Strangers must not fill the log.
+    /// Logs with a throttle: strangers must not fill the log.
     fn say(&self, line: impl FnOnce() -> String) {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).log(self.clock.mono(), line);
     }

@@ -1,8 +1,8 @@
-//! Tokens for operators elsewhere: made here, kept as digests in a file, looked for in it.
+//! Tokens of operators for the API over TCP: they are made here, kept as digests in a file, and looked up there.
 //!
-//! A line of the file is a name, the SHA-256 of the token in hexadecimal digits, and when it ends, separated by
-//! blanks. Empty lines and those that begin with `#` say nothing. Two tokens may have one name, so that one can
-//! be replaced without a gap.
+//! A line of the file is a name, the SHA-256 of the token in hexadecimal digits, and the time when it ends, separated
+//! by blanks. Empty lines and lines that begin with `#` are ignored. Two tokens may have the same name, so that a
+//! token can be replaced without a gap.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ use crate::secret_file::{self, SecretFileError};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::{Digest, random_token};
 
-/// What tells a token from a key, for people and for scanners.
+/// The beginning of every token. It distinguishes tokens from keys, for people and for scanners.
 const HEAD: &str = "kgadmin_";
 /// Random base62 digits: 238 bits.
 const DIGITS: usize = 40;
 
-/// Whom a token is for, as the audit trail names them.
+/// The name of the operator that a token is for, as the audit trail has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenName(Box<str>);
 
 impl TokenName {
     /// # Errors
-    /// Anything but 1 to 64 letters, digits, dots, dashes and underscores.
+    /// When it is not 1 to 64 letters, digits, dots, dashes and underscores.
     pub fn parse(text: &str) -> Result<Self, InvalidTokenName> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         let well_formed = (1..=64).contains(&text.len()) && text.bytes().all(allowed);
@@ -52,8 +52,10 @@ pub struct NewToken {
 }
 
 impl NewToken {
+    /// Draws a token that ends after `life`.
+    ///
     /// # Errors
-    /// When the operating system has no randomness to give.
+    /// When the operating system gives no random numbers.
     pub fn draw(name: &TokenName, now: UnixMillis, life: Duration) -> Result<Self, getrandom::Error> {
         let secret = random_token(HEAD, DIGITS, 0)?;
         let digest: String =
@@ -62,7 +64,7 @@ impl NewToken {
         Ok(Self { secret, line })
     }
 
-    /// The token itself, for the one time that it is shown.
+    /// The token itself, to be shown once.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.secret
@@ -92,7 +94,7 @@ pub enum TokenFileError {
     Line { path: PathBuf, line: usize },
 }
 
-/// The tokens that a file names.
+/// The tokens of a file.
 #[derive(Debug)]
 pub(super) struct Tokens(Vec<Token>);
 
@@ -105,7 +107,7 @@ struct Token {
 
 impl Tokens {
     /// # Errors
-    /// When the file cannot be read, others can read it too, or any line of it is none.
+    /// When the file cannot be read, when others can read it too, or when a line is not a token.
     pub(super) fn read(path: &Path) -> Result<Self, TokenFileError> {
         let bytes = secret_file::read("admin.tokens_file", path)?;
         let text = String::from_utf8_lossy(&bytes);
@@ -117,7 +119,7 @@ impl Tokens {
         lines.map(parse).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whose token this is, if it has not ended. Takes as long whether and wherever it is found.
+    /// The name of this token; `None` when it is unknown or has ended. It takes the same time for every token.
     pub(super) fn find(&self, presented: &[u8], now: UnixMillis) -> Option<&TokenName> {
         let digest: [u8; 32] = Sha256::digest(presented).into();
         let mut found = None;

@@ -93,8 +93,8 @@ pub(super) fn families(threads: &[Arc<Cells>]) -> Vec<MetricFamily> {
     let in_flight = threads.iter().map(|cells| cells.in_flight.load(Ordering::Relaxed)).sum();
     let mut families = Vec::new();
     families.extend(requests::families(&routes, &upstreams, in_flight));
-    families.extend(decisions::families(threads.iter().map(|cells| &cells.decisions)));
-    families.push(connections::family(threads.iter().map(|cells| &*cells.connections)));
+    families.extend(decisions::families(&threads.iter().map(|cells| &cells.decisions)));
+    families.push(connections::family(&threads.iter().map(|cells| &*cells.connections)));
     families
 }
 

@@ -62,7 +62,7 @@ impl Drop for Connected {
     }
 }
 
-pub(super) fn family<'t>(threads: impl Iterator<Item = &'t OpenConnections> + Clone) -> MetricFamily {
+pub(super) fn family<'t>(threads: &(impl Iterator<Item = &'t OpenConnections> + Clone)) -> MetricFamily {
     let open = |protocol: Protocol| -> i64 {
         threads.clone().map(|open| open.0[protocol as usize].load(Ordering::Relaxed)).sum()
     };

@@ -48,7 +48,7 @@ impl Decisions {
     }
 }
 
-pub(super) fn families<'t>(threads: impl Iterator<Item = &'t Decisions> + Clone) -> [MetricFamily; 4] {
+pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clone)) -> [MetricFamily; 4] {
     let sum = |cell: &dyn Fn(&Decisions) -> &AtomicU64| -> u64 {
         threads.clone().map(|decisions| read(cell(decisions))).sum()
     };

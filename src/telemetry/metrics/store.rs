@@ -38,7 +38,7 @@ impl StoreMeter {
     }
 
     /// An event was applied here this time after it was written.
-    pub fn note_lag(&self, lag: Duration) {
+    pub fn note_event(&self, lag: Duration) {
         self.lag.observe_shared(lag);
     }
 

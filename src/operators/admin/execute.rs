@@ -1,0 +1,115 @@
+//! Carries commands out, through the lifecycle of keys and the keeper of the store.
+
+use std::time::Duration;
+
+use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
+use super::reply::{Reply, Secret};
+use crate::lifecycle::{KeyView, Lifecycle, LifecycleError, Made, Origin, Outcome, Owned, view_org};
+
+/// Carries a command out for an operator. A failure is a reply too.
+pub async fn execute(lifecycle: &Lifecycle, origin: &Origin, command: Command) -> Reply {
+    let reply = match command {
+        Command::Orgs(command) => on_orgs(lifecycle, origin, command).await,
+        Command::Keys(command) => on_keys(lifecycle, origin, command).await,
+        Command::Audit(command) => on_audit(lifecycle, command).await,
+        Command::Store(command) => on_store(lifecycle, origin, command).await,
+    };
+    reply.unwrap_or_else(|error| Reply::Failed { message: error.to_string() })
+}
+
+async fn on_orgs(
+    lifecycle: &Lifecycle,
+    origin: &Origin,
+    command: OrgCommand,
+) -> Result<Reply, LifecycleError> {
+    let org = match command {
+        OrgCommand::List { after, limit } => {
+            let orgs = lifecycle.list_orgs(after, limit).await?;
+            return Ok(Reply::Orgs { orgs: orgs.iter().map(view_org).collect() });
+        }
+        OrgCommand::Create { name } => lifecycle.create_org(origin, &name).await?,
+        OrgCommand::Show { id } => lifecycle.org(id).await?,
+        OrgCommand::Suspend { id } => lifecycle.suspend_org(origin, id).await?.record,
+        OrgCommand::Resume { id } => lifecycle.resume_org(origin, id).await?.record,
+        OrgCommand::Verify { id } => lifecycle.verify_org(origin, id).await?.record,
+    };
+    Ok(Reply::Org(view_org(&org)))
+}
+
+async fn on_keys(
+    lifecycle: &Lifecycle,
+    origin: &Origin,
+    command: KeyCommand,
+) -> Result<Reply, LifecycleError> {
+    let key = match command {
+        KeyCommand::Show { id } => {
+            let key = lifecycle.key(origin, id).await?;
+            let propagation = lifecycle.last_propagation(key.org, id).await?;
+            return Ok(Reply::Key { key: KeyView { propagation, ..lifecycle.view_used(&key).await? } });
+        }
+        KeyCommand::Update { id, patch } => lifecycle.update_key(origin, id, &patch).await?.record,
+        KeyCommand::Disable { id } => lifecycle.disable_key(origin, id).await?.record,
+        KeyCommand::Enable { id } => lifecycle.enable_key(origin, id).await?.record,
+        KeyCommand::Revoke { id } => lifecycle.revoke_key(origin, id).await?.record,
+        KeyCommand::Create(new) => return Ok(show_made(lifecycle, lifecycle.create_key(origin, new).await?)),
+        KeyCommand::Rotate { id, overlap_seconds } => {
+            let overlap = Duration::from_secs(overlap_seconds);
+            return match lifecycle.rotate_key(origin, id, overlap, None).await? {
+                Outcome::Fresh(made) => Ok(show_made(lifecycle, made)),
+                Outcome::Repeated(_) => Err(LifecycleError::KeptAnswer),
+            };
+        }
+        KeyCommand::List { filter, after, limit } => {
+            let found = lifecycle.find_keys(origin, &filter, after, limit).await?;
+            return Ok(Reply::Keys { keys: found.keys, next: found.next });
+        }
+        KeyCommand::Find { sha256 } => {
+            let Some(Owned { key, opens }) = lifecycle.find_secret(*sha256.as_bytes()).await? else {
+                return Ok(Reply::KeyNotFound);
+            };
+            return Ok(Reply::KeyFound { key: lifecycle.view_used(&key).await?, opens });
+        }
+        KeyCommand::Import { keys, rehearsal } => {
+            let outcomes = lifecycle.import_keys(origin, keys, rehearsal).await?;
+            return Ok(Reply::Imported { outcomes, checksum_required: lifecycle.requires_checksum() });
+        }
+        KeyCommand::Export { org, after, limit } => {
+            let (keys, has_more) = lifecycle.export_keys(origin, org, after, limit).await?;
+            return Ok(Reply::ExportedKeys { keys, has_more });
+        }
+    };
+    Ok(Reply::Key { key: lifecycle.view_used(&key).await? })
+}
+
+async fn on_audit(lifecycle: &Lifecycle, command: AuditCommand) -> Result<Reply, LifecycleError> {
+    let page = match command {
+        AuditCommand::List { trail, filter, before, limit } => {
+            lifecycle.audit_records(trail, filter, before, limit).await?
+        }
+        AuditCommand::Export { trail, after, limit } => {
+            lifecycle.audit_records_after(trail, after, limit).await?
+        }
+        AuditCommand::Verify { trail, exported } => {
+            return Ok(Reply::Verdict(lifecycle.verify_trail(trail, &exported).await?));
+        }
+    };
+    Ok(Reply::AuditRecords { records: page.records, next: page.next })
+}
+
+async fn on_store(
+    lifecycle: &Lifecycle,
+    origin: &Origin,
+    command: StoreCommand,
+) -> Result<Reply, LifecycleError> {
+    let keeper = lifecycle.keeper();
+    Ok(match command {
+        StoreCommand::Begin => Reply::StoreBegun { made: keeper.begin().await? },
+        StoreCommand::Status => Reply::StoreStatus { status: keeper.status().await },
+        StoreCommand::Accept => Reply::StoreAccepted { acceptance: lifecycle.accept_store(origin).await? },
+    })
+}
+
+fn show_made(lifecycle: &Lifecycle, Made { key, secret, .. }: Made) -> Reply {
+    let secret = Secret::new(secret.expose().to_owned());
+    Reply::NewKey { key: lifecycle.view_key(&key, None), secret }
+}

@@ -1,0 +1,104 @@
+//! The commands of operators, as they are sent.
+
+use serde::{Deserialize, Serialize};
+
+use crate::lifecycle::{AuditFilter, KeyFilter, MovedKey, NewKey, Patch};
+use crate::vocabulary::audit::{Link, Trail};
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
+
+/// A command, with the name that the operator goes by.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    pub operator: String,
+    pub command: Command,
+}
+
+/// A command of an operator.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    Orgs(OrgCommand),
+    Keys(KeyCommand),
+    Audit(AuditCommand),
+    Store(StoreCommand),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum OrgCommand {
+    Create { name: String },
+    List { after: Option<OrgId>, limit: usize },
+    Show { id: OrgId },
+    Suspend { id: OrgId },
+    Resume { id: OrgId },
+    Verify { id: OrgId },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum KeyCommand {
+    Create(NewKey),
+    List {
+        filter: KeyFilter,
+        after: Option<KeyId>,
+        limit: usize,
+    },
+    Show {
+        id: KeyId,
+    },
+    /// Find the key whose secret has this SHA-256.
+    Find {
+        sha256: Digest,
+    },
+    Update {
+        id: KeyId,
+        patch: Patch,
+    },
+    Rotate {
+        id: KeyId,
+        /// How long the old secret still opens the key.
+        overlap_seconds: u64,
+    },
+    Disable {
+        id: KeyId,
+    },
+    Enable {
+        id: KeyId,
+    },
+    Revoke {
+        id: KeyId,
+    },
+    Import {
+        keys: Vec<MovedKey>,
+        /// Change nothing, and report what would happen.
+        rehearsal: bool,
+    },
+    Export {
+        org: Option<OrgId>,
+        after: Option<KeyId>,
+        limit: usize,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum AuditCommand {
+    /// Newest first, below the number `before`.
+    List { trail: Trail, filter: AuditFilter, before: Option<u64>, limit: usize },
+    /// Oldest first, above the number `after`.
+    Export { trail: Trail, after: u64, limit: usize },
+    /// Check a trail, also against its heads that were exported.
+    Verify { trail: Trail, exported: Vec<Link> },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum StoreCommand {
+    /// Create the store, if there is none and never was one.
+    Begin,
+    Status,
+    /// Accept the store as it is as the right one.
+    Accept,
+}

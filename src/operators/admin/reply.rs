@@ -1,0 +1,86 @@
+//! The answers to operators, as they are sent.
+
+use serde::{Deserialize, Serialize};
+
+use crate::lifecycle::{AuditRecordView, Imported, KeyView, MovedKey, OrgView, Verdict};
+use crate::store::keeper::{Acceptance, Status};
+use crate::vocabulary::id::KeyId;
+
+/// The answer to a command.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    Org(OrgView),
+    Orgs {
+        orgs: Vec<OrgView>,
+    },
+    /// The only reply that holds a secret.
+    NewKey {
+        key: KeyView,
+        secret: Secret,
+    },
+    Key {
+        key: KeyView,
+    },
+    Keys {
+        keys: Vec<KeyView>,
+        /// The key after which the next page begins; `None` on the last page.
+        next: Option<KeyId>,
+    },
+    /// The key that a secret belongs to, and whether the secret opens it.
+    KeyFound {
+        key: KeyView,
+        opens: bool,
+    },
+    KeyNotFound,
+    Imported {
+        outcomes: Vec<Imported>,
+        /// Whether keys without keygate's checksum are refused without a lookup.
+        checksum_required: bool,
+    },
+    ExportedKeys {
+        keys: Vec<MovedKey>,
+        has_more: bool,
+    },
+    AuditRecords {
+        records: Vec<AuditRecordView>,
+        /// The number from which the next page goes on; `None` on the last page.
+        next: Option<u64>,
+    },
+    Verdict(Verdict),
+    StoreBegun {
+        made: bool,
+    },
+    StoreStatus {
+        status: Status,
+    },
+    StoreAccepted {
+        acceptance: Acceptance,
+    },
+    Failed {
+        message: String,
+    },
+}
+
+/// A secret on its way to its owner, the only time that it is shown.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(zeroize::Zeroizing<String>);
+
+impl Secret {
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text.into())
+    }
+
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(redacted)")
+    }
+}

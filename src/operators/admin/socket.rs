@@ -1,0 +1,85 @@
+//! The Unix socket of the operator's API.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::{UnixListener, UnixStream};
+
+use super::answer::answer;
+use super::{BindError, LIMITS, Settings, local_operator};
+use crate::lifecycle::Lifecycle;
+use crate::operators::small_server::{Running, SmallServer, Socket};
+use crate::vocabulary::clock::Clock;
+
+/// The bound Unix socket. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Server {
+    /// Binds; `None` where the settings name no socket. The file of a gateway that is gone is replaced. Must be
+    /// called inside the control runtime.
+    ///
+    /// # Errors
+    /// [`BindError`] says what to do.
+    pub fn bind(settings: &Settings) -> Result<Option<Self>, BindError> {
+        let Some(path) = settings.socket.clone() else { return Ok(None) };
+        clear(&path)?;
+        let failed = |cause| BindError::Io { path: path.clone(), cause };
+        // Bound under another name first, so that no other user can connect before the mode is set.
+        let fresh = path.with_extension(format!("{}.new", std::process::id()));
+        let listener = UnixListener::bind(&fresh).map_err(failed)?;
+        let published = std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))
+            .and_then(|()| std::fs::rename(&fresh, &path));
+        if let Err(cause) = published {
+            let _ = std::fs::remove_file(&fresh);
+            return Err(failed(cause));
+        }
+        Ok(Some(Self { listener, path }))
+    }
+
+    /// Starts to serve. Must be called inside the control runtime.
+    pub fn start(self, lifecycle: Arc<Lifecycle>, clock: Clock) -> Running {
+        let server = SmallServer { socket: self, name: "the admin socket", limits: LIMITS, clock };
+        server.start(move |uid, request| {
+            let origin = move |claimed: &str| local_operator(claimed, uid);
+            answer(Arc::clone(&lifecycle), request, origin)
+        })
+    }
+}
+
+impl Socket for Server {
+    type Stream = UnixStream;
+    /// The user id of the client.
+    type Client = u32;
+
+    async fn accept(&self) -> io::Result<(UnixStream, u32)> {
+        let (stream, _) = self.listener.accept().await?;
+        // Every change must have an author.
+        let uid = stream.peer_cred()?.uid();
+        Ok((stream, uid))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Removes the file that is there, if it is the socket of a process that is gone.
+fn clear(path: &Path) -> Result<(), BindError> {
+    let failed = |cause| BindError::Io { path: path.to_owned(), cause };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => Err(BindError::NoSocket(path.to_owned())),
+        Ok(_) if StdUnixStream::connect(path).is_ok() => Err(BindError::InUse(path.to_owned())),
+        Ok(_) => std::fs::remove_file(path).map_err(failed),
+    }
+}

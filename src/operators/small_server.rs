@@ -1,0 +1,279 @@
+//! A small HTTP/1.1 server, for what operators and customers look at: few clients at once, short bodies.
+//!
+//! It accepts connections while there is a place for them, gives up clients that send nothing, limits bodies, and
+//! stops gracefully: answers under way are finished.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::{Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::telemetry::Throttle;
+use crate::vocabulary::clock::Clock;
+
+/// A request whose body ends with an error at the limit.
+pub(super) type Request = http::Request<Limited<Incoming>>;
+pub(super) type Answer = Response<Full<Bytes>>;
+
+/// How much a small server lets its clients take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Connections at once. Further clients wait in the listen queue.
+    pub(super) connections: u32,
+    /// How long a client may take to send the head of a request, or to begin the next one.
+    pub(super) head_timeout: Duration,
+    /// The longest body of a request, in bytes.
+    pub(super) body: usize,
+}
+
+/// How long accepting pauses after it failed, for instance because no descriptor was left.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A bound socket.
+pub(super) trait Socket: Send + Sync + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// What is known of a client before it sends anything.
+    type Client: Copy + Send + Sync + 'static;
+
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Client)>> + Send;
+}
+
+impl Socket for TcpListener {
+    type Stream = TcpStream;
+    type Client = IpAddr;
+
+    async fn accept(&self) -> io::Result<(TcpStream, IpAddr)> {
+        let (stream, address) = Self::accept(self).await?;
+        Ok((stream, address.ip().to_canonical()))
+    }
+}
+
+/// Binds a TCP socket, and gives its real address. Must be called inside a runtime.
+///
+/// # Errors
+/// When the address is in use, or is not an address of this machine.
+pub(super) fn bind_tcp(listen: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = std::net::TcpListener::bind(listen)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    Ok((TcpListener::from_std(listener)?, address))
+}
+
+/// A server that is ready to start.
+#[derive(Debug)]
+pub(super) struct SmallServer<S> {
+    pub(super) socket: S,
+    /// What is served, for the log.
+    pub(super) name: &'static str,
+    pub(super) limits: Limits,
+    pub(super) clock: Clock,
+}
+
+impl<S: Socket> SmallServer<S> {
+    /// Serves in a task, until it is stopped. `answer` gets each request with what is known of its client. Must
+    /// be called inside a runtime.
+    pub(super) fn start<A, F>(self, answer: A) -> Running
+    where
+        A: Fn(S::Client, Request) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let (stop, stopped) = watch::channel(());
+        Running { stop, task: tokio::spawn(self.run(answer, stopped)) }
+    }
+
+    async fn run<A, F>(self, answer: A, mut stopped: watch::Receiver<()>)
+    where
+        A: Fn(S::Client, Request) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let Self { socket, name, limits, clock } = self;
+        let places = Arc::new(Semaphore::new(limits.connections as usize));
+        let failing = Throttle::default();
+        loop {
+            let accepted = tokio::select! {
+                accepted = accept(&socket, &places) => accepted,
+                _ = stopped.changed() => break,
+            };
+            match accepted {
+                Ok((stream, client, place)) => {
+                    let answer = answer.clone();
+                    let answer = move |request| answer(client, request);
+                    tokio::spawn(serve(stream, answer, limits, stopped.clone(), place));
+                }
+                Err(error) => {
+                    let line = || format!("cannot accept connections for {name}: {error}; trying again");
+                    failing.log(clock.mono(), line);
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+        drop(socket);
+        // All places are free when no connection is open any more.
+        let _ = places.acquire_many(limits.connections).await;
+    }
+}
+
+/// Takes a place first, then accepts: a client without a place waits in the listen queue.
+async fn accept<S: Socket>(
+    socket: &S,
+    places: &Arc<Semaphore>,
+) -> io::Result<(S::Stream, S::Client, OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, client) = socket.accept().await?;
+    Ok((stream, client, place))
+}
+
+/// Serves one connection until the client ends it, takes too long, or the server stops.
+async fn serve<T, A, F>(
+    stream: T,
+    answer: A,
+    limits: Limits,
+    mut stopped: watch::Receiver<()>,
+    _place: OwnedSemaphorePermit,
+) where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn(Request) -> F + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let service = service_fn(|request: http::Request<Incoming>| {
+        let answering = answer(request.map(|body| Limited::new(body, limits.body)));
+        async move { Ok::<_, Infallible>(answering.await) }
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head_timeout)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    tokio::select! {
+        // An error means that the client is gone: nobody reads what could be said about it.
+        _ = connection.as_mut() => return,
+        _ = stopped.changed() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}
+
+/// A server that runs. It stops accepting when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    stop: watch::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Accepts no more connections, lets the answers under way finish, and cuts what is not finished after `within`.
+    pub async fn stop(self, within: Duration) {
+        let Self { stop, mut task } = self;
+        drop(stop);
+        if timeout(within, &mut task).await.is_err() {
+            task.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    const WITHIN: Duration = Duration::from_secs(30);
+
+    fn server(limits: Limits) -> (SmallServer<TcpListener>, SocketAddr) {
+        let (socket, address) = bind_tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        (SmallServer { socket, name: "a test", limits, clock: Clock::system() }, address)
+    }
+
+    const LIMITS: Limits = Limits { connections: 1, head_timeout: Duration::from_secs(20), body: 4 };
+
+    async fn connect(address: SocketAddr, sent: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn read(mut stream: TcpStream) -> String {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    fn answer(status: StatusCode) -> Answer {
+        let mut answer = Answer::new(Full::new(Bytes::from_static(b"said")));
+        *answer.status_mut() = status;
+        answer
+    }
+
+    #[tokio::test]
+    async fn an_answer_under_way_is_finished_when_the_server_stops() {
+        let (server, address) = server(LIMITS);
+        let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (beginning, going_on) = (Arc::clone(&begun), Arc::clone(&go_on));
+        let running = server.start(move |_, _| {
+            let (beginning, going_on) = (Arc::clone(&beginning), Arc::clone(&going_on));
+            async move {
+                beginning.notify_one();
+                going_on.notified().await;
+                answer(StatusCode::OK)
+            }
+        });
+        let stream = connect(address, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        begun.notified().await;
+        let stopping = tokio::spawn(running.stop(WITHIN));
+        go_on.notify_one();
+        // The end of the text is the end of the connection, although the client keeps it open.
+        assert!(read(stream).await.ends_with("said"));
+        stopping.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err(), "nothing listens there any more");
+    }
+
+    #[tokio::test]
+    async fn a_body_above_the_limit_ends_with_an_error() {
+        let (server, address) = server(LIMITS);
+        let running = server.start(|_, request| async {
+            let read = request.into_body().collect().await;
+            answer(read.map_or(StatusCode::PAYLOAD_TOO_LARGE, |_| StatusCode::OK))
+        });
+        for (body, status) in [("four", "200"), ("fives", "413")] {
+            let length = body.len();
+            let head = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n";
+            let request = format!("{head}content-length: {length}\r\n\r\n{body}");
+            let text = read(connect(address, &request).await).await;
+            assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+        }
+        running.stop(WITHIN).await;
+    }
+
+    #[tokio::test]
+    async fn a_client_without_a_place_waits_until_one_is_free() {
+        let (server, address) = server(LIMITS);
+        let running = server.start(|_, _| async { answer(StatusCode::OK) });
+        let silent = connect(address, "").await;
+        let close = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let mut waiting = connect(address, close).await;
+        let mut byte = [0];
+        let early = timeout(Duration::from_millis(200), waiting.read(&mut byte)).await;
+        assert!(early.is_err(), "answered while another had the only place");
+        drop(silent);
+        assert!(read(waiting).await.ends_with("said"));
+        running.stop(WITHIN).await;
+    }
+}
