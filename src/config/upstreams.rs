@@ -53,8 +53,7 @@ fn endpoints(section: &mut Section<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)
         }
         (true, false) => {
             let (live, test) = (live?, test?);
-            let same = |a: &Endpoint, b: &Endpoint| a.authority().eq_ignore_ascii_case(&b.authority());
-            if let Some(both) = test.iter().find(|test| live.iter().any(|live| same(live, test))) {
+            if let Some(both) = test.iter().find(|test| live.iter().any(|live| live.is_same_server(test))) {
                 section.wrong(
                     "test",
                     format!(

@@ -1,28 +1,23 @@
 //! To the upstream and back. The request that goes up is built from the canonical one and from nothing else.
 
-use std::pin::pin;
-use std::rc::Rc;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use tokio::time::{Instant, sleep};
 
 use super::authorize::Permit;
-use super::body::{RequestBody, ResponseBody, Upload, UploadState};
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
-use super::headers::{self, Framing};
+use super::headers;
+use super::response_body::ResponseBody;
 use super::tunnel::{self, Tunnel};
 use crate::upstream::UpstreamId;
-use crate::upstream::pool::{Lease, SendError};
+use crate::upstream::answer::{Answer, Framing};
+use crate::upstream::error::{BodyError, BrokenOff, SendError};
+use crate::upstream::request_body::RequestBody;
 use crate::vocabulary::rejection::{BadGateway, Rejection};
-
-/// What came back: an answer's head, and the connection its body will come from.
-type Answer = (Response<Incoming>, Lease<RequestBody>);
 
 /// Sends what `permit` allows to `upstream`.
 ///
@@ -36,9 +31,9 @@ pub(super) async fn forward(
 ) -> Result<Forwarded, Rejection> {
     let wants_tunnel = permit.route().websocket && tunnel::is_handshake(request.method(), request.headers());
     let takes_trailers = headers::takes_trailers(request.headers());
-    // While the client's own fields are there to tell.
+    // Read before the client's own fields are removed.
     let judged = permit.holder().map(|holder| (holder, exchange.client_address(request.headers())));
-    let (mut request, upload) = build(exchange, request, permit)?;
+    let mut request = build(exchange, request, permit)?;
     if wants_tunnel {
         tunnel::upgrade(request.headers_mut());
     } else if takes_trailers {
@@ -48,86 +43,76 @@ pub(super) async fn forward(
         exchange.enter_flight(holder, client);
     }
     exchange.note_sending(permit.environment());
-    let snapshot = exchange.snapshot();
-    let timeout = snapshot.upstream(upstream).timeouts.answer;
-    let sending = snapshot.pool().send(upstream, permit.environment(), request);
-    let answered = within(timeout, upload.as_deref(), sending).await;
+    let sent = exchange.snapshot().upstreams().send(upstream, permit.environment(), request).await;
     exchange.note_answered();
-    if let Some(UploadState::Failed(error)) = upload.as_ref().map(|upload| upload.state()) {
-        return Err(error.into());
-    }
-    let (mut answer, lease) = match answered {
-        None => return Err(Rejection::GatewayTimeout),
-        Some(Err(error)) => {
-            return Err(Rejection::BadGateway(unanswered(exchange, upstream, &error)));
-        }
-        Some(Ok(answer)) => answer,
-    };
+    let mut answer = sent.map_err(|error| refuse(exchange, upstream, &error))?;
     let snapshot = exchange.snapshot();
     snapshot.upstream_cells(upstream).answered(exchange.upstream_duration().unwrap_or_default());
-    let is_switch = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let grants_tunnel = is_switch && wants_tunnel && tunnel::is_granted(answer.headers());
-    let switch = grants_tunnel.then(|| hyper::upgrade::on(&mut answer));
-    let (mut head, incoming) = answer.into_parts();
-    let framing = snapshot.rules().answer(&mut head.headers, exchange.id_value(), takes_trailers);
-    // A 101 that nobody asked for is no answer. Dropping the lease closes the connection.
-    if is_switch != grants_tunnel || framing == Framing::Unknown {
+    let is_granted = || wants_tunnel && tunnel::is_granted(&answer.head.headers);
+    // A 101 without a request for it is no answer. Dropping it closes the connection.
+    if answer.framing == Framing::Unknown || (answer.upgrade.is_some() && !is_granted()) {
         return Err(Rejection::BadGateway(BadGateway::InvalidAnswer));
     }
-    // An answer that overtakes the request's body leaves the rest of that body on the connection.
-    let wholly_sent = upload.is_none_or(|upload| upload.state() == UploadState::Done);
-    // hyper frames a connection's next request for the version of its last answer, and HTTP/1.0 cannot frame
-    // a body of unknown length: it would be left out, and the upstream would take the request for a whole
-    // one.
-    let current = head.version == Version::HTTP_11;
-    let reusable = wholly_sent && current && framing == Framing::Clear;
+    snapshot.rules().answer(&mut answer.head.headers, exchange.id_value(), takes_trailers);
     let stream_idle = snapshot.upstream(upstream).timeouts.stream_idle;
-    Ok(Forwarded { head, incoming, lease, reusable, switch, stream_idle })
+    Ok(Forwarded { answer, stream_idle })
 }
 
-/// Why there is no answer. One that broke off is logged: what was sent may have been carried out.
-fn unanswered(exchange: &Exchange, upstream: UpstreamId, error: &SendError) -> BadGateway {
-    let SendError::BrokeOff(error) = error else { return BadGateway::Unreachable };
+/// The refusal of a request that got no answer.
+fn refuse(exchange: &Exchange, upstream: UpstreamId, error: &SendError) -> Rejection {
+    match error {
+        SendError::Body(error) => (*error).into(),
+        SendError::TimedOut => Rejection::GatewayTimeout,
+        SendError::Unreachable => Rejection::BadGateway(BadGateway::Unreachable),
+        SendError::BrokeOff(cause) => {
+            log_broken_off(exchange, upstream, cause);
+            Rejection::BadGateway(BadGateway::BrokeOff)
+        }
+    }
+}
+
+/// Logged, since the upstream may have carried out what was sent.
+fn log_broken_off(exchange: &Exchange, upstream: UpstreamId, cause: &BrokenOff) {
     let gateway = exchange.gateway();
     gateway.broke_off.log(gateway.clock.mono(), || {
         let upstream = &exchange.snapshot().upstream(upstream).name;
-        format!("upstream {upstream} broke off before it answered {}: {error}", exchange.id())
+        format!("upstream {upstream} broke off before it answered {}: {cause}", exchange.id())
     });
-    BadGateway::BrokeOff
+}
+
+impl From<BodyError> for Rejection {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::TooLarge => Self::BodyTooLarge,
+            BodyError::Stalled => Self::BodyStalled,
+            BodyError::Broken => Self::BodyBroken,
+        }
+    }
 }
 
 /// An answer that is ready to be passed on.
 #[derive(Debug)]
 pub(super) struct Forwarded {
-    head: http::response::Parts,
-    incoming: Incoming,
-    lease: Lease<RequestBody>,
-    reusable: bool,
-    /// The upstream's side of a tunnel, once the client has this answer.
-    switch: Option<OnUpgrade>,
+    answer: Answer,
     stream_idle: Duration,
 }
 
 impl Forwarded {
     /// The answer as the client gets it, streaming, and the tunnel that it may begin.
     pub(super) fn into_response(self, mut exchange: Exchange) -> (Response<ResponseBody>, Option<Tunnel>) {
-        let Self { mut head, incoming, lease, reusable, switch, stream_idle } = self;
+        let Self { answer: Answer { mut head, body, upgrade, .. }, stream_idle } = self;
         head.version = Version::HTTP_11;
-        // A reason phrase of the upstream's own travels as an extension, as does what belongs to its
-        // connection.
-        head.extensions.clear();
         if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
             // There is no body; a length of one is forbidden beside a 204, and only confuses beside a 304.
             head.headers.remove(CONTENT_LENGTH);
         }
         exchange.note_forwarded(head.status);
-        if let Some(upstream) = switch {
+        if let Some(upstream) = upgrade {
             tunnel::upgrade(&mut head.headers);
-            let tunnel = Tunnel { upstream, lease, idle: stream_idle, exchange };
+            let tunnel = Tunnel { upstream, idle: stream_idle, exchange };
             return (Response::from_parts(head, ResponseBody::none()), Some(tunnel));
         }
-        let body = ResponseBody::upstream(incoming, stream_idle, lease, reusable, exchange);
-        (Response::from_parts(head, body), None)
+        (Response::from_parts(head, ResponseBody::upstream(body, exchange)), None)
     }
 }
 
@@ -135,7 +120,7 @@ fn build(
     exchange: &Exchange,
     request: CanonicalRequest<Incoming>,
     permit: &Permit<'_>,
-) -> Result<(Request<RequestBody>, Option<Rc<Upload>>), Rejection> {
+) -> Result<Request<RequestBody>, Rejection> {
     let snapshot = exchange.snapshot();
     let limit = permit.route().body_limit.unwrap_or(snapshot.settings().limits.body);
     let Parts { method, target, host, mut headers, body } = request.into_parts();
@@ -146,7 +131,7 @@ fn build(
     if !permit.route().forward_authorization {
         headers.remove(AUTHORIZATION);
     }
-    let (body, upload) = RequestBody::new(body, limit, snapshot.settings().body_idle_timeout);
+    let body = RequestBody::new(body, limit, snapshot.settings().body_idle_timeout);
     match body.size_hint().exact() {
         // Written anew: `0010` is ten here, and could be eight there.
         Some(length) if headers.contains_key(CONTENT_LENGTH) => {
@@ -162,25 +147,5 @@ fn build(
     *request.method_mut() = method;
     *request.uri_mut() = Uri::from(target);
     *request.headers_mut() = headers;
-    Ok((request, upload))
-}
-
-/// Waits for the answer for `timeout` after the last part of the request was taken; `None` when it runs out.
-async fn within(
-    timeout: Duration,
-    upload: Option<&Upload>,
-    sending: impl Future<Output = Result<Answer, SendError>>,
-) -> Option<Result<Answer, SendError>> {
-    let mut sending = pin!(sending);
-    let mut deadline = pin!(sleep(timeout));
-    loop {
-        tokio::select! {
-            biased;
-            answered = &mut sending => return Some(answered),
-            () = &mut deadline => {
-                let until = upload.map(|upload| upload.progress() + timeout).filter(|until| *until > Instant::now());
-                deadline.as_mut().reset(until?);
-            }
-        }
-    }
+    Ok(request)
 }

@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRAILER, TRANSFER_ENCODING};
+use http::header::{CONNECTION, COOKIE, HOST, TE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
@@ -213,12 +213,7 @@ impl HeaderRules {
     }
 
     /// Makes an upstream's fields into those of the answer. A client that `takes_trailers` is told which come.
-    #[must_use]
-    pub fn answer(&self, headers: &mut HeaderMap, request_id: &HeaderValue, takes_trailers: bool) -> Framing {
-        let framing = Framing::of(headers);
-        if framing == Framing::Doubtful {
-            headers.remove(CONTENT_LENGTH);
-        }
+    pub fn answer(&self, headers: &mut HeaderMap, request_id: &HeaderValue, takes_trailers: bool) {
         let announced = if takes_trailers { self.announced_trailers(headers) } else { None };
         remove_connection_options(headers);
         remove_if(headers, |name| self.hop_by_hop.contains(name));
@@ -226,7 +221,6 @@ impl HeaderRules {
             headers.insert(TRAILER, announced);
         }
         self.name_answer(headers, request_id);
-        framing
     }
 
     /// The trailers that an answer announces, without those that will not be let through.
@@ -294,30 +288,6 @@ impl HeaderRules {
             for_: HeaderValue::from_bytes(&chain).unwrap_or(plain.for_),
             proto: last(X_FORWARDED_PROTO).unwrap_or(plain.proto),
             host: last(X_FORWARDED_HOST).unwrap_or(plain.host),
-        }
-    }
-}
-
-/// How an answer says where it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
-    Clear,
-    /// By a length and a coding. The coding counts (RFC 9112, section 6.3), but the length may be an attack,
-    /// and the connection is not used again.
-    Doubtful,
-    /// By a coding that nobody here decodes.
-    Unknown,
-}
-
-impl Framing {
-    fn of(headers: &HeaderMap) -> Self {
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        match (codings.next(), codings.next()) {
-            (None, _) => Self::Clear,
-            (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
-                if headers.contains_key(CONTENT_LENGTH) { Self::Doubtful } else { Self::Clear }
-            }
-            _ => Self::Unknown,
         }
     }
 }
@@ -597,25 +567,12 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_with_a_length_and_a_coding_keeps_the_coding_alone() {
-        let mut headers = HeaderMap::new();
-        headers.insert("content-length", HeaderValue::from_static("5"));
-        let id = HeaderValue::from_static("req_1");
-        assert_eq!(rules(&[]).answer(&mut headers, &id, false), Framing::Clear);
-        headers.insert("transfer-encoding", HeaderValue::from_static("gzip, chunked"));
-        assert_eq!(rules(&[]).answer(&mut headers, &id, false), Framing::Unknown);
-        headers.insert("transfer-encoding", HeaderValue::from_static("chunked"));
-        assert_eq!(rules(&[]).answer(&mut headers, &id, false), Framing::Doubtful);
-        assert!(!headers.contains_key("content-length") && !headers.contains_key("transfer-encoding"));
-    }
-
-    #[test]
     fn trailers_are_announced_to_whoever_takes_them_without_those_that_stay_here() {
         let announced = |value: &'static str, takes| {
             let mut headers = HeaderMap::new();
             headers.append("trailer", HeaderValue::from_static("x-first"));
             headers.append("trailer", HeaderValue::from_static(value));
-            let _ = rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1"), takes);
+            rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1"), takes);
             headers.get("trailer").map(|names| names.to_str().unwrap().to_owned())
         };
         let asked = "Grpc-Status,, x_org.id , no name, Content_Type, trailer, x-sum";
@@ -623,7 +580,7 @@ mod tests {
         assert_eq!(announced(asked, false), None);
         let mut headers = HeaderMap::new();
         headers.append("trailer", HeaderValue::from_static("set-cookie"));
-        let _ = rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1"), true);
+        rules(&[]).answer(&mut headers, &HeaderValue::from_static("req_1"), true);
         assert!(!headers.contains_key("trailer"), "none is left");
     }
 

@@ -11,7 +11,6 @@
 
 mod authenticate;
 mod authorize;
-mod body;
 mod exchange;
 mod forward;
 pub mod guard;
@@ -19,6 +18,7 @@ pub mod headers;
 mod in_flight;
 mod operation;
 mod respond;
+mod response_body;
 pub mod route;
 mod snapshot;
 mod tunnel;
@@ -53,8 +53,8 @@ use crate::vocabulary::key::{Digester, KeyFormat};
 use crate::vocabulary::peer::Peer;
 use crate::vocabulary::rejection::{NotFound, Rejection};
 
-pub use self::body::{BodyError, RequestBody, ResponseBody};
 pub use self::in_flight::Cut;
+pub use self::response_body::ResponseBody;
 pub use self::snapshot::Plan;
 pub use self::tunnel::Tunnel;
 
@@ -151,7 +151,7 @@ impl Gateway {
     /// Closes upstream connections that have been unused for too long, and ends requests whose keys may no longer
     /// do what they do. To be called once a second, within the worker's runtime.
     pub fn sweep(self: &Rc<Self>) {
-        self.snapshot().pool().sweep();
+        self.snapshot().upstreams().sweep();
         in_flight::sweep(self);
     }
 

@@ -11,10 +11,10 @@ use hyper::body::Incoming;
 
 use super::authenticate::presented_key;
 use super::authorize::Permit;
-use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::guard::{CanonicalRequest, Parts};
 use crate::api::{self, Answer, BODY_LEN, Call, Operation};
+use crate::upstream::request_body::RequestBody;
 use crate::vocabulary::rejection::{FieldError, NotFound, Rejection};
 
 /// Carries out what `permit` allows.
@@ -55,8 +55,7 @@ async fn gather(incoming: Incoming, limit: u64, idle: Duration) -> Result<Bytes,
     if incoming.size_hint().lower() > limit {
         return Err(Rejection::BodyTooLarge);
     }
-    let (body, _) = RequestBody::new(incoming, limit, idle);
-    let mut body = pin!(body);
+    let mut body = pin!(RequestBody::new(incoming, limit, idle));
     let mut gathered = BytesMut::new();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {

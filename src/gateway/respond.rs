@@ -5,8 +5,8 @@ use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUT
 use http::{HeaderName, HeaderValue, Response};
 use serde::Serialize;
 
-use super::body::ResponseBody;
 use super::exchange::Exchange;
+use super::response_body::ResponseBody;
 use crate::api::Answer;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::rejection::{FieldError, Rejection};

@@ -8,12 +8,11 @@
 use std::sync::Arc;
 
 use super::Settings;
-use super::body::RequestBody;
 use super::headers::HeaderRules;
 use super::route::RouteTable;
 use crate::telemetry::metrics::{Cells, RouteCells, UpstreamCells};
 use crate::upstream::health::Health;
-use crate::upstream::pool::Pool;
+use crate::upstream::send::Upstreams;
 use crate::upstream::{self, UpstreamId};
 use crate::vocabulary::clock::Clock;
 
@@ -61,7 +60,7 @@ impl Plan {
 #[derive(Debug)]
 pub(super) struct Snapshot {
     plan: Arc<Plan>,
-    pool: Pool<RequestBody>,
+    upstreams: Upstreams,
     /// By the number of the route; the last are those of requests without one.
     route_cells: Box<[Arc<RouteCells>]>,
     upstream_cells: Box<[Arc<UpstreamCells>]>,
@@ -69,22 +68,22 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     pub(super) fn new(plan: Arc<Plan>, cells: &Cells, clock: Clock) -> Self {
-        let pool = Pool::new(&plan.upstreams, &plan.health, clock);
-        Self::with_pool(plan, pool, cells)
+        let upstreams = Upstreams::new(&plan.upstreams, &plan.health, clock);
+        Self::with_upstreams(plan, upstreams, cells)
     }
 
     /// That of another plan, with the connections that it can use.
     pub(super) fn renew(&self, plan: Arc<Plan>, cells: &Cells) -> Self {
-        let pool = self.pool.renew(&plan.upstreams, &plan.health);
-        Self::with_pool(plan, pool, cells)
+        let upstreams = self.upstreams.renew(&plan.upstreams, &plan.health);
+        Self::with_upstreams(plan, upstreams, cells)
     }
 
-    fn with_pool(plan: Arc<Plan>, pool: Pool<RequestBody>, cells: &Cells) -> Self {
+    fn with_upstreams(plan: Arc<Plan>, upstreams: Upstreams, cells: &Cells) -> Self {
         let routes = plan.routes.routes().iter().map(|route| Some(&*route.id)).chain([None]);
         Self {
             route_cells: routes.map(|id| cells.route(id)).collect(),
             upstream_cells: plan.upstreams.iter().map(|upstream| cells.upstream(&upstream.name)).collect(),
-            pool,
+            upstreams,
             plan,
         }
     }
@@ -101,8 +100,8 @@ impl Snapshot {
         &self.plan.rules
     }
 
-    pub(super) const fn pool(&self) -> &Pool<RequestBody> {
-        &self.pool
+    pub(super) const fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
     }
 
     pub(super) fn upstream(&self, id: UpstreamId) -> &upstream::Settings {

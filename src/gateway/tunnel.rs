@@ -1,8 +1,8 @@
 //! WebSocket (RFC 6455): a tunnel, made only after the upstream's 101 to a request that asked for one, on a
 //! route that allows it.
 //!
-//! Everything before the 101 is an ordinary request and passes every stage. What flows afterwards is nobody's
-//! business here but for its end: a tunnel through which nothing comes for too long is closed.
+//! Everything before the 101 is an ordinary request and passes every stage. What flows afterwards is passed on
+//! as it is; a tunnel through which nothing passes for too long is closed.
 
 use std::cell::Cell;
 use std::io;
@@ -14,20 +14,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 use tokio::time::{Instant, sleep_until};
 
-use super::body::RequestBody;
 use super::exchange::Exchange;
-use crate::upstream::pool::Lease;
+use crate::upstream::answer::Upgrade;
 
 const SEC_WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const SEC_WEBSOCKET_VERSION: HeaderName = HeaderName::from_static("sec-websocket-version");
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
-/// Whether a request is the opening handshake of RFC 6455, section 4.2.1, and nothing besides.
+/// Whether a request is the opening handshake of RFC 6455, section 4.2.1, and asks for nothing else.
 pub(super) fn is_handshake(method: &Method, headers: &HeaderMap) -> bool {
     let once = |name: HeaderName| {
         let mut fields = headers.get_all(name).iter();
@@ -45,7 +42,7 @@ fn names_upgrade(connection: &HeaderValue) -> bool {
     options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
 }
 
-/// Asks for a WebSocket, or grants it, in fields from which everything hop-by-hop was removed.
+/// Asks for a WebSocket, or grants it, in fields without any that are hop-by-hop.
 pub(super) fn upgrade(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, WEBSOCKET);
@@ -59,20 +56,19 @@ pub(super) fn is_granted(headers: &HeaderMap) -> bool {
     websocket && upgrades.next().is_none()
 }
 
-/// What is left to do once the client has its 101.
+/// A tunnel that begins once the client has its 101.
 #[derive(Debug)]
 pub struct Tunnel {
-    pub(super) upstream: OnUpgrade,
-    /// The connection that becomes the tunnel; kept until it has.
-    pub(super) lease: Lease<RequestBody>,
+    pub(super) upstream: Upgrade,
+    /// How long nothing may pass.
     pub(super) idle: Duration,
-    /// The request goes on for as long as the tunnel, and so do its record and its count.
+    /// The request lasts as long as the tunnel: its record and its count come at the end.
     pub(super) exchange: Exchange,
 }
 
 impl Tunnel {
-    /// Joins the client's connection with the upstream's until both have ended, or neither has said anything
-    /// for too long. `early` is what the client sent before it had its answer.
+    /// Joins the client's connection with the upstream's until both have ended, or nothing has passed for too
+    /// long, or the request is cut. `early` is what the client sent before it had its answer.
     ///
     /// # Errors
     /// When a side breaks off.
@@ -80,9 +76,8 @@ impl Tunnel {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let Self { upstream, lease, idle, mut exchange } = self;
-        let mut upstream = TokioIo::new(upstream.await.map_err(io::Error::other)?);
-        drop(lease);
+        let Self { upstream, idle, mut exchange } = self;
+        let mut upstream = upstream.complete().await?;
         upstream.write_all(&early).await?;
         let last = Rc::new(Cell::new(Instant::now()));
         let mut client = Timed { stream: client, last: Rc::clone(&last), frames: Frames::default() };
@@ -115,12 +110,11 @@ struct Timed<S> {
 
 /// A Close frame of a server with the code 1008, "policy violation" (RFC 6455, sections 5.5.1 and 7.4.1).
 const FAREWELL: [u8; 4] = [0x88, 2, 0x03, 0xf0];
-/// How long a client has to take it.
+/// How long a client has to take the farewell.
 const FAREWELL_TAKES: Duration = Duration::from_millis(250);
 
 impl<S: AsyncWrite + Unpin> Timed<S> {
-    /// Tells the client that the tunnel ends, where that does not fall into the middle of what the upstream
-    /// was saying.
+    /// Tells the client that the tunnel ends, unless the upstream is in the middle of a frame.
     async fn say_farewell(&mut self) {
         if !self.frames.may_follow() {
             return;
@@ -129,20 +123,20 @@ impl<S: AsyncWrite + Unpin> Timed<S> {
             self.stream.write_all(&FAREWELL).await?;
             self.stream.shutdown().await
         };
-        // A client that takes nothing sees the tunnel closed.
+        // A client that does not read sees the tunnel closed.
         let _ = tokio::time::timeout(FAREWELL_TAKES, saying).await;
     }
 }
 
-/// Follows the frames of one direction (RFC 6455, section 5.2), to know where one ends. It judges nothing.
+/// Follows the frames of one direction (RFC 6455, section 5.2), to know where one ends. It checks nothing.
 #[derive(Debug, Default)]
 struct Frames {
     head: [u8; 14],
-    /// How much of the head has come.
+    /// How many bytes of the head have come.
     seen: usize,
-    /// What is still to come of the payload.
+    /// How many bytes of the payload are still to come.
     payload: u64,
-    /// Whether the last frame was said.
+    /// Whether a Close frame, which is the last one, has come.
     closed: bool,
 }
 
@@ -244,7 +238,7 @@ mod tests {
     ];
 
     #[test]
-    fn frames_are_followed_however_they_come() {
+    fn frames_are_followed_in_parts_of_any_size() {
         let masked = [&[0x81, 0x83, 9, 9, 9, 9][..], b"abc"].concat();
         let long = [&[0x82, 126, 1, 0][..], &[0; 256]].concat();
         let longest = [&[0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0][..], &[0; 65_536]].concat();

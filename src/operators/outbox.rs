@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 use crate::store::Store;
 use crate::store::outbox::News;
 use crate::telemetry;
-use crate::upstream::{Endpoint, InvalidEndpoint};
+use crate::upstream::endpoint::{Address, Endpoint, InvalidEndpoint};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::key::Pepper;
 
@@ -158,7 +158,8 @@ enum SendError {
 
 async fn send(receiver: &Receiver, key: &Pepper, news: &News, now: UnixMillis) -> Result<(), SendError> {
     let Receiver { endpoint, path } = receiver;
-    let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
+    let Address::Tcp { host, port } = endpoint.address();
+    let stream = TcpStream::connect((&**host, *port)).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = Request::post(&**path)

@@ -1,13 +1,16 @@
-//! Which endpoints can be connected to. Nobody is asked for it: it is what the last attempts to connect came
-//! to, of whatever thread.
+//! Which endpoints can be connected to. Passive: no probes are sent. It is how the last attempt to connect
+//! ended, of any thread.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Endpoint, Settings};
+use super::Settings;
+use super::endpoint::Endpoint;
+use crate::telemetry;
 use crate::vocabulary::key::Environment;
 
-/// All endpoints of a configuration.
+/// The health of all endpoints of a configuration.
 #[derive(Debug, Default)]
 pub struct Health(Vec<Watched>);
 
@@ -19,7 +22,7 @@ struct Watched {
     reachable: Reachable,
 }
 
-/// Whether an endpoint could be connected to the last time; shared by all threads.
+/// Whether the last attempt to connect to an endpoint succeeded; shared by all threads.
 #[derive(Clone, Debug)]
 pub struct Reachable(Arc<AtomicBool>);
 
@@ -30,15 +33,22 @@ impl Default for Reachable {
 }
 
 impl Reachable {
-    /// Notes how an attempt to connect ended, and gives what was noted before.
-    pub fn note(&self, connected: bool) -> bool {
-        self.0.swap(connected, Ordering::Relaxed)
+    /// Notes how an attempt to connect to `endpoint` ended, and logs it if the one before ended otherwise.
+    pub(super) fn note(&self, endpoint: &Endpoint, failure: Option<&io::Error>) {
+        let before = self.0.swap(failure.is_none(), Ordering::Relaxed);
+        match failure {
+            Some(error) if before => {
+                telemetry::log(&format!("upstream {endpoint} cannot be reached: {error}"));
+            }
+            None if !before => telemetry::log(&format!("upstream {endpoint} is reachable again")),
+            Some(_) | None => {}
+        }
     }
 }
 
 impl Health {
-    /// Of these upstreams; what was known `before` of one of their endpoints is known still. An endpoint for
-    /// live and test keys alike is one.
+    /// The health of these upstreams' endpoints. An endpoint that `before` has as well keeps what is known of
+    /// it. An endpoint for both live and test keys is one.
     #[must_use]
     pub fn new(upstreams: &[Settings], before: &Self) -> Self {
         let mut all = Self::default();
@@ -58,14 +68,14 @@ impl Health {
         all
     }
 
-    /// What is noted of an endpoint.
+    /// What is known of an endpoint.
     #[must_use]
     pub fn find(&self, upstream: &str, endpoint: &Endpoint) -> Option<Reachable> {
         let watched = self.0.iter().find(|one| *one.upstream == *upstream && one.endpoint == *endpoint);
         watched.map(|watched| watched.reachable.clone())
     }
 
-    /// Each endpoint's upstream, the endpoint as `host:port`, and whether it could be connected to.
+    /// Each endpoint: its upstream's name, its `host:port`, and whether it could be connected to.
     pub fn endpoints(&self) -> impl Iterator<Item = (&str, &str, bool)> {
         let read = |one: &Watched| one.reachable.0.load(Ordering::Relaxed);
         self.0.iter().map(move |one| (&*one.upstream, &*one.authority, read(one)))

@@ -1,15 +1,38 @@
 //! Where requests go: named upstreams, each with its endpoints for live and for test keys.
+//!
+//! | file | question |
+//! |--|--|
+//! | [`endpoint`] | What is an endpoint? |
+//! | `select` | Which endpoint gets a request, and which one after it? |
+//! | `retry` | Is a request sent again? |
+//! | `dial` | How does a stream to an endpoint come about? |
+//! | `connection` | How does a request travel over a stream, and which library speaks the protocol? |
+//! | `pool` | Which connections does a thread keep? |
+//! | [`send`] | What are the steps from a request to its answer? |
+//! | [`answer`] | What came back, and may its connection carry another request? |
+//! | [`request_body`] | How does a client's body reach the upstream? |
+//! | [`health`] | Which endpoints can be connected to? |
+//!
+//! Names of the HTTP library's client stand only in `connection`.
 
+pub mod answer;
+mod connection;
+mod dial;
+pub mod endpoint;
+pub mod error;
 pub mod health;
-pub mod pool;
+mod idle_timer;
+mod pool;
+pub mod request_body;
+mod retry;
+mod select;
+pub mod send;
 
-use std::fmt;
 use std::time::Duration;
 
-use thiserror::Error;
-
 use crate::vocabulary::key::Environment;
-use crate::vocabulary::network::{InvalidServer, Server};
+
+pub use self::endpoint::{Endpoint, InvalidEndpoint};
 
 /// An upstream of the configuration, by its place in the list of upstreams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,10 +63,10 @@ impl Settings {
 /// What the upstream sees in the Host field.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HostField {
-    /// What the client sent.
+    /// The client's own.
     #[default]
     Client,
-    /// The endpoint's own host and port.
+    /// The endpoint's host and port.
     Endpoint,
 }
 
@@ -65,106 +88,6 @@ impl Default for Timeouts {
             answer: Duration::from_secs(75),
             idle: Duration::from_secs(4),
             stream_idle: Duration::from_secs(300),
-        }
-    }
-}
-
-/// One server of an upstream, written `http://host:port`.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    host: Box<str>,
-    port: u16,
-}
-
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum InvalidEndpoint {
-    #[error("write an endpoint as http://host:port")]
-    Form,
-    #[error("write an endpoint as http://host:port; {0}")]
-    Server(#[from] InvalidServer),
-    #[error(
-        "https to an upstream is not supported: put both on one machine or one private network and use http://"
-    )]
-    Https,
-    #[error("an endpoint has no path, query or user: keygate forwards the path that it authorised")]
-    NotAnOrigin,
-}
-
-impl Endpoint {
-    /// # Errors
-    /// [`InvalidEndpoint`] says what to write instead.
-    pub fn parse(text: &str) -> Result<Self, InvalidEndpoint> {
-        if text.starts_with("https://") {
-            return Err(InvalidEndpoint::Https);
-        }
-        let authority = text.strip_prefix("http://").ok_or(InvalidEndpoint::Form)?;
-        if authority.contains(['/', '?', '#', '@']) {
-            return Err(InvalidEndpoint::NotAnOrigin);
-        }
-        let Server { host, port } = Server::parse(authority)?;
-        Ok(Self { host, port: port.unwrap_or(80) })
-    }
-
-    /// The host as it is resolved: a name, or an address without brackets.
-    #[must_use]
-    pub const fn host(&self) -> &str {
-        &self.host
-    }
-
-    #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// `host:port`, as it stands in a Host field.
-    #[must_use]
-    pub fn authority(&self) -> String {
-        let Self { host, port } = self;
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.authority())
-    }
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_endpoint_is_an_origin() {
-        for (good, host, port) in [
-            ("http://127.0.0.1:9000", "127.0.0.1", 9000),
-            ("http://api.internal", "api.internal", 80),
-            ("http://[::1]:9000", "::1", 9000),
-        ] {
-            let endpoint = Endpoint::parse(good).unwrap();
-            assert_eq!((endpoint.host(), endpoint.port()), (host, port));
-            assert!(endpoint.to_string().starts_with(good), "{endpoint}");
-        }
-        for (bad, cause) in [
-            ("https://api", InvalidEndpoint::Https),
-            ("http://api/v1", InvalidEndpoint::NotAnOrigin),
-            ("http://user@api", InvalidEndpoint::NotAnOrigin),
-            ("api:80", InvalidEndpoint::Form),
-            ("http://", InvalidServer::Host.into()),
-            ("http://a b", InvalidServer::Host.into()),
-            ("http://[junk]:80", InvalidServer::Host.into()),
-            ("http://api:", InvalidServer::Port.into()),
-            ("http://api:0", InvalidServer::Port.into()),
-            ("http://api:+80", InvalidServer::Port.into()),
-            ("http://api:99999", InvalidServer::Port.into()),
-        ] {
-            assert_eq!(Endpoint::parse(bad), Err(cause), "{bad}");
         }
     }
 }

@@ -145,7 +145,7 @@ pub(crate) fn answer(data: &[u8]) {
     for takes_trailers in [false, true] {
         let mut headers = fields(data.split(|byte| *byte == b'\n'));
         let mut trailers = headers.clone();
-        let _ = rules.answer(&mut headers, &id, takes_trailers);
+        rules.answer(&mut headers, &id, takes_trailers);
         for name in [CONNECTION, UPGRADE, TE, TRANSFER_ENCODING] {
             assert!(!headers.contains_key(&name), "{name} goes no further than one hop");
         }

@@ -1,0 +1,139 @@
+//! HTTP/1.1 by hyper, one request at a time. hyper's client types do not leave this file.
+
+use std::error::Error;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
+
+use super::{Received, Undelivered};
+use crate::upstream::dial::Stream;
+use crate::upstream::error::{BodyError, BrokenOff};
+use crate::upstream::request_body::RequestBody;
+
+/// Greatest head of an answer, in bytes and in fields.
+const ANSWER_HEAD: usize = 64 << 10;
+const ANSWER_FIELDS: usize = 200;
+/// Greatest input and output that hyper keeps of one connection, in bytes: room for a head and what came with
+/// it. hyper's own default is five times as much, which a stalled transfer holds several times over.
+const BUFFER: usize = ANSWER_HEAD + (16 << 10);
+
+#[derive(Debug)]
+pub(in crate::upstream) struct Http1 {
+    sender: SendRequest<RequestBody>,
+    driver: AbortHandle,
+}
+
+impl Drop for Http1 {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Http1 {
+    pub(super) async fn open(stream: Stream) -> io::Result<Self> {
+        let (sender, driver) = http1::Builder::new()
+            .writev(false)
+            .max_header_size(ANSWER_HEAD)
+            .max_buf_size(BUFFER)
+            .max_headers(ANSWER_FIELDS)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
+        // The driver's own error also reaches the request that is under way.
+        let driver = tokio::task::spawn_local(async move { drop(driver.with_upgrades().await) });
+        Ok(Self { sender, driver: driver.abort_handle() })
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    pub(super) fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Received, Undelivered>> + use<> {
+        let answering = self.sender.try_send_request(request);
+        async move {
+            let mut response = match answering.await {
+                Ok(response) => response,
+                Err(mut error) => {
+                    return Err(match error.take_message() {
+                        Some(unsent) => Undelivered::Unsent(Box::new(unsent)),
+                        None => Undelivered::BrokeOff(broken_off(&error.into_error())),
+                    });
+                }
+            };
+            let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            let upgrading = is_switch.then(|| Upgrading(hyper::upgrade::on(&mut response)));
+            let (mut head, incoming) = response.into_parts();
+            // A reason phrase of the upstream's own travels as an extension, as does what belongs to its
+            // connection.
+            head.extensions.clear();
+            Ok(Received { head, incoming: Incoming(incoming), upgrading })
+        }
+    }
+}
+
+fn broken_off(error: &hyper::Error) -> BrokenOff {
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    if error.is_parse() {
+        BrokenOff::Malformed(error.to_string().into())
+    } else if let Some(io) = io {
+        BrokenOff::Io(io.kind())
+    } else if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
+        BrokenOff::Closed
+    } else {
+        BrokenOff::Other(error.to_string().into())
+    }
+}
+
+/// An answer's body as it arrives.
+#[derive(Debug)]
+pub(in crate::upstream) struct Incoming(hyper::body::Incoming);
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.0).poll_frame(cx).map_err(|_| BodyError::Broken)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+/// A connection that stops speaking HTTP after its 101.
+#[derive(Debug)]
+pub(in crate::upstream) struct Upgrading(OnUpgrade);
+
+impl Upgrading {
+    /// Waits until the connection is free of HTTP.
+    ///
+    /// # Errors
+    /// When it ends before that.
+    pub(in crate::upstream) async fn complete(self) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
+        self.0.await.map(TokioIo::new).map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,77 @@
+//! An open connection to an endpoint, and how a request travels over it.
+//!
+//! [`Connection`] is a closed enum: each way to speak to an upstream is one variant and one file of this
+//! folder. Whatever belongs to the library that speaks the protocol stays in that file.
+
+mod http1;
+
+use std::io;
+
+use http::Request;
+use http::response::Parts;
+
+use self::http1::Http1;
+pub(super) use self::http1::{Incoming, Upgrading};
+use super::dial::Stream;
+use super::error::BrokenOff;
+use super::request_body::RequestBody;
+
+/// An open connection. Dropping it closes it, together with the request that is under way on it.
+#[derive(Debug)]
+pub(super) enum Connection {
+    /// HTTP/1.1: one request at a time.
+    Exclusive(Http1),
+}
+
+/// An answer's head, and the source of its body.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) head: Parts,
+    pub(super) incoming: Incoming,
+    /// After a 101 the connection itself, which stops speaking HTTP.
+    pub(super) upgrading: Option<Upgrading>,
+}
+
+/// Why a request got no answer on a connection.
+#[derive(Debug)]
+pub(super) enum Undelivered {
+    /// Not a byte of it was sent, and it can be sent elsewhere. Boxed, since it is large and rare.
+    Unsent(Box<Request<RequestBody>>),
+    /// Some of it may have been sent.
+    BrokeOff(BrokenOff),
+}
+
+impl Connection {
+    /// Begins HTTP on a stream. For the thread that calls it, within its `LocalSet`.
+    ///
+    /// # Errors
+    /// When the stream cannot be used.
+    pub(super) async fn open(stream: Stream) -> io::Result<Self> {
+        Http1::open(stream).await.map(Self::Exclusive)
+    }
+
+    /// Whether another request can be sent now.
+    pub(super) fn is_ready(&self) -> bool {
+        match self {
+            Self::Exclusive(connection) => connection.is_ready(),
+        }
+    }
+
+    /// Whether no request can be sent any more.
+    pub(super) fn is_closed(&self) -> bool {
+        match self {
+            Self::Exclusive(connection) => connection.is_closed(),
+        }
+    }
+
+    /// Sends a request and waits for the head of its answer. The request is handed on before the first poll,
+    /// so that the future stays small.
+    pub(super) fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Received, Undelivered>> + use<> {
+        match self {
+            Self::Exclusive(connection) => connection.send(request),
+        }
+    }
+}

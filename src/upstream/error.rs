@@ -1,0 +1,45 @@
+//! Why a request got no answer, and why a body did not end as it should.
+
+use std::io;
+
+use thiserror::Error;
+
+/// Why a request got no answer.
+#[derive(Debug)]
+pub enum SendError {
+    /// Nothing of the request was sent: no endpoint could be connected to.
+    Unreachable,
+    /// The connection ended, or proved not to speak HTTP/1.1, before a whole answer head had come. The request
+    /// may have been carried out.
+    BrokeOff(BrokenOff),
+    /// The answer's head did not come in time. The request may have been carried out.
+    TimedOut,
+    /// The client's body failed before the answer came.
+    Body(BodyError),
+}
+
+/// How a connection ended before a whole answer head had come.
+#[derive(Debug, Error)]
+pub enum BrokenOff {
+    #[error("the connection was closed before an answer came")]
+    Closed,
+    #[error("the answer cannot be read: {0}")]
+    Malformed(Box<str>),
+    #[error("the connection failed: {0}")]
+    Io(io::ErrorKind),
+    /// Another cause, in the words of the library that speaks the protocol.
+    #[error("{0}")]
+    Other(Box<str>),
+}
+
+/// Why a body ended before its end. The connection it was written to is cut, so that the receiver sees that
+/// the body is incomplete.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum BodyError {
+    #[error("the body is larger than allowed")]
+    TooLarge,
+    #[error("the body stopped arriving")]
+    Stalled,
+    #[error("the body broke off")]
+    Broken,
+}

@@ -1,0 +1,130 @@
+//! A client's body on its way to the upstream: never gathered, never completed after it broke off.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::error::BodyError;
+use super::idle_timer::IdleTimer;
+
+/// A client's body. Its trailers are dropped: they could carry fields past the guard, and are rarely used.
+#[derive(Debug, Default)]
+pub struct RequestBody(Option<Sending>);
+
+#[derive(Debug)]
+struct Sending {
+    incoming: Incoming,
+    left: u64,
+    idle: IdleTimer,
+    upload: Rc<Upload>,
+}
+
+/// How far a client's body has come; shared by the body and the wait for the answer.
+#[derive(Debug)]
+pub(super) struct Upload {
+    state: Cell<UploadState>,
+    progress: Cell<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UploadState {
+    Sending,
+    Done,
+    Failed(BodyError),
+}
+
+impl Upload {
+    pub(super) fn state(&self) -> UploadState {
+        self.state.get()
+    }
+
+    /// When a part of the body was last taken.
+    pub(super) fn progress(&self) -> Instant {
+        self.progress.get()
+    }
+}
+
+impl RequestBody {
+    /// Lets at most `limit` bytes through, with pauses of at most `idle`.
+    #[must_use]
+    pub fn new(incoming: Incoming, limit: u64, idle: Duration) -> Self {
+        if incoming.is_end_stream() {
+            return Self(None);
+        }
+        let upload = Upload { state: Cell::new(UploadState::Sending), progress: Cell::new(Instant::now()) };
+        Self(Some(Sending { incoming, left: limit, idle: IdleTimer::new(idle), upload: Rc::new(upload) }))
+    }
+
+    /// `None` for a request without a body.
+    pub(super) fn upload(&self) -> Option<Rc<Upload>> {
+        self.0.as_ref().map(|sending| Rc::clone(&sending.upload))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.0 {
+            None => Poll::Ready(None),
+            Some(sending) => sending.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|sending| sending.incoming.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |sending| sending.incoming.size_hint())
+    }
+}
+
+impl Sending {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            return match self.idle.poll_expired(cx) {
+                Poll::Ready(()) => self.fail(BodyError::Stalled),
+                Poll::Pending => Poll::Pending,
+            };
+        };
+        self.idle.reset();
+        self.upload.progress.set(Instant::now());
+        let data = match frame {
+            Some(Ok(frame)) => frame.into_data(),
+            Some(Err(_)) => return self.fail(BodyError::Broken),
+            None => {
+                self.upload.state.set(UploadState::Done);
+                return Poll::Ready(None);
+            }
+        };
+        let Ok(data) = data else {
+            self.upload.state.set(UploadState::Done);
+            return Poll::Ready(None);
+        };
+        let Some(left) = self.left.checked_sub(data.len() as u64) else {
+            return self.fail(BodyError::TooLarge);
+        };
+        self.left = left;
+        if self.incoming.is_end_stream() {
+            self.upload.state.set(UploadState::Done);
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn fail(&self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.upload.state.set(UploadState::Failed(error));
+        Poll::Ready(Some(Err(error)))
+    }
+}
