@@ -8,6 +8,7 @@ use super::operator::{Act, Failure, Session, unexpected};
 use super::{Outcome, migrate};
 use crate::operators::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Lease, Status};
+use crate::vocabulary::key::record::RecordFormat;
 
 /// Show the state of the store, accept it after a loss, migrate it
 #[derive(Debug, Subcommand)]
@@ -72,6 +73,7 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
         ("place", Some(status.place.clone())),
         ("store", or_none(status.found.clone())),
         ("expected", Some(status.known.clone().unwrap_or_else(|| "any".to_owned()))),
+        ("format", or_none(status.format.map(|format| describe_format(format, status.keeps)))),
         ("events", or_none(status.events.map(|events| events.to_string()))),
         ("state", Some(status.trouble.clone().unwrap_or_else(|| "fine".to_owned()))),
     ];
@@ -79,12 +81,17 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
     session.print_fields(&fields)
 }
 
-/// `0123456789abcdef, event 41 (this one)`
+/// `2 (this gateway keeps formats up to 2)`
+fn describe_format(format: RecordFormat, keeps: RecordFormat) -> String {
+    format!("{format} (this gateway keeps formats up to {keeps})")
+}
+
+/// `0123456789abcdef, event 41, keeps format 2 (this one)`
 fn describe_lease(lease: &Lease, events: Option<u64>) -> String {
     let behind = events.map_or(0, |events| events.saturating_sub(lease.event));
     let behind = if behind > 0 { format!(", {behind} behind") } else { String::new() };
     let own = if lease.own { " (this one)" } else { "" };
-    format!("{}, event {}{behind}{own}", lease.gateway, lease.event)
+    format!("{}, event {}{behind}, keeps format {}{own}", lease.gateway, lease.event, lease.format)
 }
 
 fn show_acceptance(acceptance: &Acceptance, session: &mut Session<'_>) -> Result<(), Failure> {

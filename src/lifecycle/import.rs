@@ -18,7 +18,7 @@ use crate::store::{CommitError, Store, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::record::{KeyRecord, Secret};
+use crate::vocabulary::key::record::{Further, KeyRecord, Secret};
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::key::{Digest, Environment};
 
@@ -66,6 +66,11 @@ pub struct MovedKey {
     /// Networks or single addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_addresses: Vec<String>,
+    /// Fields of the record, and of its newest secret, that the keygate which exported it did not know.
+    #[serde(default, skip_serializing_if = "Further::is_empty")]
+    pub further: Further,
+    #[serde(default, skip_serializing_if = "Further::is_empty")]
+    pub secret_further: Further,
 }
 
 /// The older secret of a key; its digest is of the same kind as the newer one's.
@@ -79,6 +84,8 @@ pub struct MovedSecret {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_four: Option<String>,
     pub ends_at: Time,
+    #[serde(default, skip_serializing_if = "Further::is_empty")]
+    pub further: Further,
 }
 
 /// RFC 3339 in UTC.
@@ -275,13 +282,17 @@ impl Lifecycle {
         let org = moved.organization_id.ok_or(FieldError::new("organization_id", "is missing; add --org"));
         let org = take(org, &mut errors);
         let pepper_id = moved.pepper_id.as_deref();
-        let read = |sha256, digest, last_four: &Option<String>, ends_at| {
+        check_further(moved, &mut errors);
+        let read = |sha256, digest, last_four: &Option<String>, ends_at, further: &Further| {
             let digest = self.read_digest(sha256, digest, pepper_id)?;
-            Ok(Secret { digest, last_four: parse_last_four(last_four.as_deref())?, ends_at })
+            let last_four = parse_last_four(last_four.as_deref())?;
+            Ok(Secret { digest, last_four, ends_at, further: further.clone() })
         };
-        let newest = read(moved.sha256, moved.digest, &moved.last_four, None);
-        let older = moved.old_secret.as_ref();
-        let older = older.map(|old| read(old.sha256, old.digest, &old.last_four, Some(old.ends_at.0)));
+        let newest = read(moved.sha256, moved.digest, &moved.last_four, None, &moved.secret_further);
+        let older = moved
+            .old_secret
+            .as_ref()
+            .map(|old| read(old.sha256, old.digest, &old.last_four, Some(old.ends_at.0), &old.further));
         let secrets = [Some(newest), older].into_iter().flatten();
         let secrets = secrets.filter_map(|secret| take(secret, &mut errors)).collect();
         let (Some(name), Some(org)) = (name, org) else { return Err(errors) };
@@ -303,6 +314,7 @@ impl Lifecycle {
             allowed_addresses: networks,
             owner,
             note,
+            further: moved.further.clone(),
         })
     }
 
@@ -392,6 +404,7 @@ fn compare(moved: &MovedKey, record: &KeyRecord, there: &KeyRecord) -> Imported 
         ("owner", record.owner != there.owner),
         ("note", record.note != there.note),
         ("allowed_addresses", record.allowed_addresses != there.allowed_addresses),
+        ("further", !moved.further.is_empty() && record.further != there.further),
     ];
     collision(&there.id, differences)
 }
@@ -407,6 +420,17 @@ pub(super) fn collision(
         return Imported::Present;
     }
     Imported::refused(format!("there is {there} already, and it differs in: {}", differences.join(", ")))
+}
+
+/// A field that is known here has its own place on the line, where it is checked.
+fn check_further(moved: &MovedKey, errors: &mut Vec<FieldError>) {
+    let old = moved.old_secret.as_ref().map(|old| &old.further);
+    let of_secrets = [Some(&moved.secret_further), old].into_iter().flatten().flat_map(Further::names);
+    let is_known = moved.further.names().any(|name| KeyRecord::FIELDS.contains(&name))
+        || of_secrets.into_iter().any(|name| Secret::FIELDS.contains(&name));
+    if is_known {
+        errors.push(FieldError::new("further", "names a field that this keygate knows; write it outside"));
+    }
 }
 
 fn parse_last_four(text: Option<&str>) -> Result<String, FieldError> {
@@ -442,6 +466,7 @@ fn export(key: &KeyRecord, pepper_id: Option<&str>, now: UnixMillis) -> Option<M
             digest: Some(old.digest).filter(|_| !plain),
             last_four: last_four(old),
             ends_at: Time(ends_at),
+            further: old.further.clone(),
         }),
         created_at: Some(Time(key.created_at)),
         expires_at: key.expires_at.map(Time),
@@ -450,5 +475,7 @@ fn export(key: &KeyRecord, pepper_id: Option<&str>, now: UnixMillis) -> Option<M
         owner: key.owner.clone(),
         note: key.note.clone(),
         allowed_addresses: key.allowed_addresses.iter().map(ToString::to_string).collect(),
+        further: key.further.clone(),
+        secret_further: newest.further.clone(),
     })
 }

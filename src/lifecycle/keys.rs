@@ -20,7 +20,7 @@ use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::admission::Refusal;
-use crate::vocabulary::key::record::{KeyRecord, Secret, Status, Versioned};
+use crate::vocabulary::key::record::{Further, KeyRecord, Secret, Status, Versioned};
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::key::{ApiKey, Digest, Environment};
 use crate::vocabulary::rejection::FieldError;
@@ -217,6 +217,7 @@ impl Lifecycle {
             allowed_addresses: new.allowed_addresses.clone(),
             owner,
             note,
+            further: Further::default(),
         };
         authority.bequeath(&mut key);
         authority.check_covers(&key)?;
@@ -229,7 +230,7 @@ impl Lifecycle {
         let secret = self.settings.format.mint(key.environment)?;
         let digest = self.settings.digester.digest(&secret.presented());
         let last_four = secret.last_four().map(char::from).iter().collect();
-        key.secrets.insert(0, Secret { digest, last_four, ends_at: None });
+        key.secrets.insert(0, Secret { digest, last_four, ends_at: None, further: Further::default() });
         Ok(secret)
     }
 

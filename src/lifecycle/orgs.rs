@@ -16,7 +16,7 @@ use crate::store::{Change, EmailClaim, Mutation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::OrgId;
-use crate::vocabulary::key::record::{Email, KeyRecord, OrgRecord, Versioned};
+use crate::vocabulary::key::record::{Email, Further, KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::{ApiKey, Environment};
 use crate::vocabulary::network::ClientNetwork;
 use crate::vocabulary::rejection::FieldError;
@@ -164,6 +164,7 @@ impl Lifecycle {
             suspended_at: None,
             pending: false,
             email: None,
+            further: Further::default(),
         }
     }
 

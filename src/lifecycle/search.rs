@@ -133,6 +133,7 @@ pub(super) async fn find_digest(
 mod tests {
     use super::*;
     use crate::vocabulary::id::IdSource;
+    use crate::vocabulary::key::record::Further;
     use crate::vocabulary::key::scope::ScopeSet;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -155,6 +156,7 @@ mod tests {
             allowed_addresses: Vec::new(),
             owner: Some("billing".to_owned()),
             note: None,
+            further: Further::default(),
         }
     }
 

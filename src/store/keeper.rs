@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::events::Seq;
 use super::{StoreFault, StoreFuture};
+use crate::vocabulary::key::record::RecordFormat;
 
 /// Whether events that others cause arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,9 @@ pub struct Lease {
     pub event: Seq,
     /// Whether it is the one that tells this.
     pub own: bool,
+    /// The highest format of records that it announces.
+    #[serde(default)]
+    pub format: RecordFormat,
 }
 
 /// A store, for its operator.
@@ -61,6 +65,12 @@ pub struct Status {
     pub known: Option<String>,
     /// How many events there were.
     pub events: Option<u64>,
+    /// The format of records that a gateway must be able to keep to join.
+    #[serde(default)]
+    pub format: Option<RecordFormat>,
+    /// The highest format that this process can keep.
+    #[serde(default)]
+    pub keeps: RecordFormat,
     /// Who holds a lease; nobody where a store has one gateway only.
     #[serde(default)]
     pub gateways: Vec<Lease>,

@@ -38,7 +38,7 @@ use thiserror::Error;
 use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
+use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, RecordFormat, Stored, Versioned};
 use answers::{Answers, KeptAnswer};
 use events::{EventSink, Seq, Subject};
 use keeper::Keeper;
@@ -82,11 +82,32 @@ pub enum StoreFault {
     TimedOut,
     #[error("too many lookups are under way")]
     Exhausted,
+    /// This gateway, or another one, is too old for what was to be written. Nothing was changed.
+    #[error("{0}")]
+    Outdated(Arc<str>),
 }
 
 impl StoreFault {
     pub fn failed(cause: impl fmt::Display) -> Self {
         Self::Failed(cause.to_string().into())
+    }
+
+    /// `found` is the format of the store, or what is to be written; this gateway keeps formats up to `kept`.
+    fn outdated(found: RecordFormat, kept: RecordFormat) -> Self {
+        let text = format!(
+            "the store needs gateways that keep records of format {found}, and this one keeps formats up to {kept}: it \
+             makes no changes; make them at a gateway of the newer version, and upgrade this one"
+        );
+        Self::Outdated(text.into())
+    }
+}
+
+impl From<BadRecord> for StoreFault {
+    fn from(bad: BadRecord) -> Self {
+        match bad {
+            BadRecord::Newer { .. } => Self::Outdated(bad.to_string().into()),
+            bad => Self::failed(bad),
+        }
     }
 }
 
@@ -105,6 +126,18 @@ pub struct Mutation {
     pub answer: Option<KeptAnswer>,
     pub audit: Option<Append>,
     pub news: Option<News>,
+    /// The format that every gateway must be able to keep before this is written, beyond what the records in it need.
+    pub needs: RecordFormat,
+}
+
+impl Mutation {
+    /// The format that every gateway must be able to keep before this is written.
+    #[must_use]
+    pub fn format(&self) -> RecordFormat {
+        let org = self.org.as_ref().map(Change::format).unwrap_or_default();
+        let key = self.key.as_ref().map(Change::format).unwrap_or_default();
+        self.needs.max(org).max(key)
+    }
 }
 
 /// A record as a decision saw it, by its revision.
@@ -127,6 +160,13 @@ pub enum Change<T> {
     /// The record whose last change was number `rev`, as it is to be. A key keeps its organisation and its
     /// environment: with another of either it is a key that is not there.
     Update { rev: u64, record: T },
+}
+
+impl<T: Stored> Change<T> {
+    fn format(&self) -> RecordFormat {
+        let (Self::Insert(record) | Self::Update { record, .. }) = self;
+        record.format()
+    }
 }
 
 /// What a committed mutation left behind.

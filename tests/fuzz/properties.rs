@@ -18,7 +18,7 @@ use keygate::upstream::Endpoint;
 use keygate::vocabulary::audit::{Chain, Ends, Entry, Link, Trail};
 use keygate::vocabulary::clock::UnixMillis;
 use keygate::vocabulary::id::{IdSource, KeyId, OrgId};
-use keygate::vocabulary::key::record::{Email, KeyRecord, OrgRecord, Sealer, Stored};
+use keygate::vocabulary::key::record::{Email, Further, KeyRecord, OrgRecord, RecordFormat, Sealer, Stored};
 use keygate::vocabulary::key::scope::{Scope, ScopeSet};
 use keygate::vocabulary::key::usage::Usage;
 use keygate::vocabulary::key::{Environment, KeyFormat, Pepper, Prefix};
@@ -195,6 +195,10 @@ fn record_of_kind<T: Stored + PartialEq + std::fmt::Debug>(data: &[u8]) {
     for bytes in [data, &framed] {
         assert!(sealed.open::<T>(bytes).is_err(), "nobody guesses a seal");
         let Ok(opened) = plain.open::<T>(bytes) else { continue };
+        if opened.record.format() > RecordFormat::CURRENT {
+            assert!(plain.seal(opened.rev, &opened.record).is_err(), "it would lose what it does not know");
+            continue;
+        }
         let again = plain.seal(opened.rev, &opened.record).unwrap();
         assert_eq!(plain.open::<T>(&again).unwrap(), opened);
         let under_pepper = sealed.seal(opened.rev, &opened.record).unwrap();
@@ -300,6 +304,7 @@ fn found() -> Found {
         suspended_at: None,
         pending: false,
         email: None,
+        further: Further::default(),
     };
     let key = KeyRecord {
         id: KeyId::draw(&mut ids, now),
@@ -316,6 +321,7 @@ fn found() -> Found {
         allowed_addresses: Vec::new(),
         owner: None,
         note: None,
+        further: Further::default(),
     };
     Found { key, org }
 }

@@ -32,6 +32,7 @@ mod durability;
 mod environments;
 mod flood;
 mod foreign_upstreams;
+mod formats;
 mod forwarding;
 mod fuzz;
 mod guard;

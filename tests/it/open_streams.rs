@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use keygate::store::keeper::LinkState;
-use keygate::vocabulary::key::record::{KeyRecord, Secret};
+use keygate::vocabulary::key::record::{Further, KeyRecord, Secret};
 use keygate::vocabulary::key::scope::{Scope, ScopeSet};
 use keygate::vocabulary::key::{Digest, Environment};
 
@@ -275,7 +275,10 @@ fn a_secret_whose_overlap_is_over_ends_its_streams() {
         change(gateway, valve, key, |record| {
             record.secrets[0].ends_at = Some(overlap_ends);
             let digest = Digest::from_bytes([7; 32]);
-            record.secrets.insert(0, Secret { digest, last_four: "next".to_owned(), ends_at: None });
+            record.secrets.insert(
+                0,
+                Secret { digest, last_four: "next".to_owned(), ends_at: None, further: Further::default() },
+            );
         });
         gateway.advance(Duration::from_secs(3600));
     });

@@ -9,6 +9,7 @@
 //! | table | key | value |
 //! |--|--|--|
 //! | `meta` | `schema`, `incarnation`, `event` | number, 16 random bytes, number of the last event |
+//! | | `format` | the [format of records](crate::vocabulary::key::record) that opening the file takes |
 //! | `keys` | key id | sealed [`KeyRecord`] |
 //! | `digests` | digest of a secret | key id |
 //! | `orgs` | organisation id | sealed [`OrgRecord`] |
@@ -100,7 +101,7 @@ impl Embedded {
     /// [`OpenError`]: whose text says what to do.
     pub fn open(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
         let path = settings.path.clone();
-        let (database, event) = open_file(&path)?;
+        let (database, event) = open_file(&path, sealer.keeps())?;
         Self::start(path.clone(), database, event, sealer)
             .map_err(|source| OpenError::Unreadable { path, source })
     }
@@ -112,7 +113,7 @@ impl Embedded {
     /// As [`Embedded::open`], and where there is no store.
     pub fn open_to_read(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
         let path = settings.path.clone();
-        let (database, event) = open_to_read(&path)?;
+        let (database, event) = open_to_read(&path, sealer.keeps())?;
         Self::start(path.clone(), database, event, sealer)
             .map_err(|source| OpenError::Unreadable { path, source })
     }
@@ -313,14 +314,15 @@ impl Keeper for Embedded {
     }
 
     fn status(&self) -> StoreFuture<'_, Status> {
-        let incarnation = self.read(|snapshot| snapshot.incarnation());
+        let meta = self.read(|snapshot| Ok((snapshot.incarnation()?, snapshot.format()?)));
         Box::pin(async move {
-            let (found, trouble) = match incarnation.await {
-                Ok(found) => (Some(found), None),
-                Err(fault) => (None, Some(fault.to_string())),
+            let (found, format, trouble) = match meta.await {
+                Ok((found, format)) => (Some(found), Some(format), None),
+                Err(fault) => (None, None, Some(fault.to_string())),
             };
             let (place, events) = (self.path.display().to_string(), Some(lock(&self.published).event));
-            Status { place, trouble, known: found.clone(), found, events, gateways: Vec::new() }
+            let (keeps, gateways) = (self.sealer.keeps(), Vec::new());
+            Status { place, trouble, known: found.clone(), found, events, format, keeps, gateways }
         })
     }
 

@@ -2,15 +2,17 @@
 
 use redb::ReadableTable;
 
-use super::tables::{Bytes, Id, LAST_EVENT, Tables, number, split_time};
+use super::tables::{Bytes, FORMAT, Id, LAST_EVENT, Tables, format, number, split_time};
 use super::writer::{Outcome, Stop};
 use crate::store::answers::KeptAnswer;
 use crate::store::events::{Seq, Subject, encode};
-use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen};
+use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::{Append, Ends};
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned, revision};
+use crate::vocabulary::key::record::{
+    KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned, revision,
+};
 
 /// Events kept in the file.
 pub(super) const EVENTS_KEPT: u64 = 100_000;
@@ -24,6 +26,7 @@ impl Tables<'_> {
         mutation.answer.as_ref().map_or(Ok(()), |answer| self.check_answer(answer))?;
         mutation.email.as_ref().map_or(Ok(()), |email| self.check_email(email))?;
         mutation.seen.iter().try_for_each(|seen| self.check_seen(seen))?;
+        let format = self.check_format(sealer, mutation.format())?;
         let org = mutation.org.as_ref().map(|change| check(&self.orgs, sealer, change)).transpose()?;
         let key = mutation
             .key
@@ -33,6 +36,7 @@ impl Tables<'_> {
         let ends = mutation.audit.as_ref().map(|append| self.check_append(append)).transpose()?;
         let event = if mutation.subjects.is_empty() { None } else { Some(self.next_event()?) };
 
+        self.raise_format(format)?;
         if let Some(org) = org {
             self.orgs.insert(&org.place, &org.sealed[..])?;
         }
@@ -62,14 +66,36 @@ impl Tables<'_> {
     pub(super) fn import(&mut self, sealer: &Sealer, keys: Vec<KeyRecord>) -> Result<Vec<Outcome<()>>, Stop> {
         let mut outcomes = Vec::with_capacity(keys.len());
         for key in keys {
+            let format = self.check_format(sealer, key.format())?;
             let outcome = match self.check_key(sealer, &Change::Insert(key), None) {
-                Ok(key) => Ok(self.write_key(&key)?),
+                Ok(key) => {
+                    self.raise_format(format)?;
+                    Ok(self.write_key(&key)?)
+                }
                 Err(Stop::Order(refused)) => Err(refused),
                 Err(fatal) => return Err(fatal),
             };
             outcomes.push(outcome);
         }
         Ok(outcomes)
+    }
+
+    /// The format that the file has once something of format `needed` is written to it, if that is another. This
+    /// process is the only gateway: nobody else has to agree.
+    fn check_format(&self, sealer: &Sealer, needed: RecordFormat) -> Result<Option<RecordFormat>, Stop> {
+        let row = self.meta.get(FORMAT)?;
+        let found = format(row.as_ref().map(|row| row.value()));
+        if found.max(needed) > sealer.keeps() {
+            return Err(Stop::from(StoreFault::outdated(found.max(needed), sealer.keeps())));
+        }
+        Ok((needed > found).then_some(needed))
+    }
+
+    fn raise_format(&mut self, format: Option<RecordFormat>) -> Result<(), Stop> {
+        if let Some(format) = format {
+            self.meta.insert(FORMAT, &u64::from(format.number()).to_be_bytes()[..])?;
+        }
+        Ok(())
     }
 
     fn check_answer(&self, answer: &KeptAnswer) -> Result<(), Stop> {
@@ -235,7 +261,7 @@ fn check<T: Stored>(
         Change::Update { rev, record } => {
             let place = record.place();
             let bytes = table.get(&place)?.ok_or(CommitError::Missing)?;
-            let stored: Versioned<T> = sealer.open_at(&place, bytes.value()).map_err(Stop::unreadable)?;
+            let stored: Versioned<T> = sealer.open_at(&place, bytes.value()).map_err(StoreFault::from)?;
             if stored.rev != *rev {
                 return Err(CommitError::Conflict.into());
             }
@@ -243,6 +269,6 @@ fn check<T: Stored>(
             (record, next, Some(stored.record))
         }
     };
-    let sealed = sealer.seal(rev, record).map_err(Stop::unreadable)?;
+    let sealed = sealer.seal(rev, record).map_err(StoreFault::from)?;
     Ok(Write { place: record.place(), before, sealed })
 }

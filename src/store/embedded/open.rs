@@ -13,12 +13,14 @@ use super::Settings;
 use super::mutation::NO_EVENT_NUMBER;
 use super::rehearsal::Rehearsal;
 use super::tables::{
-    ANSWER_ENDS, ANSWERS, AUDIT, AUDIT_ENDS, DIGESTS, EMAILS, EVENTS, INCARNATION, KEYS, LAST_EVENT, META,
-    NEWS, NEWS_DUE, ORG_KEYS, ORGS, QUOTA_ENDS, QUOTAS, Tables, USAGE, begin_write, number, open_if_there,
+    ANSWER_ENDS, ANSWERS, AUDIT, AUDIT_ENDS, DIGESTS, EMAILS, EVENTS, FORMAT, INCARNATION, KEYS, LAST_EVENT,
+    META, NEWS, NEWS_DUE, ORG_KEYS, ORGS, QUOTA_ENDS, QUOTAS, Tables, USAGE, begin_write, format, number,
+    open_if_there,
 };
 use crate::store::StoreFault;
 use crate::store::events::Seq;
 use crate::store::finding::Finding;
+use crate::vocabulary::key::record::RecordFormat;
 
 /// Why the file was not opened. One that is refused for what it is or holds was left as it was.
 #[derive(Debug, Error)]
@@ -35,6 +37,12 @@ pub enum OpenError {
     NotAStore { path: PathBuf },
     #[error("the store {} was written by a newer keygate (schema {found}, this one knows {SCHEMA}): run that version", path.display())]
     NewerSchema { path: PathBuf, found: u64 },
+    #[error(
+        "the store {} holds records of format {found}, and this keygate keeps formats up to {kept}: run the version that \
+         wrote them, or a newer one",
+        path.display()
+    )]
+    NewerFormat { path: PathBuf, found: RecordFormat, kept: RecordFormat },
     #[error("the store {} is damaged: {cause}; restore it from a backup", path.display())]
     Damaged { path: PathBuf, cause: String },
 }
@@ -45,12 +53,12 @@ const CACHE_BYTES: usize = 64 << 20;
 const SCHEMA: u64 = 1;
 const SCHEMA_NUMBER: &str = "schema";
 
-/// Opens the file and reads the number of its last event.
-pub(super) fn open_file(path: &Path) -> Result<(Database, Seq), OpenError> {
+/// Opens the file, where records of formats up to `keeps` may be, and reads the number of its last event.
+pub(super) fn open_file(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
     let file = claim(path)?;
     let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
-    rehearse(path, &file)?;
-    let (database, event) = open_on(path, backend(&file).map_err(unreadable)?)?;
+    rehearse(path, &file, keeps)?;
+    let (database, event) = open_on(path, backend(&file).map_err(unreadable)?, keeps)?;
     if let Some(event) = event {
         return Ok((database, event));
     }
@@ -66,19 +74,23 @@ fn backend(file: &File) -> io::Result<FileBackend> {
 
 /// Opens a store that is there so that nothing of it changes: what redb writes while it opens, and whatever is
 /// written later, stays in memory.
-pub(super) fn open_to_read(path: &Path) -> Result<(Database, Seq), OpenError> {
+pub(super) fn open_to_read(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
     let not_a_store = || OpenError::NotAStore { path: path.to_owned() };
     if !path.exists() {
         let source = io::Error::from(io::ErrorKind::NotFound);
         return Err(OpenError::Unreadable { path: path.to_owned(), source });
     }
-    let (database, event) = rehearse(path, &claim(path)?)?.ok_or_else(not_a_store)?;
+    let (database, event) = rehearse(path, &claim(path)?, keeps)?.ok_or_else(not_a_store)?;
     Ok((database, event.ok_or_else(not_a_store)?))
 }
 
 /// Opens the file so that nothing is written to it, and verifies all of it; gives the number of its last event, or
 /// `None` where nothing was stored yet. `None` for an empty file.
-fn rehearse(path: &Path, file: &File) -> Result<Option<(Database, Option<Seq>)>, OpenError> {
+fn rehearse(
+    path: &Path,
+    file: &File,
+    keeps: RecordFormat,
+) -> Result<Option<(Database, Option<Seq>)>, OpenError> {
     let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
     if file.metadata().map_err(unreadable)?.len() == 0 {
         return Ok(None);
@@ -87,7 +99,7 @@ fn rehearse(path: &Path, file: &File) -> Result<Option<(Database, Option<Seq>)>,
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     let trial = builder.create_with_backend(rehearsal).map_err(|error| refuse(path, error))?;
-    let event = survey(path, &trial)?;
+    let event = survey(path, &trial, keeps)?;
     Ok(Some((trial, event)))
 }
 
@@ -102,7 +114,7 @@ pub fn inspect(settings: &Settings) -> Finding {
         ));
     }
     let opened = if path.exists() {
-        claim(path).and_then(|file| rehearse(path, &file))
+        claim(path).and_then(|file| rehearse(path, &file, RecordFormat::CURRENT))
     } else {
         Err(OpenError::NoDirectory { path: path.clone() })
     };
@@ -124,12 +136,13 @@ pub fn inspect(settings: &Settings) -> Finding {
 pub(super) fn open_on(
     path: &Path,
     backend: impl StorageBackend,
+    keeps: RecordFormat,
 ) -> Result<(Database, Option<Seq>), OpenError> {
     let database = Builder::new()
         .set_cache_size(CACHE_BYTES)
         .create_with_backend(backend)
         .map_err(|error| refuse(path, error))?;
-    let event = survey(path, &database)?;
+    let event = survey(path, &database, keeps)?;
     Ok((database, event))
 }
 
@@ -173,7 +186,7 @@ fn refuse(path: &Path, error: redb::DatabaseError) -> OpenError {
 }
 
 /// Reads what the store says of itself: the number of its last event, or `None` where nothing was stored yet.
-fn survey(path: &Path, database: &Database) -> Result<Option<Seq>, OpenError> {
+fn survey(path: &Path, database: &Database, keeps: RecordFormat) -> Result<Option<Seq>, OpenError> {
     let inspect = || {
         let file = database.begin_read()?;
         if file.list_tables()?.next().is_none() && file.list_multimap_tables()?.next().is_none() {
@@ -189,6 +202,10 @@ fn survey(path: &Path, database: &Database) -> Result<Option<Seq>, OpenError> {
             None => return Ok(Content::Foreign),
             Some(SCHEMA) => {}
             Some(schema) => return Ok(Content::OtherSchema(schema)),
+        }
+        let found = format(meta.get(FORMAT)?.as_ref().map(|row| row.value()));
+        if found > keeps {
+            return Ok(Content::NewerFormat(found));
         }
         file.open_table(KEYS)?;
         file.open_table(DIGESTS)?;
@@ -213,6 +230,7 @@ fn survey(path: &Path, database: &Database) -> Result<Option<Seq>, OpenError> {
         Ok(Content::Nothing) => Ok(None),
         Ok(Content::Foreign) => Err(OpenError::NotAStore { path }),
         Ok(Content::OtherSchema(found)) => Err(OpenError::NewerSchema { path, found }),
+        Ok(Content::NewerFormat(found)) => Err(OpenError::NewerFormat { path, found, kept: keeps }),
         Ok(Content::NoEventNumber) => Err(OpenError::Damaged { path, cause: NO_EVENT_NUMBER.to_owned() }),
         Err(error) => Err(OpenError::Damaged { path, cause: redb::Error::to_string(&error) }),
     }
@@ -226,6 +244,8 @@ enum Content {
     Foreign,
     /// Newer than ours: there is none older.
     OtherSchema(u64),
+    /// Records that this keygate cannot keep.
+    NewerFormat(RecordFormat),
     NoEventNumber,
 }
 
@@ -239,6 +259,7 @@ pub(super) fn lay_out(database: &Database) -> Result<(), StoreFault> {
         tables.meta.insert(SCHEMA_NUMBER, &SCHEMA.to_be_bytes()[..])?;
         tables.meta.insert(INCARNATION, &incarnation[..])?;
         tables.meta.insert(LAST_EVENT, &0_u64.to_be_bytes()[..])?;
+        tables.meta.insert(FORMAT, &u64::from(RecordFormat::OPEN.number()).to_be_bytes()[..])?;
     }
     Ok(transaction.commit()?)
 }

@@ -25,7 +25,9 @@ use crate::store::{Change, CommitError, Lookup, Mutation, Store};
 use crate::vocabulary::audit::{Chain, Ends, Entry, Link, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{IdSource, KeyId, OrgId};
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Secret, Versioned};
+use crate::vocabulary::key::record::{
+    Further, KeyRecord, OrgRecord, RecordFormat, Sealer, Secret, Versioned,
+};
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::key::{Digest, Environment, Pepper};
 
@@ -126,7 +128,7 @@ async fn run(rounds: std::ops::Range<u64>) -> Story {
 /// The store on this disk; `None` if the power was cut meanwhile.
 fn open(disk: &Disk, sealer: &Sealer) -> Option<Embedded> {
     let path = Path::new("disk");
-    let opened = open_on(path, disk.clone()).map_err(|error| error.to_string());
+    let opened = open_on(path, disk.clone(), RecordFormat::CURRENT).map_err(|error| error.to_string());
     let laid_out = opened.and_then(|(database, event)| match event {
         Some(event) => Ok((database, event)),
         None => lay_out(&database).map(|()| (database, 0)).map_err(|fault| fault.to_string()),
@@ -270,6 +272,7 @@ impl Client {
                 suspended_at: None,
                 pending: false,
                 email: None,
+                further: Further::default(),
             };
             mutation.org = Some(Change::Insert(org.clone()));
             after.org = Some(Versioned { rev: 1, record: org });
@@ -289,6 +292,7 @@ impl Client {
             allowed_addresses: Vec::new(),
             owner: None,
             note: None,
+            further: Further::default(),
         };
         mutation.key = Some(Change::Insert(key.clone()));
         after.keys.insert(key.id, Versioned { rev: 1, record: key });
@@ -309,7 +313,12 @@ impl Client {
     fn secret(&mut self) -> Secret {
         let mut digest = [0; 32];
         self.rng.fill(&mut digest);
-        Secret { digest: Digest::from_bytes(digest), last_four: "wxyz".to_owned(), ends_at: None }
+        Secret {
+            digest: Digest::from_bytes(digest),
+            last_four: "wxyz".to_owned(),
+            ends_at: None,
+            further: Further::default(),
+        }
     }
 }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, TableDefinition};
 
-use super::tables::{Bytes, DIGESTS, INCARNATION, Id, KEYS, META, ORG_KEYS, ORGS};
+use super::tables::{Bytes, DIGESTS, FORMAT, INCARNATION, Id, KEYS, META, ORG_KEYS, ORGS, format};
 use crate::store::{Found, StoreFault};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned};
 
 /// Everything a read sees: one moment.
 pub(super) struct Snapshot {
@@ -35,6 +35,11 @@ impl Snapshot {
         let bytes = self.file.open_table(META)?.get(INCARNATION)?.map(|bytes| bytes.value().to_vec());
         let bytes = bytes.ok_or_else(|| StoreFault::failed("the file does not say which store it is"))?;
         Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    pub(super) fn format(&self) -> Result<RecordFormat, StoreFault> {
+        let row = self.file.open_table(META)?.get(FORMAT)?;
+        Ok(format(row.as_ref().map(|row| row.value())))
     }
 
     pub(super) fn record<T: Stored>(

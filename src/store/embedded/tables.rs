@@ -7,6 +7,7 @@ use redb::{
 
 use crate::store::StoreFault;
 use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::record::RecordFormat;
 
 pub(super) type Id = &'static [u8; 16];
 /// A number or a time, big-endian.
@@ -35,6 +36,8 @@ pub(super) const QUOTA_ENDS: TableDefinition<'_, (Number, &str), ()> = TableDefi
 /// Rows of `meta`.
 pub(super) const INCARNATION: &str = "incarnation";
 pub(super) const LAST_EVENT: &str = "event";
+/// The format of records that a keygate must be able to keep to open the file; a file without it has the first.
+pub(super) const FORMAT: &str = "format";
 
 /// All of them within a write transaction. What each kind of order does with them stands beside that order.
 pub(super) struct Tables<'t> {
@@ -99,6 +102,12 @@ pub(super) fn begin_write(database: &Database) -> Result<WriteTransaction, Store
     transaction.set_durability(Durability::Immediate).map_err(StoreFault::failed)?;
     transaction.set_two_phase_commit(true);
     Ok(transaction)
+}
+
+/// The format that a row of `meta` names.
+pub(super) fn format(row: Option<&[u8]>) -> RecordFormat {
+    let number = |bytes| number(bytes).and_then(|number| u16::try_from(number).ok());
+    row.map_or(RecordFormat::FIRST, |bytes| number(bytes).map_or(RecordFormat::MAX, RecordFormat::new))
 }
 
 pub(super) fn number(bytes: &[u8]) -> Option<u64> {

@@ -183,6 +183,12 @@ impl Stop {
     }
 }
 
+impl From<StoreFault> for Stop {
+    fn from(fault: StoreFault) -> Self {
+        Self::Order(fault.into())
+    }
+}
+
 impl From<CommitError> for Stop {
     fn from(refused: CommitError) -> Self {
         Self::Order(refused)

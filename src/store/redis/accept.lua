@@ -1,21 +1,23 @@
 #!lua
 -- Makes the store, as it is now, the successor of the one that a gateway knows.
--- KEYS: meta, events. ARGV: the incarnation that is known, or nothing; the one to be, should there be none.
-local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'replaces')
-if meta[1] and meta[2] ~= '1' then
-  return {meta[1], meta[2], meta[3], 'refused'}
+-- KEYS: meta, events. ARGV: the incarnation that is known, or nothing; the one to be and its format, should there be none;
+-- the format that the gateway can keep.
+local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format', 'replaces')
+if meta[1] and (meta[2] ~= '1' or (tonumber(meta[4]) or 1) > tonumber(ARGV[4])) then
+  return {meta[1], meta[2], meta[3], meta[4], 'refused'}
 end
 if not meta[1] then
   -- Events that outlived the numbers they were given by would stand in the way of new ones.
   redis.call('DEL', KEYS[2])
-  redis.call('HSET', KEYS[1], 'incarnation', ARGV[2], 'schema', '1', 'event', '0', 'replaces', ARGV[1])
-  return {ARGV[2], '1', '0', 'begun'}
+  redis.call('HSET', KEYS[1], 'incarnation', ARGV[2], 'schema', '1', 'event', '0', 'format', ARGV[3],
+    'replaces', ARGV[1])
+  return {ARGV[2], '1', '0', ARGV[3], 'begun'}
 end
 if ARGV[1] == '' or ARGV[1] == meta[1] then
-  return {meta[1], meta[2], meta[3], 'kept'}
+  return {meta[1], meta[2], meta[3], meta[4], 'kept'}
 end
-local replaces = meta[4] or ''
+local replaces = meta[5] or ''
 if not string.find(replaces, ARGV[1], 1, true) then
   redis.call('HSET', KEYS[1], 'replaces', replaces .. ' ' .. ARGV[1])
 end
-return {meta[1], meta[2], meta[3], 'accepted'}
+return {meta[1], meta[2], meta[3], meta[4], 'accepted'}

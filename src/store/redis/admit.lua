@@ -1,5 +1,5 @@
 -- Counts one more under every quota, or under none if any is used up.
--- KEYS: meta, then a counter for each quota: when its window ends, and how many there were. ARGV: the incarnation, now, then limit and
+-- KEYS: meta, then a counter for each quota: when its window ends, and how many there were. ARGV: what `ours.lua` needs, now, then limit and
 -- window of each quota. Times in milliseconds, of the caller's clock; Redis' own only clears away.
 local now, wait, windows = tonumber(ARGV[2]), nil, {}
 for n = 2, #KEYS do

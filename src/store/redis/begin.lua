@@ -1,9 +1,9 @@
 #!lua
 -- Makes an empty place a store. Whatever is there already is left as it is.
--- KEYS: meta, and places that a store has something in. ARGV: the incarnation to be.
-local before = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event')
+-- KEYS: meta, and places that a store has something in. ARGV: the incarnation to be, and the format.
+local before = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
 if before[1] or redis.call('EXISTS', unpack(KEYS)) > 0 then
-  return {before[1], before[2], before[3], 'kept'}
+  return {before[1], before[2], before[3], before[4], 'kept'}
 end
-redis.call('HSET', KEYS[1], 'incarnation', ARGV[1], 'schema', '1', 'event', '0')
-return {ARGV[1], '1', '0', 'begun'}
+redis.call('HSET', KEYS[1], 'incarnation', ARGV[1], 'schema', '1', 'event', '0', 'format', ARGV[2])
+return {ARGV[1], '1', '0', ARGV[2], 'begun'}

@@ -12,4 +12,4 @@ if before and tonumber(before) < tonumber(ARGV[1]) then
     if fields[n] == 'mark' and fields[n + 1] == ARGV[2] then redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL') end
   end
 end
-return {false, false, false}
+return {false, false, false, false}

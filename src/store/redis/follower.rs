@@ -121,7 +121,8 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         inner.ledger.note_time(asked, answered, time);
     }
     let event = reply.meta.event.unwrap_or_default();
-    if let (Some(known), Some(incarnation)) = (&known, &reply.meta.incarnation)
+    let can_keep = reply.meta.format <= inner.sealer.keeps();
+    if let (true, Some(known), Some(incarnation)) = (can_keep, &known, &reply.meta.incarnation)
         && known.as_str() != incarnation
         && replaces.split(' ').any(|replaced| replaced == known.as_str())
     {
@@ -129,6 +130,9 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         inner.ledger.adopt(incarnation, event);
     }
     let store = inner.ledger.recognise(&reply.meta, 0).map_err(|stranger| inner.fault(stranger))?;
+    if !can_keep && !inner.is_outdated.swap(true, Ordering::Relaxed) {
+        telemetry::log(&StoreFault::outdated(reply.meta.format, inner.sealer.keeps()).to_string());
+    }
     if known.as_ref().is_some_and(|known| *known != store) {
         // Nothing that was asked before says anything about the store that has just been adopted.
         return Ok(Verified { store, event: Seq::MAX, asked, renewed: None });
@@ -156,11 +160,13 @@ async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<
         return Ok(None);
     }
     let names = &inner.names;
-    let call = Call::new(&inner.scripts.renew, [names.gateways(), names.lease(&inner.gateway)])
+    let places = [names.gateways(), names.lease(&inner.gateway), names.lease_format(&inner.gateway)];
+    let call = Call::new(&inner.scripts.renew, places)
         .arg(&*inner.gateway)
         .arg(inner.ledger.position().last.to_string())
         .arg(LEASE.as_millis().to_string())
-        .arg(names.leases());
+        .arg(names.leases())
+        .arg(inner.sealer.keeps().to_string());
     let asked = inner.clock.mono();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
     let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;

@@ -1,13 +1,13 @@
 #!lua flags=no-writes
--- The gateways that hold a lease, as name and number of the last event that holds there in turn.
+-- The gateways that hold a lease, each as its name, the number of the last event that holds there, and the format that it announces.
 -- KEYS: meta, gateways. ARGV: what the name of every lease begins with.
-local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event')
-local answer, n = {meta[1], meta[2], meta[3]}, 3
+local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
+local answer, n = {meta[1], meta[2], meta[3], meta[4]}, 4
 for _, gateway in ipairs(redis.call('SMEMBERS', KEYS[2])) do
   local last = redis.call('GET', ARGV[1] .. gateway)
   if last then
-    answer[n + 1], answer[n + 2] = gateway, last
-    n = n + 2
+    answer[n + 1], answer[n + 2], answer[n + 3] = gateway, last, redis.call('GET', ARGV[1] .. gateway .. ':format')
+    n = n + 3
   end
 end
 return answer

@@ -10,12 +10,12 @@ local function here(...)
   error(found)
 end
 
-local meta = here('HMGET', ARGV[1], 'incarnation', 'schema', 'event') or {false, false, false}
-local answer = {meta[1], meta[2], meta[3]}
+local meta = here('HMGET', ARGV[1], 'incarnation', 'schema', 'event', 'format') or {false, false, false, false}
+local answer = {meta[1], meta[2], meta[3], meta[4]}
 local owner = here('GET', ARGV[2]) or ARGV[4]
 if owner ~= '' then
-  answer[4] = owner
-  answer[5] = here('GET', ARGV[3] .. 'id:' .. string.sub(owner, 31))
-  answer[6] = here('GET', ARGV[3] .. 'org:' .. string.sub(owner, 1, 30))
+  answer[5] = owner
+  answer[6] = here('GET', ARGV[3] .. 'id:' .. string.sub(owner, 31))
+  answer[7] = here('GET', ARGV[3] .. 'org:' .. string.sub(owner, 1, 30))
 end
 return answer

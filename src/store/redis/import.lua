@@ -1,7 +1,11 @@
 -- New keys, each for itself: one that is refused is no trouble to the others.
--- KEYS: meta, then those of the parts. ARGV: the incarnation, then the parts, which are keys and their digests.
-local outcomes = {}
-for n, key in ipairs(read_parts(2, 2).key) do
+-- KEYS: meta, then those of the parts. ARGV: what `ours.lua` needs, then the parts, which are keys and their digests, and a
+-- format.
+local outcomes, parts = {}, read_parts(2, 2)
+local outdated, keeps_only = find_outdated(parts.format[1])
+if outdated then return answer('waits', outdated, keeps_only) end
+raise_format(parts.format[1])
+for n, key in ipairs(parts.key) do
   outcomes[n] = refuse_key(key, false) or 'done'
   if outcomes[n] == 'done' then write_key(key) end
 end

@@ -7,7 +7,7 @@ use ::redis::{FromRedisValue, RedisError, ServerErrorKind};
 use tokio::time::timeout;
 
 use super::Inner;
-use super::ledger::SCHEMA;
+use super::ledger::{SCHEMA, Stranger};
 use super::scripts::{self, Call, Script};
 use super::topology::{Connected, Topology};
 use crate::store::finding::Finding;
@@ -189,6 +189,10 @@ impl Look<'_> {
             return vec![Broken(format!(
                 "the store was written by a newer keygate (schema {schema}, this one knows {SCHEMA}): run that version"
             ))];
+        }
+        let keeps = inner.sealer.keeps();
+        if meta.format > keeps {
+            return vec![Broken(Stranger::NewerFormat { found: meta.format, kept: keeps }.to_string())];
         }
         let events = meta.event.unwrap_or_default();
         let mut findings =

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::scripts::Meta;
 use crate::store::events::{EventSink, Seq, Subject};
 use crate::vocabulary::clock::Clock;
+use crate::vocabulary::key::record::RecordFormat;
 
 /// How long a mutation waits for the events before its own. They come by themselves while the stream is
 /// followed.
@@ -133,6 +134,11 @@ pub(super) enum Stranger {
     NewerSchema {
         found: String,
     },
+    /// It holds records that this gateway, which has not joined yet, could not keep.
+    NewerFormat {
+        found: RecordFormat,
+        kept: RecordFormat,
+    },
     /// Ours, from before something that happened.
     Behind {
         known: Seq,
@@ -161,6 +167,11 @@ impl fmt::Display for Stranger {
                 f,
                 "the store was written by a newer keygate (schema {found}, this one knows {SCHEMA}): run that version"
             ),
+            Self::NewerFormat { found, kept } => write!(
+                f,
+                "the store holds records of format {found}, and this keygate keeps formats up to {kept}: run the version \
+                 that wrote them, or a newer one"
+            ),
             Self::Behind { known, found } => {
                 write!(f, "the store has event {found} for its last, {known} was known: it lost what came last")
             }
@@ -174,6 +185,8 @@ pub(super) struct Ledger {
     /// The number of the last event applied, for those who wait for it.
     reached: watch::Sender<Seq>,
     clock: Clock,
+    /// The highest format of records that this process can keep.
+    keeps: RecordFormat,
 }
 
 #[derive(Default)]
@@ -188,6 +201,10 @@ struct State {
 }
 
 impl Ledger {
+    pub(super) fn new(keeps: RecordFormat) -> Self {
+        Self { keeps, ..Self::default() }
+    }
+
     /// Adds a sink, and tells whether it is the first.
     pub(super) fn subscribe(&self, sink: Arc<dyn EventSink>) -> bool {
         let mut state = self.lock();
@@ -206,7 +223,8 @@ impl Ledger {
         self.reached.subscribe()
     }
 
-    /// Whether what Redis says of itself is the store that is known here. The first one seen is from then on.
+    /// Whether what Redis says of itself is the store that is known here. The first one seen is from then on, if this
+    /// process can keep its records. One that was joined stays known, whatever it holds later.
     pub(super) fn recognise(&self, meta: &Meta, at_least: Seq) -> Result<Incarnation, Stranger> {
         let mut state = self.lock();
         let known = || state.known.as_ref().map(|known| known.as_str().to_owned());
@@ -222,6 +240,9 @@ impl Ledger {
         let event = meta.event.unwrap_or_default();
         if event < at_least {
             return Err(Stranger::Behind { known: at_least, found: event });
+        }
+        if state.known.is_none() && meta.format > self.keeps {
+            return Err(Stranger::NewerFormat { found: meta.format, kept: self.keeps });
         }
         Ok(state.known.get_or_insert_with(|| Incarnation(found.as_str().into())).clone())
     }
@@ -406,6 +427,7 @@ mod tests {
             incarnation: Some(incarnation.to_owned()),
             schema: Some(SCHEMA.to_owned()),
             event: Some(event),
+            format: RecordFormat::FIRST,
         }
     }
 
@@ -509,5 +531,16 @@ mod tests {
         assert_eq!(Ledger::default().recognise(&nothing, 0).err(), Some(Stranger::Empty));
         let newer = Meta { schema: Some("2".to_owned()), ..meta("b", 9) };
         assert!(matches!(ledger.recognise(&newer, 0).err(), Some(Stranger::NewerSchema { .. })));
+    }
+
+    #[test]
+    fn a_store_of_a_newer_format_is_not_joined_and_one_that_became_so_is_not_left() {
+        let newer = |event| Meta { format: RecordFormat::new(3), ..meta("a", event) };
+        let fresh = Ledger::new(RecordFormat::OPEN);
+        let refusal = Stranger::NewerFormat { found: RecordFormat::new(3), kept: RecordFormat::OPEN };
+        assert_eq!(fresh.recognise(&newer(0), 0).err(), Some(refusal));
+        assert!(fresh.recognise(&meta("a", 0), 0).is_ok());
+        assert!(fresh.recognise(&newer(1), 0).is_ok());
+        assert!(Ledger::new(RecordFormat::new(3)).recognise(&newer(1), 0).is_ok());
     }
 }

@@ -1,13 +1,13 @@
 #!lua flags=no-writes
 -- Whose secret is this? The key, its organisation and the state of the store, of one moment.
 -- KEYS: meta, the digest's pointer. ARGV: what the name of every key begins with.
-local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event')
-local answer = {meta[1], meta[2], meta[3]}
+local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
+local answer = {meta[1], meta[2], meta[3], meta[4]}
 local owner = redis.call('GET', KEYS[2])
 if owner then
   -- The names of both records are known only now; they share the hash tag, so a cluster has them here too.
-  answer[4] = owner
-  answer[5] = redis.call('GET', ARGV[1] .. 'id:' .. string.sub(owner, 31))
-  answer[6] = redis.call('GET', ARGV[1] .. 'org:' .. string.sub(owner, 1, 30))
+  answer[5] = owner
+  answer[6] = redis.call('GET', ARGV[1] .. 'id:' .. string.sub(owner, 31))
+  answer[7] = redis.call('GET', ARGV[1] .. 'org:' .. string.sub(owner, 1, 30))
 end
 return answer

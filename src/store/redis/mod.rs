@@ -6,7 +6,10 @@
 //!
 //! | key | value |
 //! |--|--|
-//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `replaces` (what it was accepted for) |
+//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `format` (of [records](crate::vocabulary::key::record), which joining takes), `replaces` (what it was accepted for) |
+//! | `{kg}:gateways` | set: the names of gateways that hold a lease, or held one a while ago |
+//! | `{kg}:gateway:<name>` | a lease: the number of the last event that holds there; expires |
+//! | `{kg}:gateway:<name>:format` | the highest format of records that this gateway can keep; expires with the lease |
 //! | `{kg}:k:<digest in hex>` | organisation id, key id: where the secret with this digest leads |
 //! | `{kg}:id:<key id>` | sealed [`KeyRecord`] |
 //! | `{kg}:org:<organisation id>` | sealed [`OrgRecord`] |
@@ -58,7 +61,7 @@ pub use self::settings::{
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,7 +72,7 @@ use self::connect::{Credentials, Dialler, Tls};
 use self::ledger::{Incarnation, Ledger};
 use self::link::Link;
 use self::names::Names;
-use self::scripts::{Call, Reply, Script, Scripts};
+use self::scripts::{Call, Meta, Reply, Script, Scripts};
 use self::settings::read_password;
 use self::tenure::Tenure;
 use self::topology::{Cluster, Connector, Sentinel, Topology};
@@ -88,7 +91,9 @@ use crate::vocabulary::audit::Trail;
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Stored, Versioned};
+use crate::vocabulary::key::record::{
+    BadRecord, KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned,
+};
 
 /// The store. Nothing is asked of Redis before somebody asks for something.
 pub struct Redis {
@@ -115,6 +120,8 @@ struct Inner {
     gateway: Box<str>,
     /// Replicas that the master has.
     replicas: AtomicUsize,
+    /// Whether the log was told that the store has outgrown this gateway.
+    is_outdated: AtomicBool,
     control: Handle,
     clock: Clock,
 }
@@ -140,16 +147,17 @@ impl Redis {
         let inner = Inner {
             names,
             scripts: Scripts::new(),
+            ledger: Ledger::new(sealer.keeps()),
             sealer,
             lookups: link(),
             commands: link(),
-            ledger: Ledger::default(),
             link_state: Mutex::new(LinkState::Down("not connected yet".into())),
             lease: Mutex::default(),
             left: tokio::sync::Mutex::default(),
             tenure: Tenure::begin(clock.mono()),
             gateway: format!("{:016x}", fastrand::u64(..)).into(),
             replicas: AtomicUsize::new(0),
+            is_outdated: AtomicBool::new(false),
             connector,
             control,
             clock,
@@ -354,6 +362,8 @@ impl fmt::Debug for Redis {
 const PAGE: usize = 256;
 /// How long who waits for gateways lets pass before it asks again.
 const PAUSE_AT_MOST: Duration = Duration::from_millis(10);
+/// The format of a new store. It holds nothing yet that a later format would be needed for.
+const FORMAT_OF_NEW: RecordFormat = RecordFormat::OPEN;
 /// Where the list is read from its newest entry.
 const NEWEST: &str = "+";
 
@@ -379,8 +389,8 @@ impl Inner {
         *self.left.lock().await = true;
         self.note_lease(None);
         let names = &self.names;
-        let call = Call::new(&self.scripts.leave, [names.gateways(), names.lease(&self.gateway)])
-            .arg(&*self.gateway);
+        let places = [names.gateways(), names.lease(&self.gateway), names.lease_format(&self.gateway)];
+        let call = Call::new(&self.scripts.leave, places).arg(&*self.gateway);
         self.commands.run(&call, self.settings.command_timeout).await.map(drop)
     }
 
@@ -407,13 +417,44 @@ impl Inner {
     fn writing<'s>(&self, script: &'s Script, places: impl IntoIterator<Item = String>) -> Call<'s> {
         let known = self.ledger.position().known;
         let call = Call::new(script, std::iter::once(self.names.meta()).chain(places));
-        call.arg(known.as_ref().map_or("", Incarnation::as_str))
+        call.arg(self.credentials(known.as_ref()))
+    }
+
+    /// What `ours.lua` needs: the store that is known here, and the format of records that this process can keep.
+    fn credentials(&self, known: Option<&Incarnation>) -> String {
+        format!("{} {}", known.map_or("", Incarnation::as_str), self.sealer.keeps())
+    }
+
+    /// Whether a script refused because this gateway, or another that holds a lease, is too old.
+    fn check_age(&self, status: Option<&str>, reply: &mut Reply) -> Result<(), StoreFault> {
+        match status {
+            Some("outdated") => Err(StoreFault::outdated(reply.meta.format, self.sealer.keeps())),
+            Some("waits") => {
+                let mut next = || reply.text().map_err(|error| self.fault(error));
+                let (gateway, format) = (next()?.unwrap_or_default(), next()?.unwrap_or_default());
+                let text = format!(
+                    "the gateway {gateway} keeps records up to format {format} only and would lose what this change \
+                     writes: upgrade it, or stop it, and try again; `keygate store status` lists all gateways"
+                );
+                Err(StoreFault::Outdated(text.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn bad_record(&self, bad: BadRecord) -> StoreFault {
+        match bad {
+            BadRecord::Newer { .. } => bad.into(),
+            bad => self.fault(bad),
+        }
     }
 
     /// Has a script write, and gives what it says beyond that it did.
     async fn write(&self, call: &Call<'_>) -> Result<Reply, StoreFault> {
         let mut reply = self.ask(call).await?;
-        match reply.text().map_err(|error| self.fault(error))?.as_deref() {
+        let status = reply.text().map_err(|error| self.fault(error))?;
+        self.check_age(status.as_deref(), &mut reply)?;
+        match status.as_deref() {
             Some("done") => Ok(reply),
             Some("another") => Err(self.fault("another audit trail stands there already")),
             Some("gap") => {
@@ -467,7 +508,7 @@ impl Inner {
     }
 
     fn unseal<T: Stored>(&self, place: &[u8; 16], bytes: &[u8]) -> Result<Versioned<T>, StoreFault> {
-        self.sealer.open_at(place, bytes).map_err(|bad| self.fault(bad))
+        self.sealer.open_at(place, bytes).map_err(|bad| self.bad_record(bad))
     }
 
     /// A record that something else names.
@@ -541,21 +582,24 @@ impl Inner {
     async fn status(&self) -> Status {
         let position = self.ledger.position();
         let known = position.known.as_ref().map(ToString::to_string);
+        let keeps = self.sealer.keeps();
         let place = format!("Redis at {}, cell {}", self.connector.whereabouts(), self.settings.cell);
         let call = Call::new(&self.scripts.watch, [self.names.meta(), self.names.events()])
             .arg(position.last.to_string());
         match self.commands.run(&call, self.settings.command_timeout).await {
             Err(fault) => {
-                let gateways = Vec::new();
-                Status { place, trouble: Some(fault.to_string()), found: None, known, events: None, gateways }
+                let (trouble, gateways) = (Some(fault.to_string()), Vec::new());
+                Status { place, trouble, found: None, known, events: None, format: None, keeps, gateways }
             }
             Ok(reply) => {
+                let Meta { incarnation: found, event: events, format, .. } = reply.meta.clone();
                 let judged = self.ledger.recognise(&reply.meta, position.last);
-                let trouble = judged.err().map(|stranger| stranger.to_string());
-                let (found, events) = (reply.meta.incarnation, reply.meta.event);
-                // Who is there is told where it can be; it is no trouble of the store's if not.
+                let outdated = (format > keeps).then(|| StoreFault::outdated(format, keeps).to_string());
+                let trouble = judged.err().map(|stranger| stranger.to_string()).or(outdated);
+                // A list of gateways that cannot be read is no trouble of the store.
                 let gateways = self.gateways().await.unwrap_or_default();
-                Status { place, trouble, found, known, events, gateways }
+                let format = found.is_some().then_some(format);
+                Status { place, trouble, found, known, events, format, keeps, gateways }
             }
         }
     }
@@ -570,8 +614,9 @@ impl Inner {
             let event = reply.text().map_err(|error| self.fault(error))?;
             let event = event.and_then(|event| event.parse().ok());
             let event = event.ok_or_else(|| self.fault("the number in a lease does not read"))?;
+            let format = RecordFormat::named(reply.text().map_err(|error| self.fault(error))?.as_deref());
             let own = *gateway == *self.gateway;
-            gateways.push(Lease { gateway, event, own });
+            gateways.push(Lease { gateway, event, own, format });
         }
         gateways.sort_unstable_by(|one, other| one.gateway.cmp(&other.gateway));
         Ok(gateways)
@@ -585,7 +630,8 @@ impl Inner {
             let places = [names.meta(), names.events(), names.keys(), names.orgs()];
             let places =
                 places.into_iter().chain([names.entries(Trail::Operator), names.used(), names.news()]);
-            let call = Call::new(&self.scripts.begin, places).arg(fresh.as_str());
+            let call =
+                Call::new(&self.scripts.begin, places).arg(fresh.as_str()).arg(FORMAT_OF_NEW.to_string());
             let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
             if reply.text().map_err(|error| self.fault(error))?.as_deref() == Some("begun") {
                 self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
@@ -600,9 +646,14 @@ impl Inner {
         let fresh = Incarnation::draw().map_err(|error| self.fault(error))?;
         let call = Call::new(&self.scripts.accept, [self.names.meta(), self.names.events()])
             .arg(known.as_ref().map_or("", Incarnation::as_str))
-            .arg(fresh.as_str());
+            .arg(fresh.as_str())
+            .arg(FORMAT_OF_NEW.to_string())
+            .arg(self.sealer.keeps().to_string());
         let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
         let status = reply.text().map_err(|error| self.fault(error))?;
+        if reply.meta.format > self.sealer.keeps() {
+            return Err(StoreFault::outdated(reply.meta.format, self.sealer.keeps()));
+        }
         let found = reply.meta.incarnation.clone().unwrap_or_default();
         if status.as_deref() != Some("refused") {
             self.ledger.adopt(&found, reply.meta.event.unwrap_or_default());

@@ -1,7 +1,7 @@
 -- One mutation: every check comes before the first write, so all of it happens or nothing does.
 --
 -- KEYS: meta, events, then those of the parts.
--- ARGV: the incarnation it was decided on, or nothing; the last event known; its mark, or nothing; then the parts.
+-- ARGV: what `ours.lua` needs; the last event known; its mark, or nothing; then the parts.
 local event = tonumber(meta[3])
 local known, mark = tonumber(ARGV[2]), ARGV[3]
 -- A store that lacks an event its writer knows has lost what came last: the writer must find that out first.
@@ -21,6 +21,8 @@ if kept then
   if before and struct.unpack('>I8', before) > tonumber(kept.made_at) then return answer('answered') end
 end
 if email and redis.call('EXISTS', email.place) == 1 then return answer('email') end
+local outdated, keeps_only = find_outdated(parts.format[1])
+if outdated then return answer('waits', outdated, keeps_only) end
 for _, seen in ipairs(parts.seen) do
   if differs(seen.revision, seen.record) then return answer('conflict') end
 end
@@ -57,6 +59,7 @@ for _, part in ipairs(parts.event) do
     'written', written)
   redis.call('HSET', KEYS[1], 'event', number)
 end
+raise_format(parts.format[1])
 if org then
   redis.call('SET', org.record, org.bytes)
   redis.call('ZADD', org.list, 0, org.id)

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use std::sync::atomic::Ordering;
 
-use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
+use super::ledger::{Event, Mark, Position, RedisTime};
 use super::scripts::Call;
 use super::{Inner, Listed};
 use crate::store::answers::KeptAnswer;
@@ -16,7 +16,7 @@ use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, S
 use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Stored};
 
 /// Events kept in the stream.
 const EVENTS_KEPT: u32 = 100_000;
@@ -39,6 +39,7 @@ impl Inner {
         let store =
             self.ledger.recognise(&reply.meta, position.last).map_err(|stranger| self.fault(stranger))?;
         let status = reply.text().map_err(|error| self.fault(error))?;
+        self.check_age(status.as_deref(), &mut reply)?;
         self.judge(status.as_deref())?;
         let event = reply.text().map_err(|error| self.fault(error))?;
         let Some(event) = event else { return Ok(Committed { event: None }) };
@@ -96,7 +97,7 @@ impl Inner {
                 }
             }
         };
-        let sealed = self.sealer.seal(rev, record).map_err(|bad| self.fault(bad))?;
+        let sealed = self.sealer.seal(rev, record).map_err(|bad| self.bad_record(bad))?;
         Ok(Draft { id: record.id(), expected, sealed, before })
     }
 
@@ -129,9 +130,10 @@ impl Inner {
         let names = &self.names;
         let script = if mutation.subjects.is_empty() { &self.scripts.mutate } else { &self.scripts.revoke };
         let mut call = Call::new(script, [names.meta(), names.events()])
-            .arg(position.known.as_ref().map_or("", Incarnation::as_str))
+            .arg(self.credentials(position.known.as_ref()))
             .arg(position.last.to_string())
             .arg(position.mark.as_ref().map_or("", Mark::as_str));
+        call = self.format_part(call, mutation.format());
         if let Some(org) = org {
             call = call.arg("org").key(names.with(format_args!("org:{}", org.id))).key(names.orgs());
             call = call.arg(&*org.expected).arg(&*org.sealed).arg(&*org.id);
@@ -166,6 +168,15 @@ impl Inner {
             call = call.arg(mark.as_str()).arg(EVENTS_KEPT.to_string());
         }
         call
+    }
+
+    /// Nothing where every gateway there ever was can keep it.
+    fn format_part<'s>(&self, call: Call<'s>, needed: RecordFormat) -> Call<'s> {
+        if needed == RecordFormat::FIRST {
+            return call;
+        }
+        let call = call.arg("format").key(self.names.gateways());
+        call.arg(needed.to_string()).arg(self.names.leases())
     }
 
     fn key_part<'s>(&self, call: Call<'s>, key: &KeyDraft) -> Call<'s> {
@@ -214,9 +225,13 @@ impl Inner {
 
     async fn import_batch(&self, keys: Vec<KeyRecord>) -> Result<Vec<Result<(), CommitError>>, StoreFault> {
         let count = keys.len();
-        let mut call = self.writing(&self.scripts.import, []);
+        let needed = keys.iter().map(Stored::format).max().unwrap_or_default();
+        let mut call = self.format_part(self.writing(&self.scripts.import, []), needed);
         for key in keys {
-            let draft = self.draft_key(&Change::Insert(key), None).map_err(|refused| self.fault(refused))?;
+            let draft = self.draft_key(&Change::Insert(key), None).map_err(|refused| match refused {
+                CommitError::Fault(fault) => fault,
+                refused => self.fault(refused),
+            })?;
             call = self.key_part(call, &draft);
         }
         let mut reply = self.write(&call).await?;

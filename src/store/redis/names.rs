@@ -30,6 +30,11 @@ impl Names {
         self.with(format_args!("{LEASE}{gateway}"))
     }
 
+    /// The format of records that a gateway announces, beside its lease and for as long.
+    pub(super) fn lease_format(&self, gateway: &str) -> String {
+        self.with(format_args!("{LEASE}{gateway}:format"))
+    }
+
     pub(super) fn leases(&self) -> String {
         self.with(LEASE)
     }

@@ -1,5 +1,5 @@
 -- Merges uses of keys into what is known, as `Usage::merge` does: the later moment, all scopes.
--- KEYS: meta, used, then the record of each key. ARGV: the incarnation, then id and usage of each key.
+-- KEYS: meta, used, then the record of each key. ARGV: what `ours.lua` needs, then id and usage of each key.
 local function words(text)
   local found = {}
   for word in string.gmatch(text, '[^ ]+') do

@@ -16,6 +16,8 @@ local PARTS = {
   audit = {{'entries', 'ends'}, {'after', 'head', 'number', 'text'}},
   news = {{'bodies', 'due'}, {'org', 'due_at', 'body'}},
   event = {{}, {'subjects', 'mark', 'kept'}},
+  -- The format of what is written; what the name of every lease begins with.
+  format = {{'gateways'}, {'needed', 'leases'}},
 }
 
 -- All parts by their names, from these KEYS and ARGV on. A key has its digests with it.
@@ -52,6 +54,20 @@ local function differs(expected, record)
   if expected == '+' then return now and 'exists' end
   if not now then return 'missing' end
   return string.sub(now, 3, 10) ~= expected and 'conflict'
+end
+
+-- A gateway that holds a lease and cannot keep what is to be written, with the format that it can keep, if there is one.
+local function find_outdated(needed)
+  if not needed or tonumber(needed.needed) <= format then return nil end
+  for _, gateway in ipairs(redis.call('SMEMBERS', needed.gateways)) do
+    local lease = needed.leases .. gateway
+    local keeps = redis.call('GET', lease .. ':format') or '1'
+    if tonumber(keeps) < tonumber(needed.needed) and redis.call('GET', lease) then return gateway, keeps end
+  end
+end
+
+local function raise_format(needed)
+  if needed and tonumber(needed.needed) > format then redis.call('HSET', KEYS[1], 'format', needed.needed) end
 end
 
 -- Fails for what is no list. Looks once: nothing that a script does makes it something else.

@@ -1,8 +1,8 @@
 #!lua flags=no-writes
 -- Records by their names. KEYS: meta, then the records.
-local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event')
-local answer = {meta[1], meta[2], meta[3]}
+local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
+local answer = {meta[1], meta[2], meta[3], meta[4]}
 for n = 2, #KEYS do
-  answer[n + 2] = redis.call('GET', KEYS[n])
+  answer[n + 3] = redis.call('GET', KEYS[n])
 end
 return answer

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- Which commands the user who asks may not run, by their places. KEYS: meta. ARGV: commands, their words separated by blanks.
-local answer = {false, false, false}
+local answer = {false, false, false, false}
 for n = 1, #ARGV do
   local words = {}
   for word in string.gmatch(ARGV[n], '%S+') do words[#words + 1] = word end

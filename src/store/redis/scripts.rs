@@ -9,6 +9,8 @@ use std::fmt;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
+use crate::vocabulary::key::record::RecordFormat;
+
 /// One script, with its hash worked out.
 pub(super) struct Script {
     text: &'static str,
@@ -267,15 +269,18 @@ pub(super) struct Meta {
     pub(super) incarnation: Option<String>,
     pub(super) schema: Option<String>,
     pub(super) event: Option<u64>,
+    /// The format of records that a gateway must be able to keep to join.
+    pub(super) format: RecordFormat,
 }
 
 impl Reply {
     fn parse(value: Value) -> Result<Self, RedisError> {
         let Value::Array(values) = value else { return Err(unexpected()) };
         let mut reply = Self { meta: Meta::default(), rest: values.into_iter() };
-        let (incarnation, schema, event) = (reply.text()?, reply.text()?, reply.text()?);
-        let event = event.and_then(|event| event.parse().ok());
-        reply.meta = Meta { incarnation, schema, event };
+        let (incarnation, schema) = (reply.text()?, reply.text()?);
+        let event = reply.text()?.and_then(|event| event.parse().ok());
+        let format = RecordFormat::named(reply.text()?.as_deref());
+        reply.meta = Meta { incarnation, schema, event, format };
         Ok(reply)
     }
 

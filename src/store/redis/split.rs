@@ -80,7 +80,7 @@ mod tests {
     fn half(event: Option<u64>, owner: &str, key: &str, org: &str) -> Half {
         let there = |text: &str| (!text.is_empty()).then(|| text.as_bytes().to_vec());
         let incarnation = event.map(|_| "store".to_owned());
-        let meta = Meta { incarnation, schema: None, event };
+        let meta = Meta { incarnation, event, ..Meta::default() };
         Half { meta, owner: there(owner), key: there(key), org: there(org) }
     }
 

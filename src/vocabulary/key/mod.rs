@@ -5,6 +5,7 @@
 //! lookup, and lets a secret scanner tell a key from noise.
 
 pub mod admission;
+pub mod further;
 pub mod record;
 pub mod scope;
 pub mod usage;

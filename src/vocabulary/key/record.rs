@@ -1,4 +1,35 @@
-//! What is known of a key and of its organisation, and the bytes in which a store keeps it.
+//! The records of a key and of its organisation, and the bytes in which a store keeps them.
+//!
+//! # How records grow
+//!
+//! Gateways of two releases run beside each other on one store while an installation is upgraded. So each release
+//! keeps what the next one writes. A number, the [format](RecordFormat), says which release can keep what; a release
+//! that adds to the records raises [`RecordFormat::CURRENT`]. There are four degrees, and whoever adds something
+//! chooses the mildest that is safe:
+//!
+//! 1. **A field that an older gateway may ignore and copy.** Every gateway keeps unknown fields of a record and of each
+//!    secret in it ([`Further`]): it reads them, ignores them, and writes them back with every change.
+//! 2. **A record that an older gateway must not write**, because another field would have to change too. The writer
+//!    calls [`Further::require`] with its format. An older gateway serves such a record and refuses to write it.
+//! 3. **A store that an older gateway must not write at all**, because it would leave out an index or a kind of audit
+//!    event. The store's own number, `format` in its `meta`, says so. It rises in the same transaction that writes
+//!    the first record of that format (or the first [mutation that needs
+//!    it](crate::store::Mutation::needs)), and never falls. A gateway that cannot keep the store's format does not
+//!    join; one that is running goes on serving and writes nothing.
+//! 4. **A record that an older gateway must not even serve**, because an unknown field restricts the key. The first
+//!    byte of the sealed record rises: an older gateway cannot open it and answers 503 for this key.
+//!
+//! **Nothing is written before everybody can keep it.** With every lease a gateway announces the highest format that it
+//! can keep. A store takes a record of a higher format than its own only when every lease announces that format;
+//! until then the change is refused and names the gateway that must be upgraded. A lease without an announcement
+//! counts as [`RecordFormat::FIRST`]. The embedded store has one gateway, so it takes such a record at once.
+//!
+//! An unknown field is null, a boolean, an integer of 64 bits, a text, a list, or an object of these. Its name must
+//! stay unused in all other releases. All unknown fields survive `store migrate`, and `keys export` with `keys import`.
+//!
+//! Other stored formats do not grow in place. What is never read and written back (an audit event, news, a kept answer)
+//! ignores unknown fields; texts of a fixed form (usage, quotas, the ends of a trail) stay as they are, and new content
+//! gets a place of its own.
 
 use std::fmt;
 
@@ -9,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use thiserror::Error;
 
+pub use super::further::{Further, RecordFormat};
 use super::scope::ScopeSet;
 use super::{Digest, Environment, Pepper};
 use crate::vocabulary::clock::UnixMillis;
@@ -16,7 +48,6 @@ use crate::vocabulary::id::{KeyId, OrgId};
 
 /// Everything the store knows of one key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct KeyRecord {
     pub id: KeyId,
     pub org: OrgId,
@@ -43,11 +74,13 @@ pub struct KeyRecord {
     pub owner: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Fields of another release.
+    #[serde(flatten)]
+    pub further: Further,
 }
 
 /// One secret of a key, as its digest.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Secret {
     pub digest: Digest,
     /// The last four characters of the secret, for masked forms.
@@ -55,6 +88,9 @@ pub struct Secret {
     /// When it stops opening the key; set on the older secret while a rotation overlaps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<UnixMillis>,
+    /// Fields of another release.
+    #[serde(flatten)]
+    pub further: Further,
 }
 
 /// What a key's owner is shown.
@@ -65,6 +101,11 @@ pub enum Status {
     Disabled,
     Expired,
     Revoked,
+}
+
+impl Secret {
+    /// The names of its fields, as they are written.
+    pub const FIELDS: [&str; 3] = ["digest", "last_four", "ends_at"];
 }
 
 impl Status {
@@ -88,6 +129,24 @@ impl fmt::Display for Status {
 }
 
 impl KeyRecord {
+    /// The names of its fields, as they are written.
+    pub const FIELDS: [&str; 14] = [
+        "id",
+        "org",
+        "name",
+        "environment",
+        "scopes",
+        "secrets",
+        "created_at",
+        "created_by",
+        "expires_at",
+        "disabled_at",
+        "revoked_at",
+        "allowed_addresses",
+        "owner",
+        "note",
+    ];
+
     #[must_use]
     pub fn status_at(&self, now: UnixMillis) -> Status {
         if self.revoked_at.is_some() {
@@ -104,7 +163,6 @@ impl KeyRecord {
 
 /// An organisation: the owner of keys.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct OrgRecord {
     pub id: OrgId,
     pub name: String,
@@ -117,6 +175,9 @@ pub struct OrgRecord {
     /// The address it signed up with; no two organisations have the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<Email>,
+    /// Fields of another release.
+    #[serde(flatten)]
+    pub further: Further,
 }
 
 /// An e-mail address of a form that mail can be sent to.
@@ -210,6 +271,8 @@ pub trait Stored: Serialize + DeserializeOwned {
     const KIND: &'static str;
     /// Binds the sealed bytes to the record they belong to: moved under another id they do not open.
     fn place(&self) -> [u8; 16];
+    /// The format that whoever writes it must be able to keep.
+    fn format(&self) -> RecordFormat;
 }
 
 impl Stored for KeyRecord {
@@ -217,6 +280,11 @@ impl Stored for KeyRecord {
 
     fn place(&self) -> [u8; 16] {
         self.id.to_bytes()
+    }
+
+    fn format(&self) -> RecordFormat {
+        let of_secrets = self.secrets.iter().map(|secret| secret.further.format());
+        of_secrets.fold(self.further.format(), RecordFormat::max)
     }
 }
 
@@ -226,23 +294,29 @@ impl Stored for OrgRecord {
     fn place(&self) -> [u8; 16] {
         self.id.to_bytes()
     }
+
+    fn format(&self) -> RecordFormat {
+        self.further.format()
+    }
 }
 
-const FORMAT: u8 = 1;
+/// How the bytes of a sealed record are laid out.
+const LAYOUT: u8 = 1;
 const SEAL_NONE: u8 = 0;
 const SEAL_HMAC: u8 = 1;
-/// Format, seal, revision.
+/// Layout, seal, revision.
 const HEAD: usize = 10;
 const MAC: usize = 32;
 
 /// Writes records to bytes and reads them back.
 ///
-/// Format 1: `01`, the kind of seal (`00` none, `01` HMAC), the revision as eight bytes big-endian, the
+/// Layout 1: `01`, the kind of seal (`00` none, `01` HMAC), the revision as eight bytes big-endian, the
 /// record as JSON, and with a pepper 32 bytes of HMAC-SHA-256 over all of it and the record's place. The
 /// revision stands at a fixed offset so that a store's own script can compare it without reading the rest.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Sealer {
     pepper: Option<Pepper>,
+    keeps: RecordFormat,
 }
 
 /// The revision of a sealed record, whether or not it opens; `None` for what is no record.
@@ -255,8 +329,14 @@ pub fn revision(sealed: &[u8]) -> Option<u64> {
 /// Bytes that this installation cannot take for a record. It makes a lookup *unavailable*, never *absent*.
 #[derive(Debug, Error)]
 pub enum BadRecord {
-    #[error("record format {0} is unknown: it was written by a newer keygate")]
-    Format(u8),
+    #[error("the record's layout {0} is unknown: it was written by a newer keygate")]
+    Layout(u8),
+    /// It opens, and would be written by a keygate that does not know all that belongs to it.
+    #[error(
+        "the record has format {found}, and this keygate keeps formats up to {kept}: make the change at a gateway of the \
+         newer version"
+    )]
+    Newer { found: RecordFormat, kept: RecordFormat },
     #[error("the record is cut short")]
     Short,
     #[error("the record's seal does not match: another pepper, or it was changed outside keygate")]
@@ -268,13 +348,31 @@ pub enum BadRecord {
 impl Sealer {
     #[must_use]
     pub const fn new(pepper: Option<Pepper>) -> Self {
-        Self { pepper }
+        Self { pepper, keeps: RecordFormat::CURRENT }
+    }
+
+    /// The same as a release would be that keeps formats up to this one. For tests of two releases side by side.
+    #[must_use]
+    pub const fn keeping(mut self, format: RecordFormat) -> Self {
+        self.keeps = format;
+        self
+    }
+
+    /// The highest format that this process can keep.
+    #[must_use]
+    pub const fn keeps(&self) -> RecordFormat {
+        self.keeps
     }
 
     /// # Errors
-    /// When the record cannot be written as JSON, which no record of ours does.
+    /// [`BadRecord::Newer`] for a record of a format that this process cannot keep. Otherwise when the record cannot
+    /// be written as JSON, which every record of ours can.
     pub fn seal<T: Stored>(&self, rev: u64, record: &T) -> Result<Vec<u8>, BadRecord> {
-        let mut bytes = vec![FORMAT, if self.pepper.is_some() { SEAL_HMAC } else { SEAL_NONE }];
+        let format = record.format();
+        if format > self.keeps {
+            return Err(BadRecord::Newer { found: format, kept: self.keeps });
+        }
+        let mut bytes = vec![LAYOUT, if self.pepper.is_some() { SEAL_HMAC } else { SEAL_NONE }];
         bytes.extend_from_slice(&rev.to_be_bytes());
         serde_json::to_writer(&mut bytes, record)?;
         if let Some(mac) = self.mac::<T>(&record.place(), &bytes) {
@@ -287,9 +385,9 @@ impl Sealer {
     /// [`BadRecord`] for whatever [`Sealer::seal`] with the same pepper has not written.
     pub fn open<T: Stored>(&self, bytes: &[u8]) -> Result<Versioned<T>, BadRecord> {
         let head: &[u8; HEAD] = bytes.first_chunk().ok_or(BadRecord::Short)?;
-        let [format, seal, rev @ ..] = *head;
-        if format != FORMAT {
-            return Err(BadRecord::Format(format));
+        let [layout, seal, rev @ ..] = *head;
+        if layout != LAYOUT {
+            return Err(BadRecord::Layout(layout));
         }
         let expected = if self.pepper.is_some() { SEAL_HMAC } else { SEAL_NONE };
         if seal != expected {
@@ -322,6 +420,12 @@ impl Sealer {
     }
 }
 
+impl Default for Sealer {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,11 +442,17 @@ mod tests {
             environment: Environment::Test,
             scopes: ScopeSet::from_iter([Scope::parse("jobs:read").unwrap()]),
             secrets: vec![
-                Secret { digest: Digest::from_bytes([1; 32]), last_four: "wxyz".to_owned(), ends_at: None },
+                Secret {
+                    digest: Digest::from_bytes([1; 32]),
+                    last_four: "wxyz".to_owned(),
+                    ends_at: None,
+                    further: Further::default(),
+                },
                 Secret {
                     digest: Digest::from_bytes([2; 32]),
                     last_four: "abcd".to_owned(),
                     ends_at: Some(UnixMillis(500)),
+                    further: Further::default(),
                 },
             ],
             created_at: now,
@@ -353,6 +463,7 @@ mod tests {
             allowed_addresses: Vec::new(),
             owner: None,
             note: None,
+            further: Further::default(),
         }
     }
 
@@ -389,18 +500,64 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_a_newer_format_is_refused_rather_than_guessed_at() {
+    fn the_names_of_all_fields_are_listed() {
+        let some = Some(UnixMillis(1));
+        let full = KeyRecord {
+            expires_at: some,
+            disabled_at: some,
+            revoked_at: some,
+            allowed_addresses: vec!["192.0.2.0/24".parse().unwrap()],
+            owner: Some("o".to_owned()),
+            note: Some("n".to_owned()),
+            ..record()
+        };
+        let names = |json: serde_json::Value| {
+            json.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(names(serde_json::to_value(&full).unwrap()), KeyRecord::FIELDS.map(str::to_owned).into());
+        let secret = serde_json::to_value(&full.secrets[1]).unwrap();
+        assert_eq!(names(secret), Secret::FIELDS.map(str::to_owned).into());
+    }
+
+    /// The record as another release would write it: with these fields more, in it and in its first secret.
+    fn with_further(further: &str, in_secret: &str) -> Vec<u8> {
+        let json = serde_json::to_string(&record()).unwrap();
+        let json = json.replacen("\"wxyz\"", &format!("\"wxyz\"{in_secret}"), 1);
+        let json = format!("{}{further}}}", json.strip_suffix('}').unwrap());
+        [&[LAYOUT, SEAL_NONE, 0, 0, 0, 0, 0, 0, 0, 1], json.as_bytes()].concat()
+    }
+
+    #[test]
+    fn unknown_fields_survive_a_change() {
+        let [plain, _] = sealers();
+        let bytes = with_further(",\"plan\":{\"name\":\"free\"}", ",\"label\":\"ci\"");
+        let Versioned { rev, record: before } = plain.open::<KeyRecord>(&bytes).unwrap();
+        let changed = KeyRecord { name: "another".to_owned(), ..before.clone() };
+        let again = plain.open::<KeyRecord>(&plain.seal(rev + 1, &changed).unwrap()).unwrap().record;
+        assert_eq!(KeyRecord { name: before.name.clone(), ..again }, before);
+        assert_ne!(before, record(), "they count when records are compared");
+    }
+
+    #[test]
+    fn a_record_of_a_newer_format_is_read_and_not_written() {
+        let [plain, _] = sealers();
+        let newer = RecordFormat::new(RecordFormat::CURRENT.number() + 1);
+        let named = format!(",\"format\":{newer}");
+        for bytes in [with_further(&named, ""), with_further("", &named)] {
+            let record = plain.open::<KeyRecord>(&bytes).unwrap().record;
+            assert_eq!(record.format(), newer);
+            let refused = plain.seal(2, &record).unwrap_err();
+            assert!(matches!(refused, BadRecord::Newer { found, .. } if found == newer), "{refused}");
+            assert!(plain.clone().keeping(newer).seal(2, &record).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_layout_is_refused_rather_than_guessed_at() {
         let [plain, _] = sealers();
         let mut bytes = plain.seal(1, &record()).unwrap();
         bytes[0] = 2;
-        assert!(matches!(plain.open::<KeyRecord>(&bytes), Err(BadRecord::Format(2))));
-        let mut json = plain.seal(1, &record()).unwrap();
-        json.pop();
-        json.extend_from_slice(b",\"only_from\":[]}");
-        assert!(
-            matches!(plain.open::<KeyRecord>(&json), Err(BadRecord::Content(_))),
-            "an unknown field may be a restriction"
-        );
+        assert!(matches!(plain.open::<KeyRecord>(&bytes), Err(BadRecord::Layout(2))));
     }
 
     #[test]

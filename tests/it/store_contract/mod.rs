@@ -28,7 +28,7 @@ use keygate::store::{Change, Committed, EmailClaim, Lookup, Mutation, Store};
 use keygate::vocabulary::audit::{Append, Chain, Link, Trail};
 use keygate::vocabulary::clock::UnixMillis;
 use keygate::vocabulary::id::{IdSource, KeyId, OrgId};
-use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Secret};
+use keygate::vocabulary::key::record::{Further, KeyRecord, OrgRecord, RecordFormat, Sealer, Secret};
 use keygate::vocabulary::key::scope::ScopeSet;
 use keygate::vocabulary::key::{Digest, Environment, Pepper};
 use tokio::runtime::Handle;
@@ -204,6 +204,7 @@ impl Maker {
             suspended_at: None,
             pending: false,
             email: None,
+            further: Further::default(),
         }
     }
 
@@ -223,6 +224,7 @@ impl Maker {
             allowed_addresses: Vec::new(),
             owner: None,
             note: None,
+            further: Further::default(),
         };
         with_digests(&key, digests)
     }
@@ -261,7 +263,12 @@ impl Maker {
 }
 
 pub(crate) fn with_digests(key: &KeyRecord, digests: &[Digest]) -> KeyRecord {
-    let secret = |digest: &Digest| Secret { digest: *digest, last_four: "wxyz".to_owned(), ends_at: None };
+    let secret = |digest: &Digest| Secret {
+        digest: *digest,
+        last_four: "wxyz".to_owned(),
+        ends_at: None,
+        further: Further::default(),
+    };
     KeyRecord { secrets: digests.iter().map(secret).collect(), ..key.clone() }
 }
 
@@ -294,6 +301,7 @@ pub(crate) fn with_every_part(made: &Maker, chain: &Chain, trail: Trail, after: 
         key: Some(Change::Insert(key)),
         org: Some(Change::Insert(org)),
         seen: Vec::new(),
+        needs: RecordFormat::FIRST,
     }
 }
 

@@ -281,7 +281,10 @@ impl<'b> Interleaving<'b> {
             for secret in &mut key.secrets {
                 secret.ends_at = Some(secret.ends_at.map_or(ends_at, |before| before.min(ends_at)));
             }
-            key.secrets.insert(0, Secret { digest: new, last_four: String::new(), ends_at: None });
+            key.secrets.insert(
+                0,
+                Secret { digest: new, last_four: String::new(), ends_at: None, further: Further::default() },
+            );
         });
         if let Some(key) = before {
             self.next_digest += 1;

@@ -20,7 +20,7 @@ use crate::vocabulary::clock::{Shift, UnixMillis};
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::{Attempt, admit};
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Secret, Versioned};
+use crate::vocabulary::key::record::{Further, KeyRecord, OrgRecord, Secret, Versioned};
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::network::ClientNetwork;
 
@@ -305,7 +305,12 @@ fn key(number: u64, org: u64) -> KeyRecord {
         name: String::new(),
         environment: Environment::Live,
         scopes: ScopeSet::default(),
-        secrets: vec![Secret { digest: digest_of(number), last_four: String::new(), ends_at: None }],
+        secrets: vec![Secret {
+            digest: digest_of(number),
+            last_four: String::new(),
+            ends_at: None,
+            further: Further::default(),
+        }],
         created_at: UnixMillis(0),
         created_by: String::new(),
         expires_at: None,
@@ -314,6 +319,7 @@ fn key(number: u64, org: u64) -> KeyRecord {
         allowed_addresses: Vec::new(),
         owner: None,
         note: None,
+        further: Further::default(),
     }
 }
 
@@ -326,6 +332,7 @@ fn org_of(number: u64) -> OrgRecord {
         suspended_at: None,
         pending: false,
         email: None,
+        further: Further::default(),
     }
 }
 
