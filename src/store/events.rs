@@ -8,41 +8,40 @@ use crate::vocabulary::key::Digest;
 /// The number of an event. Contiguous from 1 within a store; 0 stands before the first.
 pub type Seq = u64;
 
-/// What an event is about, and so what a cache must look up again.
+/// What an event is about: a cache must look it up again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Subject {
     /// The key that this digest opens.
     Digest(Digest),
     /// Every key of the organisation.
     Org(OrgId),
-    /// The same as [`Subject::Digest`], and the secret opens nothing any more, for ever: its key is revoked,
-    /// or the secret was ended. Remembered, should the store forget it.
+    /// The same as [`Subject::Digest`], and the secret never opens anything again: its key is revoked, or the secret
+    /// was ended. The process remembers this in case the store loses it.
     Revoked(Digest),
 }
 
-/// Who is told of events: the fence of this process.
+/// The receiver of events, for example the fence of this process.
 ///
 /// A store calls [`EventSink::apply`] for every event, in order, *before* it reports the change as committed.
 pub trait EventSink: Send + Sync + 'static {
     /// Event `seq` has happened and concerns `subjects`.
     fn apply(&self, seq: Seq, subjects: &[Subject]);
-    /// Events up to `seq` may have been missed: nothing cached before may be used without a new lookup.
+    /// Events up to `seq` may have been missed: everything cached before must be looked up again.
     fn reset(&self, seq: Seq);
-    /// So long ago every event that there was had been applied, and further ones were on their way here; `None`:
-    /// so it will be for as long as this process lives. Where this is not said for a while, events may be lost on
-    /// their way.
+    /// This long ago, every event up to then had been applied and the link to the store worked. `None`: this holds
+    /// for the life of the process. If there is no such call for a while, events may have been lost.
     fn assure(&self, _age: Option<Duration>) {}
-    /// So long ago the server that answers was last known to take changes, and now it says that it takes none,
-    /// as one does that was replaced, or may have been, by another which this process does not see. `None`: it
-    /// takes them again, or another is asked. Said where it begins and where it ends.
+    /// The server that answers refuses changes, as a master does that may have been replaced by another server which
+    /// this process does not see. It last accepted one this long ago. `None`: it accepts changes again, or another
+    /// server is asked. Called when the suspicion begins and when it ends.
     fn suspect(&self, _age: Option<Duration>) {}
-    /// All sinks have applied an event, so long after it was written. Only of events that were written while
+    /// All sinks have applied an event this long after it was written. Called only for events that were written while
     /// this process followed them.
     fn note_lag(&self, _lag: Duration) {}
 }
 
-/// The subjects of an event as a store keeps them, one after the other: each one's kind (`01` digest, `02`
-/// organisation, `03` digest revoked), then its 32 or 16 bytes.
+/// The bytes in which a store keeps the subjects of an event. For each subject: its kind (`01` digest, `02`
+/// organisation, `03` revoked digest), then its 32 or 16 bytes.
 pub(super) fn encode(subjects: &[Subject]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(33 * subjects.len());
     for subject in subjects {
@@ -64,7 +63,7 @@ pub(super) fn encode(subjects: &[Subject]) -> Vec<u8> {
     bytes
 }
 
-/// The other way; `None` for what [`encode`] of this version does not write.
+/// The subjects that [`encode`] has written; `None` for bytes that this version does not write.
 pub(super) fn decode(mut bytes: &[u8]) -> Option<Vec<Subject>> {
     let mut subjects = Vec::new();
     while let Some((kind, rest)) = bytes.split_first() {

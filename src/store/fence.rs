@@ -1,19 +1,18 @@
 //! The fence: why a cached key can be trusted without asking the store.
 //!
-//! Every change that takes rights away is an event. The fence counts them and remembers whom each concerned.
-//! What is cached carries a [`Stamp`]: the count *before* its load began. As long as the count has not moved,
-//! it is current, which costs a reader one atomic load. Once it has moved, the reader asks whether any event
-//! since the stamp concerned this key or its organisation: if none did, the stamp is renewed; if one did, the
-//! entry is dead.
+//! Every change that takes rights away is an event. The fence counts them and remembers the subjects of each. A
+//! cached entry carries a [`Stamp`]: the count *before* its load began. While the count has not changed, the entry is
+//! current; checking this costs one atomic load. When it has changed, the reader checks whether any event since the
+//! stamp concerned this key or its organisation. If not, the stamp is renewed; if so, the entry is dead.
 //!
-//! The order inside [`EventSink::apply`] is what makes this sound: first the subjects are written down, then
-//! the new count is published. Whoever reads count N therefore finds every subject of the events up to N.
+//! The order inside [`EventSink::apply`] makes this sound: first the subjects are stored, then the new count is
+//! published. So a reader of count N finds the subjects of all events up to N.
 //!
-//! Stamps are this process's own count, not the store's event numbers, so they never run backwards, whatever
-//! happens to the store.
+//! Stamps are this process's own count, not the store's event numbers, so they never decrease, whatever happens to
+//! the store.
 //!
-//! What was revoked is remembered besides, and by no reset forgotten: a store that lost its last changes would
-//! bring it back.
+//! Revoked digests are remembered separately, and no reset forgets them: a store that lost its last changes would
+//! bring them back.
 //!
 //! `fence_model.rs` runs this file under loom.
 
@@ -28,9 +27,9 @@ use crate::vocabulary::key::Digest;
 /// A moment in the order of events.
 pub type Stamp = u64;
 
-/// How many subjects are remembered at most. Past it the oldest are forgotten and the floor rises.
+/// The most subjects that are remembered. Beyond it the oldest are forgotten and the floor rises.
 const REMEMBERED: usize = 1 << 16;
-/// How many revoked digests are remembered at most, beside those.
+/// The most revoked digests that are remembered.
 const REVOKED: usize = 1 << 16;
 
 #[derive(Debug)]
@@ -44,7 +43,7 @@ pub struct Fence {
 struct Recent {
     last_event: HashMap<Subject, Stamp>,
     order: VecDeque<(Stamp, Subject)>,
-    /// What is stamped before this may be concerned by an event that is no longer remembered.
+    /// An entry stamped before this may be concerned by an event that is no longer remembered.
     floor: Stamp,
     revoked: HashSet<Digest>,
     revoked_order: VecDeque<Digest>,
@@ -55,7 +54,7 @@ struct Recent {
 pub enum Judgement {
     /// No event since the stamp.
     Current,
-    /// Events, none of them about this entry: it may be stamped anew with this.
+    /// There were events, none about this entry: it may get this new stamp.
     Untouched(Stamp),
     /// An event concerns it, or may concern it: it must be loaded again.
     Touched,
@@ -84,7 +83,7 @@ impl Fence {
         if stamp == current { Judgement::Current } else { self.judge_moved(stamp, current, digest, org) }
     }
 
-    /// Whether an event has ever said that the digest opens nothing any more; as far as is remembered.
+    /// Whether a remembered event said that the digest never opens anything again.
     #[must_use]
     pub fn is_revoked(&self, digest: &Digest) -> bool {
         self.recent.read().unwrap_or_else(PoisonError::into_inner).revoked.contains(digest)
@@ -99,7 +98,7 @@ impl Fence {
 
     #[cold]
     fn judge_moved(&self, stamp: Stamp, current: Stamp, digest: &Digest, org: OrgId) -> Judgement {
-        // A writer that panicked leaves at worst a subject too many; what is written can be used.
+        // A writer that panicked leaves at most one subject too many, which is harmless.
         let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner);
         let touched = |subject| recent.last_event.get(&subject).is_some_and(|event| *event > stamp);
         if stamp < recent.floor || touched(Subject::Digest(*digest)) || touched(Subject::Org(org)) {

@@ -7,6 +7,6 @@ pub enum Finding {
     Fine(String),
     /// It works, but is not as it should be.
     Warning(String),
-    /// It would not work.
+    /// It does not work.
     Broken(String),
 }

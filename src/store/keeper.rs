@@ -1,4 +1,4 @@
-//! A store as its operator sees it: what state it is in, and whether it is taken for the right one.
+//! A store as its operator sees it: its state, and whether it is the store that this process knows.
 
 use std::sync::Arc;
 
@@ -8,62 +8,62 @@ use super::events::Seq;
 use super::{StoreFault, StoreFuture};
 use crate::vocabulary::key::record::RecordFormat;
 
-/// Whether events that others cause arrive.
+/// Whether events of other gateways arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkState {
     Up,
-    /// Why they do not.
+    /// The reason.
     Down(Arc<str>),
 }
 
-/// What a store knows of its links without asking anybody.
+/// What a store knows of its links without a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vitals {
     pub standing: Standing,
-    /// Whether callers of a link are turned away at the moment without the store's being asked, by its name.
+    /// The name of each link, and whether its breaker is open: then callers fail at once and the store is not asked.
     pub breakers: Vec<(&'static str, bool)>,
-    /// Whether it answers, but says that it takes no changes, as one does that may have been replaced; `None` for one
-    /// that nothing can replace.
+    /// Whether the store answers and refuses changes, as a replaced master does; `None` for a store that cannot be
+    /// replaced.
     pub is_suspect: Option<bool>,
 }
 
-/// What a gateway is among those of its store.
+/// The place of a gateway among those of its store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Standing {
-    /// The only one that there can be.
+    /// The only gateway that the store can have.
     #[default]
     Alone,
-    /// One without a lease, for which nobody waits.
+    /// It has no lease: changes do not wait for it.
     Out,
-    /// One of so many that held a lease when this one renewed its own.
+    /// It has a lease. The number of leases when it renewed its own.
     Among(usize),
 }
 
 /// A gateway that holds a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
-    /// What it called itself when it started.
+    /// The name that it chose when it started.
     pub gateway: String,
-    /// The number of the last event that holds there.
+    /// The number of the last event that it has applied.
     pub event: Seq,
-    /// Whether it is the one that tells this.
+    /// Whether this is the gateway that answers.
     pub own: bool,
     /// The highest format of records that it announces.
     #[serde(default)]
     pub format: RecordFormat,
 }
 
-/// A store, for its operator.
+/// The state of a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub place: String,
-    /// Why it is not used as it is; `None` for a store that is well.
+    /// Why it cannot be used as it is; `None` for a store that is well.
     pub trouble: Option<String>,
-    /// Which store is there; every store has an identifier of its own.
+    /// The identifier of the store that is there. Every store has its own.
     pub found: Option<String>,
-    /// Which store this process takes for its own.
+    /// The identifier of the store that this process knows.
     pub known: Option<String>,
-    /// How many events there were.
+    /// The number of events so far.
     pub events: Option<u64>,
     /// The format of records that a gateway must be able to keep to join.
     #[serde(default)]
@@ -71,42 +71,42 @@ pub struct Status {
     /// The highest format that this process can keep.
     #[serde(default)]
     pub keeps: RecordFormat,
-    /// Who holds a lease; nobody where a store has one gateway only.
+    /// The gateways that hold a lease; empty for a store that has only one gateway.
     #[serde(default)]
     pub gateways: Vec<Lease>,
 }
 
-/// What accepting came to.
+/// The outcome of accepting a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Acceptance {
-    /// Which store it is now.
+    /// The identifier of the accepted store.
     pub store: String,
-    /// Whether anything had to change for it.
+    /// Whether anything was changed.
     pub changed: bool,
 }
 
-/// The operator's side of a store. Every [`Store`](super::Store) has one; what stands in front of a store
-/// hands on that of the store behind it.
+/// The operator's side of a store. Every [`Store`](super::Store) has one; a wrapper returns that of the store behind
+/// it.
 pub trait Keeper: Send + Sync {
     fn link_state(&self) -> LinkState;
 
     fn vitals(&self) -> Vitals;
 
-    /// Gives this gateway's lease up for good, so that nobody waits for it. Only for one that lets no request in
-    /// any more.
+    /// Gives up this gateway's lease for good, so that changes do not wait for it. Only for a gateway that no longer
+    /// admits requests.
     ///
     /// # Errors
-    /// A fault leaves the lease to end by itself.
+    /// After a fault the lease ends by itself.
     fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>>;
 
     fn status(&self) -> StoreFuture<'_, Status>;
 
-    /// Makes an empty store where there is nothing and this process has never seen anything; tells whether it
-    /// did. For an operator's first key only: a request that could do it would turn an emptied Redis into a
-    /// store without keys.
+    /// Makes an empty store if there is none and this process has never seen one. Returns whether it made one. Only
+    /// for an operator's first key: a request that could do this would turn an emptied Redis into a store without
+    /// keys.
     fn begin(&self) -> StoreFuture<'_, Result<bool, StoreFault>>;
 
-    /// From now on the store as it is counts: keys that it does not have are unknown keys. For every process
-    /// that knows the same store as this one.
+    /// Accepts the store as it is, for every process that knows the same store as this one: a key that it does not
+    /// have is unknown from now on.
     fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>>;
 }

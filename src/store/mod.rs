@@ -21,7 +21,7 @@ pub mod redis;
 pub mod trails;
 pub mod usage;
 
-/// What the fence is built on; its model has loom's in their place.
+/// The primitives of the fence. Its model uses those of loom instead.
 mod sync {
     pub(super) use std::sync::RwLock;
     pub(super) use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,13 +47,13 @@ use quotas::Quotas;
 use trails::Trails;
 use usage::Usage;
 
-/// What a gateway does with its store.
+/// What a gateway may do in its store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
-    /// It lets requests through, and whatever can be done to keys is done at it.
+    /// It forwards requests and changes keys.
     #[default]
     Full,
-    /// It only lets requests through: it reads, follows the events, and writes nothing but its lease.
+    /// It only forwards requests: it reads, follows the events, and writes nothing but its lease.
     Proxy,
 }
 
@@ -62,11 +62,11 @@ pub enum Role {
 pub enum Lookup {
     Found(Arc<Found>),
     Absent,
-    /// The store could not tell. Never to be taken for [`Lookup::Absent`].
+    /// The store could not tell. Never treated as [`Lookup::Absent`].
     Unavailable(StoreFault),
 }
 
-/// A key and its organisation, read together: one moment, not two.
+/// A key and its organisation, read at the same moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     pub key: KeyRecord,
@@ -82,7 +82,7 @@ pub enum StoreFault {
     TimedOut,
     #[error("too many lookups are under way")]
     Exhausted,
-    /// This gateway, or another one, is too old for what was to be written. Nothing was changed.
+    /// This gateway, or another one with a lease, is too old for the change. Nothing was changed.
     #[error("{0}")]
     Outdated(Arc<str>),
 }
@@ -116,12 +116,12 @@ impl From<BadRecord> for StoreFault {
 pub struct Mutation {
     pub org: Option<Change<OrgRecord>>,
     pub key: Option<Change<KeyRecord>>,
-    /// Whom the change takes rights from; empty for creations, which are no events.
+    /// The keys or organisations that lose rights; empty for a creation, which is no event.
     pub subjects: Vec<Subject>,
-    /// Records that must be as they were seen, though they do not change: those that the decision rests on.
-    /// One that is not, or is not there, is a [`CommitError::Conflict`].
+    /// Records that the decision rests on and that do not change. If one has changed since, or is gone, the mutation
+    /// fails with [`CommitError::Conflict`].
     pub seen: Vec<Seen>,
-    /// An e-mail address, by its index, that an organisation takes for itself.
+    /// The index of an e-mail address that an organisation takes.
     pub email: Option<EmailClaim>,
     pub answer: Option<KeptAnswer>,
     pub audit: Option<Append>,
@@ -157,8 +157,8 @@ pub struct EmailClaim {
 pub enum Change<T> {
     /// A new record. Its id, and a key's digests, must be free.
     Insert(T),
-    /// The record whose last change was number `rev`, as it is to be. A key keeps its organisation and its
-    /// environment: with another of either it is a key that is not there.
+    /// The new content of the record whose last change was number `rev`. A key keeps its organisation and its
+    /// environment: if either differs, the key counts as missing.
     Update { rev: u64, record: T },
 }
 
@@ -169,24 +169,24 @@ impl<T: Stored> Change<T> {
     }
 }
 
-/// What a committed mutation left behind.
+/// What a committed mutation tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
-    /// The number of its event, where it was one.
+    /// The number of its event, if it was one.
     pub event: Option<Seq>,
 }
 
-/// How long a gateway counts after its last sign of life. One that is told to refuse while it is cut off does so no
-/// later.
+/// How long a gateway counts after its last sign of life. A gateway that is configured to refuse keys while it is cut
+/// off begins to refuse them no later than this.
 pub const LEASE: Duration = Duration::from_secs(10);
 
 /// How far an event has come among the gateways that hold a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Propagation {
     pub gateways: usize,
-    /// At how many of them it holds.
+    /// The number of them that have applied it.
     pub confirmed: usize,
-    /// How long it took until the last of them had confirmed it, or until nobody waited any longer.
+    /// The time until the last of them confirmed it, or until waiting ended.
     pub took: Duration,
 }
 
@@ -207,8 +207,8 @@ impl fmt::Display for Propagation {
 
 /// Why a mutation did not happen. Except for `Fault`, which may leave the outcome open, nothing was changed.
 ///
-/// Where several apply, `Answered` comes first, then `EmailTaken`: the records that the one who lost a race saw
-/// may well have changed because the winner carried out the same request.
+/// If several apply, `Answered` comes first, then `EmailTaken`: in a race the records may have changed because the
+/// winner carried out the same request.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CommitError {
     /// A record, or the end of the audit trail, changed since it was read: read it again and decide anew.
@@ -217,13 +217,13 @@ pub enum CommitError {
     /// The e-mail address is another organisation's.
     #[error("the e-mail address is taken")]
     EmailTaken,
-    /// An answer is kept already under the same index: the same request was carried out before.
+    /// An answer is already kept under this index: the same request was carried out before.
     #[error("the request was answered before")]
     Answered,
     /// The id or a digest is taken.
     #[error("the record exists already")]
     Exists,
-    /// The record to update, or the organisation of a new key, is not there.
+    /// The record to update, or the organisation of a new key, does not exist.
     #[error("the record does not exist")]
     Missing,
     #[error(transparent)]
@@ -234,12 +234,11 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A back end. Every future runs on the control runtime, never on a worker.
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// The key that a digest opens. A key is found whatever its state: revoked and expired are the reader's
-    /// to judge.
+    /// The key that a digest opens. Revoked and expired keys are found too: the caller judges the state.
     fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup>;
 
-    /// With what a lookup that began now would fail at once, where the store has failed so often that it is spared for
-    /// a moment.
+    /// The fault with which a lookup would fail at once now, if the store has failed so often that it is not asked
+    /// for a while.
     fn spared(&self) -> Option<StoreFault>;
 
     fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>>;
@@ -271,18 +270,18 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// A fault says nothing about the event: it was committed before.
     fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>>;
 
-    /// Inserts keys of organisations that are there, many at a time; each for itself, all or nothing of it.
-    /// The outcomes are in their order: [`CommitError::Exists`] for an id or a digest that is taken,
-    /// [`CommitError::Missing`] for an organisation that is not there.
+    /// Inserts many keys of existing organisations. Each key is inserted whole or not at all, independently of the
+    /// others. The outcomes are in the order of the keys: [`CommitError::Exists`] for an id or a digest that is
+    /// taken, [`CommitError::Missing`] for an organisation that does not exist.
     ///
     /// # Errors
-    /// A fault leaves open which of them were inserted; repeating it is safe.
+    /// After a fault some of them may be inserted; repeating the call is safe.
     fn import(
         &self,
         keys: Vec<KeyRecord>,
     ) -> StoreFuture<'_, Result<Vec<Result<(), CommitError>>, StoreFault>>;
 
-    /// Tells `sink` the current event number and from then on of every event. For the life of the store.
+    /// Tells `sink` the current event number, and from then on every event, for the life of the store.
     fn subscribe(&self, sink: Arc<dyn EventSink>);
 
     /// What an operator can ask of it.

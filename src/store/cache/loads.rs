@@ -1,4 +1,4 @@
-//! Loads under way: one for each key, a bounded number at once, none of them in its caller's hands.
+//! Loads from the store: one at a time for each key, a bounded number in all, each in a task of its own.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slotted;
@@ -14,25 +14,25 @@ use crate::store::{Found, Lookup, StoreFault};
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::network::ClientNetwork;
 
-/// One network may have an eighth of all loads under way, and the last quarter is kept for networks that have
-/// none: so well-formed guesses, which cost a load each, leave room for the keys of others.
+/// One network may have an eighth of all loads, and the last quarter is kept for networks that have none. So
+/// well-formed guesses, which cost a load each, leave room for the keys of others.
 const NETWORK_SHARE: usize = 8;
 const RESERVE: usize = 4;
-/// Of what known keys may have under way, the part for those that can wait.
+/// The share of the loads of known keys that early reloads may take.
 const REFRESH_SHARE: usize = 4;
 
-/// Out of whose budget a load is made.
+/// The budget that a load is counted in.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Budget {
-    /// Whoever presents a key that is not known here, be it a guess.
+    /// The network of a client that presents a key which is unknown here; it may be a guess.
     Network(ClientNetwork),
-    /// A key that is known here: a flood of guesses must not make it fall out.
+    /// A key that is known here: a flood of guesses must not delay it.
     Known,
-    /// The same, ahead of its time: nobody waits for it.
+    /// The same, before the entry expires: no request waits for it.
     Refresh,
 }
 
-/// The loads under way, and how many of them each network has.
+/// The current loads, and their number for each network.
 #[derive(Debug, Default)]
 pub(super) struct Loads {
     under_way: HashMap<Digest, Loading>,
@@ -76,32 +76,32 @@ impl Loads {
     }
 }
 
-/// A load under way, seen by who waits for it.
+/// A current load, for a caller that waits for it.
 #[derive(Clone, Debug)]
 pub(super) struct Loading(watch::Receiver<Option<Outcome>>);
 
 impl Loading {
-    /// What it comes to; `None` if it is given up.
+    /// Its outcome; `None` if it was abandoned.
     pub(super) async fn outcome(mut self) -> Option<Outcome> {
         self.0.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone())
     }
 }
 
-/// What a caller finds when it wants a key loaded.
+/// The answer to a caller that needs a load.
 pub(super) enum Join {
-    /// It began one itself.
+    /// A new load was begun.
     Begun(Loading),
-    /// Somebody else's.
+    /// A load that another caller began.
     UnderWay(Loading),
     Ended(Outcome),
-    /// As many loads are under way as may be.
+    /// The most loads are running already.
     Refused,
 }
 
 impl ReadThrough {
-    /// Joins the load of a key, or begins one; `instead_of` is what is cached and not good enough.
+    /// Joins the load of a key, or begins one; `instead_of` is the cached entry that cannot be used.
     ///
-    /// The load is a task of its own on the control runtime: callers that go away take nothing with them.
+    /// The load is a task of its own on the control runtime: it goes on if its callers go away.
     pub(super) fn join(
         self: &Arc<Self>,
         digest: &Digest,
@@ -112,7 +112,7 @@ impl ReadThrough {
         if let Some(load) = loads.under_way.get(digest) {
             return Join::UnderWay(load.clone());
         }
-        // A load that ended between the caller's look and this lock has left its outcome in the cache.
+        // A load may have ended after the caller looked into the cache; its outcome is there.
         match (self.find(digest, self.clock.now()), instead_of) {
             (Some(Outcome::Known(found)), Some(old)) if Arc::ptr_eq(&found, old) => {}
             (Some(outcome), _) => return Join::Ended(outcome),
@@ -127,7 +127,7 @@ impl ReadThrough {
         let (sender, receiver) = watch::channel(None);
         let loading = Loading(receiver);
         loads.begin(*digest, budget, loading.clone());
-        // A runtime that has ended drops the task at once, which takes this lock again.
+        // A runtime that has ended drops the task at once, and the drop takes this lock again.
         drop(loads);
         let load = Load { cache: Arc::clone(self), digest: *digest, budget };
         self.control.spawn(load.run(sender));
@@ -140,12 +140,12 @@ impl ReadThrough {
     }
 
     fn lock_loads(&self) -> MutexGuard<'_, Loads> {
-        // Nothing below can panic under this lock but an allocation, and the counts are only a bound.
+        // Only an allocation can panic under this lock, and the counts are only a bound.
         self.loads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One load under way. Its place among the loads is given up when it is dropped, however it ended.
+/// One current load. Dropping it gives up its place among the loads, however it ended.
 struct Load {
     cache: Arc<ReadThrough>,
     digest: Digest,
@@ -158,7 +158,7 @@ impl Load {
             .await
             .unwrap_or(Outcome::Unavailable(StoreFault::TimedOut));
         self.keep(&outcome);
-        // In this order: whoever finds no load under way must find the outcome in the cache.
+        // In this order: a caller that finds no load must find the outcome in the cache.
         drop(self);
         sender.send_replace(Some(outcome));
     }
@@ -170,12 +170,12 @@ impl Load {
             let turns = self.cache.suspicion.turns();
             match self.cache.weigh(self.cache.store.lookup(self.digest).await) {
                 Lookup::Unavailable(fault) => return Outcome::Unavailable(fault),
-                // Asked before somebody took its place, or answered after it was found to have one, it may be wrong:
-                // whose word it is cannot be told.
+                // The server may have been replaced between the call and its answer: then it is unknown which server
+                // answered.
                 _ if self.cache.suspicion.turns() != turns => {}
                 Lookup::Absent => return Outcome::Absent,
                 Lookup::Found(found) => {
-                    // What was read before an event about it may be neither stored nor served.
+                    // A result that was read before an event about it may be neither stored nor served.
                     let judgement = self.cache.fence.judge(stamp, &self.digest, found.org.id);
                     if judgement != Judgement::Touched {
                         let found = self.cache.without_revived(found);
@@ -204,7 +204,7 @@ impl Load {
             Outcome::Known(entry) => {
                 let before = cache.known.get(digest);
                 cache.known.insert(*digest, Arc::clone(entry));
-                // Only now: whoever reads that it was replaced must find by what.
+                // Only now: a reader of this mark must find the new entry.
                 if let Some(before) = before {
                     before.next_refresh.store(REPLACED, Ordering::Release);
                 }
@@ -212,7 +212,7 @@ impl Load {
             Outcome::Absent => {
                 cache.absent.insert(*digest, cache.clock.mono());
                 if cache.known.remove(digest).is_some() {
-                    // Gone without an event. Threads hold it still.
+                    // It vanished without an event, and threads still hold it.
                     cache.fence.apply(0, &[Subject::Digest(*digest)]);
                 }
             }

@@ -1,12 +1,11 @@
-//! The read-through cache: a thread's own slots, then moka, then the store.
+//! The read-through cache: the slots of a thread, then moka, then the store.
 //!
-//! Whatever level answers, what it gives is judged by the [`Fence`] and by its age at that moment. Unknown
-//! keys live in a cache of their own, small and short, so that a flood of guesses evicts no known key.
+//! An entry of any level is checked against the [`Fence`] and for its age when it is used. Unknown keys have a small,
+//! short-lived cache of their own, so that a flood of guesses evicts no known key.
 //!
-//! A key in use is loaded again before its time is over, beside the requests that go on with what is cached.
-//! So a request waits for the store only with a key that is new here, that an event has touched, or that
-//! nobody used for a while; and while the store is known to fail, only with a key for which nothing usable is
-//! cached.
+//! A key in use is loaded again before it expires, while requests go on with the cached entry. So a request waits for
+//! the store only if its key is new here, was touched by an event, or was not used for a while. While the store is
+//! known to fail, a request waits only if nothing usable is cached for its key.
 
 mod loads;
 mod revived;

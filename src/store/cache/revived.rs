@@ -1,8 +1,8 @@
 //! Keys that a store brings back to life.
 //!
-//! A store that failed over to a replica which lacked the last changes, or was restored from a backup, may
-//! take for alive what this process was told is revoked. The fence remembers. Such a key is refused here
-//! whatever the store says of it, and reported, so that its revocation is written again.
+//! A store that failed over to a replica without the last changes, or was restored from a backup, may offer a key
+//! that this process knows to be revoked. The fence remembers it. Such a key is refused here whatever the store says,
+//! and reported, so that its revocation is written again.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,13 +13,13 @@ use super::ReadThrough;
 use crate::store::{Found, Lookup};
 use crate::vocabulary::key::Digest;
 
-/// Revocations that are looked up after a store may have lost some, the newest first.
+/// The number of revocations, newest first, that are checked after a store may have lost some.
 const LOOKED_UP: usize = 4096;
-/// How long a store that cannot answer is left alone, and how often it is asked again.
+/// The pause before a store that cannot answer is asked again, and the number of tries.
 const PATIENCE: Duration = Duration::from_millis(100);
 const TRIES: usize = 50;
 
-/// Looks after every doubt whether the store still knows what was revoked. Ends with the cache.
+/// After every doubt, checks whether the store still knows the revocations. Ends with the cache.
 pub(super) async fn look_for(cache: Weak<ReadThrough>, doubt: Arc<Notify>) {
     loop {
         doubt.notified().await;
@@ -42,8 +42,7 @@ impl ReadThrough {
         }
     }
 
-    /// What was found, without the secrets that are remembered as revoked. A key of which none is left is
-    /// reported.
+    /// The found key, without the secrets that are remembered as revoked. A key without any other secret is reported.
     pub(super) fn without_revived(&self, found: Arc<Found>) -> Arc<Found> {
         let is_revoked = |digest: &Digest| self.fence.is_revoked(digest);
         if found.key.revoked_at.is_some()
@@ -54,7 +53,7 @@ impl ReadThrough {
         let mut known = Found::clone(&found);
         known.key.secrets.retain(|secret| !is_revoked(&secret.digest));
         if known.key.secrets.is_empty() {
-            // No room: it will be looked up again, and reported again.
+            // The channel is full: the key is reported again at its next lookup.
             let _ = self.revive.try_send(known.key.id);
         }
         Arc::new(known)

@@ -1,8 +1,8 @@
-//! What a store's answers are worth that may have been replaced.
+//! The rules for the answers of a store that may have been replaced by another.
 //!
-//! Such a store knows nothing of keys that were made since: that it has none says nothing. Whom it knows it may tell
-//! for as long as a lease. After that its word is the past's, and this process as good as cut off: it goes on with
-//! what it has within the stale window, in which nothing grows younger by being looked up there.
+//! Such a store does not know keys that were made since: "absent" proves nothing. A found key counts for the time of
+//! a lease. After that its answers are outdated, and this process counts as cut off: it uses its cached entries
+//! within the stale window, and a lookup there does not refresh them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::vocabulary::clock::Now;
 /// Whether the store is suspected, and since when.
 #[derive(Debug)]
 pub(super) struct Suspicion {
-    /// In milliseconds of the cache's life; [`NEVER`] while there is none.
+    /// In milliseconds since the cache began; [`NEVER`] while there is no suspicion.
     since: AtomicU64,
-    /// How often it has begun or ended.
+    /// How often a suspicion has begun or ended.
     turns: AtomicU64,
 }
 
@@ -34,20 +34,20 @@ impl Suspicion {
         self.turns.fetch_add(1, Ordering::Release);
     }
 
-    /// What must be the same before a lookup and after it, so that it is known whose answer it was.
+    /// A value that must be the same before and after a lookup: then it is known which server answered.
     pub(super) fn turns(&self) -> u64 {
         self.turns.load(Ordering::Acquire)
     }
 }
 
 impl ReadThrough {
-    /// How long it may be that the store speaks of the past only.
+    /// For how long the answers of the store may have been outdated.
     pub(super) fn suspected_for(&self, now: Now) -> Option<Duration> {
         let since = self.suspicion.since.load(Ordering::Relaxed);
         (since != NEVER).then(|| Duration::from_millis(self.since_began(now).saturating_sub(since)))
     }
 
-    /// A lookup's answer, if it counts for anything.
+    /// A lookup's answer, if it counts.
     pub(super) fn weigh(&self, answer: Lookup) -> Lookup {
         match (self.suspected_for(self.clock.now()), &answer) {
             (None, _) | (Some(_), Lookup::Unavailable(_)) => answer,

@@ -1,4 +1,4 @@
-//! A thread's own level of the cache: what no other thread touches.
+//! The level of the cache that belongs to one thread.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,10 +13,10 @@ use crate::vocabulary::clock::Now;
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::network::ClientNetwork;
 
-/// A thread's slots; a power of two. A key that shares its slot with another is found one level further.
+/// The number of slots of a thread; a power of two. If two keys share a slot, one of them is found on the next level.
 const SLOTS: usize = 4096;
 
-/// What a key came to, for the request that presents it.
+/// The outcome for the key of a request.
 #[derive(Debug)]
 pub enum Resolved<T> {
     Known(Rc<Known<T>>),
@@ -24,19 +24,19 @@ pub enum Resolved<T> {
     Unavailable(StoreFault),
 }
 
-/// A known key as one thread holds it: reference counts and prepared values that no other thread touches.
+/// A known key in one thread, with reference counts and prepared values that no other thread touches.
 #[derive(Debug)]
 pub struct Known<T> {
     pub digest: Digest,
     pub found: Arc<Found>,
-    /// Whatever the thread makes of the key once, to use it on every request.
+    /// Values that the thread prepares once for the key and uses on every request.
     pub prepared: T,
     stamp: Cell<Stamp>,
     entry: Arc<Entry>,
 }
 
-/// The slot of a key is chosen by its digest, which is uniformly distributed: no hashing, no eviction to
-/// decide on, a fixed size.
+/// The digest of a key, which is uniformly distributed, selects its slot: no hashing, no choice of what to evict, and
+/// a fixed size.
 #[derive(Debug)]
 pub struct ThreadCache<T> {
     shared: Arc<ReadThrough>,
@@ -50,7 +50,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         Self { shared, slots: RefCell::new(slots) }
     }
 
-    /// Answers from this thread's slots or the process's cache, without waiting. `None`: the store must be
+    /// Answers from this thread's slots or the cache of the process, without waiting; `None` if the store must be
     /// asked.
     #[must_use]
     pub fn find(&self, digest: &Digest, now: Now) -> Option<(Resolved<T>, Level)> {
@@ -65,12 +65,12 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         Some((Resolved::Known(known), level))
     }
 
-    /// Asks the store about a key that somebody in `network` presents.
+    /// Asks the store about a key that a client in `network` presents.
     pub async fn load(&self, digest: &Digest, network: ClientNetwork) -> (Resolved<T>, Level) {
         self.load_on(Budget::Network(network), digest).await
     }
 
-    /// Asks the store about a key that opened something here a while ago.
+    /// Asks the store about a key that was valid here a while ago.
     pub async fn load_known(&self, digest: &Digest) -> (Resolved<T>, Level) {
         self.load_on(Budget::Known, digest).await
     }
@@ -78,7 +78,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
     async fn load_on(&self, budget: Budget, digest: &Digest) -> (Resolved<T>, Level) {
         let (outcome, level) = self.shared.load(digest, budget).await;
         if matches!(outcome, Outcome::Unavailable(_)) {
-            // The process's cache may have evicted what this thread still holds.
+            // The cache of the process may have evicted an entry that this thread still holds.
             let now = self.shared.clock.now();
             if let Some(known) = self.own(digest).filter(|known| self.is_untouched(known))
                 && !self.is_spent(&known, now)
@@ -89,7 +89,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         (self.keep(digest, outcome), level)
     }
 
-    /// What this thread holds of a key.
+    /// The entry of a key in this thread.
     fn own(&self, digest: &Digest) -> Option<Rc<Known<T>>> {
         self.slots.borrow()[slot_of(digest)].as_ref().filter(|known| known.digest == *digest).cloned()
     }
@@ -98,19 +98,20 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         self.own(digest).filter(|known| self.is_current(known, now))
     }
 
-    /// Whether what was known then still holds, as far as this process knows.
+    /// Whether the entry is still valid, as far as this process knows.
     #[must_use]
     pub fn is_current(&self, known: &Known<T>, now: Now) -> bool {
         self.is_untouched(known) && self.shared.is_young(&known.entry, now)
     }
 
-    /// Whether no key is let in now on a route that says so of itself, or where none does.
+    /// Whether keys are refused now because the gateway is cut off: on a route with this setting, or by the general
+    /// one.
     #[must_use]
     pub fn is_fenced(&self, on_route: Option<OnPartition>) -> bool {
         self.shared.is_fenced(on_route)
     }
 
-    /// Whether what was known then is too old to be used, even while the store cannot answer.
+    /// Whether the entry is too old to be used, even while the store cannot answer.
     #[must_use]
     pub fn is_spent(&self, known: &Known<T>, now: Now) -> bool {
         self.shared.is_spent(&known.entry, now)
@@ -125,7 +126,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         true
     }
 
-    /// What has replaced an aged entry; or the same, which is then being loaded again.
+    /// The entry that has replaced an aged one; or the same entry, which is then being loaded again.
     #[cold]
     fn refreshed(&self, known: Rc<Known<T>>, now: Now) -> Rc<Known<T>> {
         if !known.entry.is_replaced() {
@@ -134,7 +135,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         }
         match self.shared.find(&known.digest, now).map(|outcome| self.keep(&known.digest, outcome)) {
             Some(Resolved::Known(newer)) => newer,
-            // Evicted, or touched this moment: what was judged a moment ago still holds for this request.
+            // It was evicted, or touched by an event just now: the earlier check still holds for this request.
             Some(Resolved::Absent | Resolved::Unavailable(_)) | None => known,
         }
     }
@@ -145,7 +146,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
             Outcome::Absent => return Resolved::Absent,
             Outcome::Unavailable(fault) => return Resolved::Unavailable(fault),
         };
-        // Whatever was noted of the key goes on with it: during an outage the same entry is found for every request.
+        // The prepared values stay with the entry: during an outage every request finds the same one.
         if let Some(known) = self.own(digest).filter(|known| Arc::ptr_eq(&known.entry, &entry)) {
             known.stamp.set(known.stamp.get().max(entry.stamp.load(Ordering::Relaxed)));
             return Resolved::Known(known);
@@ -163,6 +164,6 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
 }
 
 const fn slot_of(digest: &Digest) -> usize {
-    // Truncation keeps the low bits, as good as any others.
+    // Truncation keeps the low bits, which are as random as the others.
     digest.leading() as usize % SLOTS
 }

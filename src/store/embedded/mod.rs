@@ -1,10 +1,10 @@
 //! The embedded back end: redb, one file, for one node.
 //!
-//! A mutation, or anything else that changes the file, is an order to the one writer thread, which takes all
-//! that wait and makes them durable in one transaction: many callers share the price of a sync. Then it tells
-//! the sinks, and only then the callers. Reads run beside it, each over one snapshot.
+//! Every change of the file is an order to the one writer thread. It takes all waiting orders and makes them durable
+//! in one transaction, so that many callers share one sync. Then it tells the sinks, and after them the callers.
+//! Reads run beside it, each over one snapshot.
 //!
-//! The tables, keys of fixed length first so that their order is the order of ids (which is that of age):
+//! The tables. Ids are ordered by age, and so are the tables with ids as keys:
 //!
 //! | table | key | value |
 //! |--|--|--|
@@ -81,7 +81,7 @@ impl Default for Settings {
     }
 }
 
-/// The open store. Dropping it waits for the mutations it has taken and gives the file back.
+/// The open store. Dropping it waits for the accepted orders and releases the file.
 pub struct Embedded {
     path: PathBuf,
     file: Arc<SharedFile>,
@@ -94,8 +94,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens the store, or makes it where there is no file. Blocks: the whole file is read and verified,
-    /// because a store is opened rarely, is not large, and redb trusts what it has not verified.
+    /// Opens the store, or makes it if there is no file. Blocks: the whole file is read and verified. A store is
+    /// opened rarely and is not large, and redb does not verify a file by itself.
     ///
     /// # Errors
     /// [`OpenError`]: whose text says what to do.
@@ -106,11 +106,10 @@ impl Embedded {
             .map_err(|source| OpenError::Unreadable { path, source })
     }
 
-    /// Opens a store that is there, only to be read: the file stays as it is, and what is written all the same is
-    /// forgotten.
+    /// Opens an existing store for reading. The file stays as it is: changes are kept in memory and lost at the end.
     ///
     /// # Errors
-    /// As [`Embedded::open`], and where there is no store.
+    /// As [`Embedded::open`], and if there is no store.
     pub fn open_to_read(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
         let path = settings.path.clone();
         let (database, event) = open_to_read(&path, sealer.keeps())?;
@@ -138,9 +137,9 @@ impl Embedded {
 
     /// Runs `read` over a snapshot, on a thread that may wait for the disk.
     ///
-    /// Most reads find their pages in memory and would take less time than the hand-over, but one that does
-    /// not may take a disk's time-out, and the control runtime has one thread. It is a cache miss: it can
-    /// afford 20 µs.
+    /// Most reads find their pages in memory and take less time than the hand-over. But a read of the disk can take
+    /// as long as its time-out, and the control runtime has one thread. The read is a cache miss: 20 µs more are
+    /// acceptable.
     fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Snapshot) -> Result<T, StoreFault> + Send + 'static,
@@ -148,20 +147,20 @@ impl Embedded {
         let (file, sealer) = (Arc::clone(&self.file), Arc::clone(&self.sealer));
         let readers = Arc::clone(&self.readers);
         Box::pin(async move {
-            // The permit goes with the read, not with who waits for it: a disk that hangs holds so many
-            // threads and no more.
+            // The permit belongs to the read, not to its caller: a disk that hangs blocks this many threads and no
+            // more.
             let permit = readers.acquire_owned().await.map_err(StoreFault::failed)?;
             let task = tokio::task::spawn_blocking(move || {
                 let _held = permit;
                 read(&Snapshot { file: file.snapshot()?, sealer })
             });
-            // Cancelled with its runtime, or panicked over a page changed behind redb's back. The panic's
-            // text is not repeated: it may hold what was read.
+            // The runtime has ended, or redb panicked over a damaged page. The text of the panic is not repeated: it
+            // may contain data of the file.
             task.await.unwrap_or_else(|_| Err(StoreFault::failed("a read was broken off")))
         })
     }
 
-    /// Has the writer do something that is no event, in a transaction that it shares with other orders.
+    /// Sends the writer an order that is no event. It shares a transaction with other orders.
     fn write<T: Send + 'static>(
         &self,
         act: impl FnOnce(&mut Tables<'_>, &Sealer) -> Result<T, Stop> + Send + 'static,
@@ -175,8 +174,8 @@ impl Embedded {
         })
     }
 
-    /// Once the order stands in the writer's queue, which the first poll does unless the queue is full, it is
-    /// carried out whether or not anybody still waits for the answer.
+    /// The first poll puts the order into the writer's queue, unless that is full. From then on it is carried out,
+    /// even if the caller goes away.
     async fn order<T>(
         &self,
         order: impl FnOnce(oneshot::Sender<Outcome<T>>) -> Box<dyn Order>,
@@ -233,15 +232,13 @@ impl Store for Embedded {
         self.read(move |snapshot| snapshot.newest(ORGS, after.map(OrgId::to_bytes), limit))
     }
 
-    /// Once it stands in the writer's queue, which the first poll does unless the queue is full, it is carried
-    /// out whether or not anybody still waits for the answer.
+    /// The first poll puts it into the writer's queue, unless that is full. From then on it is carried out, even if
+    /// the caller goes away.
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
         Box::pin(self.order(move |answer| Box::new(Commit { mutation, outcome: None, answer })))
     }
 
-    /// In transactions of so many keys that their syncs weigh little, and mutations wait for one of them at
-    /// most.
-    /// There is one gateway, and an event holds there before its caller hears of it.
+    /// There is one gateway, and it applies an event before the caller is told.
     fn propagation(&self, _: Seq, _: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
         let done = Propagation { gateways: 1, confirmed: 1, took: Duration::ZERO };
         Box::pin(async move { Ok(done) })
@@ -263,12 +260,12 @@ impl Store for Embedded {
         })
     }
 
-    /// The writer publishes under the same lock: what it published before is in the number given here, what
-    /// it publishes after is applied. A sink must not subscribe another from within a call.
+    /// The writer publishes under the same lock, so the sink gets every event after the number that it is told here.
+    /// A sink must not subscribe another sink from within a call.
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         let mut published = lock(&self.published);
         sink.reset(published.event);
-        // Nothing lies between this file and its only gateway on which an event could be lost.
+        // Between the file and its only gateway no event can be lost.
         sink.assure(None);
         published.sinks.push(sink);
     }
@@ -298,13 +295,13 @@ impl Store for Embedded {
     }
 }
 
-/// A file is what it is: there is nothing to accept, and nobody else whose events could fail to arrive.
+/// There is nothing to accept, and no other gateway.
 impl Keeper for Embedded {
     fn link_state(&self) -> LinkState {
         LinkState::Up
     }
 
-    /// The file can be open once.
+    /// Only one process can open the file.
     fn vitals(&self) -> Vitals {
         Vitals::default()
     }
@@ -338,10 +335,10 @@ impl Keeper for Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        // With its last sender gone the queue runs dry and the writer ends.
+        // The writer ends when the last sender is gone and the queue is empty.
         drop(self.orders.take());
         if let Some(writer) = self.writer.take() {
-            // A writer that panicked has said so itself.
+            // A panic of the writer has its own message.
             let _ = writer.join();
         }
         self.file.close();
@@ -354,27 +351,28 @@ impl fmt::Debug for Embedded {
     }
 }
 
-/// Reads under way at once, each on a thread of its own.
+/// The most reads at once, each on its own thread.
 const READERS: usize = 64;
-/// Orders that may wait for the writer before their callers have to.
+/// Orders in the writer's queue; further callers wait.
 const QUEUE: usize = 1024;
-/// Keys that one order imports.
+/// Keys per order of an import: enough that a sync costs little for each, and few enough that a mutation does not
+/// wait long.
 const IMPORTED_AT_ONCE: usize = 4096;
 
-/// What the sinks have been told.
+/// The last published event, and its receivers.
 struct Published {
     event: Seq,
     sinks: Vec<Arc<dyn EventSink>>,
 }
 
-/// Poisoned means that a sink panicked, which is a bug there and has ended the writer: nothing is committed
-/// any more, and whoever subscribes still learns the number that was reached.
+/// A poisoned lock means that a sink panicked, which is a bug and has ended the writer. Nothing is committed any
+/// more; a new sink still learns the last number.
 fn lock(published: &Mutex<Published>) -> MutexGuard<'_, Published> {
     published.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The database while the store is open. Reads and the writer hold the lock only to begin a transaction or to
-/// write; whoever closes waits for that long, after which the file is free, late readers or not.
+/// The database while the store is open. Reads hold the lock to begin a transaction, the writer for a whole
+/// transaction. Closing waits for them; then the file is free, even if reads are still running.
 struct SharedFile(RwLock<Option<Database>>);
 
 impl SharedFile {
@@ -382,7 +380,7 @@ impl SharedFile {
         self.with(|database| Ok(database.begin_read()?))
     }
 
-    /// Only [`SharedFile::close`] writes, and it cannot panic half-way: a poisoned lock says nothing.
+    /// Only [`SharedFile::close`] writes, and it cannot panic half-way: a poisoned lock can be used.
     fn with<T>(&self, act: impl FnOnce(&Database) -> Result<T, StoreFault>) -> Result<T, StoreFault> {
         match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
             Some(database) => act(database),

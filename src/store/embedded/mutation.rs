@@ -1,4 +1,4 @@
-//! What a mutation checks and writes, and an import, which is many of them.
+//! The checks and writes of a mutation, and of an import.
 
 use redb::ReadableTable;
 
@@ -16,12 +16,12 @@ use crate::vocabulary::key::record::{
 
 /// Events kept in the file.
 pub(super) const EVENTS_KEPT: u64 = 100_000;
-/// Ended answers that go for each one that comes: more than one, so that they run out.
+/// Ended answers that are removed with each new one. More than one, so that they become fewer.
 const ANSWERS_CLEARED: usize = 8;
 
 impl Tables<'_> {
-    /// Checks everything before it writes anything, so that a refused mutation leaves nothing in the
-    /// transaction that the others of its batch go on to share.
+    /// Checks everything before it writes anything: a refused mutation leaves nothing in the transaction that it
+    /// shares with others.
     pub(super) fn apply(&mut self, sealer: &Sealer, mutation: &Mutation) -> Result<Committed, Stop> {
         mutation.answer.as_ref().map_or(Ok(()), |answer| self.check_answer(answer))?;
         mutation.email.as_ref().map_or(Ok(()), |email| self.check_email(email))?;
@@ -62,7 +62,7 @@ impl Tables<'_> {
         Ok(Committed { event })
     }
 
-    /// Each key for itself, as if it had come in a mutation of its own.
+    /// Each key is inserted as if by a mutation of its own.
     pub(super) fn import(&mut self, sealer: &Sealer, keys: Vec<KeyRecord>) -> Result<Vec<Outcome<()>>, Stop> {
         let mut outcomes = Vec::with_capacity(keys.len());
         for key in keys {
@@ -80,8 +80,8 @@ impl Tables<'_> {
         Ok(outcomes)
     }
 
-    /// The format that the file has once something of format `needed` is written to it, if that is another. This
-    /// process is the only gateway: nobody else has to agree.
+    /// The new format of the file, if something of format `needed` raises it. This process is the only gateway, so no
+    /// other has to agree.
     fn check_format(&self, sealer: &Sealer, needed: RecordFormat) -> Result<Option<RecordFormat>, Stop> {
         let row = self.meta.get(FORMAT)?;
         let found = format(row.as_ref().map(|row| row.value()));
@@ -235,17 +235,16 @@ struct Write<T> {
     sealed: Vec<u8>,
 }
 
-/// The same for a key, with what follows for the indexes.
+/// The same for a key, with the changes of the indexes.
 struct KeyWrite {
     record: Write<KeyRecord>,
     org: OrgId,
     digests: Vec<Digest>,
-    /// Digests of the key that open it no longer.
+    /// Digests that no longer open the key.
     dropped: Vec<Digest>,
 }
 
-/// What holds for every kind of record: an inserted one is new, an updated one is there and as its caller saw
-/// it.
+/// The checks for every kind of record: an inserted record is new; an updated one exists and is as its caller saw it.
 fn check<T: Stored>(
     table: &impl ReadableTable<Id, Bytes>,
     sealer: &Sealer,

@@ -1,4 +1,4 @@
-//! Opening the file: whose it is, what it holds, and its tables where it is new.
+//! Opening the file: the checks of its owner and content, and the tables of a new file.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -22,7 +22,7 @@ use crate::store::events::Seq;
 use crate::store::finding::Finding;
 use crate::vocabulary::key::record::RecordFormat;
 
-/// Why the file was not opened. One that is refused for what it is or holds was left as it was.
+/// Why the file was not opened. A file that is refused for its content was left as it was.
 #[derive(Debug, Error)]
 pub enum OpenError {
     #[error("the store {} is in use by another process: stop it first, or send the command to it", path.display())]
@@ -47,13 +47,13 @@ pub enum OpenError {
     Damaged { path: PathBuf, cause: String },
 }
 
-/// What redb may keep of the file in memory; its own default is a GiB.
+/// How much of the file redb may keep in memory; bytes. Its own default is a GiB.
 const CACHE_BYTES: usize = 64 << 20;
 
 const SCHEMA: u64 = 1;
 const SCHEMA_NUMBER: &str = "schema";
 
-/// Opens the file, where records of formats up to `keeps` may be, and reads the number of its last event.
+/// Opens the file, whose records must be of formats up to `keeps`, and reads the number of its last event.
 pub(super) fn open_file(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
     let file = claim(path)?;
     let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
@@ -72,8 +72,7 @@ fn backend(file: &File) -> io::Result<FileBackend> {
     FileBackend::new(file.try_clone()?).map_err(io::Error::other)
 }
 
-/// Opens a store that is there so that nothing of it changes: what redb writes while it opens, and whatever is
-/// written later, stays in memory.
+/// Opens an existing store without changing the file: all writes, those of redb while it opens too, stay in memory.
 pub(super) fn open_to_read(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
     let not_a_store = || OpenError::NotAStore { path: path.to_owned() };
     if !path.exists() {
@@ -84,8 +83,8 @@ pub(super) fn open_to_read(path: &Path, keeps: RecordFormat) -> Result<(Database
     Ok((database, event.ok_or_else(not_a_store)?))
 }
 
-/// Opens the file so that nothing is written to it, and verifies all of it; gives the number of its last event, or
-/// `None` where nothing was stored yet. `None` for an empty file.
+/// Opens the file without writing to it, and verifies all of it. Returns the number of its last event, or `None` if
+/// nothing was stored yet; `None` for the whole if the file is empty.
 fn rehearse(
     path: &Path,
     file: &File,
@@ -103,7 +102,7 @@ fn rehearse(
     Ok(Some((trial, event)))
 }
 
-/// Looks whether the store can be opened. Makes and changes nothing.
+/// Checks whether the store can be opened. Makes and changes nothing.
 #[must_use]
 pub fn inspect(settings: &Settings) -> Finding {
     let path = &settings.path;
@@ -131,7 +130,7 @@ pub fn inspect(settings: &Settings) -> Finding {
     }
 }
 
-/// Opens what the backend holds, repairing what a crash left; with the number of its last event, or `None` where
+/// Opens the content of the backend, and repairs it after a crash. Returns the number of its last event, or `None` if
 /// nothing was stored yet.
 pub(super) fn open_on(
     path: &Path,
@@ -146,7 +145,7 @@ pub(super) fn open_on(
     Ok((database, event))
 }
 
-/// The file itself, ours alone from its first moment, whatever the umask.
+/// Opens the file itself. A new one is accessible to its owner only from its first moment, whatever the umask.
 fn claim(path: &Path) -> Result<File, OpenError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound if !parent(path).is_dir() => OpenError::NoDirectory { path: path.to_owned() },
@@ -185,7 +184,8 @@ fn refuse(path: &Path, error: redb::DatabaseError) -> OpenError {
     }
 }
 
-/// Reads what the store says of itself: the number of its last event, or `None` where nothing was stored yet.
+/// Reads the content of `meta` and checks the tables. Returns the number of the last event, or `None` if nothing was
+/// stored yet.
 fn survey(path: &Path, database: &Database, keeps: RecordFormat) -> Result<Option<Seq>, OpenError> {
     let inspect = || {
         let file = database.begin_read()?;
@@ -236,13 +236,13 @@ fn survey(path: &Path, database: &Database, keeps: RecordFormat) -> Result<Optio
     }
 }
 
-/// What a file holds that redb can open.
+/// The content of a file that redb can open.
 enum Content {
     Store(Seq),
     Nothing,
-    /// Somebody else's tables.
+    /// Tables of another program.
     Foreign,
-    /// Newer than ours: there is none older.
+    /// A newer schema than ours; there is no older one.
     OtherSchema(u64),
     /// Records that this keygate cannot keep.
     NewerFormat(RecordFormat),

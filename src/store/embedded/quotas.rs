@@ -1,6 +1,6 @@
 //! Quotas, in the file: a client that can make a gateway restart gets no more than others.
 //!
-//! A window is a row with its end and its count. Those that have ended go with the next that are counted.
+//! A window is a row with its end and its count. Ended windows are removed when others are counted.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::store::quotas::{Admission, Quota, Quotas};
 use crate::store::{StoreFault, StoreFuture};
 use crate::vocabulary::clock::UnixMillis;
 
-/// Ended windows that go for each quota that counts one more: more than one, so that they run out.
+/// Ended windows that are removed with each count. More than one, so that they become fewer.
 const CLEARED: usize = 8;
 
 #[derive(Clone, Copy)]
@@ -93,7 +93,7 @@ impl Tables<'_> {
     }
 }
 
-/// The last window of a quota, which may have ended. One that does not read is as good as none.
+/// The last window of a quota, which may have ended. One that cannot be read counts as none.
 fn window(
     table: &impl ReadableTable<&'static str, Bytes>,
     quota: &Quota,
@@ -105,7 +105,7 @@ fn window(
     }))
 }
 
-/// How long to wait for a quota that is used up. Never longer than a window, should the clock have gone back.
+/// How long to wait for a quota that is used up. Never longer than a window, even if the clock was set back.
 fn wait(quota: &Quota, window: Option<Window>, now: UnixMillis) -> Option<Duration> {
     let window = window.filter(|window| window.ends_at > now);
     let count = window.map_or(0, |window| window.count);

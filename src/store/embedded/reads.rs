@@ -1,4 +1,4 @@
-//! What is read: everything over one snapshot.
+//! Reads, each over one snapshot.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned};
 
-/// Everything a read sees: one moment.
+/// The content of the file at one moment.
 pub(super) struct Snapshot {
     pub(super) file: ReadTransaction,
     pub(super) sealer: Arc<Sealer>,
 }
 
 impl Snapshot {
-    /// `None` only where the index has no such digest. What the index promises must be there.
+    /// `None` only if the index has no such digest. A record that the index names must exist.
     pub(super) fn lookup(&self, digest: &Digest) -> Result<Option<Found>, StoreFault> {
         let Some(id) = self.file.open_table(DIGESTS)?.get(digest.as_bytes())?.map(|id| *id.value()) else {
             return Ok(None);
@@ -52,7 +52,7 @@ impl Snapshot {
         bytes.map(|bytes| self.unseal(place, bytes.value())).transpose()
     }
 
-    /// A record that another one names.
+    /// A record that another one names, so that it must exist.
     fn promised<T: Stored>(
         &self,
         table: TableDefinition<'_, Id, Bytes>,

@@ -1,7 +1,7 @@
-//! A file for redb that keeps every write to itself.
+//! A view of a file that keeps all writes in memory.
 //!
-//! redb repairs while it opens: it may rewrite the header before it finds the rest beyond repair. So the
-//! embedded store opens a file twice, first on a [`Rehearsal`]. Whatever is refused there was not touched.
+//! redb repairs a file while it opens it: it may rewrite the header before it finds that the rest cannot be repaired.
+//! So the embedded store opens a file twice, first on a [`Rehearsal`]. A file that is refused there was not touched.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
-/// Reads through to the file, under the file's own lock; writes stay in memory and end with it.
+/// Reads the file, under its own lock; keeps writes in memory.
 #[derive(Debug)]
 pub(super) struct Rehearsal {
     file: FileBackend,
@@ -35,13 +35,12 @@ impl Rehearsal {
         Ok(Self { file, overlay: Mutex::new(Overlay { len, shortest: len, pages: BTreeMap::new() }) })
     }
 
-    /// Nothing below panics while it holds the lock, and no write is half done there: a poisoned overlay is
-    /// whole.
+    /// No code panics while it holds the lock, so a poisoned lock can be used.
     fn overlay(&self) -> MutexGuard<'_, Overlay> {
         self.overlay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The page as the file alone has it, with zeros for what the file has not.
+    /// The page of the file, with zeros beyond its end.
     fn original(&self, page: u64, shortest: u64) -> io::Result<Box<[u8; PAGE]>> {
         let mut bytes = Box::new([0; PAGE]);
         let start = page * PAGE as u64;

@@ -29,17 +29,17 @@ pub(super) const ANSWER_ENDS: TableDefinition<'_, (Number, Hash), ()> = TableDef
 pub(super) const USAGE: TableDefinition<'_, Id, Bytes> = TableDefinition::new("usage");
 pub(super) const NEWS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("news");
 pub(super) const NEWS_DUE: TableDefinition<'_, (Number, Id), ()> = TableDefinition::new("news_due");
-/// These two came later than the others: a file may not have them before something is written to it.
+/// These two are newer than the others: an old file lacks them until something is written to it.
 pub(super) const QUOTAS: TableDefinition<'_, &str, Bytes> = TableDefinition::new("quotas");
 pub(super) const QUOTA_ENDS: TableDefinition<'_, (Number, &str), ()> = TableDefinition::new("quota_ends");
 
 /// Rows of `meta`.
 pub(super) const INCARNATION: &str = "incarnation";
 pub(super) const LAST_EVENT: &str = "event";
-/// The format of records that a keygate must be able to keep to open the file; a file without it has the first.
+/// The format of records that a keygate must be able to keep to open the file; a file without this row has the first.
 pub(super) const FORMAT: &str = "format";
 
-/// All of them within a write transaction. What each kind of order does with them stands beside that order.
+/// All tables within a write transaction. The methods are in the files of the orders that use them.
 pub(super) struct Tables<'t> {
     pub(super) meta: Table<'t, &'static str, Bytes>,
     pub(super) keys: Table<'t, Id, Bytes>,
@@ -94,9 +94,8 @@ pub(super) fn open_if_there<K: Key + 'static, V: Value + 'static>(
     }
 }
 
-/// In two phases, for a second sync: after a crash redb falls back from a single-phase commit that it finds
-/// damaged to the one before, and the one before may be from before a revocation. This way it is refused
-/// instead.
+/// Commits in two phases, with a second sync. After a crash redb falls back from a damaged single-phase commit to the
+/// commit before, which may lack a revocation. With two phases such a file is refused instead.
 pub(super) fn begin_write(database: &Database) -> Result<WriteTransaction, StoreFault> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate).map_err(StoreFault::failed)?;

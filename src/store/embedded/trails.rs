@@ -12,7 +12,7 @@ use crate::store::trails::Trails;
 use crate::store::{StoreFault, StoreFuture};
 use crate::vocabulary::audit::{Ends, Entry, Link, Trail};
 
-/// Entries that one order removes or writes; it bounds how long mutations wait for it.
+/// Entries per order that removes or writes. It bounds how long mutations wait.
 const AT_ONCE: usize = 1024;
 
 impl Trails for Embedded {
@@ -29,7 +29,7 @@ impl Trails for Embedded {
         self.read(move |snapshot| snapshot.entries(trail, before, limit))
     }
 
-    /// In several transactions, each of which leaves a whole trail.
+    /// Several transactions run; after each of them the trail is whole.
     fn trim(&self, trail: Trail, through: u64) -> StoreFuture<'_, Result<u64, StoreFault>> {
         Box::pin(async move {
             let mut removed = 0;
@@ -79,7 +79,7 @@ impl Tables<'_> {
         Ok(())
     }
 
-    /// The oldest entries up to number `through`, no more than [`AT_ONCE`]. Tells how many.
+    /// Removes the oldest entries up to number `through`, at most [`AT_ONCE`]. Returns how many.
     fn trim(&mut self, trail: Trail, through: u64) -> Result<u64, Stop> {
         let place = trail.to_bytes();
         if self.audit.get((&place, &through.to_be_bytes()))?.is_none() {
@@ -154,7 +154,7 @@ impl Snapshot {
 
 const OTHER_TRAIL: &str = "another audit trail stands there already";
 
-/// A trail that was never written to has the ends of an empty one.
+/// A trail that was never written has the ends of an empty one.
 fn parse_ends(bytes: Option<&[u8]>) -> Result<Ends, Stop> {
     let unreadable = || Stop::unreadable("the ends of an audit trail do not read");
     bytes.map_or(Ok(Ends::default()), |bytes| Ends::from_bytes(bytes).ok_or_else(unreadable))

@@ -1,4 +1,4 @@
-//! The one thread that changes the file. It takes all orders that wait and makes them durable together.
+//! The one thread that changes the file. It takes all waiting orders and makes them durable together.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use crate::store::{CommitError, Committed, Mutation, StoreFault};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::record::Sealer;
 
-/// Orders made durable together. It bounds how long the first of them waits for the rest.
+/// Orders per transaction. It bounds how long the first of them waits for the others.
 const BATCH: usize = 256;
 
 pub(super) type Outcome<T> = Result<T, CommitError>;
 
-/// Something to be done with the tables, on its way to the writer.
+/// A change of the tables, on its way to the writer.
 pub(super) trait Order: Send {
-    /// An error means that nothing of the whole batch may be kept.
+    /// After an error nothing of the whole batch may be kept.
     fn carry_out(&mut self, tables: &mut Tables<'_>, sealer: &Sealer) -> Result<Done, StoreFault>;
 
-    /// The event that came of it.
+    /// Its event, if it became one.
     fn event(&self) -> Option<(Seq, &[Subject])> {
         None
     }
 
-    /// Tells its caller, who may have hung up, what came of it; `failed` where the batch was not made durable.
+    /// Tells the outcome to the caller, which may have gone away; `failed` if the batch was not made durable.
     fn answer(self: Box<Self>, failed: Option<&StoreFault>);
 }
 
@@ -62,8 +62,7 @@ impl Writer {
         }
     }
 
-    /// Carries out the whole batch in one transaction. An error means that none of it is known to have
-    /// happened.
+    /// Carries out the whole batch in one transaction. After an error it is unknown whether any of it happened.
     fn write(&self, database: &Database, batch: &mut [Box<dyn Order>]) -> Result<(), StoreFault> {
         let transaction = begin_write(database)?;
         let mut done = Done::Nothing;
@@ -97,7 +96,7 @@ impl Writer {
     }
 }
 
-/// A mutation and who waits for it.
+/// A mutation, and its caller.
 pub(super) struct Commit {
     pub(super) mutation: Mutation,
     pub(super) outcome: Option<Outcome<Committed>>,
@@ -123,7 +122,7 @@ impl Order for Commit {
     }
 }
 
-/// Anything that is no event, and who waits for it.
+/// An order that is no event, and its caller.
 pub(super) struct Chore<T, F> {
     pub(super) act: Option<F>,
     pub(super) outcome: Option<Outcome<T>>,
@@ -164,20 +163,20 @@ fn tell<T>(answer: oneshot::Sender<Outcome<T>>, outcome: Option<Outcome<T>>, fai
             Err(fault.into())
         }
     };
-    // A caller that has hung up does not hear it.
+    // The caller may have gone away.
     let _ = answer.send(outcome);
 }
 
-/// Why an order was not carried out, and whom that concerns.
+/// Why an order was not carried out, and which orders that concerns.
 pub(super) enum Stop {
-    /// It alone: it failed a check, and nothing of it was written.
+    /// This order alone: it failed a check, and nothing of it was written.
     Order(CommitError),
-    /// All in the transaction: the file failed, at an unknown point.
+    /// All orders of the transaction: the file failed, at an unknown point.
     Batch(StoreFault),
 }
 
 impl Stop {
-    /// A record in its way cannot be read, which is no trouble to others.
+    /// A record that this order needs cannot be read. Other orders are not affected.
     pub(super) fn unreadable(cause: impl fmt::Display) -> Self {
         Self::Order(StoreFault::failed(cause).into())
     }
@@ -201,7 +200,7 @@ impl From<redb::StorageError> for Stop {
     }
 }
 
-/// For reads, which concern nobody else.
+/// For reads, which share no transaction.
 impl From<Stop> for StoreFault {
     fn from(stop: Stop) -> Self {
         match stop {

@@ -1,4 +1,4 @@
-//! Spares callers the wait for a Redis that does not answer.
+//! The breaker: while Redis does not answer, callers fail at once instead of waiting.
 
 use std::time::{Duration, Instant};
 
@@ -6,11 +6,11 @@ use crate::store::StoreFault;
 
 /// Failures in a row after which Redis is not asked for a while.
 const FAILURES: u32 = 3;
-/// For how long. Then one caller at a time tries.
+/// The pause. After it, one caller at a time tries Redis.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What is known of late about asking Redis. Whoever is admitted as the one that tries must say how it ended,
-/// with [`Breaker::fail`] or [`Breaker::end_probe`].
+/// The recent outcomes of calls to Redis. A caller that was admitted as a probe must report its end, with
+/// [`Breaker::fail`] or [`Breaker::end_probe`].
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     failures: u32,
@@ -19,7 +19,7 @@ pub(super) struct Breaker {
 }
 
 impl Breaker {
-    /// Whether to ask Redis now, and if so, whether as the one that tries.
+    /// Whether to call Redis now; if so, whether as a probe.
     pub(super) fn admit(&mut self, now: Instant) -> Result<bool, StoreFault> {
         if let Some(fault) = self.turns_away(now) {
             return Err(fault.clone());
@@ -28,7 +28,7 @@ impl Breaker {
         Ok(self.probing)
     }
 
-    /// With what a caller who came now would be turned away.
+    /// The fault with which a call fails at once now, if it does.
     pub(super) fn turns_away(&self, now: Instant) -> Option<&StoreFault> {
         let (failed_at, fault) = self.last.as_ref()?;
         let pauses = self.probing || now.saturating_duration_since(*failed_at) < PAUSE;
@@ -40,7 +40,7 @@ impl Breaker {
         self.last = Some((now, fault.clone()));
     }
 
-    /// The one that tried is gone; the next may.
+    /// The probe has gone away; another caller may be the next.
     pub(super) const fn end_probe(&mut self) {
         self.probing = false;
     }

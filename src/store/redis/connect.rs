@@ -1,4 +1,4 @@
-//! One connection to one server: TCP, TLS where the settings say so, who we are, and what is there.
+//! One connection to one server: TCP, TLS if it is configured, authentication, and the check of the server.
 
 use std::error::Error;
 use std::io;
@@ -19,25 +19,25 @@ use super::settings::{Node, OpenError, TlsFiles};
 use crate::pem::{read_certificates, read_key};
 use crate::store::StoreFault;
 
-/// Requests that may wait in a connection's queue before their senders have to.
+/// Requests in a connection's queue; further senders wait.
 const QUEUE: usize = 512;
 /// The oldest Redis that has read-only scripts with flags.
 const OLDEST: u32 = 7;
 
-/// Makes connections, to whichever server it is told.
+/// Makes connections to any server.
 #[derive(Clone)]
 pub(super) struct Dialler {
     greeting: RedisConnectionInfo,
     tls: Option<Tls>,
-    /// What to check where a server does not take us.
+    /// The configuration keys that the message about a refused login names.
     ours: [&'static str; 2],
 }
 
-/// Who keygate is to a server.
+/// The login at a server.
 pub(super) struct Credentials {
     pub(super) username: Option<String>,
     pub(super) password: Option<Zeroizing<String>>,
-    /// The keys of the configuration that they are from.
+    /// The configuration keys that they come from.
     pub(super) keys: [&'static str; 2],
 }
 
@@ -53,7 +53,7 @@ impl Dialler {
         Self { greeting, tls, ours: credentials.keys }
     }
 
-    /// A connection to a master that is new enough. Takes as long as the server does.
+    /// A connection to a master of a supported version. Has no time-out of its own.
     pub(super) async fn dial_master(&self, node: &Node) -> Result<MultiplexedConnection, StoreFault> {
         let mut connection = self.dial(node).await?;
         let hello = ::redis::cmd("HELLO").query_async(&mut connection).await;
@@ -61,7 +61,7 @@ impl Dialler {
         role.map_err(|cause| at(node, cause)).map(|()| connection)
     }
 
-    /// A connection to whatever is there.
+    /// A connection to a server of any role.
     pub(super) async fn dial(&self, node: &Node) -> Result<MultiplexedConnection, StoreFault> {
         let failed = |cause| at(node, cause);
         let stream =
@@ -79,7 +79,7 @@ impl Dialler {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
-        // Time-outs are the callers'; the client's own would only add a second set.
+        // The callers have time-outs; those of the client would only be a second set.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)
@@ -91,13 +91,13 @@ impl Dialler {
         Ok(connection)
     }
 
-    /// What it may be about a server that says nothing.
+    /// A hint for the message about a server that does not answer.
     pub(super) const fn hint_at_silence(&self) -> &'static str {
-        // To a Redis without TLS a handshake is the beginning of a long line.
+        // A Redis without TLS reads a handshake as the beginning of a long command, and waits.
         if self.tls.is_some() { "; see whether this is the port where it speaks TLS" } else { "" }
     }
 
-    /// What to do, where the server's own words do not say it.
+    /// The error with what to do, if the server's own text does not say it.
     fn explain(&self, error: &RedisError) -> String {
         if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
             let [username, password_file] = self.ours;
@@ -116,7 +116,7 @@ pub(super) fn at(node: &Node, cause: impl std::fmt::Display) -> StoreFault {
     StoreFault::failed(format_args!("Redis at {node}: {cause}"))
 }
 
-/// Refuses what HELLO says of itself: a replica answers too, from the past.
+/// Refuses a replica, which would answer with outdated data, and a version that is too old.
 fn check_server(hello: Value) -> Result<(), String> {
     let [role, version] = fields(hello, ["role", "version"]).map_err(|error| error.to_string())?;
     let major = version.as_deref().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
@@ -131,7 +131,7 @@ fn check_server(hello: Value) -> Result<(), String> {
     }
 }
 
-/// Some of the fields that Redis gives as names and values in turn.
+/// Some fields of an answer that alternates names and values.
 pub(super) fn fields<const N: usize>(
     answer: Value,
     names: [&str; N],
@@ -148,7 +148,7 @@ pub(super) fn fields<const N: usize>(
     Ok(found)
 }
 
-/// TLS towards a server: whom we trust, and who we are.
+/// TLS towards a server: the trusted authorities, and our certificate.
 #[derive(Clone)]
 pub(super) struct Tls {
     connector: TlsConnector,
@@ -185,7 +185,7 @@ impl Tls {
         handshake.map_err(|error| self.explain(&error, Some(&node.host)))
     }
 
-    /// `host` is whom the handshake was made with; `None` when it is over.
+    /// `host` is the server of the handshake; `None` after it.
     fn explain(&self, error: &io::Error, host: Option<&str>) -> String {
         use CertificateError as Bad;
         use rustls::Error as Tls;
@@ -210,7 +210,7 @@ impl Tls {
             Some(Tls::AlertReceived(alert)) => {
                 format!("it refuses our side of TLS ({alert:?}): check store.tls.cert and store.tls.key")
             }
-            // Whether its refusal of the handshake is read, or only the end of the connection, is chance.
+            // A server that wants a certificate may send its refusal, or only close the connection.
             _ if !self.has_certificate && host.is_none() => {
                 format!("{error}; should it demand a client certificate, give store.tls.cert and store.tls.key")
             }

@@ -1,9 +1,8 @@
 //! Follows the stream of events, on a connection of its own, for as long as the store lives.
 //!
-//! Redis is waited on rather than asked again and again: a blocking read returns the moment an event is
-//! there. But it also sleeps through a store that is emptied under it, and skips what was trimmed without a
-//! word. So the numbers must have no gap, and once a second the last event seen must still be there
-//! unchanged, in the same store.
+//! A blocking read returns as soon as there is an event. But it does not notice that the store was emptied, and it
+//! skips trimmed events silently. So the numbers must have no gap, and once a second the last event seen must still
+//! be there, unchanged, in the same store.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -22,11 +21,11 @@ use crate::store::events::{Seq, decode};
 use crate::store::{LEASE, StoreFault};
 use crate::telemetry;
 
-/// How often the last event seen is looked at again.
+/// How often the last event seen is checked.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Events taken at once.
+/// Events per read.
 const BATCH: usize = 512;
-/// Missed events that are applied one by one. More of them say that nothing cached is worth keeping.
+/// The most missed events that are applied one by one. After more, everything cached is looked up again.
 const BACKLOG: Seq = 4096;
 /// The first wait before connecting again; each further one is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -49,13 +48,13 @@ async fn keep_following(inner: &Inner) {
         if before == LinkState::Up {
             wait = FIRST_WAIT;
         }
-        // A master that somebody else has found need not be waited for.
+        // If another task finds a master, there is no need to wait longer.
         let _ = tokio::join!(timeout(wait, inner.connector.changed()), tenure::question(inner));
         wait = LAST_WAIT.min(wait * 2);
     }
 }
 
-/// Connects and follows, until that fails or another server is the master.
+/// Connects and follows, until this fails or another server is the master.
 async fn follow(inner: &Inner) -> Result<Infallible, StoreFault> {
     let Connected { connection, node } = inner.connector.connect().await?;
     tokio::select! {
@@ -64,7 +63,7 @@ async fn follow(inner: &Inner) -> Result<Infallible, StoreFault> {
     }
 }
 
-/// The link is up from the first look that found everything in order.
+/// The link is up once the first check has succeeded.
 async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Result<Infallible, StoreFault> {
     loop {
         let Verified { store, event, asked, renewed } = verify(inner, &mut connection).await?;
@@ -80,8 +79,8 @@ async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Resu
             if left < Duration::from_millis(1) {
                 break;
             }
-            // What had happened when Redis was asked must hold here before that says anything: an answer of the server
-            // before it may still be on its way.
+            // The check vouches for the link only when every event up to it is applied here: events may still be on
+            // their way.
             if inner.ledger.position().last >= event
                 && let Some((asked, renewed)) = word.take()
             {
@@ -93,19 +92,19 @@ async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Resu
     }
 }
 
-/// What a look at the store found.
+/// The result of a check of the store.
 struct Verified {
     store: Incarnation,
     /// The number of its last event.
     event: Seq,
-    /// When it was asked.
+    /// When the check began.
     asked: Instant,
-    /// When it was asked to renew the lease, which it did.
+    /// When the renewal of the lease was sent; `None` if it was not renewed.
     renewed: Option<Instant>,
 }
 
-/// Looks whether this is our store, and whether it still has what was applied; and renews the lease, which an old
-/// master that is cut off from its replicas does not let through.
+/// Checks that this is our store and that it still has the events that were applied, and renews the lease. The
+/// renewal is a write, which an old master refuses when it is cut off from its replicas.
 async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<Verified, StoreFault> {
     let Position { known, last, mark } = inner.ledger.position();
     let call =
@@ -134,11 +133,11 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         telemetry::log(&StoreFault::outdated(reply.meta.format, inner.sealer.keeps()).to_string());
     }
     if known.as_ref().is_some_and(|known| *known != store) {
-        // Nothing that was asked before says anything about the store that has just been adopted.
+        // The answers so far concern the store before, not the one that has just been adopted.
         return Ok(Verified { store, event: Seq::MAX, asked, renewed: None });
     }
     if inner.link_state() != LinkState::Up {
-        // Before everything may have to be looked up again: nobody is to be turned away then who has nothing else.
+        // Everything may have to be looked up again soon; the breakers must not refuse those lookups.
         [&inner.lookups, &inner.commands].into_iter().for_each(|link| link.forgive());
     }
     match (mark, found) {
@@ -153,7 +152,8 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     Ok(Verified { store, event, asked, renewed })
 }
 
-/// Says that this gateway lives, and how far it has come. Gives when it asked to, unless the lease was given up.
+/// Renews the lease, with the number of the last applied event. Returns when the call was sent; `None` if the lease
+/// was given up.
 async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<Option<Instant>, StoreFault> {
     let left = inner.left.lock().await;
     if *left {
@@ -175,12 +175,12 @@ async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<
     Ok(Some(asked))
 }
 
-/// Whether there is anybody that a change should have reached before it counts as durable.
+/// Counts the replicas: if there are any, a revocation must reach one before it counts as durable.
 async fn count_replicas(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
     let mut command = ::redis::cmd("INFO");
     command.arg("replication");
     let answer = timeout(inner.settings.command_timeout, command.query_async::<String>(connection)).await;
-    // Whoever may not ask waits for nobody.
+    // Without the right to ask, there is no waiting for replicas.
     let info = answer.map_err(|_| StoreFault::TimedOut)?.unwrap_or_default();
     let count = info.lines().find_map(|line| line.strip_prefix("connected_slaves:"));
     let count = count.and_then(|count| count.trim_end().parse().ok()).unwrap_or(0);
@@ -188,8 +188,8 @@ async fn count_replicas(inner: &Inner, connection: &mut MultiplexedConnection) -
     Ok(())
 }
 
-/// Tells whoever waits for it how far this process has come, on whichever way the events came: its own are here
-/// before the stream has them. One word at a time, so that many events together cost few.
+/// Confirms applied events in the lease, wherever they came from: those of this process arrive before the stream has
+/// them. One call at a time, so that many events at once cost few calls.
 async fn confirm(inner: &Inner) {
     let mut reached = inner.ledger.reached();
     let mut told = None;
@@ -205,12 +205,12 @@ async fn confirm(inner: &Inner) {
             .arg(last.to_string())
             .arg(mark.as_str())
             .arg(names.events());
-        // The next heartbeat says it too.
+        // If it fails, the next heartbeat tells it.
         let _ = inner.commands.run(&call, inner.settings.command_timeout).await;
     }
 }
 
-/// The store went back in time: nobody knows what came between.
+/// The store has lost events: what they said is unknown.
 fn lose(inner: &Inner, store: &Incarnation, event: Seq, last: Seq) {
     telemetry::log(&format!(
         "Redis at {} lost events: {last} was applied here and is not there any more; every key is looked up again",
@@ -219,12 +219,12 @@ fn lose(inner: &Inner, store: &Incarnation, event: Seq, last: Seq) {
     inner.ledger.jump(store, event, None);
 }
 
-/// A Redis that makes room by throwing keys away makes known keys unknown, and nobody can tell.
+/// A Redis that evicts entries makes known keys unknown, and nothing shows it.
 async fn warn_of_eviction(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
     let mut command = ::redis::cmd("INFO");
     command.arg("memory");
     let answer = timeout(inner.settings.command_timeout, command.query_async::<String>(connection)).await;
-    // Whoever may not ask is not told.
+    // Without the right to ask, there is no warning.
     let Ok(info) = answer.map_err(|_| StoreFault::TimedOut)? else { return Ok(()) };
     let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
     if let Some(policy) = policy.filter(|policy| policy.starts_with("allkeys")) {
@@ -257,8 +257,8 @@ async fn read(
         let (seq, event) = parse(entry).map_err(|error| inner.fault(error))?;
         match event {
             Some(event) if seq == expected => inner.ledger.follow(store, event),
-            // Some were trimmed away before they were read, or this one says what only a newer keygate
-            // understands.
+            // Some events were trimmed before they were read, or this one is of a kind that only a newer keygate
+            // knows.
             _ => inner.ledger.jump(store, seq, None),
         }
         expected = seq + 1;
@@ -266,7 +266,7 @@ async fn read(
     Ok(())
 }
 
-/// The entries of the one stream that was read; none where the time was up.
+/// The entries of the stream; none if the read timed out.
 fn entries(answer: Value) -> Result<Vec<Value>, RedisError> {
     let mut streams = match answer {
         Value::Nil => return Ok(Vec::new()),
@@ -282,7 +282,7 @@ fn entries(answer: Value) -> Result<Vec<Value>, RedisError> {
     }
 }
 
-/// The number of an entry, and its event unless that does not read.
+/// The number of an entry, and its event; `None` for an event that cannot be read.
 fn parse(entry: Value) -> Result<(Seq, Option<Event>), RedisError> {
     let Value::Array(entry) = entry else { return Err(unexpected()) };
     let [id, Value::Array(fields)] = <[Value; 2]>::try_from(entry).map_err(|_| unexpected())? else {

@@ -1,4 +1,5 @@
-//! Looks a Redis over, as an operator would before keys are entrusted to it. Asks, and changes nothing.
+//! Checks a Redis before it is used: version, eviction, persistence, replicas, rights, and the store in it. Changes
+//! nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,8 +16,8 @@ use crate::store::{Role, StoreFault};
 use crate::vocabulary::key::record::KeyRecord;
 use Finding::{Broken, Fine, Warning};
 
-/// What scripts are called with that write, and what those are called with that read, and the events. What runs inside
-/// the scripts they tell themselves.
+/// The commands that call scripts which write; and those that call scripts which read, and read the events. The
+/// commands inside a script are found in its text.
 const WRITING: [&str; 2] = ["EVAL x 1", "EVALSHA x 1"];
 const READING: [&str; 3] = ["EVAL_RO x 1", "EVALSHA_RO x 1", "XREAD STREAMS"];
 
@@ -50,7 +51,7 @@ pub(super) async fn inspect(inner: &Inner, role: Role) -> Vec<Finding> {
     findings
 }
 
-/// Whoever is asked where the master is.
+/// The sentinels, or the nodes of the cluster.
 async fn guides(inner: &Inner) -> Vec<Finding> {
     let (named, silent): (Vec<_>, Vec<_>) = inner.connector.hear().await.into_iter().partition(Result::is_ok);
     let mut named: Vec<String> = named.into_iter().flatten().map(|node| node.to_string()).collect();
@@ -67,7 +68,7 @@ async fn guides(inner: &Inner) -> Vec<Finding> {
     findings
 }
 
-/// Whose server it is, and its version. Valkey also tells the version of Redis that it is compatible with.
+/// The product and its version. Valkey also tells the version of Redis that it is compatible with.
 fn server(info: &HashMap<String, String>) -> String {
     match (info.get("valkey_version"), info.get("redis_version")) {
         (Some(version), _) => format!("Valkey {version}"),
@@ -89,7 +90,7 @@ fn eviction(info: &HashMap<String, String>) -> Finding {
 fn replicas(info: &HashMap<String, String>, topology: &Topology) -> Vec<Finding> {
     let number = |name: &str| info.get(name).and_then(|text| text.parse::<u64>().ok());
     let connected = number("connected_slaves").unwrap_or_default();
-    // It is only told where a minimum is set.
+    // Redis tells this only if a minimum is set.
     match (connected, number("min_slaves_good_slaves")) {
         (_, Some(0)) => vec![Broken(
             "no replica keeps up, and with min-replicas-to-write it refuses every change: bring one back"
@@ -197,7 +198,7 @@ impl Look<'_> {
         let events = meta.event.unwrap_or_default();
         let mut findings =
             vec![Fine(format!("cell {cell} holds the store {incarnation} with {events} events"))];
-        // The newest key stands for all: another pepper opens none of them.
+        // The newest key stands for all: a wrong pepper opens none of them.
         let newest = inner.newest::<KeyRecord>(inner.names.keys(), inner.names.with("id:"), None, 1).await;
         if let Err(fault) = newest {
             findings.push(Broken(format!("its keys cannot be read: {}", told(&fault))));
@@ -208,7 +209,7 @@ impl Look<'_> {
 
 const GRANT: &str = "give it the rights that deploy/README.md lists";
 
-/// A command that a gateway cannot do without, and where.
+/// A command that a gateway needs, and the key that it runs on.
 struct Wanted {
     command: String,
     key: String,
@@ -217,7 +218,7 @@ struct Wanted {
 impl Wanted {
     fn words(&self) -> String {
         let Self { command, key } = self;
-        // Of some commands every word that follows is a key.
+        // Some commands take only keys.
         format!("{command} {key} {key} {key}")
     }
 }
@@ -238,7 +239,8 @@ fn wanted(inner: &Inner, role: Role) -> Vec<Wanted> {
     on(written, &WRITING, &writing).into_iter().chain(on(&meta, &READING, &reading)).collect()
 }
 
-/// What comes of the places of what is forbidden; the last of them, for a proxy, is what it should not be allowed.
+/// The finding for the numbers of the forbidden commands. For a proxy the last number is a command that it should not
+/// be allowed.
 fn judge(role: Role, wanted: &[Wanted], forbidden: &BTreeSet<usize>) -> Finding {
     let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let lacking = wanted.iter().enumerate().filter(|(place, _)| forbidden.contains(&(place + 1)));
@@ -274,7 +276,7 @@ fn is_forbidden(error: &RedisError) -> bool {
     error.kind() == ::redis::ErrorKind::Server(ServerErrorKind::NoPerm)
 }
 
-/// A fault without the words that are meant for a log.
+/// The fault without its prefix for the log.
 fn told(fault: &StoreFault) -> String {
     match fault {
         StoreFault::Failed(cause) => cause.to_string(),

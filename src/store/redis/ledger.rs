@@ -1,9 +1,8 @@
-//! What this process knows of the store: which store it is, and how far its events have been applied here.
+//! What this process knows of the store: its identity, and the events that have been applied here.
 //!
-//! Events reach this place on two ways: from the stream, and, ahead of it, from the mutations of this
-//! process. Each is applied once and in the order of the numbers. One that comes too early waits for those
-//! before it; where they do not come, or are not what they were, the sinks are told that they may have missed
-//! something.
+//! Events come from the stream, and, earlier, from the mutations of this process. Each is applied once, in the order
+//! of the numbers. An event that comes early waits for those before it. If they do not come, or differ from the
+//! events that were applied, the sinks are told that they may have missed something.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -18,16 +17,15 @@ use crate::store::events::{EventSink, Seq, Subject};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::record::RecordFormat;
 
-/// How long a mutation waits for the events before its own. They come by themselves while the stream is
-/// followed.
+/// How long a mutation waits for the events before its own. They come from the stream.
 const GAP_PATIENCE: Duration = Duration::from_millis(250);
-/// Events that wait for those before them. More than a burst of mutations leaves, and no more.
+/// The most events that wait for earlier ones: more than a burst of mutations causes.
 const EARLY: usize = 4096;
-/// Marks of applied events that are kept, to tell one that was applied from another of the same number.
+/// Marks of applied events that are kept, to detect another event with the same number.
 const RECENT: usize = 4096;
 pub(super) const SCHEMA: &str = "1";
 
-/// Which store it is. Random, made with the store; a store that lost its data is another one.
+/// The identity of a store: random, drawn when the store is made. A store that lost its data gets another.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Incarnation(Arc<str>);
 
@@ -47,8 +45,8 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// What makes an event this one and not another of the same number, in a store that lost its last events and
-/// went on.
+/// Random text of an event. It tells the event from another of the same number, in a store that lost its last events
+/// and went on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Mark(Arc<str>);
 
@@ -77,7 +75,7 @@ pub(super) struct Event {
     pub(super) seq: Seq,
     pub(super) mark: Mark,
     pub(super) subjects: Vec<Subject>,
-    /// When it was written, if Redis said so.
+    /// When it was written, if Redis told.
     pub(super) written: Option<RedisTime>,
 }
 
@@ -91,39 +89,38 @@ impl RedisTime {
     }
 }
 
-/// What the clock of Redis said at a moment here, so that what happened there can be timed here whatever the
-/// clock of this machine says.
+/// The time of Redis at a moment here. With it, delays are measured by the clock of Redis alone.
 #[derive(Clone, Copy)]
 struct Reading {
     here: Instant,
     there: RedisTime,
-    /// The first reading: what was written before it was not followed.
+    /// The first reading. Events written before it are not timed.
     first: RedisTime,
 }
 
 impl Reading {
-    /// How long ago this was, unless it was before everything that is known.
+    /// How long ago this was; `None` if it was before the first reading.
     fn since(&self, written: RedisTime, now: Instant) -> Option<Duration> {
         let there = Duration::from_micros(self.there.0) + now.saturating_duration_since(self.here);
         (written >= self.first).then(|| there.saturating_sub(Duration::from_micros(written.0)))
     }
 }
 
-/// How far this process has come, for whoever asks Redis whether that still holds.
+/// The last event applied here, to compare with Redis.
 #[derive(Clone)]
 pub(super) struct Position {
     pub(super) known: Option<Incarnation>,
     pub(super) last: Seq,
-    /// `None` where the last event was never seen.
+    /// `None` if the last event was never seen.
     pub(super) mark: Option<Mark>,
 }
 
-/// Why what a Redis holds is not our store.
+/// Why the content of a Redis is not our store.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stranger {
-    /// Nothing at all.
+    /// There is no store.
     Empty,
-    /// Nothing, where there was something.
+    /// There is no store, and there was one.
     Emptied {
         known: String,
     },
@@ -139,7 +136,7 @@ pub(super) enum Stranger {
         found: RecordFormat,
         kept: RecordFormat,
     },
-    /// Ours, from before something that happened.
+    /// It is ours, and lacks events that were applied.
     Behind {
         known: Seq,
         found: Seq,
@@ -182,7 +179,7 @@ impl fmt::Display for Stranger {
 #[derive(Default)]
 pub(super) struct Ledger {
     state: Mutex<State>,
-    /// The number of the last event applied, for those who wait for it.
+    /// The number of the last event applied; tasks wait for it.
     reached: watch::Sender<Seq>,
     clock: Clock,
     /// The highest format of records that this process can keep.
@@ -193,7 +190,7 @@ pub(super) struct Ledger {
 struct State {
     known: Option<Incarnation>,
     last: Seq,
-    /// The marks of the events up to `last`, as far as they were seen one after the other.
+    /// The marks of the events up to `last` that were seen without a gap.
     recent: VecDeque<Mark>,
     early: BTreeMap<Seq, Event>,
     time: Option<Reading>,
@@ -218,13 +215,13 @@ impl Ledger {
         Position { known: state.known.clone(), last: state.last, mark: state.recent.back().cloned() }
     }
 
-    /// Tells whenever events were applied, or skipped.
+    /// Tells of every event that was applied or skipped.
     pub(super) fn reached(&self) -> watch::Receiver<Seq> {
         self.reached.subscribe()
     }
 
-    /// Whether what Redis says of itself is the store that is known here. The first one seen is from then on, if this
-    /// process can keep its records. One that was joined stays known, whatever it holds later.
+    /// Checks that the answer comes from the known store. The first store seen becomes the known one, if this process
+    /// can keep its records. It stays known if its format rises later.
     pub(super) fn recognise(&self, meta: &Meta, at_least: Seq) -> Result<Incarnation, Stranger> {
         let mut state = self.lock();
         let known = || state.known.as_ref().map(|known| known.as_str().to_owned());
@@ -247,8 +244,7 @@ impl Ledger {
         Ok(state.known.get_or_insert_with(|| Incarnation(found.as_str().into())).clone())
     }
 
-    /// Takes another store for ours, as the operator wants it. Nothing cached from the one before may be
-    /// used.
+    /// Makes another store the known one, as the operator wants it. Nothing cached from the store before may be used.
     pub(super) fn adopt(&self, found: &str, event: Seq) {
         let mut state = self.lock();
         if state.known.as_ref().is_none_or(|known| known.as_str() != found) {
@@ -274,7 +270,7 @@ impl Ledger {
         }
     }
 
-    /// Redis was asked for its time at the one moment and had answered at the other.
+    /// Notes the time of Redis, which was asked and answered at these moments.
     pub(super) fn note_time(&self, asked: Instant, answered: Instant, there: RedisTime) {
         let mut state = self.lock();
         let first = state.time.map_or(there, |reading| reading.first);
@@ -282,14 +278,13 @@ impl Ledger {
         state.time = Some(Reading { here, there, first });
     }
 
-    /// At this moment every event up to `last`, and there were none beyond, was here or on its way here.
+    /// At this moment all events of the store had been applied here.
     pub(super) fn assure(&self, at: Instant) {
         let age = self.clock.mono().saturating_duration_since(at);
         self.lock().sinks.iter().for_each(|sink| sink.assure(Some(age)));
     }
 
-    /// Since this moment nobody has seen the server that answers take a change, and it says that it is not, or
-    /// may not be, the master; `None`: it is.
+    /// The server that answers may not be the master; it last proved to be at this moment. `None`: it is the master.
     pub(super) fn suspect(&self, since: Option<Instant>) {
         let age = since.map(|since| self.clock.mono().saturating_duration_since(since));
         self.lock().sinks.iter().for_each(|sink| sink.suspect(age));
@@ -303,8 +298,8 @@ impl Ledger {
         }
     }
 
-    /// An event of this process's own making. When this returns it is applied, or everything before it is in
-    /// doubt.
+    /// An event of this process's own mutation. When this returns, the event is applied, or the sinks were told that
+    /// they may have missed events.
     pub(super) async fn apply_own(&self, store: &Incarnation, event: Event) {
         let (seq, mark) = (event.seq, event.mark.clone());
         let mut reached = self.reached.subscribe();
@@ -314,7 +309,7 @@ impl Ledger {
                 return;
             }
             if state.contradicts(seq, &mark) {
-                // The store gave a number twice: what was applied under it is no more.
+                // The store gave a number twice: it has lost the event that was applied under it.
                 return self.restart(&mut state, seq, Some(mark));
             }
             self.enter(&mut state, event);
@@ -349,8 +344,8 @@ impl Ledger {
         self.reached.send_replace(state.last);
     }
 
-    /// Poisoned means that a sink panicked, which is a bug there. The number may then be ahead of what was
-    /// applied by one event, in a process that has lost a thread.
+    /// A poisoned lock means that a sink panicked, which is a bug. Then one event may be counted and not applied, in
+    /// a process that has lost a thread.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -374,7 +369,7 @@ impl State {
         }
     }
 
-    /// Whether another event was applied under this number. What a reset has covered contradicts nothing.
+    /// Whether another event was applied under this number. Numbers before a reset are never contradicted.
     fn contradicts(&self, seq: Seq, mark: &Mark) -> bool {
         let back = self.last.checked_sub(seq).and_then(|back| usize::try_from(back).ok());
         let place = back.and_then(|back| self.recent.len().checked_sub(back + 1));

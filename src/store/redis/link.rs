@@ -1,7 +1,7 @@
-//! A way to Redis: one connection for many callers, made when it is needed and made anew when it fails.
+//! A link to Redis: one connection for many callers, made when it is needed and made anew when it fails.
 //!
-//! A caller waits as long as its own patience allows and never longer: for the connection, the answer, or the
-//! verdict of the breaker that Redis is not worth asking at the moment.
+//! A caller waits no longer than its own time-out, for the connection and the answer together. While the breaker is
+//! open it fails at once.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,18 +25,18 @@ use crate::vocabulary::clock::Clock;
 /// How long a change waits for a replica.
 const REPLICA_PATIENCE: Duration = Duration::from_millis(100);
 
-/// A connection that lay idle for this long is tried out before a mutation is entrusted to it: had it been
-/// closed meanwhile, nobody could say whether the mutation was carried out.
+/// A connection that was idle for longer than this is tested before a mutation: if it had been closed meanwhile, it
+/// would be unknown whether the mutation was carried out.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
-/// The connection and whether it is any use at the moment.
+/// The connection, and its breaker.
 #[derive(Debug)]
 pub(super) struct Link {
     connector: Arc<Connector>,
     control: Handle,
     clock: Clock,
     slot: Mutex<Slot>,
-    /// The node of a cluster that our slot was last on its way to.
+    /// A connection to the node that our slot was moving to when it was needed last.
     target: AsyncMutex<Option<Connected>>,
     breaker: Mutex<Breaker>,
 }
@@ -50,7 +50,7 @@ enum Slot {
 
 type Coming = watch::Receiver<Option<Result<Opened, StoreFault>>>;
 
-/// What a caller finds that wants a connection.
+/// What a caller finds when it needs a connection.
 enum Join {
     Coming(Coming),
     There(Opened),
@@ -74,20 +74,20 @@ impl Opened {
     }
 }
 
-/// No lock here is held over anything that can panic half-way.
+/// No code panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why a call failed.
 enum Failure {
-    /// Redis is not there, or not itself.
+    /// Redis is not there, or does not work.
     Link(StoreFault),
-    /// It is not the master any more, and did nothing.
+    /// The server is no longer the master, and did nothing.
     NotMaster(StoreFault),
-    /// Redis is well and said no.
+    /// Redis works and refused the call.
     Refused(StoreFault),
-    /// It does not let us read, whoever asks.
+    /// The user lacks the right to read, for every call.
     Denied(StoreFault),
 }
 
@@ -97,19 +97,19 @@ impl Link {
         Arc::new(Self { connector, control, clock, slot, target, breaker })
     }
 
-    /// With what a caller who came now would be turned away without Redis' being asked.
+    /// The fault with which a call fails at once now, if the breaker is open.
     pub(super) fn turns_away(&self) -> Option<StoreFault> {
         lock(&self.breaker).turns_away(self.now()).cloned()
     }
 
-    /// Somebody else has found Redis well: whoever comes now need not be spared it.
+    /// Another link has found that Redis works: closes the breaker.
     pub(super) fn forgive(&self) {
         *lock(&self.breaker) = Breaker::default();
     }
 
-    /// Has Redis run a script, all in all within `patience`.
+    /// Runs a script, within `patience` in all.
     ///
-    /// After a fault a script that writes may have been carried out, or may still be.
+    /// After a fault, a script that writes may have run, or may still run.
     pub(super) async fn run(
         self: &Arc<Self>,
         call: &Call<'_>,
@@ -140,8 +140,8 @@ impl Link {
         }
     }
 
-    /// Sends a script to the server that this link uses at the moment, if there is one, and tells what it says to
-    /// that, and who it is. Whatever it says, the connection stays as it was.
+    /// Sends a script to the server that this link uses now, if there is one. Returns that server and its answer. The
+    /// connection stays as it was, whatever the answer.
     pub(super) async fn sound(
         &self,
         call: &Call<'_>,
@@ -164,7 +164,7 @@ impl Link {
             opened = self.connection().await?;
         }
         match self.send(call, &mut opened).await {
-            // The connection may have been closed long before this call: a new one tells.
+            // The connection may have been closed long before this call: try a new one.
             Err(Failure::Link(_)) if call.reads_only() => {}
             Err(Failure::NotMaster(_)) => {}
             outcome => return outcome,
@@ -186,7 +186,7 @@ impl Link {
                 *lock(&opened.answered) = self.now();
                 self.gather(call, opened, &error).await
             }
-            // A right to write may be missing for one script and not for the next.
+            // For writes, one script may be forbidden and the next one allowed.
             Err(error) if call.reads_only() && error.code() == Some("NOPERM") => {
                 Err(Failure::Denied(self.connector.fault(&error)))
             }
@@ -194,7 +194,7 @@ impl Link {
         }
     }
 
-    /// Asks the node that has our slot, and the one that it is on its way to.
+    /// Asks both the node that has our slot and the node that it is moving to.
     async fn gather(
         &self,
         call: &Call<'_>,
@@ -223,7 +223,7 @@ impl Link {
         Ok(target.insert(connected).connection.clone())
     }
 
-    /// What an error says of the connection, which is given up where it is of no more use.
+    /// Classifies an error, and closes the connection if it cannot be used any more.
     fn failure(&self, error: &RedisError, opened: &Opened) -> Failure {
         let fault = self.connector.fault(error);
         let failure = if is_elsewhere(error) {
@@ -237,8 +237,8 @@ impl Link {
         failure
     }
 
-    /// Until a replica has what this connection wrote, but not for long: one that is behind must not hold up
-    /// who takes a right away.
+    /// Waits briefly until a replica has what this connection wrote. A replica that is behind must not delay a
+    /// revocation for long.
     async fn wait_for_replica(&self, opened: &mut Opened) {
         let mut command = ::redis::cmd("WAIT");
         command.arg(1).arg(REPLICA_PATIENCE.as_millis().to_string());
@@ -260,7 +260,7 @@ impl Link {
         answer.is_ok()
     }
 
-    /// The connection, made if need be, together with whoever else waits for it.
+    /// The connection. If it is being made, waits for it together with other callers.
     async fn connection(self: &Arc<Self>) -> Result<Opened, Failure> {
         let mut coming = match self.join() {
             Join::There(opened) => return Ok(opened),
@@ -276,7 +276,7 @@ impl Link {
             Slot::There(opened) if self.connector.is_current(&opened.node) => {
                 return Join::There(opened.clone());
             }
-            // Unless its task ended without a word, which a panic would do.
+            // The sender is gone if its task panicked.
             Slot::Coming(coming) if coming.has_changed().is_ok() => return Join::Coming(coming.clone()),
             Slot::There(_) | Slot::Coming(_) | Slot::Vacant => {}
         }
@@ -294,7 +294,7 @@ impl Link {
     async fn open(&self) -> Result<Opened, StoreFault> {
         let master = self.connector.master();
         let connected = match self.connector.connect().await {
-            // Somebody else has found one since this began to look, and callers count on it.
+            // Another task has found the master since this one began: try that one.
             Err(_) if master.has_changed().unwrap_or(false) => self.connector.connect().await,
             connected => connected,
         };
@@ -302,13 +302,13 @@ impl Link {
         Ok(Opened { connection, node, answered: Arc::new(Mutex::new(self.now())) })
     }
 
-    /// Gives up a connection. Who still waits on it may yet get an answer.
+    /// Stops using a connection. Calls that are under way on it may still get their answers.
     fn close(&self, closed: &Opened) {
         self.close_if(|opened| opened.is(closed));
     }
 
-    /// Gives up a connection that has answered nobody since. One that has is well: it was only this call that
-    /// took long.
+    /// Stops using a connection that has given no answer since then. If it has answered another call, only this one
+    /// was slow.
     fn close_silent(&self, since: Instant) {
         self.close_if(|opened| *lock(&opened.answered) <= since);
     }
@@ -335,7 +335,7 @@ impl fmt::Debug for Slot {
     }
 }
 
-/// Whether an error says that somebody else is the master, or has our slot. Nothing was carried out then.
+/// Whether an error says that another server is the master, or has our slot. Then nothing was carried out.
 fn is_elsewhere(error: &RedisError) -> bool {
     let ErrorKind::Server(kind) = error.kind() else { return false };
     matches!(kind, ServerErrorKind::ReadOnly | ServerErrorKind::Moved)
@@ -349,14 +349,14 @@ fn is_split(error: &RedisError) -> bool {
     }
 }
 
-/// Whether an error says that this connection is of no more use, and not just that one call was refused.
+/// Whether an error concerns the connection, and not only this call.
 fn is_link_trouble(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Io
         | ErrorKind::Parse
         | ErrorKind::AuthenticationFailed
         | ErrorKind::UnexpectedReturnType => true,
-        // Still starting, or without a master, or a cluster that cannot decide.
+        // Redis is starting, or has no master, or the cluster is down.
         ErrorKind::Server(kind) => matches!(
             kind,
             ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown

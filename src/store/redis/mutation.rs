@@ -1,4 +1,4 @@
-//! Mutations and imports: what is checked here, and what is left to the script.
+//! Mutations and imports: the checks that are made here, and the call of the script that makes the others.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,9 +7,10 @@ use tokio::task::JoinHandle;
 
 use std::sync::atomic::Ordering;
 
+use super::Inner;
 use super::ledger::{Event, Mark, Position, RedisTime};
+use super::reads::Listed;
 use super::scripts::Call;
-use super::{Inner, Listed};
 use crate::store::answers::KeptAnswer;
 use crate::store::events::encode;
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
@@ -20,9 +21,9 @@ use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Stored}
 
 /// Events kept in the stream.
 const EVENTS_KEPT: u32 = 100_000;
-/// Keys that one script imports; it bounds how long it holds everybody else up.
+/// Keys per script of an import. It bounds how long the script blocks others.
 const IMPORTED_AT_ONCE: usize = 64;
-/// Scripts of an import that are under way together, so that Redis need not wait for us.
+/// Scripts of an import that run at the same time, so that Redis need not wait for us.
 const IMPORTS_UNDER_WAY: usize = 8;
 
 impl Inner {
@@ -50,7 +51,7 @@ impl Inner {
         Ok(Committed { event: Some(seq) })
     }
 
-    /// What a script that writes says of itself.
+    /// The outcome that a script reports.
     fn judge(&self, status: Option<&str>) -> Result<(), CommitError> {
         match status {
             Some("done") => Ok(()),
@@ -63,8 +64,7 @@ impl Inner {
         }
     }
 
-    /// The records that are to change, as they are. What happens to them between this and the script, the
-    /// script finds out.
+    /// The current content of the records that are to change. The script notices a change between this and itself.
     async fn before(&self, mutation: &Mutation) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>), StoreFault> {
         let org = mutation.org.as_ref().and_then(updated).map(|org| self.names.org(org.id));
         let key = mutation.key.as_ref().and_then(updated).map(|key| self.names.key(key.id));
@@ -80,8 +80,8 @@ impl Inner {
         Ok((org, key))
     }
 
-    /// A change that fails already goes to the script all the same: it may have failed because the same
-    /// request was carried out, and the script tells that first.
+    /// A change that is stale already still goes to the script: the same request may have been carried out before,
+    /// and the script reports that first.
     fn draft<T: Listed>(&self, change: &Change<T>, before: Option<Vec<u8>>) -> Result<Draft<T>, CommitError> {
         let (record, rev, expected, before) = match change {
             Change::Insert(record) => (record, 1, ABSENT.to_vec(), None),
@@ -170,7 +170,7 @@ impl Inner {
         call
     }
 
-    /// Nothing where every gateway there ever was can keep it.
+    /// Adds nothing if every release can keep it.
     fn format_part<'s>(&self, call: Call<'s>, needed: RecordFormat) -> Call<'s> {
         if needed == RecordFormat::FIRST {
             return call;
@@ -213,7 +213,7 @@ impl Inner {
                 let inner = Arc::clone(self);
                 under_way.push_back(self.control.spawn(async move { inner.import_batch(batch).await }));
             }
-            // After a fault the others are waited for, so that nothing goes on behind the caller's back.
+            // After a fault the others are awaited, so that none is still running when the caller is told.
             let Some(batch) = under_way.pop_front() else { break };
             match batch.await.unwrap_or_else(|_| Err(StoreFault::failed("the import was broken off"))) {
                 Ok(batch) => outcomes.extend(batch),
@@ -244,8 +244,7 @@ impl Inner {
     }
 }
 
-/// What the script takes for "not there" and for "not as it was seen"; anything else is the eight bytes of a
-/// revision.
+/// The script reads these as "does not exist" and "stale"; anything else is the eight bytes of a revision.
 const ABSENT: &[u8] = b"+";
 const STALE: &[u8] = b"!";
 
@@ -257,13 +256,13 @@ struct Draft<T> {
     before: Option<T>,
 }
 
-/// The same for a key, with what follows for its digests.
+/// The same for a key, with the changes of its digests.
 struct KeyDraft {
     draft: Draft<KeyRecord>,
     org: OrgId,
     key: KeyId,
     digests: Vec<Digest>,
-    /// Digests of the key that open it no longer.
+    /// Digests that no longer open the key.
     dropped: Vec<Digest>,
 }
 

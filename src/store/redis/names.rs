@@ -1,4 +1,4 @@
-//! What everything is called in Redis.
+//! The names of all keys in Redis.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use crate::vocabulary::audit::Trail;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 
-/// The names of everything, behind the hash tag.
+/// The names, which all begin with the hash tag.
 pub(super) struct Names(String);
 
-/// What stands before the name of a gateway.
+/// The prefix of a lease, before the name of its gateway.
 const LEASE: &str = "gateway:";
 
 impl Names {
@@ -30,7 +30,7 @@ impl Names {
         self.with(format_args!("{LEASE}{gateway}"))
     }
 
-    /// The format of records that a gateway announces, beside its lease and for as long.
+    /// The format of records that a gateway announces. It ends with the lease.
     pub(super) fn lease_format(&self, gateway: &str) -> String {
         self.with(format_args!("{LEASE}{gateway}:format"))
     }

@@ -1,7 +1,7 @@
-//! What runs inside Redis, and how it is asked for.
+//! The scripts that run in Redis, and their calls.
 //!
-//! Everything that must be of one moment is one script. Scripts are called by their hash; a Redis that does
-//! not have one (restarted, failed over) is given the text, which it keeps.
+//! Everything that must happen at one moment is one script. Scripts are called by their hash. A Redis that does not
+//! have a script, after a restart or a fail-over, gets the text and keeps it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,7 +11,7 @@ use ::redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
 use crate::vocabulary::key::record::RecordFormat;
 
-/// One script, with its hash worked out.
+/// One script, and its hash.
 pub(super) struct Script {
     text: &'static str,
     hash: String,
@@ -40,9 +40,9 @@ pub(super) struct Scripts {
     pub(super) confirm: Script,
     pub(super) confirmed: Script,
     pub(super) gateways: Script,
-    /// A mutation that may need more memory. Redis refuses it before it runs where there is none.
+    /// A mutation that may need more memory. Redis refuses it before it runs if there is none.
     pub(super) mutate: Script,
-    /// A mutation that takes rights away. It is carried out in a Redis whose memory is full too.
+    /// A mutation that takes rights away. It runs even if the memory of Redis is full.
     pub(super) revoke: Script,
     pub(super) import: Script,
     pub(super) entries: Script,
@@ -60,7 +60,7 @@ pub(super) struct Scripts {
     pub(super) rights: Script,
 }
 
-/// A script that writes, put together: first of all it makes sure of the store.
+/// A script that writes, put together from files: first it checks the store.
 macro_rules! ours {
     ($head:literal, $($file:literal),+) => {
         concat!($head, "\n", include_str!("ours.lua"), $(include_str!($file)),+)
@@ -103,27 +103,27 @@ impl Scripts {
         }
     }
 
-    /// Those that read, of a full gateway.
+    /// The scripts that read, for a full gateway.
     pub(super) fn reading(&self) -> Vec<&Script> {
         self.all().into_iter().filter(|script| script.reads_only).collect()
     }
 
-    /// Those that write, of a full gateway.
+    /// The scripts that write, for a full gateway.
     pub(super) fn writing(&self) -> Vec<&Script> {
         self.all().into_iter().filter(|script| !script.reads_only).collect()
     }
 
-    /// Those that read, of a gateway that only lets requests through.
+    /// The scripts that read, for a proxy.
     pub(super) fn reading_of_proxy(&self) -> Vec<&Script> {
         vec![&self.lookup, &self.half, &self.watch, &self.gateways]
     }
 
-    /// Those that write its lease, and nothing else.
+    /// The scripts that write the lease, and nothing else.
     pub(super) fn writing_of_proxy(&self) -> Vec<&Script> {
         vec![&self.renew, &self.leave, &self.confirm]
     }
 
-    /// All but the one that asks for rights.
+    /// All scripts except the one that asks for rights.
     fn all(&self) -> [&Script; 25] {
         let Self {
             lookup,
@@ -161,22 +161,22 @@ impl Scripts {
     }
 }
 
-/// Every command that these scripts cannot do without.
+/// Every command that these scripts need.
 pub(super) fn commands(scripts: &[&Script]) -> BTreeSet<Vec<&'static str>> {
     let calls = scripts.iter().flat_map(|script| script.text.split("redis.call(").skip(1));
-    // The words in quotes at the front: a command, and of some commands which of them.
+    // The quoted words at the front: a command, and for some its subcommand.
     calls
         .map(|call| call.split(", ").map_while(|word| word.strip_prefix('\'')?.split('\'').next()).collect())
         .collect()
 }
 
-/// A script with what it is to work on.
+/// A script with its keys and arguments.
 pub(super) struct Call<'s> {
     script: &'s Script,
     keys: Vec<String>,
     args: Vec<Vec<u8>>,
     durable: bool,
-    /// What each of two nodes is asked for that have only a part of the keys.
+    /// The script for two nodes that each have a part of the keys.
     half: Option<&'s Script>,
 }
 
@@ -195,7 +195,7 @@ impl<'s> Call<'s> {
         self
     }
 
-    /// What it writes is to be on a replica before it counts as done.
+    /// The change must be on a replica before it counts as done.
     pub(super) fn durably(mut self) -> Self {
         self.durable = true;
         self
@@ -205,7 +205,7 @@ impl<'s> Call<'s> {
         self.durable
     }
 
-    /// Where no node has all of it, each may be asked for what it has, by this script.
+    /// If no node has all keys, this script asks each node for those that it has.
     pub(super) const fn or_by_halves(mut self, half: &'s Script) -> Self {
         self.half = Some(half);
         self
@@ -230,7 +230,7 @@ impl<'s> Call<'s> {
         Reply::parse(answer?)
     }
 
-    /// Asks a node for what it has of a lookup, whether the slot is its own already or not.
+    /// Asks a node for its part of a lookup, even if it does not own the slot yet.
     pub(super) async fn send_half(
         &self,
         owner: &[u8],
@@ -238,7 +238,7 @@ impl<'s> Call<'s> {
     ) -> Result<Reply, RedisError> {
         let Some(half) = self.half else { return Err(unexpected()) };
         let mut asking = ::redis::pipe();
-        // It holds for the one command behind it. The text is sent each time: this is rare.
+        // ASKING holds for the next command only. The text is sent each time: this is rare.
         asking.cmd("ASKING").ignore().cmd("EVAL_RO").arg(half.text).arg(0).arg(&self.keys);
         for arg in &self.args {
             asking.arg(&arg[..]);
@@ -257,13 +257,13 @@ impl<'s> Call<'s> {
     }
 }
 
-/// What a script said: the state of the store first, then whatever it was asked for.
+/// The answer of a script: the state of the store, then what was asked for.
 pub(super) struct Reply {
     pub(super) meta: Meta,
     rest: std::vec::IntoIter<Value>,
 }
 
-/// What `meta` holds. Redis has it as text, and so it is kept until it is judged.
+/// The content of `meta`, as text where Redis has it as text.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Meta {
     pub(super) incarnation: Option<String>,
@@ -284,7 +284,7 @@ impl Reply {
         Ok(reply)
     }
 
-    /// One that was put together.
+    /// An answer that was put together here.
     pub(super) fn of(meta: Meta, rest: [Vec<u8>; 3]) -> Self {
         Self { meta, rest: rest.map(Value::BulkString).to_vec().into_iter() }
     }
@@ -302,13 +302,13 @@ impl Reply {
         text.map_err(|_| unexpected())
     }
 
-    /// Whether anything follows, there or not.
+    /// Whether no value follows, not even an absent one.
     pub(super) fn is_empty(&self) -> bool {
         self.rest.len() == 0
     }
 }
 
-/// Where Redis gives a string, it may do so in several ways.
+/// The bytes of a string, which Redis sends in one of several types.
 pub(super) fn bytes(value: Value) -> Result<Vec<u8>, RedisError> {
     match value {
         Value::BulkString(bytes) => Ok(bytes),

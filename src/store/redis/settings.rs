@@ -1,4 +1,4 @@
-//! What an operator says about a Redis: where it is, who we are to it, and how long it may take.
+//! The settings of a Redis: its place, the login, and the time-outs.
 
 use std::fmt;
 use std::io;
@@ -20,10 +20,9 @@ pub struct Settings {
     /// The user of Redis' access control list; `None` for its default user.
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
-    /// What stands in the hash tag: stores of several installations can share one Redis.
+    /// The hash tag. Stores of several installations can share one Redis.
     pub cell: Cell,
-    /// How long connecting may take, finding the master included. Nobody waits so long; a lookup gives up
-    /// before.
+    /// How long connecting may take, finding the master included. A lookup gives up earlier.
     pub connect_timeout: Duration,
     /// How long a lookup may take, connecting included.
     pub lookup_timeout: Duration,
@@ -38,7 +37,7 @@ impl Settings {
         Self::at(Place::Fixed(address))
     }
 
-    /// The defaults, for the Redis that is found so.
+    /// The defaults, for the Redis at this place.
     #[must_use]
     pub fn at(place: Place) -> Self {
         Self {
@@ -64,7 +63,7 @@ impl Default for Settings {
 /// How the master is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// It is always here.
+    /// At a fixed address.
     Fixed(Address),
     /// Sentinels say where it is.
     Sentinel(Sentinels),
@@ -88,17 +87,17 @@ fn join(nodes: &[Node]) -> String {
     nodes.iter().map(Node::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Who knows where the master is, and by what name.
+/// The sentinels, and the name by which they know the master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sentinels {
     pub nodes: Vec<Node>,
     pub master: String,
-    /// The sentinels have users of their own.
+    /// The login at the sentinels.
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
 }
 
-/// Where the files for TLS are. There is no way to skip verification.
+/// The files for TLS. Verification cannot be turned off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// The authorities that the server's certificate may be from, in PEM.
@@ -115,7 +114,7 @@ pub enum InvalidPlace {
     Server { form: &'static str, cause: InvalidServer },
 }
 
-/// One server of those that make up a Redis.
+/// The address of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     pub(super) host: String,
@@ -227,7 +226,7 @@ impl fmt::Display for Cell {
     }
 }
 
-/// Why there is not even anything to connect with. That Redis is down is no reason.
+/// Why a connection cannot even be tried. A Redis that is down is no such reason.
 #[derive(Debug, Error)]
 pub enum OpenError {
     #[error("cannot read store.{key} {}: {cause}", path.display())]

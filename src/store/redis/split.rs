@@ -1,25 +1,25 @@
-//! A lookup while our slot is on its way from one node of a cluster to another.
+//! A lookup while our slot moves from one node of a cluster to another.
 //!
-//! Each key is at the one node or at the other then, and neither runs a script over keys of both. So each is asked for
-//! what it has, at one moment of its own, and the answer is put together. It must be no older than one of the owner alone:
+//! Then each key is at one of the two nodes, and neither node runs a script over keys of both. So each is asked for
+//! what it has, at a moment of its own, and the answers are joined. The result must be no older than an answer of the
+//! owner alone:
 //!
-//! - **The state of the store tells who is up to date.** Every change is a script that needs `meta` where it writes. So what
-//!   stands beside `meta` is as new as `meta` says, as ever.
-//! - **What stands at the other node only cannot have changed since `meta` left it.** A source that was replaced by its replica
-//!   and does not know it still has its own `meta`: where both nodes have one nothing is believed.
-//! - **The source is asked first, then the target.** Keys go one way, each at one moment; what has left the source when it is
-//!   asked is at the target when that is. A record that has arrived at the target beside `meta` may have changed there, and is taken
-//!   from there.
-//! - **Nothing is concluded from what is not there.** A key of which a part is missing may have been lost on its way. It is
-//!   never called absent.
+//! - **The node that has `meta` is up to date.** Every change is a script that needs `meta` on its node. So a record beside
+//!   `meta` is as new as `meta` says.
+//! - **A record apart from `meta` cannot have changed since `meta` left.** A source that was replaced by its replica, and
+//!   does not know it, still has a `meta` of its own: if both nodes have one, neither is believed.
+//! - **The source is asked first, then the target.** Keys move in one direction only. A key that has left the source when it is
+//!   asked is at the target when that is asked. A record that has arrived at the target beside `meta` may have changed
+//!   there, so it is taken from there.
+//! - **A missing key proves nothing.** It may have been lost on its way. It is never called absent.
 
 use ::redis::RedisError;
 use ::redis::aio::MultiplexedConnection;
 
 use super::scripts::{Call, Meta, Reply};
 
-/// How often both nodes are asked. Once is enough but for what moves meanwhile, and a second time where only the
-/// target knows whose the secret is.
+/// How often both nodes are asked at most. Once is enough unless keys move meanwhile; twice if only the target has
+/// the pointer of the digest.
 const ROUNDS: usize = 4;
 
 /// What one node has.
@@ -30,7 +30,7 @@ struct Half {
     org: Option<Vec<u8>>,
 }
 
-/// The answer to a lookup as the owner of the whole slot would give it; `None` where that cannot be said.
+/// The answer to a lookup as the owner of the whole slot would give it; `None` if it cannot be known.
 pub(super) async fn put_together(
     call: &Call<'_>,
     source: &mut MultiplexedConnection,
@@ -58,7 +58,7 @@ async fn half(call: &Call<'_>, owner: &[u8], node: &mut MultiplexedConnection) -
     Ok(Half { meta: reply.meta, owner, key, org })
 }
 
-/// Both halves as one, if they are halves of one.
+/// Both halves joined; `None` if they do not fit.
 fn join(left: Half, arrived: Half) -> Option<Reply> {
     if left.owner != arrived.owner {
         return None;

@@ -1,12 +1,13 @@
 //! Whether the server that keys are looked up at is still the one that takes changes.
 //!
-//! A master that was cut off from its replicas, or demoted, goes on to answer lookups, from the past. It shows by
-//! what it says to a write. The heartbeat is one; while none succeeds, whatever the reason, the server that lookups
-//! go to is asked by itself, over their own connection. What such a server says to keygate counts for less
+//! A master that was cut off from its replicas, or demoted, goes on answering lookups with outdated data. Its answer
+//! to a write shows this. The heartbeat is such a write; while no heartbeat succeeds, the server of the lookups is
+//! asked separately, over their own connection. The answers of a suspected server count for less
 //! ([`EventSink::suspect`](crate::store::events::EventSink::suspect)).
 //!
-//! Not every refusal is a sign. A master whose disk fails or whose memory is full, or who denies us a right, is still
-//! the only one, and so is one that lacks replicas while those who would choose another say that it is the master.
+//! Not every refusal is a sign. A master whose disk fails, whose memory is full, or which denies us a right, is still
+//! the only master. So is one that lacks replicas, while the servers that would choose another say that it is the
+//! master.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -19,13 +20,13 @@ use super::settings::Node;
 use crate::store::LEASE;
 use crate::telemetry;
 
-/// What a server is taken for.
+/// Whether a server is believed to be the master.
 #[derive(Debug)]
 pub(super) struct Tenure(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// When it was last seen to be the master; before that, since when it might have been seen.
+    /// When it last proved to be the master; before the first proof, when this process began.
     shown: Instant,
     in_doubt: bool,
 }
@@ -39,14 +40,14 @@ impl Tenure {
         self.lock().in_doubt
     }
 
-    /// It was the master at that moment. Whether that was in doubt.
+    /// Notes that it was the master at this moment. Returns whether that was in doubt.
     fn show(&self, at: Instant) -> bool {
         let mut state = self.lock();
         state.shown = state.shown.max(at);
         std::mem::take(&mut state.in_doubt)
     }
 
-    /// It says that it is not, or may not be. Since when, if that is new.
+    /// Notes a doubt. Returns since when it may not have been the master, if the doubt is new.
     fn doubt(&self) -> Option<Instant> {
         let mut state = self.lock();
         let before = std::mem::replace(&mut state.in_doubt, true);
@@ -58,7 +59,7 @@ impl Tenure {
     }
 }
 
-/// The server took a change that it was asked to at this moment, or is vouched for.
+/// Notes that the server accepted a change that was sent at this moment, or that others vouch for it.
 pub(super) fn confirm(inner: &Inner, asked: Instant) {
     if inner.tenure.show(asked) {
         inner.ledger.suspect(None);
@@ -67,10 +68,10 @@ pub(super) fn confirm(inner: &Inner, asked: Instant) {
     }
 }
 
-/// Has the server that lookups go to, if there is one, say whether it would take a change. The change is none.
+/// Asks the server of the lookups, if there is one, whether it would accept a change. The call changes nothing.
 pub(super) async fn question(inner: &Inner) {
     let names = &inner.names;
-    // A lease that is there has come further than no event at all.
+    // Event 0 is never later than what a lease names, so nothing is written.
     let call =
         Call::new(&inner.scripts.confirm, [names.lease(&inner.gateway)]).arg("0").arg("").arg(names.events());
     let asked = inner.clock.mono();
@@ -96,12 +97,12 @@ fn suspect(inner: &Inner, node: &Node, error: &RedisError) {
     }
 }
 
-/// What a server says to a write that may not be the master.
+/// A refusal that raises doubt.
 #[derive(Debug, PartialEq, Eq)]
 enum Refusal {
-    /// It is none, or has lost the others that make it one.
+    /// It is no longer the master, or has lost the majority of the cluster.
     Deposed,
-    /// It has fewer replicas than it is to have: they may have another master by now, or be dead.
+    /// It has fewer replicas than its minimum: they may have another master by now, or be dead.
     LacksReplicas,
 }
 

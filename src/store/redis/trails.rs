@@ -1,12 +1,13 @@
 //! Audit trails in Redis: a stream for the entries, and a string for both ends.
 
+use super::reads::{NEWEST, PAGE};
 use super::scripts::{Call, Reply};
-use super::{Inner, NEWEST, PAGE, Redis};
+use super::{Inner, Redis};
 use crate::store::trails::Trails;
 use crate::store::{StoreFault, StoreFuture};
 use crate::vocabulary::audit::{Ends, Entry, Link, Trail};
 
-/// Entries that one script removes or writes; it bounds how long it holds everybody else up.
+/// Entries per script that removes or writes. It bounds how long the script blocks others.
 const AT_ONCE: usize = 256;
 
 impl Trails for Redis {
@@ -23,7 +24,7 @@ impl Trails for Redis {
         Box::pin(self.inner.entries(trail, before, limit))
     }
 
-    /// By several scripts, each of which leaves a whole trail.
+    /// Several scripts run; after each of them the trail is whole.
     fn trim(&self, trail: Trail, through: u64) -> StoreFuture<'_, Result<u64, StoreFault>> {
         Box::pin(self.inner.trim(trail, through))
     }
@@ -53,7 +54,7 @@ impl Inner {
         limit: usize,
     ) -> Result<Vec<Entry>, StoreFault> {
         let (mut entries, mut before) = (Vec::new(), before);
-        // Redis takes no range that ends before the first possible entry.
+        // Redis accepts no range that ends before the first possible entry.
         while entries.len() < limit && before != Some(0) {
             let count = PAGE.min(limit - entries.len());
             let from = before.map_or_else(|| NEWEST.to_owned(), |number| format!("({number}-0"));

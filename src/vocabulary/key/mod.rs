@@ -1,8 +1,8 @@
-//! The key as clients hold it: its format, its environment, its digest.
+//! The key as clients have it: its format, its environment, its digest.
 //!
-//! `{prefix}_{live|test}_sk_` + 32 base62 digits (190 bits from the operating system) + 6 base62 digits of
-//! the CRC-32 of everything before them. The checksum lets a malformed or mistyped key be refused without any
-//! lookup, and lets a secret scanner tell a key from noise.
+//! `{prefix}_{live|test}_sk_` + 32 base62 digits (190 bits from the operating system) + 6 base62 digits of the CRC-32
+//! of everything before them. With the checksum a malformed or mistyped key is refused without a lookup, and a secret
+//! scanner can tell a key from noise.
 
 pub mod admission;
 pub mod further;
@@ -22,10 +22,10 @@ use zeroize::Zeroizing;
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const RANDOM_DIGITS: usize = 32;
 const CHECKSUM_DIGITS: usize = 6;
-/// What an imported key without a checksum may have behind its prefix, in digits.
+/// The number of digits that an imported key without a checksum may have behind its prefix.
 const IMPORTED_DIGITS: std::ops::RangeInclusive<usize> = 16..=128;
 
-/// Live or test, named by the key's prefix. It decides the upstream and is never crossed.
+/// Live or test. The prefix of the key names it. It decides the upstream, and nothing crosses from one to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Environment {
@@ -82,7 +82,7 @@ impl Default for Prefix {
 #[error("a key prefix is 1 to 16 lower-case letters and digits and starts with a letter, as in \"fh\"")]
 pub struct InvalidPrefix;
 
-/// What a key looks like here: makes new ones and parses the ones that clients present.
+/// The format of the keys of this installation: makes new keys and parses those that clients present.
 #[derive(Clone, Debug)]
 pub struct KeyFormat {
     heads: [Box<str>; 2],
@@ -90,14 +90,14 @@ pub struct KeyFormat {
 }
 
 impl KeyFormat {
-    /// `accept_without_checksum` lets in imported keys, whose digits end without a CRC.
+    /// `accept_without_checksum` also accepts imported keys, which have no CRC.
     #[must_use]
     pub fn new(prefix: &Prefix, accept_without_checksum: bool) -> Self {
         let head = |environment: Environment| format!("{}_{environment}_sk_", prefix.as_str()).into();
         Self { heads: Environment::ALL.map(head), accept_without_checksum }
     }
 
-    /// Whether a key must end in a checksum to be looked up at all.
+    /// Whether a key without a checksum is refused without a lookup.
     #[must_use]
     pub const fn requires_checksum(&self) -> bool {
         !self.accept_without_checksum
@@ -112,7 +112,7 @@ impl KeyFormat {
     /// A new key.
     ///
     /// # Errors
-    /// When the operating system has no randomness to give.
+    /// If the operating system gives no random bytes.
     pub fn mint(&self, environment: Environment) -> Result<ApiKey, getrandom::Error> {
         let head = self.head(environment);
         let mut text = random_token(head, RANDOM_DIGITS, CHECKSUM_DIGITS)?;
@@ -121,8 +121,8 @@ impl KeyFormat {
         Ok(ApiKey { text, environment })
     }
 
-    /// The environment that credentials name anywhere, whether or not they hold a key; test, if they name
-    /// both.
+    /// The environment whose prefix occurs anywhere in the credentials, whether or not they contain a key; test if
+    /// both occur.
     #[must_use]
     pub fn named_environment(&self, credentials: &[u8]) -> Option<Environment> {
         let names = |environment: &Environment| {
@@ -156,10 +156,10 @@ impl KeyFormat {
     }
 }
 
-/// `head` and this many random base62 digits, with room for some more.
+/// `head` and `digits` random base62 digits, in a buffer with `room` more bytes.
 ///
 /// # Errors
-/// When the operating system has no randomness to give.
+/// If the operating system gives no random bytes.
 pub(crate) fn random_token(
     head: &str,
     digits: usize,
@@ -170,7 +170,7 @@ pub(crate) fn random_token(
     let mut pool = Zeroizing::new([0_u8; 2 * RANDOM_DIGITS]);
     while text.len() < head.len() + digits {
         getrandom::fill(&mut pool[..])?;
-        // Six bits give 64 values; the two that are no digit are thrown away, so that every digit is as likely.
+        // Six bits give 64 values; two of them are no digit and are dropped, so that all digits are equally likely.
         let drawn = pool.iter().filter_map(|byte| BASE62.get(usize::from(byte & 63)));
         let missing = head.len() + digits - text.len();
         text.extend(drawn.take(missing).map(|digit| char::from(*digit)));
@@ -178,7 +178,7 @@ pub(crate) fn random_token(
     Ok(text)
 }
 
-/// A token that no key of this installation can look like.
+/// A token that does not have the format of a key of this installation.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("malformed key")]
 pub struct Malformed;
@@ -193,8 +193,7 @@ fn checksum_digits(bytes: &[u8]) -> [u8; CHECKSUM_DIGITS] {
     digits
 }
 
-/// A secret that was just made. It is wiped when dropped and prints nothing; [`ApiKey::expose`] is the only
-/// way out.
+/// A new secret. It is wiped when dropped and never printed; only [`ApiKey::expose`] returns it.
 pub struct ApiKey {
     text: Zeroizing<String>,
     environment: Environment,
@@ -225,7 +224,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// A well-formed key as a request presents it. Nothing is known of it yet but its form.
+/// A well-formed key as a request presents it. It may be unknown.
 #[derive(Clone, Copy)]
 pub struct PresentedKey<'a> {
     token: &'a [u8],
@@ -233,12 +232,12 @@ pub struct PresentedKey<'a> {
 }
 
 impl PresentedKey<'_> {
-    /// The bytes themselves, for deriving keys that only this one's holder can derive.
+    /// The bytes themselves, to derive keys that only its holder can derive.
     pub(crate) const fn expose(&self) -> &[u8] {
         self.token
     }
 
-    /// What the prefix says. The record must say the same.
+    /// The environment that the prefix names. The record must name the same.
     #[must_use]
     pub const fn environment(&self) -> Environment {
         self.environment
@@ -261,7 +260,7 @@ impl fmt::Debug for PresentedKey<'_> {
     }
 }
 
-/// What stands for a secret at rest and in every cache. Compared in constant time.
+/// The digest of a secret, which stores and caches have in its place. Compared in constant time.
 #[derive(Clone, Copy, Eq, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
@@ -361,8 +360,8 @@ impl fmt::Debug for Pepper {
 #[error("a pepper has at least {} bytes", Pepper::MIN_LEN)]
 pub struct PepperTooShort;
 
-/// Turns a presented key into its digest: `SHA-256(key)`, or with a pepper `HMAC-SHA-256(pepper,
-/// SHA-256(key))`, so that hashes of an existing system can be moved in without knowing the keys.
+/// Turns a presented key into its digest: `SHA-256(key)`, or with a pepper `HMAC-SHA-256(pepper, SHA-256(key))`, so
+/// that the hashes of an existing system can be imported without the keys.
 #[derive(Clone, Debug, Default)]
 pub struct Digester {
     pepper: Option<Pepper>,
@@ -379,7 +378,7 @@ impl Digester {
         self.convert(Sha256::digest(key.token).into())
     }
 
-    /// What tells peppers apart and reveals nothing of them; `None` without one.
+    /// An identifier of the pepper that reveals nothing about it; `None` without a pepper.
     #[must_use]
     pub fn pepper_id(&self) -> Option<String> {
         let id = self.pepper.as_ref()?.hmac("keygate pepper id\0").finalize().into_bytes();
@@ -392,13 +391,13 @@ impl Digester {
         self.pepper.is_none() || self.pepper_id() == other.pepper_id()
     }
 
-    /// From a digest made by this one to that of `other`, where this one [leads](Self::leads_to) to it.
+    /// Converts a digest of this one to that of `other`, if this one [leads](Self::leads_to) to it.
     #[must_use]
     pub fn carry(&self, digest: Digest, other: &Self) -> Digest {
         if self.pepper.is_none() { other.convert(digest.0) } else { digest }
     }
 
-    /// From a plain SHA-256 of a key to the digest that is stored.
+    /// Converts the plain SHA-256 of a key to the digest that is stored.
     #[must_use]
     pub fn convert(&self, sha256: [u8; 32]) -> Digest {
         match &self.pepper {

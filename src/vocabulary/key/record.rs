@@ -46,7 +46,7 @@ use super::{Digest, Environment, Pepper};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 
-/// Everything the store knows of one key.
+/// Everything that the store knows of one key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct KeyRecord {
     pub id: KeyId,
@@ -54,11 +54,11 @@ pub struct KeyRecord {
     pub name: String,
     pub environment: Environment,
     pub scopes: ScopeSet,
-    /// Its secrets, newest first: the one that opens it, the one before, which does too while a rotation overlaps, and
-    /// the first that it had.
+    /// Its secrets, newest first: the current one; the one before, which also opens the key while a rotation
+    /// overlaps; and the very first one.
     pub secrets: Vec<Secret>,
     pub created_at: UnixMillis,
-    /// Who made it: a key id, or an operator's name.
+    /// Its maker: a key id, or the name of an operator.
     pub created_by: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UnixMillis>,
@@ -66,10 +66,10 @@ pub struct KeyRecord {
     pub disabled_at: Option<UnixMillis>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<UnixMillis>,
-    /// Networks it may be used from; empty for any.
+    /// The networks that it may be used from; empty for any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_addresses: Vec<IpNet>,
-    /// Who answers for it: a person or a team, in the organisation's own words.
+    /// The person or team that answers for it, in the organisation's own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,7 +85,7 @@ pub struct Secret {
     pub digest: Digest,
     /// The last four characters of the secret, for masked forms.
     pub last_four: String,
-    /// When it stops opening the key; set on the older secret while a rotation overlaps.
+    /// When it stops opening the key. An older secret has this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<UnixMillis>,
     /// Fields of another release.
@@ -93,7 +93,7 @@ pub struct Secret {
     pub further: Further,
 }
 
-/// What a key's owner is shown.
+/// The state of a key as its owner sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -169,10 +169,10 @@ pub struct OrgRecord {
     pub created_at: UnixMillis,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended_at: Option<UnixMillis>,
-    /// Signed up and not verified yet: until it is, its keys open nothing.
+    /// It has signed up and is not verified yet. Until then its keys open nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pending: bool,
-    /// The address it signed up with; no two organisations have the same.
+    /// The address of its signup. No two organisations have the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<Email>,
     /// Fields of another release.
@@ -186,11 +186,11 @@ pub struct OrgRecord {
 pub struct Email(Box<str>);
 
 impl Email {
-    /// The longest that a mail server takes (RFC 5321, section 4.5.3.1.3, less the angle brackets).
+    /// The longest that a mail server accepts; bytes (RFC 5321, section 4.5.3.1.3, less the angle brackets).
     pub const MAX_LEN: usize = 254;
 
-    /// Takes what the HTML standard calls a valid e-mail address, with a dot in its domain: what people have,
-    /// and not the quoted strings and comments of RFC 5322, which no sign-up form takes.
+    /// Accepts a valid e-mail address of the HTML standard, with a dot in its domain. The quoted strings and comments
+    /// of RFC 5322 are refused.
     ///
     /// # Errors
     /// [`InvalidEmail`] for anything else.
@@ -218,8 +218,8 @@ impl Email {
         &self.0
     }
 
-    /// What stands for it in the index of taken addresses; case makes no difference. With a pepper the index
-    /// reveals no address.
+    /// Its entry in the index of taken addresses; upper and lower case are the same. With a pepper the index reveals
+    /// no address.
     #[must_use]
     pub fn index(&self, pepper: Option<&Pepper>) -> [u8; 32] {
         let folded = self.0.to_ascii_lowercase();
@@ -258,7 +258,7 @@ impl fmt::Display for Email {
 #[error("not an e-mail address, as in ada@example.com")]
 pub struct InvalidEmail;
 
-/// A record together with the number of its last change, which the next change must name.
+/// A record with the number of its last change. The next change must name this number.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Versioned<T> {
     pub rev: u64,
@@ -267,11 +267,11 @@ pub struct Versioned<T> {
 
 /// A record that has a place in the store.
 pub trait Stored: Serialize + DeserializeOwned {
-    /// Keeps the kinds apart under the MAC.
+    /// The kind of record, as the MAC covers it.
     const KIND: &'static str;
-    /// Binds the sealed bytes to the record they belong to: moved under another id they do not open.
+    /// The place that the MAC covers: sealed bytes that were moved to another id do not open.
     fn place(&self) -> [u8; 16];
-    /// The format that whoever writes it must be able to keep.
+    /// The format that its writer must be able to keep.
     fn format(&self) -> RecordFormat;
 }
 
@@ -310,28 +310,29 @@ const MAC: usize = 32;
 
 /// Writes records to bytes and reads them back.
 ///
-/// Layout 1: `01`, the kind of seal (`00` none, `01` HMAC), the revision as eight bytes big-endian, the
-/// record as JSON, and with a pepper 32 bytes of HMAC-SHA-256 over all of it and the record's place. The
-/// revision stands at a fixed offset so that a store's own script can compare it without reading the rest.
+/// Layout 1: `01`, the kind of seal (`00` none, `01` HMAC), the revision as eight bytes big-endian, the record as
+/// JSON, and with a pepper 32 bytes of HMAC-SHA-256 over all of it and the record's place. The revision has a fixed
+/// offset, so that a script in the store can compare it without reading the rest.
 #[derive(Clone, Debug)]
 pub struct Sealer {
     pepper: Option<Pepper>,
     keeps: RecordFormat,
 }
 
-/// The revision of a sealed record, whether or not it opens; `None` for what is no record.
+/// The revision of a sealed record, whether or not it opens; `None` for bytes that are too short.
 #[must_use]
 pub fn revision(sealed: &[u8]) -> Option<u64> {
     let [_, _, rev @ ..] = *sealed.first_chunk::<HEAD>()?;
     Some(u64::from_be_bytes(rev))
 }
 
-/// Bytes that this installation cannot take for a record. It makes a lookup *unavailable*, never *absent*.
+/// Why bytes cannot be read, or a record cannot be written. A lookup of such a record is *unavailable*, never
+/// *absent*.
 #[derive(Debug, Error)]
 pub enum BadRecord {
     #[error("the record's layout {0} is unknown: it was written by a newer keygate")]
     Layout(u8),
-    /// It opens, and would be written by a keygate that does not know all that belongs to it.
+    /// The record can be read, but this keygate must not write it: it does not know everything in it.
     #[error(
         "the record has format {found}, and this keygate keeps formats up to {kept}: make the change at a gateway of the \
          newer version"
@@ -351,7 +352,7 @@ impl Sealer {
         Self { pepper, keeps: RecordFormat::CURRENT }
     }
 
-    /// The same as a release would be that keeps formats up to this one. For tests of two releases side by side.
+    /// The same, for a release that keeps formats up to this one. For tests of two releases side by side.
     #[must_use]
     pub const fn keeping(mut self, format: RecordFormat) -> Self {
         self.keeps = format;
@@ -365,8 +366,8 @@ impl Sealer {
     }
 
     /// # Errors
-    /// [`BadRecord::Newer`] for a record of a format that this process cannot keep. Otherwise when the record cannot
-    /// be written as JSON, which every record of ours can.
+    /// [`BadRecord::Newer`] for a record of a format that this process cannot keep. Otherwise if the record cannot be
+    /// written as JSON, which does not happen to our records.
     pub fn seal<T: Stored>(&self, rev: u64, record: &T) -> Result<Vec<u8>, BadRecord> {
         let format = record.format();
         if format > self.keeps {
@@ -382,7 +383,7 @@ impl Sealer {
     }
 
     /// # Errors
-    /// [`BadRecord`] for whatever [`Sealer::seal`] with the same pepper has not written.
+    /// [`BadRecord`] for bytes that [`Sealer::seal`] with the same pepper has not written.
     pub fn open<T: Stored>(&self, bytes: &[u8]) -> Result<Versioned<T>, BadRecord> {
         let head: &[u8; HEAD] = bytes.first_chunk().ok_or(BadRecord::Short)?;
         let [layout, seal, rev @ ..] = *head;
@@ -402,11 +403,11 @@ impl Sealer {
         Ok(Versioned { rev: u64::from_be_bytes(rev), record })
     }
 
-    /// Opens the record that is stored at `place`. Whoever can write to a store could have moved one there
-    /// from elsewhere, seal and all.
+    /// Opens the record that is stored at `place`. A writer with access to the store could have moved a sealed record
+    /// there from another place.
     ///
     /// # Errors
-    /// As [`Sealer::open`], and for the record of another place.
+    /// As [`Sealer::open`], and for a record of another place.
     pub fn open_at<T: Stored>(&self, place: &[u8; 16], bytes: &[u8]) -> Result<Versioned<T>, BadRecord> {
         let stored: Versioned<T> = self.open(bytes)?;
         if stored.record.place() == *place { Ok(stored) } else { Err(BadRecord::Seal) }

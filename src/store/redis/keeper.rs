@@ -1,0 +1,175 @@
+//! The operator's side: what state the store is in, the gateways that hold a lease, and how far an event has come among
+//! them.
+
+use std::time::Duration;
+
+use super::ledger::Incarnation;
+use super::scripts::{Call, Meta};
+use super::{Inner, Redis};
+use crate::store::events::Seq;
+use crate::store::keeper::{Acceptance, Keeper, Lease, LinkState, Standing, Status, Vitals};
+use crate::store::{LEASE, Propagation, StoreFault, StoreFuture};
+use crate::vocabulary::audit::Trail;
+use crate::vocabulary::key::record::RecordFormat;
+
+/// The longest pause between two looks at the leases.
+const PAUSE_AT_MOST: Duration = Duration::from_millis(10);
+/// The format of a new store. It rises when something is written that needs a later one.
+const FORMAT_OF_NEW: RecordFormat = RecordFormat::OPEN;
+
+impl Keeper for Redis {
+    fn link_state(&self) -> LinkState {
+        self.inner.link_state()
+    }
+
+    fn vitals(&self) -> Vitals {
+        self.inner.vitals()
+    }
+
+    fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
+        Box::pin(self.inner.leave())
+    }
+
+    fn status(&self) -> StoreFuture<'_, Status> {
+        Box::pin(self.inner.status())
+    }
+
+    fn begin(&self) -> StoreFuture<'_, Result<bool, StoreFault>> {
+        Box::pin(self.inner.begin())
+    }
+
+    fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
+        Box::pin(self.inner.accept())
+    }
+}
+
+impl Inner {
+    pub(super) async fn leave(&self) -> Result<(), StoreFault> {
+        *self.left.lock().await = true;
+        self.note_lease(None);
+        let names = &self.names;
+        let places = [names.gateways(), names.lease(&self.gateway), names.lease_format(&self.gateway)];
+        let call = Call::new(&self.scripts.leave, places).arg(&*self.gateway);
+        self.commands.run(&call, self.settings.command_timeout).await.map(drop)
+    }
+
+    pub(super) fn vitals(&self) -> Vitals {
+        let now = self.clock.mono();
+        let renewal = *self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = renewal.filter(|renewal| now.saturating_duration_since(renewal.asked) < LEASE);
+        let links = [("lookups", &self.lookups), ("commands", &self.commands)];
+        Vitals {
+            standing: held.map_or(Standing::Out, |renewal| Standing::Among(renewal.leases)),
+            breakers: links.map(|(name, link)| (name, link.turns_away().is_some())).to_vec(),
+            is_suspect: Some(self.tenure.is_in_doubt()),
+        }
+    }
+
+    /// Asks repeatedly: this costs little, and only changes pay for it.
+    pub(super) async fn propagation(&self, event: Seq, within: Duration) -> Result<Propagation, StoreFault> {
+        let begun = self.clock.mono();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let call = Call::new(&self.scripts.confirmed, [self.names.meta(), self.names.gateways()])
+                .arg(event.to_string())
+                .arg(self.names.leases());
+            let mut reply = self.ask(&call).await?;
+            let mut count = || -> Result<usize, StoreFault> {
+                let text = reply.text().map_err(|error| self.fault(error))?;
+                let count = text.and_then(|text| text.parse().ok());
+                count.ok_or_else(|| self.fault("the number of gateways does not read"))
+            };
+            let (gateways, confirmed) = (count()?, count()?);
+            let took = self.clock.mono().saturating_duration_since(begun);
+            let propagation = Propagation { gateways, confirmed, took };
+            if propagation.is_complete() || took >= within {
+                return Ok(propagation);
+            }
+            tokio::time::sleep(pause.min(within.saturating_sub(took))).await;
+            pause = PAUSE_AT_MOST.min(pause * 2);
+        }
+    }
+
+    async fn status(&self) -> Status {
+        let position = self.ledger.position();
+        let known = position.known.as_ref().map(ToString::to_string);
+        let keeps = self.sealer.keeps();
+        let place = format!("Redis at {}, cell {}", self.connector.whereabouts(), self.settings.cell);
+        let call = Call::new(&self.scripts.watch, [self.names.meta(), self.names.events()])
+            .arg(position.last.to_string());
+        match self.commands.run(&call, self.settings.command_timeout).await {
+            Err(fault) => {
+                let (trouble, gateways) = (Some(fault.to_string()), Vec::new());
+                Status { place, trouble, found: None, known, events: None, format: None, keeps, gateways }
+            }
+            Ok(reply) => {
+                let Meta { incarnation: found, event: events, format, .. } = reply.meta.clone();
+                let judged = self.ledger.recognise(&reply.meta, position.last);
+                let outdated = (format > keeps).then(|| StoreFault::outdated(format, keeps).to_string());
+                let trouble = judged.err().map(|stranger| stranger.to_string()).or(outdated);
+                // A list of gateways that cannot be read is no trouble of the store.
+                let gateways = self.gateways().await.unwrap_or_default();
+                let format = found.is_some().then_some(format);
+                Status { place, trouble, found, known, events, format, keeps, gateways }
+            }
+        }
+    }
+
+    /// The gateways that hold a lease, by name.
+    async fn gateways(&self) -> Result<Vec<Lease>, StoreFault> {
+        let call = Call::new(&self.scripts.gateways, [self.names.meta(), self.names.gateways()])
+            .arg(self.names.leases());
+        let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
+        let mut gateways = Vec::new();
+        while let Some(gateway) = reply.text().map_err(|error| self.fault(error))? {
+            let event = reply.text().map_err(|error| self.fault(error))?;
+            let event = event.and_then(|event| event.parse().ok());
+            let event = event.ok_or_else(|| self.fault("the number in a lease does not read"))?;
+            let format = RecordFormat::named(reply.text().map_err(|error| self.fault(error))?.as_deref());
+            let own = *gateway == *self.gateway;
+            gateways.push(Lease { gateway, event, own, format });
+        }
+        gateways.sort_unstable_by(|one, other| one.gateway.cmp(&other.gateway));
+        Ok(gateways)
+    }
+
+    /// Makes the store if there is none and none was known.
+    async fn begin(&self) -> Result<bool, StoreFault> {
+        if self.ledger.position().known.is_none() {
+            let names = &self.names;
+            let fresh = Incarnation::draw().map_err(|error| self.fault(error))?;
+            let places = [names.meta(), names.events(), names.keys(), names.orgs()];
+            let places =
+                places.into_iter().chain([names.entries(Trail::Operator), names.used(), names.news()]);
+            let call =
+                Call::new(&self.scripts.begin, places).arg(fresh.as_str()).arg(FORMAT_OF_NEW.to_string());
+            let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
+            if reply.text().map_err(|error| self.fault(error))?.as_deref() == Some("begun") {
+                self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn accept(&self) -> Result<Acceptance, StoreFault> {
+        let known = self.ledger.position().known;
+        let fresh = Incarnation::draw().map_err(|error| self.fault(error))?;
+        let call = Call::new(&self.scripts.accept, [self.names.meta(), self.names.events()])
+            .arg(known.as_ref().map_or("", Incarnation::as_str))
+            .arg(fresh.as_str())
+            .arg(FORMAT_OF_NEW.to_string())
+            .arg(self.sealer.keeps().to_string());
+        let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
+        let status = reply.text().map_err(|error| self.fault(error))?;
+        if reply.meta.format > self.sealer.keeps() {
+            return Err(StoreFault::outdated(reply.meta.format, self.sealer.keeps()));
+        }
+        let found = reply.meta.incarnation.clone().unwrap_or_default();
+        if status.as_deref() != Some("refused") {
+            self.ledger.adopt(&found, reply.meta.event.unwrap_or_default());
+        }
+        self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
+        Ok(Acceptance { store: found, changed: status.as_deref() != Some("kept") })
+    }
+}

@@ -1,0 +1,130 @@
+//! Reading records: by a secret, by their names, and in lists.
+
+use super::Inner;
+use super::scripts::{Call, Reply};
+use crate::store::{Found, StoreFault};
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, Stored, Versioned};
+
+/// Records per script of a list. It bounds how long the script blocks others.
+pub(super) const PAGE: usize = 256;
+/// The start of a list at its newest entry.
+pub(super) const NEWEST: &str = "+";
+
+impl Inner {
+    /// `None` only if our own store, with all events that are known here, has no such digest.
+    pub(super) async fn lookup(&self, digest: &Digest) -> Result<Option<Found>, StoreFault> {
+        let last = self.ledger.position().last;
+        let call = Call::new(&self.scripts.lookup, [self.names.meta(), self.names.digest(digest)])
+            .arg(self.names.with(""))
+            .or_by_halves(&self.scripts.half);
+        let mut reply = self.lookups.run(&call, self.settings.lookup_timeout).await?;
+        self.ledger.recognise(&reply.meta, last).map_err(|stranger| self.fault(stranger))?;
+        let read = |reply: &mut Reply| reply.bytes().map_err(|error| self.fault(error));
+        let Some(owner) = read(&mut reply)? else { return Ok(None) };
+        let (key, org) = (read(&mut reply)?, read(&mut reply)?);
+        let (org_id, key_id) = self.parse_owner(&owner)?;
+        let key: KeyRecord = self.promised(&key_id.to_bytes(), key)?.record;
+        let org: OrgRecord = self.promised(&org_id.to_bytes(), org)?.record;
+        if key.org != org.id || !key.secrets.iter().any(|secret| secret.digest == *digest) {
+            return Err(self.fault("a digest leads to a key that does not have it"));
+        }
+        Ok(Some(Found { key, org }))
+    }
+
+    pub(super) fn parse_owner(&self, owner: &[u8]) -> Result<(OrgId, KeyId), StoreFault> {
+        let parts = owner.split_at_checked(OrgId::LEN).and_then(|(org, key)| {
+            let (org, key) = (std::str::from_utf8(org).ok()?, std::str::from_utf8(key).ok()?);
+            Some((OrgId::parse(org).ok()?, KeyId::parse(key).ok()?))
+        });
+        parts.ok_or_else(|| self.fault("a digest leads to nothing that keygate has written"))
+    }
+
+    pub(super) async fn record<T: Stored>(
+        &self,
+        name: String,
+        place: [u8; 16],
+    ) -> Result<Option<Versioned<T>>, StoreFault> {
+        let mut reply = self.ask(&Call::new(&self.scripts.read, [self.names.meta(), name])).await?;
+        let bytes = reply.bytes().map_err(|error| self.fault(error))?;
+        bytes.map(|bytes| self.unseal(&place, &bytes)).transpose()
+    }
+
+    pub(super) fn unseal<T: Stored>(
+        &self,
+        place: &[u8; 16],
+        bytes: &[u8],
+    ) -> Result<Versioned<T>, StoreFault> {
+        self.sealer.open_at(place, bytes).map_err(|bad| self.bad_record(bad))
+    }
+
+    /// A record that another entry names, so that it must exist.
+    pub(super) fn promised<T: Stored>(
+        &self,
+        place: &[u8; 16],
+        bytes: Option<Vec<u8>>,
+    ) -> Result<Versioned<T>, StoreFault> {
+        let bytes = bytes.ok_or_else(|| self.fault("a record that another one names is missing"))?;
+        self.unseal(place, &bytes)
+    }
+
+    /// The newest records of an index, page by page.
+    pub(super) async fn newest<T: Listed>(
+        &self,
+        index: String,
+        records: String,
+        mut after: Option<String>,
+        limit: usize,
+    ) -> Result<Vec<Versioned<T>>, StoreFault> {
+        let mut listed = Vec::new();
+        while listed.len() < limit {
+            let count = PAGE.min(limit - listed.len());
+            let from = after.map_or_else(|| NEWEST.to_owned(), |id| format!("({id}"));
+            let call = Call::new(&self.scripts.list, [self.names.meta(), index.clone()])
+                .arg(&*records)
+                .arg(from)
+                .arg(count.to_string());
+            let mut reply = self.ask(&call).await?;
+            let before = listed.len();
+            after = None;
+            while !reply.is_empty() {
+                let id = reply.text().map_err(|error| self.fault(error))?.unwrap_or_default();
+                let bytes = reply.bytes().map_err(|error| self.fault(error))?;
+                let place = T::place_of(&id).ok_or_else(|| self.fault("a list names what is no record"))?;
+                listed.push(self.promised(&place, bytes)?);
+                after = Some(id);
+            }
+            if listed.len() - before < count {
+                break;
+            }
+        }
+        Ok(listed)
+    }
+}
+
+/// A record that lists name by its id.
+pub(super) trait Listed: Stored {
+    fn id(&self) -> String;
+    fn place_of(id: &str) -> Option<[u8; 16]>;
+}
+
+impl Listed for KeyRecord {
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn place_of(id: &str) -> Option<[u8; 16]> {
+        KeyId::parse(id).ok().map(KeyId::to_bytes)
+    }
+}
+
+impl Listed for OrgRecord {
+    fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    fn place_of(id: &str) -> Option<[u8; 16]> {
+        OrgId::parse(id).ok().map(OrgId::to_bytes)
+    }
+}
