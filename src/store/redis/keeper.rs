@@ -1,6 +1,7 @@
 //! The operator's side: what state the store is in, the gateways that hold a lease, and how far an event has come among
 //! them.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::ledger::Incarnation;

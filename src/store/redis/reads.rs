@@ -5,7 +5,7 @@ use super::scripts::{Call, Reply};
 use crate::store::{Found, StoreFault};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, Stored, Versioned};
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Stored, Versioned};
 
 /// Records per script of a list. It bounds how long the script blocks others.
 pub(super) const PAGE: usize = 256;

@@ -11,8 +11,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keygate::store::answers::KeptAnswer;
 use keygate::store::events::Subject;
-use keygate::store::side::{Admission, KeptAnswer, News, Quota};
+use keygate::store::outbox::News;
+use keygate::store::quotas::{Admission, Quota};
 use keygate::store::{Change, CommitError, Committed, EmailClaim, Mutation};
 use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
 use keygate::vocabulary::key::record::{Email, KeyRecord, OrgRecord, Sealer, Versioned};
@@ -91,8 +93,8 @@ impl Everything {
         let changed = Mutation { subjects: self.subjects(), ..update_key(1, &self.key) };
         assert_eq!(store.commit(changed).await, Ok(Committed { event: Some(1) }));
         let used = vec![Used { key: self.key.id, usage: self.usage.clone() }];
-        store.side().note_usage(used).await.unwrap();
-        assert_eq!(store.side().admit(vec![self.quota.clone()], NOW).await, Ok(Admission::Admitted));
+        store.usage().note(used).await.unwrap();
+        assert_eq!(store.quotas().admit(vec![self.quota.clone()], NOW).await, Ok(Admission::Admitted));
     }
 
     /// Everything is there and goes on.
@@ -103,13 +105,13 @@ impl Everything {
         assert_eq!(store.orgs(None, 9).await, Ok(vec![Versioned { rev: 1, record: org.clone() }]));
         let claim = Mutation { email: Some(*email), ..Mutation::default() };
         assert_eq!(store.commit(claim).await, Err(CommitError::EmailTaken));
-        assert_eq!(store.side().answer(answer.index, NOW).await, Ok(Some(answer.sealed.clone())));
-        assert_eq!(store.side().usage(vec![key.id]).await, Ok(vec![Some(usage.clone())]));
-        assert_eq!(store.side().news(vec![org.id]).await, Ok(vec![Some(news.clone())]));
+        assert_eq!(store.answers().find(answer.index, NOW).await, Ok(Some(answer.sealed.clone())));
+        assert_eq!(store.usage().of(vec![key.id]).await, Ok(vec![Some(usage.clone())]));
+        assert_eq!(store.outbox().news(vec![org.id]).await, Ok(vec![Some(news.clone())]));
         let ends = Ends { checkpoint: Link::ORIGIN, head: append.entry.link };
         assert_eq!(store.trails().ends(Trail::Operator).await, Ok(ends));
         assert_eq!(store.trails().entries(Trail::Operator, None, 9).await, Ok(vec![append.entry.clone()]));
-        let admitted = async || store.side().admit(vec![quota.clone()], NOW).await.unwrap();
+        let admitted = async || store.quotas().admit(vec![quota.clone()], NOW).await.unwrap();
         assert_eq!(admitted().await, Admission::Admitted);
         assert!(matches!(admitted().await, Admission::Refused { .. }), "it was counted once before");
         let grown = KeyRecord { name: "renamed".to_owned(), ..extended(key) };
@@ -237,6 +239,9 @@ async fn ask<T: redis::FromRedisValue>(connection: &mut MultiplexedConnection, w
     redis::cmd(words[0]).arg(&words[1..]).query_async(connection).await.unwrap()
 }
 
+/// An entry of a stream: its id and its fields.
+type Entry = (String, Vec<(String, Vec<u8>)>);
+
 /// A line for each command that makes it what it is.
 async fn dump_redis(server: &RedisServer) -> String {
     let mut redis = connect(server).await;
@@ -267,8 +272,7 @@ async fn dump_redis(server: &RedisServer) -> String {
                 }
             }
             "stream" => {
-                let entries: Vec<(String, Vec<(String, Vec<u8>)>)> =
-                    ask(&mut redis, &["XRANGE", name, "-", "+"]).await;
+                let entries: Vec<Entry> = ask(&mut redis, &["XRANGE", name, "-", "+"]).await;
                 for (id, fields) in entries {
                     let mut words = vec![place.to_vec(), id.into_bytes()];
                     for (field, value) in fields {

@@ -204,7 +204,7 @@ async fn still_serves(older: &Shared, key: &KeyRecord, name: &str) {
     }
     let used = keygate::vocabulary::key::usage::Usage::parse("1 jobs:read").unwrap();
     let used = vec![keygate::vocabulary::key::usage::Used { key: key.id, usage: used }];
-    assert!(matches!(older.side().note_usage(used).await, Err(StoreFault::Outdated(_))));
+    assert!(matches!(older.usage().note(used).await, Err(StoreFault::Outdated(_))));
     let status = older.keeper().status().await;
     assert!(status.trouble.is_some_and(|trouble| trouble.contains("makes no changes")));
     assert_eq!((status.format, status.keeps), (Some(NEXT), RecordFormat::CURRENT));
