@@ -124,7 +124,7 @@ impl fmt::Display for AuditKind {
 
 /// How records name the principal that asked for a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum PrincipalName {
     ApiKey {
         id: KeyId,
@@ -150,9 +150,10 @@ impl fmt::Display for PrincipalName {
     }
 }
 
-/// One audit record, as it is written. Never with a secret or a digest in it.
+/// One audit record, as it is written. Never with a secret or a digest in it. It is never written back, so the fields of a
+/// newer release are ignored; a new kind is written only when every gateway can read it
+/// ([`Mutation::needs`](crate::store::Mutation::needs)).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct AuditRecord {
     pub id: AuditRecordId,
     pub kind: AuditKind,
@@ -415,6 +416,19 @@ mod tests {
         entries
             .iter()
             .try_fold(Link::ORIGIN, |after, entry| chain.check(trail(), &after, entry).map(|()| entry.link))
+    }
+
+    #[test]
+    fn fields_of_a_newer_release_are_ignored() {
+        let json = serde_json::json!({
+            "id": "evt_01J9ZQ6T5N8XKD3V4WPYB7C2HM",
+            "kind": "key.revoked",
+            "at": 7,
+            "actor": { "type": "operator", "name": "ada", "role": "keys" },
+            "reason": "leaked",
+        });
+        let record: AuditRecord = serde_json::from_value(json).unwrap();
+        assert_eq!(record.actor, PrincipalName::Operator { name: "ada".to_owned() });
     }
 
     #[test]

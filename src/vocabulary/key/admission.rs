@@ -134,6 +134,7 @@ fn check_key(key: &KeyRecord, attempt: &Attempt<'_>) -> Result<(), Dead> {
 mod tests {
     use super::*;
     use crate::vocabulary::id::{IdSource, KeyId, OrgId};
+    use crate::vocabulary::key::record::Further;
 
     const NOW: UnixMillis = UnixMillis(1_000);
     const CURRENT: Digest = Digest::from_bytes([1; 32]);
@@ -154,8 +155,14 @@ mod tests {
             suspended_at: None,
             pending: false,
             email: None,
+            further: Further::default(),
         };
-        let secret = |digest, ends_at| Secret { digest, last_four: "wxyz".to_owned(), ends_at };
+        let secret = |digest, ends_at| Secret {
+            digest,
+            last_four: "wxyz".to_owned(),
+            ends_at,
+            further: Further::default(),
+        };
         let key = KeyRecord {
             id: KeyId::draw(&mut ids, NOW),
             org: org.id,
@@ -171,6 +178,7 @@ mod tests {
             allowed_addresses: Vec::new(),
             owner: None,
             note: None,
+            further: Further::default(),
         };
         (key, org)
     }
