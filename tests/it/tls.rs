@@ -339,7 +339,7 @@ fn a_key_of_another_certificate_is_refused() {
     assert_refused(
         folder.path(),
         "server.tls: the key in server-key.pem does not belong to the first certificate in server.pem; name a pair that belongs \
-         together, the server's own certificate first in its file",
+         together, with the server's own certificate first in its file",
     );
 }
 
