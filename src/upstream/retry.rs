@@ -6,7 +6,7 @@ use super::connection::Undelivered;
 use super::error::BrokenOff;
 use super::request_body::RequestBody;
 
-/// Where a request goes that was not delivered. The request is only to be had from here.
+/// Where an undelivered request goes. Only [`after`] gives the request back.
 #[derive(Debug)]
 pub(super) enum Retry {
     /// Over another connection to the same endpoint.

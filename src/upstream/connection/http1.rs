@@ -137,3 +137,45 @@ impl Upgrading {
         self.0.await.map(TokioIo::new).map_err(io::Error::other)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::runtime::Builder;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// What a request comes to at a server that says `answer` and closes the connection.
+    async fn failed_by(answer: &[u8]) -> Undelivered {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let serving = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert_ne!(stream.read(&mut [0; 4096]).await.unwrap(), 0);
+            stream.write_all(answer).await.unwrap();
+        };
+        let sending = async {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let mut connection = Http1::open(stream).await.unwrap();
+            connection.send(Request::default()).await.unwrap_err()
+        };
+        tokio::join!(sending, serving).0
+    }
+
+    #[test]
+    fn a_connection_that_broke_off_is_told_from_one_that_speaks_something_else() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            for cut in ["", "HTTP/1.1 200 OK\r\ncontent-le"] {
+                let failure = failed_by(cut.as_bytes()).await;
+                assert!(matches!(failure, Undelivered::BrokeOff(BrokenOff::Closed)), "{cut}: {failure:?}");
+            }
+            for other in ["SSH-2.0-x\r\n\r\n", "HTTP/1.1 2x0 OK\r\n\r\n"] {
+                let failure = failed_by(other.as_bytes()).await;
+                let is_malformed = matches!(failure, Undelivered::BrokeOff(BrokenOff::Malformed(_)));
+                assert!(is_malformed, "{other}: {failure:?}");
+            }
+        });
+    }
+}
