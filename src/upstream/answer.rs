@@ -14,7 +14,7 @@
 //! - The answer did not turn the connection into something else (101).
 //! - The answer's body came to its proper end: it did not break off, stall, or stop because it was dropped.
 //!
-//! The first four are [`may_be_reused`], the last is where an [`AnswerBody`] ends. Whether there is room for
+//! The first four are `may_be_reused`, the last is where an [`AnswerBody`] ends. Whether there is room for
 //! another unused connection is the pool's matter.
 
 use std::io;
