@@ -1,10 +1,10 @@
-//! The outbox: it sends news of organizations to the upstream until the upstream accepts them.
+//! The outbox: it sends news of organisations to the upstream until the upstream accepts them.
 //!
 //! The store keeps news together with the change that they report ([`crate::store::outbox::News`]). The outbox takes
 //! them from there.
 //!
 //! Each is a signed `POST` with JSON, and is sent at least once: a gateway may end after the receiver has accepted it
-//! and before this is noted. `Idempotency-Key` is the id of the organization, by which the receiver recognizes news
+//! and before this is noted. `Idempotency-Key` is the id of the organisation, by which the receiver recognises news
 //! that it has already.
 
 use std::fmt;

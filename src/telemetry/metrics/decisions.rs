@@ -66,7 +66,7 @@ pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clon
     [
         counters(
             "keygate_auth_decisions_total",
-            "The results of authentication and authorization.",
+            "The results of authentication and authorisation.",
             std::iter::once(authenticated).chain(refused),
         ),
         counters(

@@ -2,7 +2,7 @@
 //!
 //! A count on the request's path is one store to memory that no other thread writes: no lock, no shared cache
 //! line, no lookup of labels. Label values come from closed sets (the routes of the policy, the upstreams of the
-//! configuration, enums), so the number of series does not depend on keys, organizations or anything that a client
+//! configuration, enums), so the number of series does not depend on keys, organisations or anything that a client
 //! sends.
 
 mod cell;
