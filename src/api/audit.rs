@@ -1,4 +1,4 @@
-//! `GET /v1/audit_events`: what happened in the caller's organisation.
+//! `GET /v1/audit_events`: the audit trail of the caller's organisation.
 
 use super::query::{Cursor, Query};
 use super::{Answer, Call, List, refuse};

@@ -13,7 +13,7 @@ use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::scope::{Scope, ScopeSet};
 use crate::vocabulary::rejection::{FieldError, Rejection};
 
-/// An unknown field's name is repeated in the answer as far as this, in characters.
+/// The longest part of an unknown field's name in an answer, in characters.
 const SHOWN: usize = 64;
 
 /// The fields of a body, taken out one by one.
@@ -23,10 +23,10 @@ pub(super) struct Body {
 }
 
 impl Body {
-    /// Takes one JSON object, or nothing at all for one without fields.
+    /// Takes one JSON object; an empty body is an object without fields.
     ///
     /// # Errors
-    /// 400 for anything else, and for an object that has a field twice: two readers could take either.
+    /// 400 for anything else, and for an object with a duplicate field, because two parsers could read different values.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Rejection> {
         let fields = if bytes.is_empty() {
             Vec::new()
@@ -36,7 +36,7 @@ impl Body {
         Ok(Self { fields, errors: Vec::new() })
     }
 
-    /// The value of a field, `None` where it is not there or not what it should be.
+    /// The value of a field; `None` if it is absent or invalid.
     pub(super) fn take<T>(
         &mut self,
         name: &'static str,
@@ -47,7 +47,7 @@ impl Body {
         read(&value).map_err(|message| self.errors.push(FieldError::new(name, message))).ok()
     }
 
-    /// The same for a field that must be there.
+    /// The same for a required field.
     pub(super) fn require<T>(
         &mut self,
         name: &'static str,
@@ -61,18 +61,17 @@ impl Body {
         value
     }
 
-    /// Whether nothing was wrong so far, and no field is left that nobody took.
+    /// Whether there was no mistake so far, and no unknown field is left.
     pub(super) const fn is_clean(&self) -> bool {
         self.fields.is_empty() && self.errors.is_empty()
     }
 
-    /// Tells every mistake, also fields that nobody took.
+    /// Reports every mistake, also unknown fields.
     pub(super) fn finish(self) -> Result<(), Rejection> {
         self.finish_with(Vec::new())
     }
 
-    /// The same, with what is wrong with the values that were taken. Of a field that could not even be taken,
-    /// the first mistake is enough.
+    /// The same, with further mistakes in the values. A field has at most one mistake: the first.
     pub(super) fn finish_with(self, more: Vec<FieldError>) -> Result<(), Rejection> {
         let Self { fields, mut errors } = self;
         let fresh: Vec<FieldError> =
@@ -103,7 +102,7 @@ impl<'de> Deserialize<'de> for Fields {
                 let mut fields: Vec<(String, Value)> = Vec::new();
                 while let Some((name, value)) = map.next_entry()? {
                     if fields.iter().any(|(field, _)| *field == name) {
-                        return Err(A::Error::custom("a field stands twice"));
+                        return Err(A::Error::custom("duplicate field"));
                     }
                     fields.push((name, value));
                 }
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_at_once() {
+    fn every_mistake_is_reported_at_once() {
         let mut body = Body::parse(br#"{"name": 1, "scopes": "x", "extra": {}}"#).unwrap();
         assert_eq!(body.require("name", text), None);
         assert_eq!(body.require("email", text), None);
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_with_two_readings_or_none_is_no_body() {
+    fn a_body_that_is_ambiguous_or_no_object_is_refused() {
         for bad in [&b"[]"[..], b"1", b"{", b"{}{}", br#"{"a":1,"a":2}"#, br#"{"a":1,"\u0061":2}"#, b"\xff"] {
             assert!(matches!(Body::parse(bad), Err(Rejection::InvalidBody)), "{bad:?}");
         }

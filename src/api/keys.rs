@@ -23,43 +23,42 @@ struct WithSecret {
 }
 
 pub(super) async fn create(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
-    let caller = caller(call)?;
-    if let Some(answer) = answered(lifecycle, call).await? {
-        return Ok(answer);
-    }
+    let (caller, origin) = (caller(call)?, call.origin());
+    let begun = lifecycle.begin(&origin, None, call.idempotency.as_ref()).await.map_err(refuse)?;
+    let standing = match begun {
+        Outcome::Fresh(standing) => standing,
+        Outcome::Repeated(body) => return Ok(Answer::made(body)),
+    };
     let mut body = Body::parse(&call.body)?;
     let name = body.require("name", text);
-    let environment = body.take("environment", environment);
+    let environment = body.take("environment", environment).unwrap_or(caller.environment);
     let new = NewKey {
         scopes: body.take("scopes", scopes),
         expires_at: body.take("expires_at", nullable_time).flatten(),
         allowed_addresses: body.take("allowed_addresses", networks).unwrap_or_default(),
         owner: body.take("owner", nullable_text).flatten(),
         note: body.take("note", nullable_text).flatten(),
-        ..NewKey::named(caller.org, name.as_deref().unwrap_or_default(), Environment::Test)
+        ..NewKey::named(caller.org, name.as_deref().unwrap_or_default(), environment)
     };
     body.finish_with(lifecycle.mistakes_in_new(&new))?;
-    let environment = match environment {
-        Some(environment) => environment,
-        None => lifecycle.key(&call.origin(), caller.id).await.map_err(refuse)?.environment,
-    };
-    let new = NewKey { environment, ..new };
     let render = |key: &KeyRecord, secret: &ApiKey| render(lifecycle, key, secret);
     let keep = call.idempotency.as_ref().map(|request| Keep { request, render: &render });
-    answer(lifecycle, lifecycle.create_key_once(&call.origin(), new, keep).await)
+    answer(lifecycle, lifecycle.create_key_once(&origin, standing, &new, keep).await)
 }
 
 pub(super) async fn rotate(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
-    let id = id(call)?;
-    if let Some(answer) = answered(lifecycle, call).await? {
-        return Ok(answer);
-    }
+    let (id, origin) = (id(call)?, call.origin());
+    let begun = lifecycle.begin(&origin, Some(id), call.idempotency.as_ref()).await.map_err(refuse)?;
+    let standing = match begun {
+        Outcome::Fresh(standing) => standing,
+        Outcome::Repeated(body) => return Ok(Answer::made(body)),
+    };
     let mut body = Body::parse(&call.body)?;
     let overlap = body.take("overlap_seconds", seconds).unwrap_or(OVERLAP);
     body.finish()?;
     let render = |key: &KeyRecord, secret: &ApiKey| render(lifecycle, key, secret);
     let keep = call.idempotency.as_ref().map(|request| Keep { request, render: &render });
-    answer(lifecycle, lifecycle.rotate_key(&call.origin(), id, overlap, keep).await)
+    answer(lifecycle, lifecycle.rotate_key_once(&origin, standing, id, overlap, keep).await)
 }
 
 pub(super) async fn list(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
@@ -110,7 +109,7 @@ fn caller(call: &Call) -> Result<&CallingKey, Rejection> {
     call.caller.as_ref().ok_or_else(|| refuse(LifecycleError::Stranger))
 }
 
-/// What is no identifier of a key names none.
+/// The key's id in the path. A malformed id is the id of no key.
 fn id(call: &Call) -> Result<KeyId, Rejection> {
     let id = call.id.as_deref().and_then(|text| KeyId::parse(text).ok());
     id.ok_or(Rejection::NotFound(NotFound::NoResource))
@@ -123,12 +122,6 @@ fn environment(value: &serde_json::Value) -> Result<Environment, &'static str> {
 async fn show(lifecycle: &Lifecycle, key: Result<KeyRecord, LifecycleError>) -> Result<Answer, Rejection> {
     let views = lifecycle.view_keys(&[key.map_err(refuse)?]).await.map_err(refuse)?;
     Answer::json(&views.first())
-}
-
-/// What was answered to the same request before.
-async fn answered(lifecycle: &Lifecycle, call: &Call) -> Result<Option<Answer>, Rejection> {
-    let Some(request) = &call.idempotency else { return Ok(None) };
-    Ok(lifecycle.answered(&call.origin(), request).await.map_err(refuse)?.map(Answer::made))
 }
 
 fn answer(
@@ -145,6 +138,6 @@ fn answer(
 
 fn render(lifecycle: &Lifecycle, key: &KeyRecord, secret: &ApiKey) -> Vec<u8> {
     let answer = WithSecret { key: lifecycle.view_key(key, None), secret: Shown::new(secret) };
-    // Strings and lists of them, so nothing in it can fail to serialise.
+    // Made of strings and lists of strings, so serialising it cannot fail.
     serde_json::to_vec(&answer).unwrap_or_default()
 }

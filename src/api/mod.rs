@@ -1,7 +1,7 @@
-//! What keygate itself serves: signing up, keys, the audit trail. A request gets here through the same stages as
-//! one that is forwarded.
+//! The API that keygate itself serves: signup, keys, the audit trail. Its requests pass the same stages as requests
+//! that are forwarded.
 //!
-//! An operation runs on the control runtime in a task of its own: a change goes on to its end though the client
+//! An operation runs on the control runtime in a task of its own, so that a change is completed even if the client
 //! hangs up.
 
 mod audit;
@@ -27,15 +27,15 @@ use crate::vocabulary::id::RequestId;
 use crate::vocabulary::key::PresentedKey;
 use crate::vocabulary::rejection::{Conflict, FieldError, NotFound, Rejection, Unavailable};
 
-/// What there is to call, as OpenAPI 3.1. A test holds it against the policy that is shipped, and every answer that
-/// the tests get against it.
+/// The description of the API, as OpenAPI 3.1. A test compares it with the policy that is shipped, and every answer
+/// that the tests get with it.
 pub const DESCRIPTION: &str = include_str!("openapi.json");
 /// The largest body of an operation, in bytes.
 pub const BODY_LEN: u64 = 64 << 10;
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_LEN: usize = 255;
 
-/// What keygate itself serves.
+/// An operation that keygate itself serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     Signup,
@@ -78,13 +78,13 @@ impl Operation {
         }
     }
 
-    /// Whether a body says what is wanted. That of any other operation is not looked at.
+    /// Whether the operation reads a body. Other operations ignore theirs.
     #[must_use]
     pub const fn takes_body(self) -> bool {
         matches!(self, Self::Signup | Self::CreateKey | Self::UpdateKey | Self::RotateKey)
     }
 
-    /// Whether the same request twice would make two of what is made once.
+    /// Whether repeating the request would make a second key or secret.
     const fn is_repeatable(self) -> bool {
         matches!(self, Self::CreateKey | Self::RotateKey)
     }
@@ -94,7 +94,7 @@ impl Operation {
 #[derive(Debug)]
 pub struct Call {
     pub operation: Operation,
-    /// What stands in the path's parameter, where it has one.
+    /// The path's parameter, if the path has one.
     pub id: Option<String>,
     pub query: Option<String>,
     pub body: Bytes,
@@ -117,7 +117,7 @@ impl Call {
 pub struct Answer {
     pub status: StatusCode,
     pub body: Bytes,
-    /// How far the change has come that was asked for.
+    /// How far the requested change has come among the gateways.
     pub propagation: Option<Propagation>,
 }
 
@@ -127,7 +127,7 @@ impl Answer {
         Ok(Self { status: StatusCode::OK, body: body.into(), propagation: None })
     }
 
-    /// A body that was rendered before: the first time, or now.
+    /// A body that is rendered already.
     fn made(body: Vec<u8>) -> Self {
         Self { status: StatusCode::OK, body: body.into(), propagation: None }
     }
@@ -141,8 +141,8 @@ impl Answer {
     }
 }
 
-/// What makes a request one that may be sent twice: its caller, the idempotency key and everything that must be
-/// the same the second time.
+/// The identity of a request that may be sent twice: its caller, its idempotency key, and a hash of everything that
+/// must be the same the second time.
 ///
 /// # Errors
 /// 400 for an idempotency key that is empty or too long.
@@ -161,14 +161,14 @@ pub fn idempotency(
         return Err(Rejection::Invalid([error].into()));
     }
     let mut fingerprint = Sha256::new();
-    // A path has no zero byte, so where it ends is clear.
+    // A path has no zero byte, so its end is unambiguous.
     for part in [operation.name().as_bytes(), b"\0", path.as_bytes(), b"\0", body] {
         fingerprint.update(part);
     }
     Idempotency::derive(caller, name, fingerprint.finalize().into()).map(Some).map_err(refuse)
 }
 
-/// The API, as workers reach it.
+/// The API, for the workers.
 #[derive(Clone, Debug)]
 pub struct Api {
     lifecycle: Arc<Lifecycle>,
@@ -187,14 +187,14 @@ impl Api {
         &self.lifecycle
     }
 
-    /// Carries out what was asked for, whether or not anybody waits for it.
+    /// Carries out an operation, even if the caller stops waiting.
     ///
     /// # Errors
-    /// What the client is told instead.
+    /// The refusal that the client gets.
     pub async fn serve(&self, call: Call) -> Result<Answer, Rejection> {
         let lifecycle = Arc::clone(&self.lifecycle);
         let task = self.control.spawn(async move { carry_out(&lifecycle, call).await });
-        // Cancelled with its runtime, or panicked, which has said so itself.
+        // Cancelled with its runtime, or panicked; the panic is logged already.
         task.await.unwrap_or(Err(Rejection::Internal))
     }
 }
@@ -228,7 +228,7 @@ impl<T> List<T> {
     }
 }
 
-/// What is told of a change that did not happen.
+/// The refusal that a client gets for a change that did not happen.
 fn refuse(error: LifecycleError) -> Rejection {
     match error {
         LifecycleError::Invalid(errors) => Rejection::Invalid(errors.into()),
@@ -244,7 +244,7 @@ fn refuse(error: LifecycleError) -> Rejection {
         LifecycleError::QuotaExceeded { retry_after } => Rejection::RateLimited(retry_after),
         LifecycleError::Contended(_) => Rejection::Conflict(Conflict::Contended),
         LifecycleError::Store(fault) => {
-            // The cache logs an outage once; an operation is rare enough to be named each time.
+            // The cache logs an outage once. Operations are rare enough for a line each.
             telemetry::log(&format!("an operation could not be carried out: {fault}"));
             Rejection::Unavailable(Unavailable::Store)
         }
@@ -259,7 +259,7 @@ fn internal(error: &dyn std::error::Error) -> Rejection {
     Rejection::Internal
 }
 
-/// A secret on its one way out.
+/// A secret on its way to its owner, once.
 #[derive(Serialize)]
 #[serde(transparent)]
 struct Shown(Zeroizing<String>);

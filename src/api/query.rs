@@ -1,4 +1,4 @@
-//! The query of an operation. Only here is a query looked at: that of a forwarded request is the upstream's.
+//! The query of an operation. The query of a forwarded request is the upstream's, and keygate does not read it.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::rejection::{FieldError, Rejection};
 
-/// How many of a list are given where the query does not say.
+/// The length of a page, where the query does not say.
 const LIMIT: usize = 20;
 const LIMIT_AT_MOST: usize = 100;
 
@@ -22,7 +22,7 @@ impl<'q> Query<'q> {
         Self { pairs, errors: Vec::new() }
     }
 
-    /// The value of a parameter; `None` where it is not there, stands twice, or is not what it should be.
+    /// The value of a parameter; `None` if it is absent, duplicate or invalid.
     pub(super) fn take<T>(
         &mut self,
         name: &'static str,
@@ -33,7 +33,7 @@ impl<'q> Query<'q> {
         let (_, value) = self.pairs.swap_remove(at);
         if self.pairs.iter().any(|(pair, _)| pair == name) {
             self.pairs.retain(|(pair, _)| pair != name);
-            self.errors.push(FieldError::new(name, "stands twice"));
+            self.errors.push(FieldError::new(name, "is given twice"));
             return None;
         }
         let value = read(&value);
@@ -63,8 +63,7 @@ impl<'q> Query<'q> {
         self.take("cursor", |text| C::parse(text), "must be a next_cursor of an earlier page")
     }
 
-    /// Tells every mistake, also parameters that nobody took: a filter that is misspelt must not pass for one
-    /// that lets everything through.
+    /// Reports every mistake, also unknown parameters: a misspelt filter must not let everything through.
     pub(super) fn finish(self) -> Result<(), Rejection> {
         let Self { pairs, mut errors } = self;
         errors.extend(pairs.into_iter().map(|(name, _)| FieldError {
@@ -75,7 +74,7 @@ impl<'q> Query<'q> {
     }
 }
 
-/// A place in a list, opaque to who holds it.
+/// A place in a list, opaque to clients.
 pub(super) trait Cursor: Sized {
     fn print(&self) -> String;
     fn parse(text: &str) -> Option<Self>;
@@ -114,7 +113,7 @@ mod tests {
     use crate::vocabulary::id::IdSource;
 
     #[test]
-    fn a_cursor_leads_back_to_its_place_and_nothing_else_is_one() {
+    fn a_cursor_leads_back_to_its_place_and_other_texts_are_refused() {
         let id = KeyId::draw(&mut IdSource::seeded(3), UnixMillis(1_790_000_000_000));
         assert_eq!(<KeyId as Cursor>::parse(&id.print()), Some(id));
         assert_eq!(<u64 as Cursor>::parse(&17_u64.print()), Some(17));
@@ -130,7 +129,7 @@ mod tests {
             ("limit=0", &["limit: must be a number from 1 to 100"][..]),
             ("limit=101", &["limit: must be a number from 1 to 100"]),
             ("limit=%2B5", &["limit: must be a number from 1 to 100"]),
-            ("limit=1&limit=2", &["limit: stands twice"]),
+            ("limit=1&limit=2", &["limit: is given twice"]),
             ("limti=5", &["limti: is not a parameter of this request"]),
             ("limit=5&cursor=x", &["cursor: must be a next_cursor of an earlier page"]),
             ("", &[]),

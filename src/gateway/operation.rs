@@ -1,4 +1,5 @@
-//! What keygate serves itself: the body is gathered here, then the operation is carried out elsewhere.
+//! Requests for keygate's own operations: the body is read here, then the API carries the operation out on the control
+//! runtime.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -17,10 +18,10 @@ use crate::api::{self, Answer, BODY_LEN, Call, Operation};
 use crate::upstream::request_body::RequestBody;
 use crate::vocabulary::rejection::{FieldError, NotFound, Rejection};
 
-/// Carries out what `permit` allows.
+/// Carries out the operation of a permitted request.
 ///
 /// # Errors
-/// 400 and 413 for a body that cannot be taken, and whatever the operation refuses.
+/// 400 and 413 for an invalid body, and the refusals of the operation.
 pub(super) async fn serve(
     exchange: &Exchange,
     request: CanonicalRequest<Incoming>,
@@ -71,7 +72,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&[u8]>, Rejection> {
         (None, _) => Ok(None),
         (Some(key), None) => Ok(Some(key.as_bytes())),
         (Some(_), Some(_)) => {
-            Err(Rejection::Invalid([FieldError::new("Idempotency-Key", "stands twice")].into()))
+            Err(Rejection::Invalid([FieldError::new("Idempotency-Key", "is given twice")].into()))
         }
     }
 }

@@ -1,9 +1,13 @@
-//! What somebody may change: everything, or what a key covers. The one place where escalation is decided on.
+//! What a principal may do: everything, or what a key covers. Escalation is decided here and nowhere else.
+//!
+//! Three steps, each with a type: [`Standing::load`] reads the records of a principal; [`Standing::admit`] judges
+//! them at one moment; only then is there an [`Authority`], which answers what may be done.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{CallingKey, Escalation, LifecycleError, Origin, Principal};
+use super::error::{Escalation, LifecycleError};
+use super::principal::{CallingKey, Origin, Principal};
 use crate::store::{Seen, Store};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::KeyId;
@@ -12,92 +16,113 @@ use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::scope::ScopeSet;
 
-/// Who asks, as the store knew them at the moment of the decision.
-pub(super) enum Authority {
-    Unbounded,
-    Bounded(Box<Bounds>),
-}
+/// What the store says of a principal, as it was read. Whether it may act is judged when a change is decided.
+#[derive(Debug)]
+pub struct Standing(Option<Box<Bounds>>);
 
-/// A calling key and its organisation.
+/// A calling key and its organisation. A principal without bounds has neither.
+#[derive(Debug)]
 pub(super) struct Bounds {
     key: Versioned<KeyRecord>,
     org: Versioned<OrgRecord>,
 }
 
-impl Authority {
-    /// Reads who asks anew: since the request was let in, the key may have died.
-    pub(super) async fn load(
-        store: &Arc<dyn Store>,
-        origin: &Origin,
-        now: UnixMillis,
-    ) -> Result<Self, LifecycleError> {
-        let caller = match &origin.principal {
-            Principal::Operator(_) | Principal::Gateway => return Ok(Self::Unbounded),
+impl Standing {
+    /// Reads the calling key and its organisation: since the request was let in, either may have changed.
+    pub(super) async fn load(store: &Arc<dyn Store>, origin: &Origin) -> Result<Self, LifecycleError> {
+        let id = match &origin.principal {
+            Principal::Operator(_) | Principal::Gateway => return Ok(Self(None)),
             Principal::Stranger => return Err(LifecycleError::Stranger),
-            Principal::Key(caller) => caller,
+            Principal::Key(calling) => calling.id,
         };
-        let key = store.key(caller.id).await?.ok_or(LifecycleError::NoKey(caller.id))?;
+        let key = store.key(id).await?.ok_or(LifecycleError::NoKey(id))?;
         let org = store.org(key.record.org).await?.ok_or(LifecycleError::NoOrg(key.record.org))?;
-        Self::admit(caller, origin.address, key, org, now)
+        Ok(Self(Some(Box::new(Bounds { key, org }))))
     }
 
-    /// All that let the request in must still be so: a body may take its time.
+    /// Judges the principal at the moment `now`. Everything that let the request in must still hold, because a body
+    /// may arrive slowly, and a change may wait for its turn.
+    ///
+    /// # Errors
+    /// Why the calling key may not act.
+    pub(super) fn admit(&self, origin: &Origin, now: UnixMillis) -> Result<Authority<'_>, LifecycleError> {
+        match (&origin.principal, self.0.as_deref()) {
+            (Principal::Operator(_) | Principal::Gateway, _) => Ok(Authority::Unbounded),
+            (Principal::Key(calling), Some(bounds)) => {
+                bounds.admit(calling, origin.address, now)?;
+                Ok(Authority::Bounded(bounds))
+            }
+            // Records of another principal, or none: the answer is no.
+            (Principal::Key(_), None) | (Principal::Stranger, _) => Err(LifecycleError::Stranger),
+        }
+    }
+}
+
+impl Bounds {
     fn admit(
-        caller: &CallingKey,
+        &self,
+        calling: &CallingKey,
         address: Option<IpAddr>,
-        key: Versioned<KeyRecord>,
-        org: Versioned<OrgRecord>,
         now: UnixMillis,
-    ) -> Result<Self, LifecycleError> {
+    ) -> Result<(), LifecycleError> {
+        let (key, org) = (&self.key.record, &self.org.record);
         let attempt = Attempt {
-            digest: &caller.digest,
+            digest: &calling.digest,
             // The prefix was compared with the record's environment when the request came in; neither changes.
-            environment: key.record.environment,
-            needs: Some(&caller.needs),
+            environment: key.environment,
+            needs: Some(&calling.needs),
             now,
         };
-        admit(&key.record, &org.record, &attempt, || address).map_err(LifecycleError::Caller)?;
-        Ok(Self::Bounded(Box::new(Bounds { key, org })))
+        admit(key, org, &attempt, || address).map_err(LifecycleError::Caller)
     }
+}
 
-    const fn caller(&self) -> Option<&KeyRecord> {
+/// What an admitted principal may do. Made only by [`Standing::admit`], and for signups.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Authority<'s> {
+    Unbounded,
+    Bounded(&'s Bounds),
+}
+
+impl<'s> Authority<'s> {
+    const fn caller(self) -> Option<&'s KeyRecord> {
         match self {
             Self::Unbounded => None,
-            Self::Bounded(caller) => Some(&caller.key.record),
+            Self::Bounded(bounds) => Some(&bounds.key.record),
         }
     }
 
     /// The calling key, if it is this one.
-    pub(super) fn own(&self, id: KeyId) -> Option<&Versioned<KeyRecord>> {
+    pub(super) fn own(self, id: KeyId) -> Option<&'s Versioned<KeyRecord>> {
         match self {
-            Self::Bounded(caller) if caller.key.record.id == id => Some(&caller.key),
+            Self::Bounded(bounds) if bounds.key.record.id == id => Some(&bounds.key),
             Self::Bounded(_) | Self::Unbounded => None,
         }
     }
 
-    /// Whether a key exists for whoever asks: one of its own organisation, and for a test key a test key.
-    pub(super) fn sees(&self, key: &KeyRecord) -> bool {
+    /// Whether a key exists for the principal: a key of its own organisation, and for a test key a test key.
+    pub(super) fn sees(self, key: &KeyRecord) -> bool {
         self.caller().is_none_or(|caller| {
             caller.org == key.org
                 && (caller.environment == Environment::Live || key.environment == Environment::Test)
         })
     }
 
-    /// Whether whoever asks may hold the secret of this key: it opens nothing that theirs does not, from
-    /// nowhere else and for no longer.
+    /// Whether the principal may hold the secret of this key: the key can do nothing that the calling key cannot,
+    /// from no other address and for no longer.
     ///
     /// # Errors
     /// What the calling key lacks.
-    pub(super) fn check_covers(&self, key: &KeyRecord) -> Result<(), LifecycleError> {
+    pub(super) fn check_covers(self, key: &KeyRecord) -> Result<(), LifecycleError> {
         if self.own(key.id).is_some() { Ok(()) } else { self.check_gives(key) }
     }
 
-    /// Whether a key may become one that can do this, which their own may not either: a thief must not be able
-    /// to empty its list, or to have it live for longer.
+    /// Whether the principal may turn a key into this one. That goes for the calling key too: a thief must not be
+    /// able to empty its address list, or to let it live longer.
     ///
     /// # Errors
     /// What the calling key lacks.
-    pub(super) fn check_gives(&self, key: &KeyRecord) -> Result<(), LifecycleError> {
+    pub(super) fn check_gives(self, key: &KeyRecord) -> Result<(), LifecycleError> {
         let Some(caller) = self.caller() else { return Ok(()) };
         if let Some(missing) = caller.scopes.first_missing(&key.scopes) {
             return Err(LifecycleError::MissingScope(missing.clone()));
@@ -119,13 +144,13 @@ impl Authority {
         Ok(())
     }
 
-    /// What a new key gets that does not say what it is to have.
-    pub(super) fn scopes(&self, vocabulary: &ScopeSet) -> ScopeSet {
+    /// The scopes of a new key whose maker does not name any.
+    pub(super) fn scopes(self, vocabulary: &ScopeSet) -> ScopeSet {
         self.caller().map_or(vocabulary, |caller| &caller.scopes).clone()
     }
 
-    /// What a new key takes over from its maker where it says nothing else.
-    pub(super) fn bequeath(&self, key: &mut KeyRecord) {
+    /// Gives a new key its maker's end and address list, where it has none of its own.
+    pub(super) fn bequeath(self, key: &mut KeyRecord) {
         let Some(caller) = self.caller() else { return };
         key.expires_at = key.expires_at.or(caller.expires_at);
         if key.allowed_addresses.is_empty() {
@@ -133,10 +158,9 @@ impl Authority {
         }
     }
 
-    /// The records that a decision on `target` rests on beside the target itself.
-    pub(super) fn seen(&self, target: Option<KeyId>) -> Vec<Seen> {
-        let Self::Bounded(caller) = self else { return Vec::new() };
-        let Bounds { key, org } = &**caller;
+    /// The records that a decision on `target` rests on, beside the target itself.
+    pub(super) fn seen(self, target: Option<KeyId>) -> Vec<Seen> {
+        let Self::Bounded(Bounds { key, org }) = self else { return Vec::new() };
         let org = Seen::Org { id: org.record.id, rev: org.rev };
         let key =
             Some(Seen::Key { id: key.record.id, rev: key.rev }).filter(|_| target != Some(key.record.id));
@@ -144,7 +168,7 @@ impl Authority {
     }
 }
 
-/// Whether a list of networks lets nobody in whom another does not. An empty one lets everybody in.
+/// Whether a list of networks admits no address that `outer` does not. An empty list admits every address.
 fn within(inner: &[ipnet::IpNet], outer: &[ipnet::IpNet]) -> bool {
     outer.is_empty()
         || !inner.is_empty() && inner.iter().all(|net| outer.iter().any(|around| around.contains(net)))

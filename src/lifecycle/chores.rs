@@ -1,5 +1,5 @@
-//! What is done beside the requests: signs of trouble are written down, changes followed to their end, ends of trails
-//! exported to the log, use of keys noted, old audit records trimmed.
+//! The work beside the requests: writing signs of trouble down, following changes to their end, exporting the heads of
+//! trails to the log, writing down the use of keys, trimming old audit records.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, Weak};
@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Lifecycle;
+use super::audit::Draft;
 use super::propagation::follow_changes;
 use super::trouble::TroubleSeen;
-use super::turn::Draft;
 use crate::store::quotas::{Admission, Quota};
 use crate::telemetry;
 use crate::vocabulary::audit::{AuditKind, Link, Trail};
@@ -27,16 +27,16 @@ impl Default for RetentionSettings {
     }
 }
 
-/// How often the ends of trails are exported.
+/// How often the heads of trails are exported.
 const EXPORT: Duration = Duration::from_secs(60);
-/// How often use of keys is written down.
+/// How often the use of keys is written down.
 const USAGE: Duration = Duration::from_secs(60);
 /// How often old audit records are looked for.
 const TRIM: Duration = Duration::from_secs(24 * 60 * 60);
-/// Organisations looked through at once, and the rest in between: trimming is in no hurry.
+/// Organisations read at once for trimming, which is not urgent.
 const TRIM_PAGE: usize = 64;
 
-/// The ends of trails that moved since they were last exported.
+/// The heads of trails that have changed since they were last exported.
 #[derive(Debug, Default)]
 pub(super) struct Heads(Mutex<BTreeMap<Trail, Link>>);
 
@@ -45,7 +45,7 @@ impl Heads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(trail, link);
     }
 
-    /// Unless it has moved on since.
+    /// Keeps a newer head that was noted since.
     fn put_back(&self, trail: Trail, link: Link) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(trail).or_insert(link);
     }
@@ -56,7 +56,7 @@ impl Heads {
 }
 
 impl Lifecycle {
-    /// Does all of it, for as long as somebody else holds the lifecycle.
+    /// Does all of this, until the last other owner of the lifecycle drops it.
     pub async fn attend(lifecycle: Weak<Self>, retention: RetentionSettings) {
         let Some(waiting) = lifecycle.upgrade().and_then(|lifecycle| lifecycle.troubles.take()) else {
             return;
@@ -73,8 +73,8 @@ impl Lifecycle {
         );
     }
 
-    /// Writes the ends of the trails that moved to the log; tells whether all are in its queue. What has no place
-    /// there waits for the next time.
+    /// Writes the heads that have changed to the log, and returns whether all of them are in its queue. The others wait
+    /// for the next time.
     fn export_heads(&self) -> bool {
         let mut moved = self.heads.take().into_iter();
         let full = moved.find(|(trail, head)| !telemetry::try_log(&format!("audit head {trail} {head}")));
@@ -83,14 +83,14 @@ impl Lifecycle {
         all
     }
 
-    /// Writes the ends of all trails that moved to the log, for as long as somebody reads it. Blocks.
+    /// Writes all heads that have changed to the log, for as long as it is read. Blocks.
     pub fn export_all_heads(&self) {
         while !self.export_heads() && telemetry::flush_log() {}
     }
 }
 
 impl Lifecycle {
-    /// Whether this is the first such sign of trouble about the target for an hour, at any gateway.
+    /// Whether this is the first such sign of trouble about the target within an hour, at all gateways.
     async fn is_first_within_the_hour(&self, kind: AuditKind, target: Option<&str>) -> bool {
         let name = format!("{kind}:{}", target.unwrap_or_default());
         let once = Quota { name, limit: 1, window: Duration::from_secs(60 * 60) };
@@ -108,7 +108,7 @@ async fn write_troubles(lifecycle: Weak<Lifecycle>, mut waiting: mpsc::Receiver<
         }
         let draft = || Draft::about(kind, Some(environment), target.clone()).after(seen.clone());
         if lifecycle.record(trail, &origin, draft).await.is_err() {
-            // The store is away, which is logged where it is noticed; trouble has no place to wait for it.
+            // The store cannot answer, which is logged elsewhere. Signs of trouble do not wait for it.
             lifecycle.troubles.note_dropped();
         }
     }
@@ -118,7 +118,7 @@ async fn write_usage(lifecycle: Weak<Lifecycle>) {
     loop {
         tokio::time::sleep(USAGE).await;
         let Some(lifecycle) = lifecycle.upgrade() else { return };
-        // An outage is logged where it is noticed; what was not written waits for the next time.
+        // An outage is logged elsewhere; uses that were not written wait for the next time.
         let _ = lifecycle.write_usage().await;
     }
 }
@@ -132,13 +132,13 @@ async fn export_heads(lifecycle: Weak<Lifecycle>) {
 }
 
 async fn trim_trails(lifecycle: Weak<Lifecycle>, retention: Duration) {
-    // At once too: a gateway that is started every day would never come to it.
+    // Also at the start: a gateway that is restarted every day would never trim otherwise.
     loop {
         let mut after = None;
         loop {
             let Some(lifecycle) = lifecycle.upgrade() else { return };
             let Ok(orgs) = lifecycle.list_orgs(after, TRIM_PAGE).await else {
-                // The store is away, which is logged where it is noticed.
+                // The store cannot answer, which is logged elsewhere.
                 drop(lifecycle);
                 tokio::time::sleep(EXPORT).await;
                 continue;

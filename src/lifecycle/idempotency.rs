@@ -2,18 +2,24 @@
 //!
 //! Such an answer holds a secret, so the store keeps it only sealed. Where it is kept and the key that opens it
 //! are both derived (HKDF-SHA-256, RFC 5869) from the caller's own secret together with the idempotency key.
-//! The store alone reveals neither the answer nor whose it is; and what another key's holder sends under the
-//! same idempotency key is another request.
+//! The store alone reveals neither the answer nor its caller, and the same idempotency key from another caller is
+//! another request.
+
+use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use zeroize::Zeroizing;
 
-use super::LifecycleError;
+use super::error::LifecycleError;
+use crate::store::answers::KeptAnswer;
+use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::key::{ApiKey, PresentedKey};
 
+/// How long the answer to a request that may be sent twice is kept.
+const ANSWER_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 const SALT: &[u8] = b"keygate idempotency";
 const FINGERPRINT: usize = 32;
 
@@ -21,7 +27,7 @@ const FINGERPRINT: usize = 32;
 pub struct Idempotency {
     index: [u8; 32],
     key: Zeroizing<[u8; 32]>,
-    /// Of the request's method, path and body: what must be the same the second time.
+    /// A hash of the request's method, path and body, which must be the same the second time.
     fingerprint: [u8; FINGERPRINT],
 }
 
@@ -32,7 +38,7 @@ impl std::fmt::Debug for Idempotency {
 }
 
 impl Idempotency {
-    /// What `caller` sent under the idempotency key `name`.
+    /// A request of `caller` under the idempotency key `name`.
     ///
     /// # Errors
     /// When the key derivation fails, which with these lengths it does not.
@@ -95,7 +101,7 @@ fn expand(secret: &Prk, purpose: &[u8], name: &[u8]) -> Result<[u8; 32], Lifecyc
     expanded.map(|()| bytes).map_err(|Unspecified| LifecycleError::KeptAnswer)
 }
 
-/// How an answer is kept: for which request, and as what.
+/// How the answer to a request is kept.
 pub struct Keep<'k> {
     pub request: &'k Idempotency,
     /// The answer's body.
@@ -108,12 +114,42 @@ impl std::fmt::Debug for Keep<'_> {
     }
 }
 
-/// What a request that may be sent twice came to.
+/// The outcome of a request that may be sent twice.
 #[derive(Debug)]
 pub enum Outcome<T> {
     Fresh(T),
-    /// The body of the answer that it was given the first time.
+    /// The body of the answer to the first such request.
     Repeated(Vec<u8>),
+}
+
+impl<T> Outcome<T> {
+    pub(super) fn map<U>(self, map: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Self::Fresh(fresh) => Outcome::Fresh(map(fresh)),
+            Self::Repeated(answer) => Outcome::Repeated(answer),
+        }
+    }
+
+    /// The outcome of a request without an idempotency key, to which no answer can be kept.
+    pub(super) fn fresh(self) -> Result<T, LifecycleError> {
+        match self {
+            Self::Fresh(fresh) => Ok(fresh),
+            Self::Repeated(_) => Err(LifecycleError::KeptAnswer),
+        }
+    }
+}
+
+/// The answer to be kept with a key that is created or rotated at the moment `now`.
+pub(super) fn keep_answer(
+    keep: Option<&Keep<'_>>,
+    key: &KeyRecord,
+    secret: &ApiKey,
+    now: UnixMillis,
+) -> Result<Option<KeptAnswer>, LifecycleError> {
+    let Some(Keep { request, render }) = keep else { return Ok(None) };
+    let sealed = request.seal(&Zeroizing::new(render(key, secret)))?;
+    let ends_at = now.plus(ANSWER_KEPT);
+    Ok(Some(KeptAnswer { index: request.index(), sealed, made_at: now, ends_at }))
 }
 
 #[cfg(test)]

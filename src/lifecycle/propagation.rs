@@ -1,5 +1,6 @@
-//! How far a change has come: who makes one waits for a moment until every gateway has confirmed it, and is told;
-//! what took longer is waited for beside the request. Both ends up in the audit trail.
+//! How far a change has come. The request that makes it waits for a moment until every gateway has confirmed it, and
+//! its answer says how many have. A change that takes longer is followed beside the request. Either end is written
+//! into the audit trail.
 
 use std::sync::{Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -7,23 +8,25 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::turn::Draft;
-use super::{Lifecycle, LifecycleError, Origin};
+use super::Lifecycle;
+use super::audit::Draft;
+use super::error::LifecycleError;
+use super::principal::Origin;
 use crate::store::events::Seq;
 use crate::store::{LEASE, Propagation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Environment;
 
-/// Changes whose end may wait to be written down. More of them at once are answered all the same, and what is
-/// not written down can be asked of the store.
+/// Changes whose end may wait to be written down. Further ones are answered all the same, without a record of their
+/// end; the store can still tell it.
 const WAITING: usize = 4096;
-/// How often a store that does not answer is asked for the end of a change, or to take it down.
+/// How often a store that does not answer is asked for the end of a change, or to write it down.
 const ATTEMPTS: usize = 60;
-/// How long it is left alone in between.
+/// The time between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A changed record, and how far the change had come when whoever made it was answered.
+/// A changed record, and how far the change had come when the request was answered.
 #[derive(Clone, Debug)]
 pub struct Changed<T> {
     pub record: T,
@@ -36,7 +39,7 @@ pub struct Changed<T> {
 pub(super) struct Followed {
     trail: Trail,
     environment: Option<Environment>,
-    target: String,
+    target: Option<String>,
     event: Seq,
     committed: Instant,
     /// What is known already.
@@ -69,7 +72,7 @@ impl Lifecycle {
         &self,
         trail: Trail,
         environment: Option<Environment>,
-        target: String,
+        target: Option<String>,
         event: Option<Seq>,
     ) -> Option<Propagation> {
         let (event, committed) = (event?, self.clock.mono());
@@ -83,7 +86,7 @@ impl Lifecycle {
         so_far
     }
 
-    /// What it finds out stands in `followed` for the next attempt.
+    /// Keeps what it learns in `followed`, for the next attempt.
     async fn follow(&self, followed: &mut Followed) -> Result<(), LifecycleError> {
         let Followed { trail, environment, target, event, committed, so_far } = followed;
         let (trail, environment) = (*trail, *environment);
@@ -99,7 +102,7 @@ impl Lifecycle {
                 end
             }
         };
-        // A gateway that is alone has nobody to tell, and its own word stands in the record before.
+        // With one gateway, the record of the change itself says everything.
         if end.gateways <= 1 {
             return Ok(());
         }
@@ -109,9 +112,8 @@ impl Lifecycle {
             "confirmed": end.confirmed,
             "slowest_ms": millis(end.took),
         });
-        let draft = || {
-            Draft::about(AuditKind::ChangePropagated, environment, Some(target.clone())).after(told.clone())
-        };
+        let draft =
+            || Draft::about(AuditKind::ChangePropagated, environment, target.clone()).after(told.clone());
         self.record(trail, &Origin::gateway(), draft).await
     }
 

@@ -1,26 +1,25 @@
-//! The lines of one import that collide with each other, for a rehearsal of it: a store that is not written to cannot
-//! tell.
+//! Collisions between the lines of one import, found in a rehearsal: a store that is not written to cannot find them.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash};
 
-use super::import::{Imported, MovedKey, MovedSecret, Time, collision};
-use super::parse_network;
+use super::input::fields::parse_network;
+use super::moved::{Imported, MovedKey, MovedSecret, Time, collision};
 use crate::vocabulary::key::Digest;
 
-/// The keys that an import would have moved in so far, without a word of them: where each can be found, and marks by
-/// which another is told to differ from it. About 80 bytes a key, measured with a million.
+/// The keys that an import would have inserted so far, as hashes: the places where each can be found, and marks that
+/// show in which fields another key differs. About 80 bytes a key, measured with a million keys.
 #[derive(Debug, Default)]
 pub struct Rehearsal {
     hasher: RandomState,
-    /// Where in `lines` a secret or an id was first.
+    /// The index in `lines` of the first line with a secret or an id.
     places: BTreeMap<u64, u32>,
     lines: Vec<(u64, Fields)>,
 }
 
-/// What is compared of a key. Which secrets and id it has is told by `places`, as [`Lifecycle::import_keys`] looks for
-/// them: secrets first.
+/// The compared parts of a key. `places` are its secrets and its id, in the order in which [`Lifecycle::import_keys`]
+/// looks for them: secrets first.
 ///
 /// [`Lifecycle::import_keys`]: super::Lifecycle::import_keys
 #[derive(Clone, Copy, Debug)]
@@ -29,16 +28,16 @@ pub struct Marks {
     fields: Fields,
 }
 
-/// 32 bits of each field's hash, [`NONE`] where there is none of it, in the order of [`FIELDS`].
+/// 32 bits of each field's hash, in the order of [`FIELDS`]; [`NONE`] for an absent field.
 type Fields = [u32; FIELDS.len()];
 const NONE: u32 = 0;
 
-/// Whether the mark of a line's field, beside that of the line before it, makes it another key.
+/// Whether a field's marks, in an earlier line and in this one, make them different keys.
 type Differs = fn(there: u32, own: u32) -> bool;
 
 const FIELDS: [(&str, Differs); 13] = [
     ("secret", unlike),
-    // What a line does not say was drawn for the one before, or is its own time.
+    // If a line has none, the earlier line's was drawn at random, or is its own time.
     ("id", unlike_where_given),
     ("organization_id", unlike),
     ("name", unlike),
@@ -54,7 +53,7 @@ const FIELDS: [(&str, Differs); 13] = [
 ];
 
 impl Rehearsal {
-    /// What stands for a key here and in no other rehearsal.
+    /// The marks of a key, for this rehearsal only.
     #[must_use]
     pub fn marks(&self, key: &MovedKey) -> Marks {
         let digest = |sha256: Option<Digest>, digest: Option<Digest>| {
@@ -65,7 +64,7 @@ impl Rehearsal {
         let older = older.and_then(|MovedSecret { sha256, digest: other, .. }| digest(*sha256, *other));
         let id = key.id.map(|id| (2_u8, id.to_bytes()));
         let time = |time: Option<Time>| self.mark(time.map(|time| time.0));
-        // As they are written to the store.
+        // In the form in which the store has them.
         let networks = key.allowed_addresses.iter().map(|text| parse_network(text).ok());
         Marks {
             places: [self.place(newest), self.place(older), self.place(id)],
@@ -87,7 +86,7 @@ impl Rehearsal {
         }
     }
 
-    /// What would become of the key of this line, of which nothing is in the store.
+    /// The outcome for the key of this line, which the store does not have.
     pub fn judge(&mut self, line: u64, marks: Marks) -> Imported {
         let Marks { places, fields } = marks;
         let first = places.iter().flatten().find_map(|place| self.places.get(place));
@@ -96,7 +95,7 @@ impl Rehearsal {
             let differences = fields.map(|((field, differs), (there, own))| (*field, differs(*there, own)));
             return collision(&format_args!("line {first}"), differences);
         }
-        // More lines than this are more than a rehearsal sees.
+        // A rehearsal covers no more lines than this.
         if let Ok(n) = u32::try_from(self.lines.len()) {
             self.lines.push((line, fields));
             self.places.extend(places.into_iter().flatten().map(|place| (place, n)));
@@ -122,7 +121,7 @@ const fn unlike_where_given(there: u32, own: u32) -> bool {
     own != NONE && own != there
 }
 
-/// What was stopped since is still the same key; what should be stopped and is not is another.
+/// A key that was stopped since is still the same key; a key that should be stopped and is not is another.
 const fn stopped_only_now(there: u32, own: u32) -> bool {
     own != NONE && there == NONE
 }

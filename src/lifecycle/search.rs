@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{KeyView, Lifecycle, LifecycleError, Origin};
+use super::Lifecycle;
+use super::error::LifecycleError;
+use super::principal::Origin;
+use super::view::KeyView;
 use crate::store::{Found, Lookup, Store, StoreFault};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -19,7 +22,7 @@ const PAGE: usize = 256;
 /// Keys looked through for one page of a filtered list.
 const LOOKED_THROUGH: usize = 4096;
 
-/// Which keys are wanted; all that is said must hold.
+/// The keys that are wanted; every condition must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeyFilter {
@@ -27,17 +30,17 @@ pub struct KeyFilter {
     pub owner: Option<String>,
     pub environment: Option<Environment>,
     pub status: Option<Status>,
-    /// Not used for so long; a key that never was is judged by its age.
+    /// Not used for at least this long; for a key that was never used, its age counts.
     pub unused_for: Option<Duration>,
-    /// Made so long ago.
+    /// At least this old.
     pub older_than: Option<Duration>,
 }
 
-/// Some keys, newest first.
+/// A part of a list of keys, newest first.
 #[derive(Clone, Debug)]
 pub struct FoundKeys {
     pub keys: Vec<KeyView>,
-    /// Where the next page begins: after this key. `None` where there is nothing more.
+    /// The key after which the next page begins; `None` on the last page.
     pub next: Option<KeyId>,
 }
 
@@ -45,7 +48,7 @@ pub struct FoundKeys {
 #[derive(Clone, Debug)]
 pub struct Owned {
     pub key: KeyRecord,
-    /// Whether the secret opens it now.
+    /// Whether the secret is valid now.
     pub opens: bool,
 }
 
@@ -94,7 +97,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whose secret has this SHA-256, be it alive or not.
+    /// The key whose secret has this SHA-256, in any state.
     ///
     /// # Errors
     /// When the store cannot answer.

@@ -3,12 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::Origin;
+use super::Lifecycle;
+use super::error::LifecycleError;
+use super::principal::{Origin, Principal};
 use crate::vocabulary::audit::{AuditKind, Trail};
+use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::admission::Refusal;
 
 /// Signs of trouble that may wait to be written.
 const TROUBLES: usize = 1024;
@@ -25,8 +29,8 @@ pub struct TroubleSeen {
     pub seen: Value,
 }
 
-/// Where signs of trouble are told: a bounded queue. What finds it full is counted and dropped, because trouble
-/// often comes in floods.
+/// A bounded queue for signs of trouble. A sign that finds it full is counted and dropped, because trouble often comes
+/// in floods.
 #[derive(Clone, Debug)]
 pub struct Trouble {
     queue: mpsc::Sender<TroubleSeen>,
@@ -61,5 +65,28 @@ impl Trouble {
     /// One was taken from the queue and could not be written.
     pub(super) fn note_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Lifecycle {
+    /// Reports a request for more rights than the calling key has; refusing it is not enough.
+    pub(super) fn note_refusal(&self, origin: &Origin, target: Option<KeyId>, error: &LifecycleError) {
+        let Principal::Key(calling) = &origin.principal else { return };
+        let seen = match error {
+            LifecycleError::MissingScope(scope) | LifecycleError::Caller(Refusal::MissingScope(scope)) => {
+                json!({ "missing_scope": scope })
+            }
+            LifecycleError::Escalation(escalation) => json!({ "escalation": escalation.as_str() }),
+            _ => return,
+        };
+        self.troubles.report(TroubleSeen {
+            // A caller must not be able to write into the trail of another organisation.
+            trail: Trail::Org(calling.org),
+            kind: AuditKind::EscalationRefused,
+            origin: origin.clone(),
+            environment: calling.environment,
+            target: target.map(|key| key.to_string()),
+            seen,
+        });
     }
 }

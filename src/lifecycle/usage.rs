@@ -1,15 +1,16 @@
-//! Use of keys, gathered from all threads and written down once a minute: a key that is used all the time costs
-//! one write a minute, and no request waits for it.
+//! The use of keys, gathered from all threads and written to the store once a minute: a busy key costs one write a
+//! minute, and no request waits for it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Lifecycle, LifecycleError};
+use super::Lifecycle;
+use super::error::LifecycleError;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::usage::{Usage, Used};
 
-/// Keys whose use may wait to be written. What comes on top is dropped: the store must be away for it, or there
-/// are more active keys than a minute can write.
+/// Keys whose use may wait to be written. The use of further keys is dropped: that happens only while the store cannot
+/// answer, or if there are more active keys than can be written in a minute.
 const WAITING: usize = 1_000_000;
 /// Keys written at once.
 const BATCH: usize = 512;
@@ -18,11 +19,11 @@ const BATCH: usize = 512;
 pub struct UsageLog(Mutex<HashMap<KeyId, Usage>>);
 
 impl UsageLog {
-    /// Takes a thread's notes.
+    /// Adds a thread's notes.
     pub fn note(&self, used: impl Iterator<Item = Used>) {
         let mut waiting = None;
         for Used { key, usage } in used {
-            // Locked only where there is something to note.
+            // Locked only if there is something to note.
             let waiting =
                 waiting.get_or_insert_with(|| self.0.lock().unwrap_or_else(PoisonError::into_inner));
             match waiting.remove(&key) {
@@ -44,10 +45,10 @@ impl Lifecycle {
         &self.usage
     }
 
-    /// Writes down what was noted since the last time.
+    /// Writes the uses since the last time to the store.
     ///
     /// # Errors
-    /// When the store cannot answer; what it did not take is noted for the next time.
+    /// When the store cannot answer; uses that were not written are kept for the next time.
     pub async fn write_usage(&self) -> Result<(), LifecycleError> {
         let mut waiting: Vec<Used> =
             self.usage.take().into_iter().map(|(key, usage)| Used { key, usage }).collect();

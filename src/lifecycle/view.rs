@@ -1,10 +1,10 @@
-//! Keys, organisations and audit records as they are shown, by the API and at the command line: everything but
-//! digests.
+//! Keys, organisations and audit records as the API and the command line show them: everything except digests.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Lifecycle;
+use super::error::LifecycleError;
 use crate::vocabulary::audit::{AuditRecord, PrincipalName};
 use crate::vocabulary::id::{AuditRecordId, KeyId, OrgId};
 use crate::vocabulary::key::Environment;
@@ -26,17 +26,17 @@ pub struct KeyView {
     pub created_at: String,
     pub created_by: String,
     pub last_used_at: Option<String>,
-    /// Those of its scopes that requests have needed so far.
+    /// The scopes of the key that requests have needed so far.
     pub used_scopes: Vec<Scope>,
     pub expires_at: Option<String>,
     pub disabled_at: Option<String>,
     pub revoked_at: Option<String>,
-    /// Until when the secret before the present one opens the key, while a rotation overlaps.
+    /// When the previous secret ends, while a rotation overlaps.
     pub old_secret_ends_at: Option<String>,
     pub allowed_addresses: Vec<String>,
     pub owner: Option<String>,
     pub note: Option<String>,
-    /// How far its last change came among several gateways; for operators.
+    /// How far its last change has come among several gateways; for operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propagation: Option<String>,
 }
@@ -66,7 +66,7 @@ pub struct AuditRecordView {
     pub target: Option<String>,
     pub before: Option<Value>,
     pub after: Option<Value>,
-    /// Its number in its trail.
+    /// The number in the trail.
     pub number: u64,
 }
 
@@ -99,16 +99,16 @@ impl Lifecycle {
         }
     }
 
-    /// Keys with what is known of their use.
+    /// Keys with their use.
     ///
     /// # Errors
     /// When the store cannot answer.
-    pub async fn view_keys(&self, keys: &[KeyRecord]) -> Result<Vec<KeyView>, super::LifecycleError> {
+    pub async fn view_keys(&self, keys: &[KeyRecord]) -> Result<Vec<KeyView>, LifecycleError> {
         let usage = self.store.usage().of(keys.iter().map(|key| key.id).collect()).await?;
         Ok(keys.iter().zip(usage).map(|(key, usage)| self.view_key(key, usage.as_ref())).collect())
     }
 
-    /// What the audit trail shows of a key.
+    /// A key as the audit trail shows it.
     pub(super) fn describe(&self, key: &KeyRecord) -> Value {
         json!({
             "name": key.name,

@@ -1,10 +1,12 @@
-//! The audit trail: what changed, who did it and from where, and every sign of trouble, as a chain.
+//! The audit trail: every change with its principal and origin, and every sign of trouble, as a chain.
 //!
-//! Every organisation has a trail of its own; what concerns none is in the operator's. An [`Entry`] carries a
-//! MAC over its own number and text and over the MAC before it, under a key that is kept outside the store.
-//! So an entry that was altered, left out or moved shows, and with a head that was exported to the log, so
-//! does an end that was cut off. Old entries are trimmed by age; what remains of them is a [`Link`], from which
-//! the chain goes on.
+//! An audit record is what the trail holds; an event is the store's, by which caches learn of a change
+//! (`store::events`).
+//!
+//! Every organisation has its own trail; the operator's trail has the records that concern no organisation. An
+//! [`Entry`] carries a MAC over its own number and text and over the previous MAC, under a key that is kept outside the
+//! store. So an entry that was altered, removed or moved is detected, and with a head that was exported to the log, so
+//! is a missing end. Old entries are trimmed by age; a [`Link`] remains of them, from which the chain continues.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,10 +20,10 @@ use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{AuditRecordId, KeyId, OrgId, RequestId};
 use crate::vocabulary::key::{Environment, Pepper};
 
-/// Whose trail.
+/// A trail, by its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Trail {
-    /// What concerns no organisation.
+    /// Records that concern no organisation.
     Operator,
     Org(OrgId),
 }
@@ -33,7 +35,7 @@ impl Trail {
         if text == "operator" { Ok(Self::Operator) } else { OrgId::parse(text).map(Self::Org) }
     }
 
-    /// The organisation's sixteen bytes; sixteen zeros, which no organisation has, for the operator.
+    /// The organisation's 16 bytes; 16 zeros, which no organisation has, for the operator.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; 16] {
         match self {
@@ -67,7 +69,7 @@ impl<'de> Deserialize<'de> for Trail {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// What happened.
+        /// The type of an audit record.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum AuditKind {
             $($(#[$doc])* #[serde(rename = $text)] $name,)*
@@ -97,13 +99,13 @@ kinds! {
     KeyRevoked = "key.revoked",
     /// A change holds at the gateways that the record counts.
     ChangePropagated = "change.propagated",
-    /// Keys were moved in from elsewhere; the record counts them.
+    /// Keys were imported; the record counts them.
     KeysImported = "keys.imported",
-    /// A caller asked for more than its key may give.
+    /// A caller asked for more rights than its key has.
     EscalationRefused = "escalation.refused",
-    /// A live key was sent by a browser, where its secret is in the hands of whoever reads the page.
+    /// A browser sent a live key, so every reader of the page can have its secret.
     KeyInBrowser = "key.in_browser",
-    /// Old records were removed; without such a record a trail that begins late was cut off.
+    /// Old records were removed. Without such a record, a trail that does not begin with number 1 was cut off.
     AuditTrimmed = "audit.trimmed",
     StoreAccepted = "store.accepted",
     StoreMigrated = "store.migrated",
@@ -150,7 +152,7 @@ impl fmt::Display for PrincipalName {
     }
 }
 
-/// One audit record, as it is written. Never with a secret or a digest in it. It is never written back, so the fields of a
+/// An audit record, as it is written. It never holds a secret or a digest. It is never written back, so the fields of a
 /// newer release are ignored; a new kind is written only when every gateway can read it
 /// ([`Mutation::needs`](crate::store::Mutation::needs)).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -159,27 +161,27 @@ pub struct AuditRecord {
     pub kind: AuditKind,
     pub at: UnixMillis,
     pub actor: PrincipalName,
-    /// Where the request came from.
+    /// The client's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestId>,
-    /// Of the key that it is about; none for what concerns the whole organisation. A test key is shown records of test
-    /// keys only.
+    /// The environment of the target key; `None` if the record concerns the whole organisation. A test key sees only
+    /// records of test keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Environment>,
-    /// The key or organisation that it happened to.
+    /// The id of the key or organisation that was changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// What the change was about, as it was.
+    /// The changed fields, as they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<serde_json::Value>,
-    /// And as it is now; for a sign of trouble, what was seen.
+    /// The changed fields, as they are now; for a sign of trouble, what was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<serde_json::Value>,
 }
 
-/// A place in a chain: an entry's number and its MAC. Before the first entry stands [`Link::ORIGIN`].
+/// A place in a chain: an entry's number and its MAC. The first entry follows [`Link::ORIGIN`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Link {
     pub number: u64,
@@ -201,7 +203,7 @@ impl Link {
         bytes
     }
 
-    /// `None` for what is no link.
+    /// `None` for bytes that are no link.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (number, mac) = bytes.split_first_chunk()?;
@@ -267,7 +269,7 @@ pub struct Entry {
     pub text: Vec<u8>,
 }
 
-/// What a mutation adds to a trail, if the trail still ends where its author saw it end.
+/// The entry that a mutation adds to a trail, if `after` is still the trail's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Append {
     pub trail: Trail,
@@ -280,7 +282,7 @@ pub struct Append {
 pub struct Ends {
     /// The last entry that was trimmed, [`Link::ORIGIN`] where none was.
     pub checkpoint: Link,
-    /// The newest entry; the same as the checkpoint in a trail that has none.
+    /// The newest entry; in an empty trail, the checkpoint.
     pub head: Link,
 }
 
@@ -297,7 +299,7 @@ impl Ends {
         bytes
     }
 
-    /// `None` for anything else.
+    /// `None` for bytes that are no ends.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (checkpoint, head) = bytes.split_at_checked(Link::LEN)?;
@@ -317,7 +319,7 @@ pub struct Chain {
     key: Option<Pepper>,
 }
 
-/// How an entry fails to be the one after another.
+/// Why an entry does not follow another.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Break {
     #[error("is missing")]
@@ -327,8 +329,8 @@ pub enum Break {
 }
 
 impl Chain {
-    /// Without a key the chain is one of plain hashes: it shows damage, and whoever can rewrite the store can
-    /// rewrite the chain with it, short of the heads that were exported.
+    /// Without a key the chain has plain hashes: it shows damage, but an attacker who can rewrite the store can rewrite
+    /// the chain too, except for heads that were exported.
     #[must_use]
     pub const fn new(key: Option<Pepper>) -> Self {
         Self { key }
@@ -349,7 +351,7 @@ impl Chain {
     /// The entry that follows `after` in `trail`.
     #[must_use]
     pub fn extend(&self, trail: Trail, after: Link, text: Vec<u8>) -> Append {
-        // No trail comes so far; a store can be made to say so.
+        // No trail gets so long; a manipulated store could claim it.
         let number = after.number.saturating_add(1);
         let mac = self.mac(trail, &after, number, &text);
         Append { trail, after, entry: Entry { link: Link { number, mac }, text } }
@@ -432,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_holds_until_anything_in_it_is_touched() {
+    fn a_chain_holds_until_anything_in_it_is_changed() {
         for chain in chains() {
             let entries = three(&chain);
             assert_eq!(verify(&chain, &entries), Ok(entries[2].link));
@@ -453,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_one_trail_or_key_does_not_stand_in_another() {
+    fn an_entry_of_one_trail_or_key_does_not_fit_another() {
         let [plain, keyed] = chains();
         let entry = three(&keyed).remove(0);
         assert_eq!(keyed.check(Trail::Operator, &Link::ORIGIN, &entry), Err(Break::Altered));
@@ -480,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_is_written_as_it_is_called() {
+    fn a_kind_is_written_by_its_name() {
         for kind in AuditKind::ALL {
             assert_eq!(serde_json::to_string(kind).unwrap(), format!("\"{kind}\""));
             assert_eq!(AuditKind::parse(kind.as_str()), Some(*kind));

@@ -178,7 +178,7 @@ const FATES: [Fate; 8] = [
         "rotated away",
         |api, key| {
             let by = operator();
-            let rotated = api.gateway.lifecycle().rotate_key(&by, id(key), Duration::ZERO, None);
+            let rotated = api.gateway.lifecycle().rotate_key(&by, id(key), Duration::ZERO);
             assert!(api.gateway.block_on(rotated).is_ok());
         },
         401,

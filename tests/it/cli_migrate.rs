@@ -316,7 +316,7 @@ fn a_damaged_trail_is_copied_unchanged_and_gets_no_new_chain() {
     let other_key = Desk::with(Way::Store, &[KEYED, &in_redis(&other)].concat(), NOWHERE);
     write_secret(&other_key.folder().join("audit-key"), &"chain".repeat(8));
     let refused = migrate(&source, &other_key, &["--rechain"]);
-    assert!(refused.code == 1 && refused.err.contains("not whole"), "{refused:?}");
+    assert!(refused.code == 1 && refused.err.contains("is damaged"), "{refused:?}");
     assert!(refused.err.contains(&org), "{refused:?}");
     other.command(&["FLUSHALL"]);
     let same_key = Desk::with(Way::Store, &in_redis(&other), NOWHERE);

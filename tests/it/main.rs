@@ -14,6 +14,7 @@ mod api_secrets;
 mod api_shapes;
 mod api_signup;
 mod api_story;
+mod api_trips;
 mod api_use;
 mod architecture;
 mod authentication;

@@ -1,12 +1,12 @@
-//! Moving everything from one store into another: organisations with their e-mail addresses and news, keys with
-//! their use, audit trails with their checkpoints.
+//! Copying everything from one store into another: organisations with their e-mail addresses and news, keys with their
+//! use, audit trails with their checkpoints.
 //!
-//! The source is only read. The target holds nothing else meanwhile, so what is in it already was moved by a run
-//! that was interrupted, and is compared instead of written; the last thing written is the audit record that says that it
-//! is done. In the end both stores are read again, side by side.
+//! The source is only read. The target must hold nothing else: data that it has already was copied by an interrupted
+//! run, and is compared instead of written. The audit record that says that the migration is complete is written last.
+//! At the end both stores are read again and compared.
 //!
-//! A trail whose chain has the same key in both is copied as it is: what was exported of it stays true. Under
-//! another key its chain is made anew, only if it was whole, and a record in it tells both heads.
+//! A trail whose chain has the same key in both stores is copied as it is, so its exported heads stay valid. Under
+//! another key it gets a new chain, but only if it is intact, and a record in it holds both heads.
 
 mod trails;
 mod verify;
@@ -19,8 +19,12 @@ use serde_json::json;
 use thiserror::Error;
 use tokio::task::JoinSet;
 
-use super::turn::Draft;
-use super::{AuditFilter, Lifecycle, LifecycleError, Origin};
+use super::Lifecycle;
+use super::audit::Draft;
+use super::error::LifecycleError;
+use super::principal::Origin;
+use super::trail::AuditFilter;
+use super::view::AuditRecordView;
 use crate::store::outbox::News;
 use crate::store::{Change, CommitError, EmailClaim, Mutation, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
@@ -28,44 +32,44 @@ use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::usage::Used;
 
-/// Records that are read at once, and so how much of a store is in memory.
+/// Records read at once: the largest part of a store that is in memory.
 const PAGE: usize = 512;
-/// Trails that are moved or verified at the same time.
+/// Trails copied or verified at the same time.
 const TRAILS: usize = 16;
 
-/// How far a migration has come, and in the end what it came to.
+/// How far a migration has come, and at the end its result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Moved {
     pub organizations: u64,
     pub keys: u64,
-    /// Of those two, how many an earlier run had moved.
+    /// Organisations and keys that an earlier run had copied.
     pub present: u64,
-    /// Keys of which it is known when they were used.
+    /// Keys with a last use.
     pub used: u64,
     /// News that wait for the upstream.
     pub news: u64,
     /// In all audit trails.
     #[serde(rename = "events")]
     pub audit_records: u64,
-    /// Whether the trails' chains were made anew under another key.
+    /// Whether the trails have new chains, under another key.
     pub rechained: bool,
-    /// Organisations and keys that were found the same in both stores at the end.
+    /// Organisations and keys that were compared at the end.
     pub verified: u64,
     /// Trails that are damaged in the source, and so in the target.
     pub damaged: Vec<Trail>,
 }
 
-/// What a migration came to.
+/// The outcome of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Migration {
     Done(Moved),
-    /// It was done before, at this time; nothing was looked at.
+    /// It was completed before, at this time; nothing was compared.
     DoneBefore {
         at: String,
     },
 }
 
-/// Why a migration did not happen, or broke off. Where anything was written, running it again goes on.
+/// Why a migration did not happen, or was interrupted. Running it again continues it.
 #[derive(Debug, Error)]
 pub enum MigrationError {
     #[error("both configurations lead to the same store")]
@@ -77,38 +81,38 @@ pub enum MigrationError {
     Pepper,
     #[error(
         "the audit trail has another key in the target: give it the same audit.key_file (the source's pepper, if it has \
-         none), or add --rechain, which makes the chains anew under the target's key; heads that were exported before \
-         are then true of the source only"
+         none), or add --rechain, which makes new chains under the target's key; heads that were exported before then \
+         fit only the source"
     )]
     ChainKey,
     #[error(
-        "the audit trail of {trail} is not whole (record {number} {text}), and a new chain would hide that: see \
+        "the audit trail of {trail} is damaged (record {number} {text}), and a new chain would hide that: run \
          `keygate audit verify` on the source, or keep the chain's key"
     )]
     Damaged { trail: Trail, number: u64, text: String },
     #[error(
-        "the target holds {0}, which the source does not have so: a migration needs an empty store, or one in which the \
-         same migration broke off; empty it, or take another"
+        "the target holds {0}, which differs from the source: a migration needs an empty store, or one in which the same \
+         migration was interrupted; empty the target, or use another"
     )]
     Occupied(String),
     #[error(
-        "{0} is not the same in both stores at the end: was one of them used meanwhile? stop its gateways, empty the target, \
-         and run this again"
+        "{0} is not the same in both stores at the end: one of them was changed meanwhile; stop their gateways, empty the \
+         target, and run this again"
     )]
     Differs(String),
-    #[error("the source cannot be read: {0}; nothing is lost: run this again, and it goes on")]
+    #[error("the source cannot be read: {0}; nothing is lost: run this again to continue")]
     Source(StoreFault),
     #[error(
-        "the target failed: {0}; it is not complete: start no gateway on it, run this again, and it goes on"
+        "the target failed: {0}; it is not complete: start no gateway on it, and run this again to continue"
     )]
     Target(StoreFault),
-    #[error("{0}; the target may be incomplete: start no gateway on it, run this again, and it goes on")]
+    #[error("{0}; the target may be incomplete: start no gateway on it, and run this again to continue")]
     Lifecycle(#[from] LifecycleError),
 }
 
 use MigrationError::{Source, Target};
 
-/// Moves everything in the store of `source` into that of `target`, and tells how far it has come.
+/// Copies everything from the store of `source` to the store of `target`. `tell` is told the progress.
 ///
 /// # Errors
 /// [`MigrationError`], which says what to do.
@@ -155,7 +159,7 @@ impl Moving {
         }
         moving.check_target().await?;
         let mut moved = Moved { rechained: moving.rechains, ..Moved::default() };
-        // First, because it tells soonest that somebody has used the target.
+        // The operator's trail comes first, because it shows soonest that the target was used.
         let operators = moving.move_trail(Trail::Operator).await?;
         moved.audit_records += operators.count;
         moving.move_orgs(&mut moved, tell).await?;
@@ -175,13 +179,13 @@ impl Moving {
         Ok(Migration::Done(moved))
     }
 
-    /// When the same migration was done, if it was.
+    /// When the same migration was completed, if it was.
     async fn done_before(&self, from: &str) -> Result<Option<String>, MigrationError> {
         let filter = AuditFilter { kind: Some(AuditKind::StoreMigrated), ..AuditFilter::default() };
         let mut before = None;
         loop {
             let page = self.target.audit_records(Trail::Operator, filter, before, PAGE).await?;
-            let told = |record: &super::AuditRecordView| {
+            let told = |record: &AuditRecordView| {
                 record.before.as_ref().and_then(|before| Some(before.get("store")?.as_str()? == from))
             };
             if let Some(done) = page.records.into_iter().find(|record| told(record) == Some(true)) {
@@ -194,7 +198,7 @@ impl Moving {
         }
     }
 
-    /// Everything in the target is what this would write.
+    /// Checks that everything in the target is what this migration would write.
     async fn check_target(self: &Arc<Self>) -> Result<(), MigrationError> {
         let mut after = None;
         while let Some(orgs) = next_orgs(&self.target, &mut after, PAGE).await.map_err(Target)? {
@@ -235,7 +239,7 @@ impl Moving {
         Ok(())
     }
 
-    /// Tells whether it was there already.
+    /// Returns whether the target had it already.
     async fn move_org(&self, org: OrgRecord, news: Option<News>) -> Result<bool, MigrationError> {
         let pepper = self.target.settings.pepper.as_ref();
         let email = org.email.as_ref().map(|email| EmailClaim { index: email.index(pepper), org: org.id });
@@ -299,7 +303,7 @@ impl Moving {
         key
     }
 
-    /// Does something with each item, all at the same time.
+    /// Runs `act` on each item, all at the same time.
     async fn each<I: Send + 'static, T: Send + 'static, F>(
         self: &Arc<Self>,
         items: impl IntoIterator<Item = I>,
@@ -320,7 +324,7 @@ impl Moving {
     }
 }
 
-/// Some more organisations, until there are none.
+/// The next organisations; `None` at the end.
 async fn next_orgs(
     lifecycle: &Lifecycle,
     after: &mut Option<OrgId>,

@@ -1,4 +1,4 @@
-//! Audit trails on their way into another store: copied as they are, or with their chains made anew.
+//! Copying audit trails into another store: as they are, or with new chains.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use serde_json::json;
 
 use super::MigrationError::{Source, Target};
 use super::{MigrationError, Moved, Moving, TRAILS, next_orgs, occupied};
+use crate::lifecycle::audit::Draft;
 use crate::lifecycle::trail::parse;
-use crate::lifecycle::turn::Draft;
 use crate::vocabulary::audit::{AuditKind, Ends, Entry, Link, Trail};
 use crate::vocabulary::id::OrgId;
 
-/// Entries of a trail that are moved at once.
+/// Entries of a trail copied at once.
 const ENTRIES: usize = 256;
 
 impl Moving {
@@ -42,7 +42,7 @@ impl Moving {
         Ok(count)
     }
 
-    /// Copies a trail, or makes its chain anew.
+    /// Copies a trail, with a new chain if the migration makes them.
     pub(super) async fn move_trail(&self, trail: Trail) -> Result<MovedTrail, MigrationError> {
         let ends = self.source.store.trails().ends(trail).await.map_err(Source)?;
         let there = self.target.store.trails().ends(trail).await.map_err(Target)?;
@@ -104,7 +104,7 @@ impl Moving {
         Ok(entries)
     }
 
-    /// Whether a trail was moved before, and nothing but the record that says so stands behind it.
+    /// Whether a trail was copied before, and only the record that says so follows it.
     async fn ends_with_its_record(
         &self,
         trail: Trail,
@@ -121,13 +121,13 @@ impl Moving {
     }
 }
 
-/// A trail that was moved.
+/// A trail that was copied.
 pub(super) struct MovedTrail {
     pub(super) count: u64,
     /// Its head in the source.
     pub(super) before: Link,
-    /// And in the target.
+    /// Its head in the target.
     pub(super) after: Link,
-    /// Whether a record in it says so already.
+    /// Whether a record in it says so already: an earlier run has completed it.
     told: bool,
 }

@@ -1,4 +1,4 @@
-//! The end of a migration: both stores are read again, side by side.
+//! The end of a migration: both stores are read again and compared.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 
 impl Moving {
-    /// Reads both stores again, all of them, side by side.
+    /// Reads both stores again completely, and compares them.
     pub(super) async fn verify(
         self: &Arc<Self>,
         moved: &mut Moved,
@@ -24,7 +24,7 @@ impl Moving {
             let ids: Vec<OrgId> = orgs.iter().map(|org| org.record.id).collect();
             let news = self.source.store.outbox().news(ids.clone()).await.map_err(Source)?;
             if news != self.target.store.outbox().news(ids.clone()).await.map_err(Target)? {
-                return Err(differs("what the upstream is to be told"));
+                return Err(differs("the news for the upstream"));
             }
             for ids in ids.chunks(TRAILS) {
                 let verify = async |moving: Arc<Self>, org| moving.verify_org(org).await;
@@ -37,7 +37,7 @@ impl Moving {
         self.verify_keys(moved, tell).await
     }
 
-    /// The next organisations, which are the same in both stores.
+    /// The next organisations, if they are the same in both stores.
     async fn orgs_of_both(
         &self,
         after: &mut Option<OrgId>,
@@ -50,7 +50,7 @@ impl Moving {
         Ok(own)
     }
 
-    /// The trail if it is damaged, in both stores alike: that is no failure, but told.
+    /// The trail if it is damaged in both stores alike, which is reported and is no failure.
     async fn verify_trail(&self, trail: Trail) -> Result<Option<Trail>, MigrationError> {
         let verdict = self.target.verify_trail(trail, &[]).await?;
         if verdict.findings.is_empty() && self.rechains {
@@ -64,7 +64,7 @@ impl Moving {
         Ok(Some(trail).filter(|_| !verdict.findings.is_empty()))
     }
 
-    /// Its trail, and the list of its keys.
+    /// Compares an organisation's list of keys and its trail.
     async fn verify_org(&self, org: OrgId) -> Result<Option<Trail>, MigrationError> {
         let mut after = None;
         loop {
@@ -82,7 +82,7 @@ impl Moving {
         self.verify_trail(Trail::Org(org)).await
     }
 
-    /// Every key with its use, and every secret leads to its key.
+    /// Compares every key with its use, and checks that every secret leads to its key.
     async fn verify_keys(
         self: &Arc<Self>,
         moved: &mut Moved,

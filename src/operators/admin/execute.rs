@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
 use super::reply::{Reply, Secret};
-use crate::lifecycle::{KeyView, Lifecycle, LifecycleError, Made, Origin, Outcome, Owned, view_org};
+use crate::lifecycle::{KeyView, Lifecycle, LifecycleError, Made, Origin, Owned, view_org};
 
 /// Carries a command out for an operator. A failure is a reply too.
 pub async fn execute(lifecycle: &Lifecycle, origin: &Origin, command: Command) -> Reply {
@@ -54,10 +54,7 @@ async fn on_keys(
         KeyCommand::Create(new) => return Ok(show_made(lifecycle, lifecycle.create_key(origin, new).await?)),
         KeyCommand::Rotate { id, overlap_seconds } => {
             let overlap = Duration::from_secs(overlap_seconds);
-            return match lifecycle.rotate_key(origin, id, overlap, None).await? {
-                Outcome::Fresh(made) => Ok(show_made(lifecycle, made)),
-                Outcome::Repeated(_) => Err(LifecycleError::KeptAnswer),
-            };
+            return Ok(show_made(lifecycle, lifecycle.rotate_key(origin, id, overlap).await?));
         }
         KeyCommand::List { filter, after, limit } => {
             let found = lifecycle.find_keys(origin, &filter, after, limit).await?;

@@ -125,7 +125,7 @@ macro_rules! faults {
 
 faults!(redb::StorageError, TableError, redb::TransactionError, redb::CommitError);
 
-/// A time, and the bytes behind it.
+/// A time and the bytes after it.
 pub(super) fn split_time(bytes: &[u8]) -> Option<(UnixMillis, &[u8])> {
     bytes.split_first_chunk().map(|(time, rest)| (UnixMillis(u64::from_be_bytes(*time)), rest))
 }

@@ -27,7 +27,7 @@ impl Tables<'_> {
         if self.keys.get(&place)?.is_none() {
             return Ok(());
         }
-        // What does not read is as good as nothing.
+        // An unreadable entry counts as absent.
         let known = self.usage.get(&place)?.and_then(|text| parse_usage(text.value()));
         let merged = known.iter().cloned().fold(used.usage.clone(), KeyUsage::merge);
         if known.as_ref() != Some(&merged) {

@@ -48,7 +48,7 @@ impl Inner {
             for org in batch {
                 let body = reply.bytes().map_err(|error| self.fault(error))?;
                 let due = reply.text().map_err(|error| self.fault(error))?;
-                // News without a time are never sent, as if they were not there.
+                // News without a time are never sent, so they count as absent.
                 let due = due.and_then(|due| due.parse().ok()).map(UnixMillis);
                 news.push(body.zip(due).map(|(body, due)| News { org: *org, due, body }));
             }

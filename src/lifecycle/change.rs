@@ -1,0 +1,122 @@
+//! The way of every change: load, decide, commit, settle. The loop stands here once.
+//!
+//! A change is decided on records as they were read. It is committed, together with its audit record, only if the
+//! records that the decision rests on and the end of the trail are still as they were read: else they are read again
+//! and the change is decided again. So no decision is made on a right that was taken away a moment before, and every
+//! change has its audit record.
+
+use super::Lifecycle;
+use super::audit::Draft;
+use super::error::LifecycleError;
+use super::principal::Origin;
+use crate::store::{Change, CommitError, Committed, Mutation, Propagation};
+use crate::vocabulary::audit::{Ends, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use std::future::ready;
+
+/// How often a change is decided before the caller is told to try again.
+const TRIES: usize = 16;
+
+/// What a decision came to: what is written, if anything is, and what the caller is told.
+pub(super) struct Decided<T> {
+    write: Option<(Mutation, Draft)>,
+    outcome: T,
+}
+
+impl<T> Decided<T> {
+    /// The mutation is to be committed, together with an audit record.
+    pub(super) const fn commit(mutation: Mutation, draft: Draft, outcome: T) -> Self {
+        Self { write: Some((mutation, draft)), outcome }
+    }
+
+    /// There is nothing to commit: the same request was carried out before.
+    pub(super) const fn nothing(outcome: T) -> Self {
+        Self { write: None, outcome }
+    }
+}
+
+impl Lifecycle {
+    /// Makes a change to what `trail` tells of, and waits until it holds at every gateway, but no longer than
+    /// `settings.ack_wait`.
+    ///
+    /// `first` is what was loaded already, for the first decision; further ones are made on what `load` reads.
+    /// `decide` is given the moment of the decision, by which it judges everything that ends with time.
+    ///
+    /// # Errors
+    /// [`LifecycleError::Contended`] after 16 decisions that could not be committed, and the errors of `load`,
+    /// `decide` and the store.
+    pub(super) async fn change<B, T, L: Future<Output = Result<B, LifecycleError>> + Send>(
+        &self,
+        trail: Trail,
+        origin: &Origin,
+        mut first: Option<B>,
+        load: impl Fn() -> L,
+        decide: impl Fn(&B, UnixMillis) -> Result<Decided<T>, LifecycleError>,
+    ) -> Result<(T, Option<Propagation>), LifecycleError> {
+        let turn = self.turns.take(trail).await;
+        for _ in 0..TRIES {
+            let basis = match first.take() {
+                Some(basis) => basis,
+                None => load().await?,
+            };
+            let Decided { write, outcome } = decide(&basis, self.now())?;
+            let Some((mutation, draft)) = write else { return Ok((outcome, None)) };
+            let (environment, target) = (draft.environment, draft.target.clone());
+            if let Some(Committed { event }) = self.commit(trail, origin, mutation, draft).await? {
+                drop(turn);
+                let propagation = self.propagate(trail, environment, target, event).await;
+                return Ok((outcome, propagation));
+            }
+        }
+        Err(LifecycleError::Contended(trail))
+    }
+
+    /// Writes an audit record that tells of no change to a record of the store.
+    pub(super) async fn record(
+        &self,
+        trail: Trail,
+        origin: &Origin,
+        draft: impl Fn() -> Draft,
+    ) -> Result<(), LifecycleError> {
+        let decide = |(): &(), _| Ok(Decided::commit(Mutation::default(), draft(), ()));
+        self.change(trail, origin, None, || ready(Ok(())), decide).await.map(|_| ())
+    }
+
+    /// Commits a change together with its audit record. `None` where something moved since it was read, or the same
+    /// request was answered meanwhile: then the change is to be decided again.
+    async fn commit(
+        &self,
+        trail: Trail,
+        origin: &Origin,
+        mut mutation: Mutation,
+        draft: Draft,
+    ) -> Result<Option<Committed>, LifecycleError> {
+        let Ends { head, .. } = self.store.trails().ends(trail).await?;
+        let append = self.append(trail, head, origin, draft)?;
+        let link = append.entry.link;
+        mutation.audit = Some(append);
+        let missing = missing(&mutation);
+        match self.store.commit(mutation).await {
+            Ok(committed) => {
+                self.heads.note(trail, link);
+                Ok(Some(committed))
+            }
+            Err(CommitError::Conflict | CommitError::Answered) => Ok(None),
+            Err(CommitError::Missing) => Err(missing),
+            Err(CommitError::EmailTaken) => Err(LifecycleError::EmailTaken),
+            Err(CommitError::Exists) => Err(LifecycleError::Collision),
+            Err(CommitError::Fault(fault)) => Err(fault.into()),
+        }
+    }
+}
+
+/// What [`CommitError::Missing`] means for this mutation.
+const fn missing(mutation: &Mutation) -> LifecycleError {
+    match (&mutation.key, &mutation.org) {
+        (Some(Change::Update { record, .. }), _) => LifecycleError::NoKey(record.id),
+        (None, Some(Change::Update { record, .. })) => LifecycleError::NoOrg(record.id),
+        (Some(Change::Insert(key)), None) => LifecycleError::NoOrg(key.org),
+        // A new organisation comes with all that it needs.
+        (_, Some(Change::Insert(_) | Change::Update { .. })) | (None, None) => LifecycleError::Collision,
+    }
+}

@@ -1,0 +1,87 @@
+//! Why a change did not happen.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::store::StoreFault;
+use crate::vocabulary::audit::Trail;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::admission::Refusal;
+use crate::vocabulary::key::scope::Scope;
+use crate::vocabulary::rejection::FieldError;
+
+/// How a key would get more rights than its maker has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Escalation {
+    /// A test key asks for a live key.
+    LiveFromTest,
+    /// The key would end later than its maker.
+    OutlivesCaller,
+    /// The key could be used from addresses that its maker may not use.
+    WiderAddresses,
+}
+
+impl Escalation {
+    #[must_use]
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::LiveFromTest => "A test key cannot make live keys",
+            Self::OutlivesCaller => "The key would end later than the calling key",
+            Self::WiderAddresses => "The key could be used from more addresses than the calling key",
+        }
+    }
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::LiveFromTest => "live_from_test",
+            Self::OutlivesCaller => "outlives_caller",
+            Self::WiderAddresses => "wider_addresses",
+        }
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum LifecycleError {
+    #[error("{}", list(.0))]
+    Invalid(Vec<FieldError>),
+    #[error("there is no organisation {0}")]
+    NoOrg(OrgId),
+    #[error("there is no key {0}")]
+    NoKey(KeyId),
+    #[error("a caller without a key can only sign up")]
+    Stranger,
+    /// The calling key may not act any more.
+    #[error("the calling key is refused: {0}")]
+    Caller(Refusal),
+    #[error("the calling key lacks the scope {0}")]
+    MissingScope(Scope),
+    #[error("{}", .0.message())]
+    Escalation(Escalation),
+    #[error("{0} is revoked")]
+    Revoked(KeyId),
+    #[error("{0} has expired")]
+    Expired(KeyId),
+    #[error("the e-mail address is taken")]
+    EmailTaken,
+    #[error("the idempotency key was used for another request")]
+    IdempotencyMismatch,
+    #[error("too many attempts; the next is in {}", humantime::format_duration(*.retry_after))]
+    QuotaExceeded { retry_after: Duration },
+    #[error("{0} keeps changing; try again")]
+    Contended(Trail),
+    #[error("the operating system gives no randomness: {0}")]
+    Randomness(#[from] getrandom::Error),
+    #[error(transparent)]
+    Store(#[from] StoreFault),
+    /// A new random identifier or secret is in the store already, which does not happen by chance.
+    #[error("the store holds what was just drawn at random; check its data and the machine's randomness")]
+    Collision,
+    #[error("the answer that is kept for this request cannot be read")]
+    KeptAnswer,
+}
+
+fn list(errors: &[FieldError]) -> String {
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}

@@ -1,0 +1,135 @@
+//! New keys.
+
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::audit::Draft;
+use crate::lifecycle::authority::{Authority, Standing};
+use crate::lifecycle::change::Decided;
+use crate::lifecycle::error::LifecycleError;
+use crate::lifecycle::idempotency::{Idempotency, Keep, Outcome, keep_answer};
+use crate::lifecycle::input::new_key::{NewKey, Texts};
+use crate::lifecycle::keys::Made;
+use crate::lifecycle::principal::Origin;
+use crate::store::{Change, Mutation};
+use crate::vocabulary::audit::{AuditKind, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::KeyId;
+use crate::vocabulary::key::record::{Further, KeyRecord};
+use crate::vocabulary::rejection::FieldError;
+
+impl Lifecycle {
+    /// Begins a request for a new secret: reads the standing of the principal, and the answer to the same request
+    /// where it was carried out before. That answer comes before everything that is judged by the present, such as a
+    /// time that lay in the future then, or a scope that existed then. `target` is the key that is to be rotated.
+    ///
+    /// # Errors
+    /// [`LifecycleError::IdempotencyMismatch`] for another request under the same name; why the caller may not act; a
+    /// fault of the store.
+    pub async fn begin(
+        &self,
+        origin: &Origin,
+        target: Option<KeyId>,
+        request: Option<&Idempotency>,
+    ) -> Result<Outcome<Standing>, LifecycleError> {
+        let begun = self.load_standing(origin, request).await;
+        begun.inspect_err(|error| self.note_refusal(origin, target, error))
+    }
+
+    /// Reads who asks, and the answer that is kept for the same request.
+    pub(super) async fn load_standing(
+        &self,
+        origin: &Origin,
+        request: Option<&Idempotency>,
+    ) -> Result<Outcome<Standing>, LifecycleError> {
+        let standing = Standing::load(&self.store, origin).await?;
+        standing.admit(origin, self.now())?;
+        if let Some(request) = request
+            && let Some(sealed) = self.store.answers().find(request.index(), self.now()).await?
+        {
+            return Ok(Outcome::Repeated(request.open(&sealed)?));
+        }
+        Ok(Outcome::Fresh(standing))
+    }
+
+    /// Creates a key. Its secret is in the answer and nowhere else.
+    ///
+    /// # Errors
+    /// [`LifecycleError`]; then no key was created, except after a fault of the store, which leaves that open.
+    pub async fn create_key(&self, origin: &Origin, new: NewKey) -> Result<Made, LifecycleError> {
+        let standing = self.begin(origin, None, None).await?.fresh()?;
+        self.create_key_once(origin, standing, &new, None).await?.fresh()
+    }
+
+    /// Creates a key, once for all requests that are the same. `standing` is from [`Lifecycle::begin`].
+    ///
+    /// # Errors
+    /// As [`Lifecycle::create_key`].
+    pub async fn create_key_once(
+        &self,
+        origin: &Origin,
+        standing: Standing,
+        new: &NewKey,
+        keep: Option<Keep<'_>>,
+    ) -> Result<Outcome<Made>, LifecycleError> {
+        let keep = keep.as_ref();
+        let decide = |begun: &Outcome<Standing>, now: UnixMillis| {
+            let standing = match begun {
+                Outcome::Repeated(answer) => return Ok(Decided::nothing(Outcome::Repeated(answer.clone()))),
+                Outcome::Fresh(standing) => standing,
+            };
+            let authority = standing.admit(origin, now)?;
+            let made = self.draft_key(origin, authority, new, now)?;
+            let mutation = Mutation {
+                key: Some(Change::Insert(made.key.clone())),
+                seen: authority.seen(None),
+                answer: keep_answer(keep, &made.key, &made.secret, now)?,
+                ..Mutation::default()
+            };
+            let draft = Draft::of_key(AuditKind::KeyCreated, &made.key).after(self.describe(&made.key));
+            Ok(Decided::commit(mutation, draft, Outcome::Fresh(made)))
+        };
+        let load = || self.load_standing(origin, keep.map(|keep| keep.request));
+        let first = Some(Outcome::Fresh(standing));
+        let created = self.change(Trail::Org(new.org), origin, first, load, decide).await;
+        created.map(|(outcome, _)| outcome).inspect_err(|error| self.note_refusal(origin, None, error))
+    }
+
+    /// All mistakes in a new key that do not depend on its maker.
+    #[must_use]
+    pub fn mistakes_in_new(&self, new: &NewKey) -> Vec<FieldError> {
+        new.check(&self.vocabulary(), self.now()).err().unwrap_or_default()
+    }
+
+    /// The new key, if its maker may have it.
+    pub(in crate::lifecycle) fn draft_key(
+        &self,
+        origin: &Origin,
+        authority: Authority<'_>,
+        new: &NewKey,
+        now: UnixMillis,
+    ) -> Result<Made, LifecycleError> {
+        let vocabulary = self.vocabulary();
+        let Texts { name, owner, note } = new.check(&vocabulary, now).map_err(LifecycleError::Invalid)?;
+        let scopes = new.scopes.clone().unwrap_or_else(|| authority.scopes(&vocabulary));
+        let mut key = KeyRecord {
+            id: self.draw(|ids| KeyId::draw(ids, now)),
+            org: new.org,
+            name,
+            environment: new.environment,
+            scopes,
+            secrets: Vec::new(),
+            created_at: now,
+            created_by: origin.principal.name().to_string(),
+            expires_at: new.expires_at,
+            disabled_at: None,
+            revoked_at: None,
+            allowed_addresses: new.allowed_addresses.clone(),
+            owner,
+            note,
+            further: Further::default(),
+        };
+        authority.bequeath(&mut key);
+        authority.check_covers(&key)?;
+        let secret = self.mint(&mut key)?;
+        Ok(Made { key, secret, propagation: None })
+    }
+}

@@ -1,0 +1,61 @@
+//! Keys, read.
+
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::authority::Standing;
+use crate::lifecycle::error::LifecycleError;
+use crate::lifecycle::principal::{Origin, Principal};
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::record::KeyRecord;
+
+/// Keys read at once while a list is put together.
+const PAGE: usize = 256;
+
+/// A part of a list of keys, newest first.
+#[derive(Debug)]
+pub struct KeyPage {
+    pub keys: Vec<KeyRecord>,
+    pub has_more: bool,
+}
+
+impl Lifecycle {
+    /// A key that the principal may see.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NoKey`] also for a key that the principal may not see.
+    pub async fn key(&self, origin: &Origin, id: KeyId) -> Result<KeyRecord, LifecycleError> {
+        Ok(self.load_target(origin, id).await?.key.record)
+    }
+
+    /// At most `limit` keys that the principal may see, newest first, after the key `after`: of one organisation or,
+    /// for an operator, of all.
+    ///
+    /// # Errors
+    /// When the store cannot answer, or the caller may not act.
+    pub async fn list_keys(
+        &self,
+        origin: &Origin,
+        org: Option<OrgId>,
+        mut after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<KeyPage, LifecycleError> {
+        let standing = Standing::load(&self.store, origin).await?;
+        let authority = standing.admit(origin, self.now())?;
+        let org = match &origin.principal {
+            Principal::Key(calling) => Some(calling.org),
+            Principal::Operator(_) | Principal::Stranger | Principal::Gateway => org,
+        };
+        let mut keys = Vec::new();
+        loop {
+            let wanted = PAGE.min(limit.saturating_add(1));
+            let page = self.store.keys(org, after, wanted).await?;
+            after = page.last().map(|key| key.record.id);
+            let last = page.len() < wanted;
+            keys.extend(page.into_iter().map(|key| key.record).filter(|key| authority.sees(key)));
+            if keys.len() > limit || last {
+                let has_more = keys.len() > limit;
+                keys.truncate(limit);
+                return Ok(KeyPage { keys, has_more });
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Verifying a trail: whether all of it is there, as it was written.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{PAGE, parse};
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::error::LifecycleError;
+use crate::vocabulary::audit::{AuditKind, Break, Chain, Ends, Entry, Link, PrincipalName, Trail};
+
+/// A fault in a trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The record's number.
+    pub number: u64,
+    pub text: String,
+}
+
+/// The outcome of verifying a trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub trail: Trail,
+    pub ends: Ends,
+    /// Whether the chain has a key. A chain without a key shows damage, but forgery only against exported heads.
+    pub keyed: bool,
+    /// How many records were checked.
+    pub checked: u64,
+    /// Empty for an intact trail.
+    pub findings: Vec<Finding>,
+}
+
+impl Lifecycle {
+    /// Checks a whole trail against its key, its ends and the heads that were exported earlier.
+    ///
+    /// # Errors
+    /// When the store cannot answer. Faults of the trail are in the verdict.
+    pub async fn verify_trail(&self, trail: Trail, exported: &[Link]) -> Result<Verdict, LifecycleError> {
+        let ends = self.store.trails().ends(trail).await?;
+        let mut check = Check::new(&self.settings.chain, trail, ends, exported);
+        // Records that are added from now on are not checked.
+        let mut before = Some(ends.head.number.saturating_add(1));
+        loop {
+            let page = self.store.trails().entries(trail, before, PAGE).await?;
+            let last = page.len() < PAGE;
+            for entry in page {
+                before = Some(entry.link.number);
+                check.meet(entry);
+            }
+            if last {
+                break;
+            }
+        }
+        let checkpoint = self.checkpoint_below(trail, ends.checkpoint, check.oldest.as_ref()).await?;
+        if !self.begins_rightly(trail, ends, check.oldest.as_ref()).await? {
+            check.note(1, "is missing: every organisation's trail begins with org.created");
+        }
+        Ok(check.finish(checkpoint))
+    }
+
+    /// Whether a trail begins as it must. A trail that was emptied would begin with another record.
+    async fn begins_rightly(
+        &self,
+        trail: Trail,
+        ends: Ends,
+        oldest: Option<&Entry>,
+    ) -> Result<bool, LifecycleError> {
+        match (trail, oldest) {
+            // A record that cannot be read was altered, which is a finding of its own.
+            (Trail::Org(_), Some(oldest)) if oldest.link.number == 1 => {
+                Ok(parse(oldest).map_or(true, |record| record.kind == AuditKind::OrgCreated))
+            }
+            (Trail::Org(org), None) if ends == Ends::default() => Ok(self.store.org(org).await?.is_none()),
+            _ => Ok(true),
+        }
+    }
+
+    /// The checkpoint that the oldest entry should follow. It is read again if old entries were trimmed meanwhile.
+    async fn checkpoint_below(
+        &self,
+        trail: Trail,
+        before: Link,
+        oldest: Option<&Entry>,
+    ) -> Result<Link, LifecycleError> {
+        if oldest.is_none_or(|oldest| before.number.checked_add(1) == Some(oldest.link.number)) {
+            return Ok(before);
+        }
+        Ok(self.store.trails().ends(trail).await?.checkpoint)
+    }
+}
+
+/// A trail under verification, from its newest entry to its oldest.
+struct Check<'c> {
+    chain: &'c Chain,
+    trail: Trail,
+    ends: Ends,
+    /// Exported heads whose entries were not met yet. A trail that was set back and then continued has two ends with
+    /// one number, and both may have been exported.
+    heads: HashMap<u64, Vec<Link>>,
+    findings: Vec<Finding>,
+    checked: u64,
+    /// The entry that was met last.
+    oldest: Option<Entry>,
+    /// Up to which number the trail says that it was trimmed.
+    trimmed_through: u64,
+}
+
+impl<'c> Check<'c> {
+    fn new(chain: &'c Chain, trail: Trail, ends: Ends, exported: &[Link]) -> Self {
+        let mut heads: HashMap<u64, Vec<Link>> = HashMap::new();
+        exported.iter().for_each(|link| heads.entry(link.number).or_default().push(*link));
+        let findings = Vec::new();
+        Self { chain, trail, ends, heads, findings, checked: 0, oldest: None, trimmed_through: 0 }
+    }
+
+    fn note(&mut self, number: u64, text: impl Into<String>) {
+        self.findings.push(Finding { number, text: text.into() });
+    }
+
+    /// Checks the next older entry.
+    fn meet(&mut self, entry: Entry) {
+        match self.oldest.take() {
+            None if entry.link != self.ends.head => self.note_missing_head(),
+            Some(newer) => self.check_after(&entry.link, &newer),
+            None => {}
+        }
+        let known = self.heads.remove(&entry.link.number);
+        if known.is_some_and(|known| differs(&known, entry.link)) {
+            self.note(entry.link.number, "is not the one whose head was exported");
+        }
+        self.trimmed_through = self.trimmed_through.max(trimmed(&entry));
+        self.checked += 1;
+        self.oldest = Some(entry);
+    }
+
+    fn finish(mut self, checkpoint: Link) -> Verdict {
+        match self.oldest.take() {
+            Some(oldest) => self.check_after(&checkpoint, &oldest),
+            None if self.ends.head != self.ends.checkpoint => self.note_missing_head(),
+            None => {}
+        }
+        if self.heads.get(&checkpoint.number).is_some_and(|known| differs(known, checkpoint)) {
+            self.note(checkpoint.number, "is not the one whose head was exported");
+        }
+        if checkpoint.number > self.trimmed_through {
+            self.note(checkpoint.number, "and those before were removed, and no record says so");
+        }
+        for number in std::mem::take(&mut self.heads).into_keys() {
+            if number > self.ends.head.number {
+                self.note(number, "was exported to the log and is missing: the trail was cut off");
+            }
+        }
+        let Self { chain, trail, ends, mut findings, checked, .. } = self;
+        findings.sort_by_key(|finding| finding.number);
+        Verdict { trail, ends: Ends { checkpoint, ..ends }, keyed: chain.has_key(), checked, findings }
+    }
+
+    fn note_missing_head(&mut self) {
+        self.note(self.ends.head.number, "is the end of the trail and is missing");
+    }
+
+    fn check_after(&mut self, older: &Link, newer: &Entry) {
+        let number = newer.link.number;
+        match self.chain.check(self.trail, older, newer) {
+            Ok(()) => {}
+            Err(Break::Missing) => self.note(number.saturating_sub(1), Break::Missing.to_string()),
+            // Either of the two entries: the MAC covers both.
+            Err(Break::Altered) => self.note(number, Break::Altered.to_string()),
+        }
+    }
+}
+
+fn differs(known: &[Link], link: Link) -> bool {
+    known.iter().any(|known| *known != link)
+}
+
+/// The number up to which this record says that the trail was trimmed; 0 if it does not.
+fn trimmed(entry: &Entry) -> u64 {
+    let record = parse(entry)
+        .ok()
+        .filter(|record| record.kind == AuditKind::AuditTrimmed && record.actor == PrincipalName::Gateway);
+    record.and_then(|record| record.after?.get("through")?.as_u64()).unwrap_or(0)
+}
