@@ -1,4 +1,4 @@
-//! Files with secrets of the installation: they are read only where nobody but their owner can read them.
+//! Files with secrets: they are refused if other users can read them.
 
 use std::fs;
 use std::io;

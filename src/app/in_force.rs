@@ -1,4 +1,4 @@
-//! What is in force at the moment, and what metrics read of it and of the other parts.
+//! The configuration in force, and the state that metrics read from it and from other parts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use crate::telemetry::metrics::{ChangeMeter, EndpointState, Reloads, State};
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 
-/// What a reload replaces, as metrics show it.
+/// The parts that a reload replaces, for metrics.
 #[derive(Debug)]
 pub(super) struct InForce {
     config_hash: u64,
@@ -34,7 +34,7 @@ impl InForce {
     }
 }
 
-/// What it guards can be used also after a thread has panicked with the lock in its hand.
+/// The data stays usable after a thread has panicked while it held the lock.
 pub(super) fn lock(in_force: &Mutex<InForce>) -> MutexGuard<'_, InForce> {
     in_force.lock().unwrap_or_else(PoisonError::into_inner)
 }

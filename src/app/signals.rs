@@ -22,7 +22,7 @@ impl std::fmt::Debug for Signals {
     }
 }
 
-/// What a signal asks for.
+/// The action for a signal.
 pub(super) enum Asked {
     ToEnd,
     ToReload(Box<Result<Config, Mistakes>>),

@@ -204,7 +204,7 @@ impl Keys {
         Self { store, meter, cache, lifecycle }
     }
 
-    /// What all workers share.
+    /// The parts that all workers share.
     fn shared(&self, plan: Arc<Plan>, tools: KeyTools, clock: &Clock) -> Shared {
         Shared {
             plan,
@@ -234,7 +234,7 @@ impl Keys {
         }
     }
 
-    /// What the operators' listener shows.
+    /// The data for the operators' listener.
     fn told(&self, metrics: Arc<Metrics>, readiness: Arc<Readiness>, observed: Observed) -> Told {
         let (meter, store) = (Arc::clone(&self.meter), Arc::clone(&self.store));
         let has_answered = move || meter.has_answered() || store.keeper().link_state() == LinkState::Up;

@@ -1,4 +1,4 @@
-//! What a connection does, and since when: written by the stream and by the requests, read by the watchdog.
+//! The activity of a connection and its beginning: the stream and the requests write it, the watchdog reads it.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-/// What a connection does, and since when.
+/// The activity of a connection, and its beginning.
 #[derive(Debug)]
 pub(super) struct Activity {
     phase: Cell<Phase>,

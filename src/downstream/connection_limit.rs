@@ -26,7 +26,7 @@ struct Taken {
     by_client: HashMap<Client, usize>,
 }
 
-/// What counts as one client: an IPv4 address, or an IPv6 network of 64 bits, which one customer commonly has.
+/// A client: one IPv4 address, or one IPv6 /64, which one customer commonly has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Client(IpAddr);
 

@@ -162,7 +162,7 @@ impl fmt::Display for LoadErrors {
 
 impl std::error::Error for LoadErrors {}
 
-/// What an operator wants to know about a certificate.
+/// A certificate's data for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     pub file: PathBuf,

@@ -41,7 +41,7 @@ impl Default for DrainSettings {
     }
 }
 
-/// What a worker needs from the beginning.
+/// The parts that a worker needs at its start.
 #[derive(Debug)]
 pub struct Parts {
     pub shared: Shared,

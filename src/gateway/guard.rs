@@ -55,7 +55,7 @@ pub(super) struct Shape {
     pub(super) trailing_slash: bool,
 }
 
-/// What forwarding takes a canonical request apart into.
+/// The parts of a canonical request for forwarding.
 #[derive(Debug)]
 pub(super) struct Parts<B> {
     pub(super) method: Method,
@@ -71,7 +71,7 @@ impl<B> CanonicalRequest<B> {
     pub fn parse(request: Request<B>, limits: &Limits) -> Result<Self, Rejection> {
         let (mut head, body) = request.into_parts();
         if let Some(credentials) = head.headers.get_mut(AUTHORIZATION) {
-            // Whoever prints these fields prints no key.
+            // Printing these fields shows no key.
             credentials.set_sensitive(true);
         }
         if head.method == Method::CONNECT {
@@ -122,7 +122,7 @@ fn check_size(uri: &Uri, headers: &HeaderMap, limits: &Limits) -> Result<(), Rej
     Ok(())
 }
 
-/// What the parser beneath lets pass and a stricter or laxer peer would read otherwise.
+/// Refuses requests that the parser accepts, but that a stricter or more lenient peer would read differently.
 fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Rejection> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
@@ -280,7 +280,7 @@ fn normalise_escapes(segment: &str) -> Result<String, Unsafe> {
     Ok(canonical)
 }
 
-/// What the segment is to an upstream that decodes it once.
+/// The segment as an upstream reads it that decodes once.
 fn check_decoded(decoded: &[u8], shape: &mut Shape) -> Result<(), Unsafe> {
     if std::str::from_utf8(decoded).is_err() {
         return Err(Unsafe::PathNotUtf8);

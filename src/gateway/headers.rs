@@ -114,7 +114,7 @@ pub struct Settings {
     pub key_id: HeaderName,
     pub scopes: HeaderName,
     pub request_id: HeaderName,
-    /// Peers whose X-Forwarded-For counts. Empty: nobody's does.
+    /// Peers whose X-Forwarded-For is used. Empty: no X-Forwarded-For is used.
     pub trusted_proxies: Vec<IpNet>,
 }
 
@@ -131,7 +131,7 @@ impl Default for Settings {
     }
 }
 
-/// What a key says to the upstream, as field values made once for a thread.
+/// A key's identity headers for the upstream; their values are created once per thread.
 #[derive(Debug)]
 pub struct Identity {
     org_id: HeaderValue,

@@ -12,7 +12,7 @@ use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::{Digest, Environment};
 
-/// Who asks.
+/// The caller of an operation.
 #[derive(Clone, Debug)]
 pub enum Principal {
     /// A named person who may do anything.
@@ -50,7 +50,7 @@ pub struct CallingKey {
     pub needs: Needs,
 }
 
-/// Who asks for a change, and from where. The audit record of the change keeps all of it.
+/// The caller of a change and its address. The audit record of the change contains both.
 #[derive(Clone, Debug)]
 pub struct Origin {
     pub principal: Principal,

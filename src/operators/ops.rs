@@ -83,7 +83,7 @@ pub struct Told {
     pub readiness: Arc<Readiness>,
     /// Whether the store has ever answered this process.
     pub store_has_answered: Box<dyn Fn() -> bool + Send + Sync>,
-    /// What is read at the moment of a scrape.
+    /// The metrics that are read at each scrape.
     pub state: Box<dyn Fn() -> State + Send + Sync>,
 }
 

@@ -49,7 +49,7 @@ struct Recent {
     revoked_order: VecDeque<Digest>,
 }
 
-/// What the fence says of a stamped entry.
+/// The fence's judgement of a stamped entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
     /// No event since the stamp.

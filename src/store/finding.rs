@@ -1,4 +1,4 @@
-//! What an operator should know about a store before it keeps keys.
+//! Findings about a store, for operators.
 
 /// One thing that was found, with what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]

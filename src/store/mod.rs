@@ -284,7 +284,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Tells `sink` the current event number, and from then on every event, for the life of the store.
     fn subscribe(&self, sink: Arc<dyn EventSink>);
 
-    /// What an operator can ask of it.
+    /// The operations for operators.
     fn keeper(&self) -> &dyn Keeper;
 
     fn trails(&self) -> &dyn Trails;

@@ -8,7 +8,7 @@ use crate::vocabulary::clock::UnixMillis;
 /// At most `limit` within `window`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// What is counted; of letters, digits and `:./-`.
+    /// The name of the counter, from letters, digits and `:./-`.
     pub name: String,
     pub limit: u32,
     pub window: Duration,

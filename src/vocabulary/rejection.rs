@@ -43,7 +43,7 @@ pub enum Rejection {
     Invalid(Box<[FieldError]>),
     /// A body of keygate's own API that is no JSON object, or has a field twice.
     InvalidBody,
-    /// What is asked for does not fit the state of things.
+    /// The request conflicts with the current state.
     Conflict(Conflict),
     /// The idempotency key was used for another request.
     IdempotencyMismatch,
@@ -79,7 +79,7 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// What makes a request impossible to forward safely.
+/// The reason why a request cannot be forwarded safely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsafe {
     TargetForm,
@@ -151,7 +151,7 @@ pub enum BadGateway {
     Unreachable,
     /// The connection ended before a whole answer head had come.
     BrokeOff,
-    /// An answer that cannot be passed on, such as a 101 that nobody asked for.
+    /// An answer that cannot be forwarded, for example an unrequested 101.
     InvalidAnswer,
 }
 
@@ -404,7 +404,7 @@ impl Rejection {
         }
     }
 
-    /// What the client reads.
+    /// The message for the client.
     #[must_use]
     pub fn message(&self) -> Cow<'static, str> {
         match self {

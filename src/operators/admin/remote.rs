@@ -34,7 +34,7 @@ impl RemoteSettings {
     /// Reads the tokens, to see whether they can be read.
     ///
     /// # Errors
-    /// What is wrong with their file.
+    /// A mistake in the tokens file.
     pub fn check(&self) -> Result<(), TokenFileError> {
         Tokens::read(&self.tokens_file).map(drop)
     }

@@ -226,7 +226,7 @@ impl Tables<'_> {
     }
 }
 
-pub(super) const NO_EVENT_NUMBER: &str = "the number of the last event does not read";
+pub(super) const NO_EVENT_NUMBER: &str = "the number of the last event cannot be parsed";
 
 /// A change that passed its own checks, ready to be written.
 struct Write<T> {

@@ -37,7 +37,7 @@ const LONG: u64 = 2_000;
 const ROUNDS_OF_A_DISK: u64 = 20;
 /// Organisations that are changed at the same time, each by a client of its own.
 const CLIENTS: usize = 6;
-/// What a disk writes as a whole.
+/// The unit that a disk writes atomically, in bytes.
 const SECTOR: usize = 512;
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn whatever_a_power_cut_leaves_every_answered_change_is_there_and_none_is_
     assert!(story.answered > rounds && story.in_doubt > 0 && story.lost > 0, "{story:?} proves nothing");
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, Default)]
 struct Story {
     answered: u64,

@@ -361,7 +361,7 @@ fn is_link_trouble(error: &RedisError) -> bool {
             kind,
             ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown
         ),
-        // Held up by somebody's script; asked for a password that was not needed when we connected.
+        // Blocked by another client's script; or a password is required now that was not required at the connect.
         _ => matches!(error.code(), Some("BUSY" | "NOAUTH")),
     }
 }

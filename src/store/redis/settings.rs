@@ -241,7 +241,7 @@ pub enum OpenError {
         "store.tls: {0}; give the certificates of authorities, and a client certificate with its own key"
     )]
     Tls(#[from] rustls::Error),
-    #[error("store.url begins with rediss://, which needs to know whom to trust: give store.tls.ca")]
+    #[error("store.url begins with rediss://, which needs trusted authorities: set store.tls.ca")]
     NoAuthority,
 }
 

@@ -22,7 +22,7 @@ use super::scripts::{Call, Meta, Reply};
 /// the pointer of the digest.
 const ROUNDS: usize = 4;
 
-/// What one node has.
+/// The keys of one node.
 struct Half {
     meta: Meta,
     owner: Option<Vec<u8>>,

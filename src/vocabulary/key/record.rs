@@ -342,7 +342,7 @@ pub enum BadRecord {
     Short,
     #[error("the record's seal does not match: another pepper, or it was changed outside keygate")]
     Seal,
-    #[error("the record does not read: {0}")]
+    #[error("the record cannot be parsed: {0}")]
     Content(#[from] serde_json::Error),
 }
 
