@@ -1,5 +1,5 @@
 //! One client connection: the TLS handshake, the choice between HTTP/1.1 and HTTP/2, and hyper on the stream,
-//! with a [watchdog](super::watchdog) over all of it.
+//! with a [watchdog] over all of it.
 
 use std::cell::Cell;
 use std::convert::Infallible;

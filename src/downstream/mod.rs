@@ -3,7 +3,7 @@
 mod activity;
 pub mod connection;
 mod connection_limit;
-mod http2;
+pub mod http2;
 mod lingering;
 pub mod listener;
 mod membership;
