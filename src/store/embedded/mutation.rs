@@ -26,6 +26,9 @@ impl Tables<'_> {
         mutation.answer.as_ref().map_or(Ok(()), |answer| self.check_answer(answer))?;
         mutation.email.as_ref().map_or(Ok(()), |email| self.check_email(email))?;
         mutation.seen.iter().try_for_each(|seen| self.check_seen(seen))?;
+        if mutation.needs > sealer.keeps() {
+            return Err(StoreFault::outdated(mutation.needs, sealer.keeps()).into());
+        }
         let format = self.check_format(sealer, mutation.format())?;
         let org = mutation.org.as_ref().map(|change| check(&self.orgs, sealer, change)).transpose()?;
         let key = mutation
@@ -85,8 +88,8 @@ impl Tables<'_> {
     fn check_format(&self, sealer: &Sealer, needed: RecordFormat) -> Result<Option<RecordFormat>, Stop> {
         let row = self.meta.get(FORMAT)?;
         let found = format(row.as_ref().map(|row| row.value()));
-        if found.max(needed) > sealer.keeps() {
-            return Err(Stop::from(StoreFault::outdated(found.max(needed), sealer.keeps())));
+        if found > sealer.keeps() {
+            return Err(StoreFault::outdated(found, sealer.keeps()).into());
         }
         Ok((needed > found).then_some(needed))
     }

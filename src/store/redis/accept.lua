@@ -1,13 +1,13 @@
 #!lua
--- Makes the store, as it is now, the successor of the one that a gateway knows.
--- KEYS: meta, events. ARGV: the incarnation that is known, or nothing; the one to be and its format, should there be none;
--- the format that the gateway can keep.
+-- Accepts the store, as it is now, in place of the one that a gateway knows.
+-- KEYS: meta, events. ARGV: the known
+-- incarnation, or nothing; incarnation and format of a new store, if there is none; the format that the gateway can keep.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format', 'replaces')
 if meta[1] and (meta[2] ~= '1' or (tonumber(meta[4]) or 1) > tonumber(ARGV[4])) then
   return {meta[1], meta[2], meta[3], meta[4], 'refused'}
 end
 if not meta[1] then
-  -- Events that outlived the numbers they were given by would stand in the way of new ones.
+  -- Old events would block new ones that have the same numbers.
   redis.call('DEL', KEYS[2])
   redis.call('HSET', KEYS[1], 'incarnation', ARGV[2], 'schema', '1', 'event', '0', 'format', ARGV[3],
     'replaces', ARGV[1])

@@ -1,6 +1,7 @@
 #!lua
--- Makes an empty place a store. Whatever is there already is left as it is.
--- KEYS: meta, and places that a store has something in. ARGV: the incarnation to be, and the format.
+-- Makes a store in an empty place. Existing data are left as they are.
+-- KEYS: meta, and keys that every store in use has.
+-- ARGV: the incarnation and the format of the new store.
 local before = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
 if before[1] or redis.call('EXISTS', unpack(KEYS)) > 0 then
   return {before[1], before[2], before[3], before[4], 'kept'}

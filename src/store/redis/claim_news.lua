@@ -1,5 +1,6 @@
--- News that are due, as organisation and body in turn; they are not due then before a later time.
--- KEYS: meta, news, when they are due. ARGV: what `ours.lua` needs, now, the later time, how many at most.
+-- News that are due, each as organisation and body. Then they are not due again before a later time.
+-- KEYS: meta, news, when
+-- they are due. ARGV: what `ours.lua` needs, now, the later time, how many at most.
 local claimed = {}
 for _, org in ipairs(redis.call('ZRANGE', KEYS[3], '-inf', ARGV[2], 'BYSCORE', 'LIMIT', 0, ARGV[4])) do
   local body = redis.call('HGET', KEYS[2], org)

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- A gateway says how far it has come. A lease that has ended stays ended. An event of this number that is another, in a store that
--- lost its last ones and went on, is not what the gateway speaks of.
--- KEYS: the gateway's lease. ARGV: the number of the last event that holds there; its mark; what the events are called: a script
--- that writes is taken to write whatever stands in KEYS, and a gateway may not be allowed to write there.
+-- A gateway confirms an event in its lease. A lease that has ended stays ended. If the store lost events and gave the
+-- number to another event, the mark differs and nothing is confirmed.
+-- KEYS: the gateway's lease. ARGV: the number of its
+-- last applied event; the mark of that event; the name of the stream. The stream is no KEY: Redis demands the right to
+-- write to every KEY of a script that writes, and a proxy lacks it there.
 local before = redis.call('GET', KEYS[1])
 if before and tonumber(before) < tonumber(ARGV[1]) then
   local id = ARGV[1] .. '-0'

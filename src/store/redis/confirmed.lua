@@ -1,6 +1,7 @@
 #!lua flags=no-writes
--- How many gateways hold a lease, and at how many of them an event holds.
--- KEYS: meta, gateways. ARGV: the event's number; what the name of every lease begins with.
+-- The number of gateways that hold a lease, and of those that have applied an event.
+-- KEYS: meta, gateways. ARGV: the
+-- event's number; the prefix of every lease.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
 local all, confirmed = 0, 0
 for _, gateway in ipairs(redis.call('SMEMBERS', KEYS[2])) do

@@ -101,7 +101,7 @@ impl Dialler {
     fn explain(&self, error: &RedisError) -> String {
         if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
             let [username, password_file] = self.ours;
-            return format!("it refuses us: check store.{username} and store.{password_file}");
+            return format!("it refuses the login: check store.{username} and store.{password_file}");
         }
         // With TLS 1.3 a server judges our certificate after the handshake.
         let cause = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
@@ -192,17 +192,17 @@ impl Tls {
         let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
         match cause {
             Some(Tls::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => {
-                "its certificate is from no authority in store.tls.ca; name the right file, or see who answers there"
+                "its certificate is from no authority in store.tls.ca: name the right file, or check which server answers there"
                     .to_owned()
             }
             Some(Tls::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
-                format!("its certificate is not for {}: use a name that it is for, or have one made for this name", host.unwrap_or_default())
+                format!("its certificate is not for {}: use a name that it contains, or issue one for this name", host.unwrap_or_default())
             }
             Some(Tls::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => {
                 "its certificate has expired: renew it".to_owned()
             }
             Some(Tls::InvalidMessage(_)) => {
-                "it does not speak TLS: give the port that does, or take TLS out of the configuration".to_owned()
+                "it does not speak TLS: use its TLS port, or remove TLS from the configuration".to_owned()
             }
             Some(Tls::AlertReceived(AlertDescription::CertificateRequired)) => {
                 "it demands a client certificate: give store.tls.cert and store.tls.key".to_owned()

@@ -1,5 +1,6 @@
--- Entries of an audit trail, newest first, as id, MAC and text in turn.
--- KEYS: meta, the trail's entries. ARGV: where to begin, how many.
+-- Entries of an audit trail, newest first, each as id, MAC and text.
+-- KEYS: meta, the trail's entries. ARGV: where to begin,
+-- how many.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
 local answer = {meta[1], meta[2], meta[3], meta[4]}
 for n, entry in ipairs(redis.call('XREVRANGE', KEYS[2], ARGV[1], '-', 'COUNT', ARGV[2])) do

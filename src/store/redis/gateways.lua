@@ -1,6 +1,7 @@
 #!lua flags=no-writes
--- The gateways that hold a lease, each as its name, the number of the last event that holds there, and the format that it announces.
--- KEYS: meta, gateways. ARGV: what the name of every lease begins with.
+-- The gateways that hold a lease, each as its name, the number of its last applied event, and the format that it announces.
+--
+-- KEYS: meta, gateways. ARGV: the prefix of every lease.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
 local answer, n = {meta[1], meta[2], meta[3], meta[4]}, 4
 for _, gateway in ipairs(redis.call('SMEMBERS', KEYS[2])) do

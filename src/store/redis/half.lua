@@ -1,11 +1,12 @@
 #!lua flags=no-writes
--- What one node has of a lookup while our slot is on its way to another. Names nothing as KEYS: a node that lacks one of them would
--- refuse the whole. What the node lacks counts as not there; that the other lacks it too is for the caller to see.
--- ARGV: meta, the digest's pointer, what the name of every key begins with, where the pointer leads if the other node has said so.
+-- The part of a lookup that one node has while our slot moves to another. It has no
+-- KEYS: a node that lacks one of them
+-- would refuse the whole script. A key that the node lacks counts as missing; the caller asks the other node too. ARGV:
+-- meta; the digest's pointer; the prefix of every name; the content of the pointer, if the other node has told it.
 local function here(...)
   local found = redis.pcall(...)
   if type(found) ~= 'table' or not found.err then return found end
-  -- Where the node would send us on. Anything else that goes wrong is no sign of a key that has left.
+  -- The node would redirect us. Any other error is no sign of a key that has moved.
   if string.find(found.err, 'non local key', 1, true) then return false end
   error(found)
 end

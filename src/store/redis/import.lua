@@ -1,6 +1,6 @@
--- New keys, each for itself: one that is refused is no trouble to the others.
--- KEYS: meta, then those of the parts. ARGV: what `ours.lua` needs, then the parts, which are keys and their digests, and a
--- format.
+-- New keys, each independent of the others.
+-- KEYS: meta, then those of the parts. ARGV: what `ours.lua` needs, then the
+-- parts, which are keys and their digests, and a format.
 local outcomes, parts = {}, read_parts(2, 2)
 local outdated, keeps_only = find_outdated(parts.format[1])
 if outdated then return answer('waits', outdated, keeps_only) end

@@ -61,7 +61,7 @@ async fn guides(inner: &Inner) -> Vec<Finding> {
     let mut findings: Vec<Finding> = silent.map(|fault| Warning(told(&fault))).collect();
     if named.len() > 1 {
         findings.push(Warning(format!(
-            "different masters are named: {}; this passes after a fail-over, or somebody was left behind",
+            "different masters are named: {}; this is normal during a fail-over; if it stays, one of them has outdated information",
             named.join(", ")
         )));
     }

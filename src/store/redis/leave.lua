@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- A gateway that has ended gives its lease up: nobody is to wait for it.
--- KEYS: gateways, the gateway's own lease, the format that it announces. ARGV: the gateway.
+-- A gateway that ends gives up its lease, so that changes do not wait for it.
+-- KEYS: gateways, the gateway's own lease, the
+-- format that it announces. ARGV: the gateway.
 redis.call('DEL', KEYS[2], KEYS[3])
 redis.call('SREM', KEYS[1], ARGV[1])
 return {false, false, false, false}

@@ -1,10 +1,11 @@
 -- One mutation: every check comes before the first write, so all of it happens or nothing does.
 --
+--
 -- KEYS: meta, events, then those of the parts.
 -- ARGV: what `ours.lua` needs; the last event known; its mark, or nothing; then the parts.
 local event = tonumber(meta[3])
 local known, mark = tonumber(ARGV[2]), ARGV[3]
--- A store that lacks an event its writer knows has lost what came last: the writer must find that out first.
+-- If the store lacks an event that its writer knows, it has lost its last changes, and the writer must notice that first.
 local id = ARGV[2] .. '-0'
 if event < known or (mark ~= '' and field(redis.call('XRANGE', KEYS[2], id, id)[1], 'mark') ~= mark) then
   return answer('refused')
@@ -14,8 +15,7 @@ local parts = read_parts(3, 4)
 local org, key, news = parts.org[1], parts.key[1], parts.news[1]
 local email, kept, audit = parts.email[1], parts.answer[1], parts.audit[1]
 
--- The checks. What can be said for good comes first: a record that changed may well have changed because the same request was
--- carried out already.
+-- The checks. Final outcomes come first: a record may have changed because the same request was carried out already.
 if kept then
   local before = redis.call('GET', kept.place)
   if before and struct.unpack('>I8', before) > tonumber(kept.made_at) then return answer('answered') end
@@ -48,10 +48,10 @@ if news then
   check_list(news.due)
 end
 
--- The writes, first the one that may still fail, because the stream may refuse the number.
+-- The writes. The event comes first, because it can still fail: the stream may refuse the number.
 local number, written = nil, ''
 for _, part in ipairs(parts.event) do
-  -- For measurements alone: a user who may not ask for the time changes keys all the same.
+  -- The time is only for measurements: without the right to ask for it, changes work too.
   local time = redis.pcall('TIME')
   if not time.err then written = string.format('%d%06d', time[1], time[2]) end
   number = string.format('%.0f', event + 1)

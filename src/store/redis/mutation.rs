@@ -28,6 +28,9 @@ const IMPORTS_UNDER_WAY: usize = 8;
 
 impl Inner {
     pub(super) async fn commit(&self, mutation: &Mutation) -> Result<Committed, CommitError> {
+        if mutation.needs > self.sealer.keeps() {
+            return Err(StoreFault::outdated(mutation.needs, self.sealer.keeps()).into());
+        }
         let position = self.ledger.position();
         let (org_before, key_before) = self.before(mutation).await?;
         let org = mutation.org.as_ref().map(|change| self.draft(change, org_before)).transpose()?;

@@ -1,6 +1,7 @@
 #!lua flags=no-writes
--- The news of organisations, whether due or not, as body and time in turn.
--- KEYS: meta, news, when they are due. ARGV: the organisations.
+-- The news of organisations, whether due or not, each as body and time.
+-- KEYS: meta, news, when they are due. ARGV: the
+-- organisations.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
 local answer = {meta[1], meta[2], meta[3], meta[4]}
 for n, org in ipairs(ARGV) do

@@ -1,5 +1,6 @@
--- Merges uses of keys into what is known, as `Usage::merge` does: the later moment, all scopes.
--- KEYS: meta, used, then the record of each key. ARGV: what `ours.lua` needs, then id and usage of each key.
+-- Merges uses of keys into the stored ones, as `Usage::merge` does: the later moment, all scopes.
+-- KEYS: meta, used, then
+-- the record of each key. ARGV: what `ours.lua` needs, then id and usage of each key.
 local function words(text)
   local found = {}
   for word in string.gmatch(text, '[^ ]+') do
@@ -11,7 +12,7 @@ end
 
 local function merge(known, text)
   local merged, new = words(known), words(text)
-  -- What does not read is as good as nothing.
+  -- Text that cannot be read is replaced.
   if not tonumber(merged[1]) then return text end
   if tonumber(new[1]) > tonumber(merged[1]) then merged[1] = new[1] end
   for n = 2, #new do

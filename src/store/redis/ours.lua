@@ -1,11 +1,11 @@
--- Stands before every script that writes. KEYS[1]: meta. ARGV[1]: the incarnation that the caller knows, or nothing; a
--- blank; the format of records that the caller can keep.
+-- Begins every script that writes. KEYS[1]: meta. ARGV[1]: the incarnation that the caller knows, or nothing; a blank; the
+-- format of records that it can keep.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
 local known, keeps = string.match(ARGV[1], '^(%S*) (%d+)$')
 local is_ours = known and meta[1] and meta[2] == '1' and tonumber(meta[3]) and (known == '' or known == meta[1])
 local format = tonumber(meta[4]) or 1
 
--- The state of the store, then what came of it, then whatever was asked for.
+-- The answer: the state of the store, the outcome, then what was asked for.
 local function answer(status, ...)
   return {meta[1], meta[2], meta[3], meta[4], status, ...}
 end

@@ -1,10 +1,10 @@
--- What is to be written comes in parts. In ARGV each begins with its name; the fields of a part take the next KEYS, then the
--- next ARGV, in the order in which they stand here.
+-- A change consists of parts. In ARGV each part begins with its name. Its fields take the next KEYS, then the next ARGV, in
+-- the order below.
 local PARTS = {
-  -- A record. Expected: `+` not there, `!` not as its writer saw it, else the 8 bytes of its revision.
+  -- A record. Expected: `+` does not exist, `!` stale, else the 8 bytes of its revision.
   org = {{'record', 'list'}, {'expected', 'bytes', 'id'}},
   key = {{'record', 'org', 'list', 'org_list'}, {'expected', 'bytes', 'id', 'owner'}},
-  -- A digest that the last key is to have, and one that it gives up.
+  -- A digest that the last key gets, and one that it gives up.
   digest = {{'pointer'}, {}},
   dropped = {{'pointer'}, {}},
   -- A record that must be as it was, by its revision.
@@ -16,11 +16,11 @@ local PARTS = {
   audit = {{'entries', 'ends'}, {'after', 'head', 'number', 'text'}},
   news = {{'bodies', 'due'}, {'org', 'due_at', 'body'}},
   event = {{}, {'subjects', 'mark', 'kept'}},
-  -- The format of what is written; what the name of every lease begins with.
+  -- The format of the change; the prefix of every lease.
   format = {{'gateways'}, {'needed', 'leases'}},
 }
 
--- All parts by their names, from these KEYS and ARGV on. A key has its digests with it.
+-- All parts by name, from these KEYS and ARGV on. A key contains its digests.
 local function read_parts(next_key, next_arg)
   local parts = {}
   for name in pairs(PARTS) do parts[name] = {} end
@@ -48,7 +48,7 @@ local function read_parts(next_key, next_arg)
   return parts
 end
 
--- Whether a record is what its writer took it to be.
+-- Why a record is not as its writer expects, if so.
 local function differs(expected, record)
   local now = redis.call('GET', record)
   if expected == '+' then return now and 'exists' end
@@ -56,7 +56,7 @@ local function differs(expected, record)
   return string.sub(now, 3, 10) ~= expected and 'conflict'
 end
 
--- A gateway that holds a lease and cannot keep what is to be written, with the format that it can keep, if there is one.
+-- A gateway that holds a lease and cannot keep the change, with the format that it can keep; nothing if there is none.
 local function find_outdated(needed)
   if not needed or tonumber(needed.needed) <= format then return nil end
   for _, gateway in ipairs(redis.call('SMEMBERS', needed.gateways)) do
@@ -70,7 +70,7 @@ local function raise_format(needed)
   if needed and tonumber(needed.needed) > format then redis.call('HSET', KEYS[1], 'format', needed.needed) end
 end
 
--- Fails for what is no list. Looks once: nothing that a script does makes it something else.
+-- Fails if this is no list. Checks once: no write of a script changes the type.
 local lists = {}
 local function check_list(name)
   if not lists[name] then
@@ -79,7 +79,7 @@ local function check_list(name)
   end
 end
 
--- Why a key cannot be written, if so. What is of another type fails here.
+-- Why a key cannot be written, if so. An entry of a wrong type fails here.
 local function refuse_key(key, comes_with_its_org)
   local refusal = differs(key.expected, key.record)
   if refusal then return refusal end
@@ -101,7 +101,7 @@ local function write_key(key)
     redis.call('SET', pointer, key.owner)
   end
   for _, pointer in ipairs(key.dropped) do
-    -- It may be another key's by now.
+    -- It may belong to another key by now.
     if redis.call('GET', pointer) == key.owner then redis.call('DEL', pointer) end
   end
 end

@@ -1,5 +1,6 @@
--- Writes entries of an audit trail behind those that are there. Entries that are there already are left as they are.
--- KEYS: meta, the trail's entries, its ends. ARGV: what `ours.lua` needs; both ends; then number, MAC and text of each entry.
+-- Appends entries to an audit trail. Existing entries are left as they are.
+-- KEYS: meta, the trail's entries, its ends.
+-- ARGV: what `ours.lua` needs; both ends; then number, MAC and text of each entry.
 local before = redis.call('GET', KEYS[3])
 if before and before ~= ARGV[2] then return answer('another') end
 local last = math.max(last_number(KEYS[2]), (struct.unpack('>I8', ARGV[2])))

@@ -1,5 +1,7 @@
 #!lua flags=no-writes
--- Which commands the user who asks may not run, by their places. KEYS: meta. ARGV: commands, their words separated by blanks.
+-- The numbers of the commands that the calling user may not run.
+-- KEYS: meta. ARGV: commands, their words separated by
+-- blanks.
 local answer = {false, false, false, false}
 for n = 1, #ARGV do
   local words = {}

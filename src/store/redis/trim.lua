@@ -1,5 +1,7 @@
 -- Removes the oldest entries of an audit trail, and keeps the last one's link as the checkpoint.
--- KEYS: meta, the trail's entries, its ends. ARGV: what `ours.lua` needs; the number up to which, which must be there; how many at most.
+-- KEYS: meta, the trail's
+-- entries, its ends. ARGV: what `ours.lua` needs; the number of the last entry to remove, which must exist; the most to
+-- remove.
 local through = ARGV[2] .. '-0'
 if not redis.call('XRANGE', KEYS[2], through, through)[1] then return answer('done', '0') end
 local oldest = redis.call('XRANGE', KEYS[2], '-', through, 'COUNT', ARGV[3])

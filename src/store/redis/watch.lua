@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- The state of the store, the stores that it replaces, the mark of an event, if that is still there, and the time in
--- microseconds, if the user may ask for it.
+-- The state of the store; the stores that it replaces; the mark of an event, if that still exists; the time in
+-- microseconds, if the user has the right to ask for it.
 -- KEYS: meta, events. ARGV: the event's number.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format', 'replaces')
 local id = ARGV[1] .. '-0'

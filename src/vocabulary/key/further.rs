@@ -77,10 +77,14 @@ const MOST_BYTES: usize = 16 << 10;
 const OVERHEAD: usize = 8;
 
 impl Further {
-    /// The format that whoever writes the record must be able to keep.
+    /// The format that a writer of the record must be able to keep: the one that the record names, and at least
+    /// [`RecordFormat::OPEN`] if there are unknown fields.
     #[must_use]
     pub fn format(&self) -> RecordFormat {
-        self.0.as_ref().map_or(RecordFormat::FIRST, |fields| fields.format)
+        let of = |fields: &Fields| {
+            if fields.unknown.is_empty() { RecordFormat::FIRST } else { RecordFormat::OPEN }
+        };
+        self.0.as_ref().map_or(RecordFormat::FIRST, |fields| fields.format.max(of(fields)))
     }
 
     /// From now on the record is written only by a keygate that can keep `format`. It never becomes lower again.
@@ -220,6 +224,8 @@ mod tests {
         further.require(RecordFormat::new(5));
         further.require(RecordFormat::new(3));
         assert_eq!(further.format(), RecordFormat::new(5));
+        let open = read(r#"{"known":1,"list":[]}"#).unwrap().further;
+        assert_eq!(open.format(), RecordFormat::OPEN, "a keygate of the first format could not read it");
     }
 
     #[test]

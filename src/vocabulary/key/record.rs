@@ -8,7 +8,8 @@
 //! chooses the mildest that is safe:
 //!
 //! 1. **A field that an older gateway may ignore and copy.** Every gateway keeps unknown fields of a record and of each
-//!    secret in it ([`Further`]): it reads them, ignores them, and writes them back with every change.
+//!    secret in it ([`Further`]): it reads them, ignores them, and writes them back with every change. Such a record has
+//!    [`RecordFormat::OPEN`] at least, because a gateway of the first format cannot read it.
 //! 2. **A record that an older gateway must not write**, because another field would have to change too. The writer
 //!    calls [`Further::require`] with its format. An older gateway serves such a record and refuses to write it.
 //! 3. **A store that an older gateway must not write at all**, because it would leave out an index or a kind of audit

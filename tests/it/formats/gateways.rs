@@ -1,5 +1,6 @@
 //! A gateway of this release in front of records that only the next release may write.
 
+use keygate::lifecycle::Imported;
 use keygate::store::keeper::LinkState;
 use keygate::vocabulary::id::OrgId;
 use keygate::vocabulary::key::record::{KeyRecord, RecordFormat, Sealer};
@@ -12,7 +13,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::stores::lower_format_of;
 use super::{NEXT, additions, embedded, extended, next, redis};
 use crate::harness::process::keygate;
-use crate::harness::{Call, Gateway, GatewayBuilder, RedisServer, Upstream, eventually, fetch};
+use crate::harness::{Call, Gateway, GatewayBuilder, RedisServer, Upstream, eventually, fetch, operator};
 use crate::store_contract::{Maker, Shared, insert, new_key};
 
 /// An organisation with keys that the next release has made, and their secrets.
@@ -138,6 +139,48 @@ fn keygate_at(folder: &TempDir, org: OrgId, arguments: &[&str]) -> String {
     let output = keygate(folder.path(), arguments).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+}
+
+#[test]
+fn unknown_fields_are_exported_and_imported() {
+    let (folder, runtime) = (TempDir::new().unwrap(), runtime());
+    let newer = Sealer::default().keeping(NEXT);
+    let made = runtime.block_on(async { Made::by(&embedded(folder.path(), &newer)).await });
+    lower_format_of(&folder);
+    let source = builder(made.org).start_in(folder);
+    let exported = source.block_on(source.lifecycle().export_keys(&operator(), None, None, 9)).unwrap().0;
+    let one = exported.into_iter().find(|line| line.id == Some(made.extended.0.id)).unwrap();
+    let line = serde_json::to_value(&one).unwrap();
+    assert_eq!(
+        line["further"],
+        json!({ "labels": ["ci"], "plan": { "name": "free", "windows": [60, 3600] }, "until": null })
+    );
+    assert_eq!(line["secret_further"], json!({ "hint": "of another release" }));
+
+    let target = Gateway::in_front_of(&Upstream::start("live"), &Upstream::start("test"));
+    let import = |change: &dyn Fn(&mut Value)| {
+        let mut line = line.clone();
+        line["organization_id"] = json!(target.org);
+        change(&mut line);
+        let keys = vec![serde_json::from_value(line).unwrap()];
+        target.block_on(target.lifecycle().import_keys(&operator(), keys, false)).unwrap().remove(0)
+    };
+    for known in [json!({ "expires_at": 1 }), json!({ "scopes": [] })] {
+        let outcome = import(&|line| line["further"] = known.clone());
+        assert!(
+            matches!(&outcome, Imported::Refused { reason } if reason.contains("further")),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(import(&|_| {}), Imported::New);
+    assert_eq!(import(&|_| {}), Imported::Present);
+    let there = target.block_on(target.lifecycle().key(&operator(), made.extended.0.id)).unwrap();
+    assert_eq!(
+        (there.further, &there.secrets[0].further),
+        (additions(), &made.extended.0.secrets[0].further)
+    );
+    let outcome = import(&|line| line["further"] = json!({ "plan": "another" }));
+    assert!(matches!(&outcome, Imported::Refused { reason } if reason.contains("differs in: further")));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use keygate::store::embedded::{Embedded, OpenError, Settings};
 use keygate::store::keeper::{LinkState, Status};
 use keygate::store::{Committed, Lookup, Mutation, StoreFault};
+use keygate::vocabulary::key::Digest;
 use keygate::vocabulary::key::record::{KeyRecord, RecordFormat, Sealer, Versioned};
 use redb::{ReadableDatabase, TableDefinition};
 use tempfile::TempDir;
@@ -50,6 +51,9 @@ async fn unknown_fields_survive(newer: &Shared, older: &Shared) {
     older.commit(update_org(1, &org)).await.unwrap();
     assert_found(newer, digest, &key, &org).await;
     assert_eq!(key.further, additions());
+    let imported = extended(&made.key(org.id, &[Digest::from_bytes([9; 32])]));
+    assert_eq!(older.import(vec![imported.clone()]).await, Ok(vec![Ok(())]));
+    assert_found(newer, imported.secrets[0].digest, &imported, &org).await;
 }
 
 #[tokio::test]
@@ -177,6 +181,14 @@ async fn nothing_new_is_written_until_every_lease_announces_it() {
     assert_eq!(announced(&newer.keeper().status().await), [1, 3]);
     let refusal = outdated(newer.commit(needs.clone()).await);
     assert!(refusal.contains("the gateway ghost keeps records up to format 1 only"), "{refusal}");
+    // Such a gateway cannot even read unknown fields.
+    server.command(&["HDEL", "{kg}:meta", "format"]);
+    let refusal = outdated(newer.commit(new_key(&extended(&made.key(org.id, &[made.digest()])))).await);
+    assert!(refusal.contains("the gateway ghost keeps records up to format 1 only"), "{refusal}");
+    server.command(&["HSET", "{kg}:meta", "format", "2"]);
+    // A command without a lease is held to what it can keep itself.
+    let refusal = outdated(redis(&server, &sealer).commit(needs.clone()).await);
+    assert!(refusal.contains("this one keeps formats up to 2"), "{refusal}");
     server.command(&["DEL", "{kg}:gateway:ghost"]);
 
     newer.commit(update_key(1, &next(&plain))).await.unwrap();
