@@ -10,8 +10,8 @@
 //!
 //! | stage | takes | makes | refuses with |
 //! |---|---|---|---|
-//! | guard | a request | a [`CanonicalRequest`](gateway::guard::CanonicalRequest): one reading | 400, 414, 431 |
-//! | route | a canonical request | the one [`Route`](gateway::route::Route) it falls under, or none | 400 |
+//! | guard | a request | a [`CanonicalRequest`](policy::request::CanonicalRequest): one reading | 400, 414, 431 |
+//! | route | a canonical request | the one [`Route`](policy::route::Route) it falls under, or none | 400 |
 //! | authenticate | its Authorization field | the holder of a key, through the [`store::cache`] | 401, 403, 503 |
 //! | authorize | holder and route | a permit | 404, 403 |
 //! | forward | a permit | the answer of an [`upstream`] | 413, 502, 504 |
@@ -19,8 +19,8 @@
 //!
 //! # Layers
 //!
-//! Imports point one way, and a test keeps it so: [`vocabulary`] is without I/O; above it [`store`], [`upstream`],
-//! [`telemetry`]; then [`gateway`], [`api`], [`lifecycle`], [`operators`]; then the sockets of [`downstream`];
+//! Imports point one way, and a test keeps it so: [`vocabulary`] is without I/O, and so is the [`policy`] above it; then
+//! [`store`], [`upstream`], [`telemetry`]; then [`gateway`], [`api`], [`lifecycle`], [`operators`]; then the sockets of [`downstream`];
 //! [`app`] puts everything together from a [`config`] and says what of that may change while it runs, and [`cli`]
 //! is what a person meets.
 
@@ -33,6 +33,7 @@ pub mod gateway;
 pub mod lifecycle;
 pub mod operators;
 pub mod pem;
+pub mod policy;
 pub mod secret_file;
 pub mod store;
 pub mod telemetry;

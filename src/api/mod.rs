@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
 use crate::lifecycle::{CallingKey, Escalation, Idempotency, Lifecycle, LifecycleError, Origin, Principal};
+use crate::policy::target::Operation;
 use crate::store::Propagation;
 use crate::telemetry;
 use crate::vocabulary::id::RequestId;
@@ -34,61 +35,6 @@ pub const DESCRIPTION: &str = include_str!("openapi.json");
 pub const BODY_LEN: u64 = 64 << 10;
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_LEN: usize = 255;
-
-/// An operation that keygate itself serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    Signup,
-    CreateKey,
-    ListKeys,
-    GetOwnKey,
-    GetKey,
-    UpdateKey,
-    RotateKey,
-    RevokeKey,
-    ListAuditRecords,
-}
-
-impl Operation {
-    pub const ALL: [Self; 9] = [
-        Self::Signup,
-        Self::CreateKey,
-        Self::ListKeys,
-        Self::GetOwnKey,
-        Self::GetKey,
-        Self::UpdateKey,
-        Self::RotateKey,
-        Self::RevokeKey,
-        Self::ListAuditRecords,
-    ];
-
-    /// Its name in the policy, after `serve =`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Signup => "signup",
-            Self::CreateKey => "keys.create",
-            Self::ListKeys => "keys.list",
-            Self::GetOwnKey => "keys.self",
-            Self::GetKey => "keys.get",
-            Self::UpdateKey => "keys.update",
-            Self::RotateKey => "keys.rotate",
-            Self::RevokeKey => "keys.revoke",
-            Self::ListAuditRecords => "audit.list",
-        }
-    }
-
-    /// Whether the operation reads a body. Other operations ignore theirs.
-    #[must_use]
-    pub const fn takes_body(self) -> bool {
-        matches!(self, Self::Signup | Self::CreateKey | Self::UpdateKey | Self::RotateKey)
-    }
-
-    /// Whether repeating the request would make a second key or secret.
-    const fn is_repeatable(self) -> bool {
-        matches!(self, Self::CreateKey | Self::RotateKey)
-    }
-}
 
 /// A request for an operation, taken apart.
 #[derive(Debug)]
@@ -153,7 +99,7 @@ pub fn idempotency(
     path: &str,
     body: &[u8],
 ) -> Result<Option<Idempotency>, Rejection> {
-    if !operation.is_repeatable() {
+    if !operation.makes_something() {
         return Ok(None);
     }
     if name.is_empty() || name.len() > IDEMPOTENCY_KEY_LEN {

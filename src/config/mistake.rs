@@ -9,6 +9,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::policy::route::RulePlace;
+
 /// All mistakes in a configuration, in the order of its files and lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistakes {
@@ -106,6 +108,14 @@ impl Place {
                 document == there && (line..=&until).contains(&at)
             }
             _ => false,
+        }
+    }
+
+    /// The same for a rule of the policy, which is always written in a file.
+    pub(super) fn rule_place(&self) -> RulePlace {
+        match self {
+            Self::File { name, line, .. } => RulePlace { file: Arc::clone(name), line: *line },
+            Self::Whole { name } | Self::Variable { name } => RulePlace { file: Arc::clone(name), line: 1 },
         }
     }
 

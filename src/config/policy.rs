@@ -8,9 +8,10 @@ use super::mistake::{Place, nearest, quoted, suggestion};
 use super::section::Section;
 use super::server::BODY;
 use super::value::{choice, flag, only_true, parsed, size, text};
-use crate::api::Operation;
-use crate::gateway::route::{Access, Conflict, Pattern, Route, RouteTable, Target};
-use crate::upstream::UpstreamId;
+use crate::policy::access::Access;
+use crate::policy::pattern::Pattern;
+use crate::policy::route::{Conflict, Route, RouteTable};
+use crate::policy::target::{Operation, Target, UpstreamId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::scope::{Scope, ScopeSet};
@@ -79,6 +80,7 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
     }
     Some(Route {
         id,
+        place: section.place().rule_place(),
         methods,
         patterns,
         access,

@@ -13,7 +13,7 @@ use super::value::{DAY, INSTANT, address, count, duration, parsed, size, text};
 use crate::downstream::worker::DrainSettings;
 use crate::downstream::{listener, tls, watchdog};
 use crate::gateway;
-use crate::gateway::guard;
+use crate::policy::request;
 
 /// The only value of `plaintext`, so that nobody lets keys cross a network in plain text without having read it.
 pub(super) const BEHIND_TLS: &str = "behind a TLS terminator";
@@ -138,9 +138,9 @@ fn network(text: &str) -> Result<IpNet, String> {
     Ok(network)
 }
 
-pub(super) fn limits(section: &mut Section<'_>) -> guard::Limits {
-    let default = guard::Limits::default();
-    guard::Limits {
+pub(super) fn limits(section: &mut Section<'_>) -> request::Limits {
+    let default = request::Limits::default();
+    request::Limits {
         // hyper accepts targets of less than 64 KiB.
         target: section.or("target", default.target, size(256..=63 << 10)),
         head: section.or("head", default.head, size(1 << 10..=1 << 20)),

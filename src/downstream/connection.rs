@@ -23,7 +23,8 @@ use super::membership::Member;
 use super::preface::{self, Rewound};
 use super::tls::{self, Stream};
 use super::watchdog::{self, Watchdog, first_deadline};
-use crate::gateway::{self, Cut, Gateway, Tunnel, guard};
+use crate::gateway::{self, Cut, Gateway, Tunnel};
+use crate::policy::request::Limits;
 use crate::telemetry::metrics::{Connected, Protocol};
 use crate::vocabulary::peer::Peer;
 
@@ -151,7 +152,7 @@ where
     Ok((stream, true))
 }
 
-fn http1_builder(limits: &guard::Limits) -> http1::Builder {
+fn http1_builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     let head = limits.head + limits.target + HEAD_MARGIN;
     builder.writev(false).max_header_size(head).max_buf_size(BUFFER.max(2 * head));

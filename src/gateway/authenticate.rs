@@ -1,4 +1,4 @@
-//! Who is this? From the Authorization field to a known key, or one and the same 401.
+//! Who is this? From the Authorization field to a known key. Every 401 looks the same to the client.
 
 use std::rc::Rc;
 
@@ -6,50 +6,30 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
 use super::Gateway;
+use super::caller::{Caller, Prepared};
 use super::exchange::Exchange;
-use super::guard::CanonicalRequest;
-use super::route::{Access, Route};
-use super::usage::Prepared;
-use crate::lifecycle::CallingKey;
+use crate::policy::access::Access;
+use crate::policy::request::CanonicalRequest;
+use crate::policy::route::Route;
 use crate::store::cache::{Known, OnPartition, Resolved};
 use crate::store::{Found, StoreFault};
-use crate::vocabulary::key::admission::{Attempt, Needs, admit};
+use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::key::{Environment, PresentedKey};
 use crate::vocabulary::network::ClientNetwork;
 use crate::vocabulary::rejection::{Rejection, Unauthenticated, Unavailable};
 
-/// Who asks.
-#[derive(Debug)]
-pub(super) enum Caller {
-    /// Nobody in particular, on a public route. `environment` is where the route sends them.
-    Anyone { environment: Environment },
-    /// The holder of a valid key.
-    Holder(Rc<Known<Prepared>>),
-}
-
-impl Caller {
-    /// The key that was presented, for whoever decides on it again; `needs` is what was asked of it.
-    pub(super) fn calling_key(&self, needs: Needs) -> Option<CallingKey> {
-        let Self::Holder(known) = self else { return None };
-        let key = &known.found.key;
-        let (org, environment) = (known.found.org.id, key.environment);
-        Some(CallingKey { id: key.id, org, environment, digest: known.digest, needs })
-    }
-}
-
 /// Finds out who asks.
 ///
 /// # Errors
-/// 401 for whatever is not a valid key now, 403 `forbidden` for one that may do nothing, 503 where the store
-/// cannot tell.
+/// 401 without a key that is valid now, 403 `forbidden` for a key that may do nothing, 503 where the store cannot tell.
 pub(super) async fn authenticate<B>(
     exchange: &mut Exchange,
     request: &CanonicalRequest<B>,
     route: Option<&Route>,
 ) -> Result<Caller, Rejection> {
     let (gateway, headers) = (exchange.gateway(), request.headers());
-    if let Some(Route { access: Access::Public { environment }, .. }) = route {
-        return Ok(Caller::Anyone { environment: public_environment(gateway, headers, *environment) });
+    if let Some(Route { access: Access::Public { .. }, .. }) = route {
+        return Ok(Caller::Anyone { environment: named_environment(gateway, headers) });
     }
     let key = presented_key(gateway, headers)?;
     let on_partition = route.and_then(|route| route.on_partition);
@@ -57,7 +37,7 @@ pub(super) async fn authenticate<B>(
     Ok(Caller::Holder(known))
 }
 
-/// The key of a request, well-formed if nothing else.
+/// The key of a request. Only its form has been judged.
 pub(super) fn presented_key<'h>(
     gateway: &Gateway,
     headers: &'h HeaderMap,
@@ -114,12 +94,9 @@ fn bearer_token(headers: &HeaderMap) -> Result<&[u8], Unauthenticated> {
     Ok(&token[blanks..])
 }
 
-/// A public route looks at no key. But whoever presents a test key means the sandbox, so its prefix still
-/// decides; also that of a mistyped one, or of one beside a live key, which are no less meant for the
-/// sandbox.
-fn public_environment(gateway: &Gateway, headers: &HeaderMap, otherwise: Environment) -> Environment {
-    headers
-        .get(AUTHORIZATION)
-        .and_then(|credentials| gateway.format.named_environment(credentials.as_bytes()))
-        .unwrap_or(otherwise)
+/// The environment that a request on a public route names, if any. Such a route looks at no key. But the sender of a
+/// test key means the sandbox, also where the key is mistyped or stands beside a live one.
+fn named_environment(gateway: &Gateway, headers: &HeaderMap) -> Option<Environment> {
+    let credentials = headers.get(AUTHORIZATION)?;
+    gateway.format.named_environment(credentials.as_bytes())
 }

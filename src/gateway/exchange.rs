@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 
 use super::Gateway;
+use super::caller::Prepared;
+use super::cut::Cut;
 use super::headers::request_id_value;
-use super::in_flight::Cut;
-use super::route::Match;
 use super::snapshot::Snapshot;
-use super::usage::Prepared;
+use crate::policy::route::Match;
 use crate::store::cache::Known;
 use crate::telemetry::Record;
 use crate::telemetry::metrics::{Code, Finished, method_label};

@@ -9,10 +9,10 @@ use hyper::body::Incoming;
 
 use super::authorize::Permit;
 use super::exchange::Exchange;
-use super::guard::{CanonicalRequest, Parts};
 use super::headers;
 use super::response_body::ResponseBody;
 use super::tunnel::{self, Tunnel};
+use crate::policy::request::{CanonicalRequest, Parts};
 use crate::upstream::UpstreamId;
 use crate::upstream::answer::{Answer, Framing};
 use crate::upstream::error::{BodyError, BrokenOff, SendError};

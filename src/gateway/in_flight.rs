@@ -9,22 +9,20 @@
 //! A store that cannot answer ends nothing before the stale window does; except where a route refuses while this
 //! gateway is cut off, which it does from the end of the lease on.
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::HashSet;
-use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use slab::Slab;
 
 use super::Gateway;
-use super::route::Route;
+use super::caller::Prepared;
+use super::cut::Cut;
 use super::snapshot::Snapshot;
-use super::usage::Prepared;
+use crate::policy::route::Route;
 use crate::store::cache::{Known, Resolved};
 use crate::store::{Found, StoreFault};
 use crate::vocabulary::clock::Now;
@@ -38,84 +36,6 @@ const LOOKUPS_AT_ONCE: usize = 16;
 const CROWDED: Duration = Duration::from_millis(20);
 /// How often it does so before it leaves the key to the next sweep.
 const CROWDED_AT_MOST: usize = 25;
-
-/// The word to a request that it must end. One connection's requests use it in turn on HTTP/1.1; on HTTP/2
-/// each stream has its own.
-#[derive(Clone, Debug, Default)]
-pub struct Cut(Rc<CutState>);
-
-#[derive(Debug, Default)]
-struct CutState {
-    why: RefCell<Option<Rejection>>,
-    /// Whether the answer has begun. Before that the request can still be refused in good form.
-    answered: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
-
-impl Cut {
-    /// Whether an answer that has begun must end where it is.
-    #[must_use]
-    pub fn is_due(&self) -> bool {
-        self.0.answered.get() && self.0.why.borrow().is_some()
-    }
-
-    /// Waits until the answer must end.
-    pub(super) async fn due(&self) {
-        poll_fn(|cx| {
-            self.remember(cx);
-            if self.is_due() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-    }
-
-    /// Runs what leads to an answer, unless the request must end before there is one. It is of kilobytes, so it
-    /// stays where it was made.
-    pub(super) async fn or_refused<T>(
-        &self,
-        mut answering: Pin<&mut impl Future<Output = Result<T, Rejection>>>,
-    ) -> Result<T, Rejection> {
-        poll_fn(|cx| {
-            if let Some(why) = self.0.why.borrow_mut().take() {
-                return Poll::Ready(Err(why));
-            }
-            let polled = answering.as_mut().poll(cx);
-            if polled.is_pending() {
-                self.remember(cx);
-            }
-            polled
-        })
-        .await
-    }
-
-    pub(super) fn begin(&self) {
-        self.0.answered.set(false);
-        self.0.why.take();
-    }
-
-    pub(super) fn note_answered(&self) {
-        self.0.answered.set(true);
-    }
-
-    /// Why the answer was cut, if it was.
-    pub(super) fn why(&self) -> Option<Ref<'_, Rejection>> {
-        Ref::filter_map(self.0.why.borrow(), Option::as_ref).ok().filter(|_| self.0.answered.get())
-    }
-
-    fn order(&self, why: Rejection) {
-        self.0.why.replace(Some(why));
-        if let Some(waker) = &*self.0.waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
-
-    fn remember(&self, cx: &Context<'_>) {
-        // Everything that looks at one cut runs in one task, whose waker stays the same.
-        let mut waker = self.0.waker.borrow_mut();
-        if waker.is_none() {
-            *waker = Some(cx.waker().clone());
-        }
-    }
-}
 
 /// A worker's requests in flight.
 #[derive(Debug, Default)]

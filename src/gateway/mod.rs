@@ -6,20 +6,20 @@
 //! ```
 //!
 //! Each stage is a file and takes what only the stage before it can make: routes are found for a
-//! [`guard::CanonicalRequest`], and nothing is forwarded without a `Permit`. On a cache hit no stage waits,
+//! [`CanonicalRequest`], and nothing is forwarded without a `Permit`. On a cache hit no stage waits,
 //! locks or leaves its thread.
 
 mod authenticate;
 mod authorize;
+mod caller;
+mod cut;
 mod exchange;
 mod forward;
-pub mod guard;
 pub mod headers;
 mod in_flight;
 mod operation;
 mod respond;
 mod response_body;
-pub mod route;
 mod snapshot;
 mod tunnel;
 mod usage;
@@ -34,16 +34,18 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use self::authenticate::authenticate;
-use self::authorize::authorize;
+use self::authorize::{Permit, authorize};
+use self::caller::Prepared;
 use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
-use self::guard::CanonicalRequest;
 use self::in_flight::InFlight;
 use self::operation::serve;
-use self::route::{Route, Target};
 use self::snapshot::Snapshot;
-use self::usage::{Prepared, UsageNotes};
+use self::usage::UsageNotes;
 use crate::api::{Answer, Api};
+use crate::policy::request::{CanonicalRequest, Limits};
+use crate::policy::route::Route;
+use crate::policy::target::Target;
 use crate::store::cache::{ReadThrough, ThreadCache};
 use crate::telemetry::metrics::Cells;
 use crate::telemetry::{RecordSink, Throttle};
@@ -51,9 +53,9 @@ use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::IdSource;
 use crate::vocabulary::key::{Digester, KeyFormat};
 use crate::vocabulary::peer::Peer;
-use crate::vocabulary::rejection::{NotFound, Rejection};
+use crate::vocabulary::rejection::Rejection;
 
-pub use self::in_flight::Cut;
+pub use self::cut::Cut;
 pub use self::response_body::ResponseBody;
 pub use self::snapshot::Plan;
 pub use self::tunnel::Tunnel;
@@ -61,7 +63,7 @@ pub use self::tunnel::Tunnel;
 /// What the request path is told by the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    pub limits: guard::Limits,
+    pub limits: Limits,
     pub headers: headers::Settings,
     /// How long a client may pause while it sends a body.
     pub body_idle_timeout: Duration,
@@ -70,7 +72,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            limits: guard::Limits::default(),
+            limits: Limits::default(),
             headers: headers::Settings::default(),
             body_idle_timeout: Duration::from_secs(30),
         }
@@ -138,7 +140,7 @@ impl Gateway {
 
     /// The limits of the requests of a connection that begins now.
     #[must_use]
-    pub fn limits(&self) -> guard::Limits {
+    pub fn limits(&self) -> Limits {
         self.snapshot.borrow().settings().limits.clone()
     }
 
@@ -162,12 +164,12 @@ impl Gateway {
         self.api.as_ref().is_some_and(|api| self.usage.hand_over(api.lifecycle().usage_log()))
     }
 
-    /// A route that matches, unless it is not served here. It still hides what lies beneath it: no other route gets
-    /// its requests.
-    const fn offers<'r>(&self, route: &'r Route) -> Result<&'r Route, NotFound> {
-        match (route.target, &self.api) {
-            (Target::Operation(_), None) => Err(NotFound::NotServedHere),
-            _ => Ok(route),
+    /// Whether a route is served here. A route that is not still hides the routes beneath it: no other route gets its
+    /// requests.
+    const fn serves(&self, route: &Route) -> bool {
+        match route.target {
+            Target::Operation(_) => self.api.is_some(),
+            Target::Upstream(_) => true,
         }
     }
 
@@ -203,27 +205,43 @@ enum Passed {
     Served(Answer),
 }
 
-/// The stages in their order, which is the order of refusals: a stranger cannot map the API.
+/// The stages in their order, which is the order of refusals: a stranger cannot map the API. The guard and [`decide`]
+/// say what may happen; [`carry_out`] does it.
 async fn pass(exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Rejection> {
-    // The route is borrowed from it, while the exchange takes notes.
+    // The permit borrows its route from it, while the exchange takes notes.
     let snapshot = Rc::clone(exchange.snapshot());
     let request = CanonicalRequest::parse(request, &snapshot.settings().limits)?;
-    let found = snapshot.routes().find(&request);
-    exchange.note_route(found.ok().flatten());
-    let route = found.ok().flatten().map(|found| found.route);
-    let route = route.ok_or(NotFound::NoRoute).and_then(|route| exchange.gateway().offers(route));
-    let caller = authenticate(exchange, &request, route.ok()).await?;
-    usage::watch(exchange, &request, &caller, route.ok());
-    // Only now: which paths have two readings says which rules there are.
-    found.map_err(Rejection::Unsafe)?;
-    let permit = authorize(route, caller)?;
-    usage::note(exchange, &permit);
+    let permit = decide(exchange, &snapshot, &request).await?;
+    carry_out(exchange, request, &permit).await
+}
+
+/// Decides on a canonical request, and does nothing else: route, authenticate, authorize.
+async fn decide<'s>(
+    exchange: &mut Exchange,
+    snapshot: &'s Snapshot,
+    request: &CanonicalRequest<Incoming>,
+) -> Result<Permit<'s>, Rejection> {
+    let routed = snapshot.routes().find(request);
+    let found = routed.ok().flatten();
+    exchange.note_route(found);
+    let route = found.map(|found| found.route).filter(|route| exchange.gateway().serves(route));
+    let caller = authenticate(exchange, request, route).await?;
+    usage::watch(exchange, request, &caller, route);
+    // A path with two readings is refused only now: which paths have two shows which rules there are.
+    authorize(exchange.gateway(), routed, caller)
+}
+
+/// Does what a permit allows: forward, or serve.
+async fn carry_out(
+    exchange: &mut Exchange,
+    request: CanonicalRequest<Incoming>,
+    permit: &Permit<'_>,
+) -> Result<Passed, Rejection> {
+    usage::note(exchange, permit);
     match permit.target() {
         Target::Upstream(upstream) => {
-            forward(exchange, request, &permit, upstream).await.map(Passed::Forwarded)
+            forward(exchange, request, permit, upstream).await.map(Passed::Forwarded)
         }
-        Target::Operation(operation) => {
-            serve(exchange, request, &permit, operation).await.map(Passed::Served)
-        }
+        Target::Operation(operation) => serve(exchange, request, permit, operation).await.map(Passed::Served),
     }
 }

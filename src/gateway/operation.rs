@@ -13,8 +13,9 @@ use hyper::body::Incoming;
 use super::authenticate::presented_key;
 use super::authorize::Permit;
 use super::exchange::Exchange;
-use super::guard::{CanonicalRequest, Parts};
-use crate::api::{self, Answer, BODY_LEN, Call, Operation};
+use crate::api::{self, Answer, BODY_LEN, Call};
+use crate::policy::request::{CanonicalRequest, Parts};
+use crate::policy::target::Operation;
 use crate::upstream::request_body::RequestBody;
 use crate::vocabulary::rejection::{FieldError, NotFound, Rejection};
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::headers::HeaderRules;
-use super::route::RouteTable;
+use crate::policy::route::RouteTable;
 use crate::telemetry::metrics::{Cells, RouteCells, UpstreamCells};
 use crate::upstream::health::Health;
 use crate::upstream::send::Upstreams;

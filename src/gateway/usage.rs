@@ -3,7 +3,7 @@
 //! A request whose key was noted within the same minute, with the same route, costs a comparison and nothing
 //! more.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::IpAddr;
 
 use http::HeaderMap;
@@ -11,17 +11,14 @@ use http::header::{HeaderName, ORIGIN};
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::authenticate::Caller;
 use super::authorize::Permit;
+use super::caller::Caller;
 use super::exchange::Exchange;
-use super::guard::CanonicalRequest;
-use super::headers::Identity;
-use super::route::Route;
 use crate::api::Api;
 use crate::lifecycle::{CallingKey, Origin, Principal, TroubleSeen, UsageLog};
-use crate::store::Found;
+use crate::policy::request::CanonicalRequest;
+use crate::policy::route::Route;
 use crate::vocabulary::audit::{AuditKind, Trail};
-use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::usage::{Usage, Used};
@@ -29,52 +26,11 @@ use crate::vocabulary::key::usage::{Usage, Used};
 /// What browsers add to requests that a page makes, and nobody else does (Fetch Metadata).
 const SEC_FETCH: [HeaderName; 2] =
     [HeaderName::from_static("sec-fetch-site"), HeaderName::from_static("sec-fetch-mode")];
-const MINUTE: u64 = 60_000;
 /// Notes that may wait for the next sweep, a second away at most. A thread with more has other worries.
 const NOTES: usize = 65_536;
 /// Notes that are handed over while requests wait: 0.1 ms. A thread whose keys do not all fit in its slots makes one for
 /// nearly every request.
 const AT_ONCE: usize = 256;
-
-/// What a thread makes of a key once, to use it on every request.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    pub(super) identity: Identity,
-    noted: Noted,
-}
-
-impl From<&Found> for Prepared {
-    fn from(found: &Found) -> Self {
-        Self { identity: Identity::from(found), noted: Noted::default() }
-    }
-}
-
-/// What was noted of a key already in the present minute.
-#[derive(Debug, Default)]
-struct Noted {
-    minute: Cell<u64>,
-    /// A bit for each route, by its number.
-    routes: RefCell<Vec<u64>>,
-    in_browser: Cell<bool>,
-}
-
-impl Noted {
-    /// Whether this is the first time in this minute.
-    fn is_new(&self, at: UnixMillis, route: usize) -> bool {
-        let minute = at.0 / MINUTE;
-        let mut routes = self.routes.borrow_mut();
-        if self.minute.replace(minute) != minute {
-            routes.clear();
-        }
-        let (word, bit) = (route / 64, 1 << (route % 64));
-        if routes.len() <= word {
-            routes.resize(word + 1, 0);
-        }
-        let before = routes[word];
-        routes[word] |= bit;
-        before & bit == 0
-    }
-}
 
 /// A thread's notes since the last sweep.
 #[derive(Debug, Default)]
@@ -150,19 +106,9 @@ fn report(api: &Api, calling: CallingKey, address: IpAddr, route: Option<&str>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vocabulary::clock::UnixMillis;
     use crate::vocabulary::id::KeyId;
     use crate::vocabulary::key::scope::ScopeSet;
-
-    #[test]
-    fn a_key_is_noted_once_a_minute_for_each_route() {
-        let noted = Noted::default();
-        let minute = |n: u64| UnixMillis(n * MINUTE + 17);
-        assert!(noted.is_new(minute(9), 3));
-        assert!(!noted.is_new(minute(9), 3));
-        assert!(noted.is_new(minute(9), 130));
-        assert!(!noted.is_new(minute(9), 130));
-        assert!(noted.is_new(minute(10), 3), "a minute later");
-    }
 
     #[test]
     fn notes_are_handed_over_some_at_a_time_until_there_are_none() {

@@ -34,9 +34,7 @@ use crate::vocabulary::key::Environment;
 
 pub use self::endpoint::{Endpoint, InvalidEndpoint};
 
-/// An upstream of the configuration, by its place in the list of upstreams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct UpstreamId(pub usize);
+pub use crate::vocabulary::upstream::UpstreamId;
 
 /// One upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]

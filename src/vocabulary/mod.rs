@@ -6,5 +6,7 @@ pub mod clock;
 pub mod id;
 pub mod key;
 pub mod network;
+pub mod partition;
 pub mod peer;
 pub mod rejection;
+pub mod upstream;

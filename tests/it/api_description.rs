@@ -6,8 +6,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 
-use keygate::api::{DESCRIPTION, Operation};
+use keygate::api::DESCRIPTION;
 use keygate::config::FIRSTHAND_POLICY;
+use keygate::policy::target::Operation;
 use keygate::vocabulary::audit::AuditKind;
 use keygate::vocabulary::key::{KeyFormat, Prefix};
 use keygate::vocabulary::rejection::ErrorType;

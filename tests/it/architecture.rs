@@ -6,8 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layers from the bottom up. A module may name those of its own layer and below.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 7] = [
     &["pem", "vocabulary"],
+    &["policy"],
     &["secret_file", "store", "telemetry", "upstream"],
     &["api", "gateway", "lifecycle", "operators"],
     &["downstream"],

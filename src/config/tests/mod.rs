@@ -13,8 +13,8 @@ use std::{fmt, io};
 use http::Method;
 
 use super::*;
-use crate::api::Operation;
-use crate::gateway::route::{Access, Target};
+use crate::policy::access::Access;
+use crate::policy::target::{Operation, Target};
 use crate::upstream::{Endpoint, HostField, Timeouts, UpstreamId};
 use crate::vocabulary::key::Environment;
 

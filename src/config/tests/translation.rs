@@ -30,7 +30,7 @@ fn every_setting_arrives_where_it_belongs() {
     .unwrap();
     assert_eq!(config.listener.listen.to_string(), "0.0.0.0:80");
     assert_eq!(config.listener.workers.unwrap().get(), 2);
-    let limits = gateway::guard::Limits { target: 4096, head: 2048, fields: 50, body: 1 << 30 };
+    let limits = crate::policy::request::Limits { target: 4096, head: 2048, fields: 50, body: 1 << 30 };
     assert_eq!(config.gateway.limits, limits);
     assert_eq!(config.gateway.headers.org_id, "x-org");
     assert_eq!(config.keys.prefix.as_str(), "kg");

@@ -33,6 +33,8 @@ use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::Digest;
 
+pub use crate::vocabulary::partition::OnPartition;
+
 pub use thread::{Known, Resolved, ThreadCache};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,16 +55,6 @@ pub struct Settings {
     pub lookup_timeout: Duration,
     /// What becomes of keys in use when this process is cut off from the store.
     pub on_partition: OnPartition,
-}
-
-/// What a gateway does that can neither hear of changes nor ask the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnPartition {
-    /// It serves the keys that it knows for as long as the stale window.
-    #[default]
-    Serve,
-    /// It refuses every key once its lease has ended, whatever it can still look up.
-    Refuse,
 }
 
 impl Default for Settings {

@@ -1,0 +1,190 @@
+//! Path patterns, as a policy writes them.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use super::path::canonicalise;
+
+/// A path pattern: literal segments, `{name}` for one segment, `{*name}` at the end for everything beneath.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Pattern {
+    text: Box<str>,
+    segments: Vec<Segment>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Segment {
+    Literal(Box<str>),
+    Param,
+    Rest,
+}
+
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum InvalidPattern {
+    #[error("a path starts with a slash")]
+    NoSlash,
+    #[error(
+        "{0:?} has two readings: write it without empty or dot segments, needless percent-encoding or `;`"
+    )]
+    NotCanonical(String),
+    #[error(
+        "{0:?} is neither a literal nor a parameter: a parameter is a whole segment, `{{name}}` or `{{*name}}`"
+    )]
+    Parameter(String),
+    #[error("a rest parameter `{{*name}}` stands last")]
+    RestNotLast,
+}
+
+impl Pattern {
+    /// # Errors
+    /// [`InvalidPattern`] says what to write instead.
+    pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
+        let path = text.strip_prefix('/').ok_or(InvalidPattern::NoSlash)?;
+        let parts: Vec<&str> = if path.is_empty() { Vec::new() } else { path.split('/').collect() };
+        let mut segments = Vec::with_capacity(parts.len());
+        for (n, part) in parts.iter().enumerate() {
+            let last = n + 1 == parts.len();
+            let segment = Segment::parse(part, last)?;
+            if segment == Segment::Rest && !last {
+                return Err(InvalidPattern::RestNotLast);
+            }
+            segments.push(segment);
+        }
+        Ok(Self { text: text.into(), segments })
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The text of the segment with this number, counted from 0.
+    pub(super) fn segment_text(&self, number: usize) -> &str {
+        self.text.split('/').nth(number + 1).unwrap_or_default()
+    }
+
+    /// Whether a canonical path matches.
+    pub(super) fn matches(&self, path: &str) -> bool {
+        self.matches_as(path, |literal, segment| literal == segment)
+    }
+
+    /// Whether a path matches where `is_same` tells which segments equal which literals.
+    pub(super) fn matches_as(&self, path: &str, is_same: impl Fn(&str, &str) -> bool) -> bool {
+        let mut parts = parts(path);
+        for segment in &self.segments {
+            let Some(part) = parts.next() else {
+                // The root ends with a slash already, so whatever lies beneath it begins there.
+                return *segment == Segment::Rest && path == "/";
+            };
+            match segment {
+                Segment::Literal(text) if is_same(text, part) => {}
+                Segment::Param if !part.is_empty() => {}
+                Segment::Rest => return true,
+                Segment::Literal(_) | Segment::Param => return false,
+            }
+        }
+        parts.next().is_none()
+    }
+
+    /// The segment of a path in the place of the first parameter, where the pattern matches the path.
+    pub(super) fn parameter<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let at = self.segments.iter().position(|segment| *segment == Segment::Param)?;
+        parts(path).nth(at).filter(|_| self.matches(path))
+    }
+
+    /// Whether a slash at the end of a path makes a difference to this pattern.
+    pub(super) fn minds_trailing_slash(&self) -> bool {
+        self.segments.last().is_some_and(|last| match last {
+            Segment::Literal(text) => text.is_empty(),
+            Segment::Param => false,
+            Segment::Rest => true,
+        })
+    }
+}
+
+impl Segment {
+    fn parse(part: &str, last: bool) -> Result<Self, InvalidPattern> {
+        if let Some(inner) = part.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+            let (rest, name) = inner.strip_prefix('*').map_or((false, inner), |name| (true, name));
+            let named = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            return match (named, rest) {
+                (false, _) => Err(InvalidPattern::Parameter(part.to_owned())),
+                (true, true) => Ok(Self::Rest),
+                (true, false) => Ok(Self::Param),
+            };
+        }
+        if part.contains(['{', '}']) {
+            return Err(InvalidPattern::Parameter(part.to_owned()));
+        }
+        let canonical = canonicalise(&format!("/{part}")).is_ok_and(|(path, shape)| {
+            path[1..] == *part && !shape.cuts && !shape.encoded_slash && (!part.is_empty() || last)
+        });
+        if canonical {
+            Ok(Self::Literal(part.into()))
+        } else {
+            Err(InvalidPattern::NotCanonical(part.to_owned()))
+        }
+    }
+}
+
+/// The segments of a path; none for the root.
+pub(super) fn parts(path: &str) -> impl Iterator<Item = &str> {
+    let segments = path.strip_prefix('/').filter(|segments| !segments.is_empty());
+    segments.into_iter().flat_map(|segments| segments.split('/'))
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_written_in_one_way() {
+        for good in ["/", "/v1/jobs", "/v1/jobs/{id}", "/files/{*path}", "/v1/", "/a%20b"] {
+            assert!(Pattern::parse(good).is_ok(), "{good}");
+        }
+        for (bad, cause) in [
+            ("v1", "starts with a slash"),
+            ("", "starts with a slash"),
+            ("//a", "two readings"),
+            ("/a/../b", "two readings"),
+            ("/%61", "two readings"),
+            ("/a%2Fb", "two readings"),
+            ("/a;b", "two readings"),
+            ("/a b", "two readings"),
+            ("/{id}.json", "whole segment"),
+            ("/{}", "whole segment"),
+            ("/{*rest}/x", "stands last"),
+        ] {
+            let error = Pattern::parse(bad).unwrap_err().to_string();
+            assert!(error.contains(cause), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_parameter_is_read_where_the_pattern_matches() {
+        let parameter =
+            |pattern: &str, path| Pattern::parse(pattern).unwrap().parameter(path).map(str::to_owned);
+        assert_eq!(parameter("/keys/{id}/revoke", "/keys/key_1/revoke").as_deref(), Some("key_1"));
+        for path in ["/keys/key_1", "/keys/key_1/rotate", "/keys//revoke", "/keys/key_1/revoke/now", "/"] {
+            assert_eq!(parameter("/keys/{id}/revoke", path), None, "{path}");
+        }
+        assert_eq!(parameter("/keys", "/keys"), None);
+    }
+}
