@@ -21,7 +21,8 @@ use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::peer::Peer;
-use crate::vocabulary::rejection::{Reason, Rejection};
+use crate::vocabulary::reason::Reason;
+use crate::vocabulary::rejection::Rejection;
 
 /// A request from its parsed head to the last byte of its answer. Counted and recorded when it is dropped,
 /// however it ended.

@@ -20,7 +20,7 @@ use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::Environment;
-use crate::vocabulary::rejection::Reason;
+use crate::vocabulary::reason::Reason;
 
 /// How the record of each request is written to standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,5 +8,6 @@ pub mod key;
 pub mod network;
 pub mod partition;
 pub mod peer;
+pub mod reason;
 pub mod rejection;
 pub mod upstream;

@@ -8,11 +8,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use http::StatusCode;
 use serde::Serialize;
 
 use crate::vocabulary::key::admission::{Dead, Refusal};
 use crate::vocabulary::key::scope::Scope;
+use crate::vocabulary::reason::{ErrorStatus, ErrorType, Reason};
 
 /// Why a request gets an answer of keygate's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,40 +163,6 @@ pub enum Unavailable {
     Lookups,
 }
 
-macro_rules! error_types {
-    ($($name:ident = $text:literal,)*) => {
-        /// The `type` of the error envelope.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum ErrorType {
-            $($name,)*
-        }
-
-        impl ErrorType {
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
-
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text),* }
-            }
-        }
-    };
-}
-
-error_types! {
-    Validation = "validation_error",
-    Authentication = "authentication_error",
-    Authorization = "authorization_error",
-    Forbidden = "forbidden",
-    NotFound = "not_found",
-    Conflict = "conflict",
-    Idempotency = "idempotency_error",
-    RateLimit = "rate_limit_exceeded",
-    Internal = "internal_error",
-    BadGateway = "bad_gateway",
-    ServiceUnavailable = "service_unavailable",
-    GatewayTimeout = "gateway_timeout",
-}
-
 impl From<Refusal> for Rejection {
     fn from(refusal: Refusal) -> Self {
         match refusal {
@@ -205,154 +171,6 @@ impl From<Refusal> for Rejection {
             Refusal::OrganisationPending => Self::Forbidden(Forbidden::OrganisationPending),
             Refusal::Address => Self::Forbidden(Forbidden::Address),
             Refusal::MissingScope(scope) => Self::MissingScope(scope),
-        }
-    }
-}
-
-macro_rules! error_statuses {
-    ($($name:ident = $code:ident $text:literal,)*) => {
-        /// The status of a refusal.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum ErrorStatus {
-            $($name,)*
-        }
-
-        impl ErrorStatus {
-            pub const ALL: [Self; [$($text),*].len()] = [$(Self::$name),*];
-
-            #[must_use]
-            pub const fn code(self) -> StatusCode {
-                match self { $(Self::$name => StatusCode::$code),* }
-            }
-
-            /// The number, as a label.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text),* }
-            }
-        }
-    };
-}
-
-error_statuses! {
-    BadRequest = BAD_REQUEST "400",
-    Unauthorized = UNAUTHORIZED "401",
-    Forbidden = FORBIDDEN "403",
-    NotFound = NOT_FOUND "404",
-    Conflict = CONFLICT "409",
-    PayloadTooLarge = PAYLOAD_TOO_LARGE "413",
-    UriTooLong = URI_TOO_LONG "414",
-    TooManyRequests = TOO_MANY_REQUESTS "429",
-    HeaderFieldsTooLarge = REQUEST_HEADER_FIELDS_TOO_LARGE "431",
-    Internal = INTERNAL_SERVER_ERROR "500",
-    BadGateway = BAD_GATEWAY "502",
-    ServiceUnavailable = SERVICE_UNAVAILABLE "503",
-    GatewayTimeout = GATEWAY_TIMEOUT "504",
-}
-
-macro_rules! reasons {
-    ($($name:ident = $text:literal $about:ident,)*) => {
-        /// Why a request was refused, or an answer cut: a word from a closed list, for records and metrics.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Reason {
-            $($name,)*
-        }
-
-        impl Reason {
-            pub const ALL: [Self; [$($text),*].len()] = [$(Self::$name),*];
-
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text),* }
-            }
-
-            const fn about(self) -> About {
-                match self { $(Self::$name => About::$about),* }
-            }
-        }
-    };
-}
-
-/// What a reason is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum About {
-    /// The message: nothing was decided about its key.
-    Message,
-    /// The key: whether it may do what the request asks for.
-    Decision,
-    /// What keygate's own API was asked for.
-    Api,
-    /// The upstream.
-    Upstream,
-    /// keygate itself.
-    Keygate,
-}
-
-reasons! {
-    TargetForm = "target_form" Message,
-    MethodConnect = "method_connect" Message,
-    PathCharacter = "path_character" Message,
-    PathEscape = "path_escape" Message,
-    PathEncodedSlash = "path_encoded_slash" Message,
-    PathEmptySegment = "path_empty_segment" Message,
-    PathDotSegment = "path_dot_segment" Message,
-    PathNotUtf8 = "path_not_utf8" Message,
-    PathDoubleEncoding = "path_double_encoding" Message,
-    PathTwoReadings = "path_two_readings" Message,
-    HostMissing = "host_missing" Message,
-    HostRepeated = "host_repeated" Message,
-    HostInvalid = "host_invalid" Message,
-    HostMismatch = "host_mismatch" Message,
-    AuthorizationRepeated = "authorization_repeated" Message,
-    TransferEncoding = "transfer_encoding" Message,
-    Expect = "expect" Message,
-    TargetTooLong = "target_too_long" Message,
-    HeadTooLarge = "head_too_large" Message,
-    BodyTooLarge = "body_too_large" Message,
-    BodyStalled = "body_stalled" Message,
-    BodyBroken = "body_broken" Message,
-    KeyMissing = "key_missing" Decision,
-    KeyNotBearer = "key_not_bearer" Decision,
-    KeyMalformed = "key_malformed" Decision,
-    KeyUnknown = "key_unknown" Decision,
-    KeyRevoked = "key_revoked" Decision,
-    KeyDisabled = "key_disabled" Decision,
-    KeyExpired = "key_expired" Decision,
-    KeyRotated = "key_rotated" Decision,
-    KeyWrongEnvironment = "key_wrong_environment" Decision,
-    OrganisationSuspended = "organisation_suspended" Decision,
-    OrganisationPending = "organisation_pending" Decision,
-    AddressNotAllowed = "address_not_allowed" Decision,
-    ScopeMissing = "scope_missing" Decision,
-    Escalation = "escalation" Decision,
-    NoRoute = "no_route" Decision,
-    NotServedHere = "not_served_here" Decision,
-    StoreUnavailable = "store_unavailable" Decision,
-    LookupsExhausted = "lookups_exhausted" Decision,
-    NoResource = "no_resource" Api,
-    SignupOff = "signup_off" Api,
-    Invalid = "invalid" Api,
-    InvalidBody = "invalid_body" Api,
-    EmailTaken = "email_taken" Api,
-    TargetRevoked = "target_revoked" Api,
-    TargetExpired = "target_expired" Api,
-    Contended = "contended" Api,
-    IdempotencyMismatch = "idempotency_mismatch" Api,
-    RateLimited = "rate_limited" Api,
-    UpstreamUnreachable = "upstream_unreachable" Upstream,
-    UpstreamBrokeOff = "upstream_broke_off" Upstream,
-    UpstreamInvalidAnswer = "upstream_invalid_answer" Upstream,
-    UpstreamTimeout = "upstream_timeout" Upstream,
-    Internal = "internal" Keygate,
-}
-
-impl Reason {
-    /// Whether authentication or authorization gives this reason, and metrics count it as their decision.
-    #[must_use]
-    pub const fn is_decision(self) -> bool {
-        match self.about() {
-            About::Decision => true,
-            About::Message | About::Api | About::Upstream | About::Keygate => false,
         }
     }
 }

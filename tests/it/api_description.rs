@@ -11,7 +11,7 @@ use keygate::config::FIRSTHAND_POLICY;
 use keygate::policy::target::Operation;
 use keygate::vocabulary::audit::AuditKind;
 use keygate::vocabulary::key::{KeyFormat, Prefix};
-use keygate::vocabulary::rejection::ErrorType;
+use keygate::vocabulary::reason::ErrorType;
 use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};

@@ -11,7 +11,7 @@ use super::decisions::{self, Decisions};
 use super::named::Named;
 use super::requests::{self, RouteCells, UpstreamCells};
 use crate::vocabulary::cache_level::Level;
-use crate::vocabulary::rejection::Reason;
+use crate::vocabulary::reason::Reason;
 
 /// All counts of one thread.
 ///

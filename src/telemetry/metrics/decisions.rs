@@ -7,7 +7,7 @@ use prometheus::proto::MetricFamily;
 use super::cell::{add, read};
 use super::family::{counter, counters};
 use crate::vocabulary::cache_level::Level;
-use crate::vocabulary::rejection::Reason;
+use crate::vocabulary::reason::Reason;
 
 /// One thread's counts of decisions.
 #[derive(Debug)]

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
     use crate::vocabulary::clock::UnixMillis;
     use crate::vocabulary::key::Environment;
-    use crate::vocabulary::rejection::{ErrorStatus, Reason};
+    use crate::vocabulary::reason::{ErrorStatus, Reason};
 
     fn state() -> State {
         State {

@@ -12,7 +12,7 @@ use super::family::{counters, gauge, histograms};
 use super::histogram::Histogram;
 use super::named::Gathered;
 use crate::vocabulary::key::Environment;
-use crate::vocabulary::rejection::ErrorStatus;
+use crate::vocabulary::reason::ErrorStatus;
 
 /// One finished request, as it is counted.
 #[derive(Debug)]
