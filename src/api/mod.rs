@@ -58,7 +58,7 @@ impl Call {
     }
 }
 
-/// What an operation answers.
+/// The answer of an operation.
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,

@@ -98,7 +98,7 @@ impl App {
     }
 }
 
-/// What a reload replaces.
+/// The settings that a reload replaces.
 struct Replaceable {
     watchdog: watchdog::Settings,
     tls: tls::Settings,
@@ -110,7 +110,7 @@ struct Replaceable {
     hash: u64,
 }
 
-/// What only a restart changes.
+/// The settings that need a restart.
 #[derive(Debug)]
 pub(super) struct Fixed {
     listener: listener::Settings,

@@ -36,7 +36,7 @@ pub struct Serving {
     pub tls: Option<tls::Acceptor>,
 }
 
-/// What hyper keeps of one connection's input and output, in bytes.
+/// The size of hyper's buffers for one connection, in bytes.
 const BUFFER: usize = 64 << 10;
 /// What a head may have, in bytes, beyond the limits that the guard refuses with an envelope: method, version,
 /// separators.

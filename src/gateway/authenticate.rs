@@ -82,8 +82,8 @@ async fn resolve(
     Ok(known)
 }
 
-/// The token behind `Bearer` (RFC 6750, section 2.1; the scheme in any case, RFC 9110, section 11.1). That
-/// there is at most one field, the guard has seen to.
+/// The token behind `Bearer` (RFC 6750, section 2.1; the scheme in letters of any case, RFC 9110, section 11.1). The guard
+/// has refused a second Authorization field.
 fn bearer_token(headers: &HeaderMap) -> Result<&[u8], Unauthenticated> {
     let credentials = headers.get(AUTHORIZATION).ok_or(Unauthenticated::Missing)?.as_bytes();
     let (scheme, token) = credentials.split_at_checked(7).ok_or(Unauthenticated::NotBearer)?;

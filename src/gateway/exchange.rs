@@ -1,4 +1,4 @@
-//! One request, one answer, one record: the guard that sees to it.
+//! One request, one answer, one record: the exchange ensures it.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -87,7 +87,7 @@ impl Exchange {
         &self.gateway
     }
 
-    /// What the request is handled by, to its end.
+    /// The snapshot that handles the request to its end.
     pub(super) const fn snapshot(&self) -> &Rc<Snapshot> {
         &self.snapshot
     }
@@ -96,12 +96,12 @@ impl Exchange {
         &self.peer
     }
 
-    /// The address that the request came from first, by its own fields where a trusted proxy sent them.
+    /// The client's address: the peer's, or behind trusted proxies the one that they name.
     pub(super) fn client_address(&self, headers: &HeaderMap) -> IpAddr {
         self.snapshot.rules().client_address(headers, &self.peer)
     }
 
-    /// When the request's head had been parsed. Everything about it is judged at this moment.
+    /// When the request's head had been parsed. Everything about the request is judged at this moment.
     pub(super) const fn started(&self) -> Now {
         self.started
     }
@@ -114,7 +114,7 @@ impl Exchange {
         &self.id_value
     }
 
-    /// Whether the answer has no body, whatever its fields say.
+    /// Whether the method is HEAD, so that the answer has no body whatever its fields say.
     pub(super) fn is_head(&self) -> bool {
         self.method == "HEAD"
     }
@@ -137,7 +137,8 @@ impl Exchange {
         self.level = Some(level);
     }
 
-    /// From now on it is ended when its key, in the hands of this client, may no longer do what it does.
+    /// Enters the request into the list of those in flight: from now on it is ended when its key, used by this client, may
+    /// no longer do what it does.
     pub(super) fn enter_flight(&mut self, holder: &Rc<Known<Prepared>>, client: IpAddr) {
         if let Some(route) = self.route {
             let (known, snapshot) = (Rc::clone(holder), Rc::clone(&self.snapshot));
@@ -170,7 +171,7 @@ impl Exchange {
         }
     }
 
-    /// From asking the upstream to its answer's head.
+    /// The time from sending the request to the head of its answer.
     pub(super) fn upstream_duration(&self) -> Option<Duration> {
         self.upstream.map(|times| times.answered.saturating_duration_since(times.sending))
     }
@@ -194,21 +195,21 @@ impl Exchange {
         self.code = Code::Refused(rejection.status());
         self.reason = Some(reason);
         self.gateway.cells.refused(reason);
-        // What is keygate's own to say may be said to its end.
+        // An answer of keygate's own is not cut.
         self.leave_flight();
     }
 
-    /// Leaves of an answer's trailers those that may go on.
+    /// Removes from an answer's trailers those that may not pass.
     pub(super) fn filter_trailers(&self, trailers: &mut HeaderMap) {
         self.snapshot.rules().trailers(trailers);
     }
 
-    /// The answer has been handed over to its last byte.
+    /// Notes that the answer was handed over to its last byte.
     pub(super) const fn note_complete(&mut self) {
         self.complete = true;
     }
 
-    /// keygate's own share of a forwarded request's time.
+    /// The part of a forwarded request's time that keygate itself took.
     fn overhead(&self) -> Option<Duration> {
         self.upstream.map(|times| {
             let before = times.sending.saturating_duration_since(self.started.mono);

@@ -1,13 +1,13 @@
 //! Requests in flight: judged again once a second, for as long as they last.
 //!
-//! A key is judged before its request is forwarded, and the stream that it opened may then go on for hours.
-//! So every forwarded request stands in its worker's list, and a sweep asks of each what a new request with
-//! the same key would be told now. Where nothing happened that costs a comparison with the fence; only what
-//! an event has touched, or what has aged, is looked up, through the cache and once for all requests of a
-//! key. A short request pays for a place in the list and no more: it has mostly gone before a sweep comes by.
+//! A key is judged before its request is forwarded, and the stream that the request opened may go on for hours. So every
+//! forwarded request is in its worker's list, and a sweep decides on each as on a new request with the same key. Where
+//! nothing happened, that costs a comparison with the fence. Only keys that an event has touched, or whose records are
+//! old, are looked up, through the cache and once for all requests of a key. A short request costs a place in the list and
+//! no more: mostly it has ended before a sweep.
 //!
-//! A store that cannot answer ends nothing before the stale window does; except where a route refuses while this
-//! gateway is cut off, which it does from the end of the lease on.
+//! A store that cannot answer ends no request before the stale window is over. A route with `on_partition = "refuse"` ends
+//! its requests as soon as the gateway's lease is over.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -32,9 +32,9 @@ use crate::vocabulary::rejection::{Rejection, Unauthenticated, Unavailable};
 
 /// Keys that one sweep looks up at the same time.
 const LOOKUPS_AT_ONCE: usize = 16;
-/// How long a lookup waits that found too many others under way.
+/// How long a lookup waits when too many others are under way.
 const CROWDED: Duration = Duration::from_millis(20);
-/// How often it does so before it leaves the key to the next sweep.
+/// How often it waits before it leaves the key to the next sweep.
 const CROWDED_AT_MOST: usize = 25;
 
 /// A worker's requests in flight.
@@ -48,16 +48,16 @@ pub(super) struct InFlight {
 #[derive(Debug)]
 struct Request {
     known: Rc<Known<Prepared>>,
-    /// Where it came from, as the key's address list counts.
+    /// The client's address, which the key's list of addresses is compared with.
     client: IpAddr,
-    /// What it is handled by to its end, and the route's number there.
+    /// The snapshot that handles it, and the number of its route there.
     snapshot: Rc<Snapshot>,
     route: usize,
     cut: Cut,
 }
 
 impl InFlight {
-    /// Takes a request in; the place is to be given to [`InFlight::leave`].
+    /// Enters a request. [`InFlight::leave`] takes the place that this returns.
     pub(super) fn enter(
         &self,
         known: Rc<Known<Prepared>>,
@@ -74,7 +74,8 @@ impl InFlight {
     }
 }
 
-/// Ends what may not go on, as far as that is known here, and has the rest looked up.
+/// Ends the requests that may not go on, as far as this process knows, and looks up the keys of which it does not know
+/// enough.
 pub(super) fn sweep(gateway: &Rc<Gateway>) {
     let mut in_doubt = in_doubt(gateway, gateway.clock.now());
     in_doubt.retain(|(digest, _)| gateway.in_flight.in_doubt.borrow_mut().insert(*digest));
@@ -92,8 +93,8 @@ pub(super) fn sweep(gateway: &Rc<Gateway>) {
     }
 }
 
-/// Judges every request by what this process knows, and names the keys of which that is not enough, with the
-/// places of their requests.
+/// Judges every request by what this process knows. Returns the keys of which that is not enough, with the places of
+/// their requests.
 fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, Vec<usize>)> {
     let mut in_doubt: HashMap<Digest, Vec<usize>> = HashMap::new();
     for (place, request) in &mut *gateway.in_flight.requests.borrow_mut() {
@@ -112,7 +113,7 @@ fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, Vec<usize>)> {
                 }
             }
         }
-        // What time alone takes away needs no lookup.
+        // A key that ends by time alone needs no lookup.
         request.judge(now);
     }
     in_doubt.into_iter().collect()
@@ -128,12 +129,12 @@ async fn look_up(gateway: &Gateway, digest: &Digest) -> Resolved<Prepared> {
     Resolved::Unavailable(StoreFault::Exhausted)
 }
 
-/// Judges a key's requests by what its lookup came to.
+/// Judges the requests of a key by the result of its lookup.
 fn conclude(gateway: &Gateway, digest: &Digest, places: &[usize], resolved: &Resolved<Prepared>) {
     let now = gateway.clock.now();
     let mut requests = gateway.in_flight.requests.borrow_mut();
     for place in places {
-        // The place may be another's by now.
+        // Another request may have the place by now.
         let Some(request) = requests.get_mut(*place).filter(|request| request.known.digest == *digest) else {
             continue;
         };
@@ -155,7 +156,7 @@ fn conclude(gateway: &Gateway, digest: &Digest, places: &[usize], resolved: &Res
 }
 
 impl Request {
-    /// Orders its end where a new request like it would be refused.
+    /// Orders its end if a new request like it would be refused.
     fn judge(&self, now: Now) {
         let Found { key, org } = &*self.known.found;
         let attempt = Attempt {
@@ -170,7 +171,7 @@ impl Request {
         }
     }
 
-    /// Orders its end where its route lets nobody in now, whoever it is; tells whether it did.
+    /// Orders its end if its route refuses every key now; tells whether it did.
     fn ends_where_fenced(&self, gateway: &Gateway) -> bool {
         let fenced = gateway.keys.is_fenced(self.route().on_partition);
         if fenced {

@@ -1,13 +1,13 @@
-//! The way of a request, in one function: [`handle`].
+//! The way of a request through its stages: [`handle`] calls `pass`, which shows them all.
 //!
 //! ```text
 //! guard → route → authenticate → authorize → forward | serve → respond
 //!   400              401, 403   400, 404, 403  413, 502, 504
 //! ```
 //!
-//! Each stage is a file and takes what only the stage before it can make: routes are found for a
-//! [`CanonicalRequest`], and nothing is forwarded without a `Permit`. On a cache hit no stage waits,
-//! locks or leaves its thread.
+//! Each stage takes what only the stage before it can make: routes are found for a [`CanonicalRequest`], and nothing is
+//! forwarded without a `Permit`. The first two stages are in the [`policy`](crate::policy), the others are files here. On
+//! a cache hit no stage waits, takes a lock or leaves its thread.
 
 mod authenticate;
 mod authorize;
@@ -60,7 +60,7 @@ pub use self::response_body::ResponseBody;
 pub use self::snapshot::Plan;
 pub use self::tunnel::Tunnel;
 
-/// What the request path is told by the configuration.
+/// The settings of the request path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub limits: Limits,
@@ -79,23 +79,23 @@ impl Default for Settings {
     }
 }
 
-/// What all workers' gateways have in common.
+/// What the gateways of all workers share.
 #[derive(Clone, Debug)]
 pub struct Shared {
     pub plan: Arc<Plan>,
     pub format: KeyFormat,
     pub digester: Digester,
     pub keys: Arc<ReadThrough>,
-    /// `None` at a gateway that only lets requests through.
+    /// `None` at a gateway with the role of a proxy.
     pub api: Option<Api>,
     pub clock: Clock,
 }
 
-/// One worker's gateway: everything a request needs, nothing of it shared with another thread while keys are
-/// cached.
+/// One worker's gateway: everything that a request needs. While its key is cached, a request touches nothing that another
+/// thread uses.
 #[derive(Debug)]
 pub struct Gateway {
-    /// What requests that begin now are handled by.
+    /// The snapshot of the requests that begin now.
     snapshot: RefCell<Rc<Snapshot>>,
     format: KeyFormat,
     digester: Digester,
@@ -106,13 +106,13 @@ pub struct Gateway {
     ids: RefCell<IdSource>,
     records: Rc<RecordSink>,
     cells: Arc<Cells>,
-    /// Upstreams that break off do so in crowds.
+    /// Limits the log lines about upstreams that broke off, since many requests fail at the same time.
     broke_off: Throttle,
     clock: Clock,
 }
 
 impl Gateway {
-    /// For the thread that calls it.
+    /// The gateway of the calling thread.
     #[must_use]
     pub fn new(shared: Shared, records: Rc<RecordSink>, cells: Arc<Cells>) -> Rc<Self> {
         let Shared { plan, format, digester, keys, api, clock } = shared;
@@ -132,7 +132,7 @@ impl Gateway {
         })
     }
 
-    /// From the next request on another plan holds. Those under way go on with theirs.
+    /// Makes `plan` hold from the next request on. Requests under way go on with theirs.
     pub fn adopt(&self, plan: Arc<Plan>) {
         let renewed = Rc::new(self.snapshot().renew(plan, &self.cells));
         self.snapshot.replace(renewed);
@@ -150,15 +150,15 @@ impl Gateway {
         &self.cells
     }
 
-    /// Closes upstream connections that have been unused for too long, and ends requests whose keys may no longer
-    /// do what they do. To be called once a second, within the worker's runtime.
+    /// Closes upstream connections that were unused for too long, and ends requests whose keys may no longer do what they
+    /// do. To be called once a second, within the worker's runtime.
     pub fn sweep(self: &Rc<Self>) {
         self.snapshot().upstreams().sweep();
         in_flight::sweep(self);
     }
 
-    /// Hands on some of the keys that were used since the last time; tells whether there are more. At the end of a
-    /// worker, too: its last second counts.
+    /// Hands over some of the uses of keys that were noted since the last call; tells whether there are more. To be called
+    /// at the end of a worker too, so that its last second counts.
     #[must_use]
     pub fn hand_over_usage(&self) -> bool {
         self.api.as_ref().is_some_and(|api| self.usage.hand_over(api.lifecycle().usage_log()))
@@ -199,7 +199,7 @@ pub async fn handle(
     }
 }
 
-/// What a request that passed came to.
+/// The outcome of a request that passed.
 enum Passed {
     Forwarded(Forwarded),
     Served(Answer),

@@ -1,4 +1,4 @@
-//! The one place where a refusal becomes bytes.
+//! Answers of keygate's own. The only place where a refusal becomes bytes.
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -11,7 +11,7 @@ use crate::api::Answer;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::rejection::{FieldError, Rejection};
 
-/// How far a change has come among the gateways.
+/// Tells how many gateways have confirmed a change.
 const PROPAGATION: HeaderName = HeaderName::from_static("keygate-propagation");
 
 #[derive(Serialize)]
@@ -28,14 +28,14 @@ struct Error<'e> {
     details: Option<&'e [FieldError]>,
 }
 
-/// The answer to a request that is refused: the envelope, and the headers that belong to it.
+/// The answer to a refused request: the envelope and its headers.
 pub(super) fn refuse(rejection: &Rejection, mut exchange: Exchange) -> Response<ResponseBody> {
     exchange.note_refusal(rejection);
     let mut response = Response::new(());
     *response.status_mut() = rejection.status().code();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // A shared cache must not answer the next caller with this one's refusal.
+    // A shared cache must not give one caller's refusal to the next.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     exchange.snapshot().rules().name_answer(headers, exchange.id_value());
     if let Some(challenge) = rejection.challenge() {
@@ -73,6 +73,6 @@ fn envelope(rejection: &Rejection, request_id: RequestId) -> Bytes {
     let message = rejection.message();
     let details = rejection.details();
     let error = Error { r#type: rejection.error_type().as_str(), message: &message, request_id, details };
-    // Strings alone, so nothing in it can fail to serialise.
+    // It has only strings, so it cannot fail to serialise.
     serde_json::to_vec(&Envelope { error }).unwrap_or_default().into()
 }

@@ -1,9 +1,9 @@
-//! What a request is handled by: one snapshot, from its head to its record.
+//! One snapshot handles a request from its head to its record.
 //!
-//! What may change while the gateway runs is a [`Plan`]: made and checked elsewhere, never changed, replaced
-//! as a whole. A worker compiles it into a [`Snapshot`] of its own, with its connections to the upstreams and
-//! the cells that it counts in. A request takes the snapshot that holds when it begins and keeps it: it is
-//! never judged by one policy and forwarded, counted or recorded by another.
+//! Everything that may change while the gateway runs is in a [`Plan`]. It is made and checked elsewhere, never changed, and
+//! replaced as a whole. A worker compiles it into a [`Snapshot`] of its own, with its connections to the upstreams and the
+//! cells that it counts in. A request keeps the snapshot that holds when it begins: it is never judged by one policy and
+//! forwarded, counted or recorded by another.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::upstream::send::Upstreams;
 use crate::upstream::{self, UpstreamId};
 use crate::vocabulary::clock::Clock;
 
-/// What may change while the gateway runs.
+/// The settings that can change while the gateway runs.
 #[derive(Debug)]
 pub struct Plan {
     settings: Settings,
@@ -56,12 +56,12 @@ impl Plan {
     }
 }
 
-/// A plan as one worker goes by it.
+/// A plan as one worker uses it.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     plan: Arc<Plan>,
     upstreams: Upstreams,
-    /// By the number of the route; the last are those of requests without one.
+    /// By the number of the route; the last entry is for requests without a route.
     route_cells: Box<[Arc<RouteCells>]>,
     upstream_cells: Box<[Arc<UpstreamCells>]>,
 }
@@ -72,7 +72,7 @@ impl Snapshot {
         Self::with_upstreams(plan, upstreams, cells)
     }
 
-    /// That of another plan, with the connections that it can use.
+    /// The snapshot of another plan. It takes over the connections that it can use.
     pub(super) fn renew(&self, plan: Arc<Plan>, cells: &Cells) -> Self {
         let upstreams = self.upstreams.renew(&plan.upstreams, &plan.health);
         Self::with_upstreams(plan, upstreams, cells)
@@ -108,7 +108,7 @@ impl Snapshot {
         &self.plan.upstreams[id.0]
     }
 
-    /// Where requests of the route with this number in the policy are counted, or of none.
+    /// The cells of the route with this number; `None` is for requests without a route.
     pub(super) fn route_cells(&self, number: Option<usize>) -> &RouteCells {
         &self.route_cells[number.unwrap_or(self.route_cells.len() - 1)]
     }

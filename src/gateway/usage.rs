@@ -1,7 +1,6 @@
-//! Which keys are used, and from where they should not be: noted beside the request, written down elsewhere.
+//! Notes which keys are used, and live keys that a browser sends. The notes are written to the store elsewhere.
 //!
-//! A request whose key was noted within the same minute, with the same route, costs a comparison and nothing
-//! more.
+//! Where the same key was noted within the same minute with the same route, a request costs one comparison.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -23,13 +22,13 @@ use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::usage::{Usage, Used};
 
-/// What browsers add to requests that a page makes, and nobody else does (Fetch Metadata).
+/// Fields that only browsers add, to requests that a page makes (Fetch Metadata).
 const SEC_FETCH: [HeaderName; 2] =
     [HeaderName::from_static("sec-fetch-site"), HeaderName::from_static("sec-fetch-mode")];
-/// Notes that may wait for the next sweep, a second away at most. A thread with more has other worries.
+/// Notes that may wait for the next sweep, at most a second away. More are dropped.
 const NOTES: usize = 65_536;
-/// Notes that are handed over while requests wait: 0.1 ms. A thread whose keys do not all fit in its slots makes one for
-/// nearly every request.
+/// Notes that are handed over in one go, which takes 0.1 ms, while requests wait. A thread whose keys do not all fit in its
+/// slots makes a note for nearly every request.
 const AT_ONCE: usize = 256;
 
 /// A thread's notes since the last sweep.
@@ -37,7 +36,7 @@ const AT_ONCE: usize = 256;
 pub(super) struct UsageNotes(RefCell<Vec<Used>>);
 
 impl UsageNotes {
-    /// Gives some of them to whoever writes them down; tells whether there are more.
+    /// Gives some of them to `log`, which writes them to the store; tells whether there are more.
     pub(super) fn hand_over(&self, log: &UsageLog) -> bool {
         let mut notes = self.0.borrow_mut();
         let kept = notes.len().saturating_sub(AT_ONCE);
@@ -46,14 +45,14 @@ impl UsageNotes {
     }
 }
 
-/// Looks whether a browser sent a live key; what the key may do makes no difference to that.
+/// Reports a live key that a browser sent, whatever the key may do.
 pub(super) fn watch(
     exchange: &Exchange,
     request: &CanonicalRequest<Incoming>,
     caller: &Caller,
     route: Option<&Route>,
 ) {
-    // Without a hand on the audit trail there is nobody to tell.
+    // A gateway with the role of a proxy cannot write to the audit trail.
     let (Caller::Holder(known), Some(api)) = (caller, &exchange.gateway().api) else { return };
     let live = known.found.key.environment == Environment::Live;
     if live && is_from_browser(request.headers()) && !known.prepared.noted.in_browser.replace(true) {
@@ -63,7 +62,7 @@ pub(super) fn watch(
     }
 }
 
-/// Notes what a permit was given for, where somebody writes it down.
+/// Notes the use of a key, at a gateway that can write it to the store.
 pub(super) fn note(exchange: &Exchange, permit: &Permit<'_>) {
     let gateway = exchange.gateway();
     if gateway.api.is_none() {
@@ -82,11 +81,11 @@ pub(super) fn note(exchange: &Exchange, permit: &Permit<'_>) {
 }
 
 fn is_from_browser(headers: &HeaderMap) -> bool {
-    // A look at the few names that there are costs less than three searches.
+    // One pass over the few names that there are costs less than three searches.
     headers.keys().any(|name| *name == ORIGIN || SEC_FETCH.contains(name))
 }
 
-/// Told once for as long as this thread holds the key; that it is written once an hour, the trail sees to.
+/// Called once for as long as this thread caches the key. The audit trail limits the records to one an hour.
 #[cold]
 fn report(api: &Api, calling: CallingKey, address: IpAddr, route: Option<&str>, exchange: &Exchange) {
     let (trail, target) = (Trail::Org(calling.org), Some(calling.id.to_string()));

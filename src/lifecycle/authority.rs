@@ -112,7 +112,7 @@ impl<'s> Authority<'s> {
     /// from no other address and for no longer.
     ///
     /// # Errors
-    /// What the calling key lacks.
+    /// The right that the calling key lacks.
     pub(super) fn check_covers(self, key: &KeyRecord) -> Result<(), LifecycleError> {
         if self.own(key.id).is_some() { Ok(()) } else { self.check_gives(key) }
     }
@@ -121,7 +121,7 @@ impl<'s> Authority<'s> {
     /// able to empty its address list, or to let it live longer.
     ///
     /// # Errors
-    /// What the calling key lacks.
+    /// The right that the calling key lacks.
     pub(super) fn check_gives(self, key: &KeyRecord) -> Result<(), LifecycleError> {
         let Some(caller) = self.caller() else { return Ok(()) };
         if let Some(missing) = caller.scopes.first_missing(&key.scopes) {

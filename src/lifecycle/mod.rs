@@ -62,7 +62,7 @@ use self::chores::Heads;
 use self::propagation::Following;
 use self::turn::Turns;
 
-/// What a lifecycle needs beside its store.
+/// The settings of a lifecycle.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub format: KeyFormat,

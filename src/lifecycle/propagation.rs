@@ -42,7 +42,7 @@ pub(super) struct Followed {
     target: Option<String>,
     event: Seq,
     committed: Instant,
-    /// What is known already.
+    /// The confirmations so far.
     so_far: Option<Propagation>,
 }
 

@@ -58,7 +58,7 @@ impl Settings {
     }
 }
 
-/// What the upstream sees in the Host field.
+/// The Host field for the upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HostField {
     /// The client's own.

@@ -53,7 +53,7 @@ pub struct Settings {
     pub max_lookups: usize,
     /// How long one lookup may take.
     pub lookup_timeout: Duration,
-    /// What becomes of keys in use when this process is cut off from the store.
+    /// The treatment of cached keys when this process is cut off from the store.
     pub on_partition: OnPartition,
 }
 
@@ -81,7 +81,7 @@ const NEGATIVE_CAPACITY: u64 = 16_384;
 /// How often a load is begun again because an event overtook it or it was given up, before it counts as
 /// unavailable.
 const TRIES: usize = 4;
-/// What chance takes off an entry's time, at most, as a part of it.
+/// The largest random part by which an entry's ttl is shortened.
 const JITTER: u32 = 10;
 /// The last part of an entry's time, in which its use has it loaded again.
 const REFRESHED_IN_LAST: u32 = 5;
@@ -125,7 +125,7 @@ impl Entry {
     }
 }
 
-/// What a load came to.
+/// The outcome of a load.
 #[derive(Clone, Debug)]
 enum Outcome {
     Known(Arc<Entry>),
@@ -143,7 +143,7 @@ pub struct ReadThrough {
     known: Cache<Digest, Arc<Entry>>,
     absent: Cache<Digest, Instant>,
     loads: Mutex<Loads>,
-    /// Whether the last load failed: from then on nobody waits for the store who need not.
+    /// Whether the last load failed: while it is set, requests wait for the store only if they must.
     failing: AtomicBool,
     /// From when on entries are loaded ahead of their time again.
     uncrowded: Moment,
@@ -159,7 +159,7 @@ pub struct ReadThrough {
     began: Instant,
 }
 
-/// What the store tells of: events for the fence, and that some may have been missed.
+/// The store's messages: events for the fence, and notices that events may have been missed.
 struct Told {
     fence: Arc<Fence>,
     doubt: Arc<Notify>,
@@ -276,7 +276,7 @@ impl ReadThrough {
         self.known.entry_count()
     }
 
-    /// What is cached and current. `None` means that the store must be asked.
+    /// The cached entry, if it is current. `None` means that the store must be asked.
     fn find(&self, digest: &Digest, now: Now) -> Option<Outcome> {
         if let Some(entry) = self.known.get(digest) {
             return self.is_fresh(&entry, digest, now).then_some(Outcome::Known(entry));
@@ -349,7 +349,7 @@ impl ReadThrough {
         }
     }
 
-    /// Asks the store, together with whoever else wants the same key.
+    /// Looks the key up, once for all concurrent requests with the same key.
     async fn load(self: &Arc<Self>, digest: &Digest, budget: Budget) -> (Outcome, Level) {
         let known = self.known.get(digest);
         if self.failing.load(Ordering::Relaxed)
@@ -374,7 +374,7 @@ impl ReadThrough {
                 Join::Refused => (Some(Outcome::Unavailable(StoreFault::Exhausted)), Level::Store),
             };
             match outcome {
-                // Whoever began it did not end it: that is no fault of who waited.
+                // The caller that began the load has left; the waiting ones begin again.
                 None => {}
                 // An event came between the load's end and this moment.
                 Some(Outcome::Known(entry)) if !self.is_untouched(&entry, digest) => {}
