@@ -214,7 +214,7 @@ async fn list(
     Ok(Outcome::Done)
 }
 
-/// What the record says of how things are now.
+/// The state after the change, according to the record.
 fn changes(record: &AuditRecordView) -> String {
     let fields = record.after.as_ref().and_then(|after| after.as_object()).into_iter().flatten();
     let shown = fields.map(|(name, value)| match value.as_str() {

@@ -100,7 +100,7 @@ fn make_folder(dir: &Path) -> io::Result<()> {
     fs::write(dir.join(".gitignore"), "*\n")
 }
 
-/// What stands in the folder's `keygate.toml`, so that other commands find the gateway too.
+/// The folder's `keygate.toml`, so that other commands find the gateway too.
 ///
 /// 256 connections are enough to try things out, and within the file descriptors of any machine. There are no long polls
 /// that the drain would have to wait for.

@@ -46,11 +46,11 @@ use crate::upstream;
 use crate::vocabulary::key::Prefix;
 use crate::vocabulary::key::scope::ScopeSet;
 
-/// What `keygate init` writes as `keygate.toml`: every key with its default.
+/// The `keygate.toml` of `keygate init`: every key with its default.
 pub const DEFAULT_CONFIGURATION: &str = include_str!("../../config/keygate.toml");
-/// What `keygate init` writes as `policy.toml`: two sample routes, the API for keys, and every word of the language.
+/// The `policy.toml` of `keygate init`: two sample routes, the API for keys, and every word of the language.
 pub const STARTER_POLICY: &str = include_str!("../../config/starter-policy.toml");
-/// What `keygate init --example firsthand` writes as `policy.toml`: all routes of the API that keygate was made for.
+/// The `policy.toml` of `keygate init --example firsthand`: all routes of the API that keygate was made for.
 pub const FIRSTHAND_POLICY: &str = include_str!("../../config/policy.toml");
 
 /// Everything an operator decides, checked.

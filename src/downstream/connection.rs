@@ -38,7 +38,7 @@ pub struct Serving {
 
 /// The size of hyper's buffers for one connection, in bytes.
 const BUFFER: usize = 64 << 10;
-/// What a head may have, in bytes, beyond the limits that the guard refuses with an envelope: method, version,
+/// The bytes that a head may have beyond the limits that the guard refuses with an envelope: method, version,
 /// separators.
 const HEAD_MARGIN: usize = 4 << 10;
 /// hyper parses this many header fields without an allocation.

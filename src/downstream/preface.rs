@@ -84,7 +84,7 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
     }
 
-    /// What is found out about a client whose bytes come one by one, and what is read after that.
+    /// The protocol of a client whose bytes come one by one, and the bytes that are read after that.
     fn read(bytes: &[u8]) -> (bool, Vec<u8>) {
         block_on(async {
             let slow = bytes

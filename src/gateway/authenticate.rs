@@ -1,4 +1,4 @@
-//! Who is this? From the Authorization field to a known key. Every 401 looks the same to the client.
+//! From the Authorization field to a known key. Every 401 looks the same to the client.
 
 use std::rc::Rc;
 

@@ -52,7 +52,7 @@ impl<'r> Permit<'r> {
         self.caller.calling_key(self.route.access.needs().cloned().unwrap_or_default())
     }
 
-    /// What the upstream is told of the caller; `None` on a public route.
+    /// The caller's identity for the upstream; `None` on a public route.
     pub(super) fn identity(&self) -> Option<&Identity> {
         self.holder().map(|known| &known.prepared.identity)
     }

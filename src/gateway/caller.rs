@@ -44,7 +44,7 @@ impl Caller {
     }
 }
 
-/// What a thread makes of a key once, to use it on every request.
+/// Values that a thread derives from a key once, and uses on every request.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) identity: Identity,
@@ -57,7 +57,7 @@ impl From<&Found> for Prepared {
     }
 }
 
-/// What was noted of a key already in the present minute.
+/// The uses of a key that were noted in the present minute.
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     minute: Cell<u64>,

@@ -35,7 +35,7 @@ const HOP_BY_HOP: [&str; 11] = [
     "http2-settings",
 ];
 
-/// What an upstream may believe about a request that only keygate, or a proxy it trusts, can know; and what
+/// Fields that an upstream trusts, because only keygate or a trusted proxy can know them; and what
 /// could make an upstream act on another path or method than the one that was judged.
 const RESERVED: [&str; 25] = [
     "forwarded",

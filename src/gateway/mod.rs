@@ -79,7 +79,7 @@ impl Default for Settings {
     }
 }
 
-/// What the gateways of all workers share.
+/// The parts that the gateways of all workers share.
 #[derive(Clone, Debug)]
 pub struct Shared {
     pub plan: Arc<Plan>,

@@ -1,4 +1,4 @@
-//! What a principal may do: everything, or what a key covers. Escalation is decided here and nowhere else.
+//! The rights of a principal: all rights, or those that a key covers. Escalation is decided here and nowhere else.
 //!
 //! Three steps, each with a type: [`Standing::load`] reads the records of a principal; [`Standing::admit`] judges
 //! them at one moment; only then is there an [`Authority`], which answers what may be done.
@@ -16,7 +16,7 @@ use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::scope::ScopeSet;
 
-/// What the store says of a principal, as it was read. Whether it may act is judged when a change is decided.
+/// The records of a principal, as they were read from the store. Whether it may act is judged when a change is decided.
 #[derive(Debug)]
 pub struct Standing(Option<Box<Bounds>>);
 
@@ -77,7 +77,7 @@ impl Bounds {
     }
 }
 
-/// What an admitted principal may do. Made only by [`Standing::admit`], and for signups.
+/// The rights of an admitted principal. Made only by [`Standing::admit`], and for signups.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Authority<'s> {
     Unbounded,

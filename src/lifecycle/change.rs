@@ -17,7 +17,7 @@ use std::future::ready;
 /// How often a change is decided before the caller is told to try again.
 const TRIES: usize = 16;
 
-/// What a decision came to: what is written, if anything is, and what the caller is told.
+/// The outcome of a decision: the records to write, if any, and the answer for the caller.
 pub(super) struct Decided<T> {
     write: Option<(Mutation, Draft)>,
     outcome: T,
@@ -110,7 +110,7 @@ impl Lifecycle {
     }
 }
 
-/// What [`CommitError::Missing`] means for this mutation.
+/// The meaning of [`CommitError::Missing`] for this mutation.
 const fn missing(mutation: &Mutation) -> LifecycleError {
     match (&mutation.key, &mutation.org) {
         (Some(Change::Update { record, .. }), _) => LifecycleError::NoKey(record.id),

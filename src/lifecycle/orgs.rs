@@ -50,7 +50,7 @@ impl Lifecycle {
         }
     }
 
-    /// What the upstream is told of a new organisation. It may be told several times; the id tells organisations
+    /// The notification about a new organisation for the upstream. It may be told several times; the id tells organisations
     /// apart.
     pub(super) fn news_of(&self, org: &OrgRecord, now: UnixMillis) -> News {
         let body = json!({

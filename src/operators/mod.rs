@@ -1,4 +1,4 @@
-//! What operators use beside the command line: probes and metrics, the admin API, news of what happened to keys.
+//! The interfaces for operators beside the command line: probes and metrics, the admin API, news of what happened to keys.
 
 pub mod admin;
 pub mod ops;

@@ -77,7 +77,7 @@ impl Readiness {
     }
 }
 
-/// What the listener shows.
+/// The data that the listener shows.
 pub struct Told {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,

@@ -47,7 +47,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A bound socket.
 pub(super) trait Socket: Send + Sync + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    /// What is known of a client before it sends anything.
+    /// The facts about a client before it sends anything.
     type Client: Copy + Send + Sync + 'static;
 
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Client)>> + Send;
@@ -78,7 +78,7 @@ pub(super) fn bind_tcp(listen: SocketAddr) -> io::Result<(TcpListener, SocketAdd
 #[derive(Debug)]
 pub(super) struct SmallServer<S> {
     pub(super) socket: S,
-    /// What is served, for the log.
+    /// The name of the service, for the log.
     pub(super) name: &'static str,
     pub(super) limits: Limits,
     pub(super) clock: Clock,

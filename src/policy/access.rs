@@ -1,9 +1,9 @@
-//! What a route asks of the sender of a request.
+//! The conditions of a route for the sender of a request.
 
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
 
-/// Who may use a route.
+/// The senders who may use a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Everybody, without a key. A request that names no environment goes to the upstream of this one.
@@ -15,7 +15,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// What it asks of a key's scopes, if anything.
+    /// The scopes that it asks for, if any.
     #[must_use]
     pub const fn needs(&self) -> Option<&Needs> {
         match self {

@@ -10,7 +10,7 @@ use super::route::{Match, RouteTable, Routed};
 
 pub use super::reading::{Ambiguity, OtherReading};
 
-/// What [`RouteTable::find`] finds, and the rules that came near.
+/// The result of [`RouteTable::find`], and the rules that came near.
 #[derive(Clone, Debug)]
 pub struct Explanation<'t> {
     pub found: Routed<'t>,
@@ -26,7 +26,7 @@ pub struct Near<'t> {
     pub why: RuledOut<'t>,
 }
 
-/// What keeps a request from a pattern.
+/// The reason why a request does not match a pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuledOut<'t> {
     /// Nothing but this: the rule would get the request.
@@ -120,7 +120,7 @@ fn compare(one: &[Segment], other: &[Segment]) -> Ordering {
     one.iter().map(rank).cmp(other.iter().map(rank))
 }
 
-/// What keeps a path from a pattern that does not match it, where it comes near.
+/// The reason why a path does not match a pattern that comes near.
 fn rule_out_by_path<'t>(pattern: &'t Pattern, path: &str) -> Option<RuledOut<'t>> {
     let decoded = |literal: &str, segment: &str| Reading::Decoded.of(segment) == Reading::Decoded.of(literal);
     let lax = |literal: &str, segment: &str| {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use crate::vocabulary::rejection::Unsafe;
 
-/// What a less strict parser could still read in another way in a canonical path; see
+/// The parts of a canonical path that a less strict parser could still read in another way; see
 /// [`RouteTable::find`](super::route::RouteTable::find).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shape {

@@ -35,7 +35,7 @@ pub struct Route {
     pub encoded_slash: bool,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
-    /// What happens to its requests while the gateway is cut off from the store; `None` for the setting of all routes.
+    /// The handling of its requests while the gateway is cut off from the store; `None` for the setting of all routes.
     pub on_partition: Option<OnPartition>,
     /// The largest body in bytes; `None` for the limit of all routes.
     pub body_limit: Option<u64>,
@@ -100,7 +100,7 @@ pub struct Match<'t> {
     pub route: &'t Route,
 }
 
-/// What [`RouteTable::find`] finds: the route of a request, `None` where there is none.
+/// The result of [`RouteTable::find`]: the route of a request, `None` where there is none.
 pub type Routed<'t> = Result<Option<Match<'t>>, Ambiguity>;
 
 impl RouteTable {

@@ -1,15 +1,15 @@
-//! What answers on a route: an upstream, or an operation of keygate's own.
+//! The target of a route: an upstream, or an operation of keygate's own.
 
 pub use crate::vocabulary::upstream::UpstreamId;
 
-/// What answers on a route.
+/// The target of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     Upstream(UpstreamId),
     Operation(Operation),
 }
 
-/// What keygate itself serves.
+/// The operations that keygate itself serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     Signup,

@@ -8,7 +8,7 @@ use crate::vocabulary::key::Digest;
 /// The number of an event. Contiguous from 1 within a store; 0 stands before the first.
 pub type Seq = u64;
 
-/// What an event is about: a cache must look it up again.
+/// The subject of an event: a cache must look it up again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Subject {
     /// The key that this digest opens.

@@ -16,7 +16,7 @@ pub enum LinkState {
     Down(Arc<str>),
 }
 
-/// What a store knows of its links without a call.
+/// The state of a store's links, known without a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vitals {
     pub standing: Standing,

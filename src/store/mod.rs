@@ -47,7 +47,7 @@ use quotas::Quotas;
 use trails::Trails;
 use usage::Usage;
 
-/// What a gateway may do in its store.
+/// The rights of a gateway in its store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
     /// It forwards requests and changes keys.
@@ -169,7 +169,7 @@ impl<T: Stored> Change<T> {
     }
 }
 
-/// What a committed mutation tells.
+/// The result of a committed mutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// The number of its event, if it was one.

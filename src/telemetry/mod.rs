@@ -1,4 +1,4 @@
-//! What keygate tells its operator: a line for each event of the process, a record for every request, metrics.
+//! Output for operators: a line for each event of the process, a record for every request, metrics.
 //!
 //! Never in a record or a line: a key or a part of one, a query, a header value or a body of a client.
 

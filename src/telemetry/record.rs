@@ -33,7 +33,7 @@ pub enum RequestLog {
     Off,
 }
 
-/// What is recorded of one request.
+/// The record of one request.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub at: UnixMillis,

@@ -1,7 +1,7 @@
-//! What came back from an upstream, and whether its connection may carry another request.
+//! The answer of an upstream, and whether its connection may carry another request.
 //!
 //! # When a connection is used again
-//! What is left on a connection by one exchange would be read as part of the next (response queue poisoning),
+//! Bytes that one exchange leaves on a connection would be read as part of the next (response queue poisoning),
 //! so any doubt closes it. All of this must hold:
 //!
 //! - The request was wholly sent before the answer's head came. Otherwise the rest of its body is still to

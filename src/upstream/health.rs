@@ -68,7 +68,7 @@ impl Health {
         all
     }
 
-    /// What is known of an endpoint.
+    /// The state of an endpoint.
     #[must_use]
     pub fn find(&self, upstream: &str, endpoint: &Endpoint) -> Option<Reachable> {
         let watched = self.0.iter().find(|one| *one.upstream == *upstream && one.endpoint == *endpoint);

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-/// Whose turn it is among the endpoints of one environment of one upstream.
+/// The next endpoint among those of one environment of one upstream.
 ///
 /// Requests go round in turn. Health is not read: an endpoint that cannot be connected to keeps its turn, and
 /// its requests go on to the next one.

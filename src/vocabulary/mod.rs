@@ -1,4 +1,4 @@
-//! What the rest of keygate is written in: keys, ids, records, refusals, times, addresses. Values and rules, no I/O.
+//! The vocabulary of the rest of keygate: keys, ids, records, refusals, times, addresses. Values and rules, no I/O.
 
 pub mod audit;
 pub mod cache_level;

@@ -1,6 +1,6 @@
-//! What happens to requests while a gateway is cut off from the store.
+//! The handling of requests while a gateway is cut off from the store.
 
-/// What a gateway does while it can neither hear of changes nor ask the store.
+/// The behaviour of a gateway that can neither hear of changes nor ask the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnPartition {
     /// It serves the keys that it knows for as long as the stale window.

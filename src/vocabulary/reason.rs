@@ -101,14 +101,14 @@ macro_rules! reasons {
     };
 }
 
-/// What a reason is about.
+/// The subject of a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum About {
     /// The message: nothing was decided about its key.
     Message,
     /// The key: whether it may do what the request asks for.
     Decision,
-    /// What keygate's own API was asked for.
+    /// The request to keygate's own API.
     Api,
     /// The upstream.
     Upstream,

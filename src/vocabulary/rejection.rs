@@ -260,7 +260,7 @@ impl Rejection {
         }
     }
 
-    /// What the operator's records and metrics say.
+    /// The word for the operator's records and metrics.
     #[must_use]
     pub const fn reason(&self) -> Reason {
         match self {

@@ -1,4 +1,4 @@
-//! What a configuration comes to.
+//! The settings that a configuration gives.
 
 use super::*;
 
@@ -176,4 +176,15 @@ fn methods_and_operations_are_taken_by_name() {
         let serves = |target| target == Target::Operation(operation);
         assert!(config.routes.routes().iter().any(|route| serves(route.target)), "{operation:?}");
     }
+}
+
+#[test]
+fn a_rule_knows_its_line_in_the_policy() {
+    let policy = format!(
+        "# the API for keys\n\n{ROUTE}\n\n[[route]]\n# a comment\nid = \"health\"\nmethods = [\"GET\"]\npaths = [\"/health\"]\npublic = true\nupstream = \"api\"\n"
+    );
+    let config = load(&around(""), &policy, &[]).unwrap();
+    let places = config.routes.routes().iter().map(|route| (&*route.id, route.place.to_string()));
+    let expected = [("own", "etc/policy.toml:3".to_owned()), ("health", "etc/policy.toml:11".to_owned())];
+    assert_eq!(places.collect::<Vec<_>>(), expected);
 }

@@ -52,7 +52,7 @@ pub fn parse_signup(name: &str, email: &str) -> Result<(String, Email), Vec<Fiel
 /// is compared with.
 ///
 /// # Errors
-/// What to write instead.
+/// The spelling that is expected.
 pub fn parse_network(text: &str) -> Result<IpNet, &'static str> {
     let net: Option<IpNet> =
         text.parse().ok().or_else(|| text.parse().ok().map(|address: IpAddr| address.into()));

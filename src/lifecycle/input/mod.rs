@@ -1,4 +1,4 @@
-//! What callers send, checked: text, networks, scopes; new keys, patches, signups, keys that are moved in. Every
+//! The input of callers, checked: text, networks, scopes; new keys, patches, signups, keys that are moved in. Every
 //! mistake is found, not just the first.
 
 pub(super) mod fields;

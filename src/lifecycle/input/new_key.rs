@@ -10,7 +10,7 @@ use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::rejection::FieldError;
 
-/// What a new key is to be.
+/// The wanted properties of a new key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewKey {

@@ -9,7 +9,7 @@ use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::rejection::FieldError;
 
-/// What is to change about a key; `None` leaves a field as it is.
+/// The changes to a key; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Patch {

@@ -358,9 +358,9 @@ impl ReadThrough {
             self.refresh(digest, entry, self.clock.now());
             return (Outcome::Known(Arc::clone(entry)), Level::Stale);
         }
-        // What was known here is no guess, wherever it comes from.
+        // A known key is no guess, from any network.
         let budget = if known.is_some() { Budget::Known } else { budget };
-        // What was usable and is not any more was made so by events that were missed: the store has come back since.
+        // An entry that was usable and no longer is missed events: the store has come back since.
         let mut may_have_come_back = known.is_some_and(|entry| self.is_usable(&entry, digest));
         let mut may_blame_another = true;
         for _ in 0..TRIES {
@@ -383,7 +383,7 @@ impl ReadThrough {
                     if let Some(entry) = stale {
                         return (Outcome::Known(entry), Level::Stale);
                     }
-                    // What failed began before this request did, perhaps before the store recovered. A
+                    // The failed load began before this request did, perhaps before the store recovered. A
                     // time-out is not worth a second.
                     if !matches!(fault, StoreFault::Failed(_)) || !may_blame_another {
                         return (Outcome::Unavailable(fault), level);

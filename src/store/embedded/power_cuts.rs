@@ -189,11 +189,11 @@ struct Client {
     ids: IdSource,
     rng: Rng,
     known: Known,
-    /// What will be known if the change that was not answered has happened.
+    /// The state if the change that was not answered has happened.
     in_doubt: Option<Known>,
 }
 
-/// What an organisation's part of the store holds.
+/// The content of an organisation's part of the store.
 #[derive(Clone, Default)]
 struct Known {
     org: Option<Versioned<OrgRecord>>,
@@ -386,7 +386,7 @@ struct Platter {
     content: Vec<u8>,
     /// As it was synced.
     synced: Vec<u8>,
-    /// What was done since, in order.
+    /// The operations since, in order.
     unsynced: Vec<Step>,
     /// Writes and syncs up to the cut.
     left: u64,

@@ -36,7 +36,7 @@ impl Cluster {
         ranked(self.hear(dialler, patience).await, "no node of the cluster")
     }
 
-    /// What each known node says.
+    /// The answer of each known node.
     pub(super) async fn hear(&self, dialler: &Dialler, patience: Duration) -> Vec<Said> {
         let mut nodes = self.shard.lock().unwrap_or_else(PoisonError::into_inner).clone();
         nodes.extend(self.seeds.iter().filter(|seed| !nodes.contains(seed)).cloned().collect::<Vec<_>>());

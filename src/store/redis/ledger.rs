@@ -1,4 +1,4 @@
-//! What this process knows of the store: its identity, and the events that have been applied here.
+//! The state of the store as this process knows it: its identity, and the events that have been applied here.
 //!
 //! Events come from the stream, and, earlier, from the mutations of this process. Each is applied once, in the order
 //! of the numbers. An event that comes early waits for those before it. If they do not come, or differ from the

@@ -50,7 +50,7 @@ enum Slot {
 
 type Coming = watch::Receiver<Option<Result<Opened, StoreFault>>>;
 
-/// What a caller finds when it needs a connection.
+/// The state of the link for a caller that needs a connection.
 enum Join {
     Coming(Coming),
     There(Opened),

@@ -1,4 +1,4 @@
-//! What sentinels and the nodes of a cluster say about the master: asked at the same time, and put in order.
+//! The master's name according to sentinels or the nodes of a cluster: all are asked at the same time, and their answers are put in order.
 
 use std::collections::HashMap;
 use std::time::Duration;

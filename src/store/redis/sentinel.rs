@@ -47,7 +47,7 @@ impl Sentinel {
         said.iter().filter(|naming| naming.node == *master).count() > voters / 2
     }
 
-    /// What each of them says.
+    /// The answer of each of them.
     pub(super) async fn hear(&self, patience: Duration) -> Vec<Said> {
         let asked = self.asked.iter().map(|(node, asked)| {
             let (asked, master) = (Arc::clone(asked), self.master.clone());

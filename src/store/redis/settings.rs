@@ -127,7 +127,7 @@ impl Node {
     }
 
     /// # Errors
-    /// What to write instead.
+    /// The spelling that is expected.
     pub fn parse(text: &str) -> Result<Self, InvalidPlace> {
         const FORM: &str = "write host:port, as in \"10.0.0.5:6379\"";
         if text.contains('@') {
@@ -155,7 +155,7 @@ pub struct Address {
 
 impl Address {
     /// # Errors
-    /// What to write instead. The text itself is not repeated: it may hold a password.
+    /// The spelling that is expected. The text itself is not repeated: it may hold a password.
     pub fn parse(url: &str) -> Result<Self, InvalidPlace> {
         const FORM: &str = "write redis://host:port, as in \"redis://127.0.0.1:6379\", or rediss:// for TLS";
         const DATABASE: &str = "write redis://host:port/database, the database a number from 0 to 65535";

@@ -188,7 +188,7 @@ impl Connector {
         }
     }
 
-    /// What each sentinel, or each node of the cluster, says about the master.
+    /// The master according to each sentinel, or each node of the cluster.
     pub(super) async fn hear(&self) -> Vec<Result<Node, StoreFault>> {
         let said = match &self.topology {
             Topology::Fixed(_) => Vec::new(),

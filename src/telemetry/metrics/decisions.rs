@@ -1,4 +1,4 @@
-//! What was decided about keys: found or refused, later cut, and which level of the cache answered.
+//! Decisions about keys: found or refused, later cut, and which level of the cache answered.
 
 use std::sync::atomic::AtomicU64;
 

@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    /// What a request comes to at a server that says `answer` and closes the connection.
+    /// The outcome of a request at a server that sends `answer` and closes the connection.
     async fn failed_by(answer: &[u8]) -> Undelivered {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let serving = async {

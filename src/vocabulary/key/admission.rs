@@ -19,13 +19,13 @@ pub struct Attempt<'a> {
     pub digest: &'a Digest,
     /// The environment that the prefix of the presented key names.
     pub environment: Environment,
-    /// What is asked of the key's scopes. `None` where nothing is asked, or where the route is judged later, by
+    /// The scopes that are asked for. `None` where none are, or where the route is judged later, by
     /// [`Needs::check`].
     pub needs: Option<&'a Needs>,
     pub now: UnixMillis,
 }
 
-/// What a route or an operation asks of a key's scopes.
+/// The scopes that a route or an operation asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// The key must have all of these.
@@ -242,7 +242,7 @@ mod tests {
         assert!(more.check(&ScopeSet::default()).is_err(), "empty scopes mean nothing, never everything");
     }
 
-    /// What can be wrong with a use of a key, in the order in which the reasons win.
+    /// The faults of a use of a key, in the order in which their reasons win.
     const FAULTS: usize = 9;
 
     fn decide_with(faults: [bool; FAULTS]) -> Result<(), Refusal> {

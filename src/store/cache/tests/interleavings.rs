@@ -18,7 +18,7 @@ const INTERLEAVINGS: u64 = 4_000;
 const LONG: u64 = 1_000_000;
 /// How many share a cache, one after the other.
 const SHARING: usize = 16;
-/// What happens in one interleaving, before everything is let go on.
+/// The steps of one interleaving, before everything is let go on.
 const STEPS: usize = 24;
 /// How often tasks get their turn after a step, at most.
 const TURNS: usize = 4;

@@ -141,7 +141,7 @@ impl Model {
         books.sinks.iter().for_each(|sink| sink.suspect(None));
     }
 
-    /// Whoever follows the events notices what was lost.
+    /// A follower of the events notices the loss.
     fn notice(&self) {
         let mut books = self.books();
         if books.event != books.told && books.past.is_none() {
@@ -407,7 +407,7 @@ fn network(number: u8) -> ClientNetwork {
     ClientNetwork::of(std::net::IpAddr::from([192, 0, number, 1]))
 }
 
-/// What a request with the key is told, and how it was found out.
+/// The outcome of a request with the key, and the level that gave it.
 async fn ask(thread: &ThreadCache<Bare>, digest: Digest, clock: &Clock, from: u8) -> &'static str {
     let (resolved, level) = match thread.find(&digest, clock.now()) {
         Some(found) => found,
