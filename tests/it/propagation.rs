@@ -74,7 +74,9 @@ impl Trio {
     /// The names of the leases, with the number of the last event that each gateway has applied.
     fn leases(&self) -> Vec<(String, u64)> {
         let found = self.redis.command(&["KEYS", "{kg}:gateway:*"]);
-        let names = found.split("\r\n").filter(|line| line.starts_with('{'));
+        // Beside each lease stands the format that its gateway announces.
+        let is_lease = |line: &&str| line.starts_with('{') && !line.ends_with(":format");
+        let names = found.split("\r\n").filter(is_lease);
         let last = |name: &str| {
             let said = self.redis.command(&["GET", name]);
             said.split("\r\n").nth(1).and_then(|number| number.parse().ok())
