@@ -25,7 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -37,7 +37,7 @@ use super::pool::Lease;
 /// An upstream's answer.
 #[derive(Debug)]
 pub struct Answer {
-    /// Without extensions, and with at most one framing.
+    /// With a reason phrase as its only extension, if any, and with at most one framing.
     pub head: Parts,
     pub framing: Framing,
     pub body: AnswerBody,
@@ -81,6 +81,8 @@ impl Framing {
         let framing = Self::of(headers);
         if framing == Self::Doubtful {
             headers.remove(CONTENT_LENGTH);
+        } else if !has_one_length(headers) {
+            return Self::Unknown;
         }
         framing
     }
@@ -95,6 +97,29 @@ impl Framing {
             _ => Self::Unknown,
         }
     }
+}
+
+/// Whether an answer has at most one length. hyper takes a list of one and the same number, and would pass it on as a
+/// list; it becomes one here.
+fn has_one_length(headers: &mut HeaderMap) -> bool {
+    let is_number = |length: &[u8]| !length.is_empty() && length.iter().all(u8::is_ascii_digit);
+    let mut fields = headers.get_all(CONTENT_LENGTH).iter();
+    match (fields.next(), fields.next()) {
+        (None, _) => return true,
+        (Some(length), None) if is_number(length.as_bytes()) => return true,
+        (Some(_), _) => {}
+    }
+    let fields = headers.get_all(CONTENT_LENGTH).iter();
+    let mut lengths =
+        fields.flat_map(|field| field.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let Some(first) =
+        lengths.next().filter(|first| is_number(first) && lengths.all(|length| length == *first))
+    else {
+        return false;
+    };
+    let Ok(one) = HeaderValue::from_bytes(first) else { return false };
+    headers.insert(CONTENT_LENGTH, one);
+    true
 }
 
 /// An answer's body as it arrives. It owns the connection: when it has ended, the connection is kept or closed,
@@ -202,7 +227,7 @@ impl Upgrade {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderValue, Response};
+    use http::Response;
 
     use super::*;
 

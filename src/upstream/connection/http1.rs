@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -79,9 +80,14 @@ impl Http1 {
             let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             let upgrading = is_switch.then(|| Upgrading(hyper::upgrade::on(&mut response)));
             let (mut head, incoming) = response.into_parts();
-            // A reason phrase of the upstream's own travels as an extension, as does what belongs to its
-            // connection.
-            head.extensions.clear();
+            // What belongs to the upstream's connection travels as an extension, as does a reason phrase other than
+            // the usual one. The phrase is the client's: to some it says more than the status.
+            if let Some(phrase) = head.extensions.remove::<ReasonPhrase>() {
+                head.extensions.clear();
+                head.extensions.insert(phrase);
+            } else {
+                head.extensions.clear();
+            }
             Ok(Received { head, incoming: Incoming(incoming), upgrading })
         }
     }
