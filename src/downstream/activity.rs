@@ -26,6 +26,8 @@ pub(super) struct Activity {
     /// that moment.
     is_shared: Cell<bool>,
     told: Cell<bool>,
+    /// Whether an answer is being written whose body ends with the connection (HTTP/1.0).
+    has_open_end: Cell<bool>,
     /// Wakes the connection when its last request has ended. On HTTP/2 that happens in another task.
     waker: RefCell<Option<Waker>>,
 }
@@ -53,6 +55,7 @@ impl Activity {
             is_hurried: Cell::new(false),
             is_shared: Cell::new(false),
             told: Cell::new(false),
+            has_open_end: Cell::new(false),
             waker: RefCell::new(None),
         }
     }
@@ -76,6 +79,34 @@ impl Activity {
     /// Since when the client takes nothing of what there is to write; `None` while it takes it.
     pub(super) const fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since.get()
+    }
+
+    /// Whether a request is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.phase.get() == Phase::Busy
+    }
+
+    /// A part of the next head was already there when the answer before it had been written.
+    pub(super) fn note_head(&self) {
+        if self.phase.get() == Phase::Idle {
+            self.enter(Phase::Head);
+        }
+    }
+
+    /// An answer has begun whose body ends with the connection. Unless the connection is shut down in order, it must
+    /// end with a reset: the client has no other way to tell half a body from a whole one.
+    pub(super) fn note_open_end(&self) {
+        self.has_open_end.set(true);
+    }
+
+    /// Keygate has ended its direction of the connection in order.
+    pub(super) fn note_end(&self) {
+        self.has_open_end.set(false);
+    }
+
+    /// Whether the connection ends in the middle of a body that only its end would end.
+    pub(super) const fn must_reset(&self) -> bool {
+        self.has_open_end.get()
     }
 
     /// Requests share the connection from now on: it speaks HTTP/2.

@@ -7,26 +7,29 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 
-use http::Request;
+use http::{Method, Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2 as hyper_http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::sleep_until;
 
 use super::activity::{Activity, Busy, Phase, Tracked};
+use super::http1_stream::{Http1Stream, Messages};
 use super::http2::{self, Paced, Streams};
-use super::lingering::Watched;
+use super::lingering::{Socket, Watched};
 use super::membership::Member;
 use super::preface::{self, Rewound};
+use super::refusal::{self, Unread};
 use super::tls::{self, Stream};
 use super::watchdog::{self, Watchdog, first_deadline};
-use crate::gateway::{self, Cut, Gateway, Tunnel};
+use crate::gateway::{self, Cut, Gateway, ResponseBody, Tunnel};
 use crate::policy::request::Limits;
 use crate::telemetry::metrics::{Connected, Protocol};
 use crate::vocabulary::peer::Peer;
+use crate::vocabulary::rejection::Rejection;
 
 /// How connections are served. A reload replaces it for connections that come later.
 #[derive(Clone, Debug)]
@@ -47,7 +50,7 @@ const FIELDS_INLINE: usize = 100;
 /// Serves one connection until the client, the gateway or the watchdog ends it.
 pub(super) async fn serve<S>(stream: S, peer: Peer, gateway: Rc<Gateway>, serving: &Serving, member: Member)
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Socket + 'static,
 {
     let connected = gateway.cells().connected();
     let activity = Rc::new(Activity::new());
@@ -63,7 +66,7 @@ where
     if is_http2 {
         connection.serve_http2(TokioIo::new(stream), &mut watchdog, &serving.watchdog).await;
     } else {
-        connection.serve_http1(TokioIo::new(stream), &mut watchdog).await;
+        connection.serve_http1(stream, &mut watchdog).await;
     }
 }
 
@@ -76,34 +79,85 @@ struct Connection<'c> {
 }
 
 impl Connection<'_> {
-    async fn serve_http1<S>(self, io: TokioIo<S>, watchdog: &mut Watchdog<'_>)
+    async fn serve_http1<S>(&self, stream: S, watchdog: &mut Watchdog<'_>)
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         self.connected.speaks(Protocol::Http1);
         let switch: Rc<Cell<Option<Tunnel>>> = Rc::default();
         let cut = Cut::default();
-        let service = service_fn(|request: Request<Incoming>| {
+        let messages = Messages::new(self.activity);
+        let service = service_fn(|mut request: Request<Incoming>| {
             self.activity.note_body(!request.body().is_end_stream());
+            messages.begin(&mut request);
+            let (connection, version) = (self, request.version());
             let busy = Busy::begin(self.activity);
             let (gateway, peer) = (Rc::clone(&self.gateway), Rc::clone(&self.peer));
             let (switch, cut) = (Rc::clone(&switch), cut.clone());
             async move {
                 let (response, tunnel) = gateway::handle(&gateway, peer, request, &cut).await;
                 switch.set(tunnel);
-                Ok::<_, Infallible>(response.map(|body| Tracked::new(body, busy)))
+                Ok::<_, Infallible>(
+                    connection.for_version(version, response).map(|body| Tracked::new(body, busy)),
+                )
             }
         });
-        let mut connection = http1_builder(&self.gateway.limits()).serve_connection(io, service);
+        let limits = self.gateway.limits();
+        let io = TokioIo::new(Http1Stream::new(stream, Rc::clone(&messages)));
+        let mut connection = http1_builder(&limits).serve_connection(io, service);
         let finish = http1::Connection::graceful_shutdown;
-        watchdog.watch(Pin::new(&mut connection), finish, || cut.is_due()).await;
+        let outcome = watchdog.watch(Pin::new(&mut connection), finish, || cut.is_due()).await;
         if let Some(tunnel) = switch.take() {
             self.connected.speaks(Protocol::WebSocket);
             // The client has its 101. What follows is not HTTP.
+            messages.give_up();
             let http1::Parts { io, read_buf, .. } = connection.into_parts();
             // When one side breaks off, the tunnel is over for both: there is nothing to report.
             drop(tunnel.run(io.into_inner(), read_buf).await);
+        } else if let Some(Err(error)) = outcome
+            && error.is_parse()
+            && messages.is_settled()
+        {
+            let http1::Parts { io, read_buf, .. } = connection.into_parts();
+            let line = messages.request_line().to_vec();
+            messages.give_up();
+            let unread = Unread { line: &line, left: &read_buf };
+            let (method, rejection) = (unread.method(), unread.rejection(&error, &limits));
+            self.refuse(io.into_inner(), method.as_ref(), &rejection, watchdog).await;
         }
+    }
+
+    /// The answer in the version of its request. HTTP/1.0 has no framing for a body of unknown length but the end of the
+    /// connection, and then hyper must not announce that it stays open.
+    fn for_version(&self, version: Version, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+        if version == Version::HTTP_10 && response.body().size_hint().exact().is_none() {
+            *response.version_mut() = Version::HTTP_10;
+            self.activity.note_open_end();
+        }
+        response
+    }
+
+    /// Answers what hyper could not parse, and closes the connection: nobody knows where the next request begins.
+    async fn refuse<S>(
+        &self,
+        mut stream: S,
+        method: Option<&Method>,
+        rejection: &Rejection,
+        watchdog: &mut Watchdog<'_>,
+    ) where
+        S: AsyncWrite + Unpin,
+    {
+        let answer = gateway::refuse_unread(&self.gateway, Rc::clone(&self.peer), method, rejection);
+        let is_head = method == Some(&Method::HEAD);
+        let bytes = refusal::to_bytes(answer, is_head, self.gateway.now().wall).await;
+        // The client may still be sending what was refused.
+        self.activity.note_body(true);
+        let writing = pin!(async {
+            stream.write_all(&bytes).await?;
+            stream.shutdown().await
+        });
+        // A client that went away before it read its refusal is no failure of the gateway.
+        let _: Option<io::Result<()>> = watchdog.watch(writing, |_| (), || false).await;
     }
 
     async fn serve_http2<S>(self, io: TokioIo<S>, watchdog: &mut Watchdog<'_>, settings: &watchdog::Settings)
@@ -125,7 +179,8 @@ impl Connection<'_> {
         });
         let connection = pin!(http2::builder(streams.clone()).serve_connection(io, service));
         let finish = hyper_http2::Connection::graceful_shutdown;
-        watchdog.watch(connection, finish, || streams.are_abused()).await;
+        // An error means that the client went away, or spoke something else; h2 has told it so.
+        let _ = watchdog.watch(connection, finish, || streams.are_abused()).await;
     }
 }
 
@@ -136,7 +191,7 @@ async fn open<S>(
     activity: &Activity,
 ) -> io::Result<(Rewound<Stream<Watched<S>>>, bool)>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: Socket,
 {
     let Some(tls) = tls else {
         return preface::is_http2(Stream::Plain(stream)).await;

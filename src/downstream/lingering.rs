@@ -1,4 +1,5 @@
-//! The stream beneath TLS and hyper: it tells the watchdog what passes, and lingers after a refused body.
+//! The stream beneath TLS and hyper: it tells the watchdog what passes, lingers after a refused body, and ends with a
+//! reset where an end in order would be a lie.
 //!
 //! A client that was refused may still be sending its body. If the connection were closed at once, it would
 //! be reset, and the reset can overtake the answer, which the client then never sees (RFC 9112, section 9.6).
@@ -10,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::activity::Activity;
@@ -19,21 +21,34 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Reads in one poll, before other tasks of the thread get their turn.
 const READS_AT_ONCE: usize = 32;
 
+/// The socket, as far as it can be closed with a reset.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// Makes the closing of this socket a reset. What was written and not sent is lost.
+    fn reset_when_closed(&self);
+}
+
+impl Socket for TcpStream {
+    fn reset_when_closed(&self) {
+        // Then the socket is closed in order. There is nothing better.
+        let _ = self.set_zero_linger();
+    }
+}
+
 /// A stream that tells the watchdog what passes.
-pub(super) struct Watched<S> {
+pub(super) struct Watched<S: Socket> {
     stream: S,
     activity: Rc<Activity>,
     /// Set once keygate has ended its own direction, while the client may still be sending.
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Watched<S> {
+impl<S: Socket> Watched<S> {
     pub(super) const fn new(stream: S, activity: Rc<Activity>) -> Self {
         Self { stream, activity, lingering: None }
     }
 }
 
-impl<S: AsyncRead + Unpin> Watched<S> {
+impl<S: Socket> Watched<S> {
     /// Reads and drops what still comes, until the client has ended too or takes too long.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(limit) = &mut self.lingering else { return Poll::Ready(()) };
@@ -54,7 +69,15 @@ impl<S: AsyncRead + Unpin> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: Socket> Drop for Watched<S> {
+    fn drop(&mut self) {
+        if self.activity.must_reset() {
+            self.stream.reset_when_closed();
+        }
+    }
+}
+
+impl<S: Socket> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -69,7 +92,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: Socket> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.activity.note_write(polled.is_ready());
@@ -83,6 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.activity.note_end();
             if !self.activity.may_linger() {
                 return Poll::Ready(Ok(()));
             }

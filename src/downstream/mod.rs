@@ -3,11 +3,14 @@
 mod activity;
 pub mod connection;
 mod connection_limit;
+mod framing;
+mod http1_stream;
 pub mod http2;
 mod lingering;
 pub mod listener;
 mod membership;
 mod preface;
+mod refusal;
 pub mod tls;
 pub mod watchdog;
 pub mod worker;

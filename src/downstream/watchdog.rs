@@ -72,13 +72,14 @@ impl<'w> Watchdog<'w> {
         .await
     }
 
-    /// Runs the connection. `finish` lets it end after the requests under way; `is_over` ends it at once.
+    /// Runs the connection. `finish` lets it end after the requests under way; `is_over` ends it at once. `None` if it
+    /// was ended here.
     pub(super) async fn watch<C: Future>(
         &mut self,
         mut connection: Pin<&mut C>,
         finish: impl Fn(Pin<&mut C>),
         is_over: impl Fn() -> bool,
-    ) {
+    ) -> Option<C::Output> {
         let mut draining = false;
         poll_fn(|cx| {
             if self.member.poll_drain(cx) && !draining {
@@ -87,22 +88,26 @@ impl<'w> Watchdog<'w> {
                 finish(connection.as_mut());
             }
             loop {
-                // An error here means that the client went away or spoke something else. hyper has answered
-                // what could be answered.
-                if is_over() || connection.as_mut().poll(cx).is_ready() || is_over() {
-                    return Poll::Ready(());
+                if is_over() {
+                    return Poll::Ready(None);
+                }
+                if let Poll::Ready(output) = connection.as_mut().poll(cx) {
+                    return Poll::Ready(Some(output));
+                }
+                if is_over() {
+                    return Poll::Ready(None);
                 }
                 self.activity.remember(cx);
                 if self.poll_too_late(cx).is_pending() {
                     return Poll::Pending;
                 }
                 if !self.activity.may_say_farewell() {
-                    return Poll::Ready(());
+                    return Poll::Ready(None);
                 }
                 finish(connection.as_mut());
             }
         })
-        .await;
+        .await
     }
 
     fn poll_too_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {

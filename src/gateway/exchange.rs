@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::Gateway;
 use super::caller::Prepared;
@@ -14,7 +14,7 @@ use super::snapshot::Snapshot;
 use crate::policy::route::Match;
 use crate::store::cache::Known;
 use crate::telemetry::Record;
-use crate::telemetry::metrics::{Code, Finished, method_label};
+use crate::telemetry::metrics::{Code, Finished};
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::Now;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
@@ -57,7 +57,8 @@ struct UpstreamTimes {
 }
 
 impl Exchange {
-    pub(super) fn begin<B>(gateway: &Rc<Gateway>, peer: Rc<Peer>, request: &Request<B>, cut: &Cut) -> Self {
+    /// `method` is a label.
+    pub(super) fn begin(gateway: &Rc<Gateway>, peer: Rc<Peer>, method: &'static str, cut: &Cut) -> Self {
         let started = gateway.clock.now();
         let id = RequestId::draw(&mut gateway.ids.borrow_mut(), started.wall);
         gateway.cells.begin();
@@ -69,7 +70,7 @@ impl Exchange {
             started,
             id,
             id_value: request_id_value(id),
-            method: method_label(request.method()),
+            method,
             route: None,
             key: None,
             environment: None,

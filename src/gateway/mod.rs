@@ -30,7 +30,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 
 use self::authenticate::authenticate;
@@ -47,9 +47,9 @@ use crate::policy::request::{CanonicalRequest, Limits};
 use crate::policy::route::Route;
 use crate::policy::target::Target;
 use crate::store::cache::{ReadThrough, ThreadCache};
-use crate::telemetry::metrics::Cells;
+use crate::telemetry::metrics::{Cells, OTHER_METHOD, method_label};
 use crate::telemetry::{RecordSink, Throttle};
-use crate::vocabulary::clock::Clock;
+use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::IdSource;
 use crate::vocabulary::key::{Digester, KeyFormat};
 use crate::vocabulary::peer::Peer;
@@ -144,6 +144,12 @@ impl Gateway {
         self.snapshot.borrow().settings().limits.clone()
     }
 
+    /// The time, for what is dated.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        self.clock.now()
+    }
+
     /// Where this worker counts.
     #[must_use]
     pub const fn cells(&self) -> &Arc<Cells> {
@@ -187,7 +193,7 @@ pub async fn handle(
     request: Request<Incoming>,
     cut: &Cut,
 ) -> (Response<ResponseBody>, Option<Tunnel>) {
-    let mut exchange = Exchange::begin(gateway, peer, &request, cut);
+    let mut exchange = Exchange::begin(gateway, peer, method_label(request.method()), cut);
     let passed = {
         let passing = pin!(pass(&mut exchange, request));
         cut.or_refused(passing).await
@@ -197,6 +203,19 @@ pub async fn handle(
         Ok(Passed::Served(answer)) => (respond::answer(answer, exchange), None),
         Err(rejection) => (respond::refuse(&rejection, exchange), None),
     }
+}
+
+/// Refuses what came instead of a request: the parser beneath could not read it. `method` is the method, where there is
+/// one.
+#[must_use]
+pub fn refuse_unread(
+    gateway: &Rc<Gateway>,
+    peer: Rc<Peer>,
+    method: Option<&Method>,
+    rejection: &Rejection,
+) -> Response<ResponseBody> {
+    let method = method.map_or(OTHER_METHOD, method_label);
+    respond::refuse(rejection, Exchange::begin(gateway, peer, method, &Cut::default()))
 }
 
 /// The outcome of a request that passed.

@@ -14,3 +14,5 @@ pub mod request;
 pub mod route;
 pub mod target;
 mod tree;
+
+pub use self::path::unescaped_in;

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::vocabulary::rejection::Unsafe;
+use crate::vocabulary::rejection::{Unescaped, Unsafe};
 
 /// The parts of a canonical path that a less strict parser could still read in another way; see
 /// [`RouteTable::find`](super::route::RouteTable::find).
@@ -67,7 +67,7 @@ fn check_segment(segment: &str, shape: &mut Shape) -> Result<Option<String>, Uns
             Class::Plain => {}
             Class::Semicolon => shape.cuts = true,
             Class::Percent => escaped = true,
-            Class::Forbidden => return Err(Unsafe::PathCharacter),
+            Class::Forbidden => return Err(forbidden_in(segment)),
         }
     }
     if !escaped {
@@ -78,6 +78,18 @@ fn check_segment(segment: &str, shape: &mut Shape) -> Result<Option<String>, Uns
     check_decoded(&decoded, shape)?;
     shape.escapes |= canonical.contains('%');
     Ok((canonical != segment).then_some(canonical))
+}
+
+/// Names the character that a path cannot have as it is.
+#[cold]
+fn forbidden_in(path: &str) -> Unsafe {
+    unescaped_in(path.as_bytes()).map_or(Unsafe::TargetForm, Unsafe::PathCharacter)
+}
+
+/// The first character of a path that it cannot have as it is.
+#[must_use]
+pub fn unescaped_in(path: &[u8]) -> Option<Unescaped> {
+    Unescaped::first_in(path, |octet| octet == b'/' || !matches!(CLASS[usize::from(octet)], Class::Forbidden))
 }
 
 /// Decodes what needs no encoding and writes the other escapes with upper-case digits.
@@ -226,13 +238,13 @@ mod tests {
             ("/v1/..%3Bx/jobs", Unsafe::PathDotSegment),
             ("/v1/a%2F..%2Fb", Unsafe::PathDotSegment),
             ("/v1/..%5Cb", Unsafe::PathDotSegment),
-            ("/v1/a\\b", Unsafe::PathCharacter),
-            ("/v1/a b", Unsafe::PathCharacter),
-            ("/v1/a\"b", Unsafe::PathCharacter),
-            ("/v1/{a}", Unsafe::PathCharacter),
-            ("/v1/a|b", Unsafe::PathCharacter),
-            ("/v1/é", Unsafe::PathCharacter),
-            ("/v1/a#b", Unsafe::PathCharacter),
+            ("/v1/a\\b", Unsafe::PathCharacter(Unescaped::Character('\\'))),
+            ("/v1/a b", Unsafe::PathCharacter(Unescaped::Character(' '))),
+            ("/v1/a\"b", Unsafe::PathCharacter(Unescaped::Character('"'))),
+            ("/v1/{a}", Unsafe::PathCharacter(Unescaped::Character('{'))),
+            ("/v1/a|b", Unsafe::PathCharacter(Unescaped::Character('|'))),
+            ("/v1/é", Unsafe::PathCharacter(Unescaped::Character('é'))),
+            ("/v1/a#b", Unsafe::PathCharacter(Unescaped::Character('#'))),
             ("/v1/%", Unsafe::PathEscape),
             ("/v1/%4", Unsafe::PathEscape),
             ("/v1/%zz", Unsafe::PathEscape),

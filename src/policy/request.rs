@@ -31,6 +31,10 @@ impl Default for Limits {
     }
 }
 
+/// An extension of a request whose target came with a `#`. [`http::Uri`] cuts the rest off without a word.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment;
+
 /// A request with one reading. Routes match on it and the upstream request is built from it; nothing else is.
 #[derive(Debug)]
 pub struct CanonicalRequest<B> {
@@ -64,6 +68,9 @@ impl<B> CanonicalRequest<B> {
         }
         if head.method == Method::CONNECT {
             return Err(Rejection::Unsafe(Unsafe::MethodConnect));
+        }
+        if head.extensions.get::<Fragment>().is_some() {
+            return Err(Rejection::Unsafe(Unsafe::TargetFragment));
         }
         check_size(&head.uri, &head.headers, limits)?;
         check_framing(&head.headers, head.version)?;
@@ -182,7 +189,7 @@ fn parse_target(uri: Uri) -> Result<(PathAndQuery, Shape), Rejection> {
         rewritten.push('?');
         rewritten.push_str(query);
     }
-    let target = PathAndQuery::try_from(rewritten).map_err(|_| Rejection::Unsafe(Unsafe::PathCharacter))?;
+    let target = PathAndQuery::try_from(rewritten).map_err(|_| Rejection::Unsafe(Unsafe::TargetForm))?;
     Ok((target, shape))
 }
 

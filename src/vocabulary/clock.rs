@@ -29,6 +29,21 @@ impl UnixMillis {
         Self(self.0.saturating_sub(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
     }
 
+    /// The time to the second, as HTTP writes it (RFC 9110, section 5.6.7).
+    #[must_use]
+    pub fn http_date(self) -> String {
+        const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+        const MONTHS: [&str; 12] =
+            ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+        // 2026-01-31T12:00:00.000Z
+        let text = self.to_string();
+        let days = self.0 / (24 * 60 * 60 * 1000);
+        let weekday = WEEKDAYS[usize::try_from(days % 7).unwrap_or_default()];
+        let month =
+            text[5..7].parse().ok().and_then(|month: usize| MONTHS.get(month - 1)).unwrap_or(&MONTHS[0]);
+        format!("{weekday}, {} {month} {} {} GMT", &text[8..10], &text[..4], &text[11..19])
+    }
+
     /// Parses RFC 3339 in UTC, to the millisecond.
     ///
     /// # Errors
@@ -135,6 +150,13 @@ mod tests {
         assert_eq!(UnixMillis(0).to_string(), "1970-01-01T00:00:00.000Z");
         assert_eq!(UnixMillis(1_790_000_000_123).to_string(), "2026-09-21T14:13:20.123Z");
         assert_eq!(UnixMillis(u64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn http_has_a_notation_of_its_own() {
+        assert_eq!(UnixMillis(0).http_date(), "Thu, 01 Jan 1970 00:00:00 GMT");
+        // The example of the RFC.
+        assert_eq!(UnixMillis(784_111_777_000).http_date(), "Sun, 06 Nov 1994 08:49:37 GMT");
     }
 
     #[test]

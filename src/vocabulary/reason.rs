@@ -117,9 +117,18 @@ enum About {
 }
 
 reasons! {
+    NotHttp = "not_http" Message,
+    RequestLine = "request_line" Message,
+    MethodCharacter = "method_character" Message,
+    HttpVersion = "http_version" Message,
+    FieldMalformed = "field_malformed" Message,
+    FieldCarriageReturn = "field_carriage_return" Message,
+    ContentLength = "content_length" Message,
     TargetForm = "target_form" Message,
+    TargetFragment = "target_fragment" Message,
     MethodConnect = "method_connect" Message,
     PathCharacter = "path_character" Message,
+    QueryCharacter = "query_character" Message,
     PathEscape = "path_escape" Message,
     PathEncodedSlash = "path_encoded_slash" Message,
     PathEmptySegment = "path_empty_segment" Message,
@@ -181,6 +190,15 @@ impl Reason {
         match self.about() {
             About::Decision => true,
             About::Message | About::Api | About::Upstream | About::Keygate => false,
+        }
+    }
+
+    /// Whether the message itself is refused with this reason: nothing was decided about its key.
+    #[must_use]
+    pub const fn is_of_message(self) -> bool {
+        match self.about() {
+            About::Message => true,
+            About::Decision | About::Api | About::Upstream | About::Keygate => false,
         }
     }
 }

@@ -47,6 +47,7 @@ mod open_streams;
 mod ops;
 mod outages;
 mod outbox;
+mod parser;
 mod prometheus;
 mod propagation;
 mod redis_cluster;

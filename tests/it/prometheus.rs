@@ -149,6 +149,7 @@ fn promtool_reports_no_problem() {
         "requests_in_flight",
         "connections",
         "auth_decisions_total",
+        "messages_refused_total",
         "cache_lookups_total",
         "cache_entries",
         "store_up",

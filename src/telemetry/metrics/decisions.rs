@@ -48,13 +48,16 @@ impl Decisions {
     }
 }
 
-pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clone)) -> [MetricFamily; 4] {
+pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clone)) -> [MetricFamily; 5] {
     let sum = |cell: &dyn Fn(&Decisions) -> &AtomicU64| -> u64 {
         threads.clone().map(|decisions| read(cell(decisions))).sum()
     };
     let authenticated = ([("reason", "authenticated")], sum(&|thread| &thread.authenticated));
     let decided = Reason::ALL.into_iter().filter(|reason| reason.is_decision());
     let refused = decided
+        .map(|reason| ([("reason", reason.as_str())], sum(&|thread| &thread.refused[reason as usize])));
+    let unsafe_messages = Reason::ALL.into_iter().filter(|reason| reason.is_of_message());
+    let unsafe_messages = unsafe_messages
         .map(|reason| ([("reason", reason.as_str())], sum(&|thread| &thread.refused[reason as usize])));
     let cut = Reason::ALL.into_iter().filter_map(|reason| {
         let n = sum(&|thread| &thread.cut[reason as usize]);
@@ -68,6 +71,11 @@ pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clon
             "keygate_auth_decisions_total",
             "The results of authentication and authorisation.",
             std::iter::once(authenticated).chain(refused),
+        ),
+        counters(
+            "keygate_messages_refused_total",
+            "Requests refused for what they are as messages, before their key counts: malformed, ambiguous, too large.",
+            unsafe_messages,
         ),
         counters(
             "keygate_answers_cut_total",

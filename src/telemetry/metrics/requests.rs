@@ -78,6 +78,9 @@ const fn class(status: StatusCode) -> usize {
     }
 }
 
+/// The label of every method that has no label of its own.
+pub const OTHER_METHOD: &str = METHODS[METHODS.len() - 1];
+
 /// The label of a method: the method itself if it is of RFC 9110 or 5789, else `_OTHER`.
 #[must_use]
 pub fn method_label(method: &Method) -> &'static str {
