@@ -18,11 +18,11 @@ use keygate::vocabulary::key::record::Sealer;
 use tokio::runtime::Handle;
 
 use crate::harness::cluster::Cluster;
-use crate::harness::fail_over::{FailsOver, follows, keep_replicas_out};
+use crate::harness::fail_over::{FailsOver, keep_replicas_out};
 use crate::harness::sentinels::Watched;
 use crate::harness::{
     Call, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, eventually, guess, is_linked, is_long,
-    lenient, operator, status, unhurried,
+    lenient, operator, status,
 };
 
 /// After this time, a key that a fail-over has restored is revoked again in the store.
@@ -246,7 +246,7 @@ mod that_loses_the_last_changes {
             assert!(written < lenient(WRITTEN_BACK), "{written:?}");
             assert!(looked_up < lenient(LOOKED_UP), "{looked_up:?}");
             trio.redis.server_mut(old).revive();
-            unhurried("it is a replica", || follows(trio.redis.server(old)));
+            trio.redis.demoted(old);
         }
 
         /// Revokes all keys, at one gateway after another, and records those that all gateways have confirmed.

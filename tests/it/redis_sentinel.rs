@@ -11,7 +11,7 @@ use keygate::vocabulary::key::record::Sealer;
 use rustix::process::Signal;
 use tokio::runtime::Handle;
 
-use crate::harness::fail_over::{FailsOver, Pair, assert_prompt, follows, keep_replicas_out};
+use crate::harness::fail_over::{FailsOver, Pair, assert_prompt, keep_replicas_out};
 use crate::harness::sentinels::{Watched, sentinel};
 use crate::harness::{PATIENCE, RedisServer, unhurried};
 use crate::store_contract::{Heard, Maker, insert};
@@ -55,7 +55,7 @@ mod fail_over {
             // The old master restarts empty, and is a master until the sentinels change it.
             watched.servers[0].revive();
             // The gateway must not use it as the master until then.
-            unhurried("it is a replica", || follows(&watched.servers[0]));
+            watched.demoted(0);
             took
         });
         println!("master killed: keys looked up again {took:?} after the new one was announced; {seen:?}");
@@ -75,7 +75,7 @@ mod fail_over {
             let took = clients.looked_up_since(announced);
             // It continues as the master that it was, with its old connections.
             watched.servers[0].signal(Signal::CONT);
-            unhurried("it is a replica", || follows(&watched.servers[0]));
+            watched.demoted(0);
             took
         });
         println!("master stopped: keys looked up again {took:?} after the new one was announced; {seen:?}");

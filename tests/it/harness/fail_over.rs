@@ -28,6 +28,11 @@ pub(crate) trait FailsOver {
     /// Waits until this server is announced as the master.
     fn announced(&self, n: usize) -> Instant;
 
+    /// Waits until this server, which is not the master any more, follows the other.
+    fn demoted(&self, n: usize) {
+        unhurried("it is a replica", || follows(self.server(n)));
+    }
+
     /// Waits until the other server has all data of this one. `WAIT` covers only writes on its own connection.
     fn settle(&self, master: usize) {
         let offset = |server: usize, name: &str| -> Option<u64> {

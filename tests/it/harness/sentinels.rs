@@ -3,8 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::fail_over::{FailsOver, follows};
-use super::{RedisServer, unhurried};
+use super::fail_over::{FailsOver, follows, replication};
+use super::{PATIENCE, RedisServer, unhurried};
 
 /// A master, its replica, and three sentinels that know both and each other. One set at a time: sentinels without
 /// processor time on a busy machine take masters for dead, or do nothing for a while.
@@ -27,6 +27,8 @@ impl Watched {
         // The replica connects as its own user, so that it can be locked out.
         let options = [
             &["--repl-diskless-sync-delay", "0", "--repl-diskless-load", "swapdb"][..],
+            // A replication that hangs is begun again in time for the test.
+            &["--repl-timeout", "10", "--repl-ping-replica-period", "1"],
             &["--user", "replica", "on", "nopass", "+psync", "+replconf", "+ping"],
             &["--masteruser", "replica", "--masterauth", "any"],
         ]
@@ -68,6 +70,19 @@ impl FailsOver for Watched {
             })
         });
         Instant::now()
+    }
+
+    /// Sentinels demote an old master within seconds. On a busy machine they have also left one as it was for minutes; an
+    /// operator would then demote it by hand.
+    fn demoted(&self, n: usize) {
+        let by_hand = Instant::now() + PATIENCE;
+        unhurried("it is a replica", || {
+            let server = self.server(n);
+            if Instant::now() > by_hand && replication(server).contains("role:master") {
+                let _ = server.asked(&["REPLICAOF", "127.0.0.1", &self.server(1 - n).port()]);
+            }
+            follows(server)
+        });
     }
 }
 
