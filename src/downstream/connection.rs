@@ -84,7 +84,7 @@ impl Connection<'_> {
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         self.connected.speaks(Protocol::Http1);
-        let switch: Rc<Cell<Option<Tunnel>>> = Rc::default();
+        let switch: Rc<Cell<Option<Box<Tunnel>>>> = Rc::default();
         let cut = Cut::default();
         let messages = Messages::new(self.activity);
         let service = service_fn(|mut request: Request<Incoming>| {

@@ -57,13 +57,13 @@ struct UpstreamTimes {
 }
 
 impl Exchange {
-    /// `method` is a label.
-    pub(super) fn begin(gateway: &Rc<Gateway>, peer: Rc<Peer>, method: &'static str, cut: &Cut) -> Self {
+    /// `method` is a label. Boxed, since it is moved from stage to stage and then with the answer.
+    pub(super) fn begin(gateway: &Rc<Gateway>, peer: Rc<Peer>, method: &'static str, cut: &Cut) -> Box<Self> {
         let started = gateway.clock.now();
         let id = RequestId::draw(&mut gateway.ids.borrow_mut(), started.wall);
         gateway.cells.begin();
         cut.begin();
-        Self {
+        Box::new(Self {
             gateway: Rc::clone(gateway),
             snapshot: gateway.snapshot(),
             peer,
@@ -81,7 +81,7 @@ impl Exchange {
             complete: false,
             place: None,
             cut: cut.clone(),
-        }
+        })
     }
 
     pub(super) fn gateway(&self) -> &Gateway {

@@ -99,7 +99,10 @@ pub(super) struct Forwarded {
 
 impl Forwarded {
     /// The answer as the client gets it, streaming, and the tunnel that it may begin.
-    pub(super) fn into_response(self, mut exchange: Exchange) -> (Response<ResponseBody>, Option<Tunnel>) {
+    pub(super) fn into_response(
+        self,
+        mut exchange: Box<Exchange>,
+    ) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
         let Self { answer: Answer { mut head, body, upgrade, .. }, stream_idle } = self;
         head.version = Version::HTTP_11;
         if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
@@ -109,7 +112,7 @@ impl Forwarded {
         exchange.note_forwarded(head.status);
         if let Some(upstream) = upgrade {
             tunnel::upgrade(&mut head.headers);
-            let tunnel = Tunnel { upstream, idle: stream_idle, exchange };
+            let tunnel = Box::new(Tunnel { upstream, idle: stream_idle, exchange });
             return (Response::from_parts(head, ResponseBody::none()), Some(tunnel));
         }
         (Response::from_parts(head, ResponseBody::upstream(body, exchange)), None)

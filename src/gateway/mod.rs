@@ -192,7 +192,7 @@ pub async fn handle(
     peer: Rc<Peer>,
     request: Request<Incoming>,
     cut: &Cut,
-) -> (Response<ResponseBody>, Option<Tunnel>) {
+) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
     let mut exchange = Exchange::begin(gateway, peer, method_label(request.method()), cut);
     let passed = {
         let passing = pin!(pass(&mut exchange, request));

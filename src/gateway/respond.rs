@@ -29,7 +29,7 @@ struct Error<'e> {
 }
 
 /// The answer to a refused request: the envelope and its headers.
-pub(super) fn refuse(rejection: &Rejection, mut exchange: Exchange) -> Response<ResponseBody> {
+pub(super) fn refuse(rejection: &Rejection, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
     exchange.note_refusal(rejection);
     let mut response = Response::new(());
     *response.status_mut() = rejection.status().code();
@@ -52,7 +52,7 @@ pub(super) fn refuse(rejection: &Rejection, mut exchange: Exchange) -> Response<
 }
 
 /// The answer of an operation that keygate serves itself.
-pub(super) fn answer(answer: Answer, mut exchange: Exchange) -> Response<ResponseBody> {
+pub(super) fn answer(answer: Answer, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
     exchange.note_own(answer.status);
     let mut response = Response::new(());
     *response.status_mut() = answer.status;

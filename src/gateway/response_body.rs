@@ -17,7 +17,7 @@ use crate::upstream::error::BodyError;
 pub struct ResponseBody {
     source: Source,
     /// `None` where the exchange goes on in a tunnel.
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
 }
 
 #[derive(Debug)]
@@ -27,7 +27,7 @@ enum Source {
 }
 
 impl ResponseBody {
-    pub(super) fn own(bytes: Bytes, mut exchange: Exchange) -> Self {
+    pub(super) fn own(bytes: Bytes, mut exchange: Box<Exchange>) -> Self {
         if bytes.is_empty() || exchange.is_head() {
             // The bytes will not be asked for.
             exchange.note_complete();
@@ -41,7 +41,7 @@ impl ResponseBody {
         Self { source: Source::Own(None), exchange: None }
     }
 
-    pub(super) fn upstream(body: AnswerBody, mut exchange: Exchange) -> Self {
+    pub(super) fn upstream(body: AnswerBody, mut exchange: Box<Exchange>) -> Self {
         if body.is_end_stream() {
             exchange.note_complete();
         }

@@ -59,11 +59,11 @@ pub(super) fn is_granted(headers: &HeaderMap) -> bool {
 /// A tunnel that begins once the client has its 101.
 #[derive(Debug)]
 pub struct Tunnel {
-    pub(super) upstream: Upgrade,
+    pub(super) upstream: Box<Upgrade>,
     /// How long nothing may pass.
     pub(super) idle: Duration,
     /// The request lasts as long as the tunnel: its record and its count come at the end.
-    pub(super) exchange: Exchange,
+    pub(super) exchange: Box<Exchange>,
 }
 
 impl Tunnel {

@@ -41,8 +41,9 @@ pub struct Answer {
     pub head: Parts,
     pub framing: Framing,
     pub body: AnswerBody,
-    /// There if, and only if, the status is 101. Whether the request asked for it is not checked here.
-    pub upgrade: Option<Upgrade>,
+    /// There if, and only if, the status is 101. Whether the request asked for it is not checked here. Boxed, since
+    /// it is large and rare.
+    pub upgrade: Option<Box<Upgrade>>,
 }
 
 impl Answer {
@@ -51,7 +52,7 @@ impl Answer {
         let Received { mut head, incoming, upgrading } = received;
         let framing = Framing::settle(&mut head.headers);
         let (lease, upgrade) = match upgrading {
-            Some(upgrading) => (None, Some(Upgrade { upgrading, lease })),
+            Some(upgrading) => (None, Some(Box::new(Upgrade { upgrading, lease }))),
             None => (Some(lease), None),
         };
         let reusable = may_be_reused(&head, framing, is_wholly_sent);

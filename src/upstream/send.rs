@@ -1,6 +1,6 @@
 //! A request to its upstream, and back with the answer: the upstreams as one thread sees them.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,11 +9,10 @@ use http::{HeaderValue, Request};
 use tokio::time::{Instant, sleep};
 
 use super::answer::Answer;
-use super::connection::Received;
 use super::endpoint::Endpoint;
 use super::error::SendError;
 use super::health::Health;
-use super::pool::{Lease, Pool};
+use super::pool::Pool;
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
 use super::select::Turns;
@@ -87,15 +86,16 @@ impl Upstreams {
     ) -> Result<Answer, SendError> {
         let side = &*self.upstreams[upstream.0].sides[environment as usize];
         let upload = request.body().upload();
-        let delivered = within(side.answer_timeout, upload.as_deref(), side.deliver(request)).await;
-        let state = upload.map_or(UploadState::Done, |upload| upload.state());
+        let delivered = {
+            // Pinned here, since it holds the request and would be copied with it.
+            let delivering = pin!(side.deliver(request, upload.as_deref()));
+            within(side.answer_timeout, upload.as_deref(), delivering).await
+        };
         // A client's failure explains whatever the upstream did next.
-        if let UploadState::Failed(error) = state {
+        if let Some(UploadState::Failed(error)) = upload.map(|upload| upload.state()) {
             return Err(SendError::Body(error));
         }
-        let (received, lease) = delivered.unwrap_or(Err(SendError::TimedOut))?;
-        let is_wholly_sent = state == UploadState::Done;
-        Ok(Answer::new(received, lease, is_wholly_sent, side.stream_idle_timeout))
+        delivered.unwrap_or(Err(SendError::TimedOut))
     }
 
     /// Closes the connections that have been unused for too long. To be called once a second.
@@ -134,7 +134,11 @@ impl Upstream {
 
 impl Side {
     /// Tries endpoints until one takes the request, and waits for the head of its answer.
-    async fn deliver(&self, mut request: Request<RequestBody>) -> Result<(Received, Lease), SendError> {
+    async fn deliver(
+        &self,
+        mut request: Request<RequestBody>,
+        upload: Option<&Upload>,
+    ) -> Result<Answer, SendError> {
         for at in self.turns.order(self.targets.len()) {
             let target = &self.targets[at];
             if let Some(host) = &target.host {
@@ -142,7 +146,10 @@ impl Side {
             }
             while let Some(mut lease) = target.pool.lease().await {
                 let undelivered = match lease.send(request).await {
-                    Ok(received) => return Ok((received, lease)),
+                    Ok(received) => {
+                        let is_wholly_sent = upload.is_none_or(|upload| upload.state() == UploadState::Done);
+                        return Ok(Answer::new(received, lease, is_wholly_sent, self.stream_idle_timeout));
+                    }
                     Err(undelivered) => undelivered,
                 };
                 match retry::after(undelivered, lease.is_reused()) {
@@ -164,9 +171,8 @@ impl Side {
 async fn within<T>(
     timeout: Duration,
     upload: Option<&Upload>,
-    sending: impl Future<Output = T>,
+    mut sending: Pin<&mut impl Future<Output = T>>,
 ) -> Option<T> {
-    let mut sending = pin!(sending);
     let mut deadline = pin!(sleep(timeout));
     loop {
         tokio::select! {
