@@ -7,7 +7,8 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 
-use http::{Method, Request, Response, Version};
+use http::header::CONNECTION;
+use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2 as hyper_http2};
@@ -90,7 +91,7 @@ impl Connection<'_> {
         let service = service_fn(|mut request: Request<Incoming>| {
             self.activity.note_body(!request.body().is_end_stream());
             messages.begin(&mut request);
-            let (connection, version) = (self, request.version());
+            let (connection, version, is_lost) = (self, request.version(), messages.is_lost());
             let busy = Busy::begin(self.activity);
             let (gateway, peer) = (Rc::clone(&self.gateway), Rc::clone(&self.peer));
             let (switch, cut) = (Rc::clone(&switch), cut.clone());
@@ -98,7 +99,7 @@ impl Connection<'_> {
                 let (response, tunnel) = gateway::handle(&gateway, peer, request, &cut).await;
                 switch.set(tunnel);
                 Ok::<_, Infallible>(
-                    connection.for_version(version, response).map(|body| Tracked::new(body, busy)),
+                    connection.framed(version, is_lost, response).map(|body| Tracked::new(body, busy)),
                 )
             }
         });
@@ -127,9 +128,18 @@ impl Connection<'_> {
         }
     }
 
-    /// The answer in the version of its request. HTTP/1.0 has no framing for a body of unknown length but the end of the
-    /// connection, and then hyper must not announce that it stays open.
-    fn for_version(&self, version: Version, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    /// The answer with what its framing needs. The connection ends with it if nobody knows where the next request
+    /// begins. HTTP/1.0 has no framing for a body of unknown length but the end of the connection, and then hyper must
+    /// not announce that it stays open.
+    fn framed(
+        &self,
+        version: Version,
+        is_lost: bool,
+        mut response: Response<ResponseBody>,
+    ) -> Response<ResponseBody> {
+        if is_lost {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if version == Version::HTTP_10 && response.body().size_hint().exact().is_none() {
             *response.version_mut() = Version::HTTP_10;
             self.activity.note_open_end();

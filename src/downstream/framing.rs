@@ -11,9 +11,11 @@ use memchr::memchr;
 #[derive(Debug)]
 pub(super) struct Framing {
     piece: Piece,
-    /// The request line of the head that is being read, or was read last, without its LF. No longer than the largest
-    /// head that hyper takes.
+    /// The request line of the head that is being read, without its LF. No longer than the largest head that hyper
+    /// takes.
     line: Vec<u8>,
+    /// Whether what was handed over last was taken for one head, or several, unread; see [`Framing::take_unread`].
+    is_unread: bool,
 }
 
 /// A request line that was longer than this gives its memory back once it was used, in bytes.
@@ -74,7 +76,7 @@ pub(super) enum Follows {
 
 impl Framing {
     pub(super) const fn new() -> Self {
-        Self { piece: Piece::Head(Head::Before), line: Vec::new() }
+        Self { piece: Piece::Head(Head::Before), line: Vec::new(), is_unread: false }
     }
 
     /// How many of these bytes, which have come next, belong to the piece that is being read. Fewer than there are
@@ -101,13 +103,23 @@ impl Framing {
     /// The parser has understood the head that was handed over last.
     pub(super) fn parsed(&mut self, follows: Follows) {
         self.piece = match (self.piece, follows) {
-            (Piece::Parsing, Follows::Length(length)) => after(length),
-            (Piece::Parsing, Follows::Chunked) => Piece::Chunked(Chunked::Size(None)),
+            // There may be another head behind this one.
+            (Piece::Parsing | Piece::Head(Head::Before), Follows::Length(0)) if self.is_unread => {
+                Piece::Head(Head::Before)
+            }
+            (Piece::Parsing, Follows::Length(length)) if !self.is_unread => after(length),
+            (Piece::Parsing, Follows::Chunked) if !self.is_unread => Piece::Chunked(Chunked::Size(None)),
             _ => Piece::Opaque,
         };
+        self.line.clear();
         if self.line.capacity() > KEPT_LINE {
             self.line = Vec::new();
         }
+    }
+
+    /// Whether nobody knows where the next message begins.
+    pub(super) fn is_lost(&self) -> bool {
+        self.piece == Piece::Opaque
     }
 
     /// What follows is not HTTP/1 any more.
@@ -124,14 +136,14 @@ impl Framing {
         }
     }
 
-    /// The request line of the head that is being read, or was read last, as far as it has come.
+    /// The request line of the head that is being read, as far as it has come. Empty if it was not read.
     pub(super) fn request_line(&self) -> &[u8] {
         &self.line
     }
 
-    /// Whether the target of the request has a `#`. RFC 9112, section 3.2, has no place for one.
+    /// Whether the target of the head that was handed over last has a `#`. RFC 9112, section 3.2, has no place for one.
     pub(super) fn has_fragment(&self) -> bool {
-        if memchr(b'#', &self.line).is_none() {
+        if self.is_unread || memchr(b'#', &self.line).is_none() {
             return false;
         }
         // A method may have one too.
@@ -139,7 +151,31 @@ impl Framing {
         memchr(b'#', target).is_some()
     }
 
+    /// Takes all of these bytes, which begin a head, if they look like one request, or several, without a body; tells
+    /// whether it has. Most bytes that come are one such head, and to search for its end would cost four times as much
+    /// (some 500 instructions). If there are several, only the first has its request line kept. None has a fragment. If
+    /// one has a body after all, its place is lost.
+    fn take_unread(&mut self, bytes: &[u8]) -> bool {
+        if !((bytes.starts_with(b"GET ") || bytes.starts_with(b"HEAD ")) && bytes.ends_with(b"\r\n\r\n")) {
+            return false;
+        }
+        // The second is the end of a chunked body, which no head has.
+        if memchr(b'#', bytes).is_some() || bytes.ends_with(b"\n0\r\n\r\n") {
+            return false;
+        }
+        let Some(end) = memchr(b'\n', bytes) else { return false };
+        self.line.clear();
+        self.line.extend_from_slice(&bytes[..end]);
+        self.piece = Piece::Parsing;
+        self.is_unread = true;
+        true
+    }
+
     fn take_head(&mut self, mut head: Head, bytes: &[u8]) -> usize {
+        self.is_unread = false;
+        if head == Head::Before && self.take_unread(bytes) {
+            return bytes.len();
+        }
         let mut at = 0;
         if head == Head::Before {
             at = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
@@ -289,7 +325,7 @@ mod tests {
 
     #[test]
     fn heads_and_bodies_are_told_apart_however_they_are_cut() {
-        let bytes = b"GET /a HTTP/1.1\r\nhost: h\r\n\r\nPOST /b HTTP/1.1\r\nx: \n\r\nabc\r\n\r\n\nPUT /c HTTP/1.1\n\n\
+        let bytes = b"GET /a HTTP/1.1\r\nhost: #\r\n\r\nPOST /b HTTP/1.1\r\nx: \n\r\nabc\r\n\r\n\nPUT /c HTTP/1.1\n\n\
             2;x=y\r\n\r\n\r\nA \r\n0123456789\r\n0\r\na: b\r\n\r\nGET /d HTTP/1.1\r\n\r\n";
         let follows = [NOTHING, Follows::Length(5), Follows::Chunked, NOTHING];
         for length in 1..=bytes.len() {
@@ -360,5 +396,35 @@ mod tests {
         framing.parsed(Follows::Length(2));
         assert_eq!(framing.take(b"longer than that"), 16);
         assert!(!framing.is_in_head());
+    }
+
+    #[test]
+    fn heads_without_a_body_are_taken_at_once() {
+        let one = "GET /a HTTP/1.1\r\nhost: h\r\n\r\n";
+        let two = format!("{one}HEAD /b HTTP/1.1\r\nhost: h\r\n\r\n");
+        for (bytes, heads) in [(one, 1), (&two, 2)] {
+            let mut framing = Framing::new();
+            assert_eq!(framing.take(bytes.as_bytes()), bytes.len());
+            assert_eq!(framing.request_line(), b"GET /a HTTP/1.1\r");
+            for _ in 0..heads {
+                assert!(!framing.has_fragment());
+                framing.parsed(NOTHING);
+                assert_eq!(framing.request_line(), b"", "of the next head");
+            }
+            assert_eq!(framing.take(b"POST /c HTTP/1.1\r\n\r\nrest"), 20);
+            framing.parsed(Follows::Length(4));
+            assert_eq!(framing.take(b"restGET"), 4);
+            assert!(!framing.is_lost());
+        }
+        let mut framing = Framing::new();
+        assert_eq!(framing.take(two.replace("/b", "/b#c").as_bytes()), one.len(), "one at a time");
+        let mut framing = Framing::new();
+        assert_eq!(framing.take(format!("{one}2\r\nhi\r\n0\r\n\r\n").as_bytes()), one.len());
+        framing.parsed(Follows::Chunked);
+        assert!(!framing.is_lost());
+        let mut framing = Framing::new();
+        framing.take(format!("{one}2\r\nhi\r\n0\r\nx: y\r\n\r\n").as_bytes());
+        framing.parsed(Follows::Chunked);
+        assert!(framing.is_lost(), "a part of its body has gone by unread");
     }
 }

@@ -75,6 +75,11 @@ impl Messages {
         self.written.set(Written::Everything);
     }
 
+    /// Whether nobody knows where the next request begins, so that the connection must end with this answer.
+    pub(super) fn is_lost(&self) -> bool {
+        self.framing.borrow().is_lost()
+    }
+
     /// Whether every answer of the service was written to its end, so that keygate can write a last one behind hyper's
     /// back.
     pub(super) fn is_settled(&self) -> bool {

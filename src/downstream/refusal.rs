@@ -15,7 +15,7 @@ use crate::vocabulary::rejection::{Rejection, Unescaped, Unsafe};
 /// What hyper could not parse.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unread<'b> {
-    /// The request line, as far as it has come; its CR may be there.
+    /// The request line, as far as it has come; its CR may be there. Empty if it is not known.
     pub(super) line: &'b [u8],
     /// What hyper has left in its buffer: the head, unless it was parsed and only then refused.
     pub(super) left: &'b [u8],
@@ -41,6 +41,7 @@ impl Unread<'_> {
         // There is no other way to ask it. Tests send each of these.
         Rejection::Unsafe(match error.to_string().as_str() {
             "URI too long" => return Rejection::TargetTooLong,
+            "invalid URI" if self.line.is_empty() => Unsafe::TargetUnread,
             "invalid HTTP method parsed" => self.in_method(),
             "invalid URI" | "invalid HTTP version parsed" => self.in_request_line(),
             "invalid HTTP header parsed" => self.in_fields(),

@@ -96,6 +96,8 @@ pub enum Unsafe {
     FieldCarriageReturn,
     ContentLength,
     TargetForm,
+    /// A target that the parser refused, and that nobody has kept.
+    TargetUnread,
     TargetFragment,
     MethodConnect,
     PathCharacter(Unescaped),
@@ -424,6 +426,7 @@ impl Unsafe {
             }
             Self::ContentLength => "The Content-Length field must be one number",
             Self::TargetForm => "The request target must be an absolute path",
+            Self::TargetUnread => "The request target has a character that must be percent-encoded",
             Self::TargetFragment => {
                 "The request target has '#', which must be percent-encoded as %23; a fragment is not sent"
             }
@@ -454,7 +457,7 @@ impl Unsafe {
             Self::FieldMalformed => Reason::FieldMalformed,
             Self::FieldCarriageReturn => Reason::FieldCarriageReturn,
             Self::ContentLength => Reason::ContentLength,
-            Self::TargetForm => Reason::TargetForm,
+            Self::TargetForm | Self::TargetUnread => Reason::TargetForm,
             Self::TargetFragment => Reason::TargetFragment,
             Self::MethodConnect => Reason::MethodConnect,
             Self::PathCharacter(_) => Reason::PathCharacter,

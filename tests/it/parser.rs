@@ -173,6 +173,13 @@ fn what_the_parser_refuses_behind_good_requests_is_answered_after_them() {
     let mut wire = gateway.connect();
     wire.send(format!("{good}{good}GET /a<b HTTP/1.1\r\nhost: h\r\n\r\n{good}").as_bytes());
     assert_eq!([(); 2].map(|()| wire.answer().unwrap().status), [200, 200]);
+    // The character is not named here: nobody has kept the line of a request that came in one piece with others.
+    assert!(wire.answer().unwrap().refusal(400, "validation_error").contains("percent-encoded"));
+    assert!(wire.is_closed());
+    let mut wire = gateway.connect();
+    wire.send(good.as_bytes());
+    assert_eq!(wire.answer().unwrap().status, 200);
+    wire.send(b"GET /a<b HTTP/1.1\r\nhost: h\r\n\r\n");
     assert!(wire.answer().unwrap().refusal(400, "validation_error").contains("'<'"));
     assert!(wire.is_closed());
     // Behind a body, and behind the answer to a HEAD request.
