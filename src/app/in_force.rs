@@ -86,6 +86,8 @@ impl Observed {
             certificates: in_force.certificates.clone(),
             endpoints: endpoints.collect(),
             cache_entries: self.cache.entries(),
+            lookups_waiting: self.cache.waiting(),
+            lookups: self.cache.meter(),
             event_link_up: keeper.link_state() == LinkState::Up,
             lease_held,
             leases,

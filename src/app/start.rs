@@ -196,7 +196,9 @@ impl Keys {
             Arc::new(Lifecycle::new(Arc::clone(&store), settings, scopes, clock.clone()))
         });
         let (settings, runtime) = (config.cache.clone(), Handle::current());
-        let cache = ReadThrough::new(settings, Arc::clone(&store), runtime, clock.clone());
+        // A request of each connection.
+        let max_waiting = config.listener.max_connections;
+        let cache = ReadThrough::new(settings, max_waiting, Arc::clone(&store), runtime, clock.clone());
         if let Some(revived) = cache.revived() {
             tokio::spawn(attend_revived(lifecycle.clone(), revived));
         }

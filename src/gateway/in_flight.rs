@@ -14,7 +14,6 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Duration;
 
 use slab::Slab;
 
@@ -23,19 +22,16 @@ use super::caller::Prepared;
 use super::cut::Cut;
 use super::snapshot::Snapshot;
 use crate::policy::route::Route;
+use crate::store::Found;
 use crate::store::cache::{Known, Resolved};
-use crate::store::{Found, StoreFault};
 use crate::vocabulary::clock::Now;
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::admission::{Attempt, admit};
+use crate::vocabulary::network::ClientNetwork;
 use crate::vocabulary::rejection::{Rejection, Unauthenticated, Unavailable};
 
 /// Keys that one sweep looks up at the same time.
 const LOOKUPS_AT_ONCE: usize = 16;
-/// How long a lookup waits when too many others are under way.
-const CROWDED: Duration = Duration::from_millis(20);
-/// How often it waits before it leaves the key to the next sweep.
-const CROWDED_AT_MOST: usize = 25;
 
 /// A worker's requests in flight.
 #[derive(Debug, Default)]
@@ -84,8 +80,8 @@ pub(super) fn sweep(gateway: &Rc<Gateway>) {
         let some = in_doubt.split_off(in_doubt.len().saturating_sub(share));
         let gateway = Rc::clone(gateway);
         tokio::task::spawn_local(async move {
-            for (digest, places) in some {
-                let resolved = look_up(&gateway, &digest).await;
+            for (digest, InDoubt { network, places }) in some {
+                let (resolved, _) = gateway.keys.load_known(&digest, network).await;
                 gateway.in_flight.in_doubt.borrow_mut().remove(&digest);
                 conclude(&gateway, &digest, &places, &resolved);
             }
@@ -93,10 +89,16 @@ pub(super) fn sweep(gateway: &Rc<Gateway>) {
     }
 }
 
-/// Judges every request by what this process knows. Returns the keys of which that is not enough, with the places of
-/// their requests.
-fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, Vec<usize>)> {
-    let mut in_doubt: HashMap<Digest, Vec<usize>> = HashMap::new();
+/// The requests whose key must be looked up.
+struct InDoubt {
+    /// The client's network of one of them.
+    network: ClientNetwork,
+    places: Vec<usize>,
+}
+
+/// Judges every request by what this process knows. Returns the keys of which that is not enough.
+fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, InDoubt)> {
+    let mut in_doubt: HashMap<Digest, InDoubt> = HashMap::new();
     for (place, request) in &mut *gateway.in_flight.requests.borrow_mut() {
         if request.ends_where_fenced(gateway) {
             continue;
@@ -109,7 +111,9 @@ fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, Vec<usize>)> {
                     continue;
                 }
                 Some((Resolved::Unavailable(_), _)) | None => {
-                    in_doubt.entry(request.known.digest).or_default().push(place);
+                    let network = ClientNetwork::of(request.client);
+                    let empty = InDoubt { network, places: Vec::new() };
+                    in_doubt.entry(request.known.digest).or_insert(empty).places.push(place);
                 }
             }
         }
@@ -117,16 +121,6 @@ fn in_doubt(gateway: &Gateway, now: Now) -> Vec<(Digest, Vec<usize>)> {
         request.judge(now);
     }
     in_doubt.into_iter().collect()
-}
-
-async fn look_up(gateway: &Gateway, digest: &Digest) -> Resolved<Prepared> {
-    for _ in 0..CROWDED_AT_MOST {
-        match gateway.keys.load_known(digest).await.0 {
-            Resolved::Unavailable(StoreFault::Exhausted) => tokio::time::sleep(CROWDED).await,
-            resolved => return resolved,
-        }
-    }
-    Resolved::Unavailable(StoreFault::Exhausted)
 }
 
 /// Judges the requests of a key by the result of its lookup.

@@ -44,7 +44,9 @@ pub(super) fn refuse(rejection: &Rejection, mut exchange: Box<Exchange>) -> Resp
     if rejection.ends_connection() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if let Some(after) = rejection.retry_after() {
+    // The low bits of a request id are random.
+    let random = exchange.id().to_bytes()[15];
+    if let Some(after) = rejection.retry_after(random) {
         headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000) as u64));
     }
     let body = envelope(rejection, exchange.id());

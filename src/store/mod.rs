@@ -80,7 +80,8 @@ pub enum StoreFault {
     Failed(Arc<str>),
     #[error("the store did not answer in time")]
     TimedOut,
-    #[error("too many lookups are under way")]
+    /// The store was not asked.
+    #[error("too many lookups wait for their turn")]
     Exhausted,
     /// This gateway, or another one with a lease, is too old for the change. Nothing was changed.
     #[error("{0}")]

@@ -8,12 +8,25 @@ use thiserror::Error;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ClientNetwork(IpAddr);
 
+/// The networks that share a turn where clients take turns: a /24 of IPv4, a /48 of IPv6. One customer can have a whole
+/// /48 (RFC 6177, section 2), and that is 65,536 networks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClientSite(IpAddr);
+
 impl ClientNetwork {
     #[must_use]
     pub const fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V4(address) => IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() >> 8 << 8)),
             IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        })
+    }
+
+    #[must_use]
+    pub const fn site(self) -> ClientSite {
+        ClientSite(match self.0 {
+            IpAddr::V4(_) => self.0,
+            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 80 << 80)),
         })
     }
 }
@@ -170,6 +183,10 @@ mod tests {
         assert_ne!(of("192.0.2.1"), of("192.0.3.1"));
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("2001:db8::1").site(), of("2001:db8:0:1::1").site());
+        assert_ne!(of("2001:db8::1").site(), of("2001:db8:1::1").site());
+        assert_eq!(of("192.0.2.1").site(), of("::ffff:192.0.2.7").site());
+        assert_ne!(of("192.0.2.1").site(), of("192.0.3.1").site());
         assert_eq!(of("192.0.2.1").to_string(), "192.0.2.0/24");
         assert_eq!(of("2001:db8::1").to_string(), "2001:db8::/64");
     }

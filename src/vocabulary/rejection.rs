@@ -219,7 +219,7 @@ pub enum BadGateway {
 pub enum Unavailable {
     /// The store cannot answer, and nothing usable is cached.
     Store,
-    /// Too many lookups are under way.
+    /// Its lookup did not get its turn in time, or the queue was full.
     Lookups,
 }
 
@@ -396,12 +396,13 @@ impl Rejection {
         matches!(self, Self::Unsafe(Unsafe::TransferEncoding | Unsafe::Expect))
     }
 
-    /// How long a client should wait before it tries again.
+    /// How long a client should wait before it tries again. `random` spreads those that were refused together over
+    /// three seconds: with the same wait they would all come back together.
     #[must_use]
-    pub const fn retry_after(&self) -> Option<Duration> {
+    pub const fn retry_after(&self, random: u8) -> Option<Duration> {
         match self {
             Self::RateLimited(after) => Some(*after),
-            Self::Unavailable(_) => Some(Duration::from_secs(1)),
+            Self::Unavailable(_) => Some(Duration::from_secs(1 + random as u64 % 3)),
             _ => None,
         }
     }

@@ -1,5 +1,5 @@
 //! Thousands of guessed keys beside other traffic: the other traffic is not affected, valid keys that are not
-//! cached are accepted, and the store gets no more lookups than the limit allows.
+//! cached are accepted, and the store gets no more lookups from a network that guesses than its share.
 //!
 //! `KEYGATE_LONG=1 cargo test --test it flood -- --nocapture --test-threads 1` runs the long form, 20 s of each.
 
@@ -171,6 +171,8 @@ fn guessed_keys_get_only_their_share_of_a_slow_store() {
     const NETWORKS: usize = 4;
     // An eighth of 16.
     const SHARE: usize = 2;
+    // Each network has its connections, and is known to guess after this number of answers.
+    const BEFORE_IT_SHOWS: usize = NETWORKS * (16 + CONNECTIONS / NETWORKS);
     /// Each way.
     const DELAY: Duration = Duration::from_millis(20);
     const CONNECTIONS: usize = 8 * NETWORKS;
@@ -189,21 +191,19 @@ fn guessed_keys_get_only_their_share_of_a_slow_store() {
     // A place becomes free only when its lookup is answered.
     let longest = flood.iter().map(|outcome| outcome.took).max().unwrap();
     let rounds = (span + longest).as_millis() / (2 * DELAY).as_millis() + 1;
-    let budget = (SHARE * NETWORKS) as f64 * rounds as f64;
+    let budget = (SHARE * NETWORKS) as f64 * rounds as f64 + BEFORE_IT_SHOWS as f64;
     println!(
-        "{} guesses from {NETWORKS} networks in {span:?}: {} refused at once, {asked} lookups of at most {budget}; normal \
-         traffic p99 {:.2?}, {:.2?} beside malformed keys; newcomers within {:.2?}",
+        "{} guesses from {NETWORKS} networks in {span:?}, each within {longest:.2?}: {asked} lookups of at most {budget}; \
+         normal traffic p99 {:.2?}, {:.2?} beside malformed keys; newcomers within {:.2?}",
         flood.len(),
-        with_status(&flood, 503),
         percentile(&normal, 99.0),
         percentile(&beside_noise, 99.0),
         percentile(&newcomers, 100.0),
     );
     assert_eq!(with_status(&normal, 200), normal.len());
     assert_eq!(with_status(&newcomers, 200), newcomers.len(), "a good key that is new here");
-    assert!(with_status(&flood, 503) > 0, "the budget was never spent");
-    assert_eq!(with_status(&flood, 401) + with_status(&flood, 503), flood.len());
+    assert_eq!(with_status(&flood, 401), flood.len(), "they wait for their turn");
     assert!(asked <= budget, "{asked} lookups, {budget} allowed");
     assert!(after.cached - before.cached >= normal.len() as f64);
-    assert_no_slower("guesses that are refused", &normal, &beside_noise);
+    assert_no_slower("guesses that wait", &normal, &beside_noise);
 }

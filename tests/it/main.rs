@@ -25,6 +25,7 @@ mod cli_import;
 mod cli_migrate;
 mod cli_operators;
 mod cli_run;
+mod cold_start;
 mod contract_errors;
 mod contract_routes;
 mod documentation;

@@ -5,18 +5,14 @@ use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::thread;
 
-use keygate::lifecycle::NewKey;
 use keygate::store::keeper::LinkState;
-use keygate::vocabulary::key::Environment;
 use tempfile::TempDir;
 
 use crate::harness::desk::write_secret;
-use crate::harness::http2::runtime;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{
-    Answer, Call, Gateway, Process, RedisServer, Transport, Upstream, eventually, fetch, operator, refusing,
+    Answer, Call, Gateway, Process, RedisServer, Transport, Upstream, eventually, fetch, refusing,
 };
 
 const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"";
@@ -152,6 +148,9 @@ fn promtool_reports_no_problem() {
         "messages_refused_total",
         "cache_lookups_total",
         "cache_entries",
+        "lookups_waiting",
+        "lookup_wait_seconds",
+        "lookups_refused_total",
         "store_up",
         "store_request_duration_seconds",
         "revocation_lag_seconds",
@@ -223,35 +222,8 @@ fn the_shipped_alerts_fire_exactly_when_they_should() {
 
 #[test]
 fn two_thousand_keys_have_no_more_series_than_ten() {
-    const THREADS: usize = 16;
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let gateway = Gateway::builder().settings(OPS).api(&live, &test).transport(Transport::Http1).start();
-    let new = |n: usize| NewKey::named(gateway.org, &format!("key {n}"), Environment::ALL[n % 2]);
-    let keys = |count: usize| -> Vec<String> {
-        let lifecycle = gateway.lifecycle();
-        let batches: Vec<Vec<NewKey>> =
-            (0..THREADS).map(|n| (n..count).step_by(THREADS).map(&new).collect()).collect();
-        thread::scope(|scope| {
-            let makers: Vec<_> = batches
-                .into_iter()
-                .map(|batch| {
-                    scope.spawn(move || {
-                        let by = &operator();
-                        let made =
-                            batch.into_iter().map(async |new| lifecycle.create_key(by, new).await.unwrap());
-                        runtime().block_on(async {
-                            let mut secrets = Vec::new();
-                            for key in made {
-                                secrets.push(key.await.secret.expose().to_owned());
-                            }
-                            secrets
-                        })
-                    })
-                })
-                .collect();
-            makers.into_iter().flat_map(|maker| maker.join().unwrap()).collect()
-        })
-    };
     let mut used = 0;
     let mut use_all = |keys: Vec<String>| -> BTreeSet<String> {
         let mut wire = gateway.connect();
@@ -265,7 +237,7 @@ fn two_thousand_keys_have_no_more_series_than_ten() {
         let series = text.lines().filter(|line| !line.starts_with('#'));
         series.filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name.to_owned()).collect()
     };
-    let few = use_all(keys(10));
-    let many = use_all(keys(2000));
+    let few = use_all(gateway.keys_at_once(10));
+    let many = use_all(gateway.keys_at_once(2000));
     assert_eq!(few, many);
 }

@@ -8,6 +8,8 @@
 //! known to fail, a request waits only if nothing usable is cached for its key.
 
 mod loads;
+mod places;
+mod repute;
 mod revived;
 mod suspicion;
 #[cfg(test)]
@@ -22,12 +24,13 @@ use moka::sync::Cache;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
-use self::loads::{Budget, Join, Loads};
+use self::loads::{Attempt, Budget, Join, Loads};
 use self::suspicion::Suspicion;
 use super::events::{EventSink, Seq, Subject};
 use super::fence::{Fence, Judgement};
 use super::{Found, LEASE, Store, StoreFault};
 use crate::telemetry;
+use crate::telemetry::metrics::LookupMeter;
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::KeyId;
@@ -51,7 +54,7 @@ pub struct Settings {
     /// How many lookups of keys that nobody here knows may be under way at once. Keys that are known have as
     /// many of their own.
     pub max_lookups: usize,
-    /// How long one lookup may take.
+    /// How long one lookup may take, and before it the wait for its turn.
     pub lookup_timeout: Duration,
     /// The treatment of cached keys when this process is cut off from the store.
     pub on_partition: OnPartition,
@@ -143,6 +146,7 @@ pub struct ReadThrough {
     known: Cache<Digest, Arc<Entry>>,
     absent: Cache<Digest, Instant>,
     loads: Mutex<Loads>,
+    meter: Arc<LookupMeter>,
     /// Whether the last load failed: while it is set, requests wait for the store only if they must.
     failing: AtomicBool,
     /// From when on entries are loaded ahead of their time again.
@@ -217,9 +221,16 @@ const fn millis(duration: Duration) -> u64 {
 }
 
 impl ReadThrough {
-    /// A cache in front of `store`, whose loads run on the runtime `control`.
+    /// A cache in front of `store`, whose loads run on the runtime `control`. At most `max_waiting` requests wait until a
+    /// lookup of theirs can begin, and as many whose keys are known.
     #[must_use]
-    pub fn new(settings: Settings, store: Arc<dyn Store>, control: Handle, clock: Clock) -> Arc<Self> {
+    pub fn new(
+        settings: Settings,
+        max_waiting: usize,
+        store: Arc<dyn Store>,
+        control: Handle,
+        clock: Clock,
+    ) -> Arc<Self> {
         let fence = Arc::new(Fence::default());
         let doubt = Arc::new(Notify::new());
         let (assured, suspicion) = (Arc::new(Moment::default()), Arc::new(Suspicion::default()));
@@ -239,6 +250,7 @@ impl ReadThrough {
         let absent =
             Cache::builder().max_capacity(NEGATIVE_CAPACITY).time_to_live(settings.negative_ttl).build();
         let (revive, revived) = mpsc::channel(REVIVED_AT_ONCE);
+        let loads = Loads::new(settings.max_lookups, max_waiting);
         let cache = Arc::new(Self {
             settings,
             fence,
@@ -246,7 +258,8 @@ impl ReadThrough {
             suspicion,
             known,
             absent,
-            loads: Mutex::default(),
+            loads: Mutex::new(loads),
+            meter: Arc::default(),
             failing: AtomicBool::new(false),
             uncrowded: Moment::default(),
             sayable: Moment::default(),
@@ -274,6 +287,12 @@ impl ReadThrough {
     #[must_use]
     pub fn entries(&self) -> u64 {
         self.known.entry_count()
+    }
+
+    /// The measurements of waiting for lookups.
+    #[must_use]
+    pub fn meter(&self) -> Arc<LookupMeter> {
+        Arc::clone(&self.meter)
     }
 
     /// The cached entry, if it is current. `None` means that the store must be asked.
@@ -358,21 +377,16 @@ impl ReadThrough {
             self.refresh(digest, entry, self.clock.now());
             return (Outcome::Known(Arc::clone(entry)), Level::Stale);
         }
-        // A known key is no guess, from any network.
-        let budget = if known.is_some() { Budget::Known } else { budget };
         // An entry that was usable and no longer is missed events: the store has come back since.
-        let mut may_have_come_back = known.is_some_and(|entry| self.is_usable(&entry, digest));
+        let mut may_have_come_back = known.as_ref().is_some_and(|entry| self.is_usable(entry, digest));
+        // A known key is no guess, from any network.
+        let budget = if known.is_some() { budget.of_known(may_have_come_back) } else { budget };
         let mut may_blame_another = true;
         for _ in 0..TRIES {
-            let (outcome, level) = match self.join(digest, budget, None) {
-                Join::Ended(outcome) => (Some(outcome), Level::Process),
-                Join::Begun(load) => {
-                    may_blame_another = std::mem::take(&mut may_have_come_back);
-                    (load.outcome().await, Level::Store)
-                }
-                Join::UnderWay(load) => (load.outcome().await, Level::Store),
-                Join::Refused => (Some(Outcome::Unavailable(StoreFault::Exhausted)), Level::Store),
-            };
+            let Attempt { outcome, level, is_own, no_turn } = self.attempt(digest, budget).await;
+            if is_own {
+                may_blame_another = std::mem::take(&mut may_have_come_back);
+            }
             match outcome {
                 // The caller that began the load has left; the waiting ones begin again.
                 None => {}
@@ -386,6 +400,9 @@ impl ReadThrough {
                     // The failed load began before this request did, perhaps before the store recovered. A
                     // time-out is not worth a second.
                     if !matches!(fault, StoreFault::Failed(_)) || !may_blame_another {
+                        if let Some(cause) = no_turn {
+                            self.meter.refused(cause);
+                        }
                         return (Outcome::Unavailable(fault), level);
                     }
                     may_blame_another = false;

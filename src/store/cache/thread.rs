@@ -67,12 +67,12 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
 
     /// Asks the store about a key that a client in `network` presents.
     pub async fn load(&self, digest: &Digest, network: ClientNetwork) -> (Resolved<T>, Level) {
-        self.load_on(Budget::Network(network), digest).await
+        self.load_on(Budget::Stranger(network), digest).await
     }
 
-    /// Asks the store about a key that was valid here a while ago.
-    pub async fn load_known(&self, digest: &Digest) -> (Resolved<T>, Level) {
-        self.load_on(Budget::Known, digest).await
+    /// The same about a key that was valid here a while ago.
+    pub async fn load_known(&self, digest: &Digest, network: ClientNetwork) -> (Resolved<T>, Level) {
+        self.load_on(Budget::Known(network), digest).await
     }
 
     async fn load_on(&self, budget: Budget, digest: &Digest) -> (Resolved<T>, Level) {

@@ -6,6 +6,7 @@ use prometheus::proto::MetricFamily;
 
 use super::changes::ChangeMeter;
 use super::family::{counter, counters, gauge, gauges};
+use super::lookups::LookupMeter;
 use crate::vocabulary::clock::UnixMillis;
 
 /// The state of other parts at the moment of a scrape.
@@ -15,6 +16,9 @@ pub struct State {
     pub certificates: Vec<(Box<str>, UnixMillis)>,
     pub endpoints: Vec<EndpointState>,
     pub cache_entries: u64,
+    /// Requests whose lookup waits for its turn.
+    pub lookups_waiting: usize,
+    pub lookups: Arc<LookupMeter>,
     pub event_link_up: bool,
     /// Whether this gateway holds a lease; `None` with a store that has no leases.
     pub lease_held: Option<bool>,
@@ -58,13 +62,18 @@ impl State {
         families
     }
 
-    fn of_the_store(&self) -> [MetricFamily; 6] {
+    fn of_the_store(&self) -> [MetricFamily; 7] {
         let breakers = self.breakers.iter();
         [
             gauge(
                 "keygate_cache_entries",
                 "Known keys in the cache of the process.",
                 self.cache_entries as f64,
+            ),
+            gauge(
+                "keygate_lookups_waiting",
+                "Requests whose lookup waits for its turn.",
+                self.lookups_waiting as f64,
             ),
             gauge(
                 "keygate_event_link_up",

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use keygate::app::Refused;
@@ -21,6 +22,7 @@ use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use tempfile::TempDir;
 
 use super::client::{Answer, Call, Wire, fetch_over};
+use super::http2::runtime;
 use super::transport::{CERTIFICATE, Pipe, Transport};
 use super::upstream::Upstream;
 
@@ -305,6 +307,32 @@ impl Gateway {
         let made = self.block_on(self.lifecycle().create_key(&operator(), new)).unwrap();
         let Made { key: record, secret, .. } = made;
         TestKey { record, secret: secret.expose().to_owned() }
+    }
+
+    /// The secrets of this number of new keys with all scopes, live and test in turn, created many at a time.
+    pub(crate) fn keys_at_once(&self, count: usize) -> Vec<String> {
+        const THREADS: usize = 16;
+        let (lifecycle, org) = (self.lifecycle(), self.org);
+        let new = |n: usize| NewKey {
+            scopes: Some(lifecycle.vocabulary()),
+            ..NewKey::named(org, &format!("key {n}"), Environment::ALL[n % 2])
+        };
+        let make =
+            async |new| lifecycle.create_key(&operator(), new).await.unwrap().secret.expose().to_owned();
+        let make_some = |first: usize| {
+            runtime().block_on(async {
+                let mut secrets = Vec::new();
+                for n in (first..count).step_by(THREADS) {
+                    secrets.push(make(new(n)).await);
+                }
+                secrets
+            })
+        };
+        thread::scope(|scope| {
+            let make_some = &make_some;
+            let makers: Vec<_> = (0..THREADS).map(|first| scope.spawn(move || make_some(first))).collect();
+            makers.into_iter().flat_map(|maker| maker.join().unwrap()).collect()
+        })
     }
 
     pub(crate) fn revoke(&self, key: &TestKey) {

@@ -64,6 +64,27 @@ pub(crate) fn at_will(
     })
 }
 
+/// Sends `call(0)` to `call(count - 1)`, each once, over `connections`: on each one after another, at once. Returns the
+/// time of all of them too.
+pub(crate) fn once_each(
+    address: SocketAddr,
+    count: usize,
+    connections: usize,
+    call: impl Fn(usize) -> Call + Sync,
+) -> (Vec<Outcome>, Duration) {
+    let all = Mutex::new(Duration::ZERO);
+    let outcomes = over(address, connections, |connection, wire, begun, outcomes| {
+        for number in (connection..count).step_by(connections) {
+            let sent = Instant::now();
+            let status = wire.call(&call(number)).expect("an answer").status;
+            outcomes.push(Outcome { number, status, took: sent.elapsed() });
+        }
+        let mut all = all.lock().unwrap();
+        *all = begun.elapsed().max(*all);
+    });
+    (outcomes, all.into_inner().unwrap())
+}
+
 /// The time begins when all connections are open.
 fn over(
     address: SocketAddr,

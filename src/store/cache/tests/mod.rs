@@ -25,6 +25,7 @@ use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::network::ClientNetwork;
 
 mod interleavings;
+mod waiting;
 
 /// A store in memory. A lookup reads at one step and answers at another.
 #[derive(Debug, Default)]
@@ -46,6 +47,8 @@ struct Books {
     sinks: Vec<Arc<dyn EventSink>>,
     failing: bool,
     spared: bool,
+    /// Whether the next lookup that reads panics.
+    panics: bool,
     /// Whether lookups wait for [`Model::step`].
     stepped: bool,
     waiting: Vec<oneshot::Sender<()>>,
@@ -190,6 +193,8 @@ impl Model {
     }
 
     fn read(&self, digest: &Digest) -> Lookup {
+        let panics = std::mem::take(&mut self.books().panics);
+        assert!(!panics, "the test says so");
         let books = self.books();
         // As the Redis store: one that lacks an event which this process knows is no store.
         if books.failing || books.event < books.told {
@@ -358,11 +363,16 @@ struct Bench {
 
 impl Bench {
     fn with(settings: Settings) -> Self {
+        Self::with_queue(settings, 10_000)
+    }
+
+    /// At most `max_waiting` requests wait for a lookup.
+    fn with_queue(settings: Settings, max_waiting: usize) -> Self {
         let runtime = Builder::new_current_thread().enable_time().build().unwrap();
         let model = Arc::new(Model::default());
         let (clock, shift) = Clock::shifted();
         let store = Arc::clone(&model) as Arc<dyn Store>;
-        let cache = ReadThrough::new(settings, store, runtime.handle().clone(), clock.clone());
+        let cache = ReadThrough::new(settings, max_waiting, store, runtime.handle().clone(), clock.clone());
         let thread = Rc::new(ThreadCache::new(Arc::clone(&cache)));
         Self { runtime, model, cache, thread, clock, shift }
     }
@@ -378,8 +388,13 @@ impl Bench {
 
     /// The same in a task of its own, on the local set that is there.
     fn begin(&self, digest: Digest) -> JoinHandle<&'static str> {
+        self.begin_from(1, digest)
+    }
+
+    /// The same from a client in the network of this number.
+    fn begin_from(&self, from: u8, digest: Digest) -> JoinHandle<&'static str> {
         let (thread, clock) = (Rc::clone(&self.thread), self.clock.clone());
-        tokio::task::spawn_local(async move { ask(&thread, digest, &clock, 1).await })
+        tokio::task::spawn_local(async move { ask(&thread, digest, &clock, from).await })
     }
 
     /// Lets everything go on that can.
@@ -668,62 +683,6 @@ fn a_known_key_whose_lookup_failed_before_the_store_came_back_is_looked_up_again
         assert_eq!(asked.await.unwrap(), "store");
     });
     assert_eq!(bench.model.lookups(), 3, "the first, the one that failed, and one more");
-}
-
-/// Begins loads of these keys, from networks in turn, and gives what those came to that did not wait.
-fn crowd(bench: &Bench, asks: impl IntoIterator<Item = (u64, u8)>) -> Vec<&'static str> {
-    bench.model.books().stepped = true;
-    let local = LocalSet::new();
-    local.block_on(&bench.runtime, async {
-        let asking: Vec<_> = asks
-            .into_iter()
-            .map(|(number, from)| {
-                let (thread, clock) = (Rc::clone(&bench.thread), bench.clock.clone());
-                tokio::task::spawn_local(async move { ask(&thread, digest_of(number), &clock, from).await })
-            })
-            .collect();
-        for _ in 0..10 {
-            yield_now().await;
-        }
-        let mut ended = Vec::new();
-        for one in asking {
-            if one.is_finished() {
-                ended.push(one.await.unwrap());
-            }
-        }
-        ended
-    })
-}
-
-#[test]
-fn a_flood_of_guesses_takes_neither_the_reserve_nor_the_room_of_known_keys() {
-    let bench = Bench::with(Settings {
-        max_lookups: 16,
-        lookup_timeout: Duration::from_secs(3600),
-        ..Settings::default()
-    });
-    let known: Vec<Digest> = (0..8).map(|n| bench.model.make(n, 1)).collect();
-    for digest in &known {
-        assert_eq!(bench.ask(*digest), "store");
-    }
-    bench.advance(50);
-    let before = bench.model.lookups();
-    let guesses = (1000..1100).map(|n| (n, 1));
-    assert_eq!(crowd(&bench, guesses), ["exhausted"; 98], "two of one network, and at once");
-    assert_eq!(crowd(&bench, (2000..2010).map(|n| (n, 2))), ["exhausted"; 8], "and of another");
-    assert_eq!(crowd(&bench, [(3000, 3)]).len(), 0, "who has none is let in");
-    for n in 10..22 {
-        crowd(&bench, [(u64::from(n) + 4000, n)]);
-    }
-    assert_eq!(crowd(&bench, [(5000, 99)]), ["exhausted"], "sixteen and no more");
-    assert_eq!(bench.model.lookups(), before + 16);
-    // Known keys are served, and loaded again in the room that is theirs.
-    assert_eq!(crowd(&bench, (0..8).map(|n| (n, 1))), ["thread"; 8]);
-    assert_eq!(bench.model.lookups(), before + 16 + 4);
-    // Past their time they are no guesses either.
-    bench.advance(11);
-    crowd(&bench, (0..8).map(|n| (n, 1)));
-    assert_eq!(bench.model.lookups(), before + 16 + 8);
 }
 
 #[test]

@@ -1,0 +1,316 @@
+//! A gateway that was just started has seen no key: thousands of good ones come at once, and each of them is let in.
+//!
+//! `KEYGATE_LONG=1 cargo test --test it cold_start -- --nocapture --test-threads 1` runs the long form: 10,000 keys over
+//! 1,000 connections, and 2,000 guesses a second beside them. It needs 10,000 descriptors (`ulimit -n`).
+
+#![expect(clippy::print_stdout, reason = "what was measured is told")]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+
+use crate::harness::http2::{connect, read, runtime};
+use crate::harness::metrics::{scrape, value};
+use crate::harness::traffic::{Outcome, at_rate, once_each, percentile, with_status};
+use crate::harness::{
+    Call, Gateway, RedisServer, TestKey, Transport, Valve, Wire, eventually, guess, is_long, lenient,
+};
+
+/// New keys, and the connections that they come over.
+fn size() -> (usize, usize) {
+    if is_long() { (10_000, 1_000) } else { (2_000, 250) }
+}
+
+/// The store behind a gateway.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Embedded,
+    Redis,
+}
+
+struct Scene {
+    // First, so that it is dropped before its store.
+    gateway: Gateway,
+    secrets: Vec<String>,
+    _redis: Option<RedisServer>,
+}
+
+impl Scene {
+    /// A gateway, and this number of keys that it has not seen. `server` is more of the server's section.
+    #[track_caller]
+    fn start(kind: Kind, server: &str, keys: usize) -> Self {
+        let redis = matches!(kind, Kind::Redis).then(RedisServer::start);
+        // On a busy machine a lookup may take longer than shipped.
+        let patience = if is_long() { "" } else { "lookup_timeout = \"20s\"\n" };
+        let store = redis.as_ref().map_or_else(
+            || "[store]\nkind = \"embedded\"\npath = \"keygate.redb\"\n".to_owned(),
+            |redis| {
+                format!(
+                    "[store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true\n\
+                     command_timeout = \"20s\"\n{patience}",
+                    redis.url()
+                )
+            },
+        );
+        let settings = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\nmax_connections = 4000\n\
+             max_connections_per_client = 4000\n{server}\n[ops]\nlisten = \"127.0.0.1:0\"\n{store}\
+             [cache]\n{patience}\n"
+        );
+        let gateway = Gateway::builder()
+            .upstream("api", "http://127.0.0.1:1", "http://127.0.0.1:2")
+            .settings(&settings)
+            .transport(Transport::Http1)
+            .start();
+        let secrets = gateway.keys_at_once(keys);
+        Self { gateway, secrets, _redis: redis }
+    }
+
+    /// Every key comes once; `from` is the client's address for trusted proxies.
+    fn first_requests(&self, from: impl Fn(usize) -> Option<String> + Sync) -> (Vec<Outcome>, Duration) {
+        let secrets = &self.secrets;
+        once_each(self.gateway.address(), secrets.len(), size().1, |n| {
+            with_key(&secrets[n], from(n).as_deref())
+        })
+    }
+}
+
+/// A request that falls under no route: a good key gets 404, and no upstream is needed.
+fn with_key(secret: &str, from: Option<&str>) -> Call {
+    let call = Call::get("/nowhere").key(secret);
+    from.map_or_else(|| call.clone(), |from| call.clone().field("x-forwarded-for", from))
+}
+
+fn tally(outcomes: &[Outcome]) -> BTreeMap<u16, usize> {
+    let mut tally = BTreeMap::new();
+    for outcome in outcomes {
+        *tally.entry(outcome.status).or_default() += 1;
+    }
+    tally
+}
+
+#[track_caller]
+fn assert_all_let_in(what: &str, scene: &Scene, from: impl Fn(usize) -> Option<String> + Sync) {
+    let (outcomes, took) = scene.first_requests(from);
+    let [half, slowest] = [50.0, 100.0].map(|percent| percentile(&outcomes, percent));
+    println!(
+        "{what}: {:?} in {took:.2?}, p50 {half:.2?}, slowest {slowest:.2?}, over {} connections",
+        tally(&outcomes),
+        size().1
+    );
+    assert_eq!(tally(&outcomes), BTreeMap::from([(404, scene.secrets.len())]), "{what}");
+    assert!(took < lenient(Duration::from_secs(3)), "{what}: {took:?}");
+}
+
+#[test]
+fn good_keys_that_are_new_here_are_all_let_in_from_one_address() {
+    let scene = Scene::start(Kind::Embedded, "", size().0);
+    assert_all_let_in("embedded, one address", &scene, |_| None);
+}
+
+#[test]
+fn good_keys_that_are_new_here_are_all_let_in_from_one_address_with_redis() {
+    let scene = Scene::start(Kind::Redis, "", size().0);
+    assert_all_let_in("Redis, one address", &scene, |_| None);
+}
+
+#[test]
+fn good_keys_that_are_new_here_are_all_let_in_through_a_trusted_proxy() {
+    for kind in [Kind::Embedded, Kind::Redis] {
+        let scene = Scene::start(kind, PROXY, size().0);
+        let from = |n| Some(format!("198.51.{}.7", n % 20));
+        assert_all_let_in(&format!("{kind:?}, 20 networks"), &scene, from);
+    }
+}
+
+/// Requests from one network with the keys that `key` makes, for so long, beside others.
+fn beside<T: Send>(
+    address: SocketAddr,
+    span: Duration,
+    key: impl Fn() -> String + Send + Sync,
+    others: impl FnOnce() -> T,
+) -> (T, Vec<Outcome>) {
+    let rate = if is_long() { 2_000 } else { 400 };
+    thread::scope(|scope| {
+        let guesses =
+            scope.spawn(move || at_rate(address, rate, span, 64, |_| with_key(&key(), Some(GUESSER))));
+        (others(), guesses.join().unwrap())
+    })
+}
+
+/// The test is a proxy, which names the client.
+const PROXY: &str = "trusted_proxies = [\"127.0.0.1\"]";
+const GUESSER: &str = "203.0.113.7";
+
+/// A request as the stock client sends it: up to three times, while the answer is a 503.
+const TRIES: usize = 3;
+
+#[test]
+fn no_good_key_fails_beside_guesses_from_its_own_network() {
+    let scene = Scene::start(Kind::Redis, PROXY, size().0);
+    let span = if is_long() { Duration::from_secs(10) } else { Duration::from_secs(2) };
+    let (address, ops, secrets) = (scene.gateway.address(), scene.gateway.ops_address(), &scene.secrets);
+    let (tries, guesses) = beside(address, span, guess, || {
+        // So that the network is known to guess.
+        let wrong = "keygate_auth_decisions_total{reason=\"key_unknown\"}";
+        eventually("it has guessed", || value(&scrape(ops), wrong) > Some(50.0));
+        let (mut left, mut tries): (Vec<usize>, _) = ((0..secrets.len()).collect(), Vec::new());
+        while !left.is_empty() && tries.len() < TRIES {
+            let some = &left;
+            let (outcomes, _) =
+                once_each(address, some.len(), size().1, |n| with_key(&secrets[some[n]], Some(GUESSER)));
+            let refused = outcomes.iter().filter(|outcome| outcome.status == 503);
+            let next: Vec<usize> = refused.map(|outcome| left[outcome.number]).collect();
+            assert_eq!(with_status(&outcomes, 404) + next.len(), outcomes.len(), "{:?}", tally(&outcomes));
+            tries.push(outcomes);
+            left = next;
+        }
+        assert!(left.is_empty(), "{} of {} good keys failed {TRIES} times", left.len(), secrets.len());
+        tries
+    });
+    let told: Vec<_> = tries.iter().map(|outcomes| tally(outcomes)).collect();
+    println!(
+        "beside {} guesses in {span:?}, {:?}: good keys of the same network {told:?}, p50 {:.2?}, slowest {:.2?}",
+        guesses.len(),
+        tally(&guesses),
+        percentile(&tries[0], 50.0),
+        percentile(&tries[0], 100.0),
+    );
+    assert_eq!(with_status(&guesses, 401) + with_status(&guesses, 503), guesses.len());
+}
+
+#[track_caller]
+fn metric(gateway: &Gateway, series: &str) -> f64 {
+    value(&scrape(gateway.ops_address()), series).unwrap_or_else(|| panic!("there is no {series}"))
+}
+
+#[test]
+fn guesses_from_one_network_delay_newcomers_from_others_little() {
+    const RATE: u32 = 100;
+    let span = if is_long() { Duration::from_secs(10) } else { Duration::from_millis(1500) };
+    let scene = Scene::start(Kind::Redis, PROXY, 2 * (RATE * span.as_millis() as u32 / 1000) as usize);
+    let address = scene.gateway.address();
+    let newcomers = |secrets: &[String]| {
+        at_rate(address, RATE, span, 4, |n| with_key(&secrets[n], Some(&format!("198.51.{}.7", n % 200))))
+    };
+    let (first, second) = scene.secrets.split_at(scene.secrets.len() / 2);
+    // As much work for the machine, but a wrong key that is known costs no lookup.
+    let wrong = guess();
+    let (beside_noise, _) = beside(address, span, || wrong.clone(), || newcomers(first));
+    let (beside_guesses, guesses) = beside(address, span, guess, || newcomers(second));
+    let told = [&beside_noise, &beside_guesses]
+        .map(|outcomes| [50.0, 90.0, 99.0].map(|percent| percentile(outcomes, percent)));
+    println!(
+        "newcomers, p50, p90, p99: {:.2?} beside a known wrong key, {:.2?} beside {} guesses",
+        told[0],
+        told[1],
+        guesses.len()
+    );
+    for outcomes in [&beside_noise, &beside_guesses] {
+        assert_eq!(with_status(outcomes, 404), outcomes.len(), "{:?}", tally(outcomes));
+    }
+    let [[noise, ..], [guesses, ..]] = told;
+    assert!(guesses < 3 * noise + lenient(Duration::ZERO), "{guesses:?}, {noise:?} without guesses");
+}
+
+/// A gateway with one place for lookups, whose store the test stops; and this number of good keys.
+fn narrow(server: &str, keys: usize, transport: Transport) -> (Gateway, Valve, Vec<TestKey>) {
+    let valve = Valve::new();
+    let settings = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\n{server}\n[ops]\nlisten = \"127.0.0.1:0\"\n\
+         [cache]\nmax_lookups = 1\nlookup_timeout = \"20s\"\n"
+    );
+    let gateway = Gateway::builder()
+        .upstream("api", "http://127.0.0.1:1", "http://127.0.0.1:2")
+        .settings(&settings)
+        .store(valve.fitted())
+        .transport(transport)
+        .start();
+    let keys = (0..keys).map(|_| gateway.live_key()).collect();
+    (gateway, valve, keys)
+}
+
+/// A request with each of the keys, on a connection of its own; all but the first wait for their turn.
+fn send_all(gateway: &Gateway, valve: &Valve, keys: &[TestKey]) -> Vec<Wire> {
+    valve.hold();
+    let send = |key: &TestKey| {
+        let mut wire = gateway.connect();
+        wire.send(&with_key(&key.secret, None).to_bytes());
+        eventually("a lookup is under way", || valve.held() == 1);
+        wire
+    };
+    let wires = keys.iter().map(send).collect();
+    eventually("all others wait", || metric(gateway, WAITING) == (keys.len() - 1) as f64);
+    wires
+}
+
+const WAITING: &str = "keygate_lookups_waiting";
+
+#[test]
+fn a_client_that_leaves_waits_no_longer() {
+    let (gateway, valve, keys) = narrow("", 4, Transport::Http1);
+    let mut wires = send_all(&gateway, &valve, &keys);
+    drop(wires.drain(1..3));
+    eventually("two have left", || metric(&gateway, WAITING) == 1.0);
+    valve.pass();
+    for wire in &mut wires {
+        wire.answer().unwrap().refusal(404, "not_found");
+    }
+    assert_eq!(valve.lookups(), 2);
+    let waited = metric(&gateway, "keygate_lookup_wait_seconds_count");
+    assert_eq!((waited, metric(&gateway, WAITING)), (1.0, 0.0));
+}
+
+#[test]
+fn the_first_lookup_that_fails_is_the_answer_for_all_who_wait() {
+    let (gateway, valve, keys) = narrow("", 30, Transport::Http1);
+    let wires = send_all(&gateway, &valve, &keys);
+    // The first lookup has been answered, and is only held.
+    valve.fail();
+    let mut statuses = BTreeMap::new();
+    for mut wire in wires {
+        *statuses.entry(wire.answer().unwrap().status).or_insert(0) += 1;
+    }
+    assert_eq!(statuses, BTreeMap::from([(404, 1), (503, 29)]));
+    assert_eq!(metric(&gateway, WAITING), 0.0);
+    valve.pass();
+    for key in &keys {
+        gateway.fetch(&with_key(&key.secret, None)).refusal(404, "not_found");
+    }
+}
+
+#[test]
+fn the_queue_has_a_place_for_each_connection_and_no_more() {
+    const STREAMS: usize = 10;
+    let (gateway, valve, _) = narrow("max_connections = 3", 0, Transport::Http2);
+    valve.hold();
+    let statuses = runtime().block_on(async {
+        let sender = connect::<Full<Bytes>>(gateway.address(), Transport::Http2).await;
+        let ask = |_| {
+            let mut sender = sender.clone();
+            let request = Request::get("http://api.example.com/nowhere")
+                .header("authorization", format!("Bearer {}", guess()))
+                .body(Full::default())
+                .unwrap();
+            tokio::spawn(async move { read(sender.send_request(request).await.unwrap()).await })
+        };
+        let asked: Vec<_> = (0..STREAMS).map(ask).collect();
+        while asked.iter().filter(|one| one.is_finished()).count() < STREAMS - 4 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        valve.pass();
+        let mut statuses = BTreeMap::new();
+        for one in asked {
+            *statuses.entry(one.await.unwrap().status).or_insert(0) += 1;
+        }
+        statuses
+    });
+    assert_eq!(statuses, BTreeMap::from([(401, 4), (503, 6)]));
+    assert_eq!(metric(&gateway, "keygate_lookups_refused_total{cause=\"full\"}"), 6.0);
+    assert_eq!(metric(&gateway, "keygate_auth_decisions_total{reason=\"lookups_exhausted\"}"), 6.0);
+}
