@@ -57,8 +57,9 @@ fn status(gateway: &Gateway, arguments: &[&str]) -> (i32, String) {
 
 /// A gateway that holds a lease and applies nothing.
 fn ghost(redis: &RedisServer) {
-    redis.command(&["SADD", "{kg}:gateways", "ghost"]);
+    // In this order: a heartbeat removes a gateway from the set that has no lease.
     redis.command(&["SET", "{kg}:gateway:ghost", "0", "PX", "60000"]);
+    redis.command(&["SADD", "{kg}:gateways", "ghost"]);
 }
 
 #[test]
