@@ -8,6 +8,8 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
 use tempfile::TempDir;
 
 use crate::harness::metrics::{scrape, value};
@@ -164,6 +166,89 @@ fn a_fragment_is_seen_wherever_its_head_lies_and_no_other_number_sign_is_taken_f
         }
     }
     assert!(live.seen().iter().all(|seen| !seen.request_line().contains("part")));
+}
+
+/// A request as it is sent, its method, and its body.
+type Sent = (Vec<u8>, &'static str, Vec<u8>);
+
+fn requests(key: &str) -> impl Strategy<Value = Vec<Sent>> + use<> {
+    let key = key.to_owned();
+    let pieces = [
+        "\r\n\r\n",
+        "\n\n",
+        "#",
+        "GET /things#x HTTP/1.1\r\nhost: h\r\n\r\n",
+        "0\r\n\r\n",
+        "abc",
+        "\n",
+        "\r",
+    ];
+    let body = proptest::collection::vec(proptest::sample::select(Vec::from(pieces)), 0..4);
+    let request = (proptest::sample::select(vec!["GET", "HEAD", "POST", "DELETE"]), body, 0..3_u8, 0..3_u8);
+    let request = request.prop_map(move |(method, body, framing, lines)| {
+        let body = if framing == 0 { Vec::new() } else { body };
+        let whole = body.concat().into_bytes();
+        let end = if lines == 0 { "\n" } else { "\r\n" };
+        let fields = [
+            format!("{method} /things HTTP/1.1"),
+            "host: h".to_owned(),
+            format!("authorization: Bearer {key}"),
+            if lines == 1 { "x-a: #".to_owned() } else { "x-a: b".to_owned() },
+            match framing {
+                0 => "x-b:".to_owned(),
+                1 => format!("content-length: {}", whole.len()),
+                _ => "transfer-encoding: chunked".to_owned(),
+            },
+        ];
+        let mut bytes = fields.map(|field| field + end).concat() + end;
+        if framing == 2 {
+            for piece in body {
+                write!(bytes, "{:x};x=y\r\n{piece}\r\n", piece.len()).unwrap();
+            }
+            bytes += if lines == 1 { "0\r\nx-t: #\r\n\r\n" } else { "0\r\n\r\n" };
+        } else if framing == 1 {
+            bytes += std::str::from_utf8(&whole).unwrap();
+        }
+        (bytes.into_bytes(), method, whole)
+    });
+    proptest::collection::vec(request, 1..6)
+}
+
+#[test]
+fn pipelined_requests_arrive_as_they_were_sent_however_they_are_cut() {
+    let live = Upstream::with(|_| Reply::raw("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
+    let (gateway, key) = Tuned::default().live(live.url()).start();
+    let closed = std::cell::Cell::new(0);
+    let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&(requests(&key), 1..400_usize), |(requests, length)| {
+        live.forget();
+        let bytes = requests.iter().flat_map(|(bytes, ..)| bytes.clone()).collect::<Vec<u8>>();
+        let mut wire = gateway.connect();
+        wire.stream().set_nodelay(true).unwrap();
+        for part in bytes.chunks(length) {
+            wire.send(part);
+        }
+        for (n, (sent, method, body)) in requests.iter().enumerate() {
+            let shown = String::from_utf8_lossy(sent).into_owned();
+            let Some(answer) = wire.answer_to(method) else {
+                return Err(TestCaseError::fail(format!("no answer {n}, to {shown:?}")));
+            };
+            prop_assert_eq!(answer.status, 200, "answer {} to {:?}: {}", n, shown, answer.text());
+            let seen = live.seen();
+            prop_assert!(seen.len() > n, "{} of the requests came", seen.len());
+            prop_assert_eq!((&seen[n].body, seen[n].complete), (body, true), "{}", shown);
+            if answer.field("connection") == Some("close") {
+                // A request of a GET's form had a body, and its piece could have been a head.
+                closed.set(closed.get() + 1);
+                break;
+            }
+        }
+        Ok(())
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+    assert!(closed.get() < 100, "{} of 200 connections were closed", closed.get());
 }
 
 #[test]
