@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use crate::downstream::listener::Accepting;
 use crate::downstream::worker::{DrainSettings, Worker};
 use crate::lifecycle::Lifecycle;
 use crate::operators::Running;
@@ -44,7 +45,7 @@ pub struct App {
     lifecycle: Option<Arc<Lifecycle>>,
     store: Arc<dyn Store>,
     control: Control,
-    acceptor: tokio::task::JoinHandle<()>,
+    accepting: Accepting,
     workers: Arc<Vec<Worker>>,
     records: RecordWriter,
     drain: DrainSettings,

@@ -113,7 +113,7 @@ impl App {
 
         let addresses = sockets.addresses();
         let Sockets { public, trusted_proxies, admin_socket, admin_remote, ops } = sockets;
-        let acceptor = tokio::spawn(public.run(Arc::clone(&workers)));
+        let accepting = public.start(Arc::clone(&workers));
         let mut operators = Vec::new();
         if let Some(lifecycle) = &keys.lifecycle {
             tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle), config.retention));
@@ -134,7 +134,7 @@ impl App {
             lifecycle,
             store,
             control,
-            acceptor,
+            accepting,
             workers,
             records,
             drain: config.drain,

@@ -10,7 +10,7 @@ use super::App;
 use super::control::BLOCKED_AT_MOST;
 use super::signals::{Asked, Signals, end};
 use super::store::take_leave;
-use crate::downstream::worker::Worker;
+use crate::downstream::worker::{DrainSettings, Worker};
 use crate::operators::Running;
 use crate::telemetry;
 
@@ -24,6 +24,7 @@ impl App {
         }
         let delay = self.drain.delay;
         self.readiness.stop();
+        self.workers.iter().for_each(Worker::leave);
         telemetry::log("stopping: finishing the requests under way; a second signal ends them");
         let (hurry, hurried) = channel();
         // SIGHUP is still watched, and has no effect.
@@ -48,13 +49,11 @@ impl App {
 
     #[expect(clippy::disallowed_methods, reason = "no test sets the time at which a process ends")]
     fn stop(self, timeout: Duration, hurried: &Receiver<()>) {
-        let Self { control, acceptor, workers, records, operators, lifecycle, store, readiness, .. } = self;
+        let Self { control, accepting, workers, records, operators, lifecycle, store, readiness, .. } = self;
         readiness.stop();
-        acceptor.abort();
-        // When its task is gone, the socket is closed and nothing else holds the workers.
-        drop(control.handle().block_on(acceptor));
+        control.handle().block_on(accepting.stop());
         let mut workers = Arc::into_inner(workers).unwrap_or_default();
-        workers.iter().for_each(Worker::drain);
+        workers.iter().for_each(|worker| worker.drain(DrainSettings::of_tunnels(timeout)));
         let until = Instant::now() + timeout;
         while !workers.iter().all(Worker::is_finished) && Instant::now() < until {
             if hurried.recv_timeout(Duration::from_millis(10)).is_ok() {

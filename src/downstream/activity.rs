@@ -17,6 +17,8 @@ pub(super) struct Activity {
     requests: Cell<usize>,
     /// Since when the client takes nothing of what there is to write.
     blocked_since: Cell<Option<Instant>>,
+    /// Whether a request has come.
+    has_served: Cell<bool>,
     /// Whether the last request came with a body; a part of it may still be on its way.
     had_body: Cell<bool>,
     /// Whether the process is ending, so that every wait that can be left out is left out.
@@ -51,6 +53,7 @@ impl Activity {
             since: Cell::new(Instant::now()),
             requests: Cell::new(0),
             blocked_since: Cell::new(None),
+            has_served: Cell::new(false),
             had_body: Cell::new(false),
             is_hurried: Cell::new(false),
             is_shared: Cell::new(false),
@@ -120,6 +123,12 @@ impl Activity {
         self.is_hurried.set(true);
     }
 
+    /// Whether the connection can be told to finish and no request is lost. hyper closes a kept connection at once, even
+    /// where a part of the next head has come.
+    pub(super) fn may_finish(&self) -> bool {
+        self.phase.get() != Phase::Head || !self.has_served.get()
+    }
+
     /// Whether the client may still be sending a body that nothing reads any more.
     pub(super) const fn may_linger(&self) -> bool {
         self.had_body.get() && !self.is_hurried.get()
@@ -177,6 +186,7 @@ pub(super) struct Busy(Rc<Activity>);
 impl Busy {
     pub(super) fn begin(activity: &Rc<Activity>) -> Self {
         activity.requests.set(activity.requests.get() + 1);
+        activity.has_served.set(true);
         activity.enter(Phase::Busy);
         Self(Rc::clone(activity))
     }

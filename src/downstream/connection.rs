@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Context;
 
 use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, Version};
@@ -20,15 +21,16 @@ use tokio::time::sleep_until;
 use super::activity::{Activity, Busy, Phase, Tracked};
 use super::http1_stream::{Http1Stream, Messages};
 use super::http2::{self, Paced, Streams};
+use super::http2_stream::{ErrorCode, Http2Stream};
 use super::lingering::{Socket, Watched};
-use super::membership::Member;
+use super::membership::{Member, Stage};
 use super::preface::{self, Rewound};
 use super::refusal::{self, Unread};
 use super::tls::{self, Stream};
 use super::watchdog::{self, Watchdog, first_deadline};
 use crate::gateway::{self, Cut, Gateway, ResponseBody, Tunnel};
 use crate::policy::request::Limits;
-use crate::telemetry::metrics::{Connected, Protocol};
+use crate::telemetry::metrics::{Connected, Excess, Protocol};
 use crate::vocabulary::peer::Peer;
 use crate::vocabulary::rejection::Rejection;
 
@@ -63,9 +65,10 @@ where
     // one.
     let Some(Ok((stream, is_http2))) = watchdog.until(open(watched, tls, &activity)).await else { return };
     let peer = Rc::new(if tls.is_some() { peer.over_tls() } else { peer });
-    let connection = Connection { peer, gateway, activity: &activity, connected: &connected };
+    let connection =
+        Connection { peer, gateway, activity: &activity, connected: &connected, member: &member };
     if is_http2 {
-        connection.serve_http2(TokioIo::new(stream), &mut watchdog, &serving.watchdog).await;
+        connection.serve_http2(stream, &mut watchdog, &serving.watchdog).await;
     } else {
         connection.serve_http1(stream, &mut watchdog).await;
     }
@@ -77,6 +80,7 @@ struct Connection<'c> {
     gateway: Rc<Gateway>,
     activity: &'c Rc<Activity>,
     connected: &'c Connected,
+    member: &'c Member,
 }
 
 impl Connection<'_> {
@@ -97,9 +101,10 @@ impl Connection<'_> {
             let (switch, cut) = (Rc::clone(&switch), cut.clone());
             async move {
                 let (response, tunnel) = gateway::handle(&gateway, peer, request, &cut).await;
+                let ends = is_lost || tunnel.is_none() && connection.member.stage() > Stage::Serving;
                 switch.set(tunnel);
                 Ok::<_, Infallible>(
-                    connection.framed(version, is_lost, response).map(|body| Tracked::new(body, busy)),
+                    connection.framed(version, ends, response).map(|body| Tracked::new(body, busy)),
                 )
             }
         });
@@ -107,14 +112,16 @@ impl Connection<'_> {
         let io = TokioIo::new(Http1Stream::new(stream, Rc::clone(&messages)));
         let mut connection = http1_builder(&limits).serve_connection(io, service);
         let finish = http1::Connection::graceful_shutdown;
-        let outcome = watchdog.watch(Pin::new(&mut connection), finish, || cut.is_due()).await;
+        let outcome = watchdog.watch(Pin::new(&mut connection), || (), finish, || cut.is_due()).await;
         if let Some(tunnel) = switch.take() {
             self.connected.speaks(Protocol::WebSocket);
             // The client has its 101. What follows is not HTTP.
             messages.give_up();
             let http1::Parts { io, read_buf, .. } = connection.into_parts();
             // When one side breaks off, the tunnel is over for both: there is nothing to report.
-            drop(tunnel.run(io.into_inner(), read_buf).await);
+            let (member, begun) = (self.member, self.member.stage());
+            let departure = |cx: &mut Context<'_>| member.poll_departure(cx, begun);
+            drop(tunnel.run(io.into_inner(), read_buf, departure).await);
         } else if let Some(Err(error)) = outcome
             && error.is_parse()
             && messages.is_settled()
@@ -128,16 +135,16 @@ impl Connection<'_> {
         }
     }
 
-    /// The answer with what its framing needs. The connection ends with it if nobody knows where the next request
-    /// begins. HTTP/1.0 has no framing for a body of unknown length but the end of the connection, and then hyper must
+    /// The answer with what its framing needs. The connection `ends` with it if nobody knows where the next request
+    /// begins, or the process ends. HTTP/1.0 has no framing for a body of unknown length but the end of the connection, and then hyper must
     /// not announce that it stays open.
     fn framed(
         &self,
         version: Version,
-        is_lost: bool,
+        ends: bool,
         mut response: Response<ResponseBody>,
     ) -> Response<ResponseBody> {
-        if is_lost {
+        if ends {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if version == Version::HTTP_10 && response.body().size_hint().exact().is_none() {
@@ -167,19 +174,24 @@ impl Connection<'_> {
             stream.shutdown().await
         });
         // A client that went away before it read its refusal is no failure of the gateway.
-        let _: Option<io::Result<()>> = watchdog.watch(writing, |_| (), || false).await;
+        let _: Option<io::Result<()>> = watchdog.watch(writing, || (), |_| (), || false).await;
     }
 
-    async fn serve_http2<S>(self, io: TokioIo<S>, watchdog: &mut Watchdog<'_>, settings: &watchdog::Settings)
+    async fn serve_http2<S>(self, stream: S, watchdog: &mut Watchdog<'_>, settings: &watchdog::Settings)
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         self.connected.speaks(Protocol::Http2);
         self.activity.share();
+        let (outgoing, limits) = (Http2Stream::new(stream), self.gateway.limits());
         let streams = Streams::new(settings.write_timeout);
-        let service = service_fn(|request| {
+        let service = service_fn(|mut request: Request<Incoming>| {
             let (busy, pace) = (Busy::begin(self.activity), streams.open());
             let (gateway, peer, cut) = (Rc::clone(&self.gateway), Rc::clone(&self.peer), pace.cut().clone());
+            http2::shed(request.headers_mut(), limits.fields);
+            if self.member.stage() > Stage::Serving {
+                outgoing.announce_end();
+            }
             async move {
                 // It never makes a tunnel: HTTP/2 has no `Upgrade`, and a request with one is refused as
                 // malformed.
@@ -187,10 +199,36 @@ impl Connection<'_> {
                 Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked::new(body, busy), pace)))
             }
         });
-        let connection = pin!(http2::builder(streams.clone()).serve_connection(io, service));
-        let finish = hyper_http2::Connection::graceful_shutdown;
-        // An error means that the client went away, or spoke something else; h2 has told it so.
-        let _ = watchdog.watch(connection, finish, || streams.are_abused()).await;
+        let excess = Cell::new(None);
+        let is_over = || {
+            let cancelled = || streams.are_abused().then_some(Excess::CancelledRequests);
+            let reset = || outgoing.has_reset_too_many().then_some(Excess::StreamsReset);
+            excess.set(cancelled().or_else(reset));
+            excess.get().is_some()
+        };
+        {
+            let io = TokioIo::new(outgoing.clone());
+            let connection = pin!(http2::builder(streams.clone(), &limits).serve_connection(io, service));
+            let finish = hyper_http2::Connection::graceful_shutdown;
+            // An error means that the client went away, or spoke something else; h2 has told it so.
+            let _ = watchdog.watch(connection, || outgoing.announce_end(), finish, is_over).await;
+        }
+        if let Some(why) = excess.get() {
+            self.note_cut(why);
+            outgoing.end(Some(ErrorCode::EnhanceYourCalm)).await;
+        } else if outgoing.was_calmed() {
+            // h2 has written the GOAWAY.
+            self.note_cut(Excess::Flood);
+            outgoing.end(None).await;
+        }
+    }
+
+    /// Counts and logs that the connection is cut.
+    fn note_cut(&self, why: Excess) {
+        self.gateway.cells().connection_cut(why);
+        let client = self.peer.address();
+        self.member
+            .log_cut(|| format!("cutting an HTTP/2 connection: its client, {client}, {}", why.described()));
     }
 }
 
@@ -209,12 +247,9 @@ where
     activity.enter(Phase::Handshake);
     let (stream, is_http2) = tls.accept(stream).await?;
     activity.enter(Phase::Head);
-    if !is_http2 {
-        return Ok((Rewound::untouched(stream), false));
-    }
-    // Read here because of its time limit. hyper judges it.
+    // The first bytes are read here because of their time limit. hyper judges them.
     let (stream, _) = preface::is_http2(stream).await?;
-    Ok((stream, true))
+    Ok((stream, is_http2))
 }
 
 fn http1_builder(limits: &Limits) -> http1::Builder {

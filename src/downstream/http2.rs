@@ -14,19 +14,27 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::TokioTimer;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::allowance::Allowance;
 use crate::gateway::Cut;
+use crate::policy::request::Limits;
 use crate::telemetry;
 
 /// Requests at once on one connection.
 const STREAMS: u32 = 100;
-/// A request's header list, in bytes after decompression.
-const HEADER_LIST: u32 = 16 << 10;
+/// What h2 reads of a request's header list, in bytes after decompression: more than the limits of a request, so that
+/// it is the guard that refuses, as on HTTP/1.1. Beyond it h2 answers with a bare 431.
+const HEADER_LIST: usize = 64 << 10;
+/// The size that a field has in a header list beside its name and its value (RFC 9113, section 10.5.1).
+const FIELD: usize = 32;
+/// The fields that every request has in its header list, and no limit counts.
+const PSEUDO_FIELDS: usize = 1 << 10;
 /// How many bytes of bodies a client may send before they are forwarded.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
@@ -34,38 +42,54 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 64 << 10;
 /// A client that sends nothing for this time gets a ping, and has the same time to answer it.
 const PING: Duration = Duration::from_secs(20);
-/// The connection ends after this many streams that a client resets before they are looked at (Rapid Reset,
-/// CVE-2023-44487), or that it makes keygate reset (`MadeYouReset`, CVE-2025-8671).
-const RESET_UNSEEN: usize = 20;
-const RESET_BY_US: usize = 1024;
-/// How many more requests a client may cancel than it lets be answered. A cancelled request costs an upstream
-/// connection, and no longer counts among the requests at once.
+/// How many requests a client may cancel at once that it has [just begun](HASTE), beyond those that it lets be answered
+/// (Rapid Reset, CVE-2023-44487). Such a request costs an upstream connection, and no longer counts among the requests
+/// at once.
 const CANCELLED_AT_MOST: u32 = 200;
+/// How many of them time forgives. Other clients may share the connection: what is common on it must not add up.
+const FORGIVEN_PER_SECOND: u32 = 10;
+/// A request that was cancelled later than this, or after its answer began, was an ordinary one: somebody left.
+const HASTE: Duration = Duration::from_secs(1);
 /// How many bytes of an answer are handed over at once: a frame of the size that every client accepts.
 const PIECE: usize = 16 << 10;
 
-pub(super) fn builder(streams: Streams) -> http2::Builder<Streams> {
+pub(super) fn builder(streams: Streams, limits: &Limits) -> http2::Builder<Streams> {
     let mut builder = http2::Builder::new(streams);
+    let list = limits.head + limits.target + FIELD * limits.fields + PSEUDO_FIELDS;
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
-        .max_header_list_size(HEADER_LIST)
+        .max_header_list_size(u32::try_from(list.max(HEADER_LIST)).unwrap_or(u32::MAX))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(RESET_UNSEEN)
-        .max_local_error_reset_streams(RESET_BY_US)
+        // Those that are reset before keygate looks at them count among the cancelled ones too, once it does.
+        .max_pending_accept_reset_streams(CANCELLED_AT_MOST as usize)
+        // h2 would count over the whole life of the connection. `Http2Stream` counts them by time.
+        .max_local_error_reset_streams(None)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
     builder
+}
+
+/// Drops header fields that a request has beyond the number that is allowed, all but one, for which the guard refuses
+/// it. Compressed, thousands of fields are a few bytes on the wire, and each waiting request would hold them in memory.
+pub(super) fn shed(headers: &mut HeaderMap, allowed: usize) {
+    if headers.len() > allowed {
+        let mut few = HeaderMap::with_capacity(allowed + 1);
+        for (name, value) in headers.iter().take(allowed + 1) {
+            few.append(name, value.clone());
+        }
+        *headers = few;
+    }
 }
 
 /// The streams of one connection: each is a task of the worker's own thread.
 #[derive(Clone, Debug)]
 pub(super) struct Streams {
     patience: Duration,
-    /// Requests cancelled, less those answered since.
-    cancelled: Rc<Cell<u32>>,
+    /// Requests cancelled in [haste](HASTE), less those answered since.
+    cancelled: Rc<Allowance>,
     pairing: Rc<RefCell<Pairing>>,
 }
 
@@ -73,13 +97,14 @@ impl Streams {
     /// A piece of an answer may wait for `patience` until the client takes it.
     #[must_use]
     pub(super) fn new(patience: Duration) -> Self {
-        Self { patience, cancelled: Rc::default(), pairing: Rc::default() }
+        let cancelled = Rc::new(Allowance::new(CANCELLED_AT_MOST, FORGIVEN_PER_SECOND));
+        Self { patience, cancelled, pairing: Rc::default() }
     }
 
     /// Makes the pace of a request. To be called once for each request, when hyper calls the service.
     #[must_use]
     pub(super) fn open(&self) -> Pace {
-        let pace = Pace::default();
+        let pace = Pace::begin(Instant::now());
         self.pairing.borrow_mut().request(pace.clone());
         pace
     }
@@ -87,7 +112,7 @@ impl Streams {
     /// Whether the client cancels more requests than a client of good will does.
     #[must_use]
     pub(super) fn are_abused(&self) -> bool {
-        self.cancelled.get() > CANCELLED_AT_MOST
+        self.cancelled.is_spent(Instant::now)
     }
 }
 
@@ -102,8 +127,12 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
                 // keygate ended it, not the client.
                 return;
             }
-            let now = cancelled.get();
-            cancelled.set(if pace.0.answered.get() { now.saturating_sub(1) } else { now + 1 });
+            let now = Instant::now();
+            match pace.0.answer.get() {
+                Answer::HandedOver => cancelled.give_back(),
+                Answer::None if now.saturating_duration_since(pace.0.begun) < HASTE => cancelled.spend(now),
+                Answer::None | Answer::Begun => {}
+            }
         });
     }
 }
@@ -155,19 +184,33 @@ impl Pairing {
 }
 
 /// How far an answer has come; shared by its body and the task of its stream.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Pace(Rc<Progress>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Progress {
+    begun: Instant,
     /// Since when a piece of the answer has waited for the client.
     waiting_since: Cell<Option<Instant>>,
-    /// Whether the whole answer, as far as there is one, has been handed over.
-    answered: Cell<bool>,
+    answer: Cell<Answer>,
     cut: Cut,
 }
 
+/// The answer to a request, as far as it has been handed over.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    None,
+    Begun,
+    /// All of it, as far as there is one.
+    HandedOver,
+}
+
 impl Pace {
+    fn begin(now: Instant) -> Self {
+        let (waiting_since, answer, cut) = (Cell::default(), Cell::new(Answer::None), Cut::default());
+        Self(Rc::new(Progress { begun: now, waiting_since, answer, cut }))
+    }
+
     /// Orders the stream to end.
     #[must_use]
     pub(super) fn cut(&self) -> &Cut {
@@ -221,7 +264,7 @@ pin_project_lite::pin_project! {
 
 impl<B: Body<Data = Bytes>> Paced<B> {
     pub(super) fn new(body: B, pace: Pace) -> Self {
-        pace.0.answered.set(body.is_end_stream());
+        pace.0.answer.set(if body.is_end_stream() { Answer::HandedOver } else { Answer::Begun });
         Self { body, rest: Bytes::new(), pace }
     }
 }
@@ -243,7 +286,7 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
                 Some(Ok(frame)) if frame.is_data() => *this.rest = frame.into_data().unwrap_or_default(),
                 // Trailers, the end, or an upstream that broke off: the client did not cancel.
                 last => {
-                    progress.answered.set(true);
+                    progress.answer.set(Answer::HandedOver);
                     return Poll::Ready(last);
                 }
             }
@@ -253,7 +296,7 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
             // The wait of the last piece is not measured, so the piece must not hold the whole buffer that it
             // was read into.
             piece = Bytes::copy_from_slice(&piece);
-            progress.answered.set(true);
+            progress.answer.set(Answer::HandedOver);
         }
         progress.waiting_since.set(Some(Instant::now()));
         Poll::Ready(Some(Ok(Frame::data(piece))))
@@ -277,6 +320,10 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
 mod tests {
     use super::*;
 
+    fn pace() -> Pace {
+        Pace::begin(Instant::now())
+    }
+
     fn is_same(one: &Pace, other: &Pace) -> bool {
         Rc::ptr_eq(&one.0, &other.0)
     }
@@ -285,7 +332,7 @@ mod tests {
     fn each_stream_gets_the_pace_of_its_own_request() {
         let mut pairing = Pairing::default();
         for _ in 0..3 {
-            let pace = Pace::default();
+            let pace = pace();
             pairing.request(pace.clone());
             assert!(is_same(&pairing.stream().unwrap(), &pace));
         }
@@ -294,11 +341,11 @@ mod tests {
     #[test]
     fn where_requests_and_streams_do_not_take_turns_every_stream_ends() {
         let (mut two_requests, mut no_request) = (Pairing::default(), Pairing::default());
-        two_requests.request(Pace::default());
-        two_requests.request(Pace::default());
+        two_requests.request(pace());
+        two_requests.request(pace());
         for pairing in [&mut two_requests, &mut no_request] {
             assert!(pairing.stream().is_none());
-            pairing.request(Pace::default());
+            pairing.request(pace());
             assert!(pairing.stream().is_none(), "a later turn does not make it certain again");
         }
     }

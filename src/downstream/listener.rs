@@ -12,7 +12,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use super::connection_limit::{ConnectionLimit, Slot};
 use super::worker::Worker;
@@ -108,27 +109,77 @@ impl Listener {
         self.address
     }
 
-    /// Accepts connections and hands them to the workers, for as long as it is polled.
-    pub async fn run(self, workers: Arc<Vec<Worker>>) {
-        let (full, failing) = (Throttle::default(), Throttle::default());
+    /// Accepts connections and hands them to the workers, until it is stopped. Must be called inside the control runtime.
+    #[must_use]
+    pub fn start(self, workers: Arc<Vec<Worker>>) -> Accepting {
+        let (stop, stopped) = oneshot::channel();
+        Accepting { task: tokio::spawn(self.run(workers, stopped)), stop }
+    }
+
+    async fn run(self, workers: Arc<Vec<Worker>>, mut stop: oneshot::Receiver<()>) {
+        let Self { socket, limit, clock, .. } = self;
+        let intake = Intake { workers, limit, clock, full: Throttle::default() };
+        let failing = Throttle::default();
         loop {
-            let (stream, address) = match self.socket.accept().await {
-                Ok(accepted) => accepted,
+            let accepted = tokio::select! {
+                biased;
+                _ = &mut stop => break,
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, address)) => intake.take(stream, address),
                 // The client left before it was accepted. That is no failure of this socket.
-                Err(error) if is_of_the_client(&error) => continue,
+                Err(error) if is_of_the_client(&error) => {}
                 Err(error) => {
                     let line = || format!("cannot accept connections: {error}; trying again");
-                    failing.log(self.clock.mono(), line);
+                    failing.log(intake.clock.mono(), line);
                     tokio::time::sleep(PAUSE).await;
-                    continue;
                 }
-            };
-            let peer = Peer::new(address);
-            match self.limit.take(peer.address()) {
-                // It is closed unread: an answer would cost a place, and there is none.
-                None => full.log(self.clock.mono(), || FULL.to_owned()),
-                Some(slot) => hand_over(&workers, stream, peer, slot),
             }
+        }
+        // They would be reset with the socket.
+        let Ok(socket) = socket.into_std() else { return };
+        for _ in 0..BACKLOG {
+            let Ok((stream, address)) = socket.accept() else { return };
+            // It does not inherit this from the socket.
+            if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                intake.take(stream, address);
+            }
+        }
+    }
+}
+
+/// A socket whose connections are accepted.
+#[derive(Debug)]
+pub struct Accepting {
+    task: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+}
+
+impl Accepting {
+    /// Takes the connections that wait to be accepted, and closes the socket. Nothing else then holds the workers.
+    pub async fn stop(self) {
+        drop(self.stop);
+        let _ = self.task.await;
+    }
+}
+
+/// Where accepted connections go.
+struct Intake {
+    workers: Arc<Vec<Worker>>,
+    limit: ConnectionLimit,
+    clock: Clock,
+    /// Limits the log lines about connections that were refused.
+    full: Throttle,
+}
+
+impl Intake {
+    fn take(&self, stream: TcpStream, address: SocketAddr) {
+        let peer = Peer::new(address);
+        match self.limit.take(peer.address()) {
+            // It is closed unread: an answer would cost a place, and there is none.
+            None => self.full.log(self.clock.mono(), || FULL.to_owned()),
+            Some(slot) => hand_over(&self.workers, stream, peer, slot),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The connections of one worker: their number, and the signal to all of them to finish.
+//! The connections of one worker: their number, and the signals to all of them that the process ends.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -6,17 +6,36 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::gateway::Departure;
+use crate::telemetry::Throttle;
+
+/// How far the end of the process has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    #[default]
+    Serving,
+    /// Clients are told that their connections end, and every request is still served.
+    Leaving,
+    /// The requests under way are finished, and no other is begun.
+    Finishing,
+    /// Tunnels have had their share of the time.
+    Closing,
+}
 
 /// The open connections of one worker.
 ///
-/// It belongs to one thread. Therefore a connection can ask on every poll whether the drain has begun: that
-/// costs the read of a flag.
+/// It belongs to one thread. Therefore a connection can ask on every poll how far the end has come: that costs the read
+/// of a byte.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
-    draining: Cell<bool>,
+    stage: Cell<Stage>,
     next: Cell<u64>,
     open: RefCell<HashMap<u64, Option<Waker>>>,
     all_closed: Notify,
+    /// Limits the log lines about connections that were cut.
+    cuts: Throttle,
 }
 
 impl Connections {
@@ -30,12 +49,10 @@ impl Connections {
         Member { connections: Rc::clone(self), number, registered: Cell::new(false) }
     }
 
-    /// Lets every connection finish its requests under way, and begin no other.
-    pub(super) fn begin_drain(&self) {
-        self.draining.set(true);
-        for waker in self.open.borrow_mut().values_mut().filter_map(Option::take) {
-            waker.wake();
-        }
+    /// Tells every connection how far the end has come. It never goes back.
+    pub(super) fn advance(&self, to: Stage) {
+        self.stage.set(self.stage.get().max(to));
+        self.open.borrow().values().flatten().for_each(Waker::wake_by_ref);
     }
 
     /// Waits until no connection is open.
@@ -55,16 +72,34 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Whether the drain has begun. If it has not, the task is woken when it begins.
-    pub(super) fn poll_drain(&self, cx: &Context<'_>) -> bool {
-        if self.connections.draining.get() {
-            return true;
-        }
+    /// How far the end has come.
+    pub(super) fn stage(&self) -> Stage {
+        self.connections.stage.get()
+    }
+
+    /// How far the end has come. The task is woken when it goes on.
+    pub(super) fn poll_stage(&self, cx: &Context<'_>) -> Stage {
         // The waker of a task stays the same while its own runtime polls it.
         if !self.registered.replace(true) {
             self.connections.open.borrow_mut().insert(self.number, Some(cx.waker().clone()));
         }
-        false
+        self.stage()
+    }
+
+    /// What a tunnel that began at the stage `begun` must do. One that was begun while clients were told to leave is told
+    /// only when that time is over: until then a load balancer could bring its client back here again and again.
+    pub(super) fn poll_departure(&self, cx: &Context<'_>, begun: Stage) -> Departure {
+        match self.poll_stage(cx) {
+            Stage::Closing => Departure::Over,
+            Stage::Finishing => Departure::Asked,
+            Stage::Leaving if begun == Stage::Serving => Departure::Asked,
+            Stage::Leaving | Stage::Serving => Departure::NotYet,
+        }
+    }
+
+    /// Logs that the connection is cut, unless another was logged a moment ago.
+    pub(super) fn log_cut(&self, line: impl FnOnce() -> String) {
+        self.connections.cuts.log(Instant::now().into_std(), line);
     }
 }
 

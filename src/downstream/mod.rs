@@ -1,11 +1,13 @@
 //! The client's side: from the socket to a request that the gateway can handle, and back.
 
 mod activity;
+mod allowance;
 pub mod connection;
 mod connection_limit;
 mod framing;
 mod http1_stream;
 pub mod http2;
+mod http2_stream;
 mod lingering;
 pub mod listener;
 mod membership;

@@ -39,13 +39,6 @@ pub(super) struct Rewound<S> {
     length: usize,
 }
 
-impl<S> Rewound<S> {
-    /// A stream of which nothing has been read.
-    pub(super) const fn untouched(stream: S) -> Self {
-        Self { stream, seen: [0; PREFACE.len()], given: 0, length: 0 }
-    }
-}
-
 impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,

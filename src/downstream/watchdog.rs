@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
 use super::activity::{Activity, Phase};
-use super::membership::Member;
+use super::membership::{Member, Stage};
 
 /// How long a client may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,12 +38,18 @@ impl Default for Settings {
     }
 }
 
+/// How long a new connection may wait for its first bytes once no other is accepted. Its client, which connected just
+/// before that, is about to send its request.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// Ends a connection that takes too long, and lets it finish in a drain.
 pub(super) struct Watchdog<'w> {
     activity: &'w Activity,
     settings: &'w Settings,
     member: &'w Member,
     timer: Pin<&'w mut Sleep>,
+    /// Whether nothing has come yet, and nothing needs to come.
+    is_last_call: bool,
 }
 
 impl<'w> Watchdog<'w> {
@@ -54,38 +60,45 @@ impl<'w> Watchdog<'w> {
         member: &'w Member,
         timer: Pin<&'w mut Sleep>,
     ) -> Self {
-        Self { activity, settings, member, timer }
+        Self { activity, settings, member, timer, is_last_call: false }
     }
 
-    /// Waits for what comes before the first request; `None` when it took too long, or the drain has begun.
+    /// Waits for what comes before the first request; `None` when it took too long.
     pub(super) async fn until<F: Future>(&mut self, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
-        poll_fn(|cx| {
-            if self.member.poll_drain(cx) {
-                return Poll::Ready(None);
-            }
+        let outcome = poll_fn(|cx| {
+            self.is_last_call = self.member.poll_stage(cx) >= Stage::Finishing;
             match future.as_mut().poll(cx) {
                 Poll::Ready(output) => Poll::Ready(Some(output)),
                 Poll::Pending => self.poll_too_late(cx).map(|()| None),
             }
         })
-        .await
+        .await;
+        self.is_last_call = false;
+        outcome
     }
 
-    /// Runs the connection. `finish` lets it end after the requests under way; `is_over` ends it at once. `None` if it
-    /// was ended here.
+    /// Runs the connection. When the process ends, `leave` announces it, and later `finish` lets the connection end after
+    /// the requests under way. `is_over` ends it at once. `None` if it was ended here.
     pub(super) async fn watch<C: Future>(
         &mut self,
         mut connection: Pin<&mut C>,
+        leave: impl Fn(),
         finish: impl Fn(Pin<&mut C>),
         is_over: impl Fn() -> bool,
     ) -> Option<C::Output> {
-        let mut draining = false;
+        // A connection that begins at a later stage is told with its first request: were it told before that, its client
+        // would come back without having been served.
+        let mut is_told = self.member.stage() > Stage::Serving;
+        let mut is_finishing = false;
         poll_fn(|cx| {
-            if self.member.poll_drain(cx) && !draining {
-                draining = true;
+            let stage = self.member.poll_stage(cx);
+            if stage > Stage::Serving && !is_told {
+                is_told = true;
+                leave();
+            }
+            if stage >= Stage::Finishing {
                 self.activity.hurry();
-                finish(connection.as_mut());
             }
             loop {
                 if is_over() {
@@ -96,6 +109,12 @@ impl<'w> Watchdog<'w> {
                 }
                 if is_over() {
                     return Poll::Ready(None);
+                }
+                // Not before that poll: a request that has come must not be lost.
+                if stage >= Stage::Finishing && !is_finishing && self.activity.may_finish() {
+                    is_finishing = true;
+                    finish(connection.as_mut());
+                    continue;
                 }
                 self.activity.remember(cx);
                 if self.poll_too_late(cx).is_pending() {
@@ -133,6 +152,7 @@ impl<'w> Watchdog<'w> {
         let Settings { handshake_timeout, head_timeout, idle_timeout, write_timeout } = *self.settings;
         let since = self.activity.since();
         let phase = match self.activity.phase() {
+            Phase::Handshake | Phase::Head if self.is_last_call => Some(since + LAST_CALL),
             Phase::Handshake => Some(since + handshake_timeout),
             Phase::Head => Some(since + head_timeout),
             // The ends of answers may still be on their way to a client that was told to finish.

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::connection::{self, Serving};
 use super::connection_limit::Slot;
-use super::membership::Connections;
+use super::membership::{Connections, Stage};
 use crate::gateway::{Gateway, Plan, Shared};
 use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::Cells;
@@ -31,8 +31,17 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub struct DrainSettings {
     /// How long new connections are still accepted after the signal, until load balancers have noticed it.
     pub delay: Duration,
-    /// How long requests under way may then take.
+    /// How long requests under way may then take. Tunnels have a [share](DrainSettings::of_tunnels) of it.
     pub timeout: Duration,
+}
+
+impl DrainSettings {
+    /// How long tunnels may take to close, where all that is under way has `timeout`. A tunnel can go on for hours, and
+    /// its client was told to leave.
+    #[must_use]
+    pub fn of_tunnels(timeout: Duration) -> Duration {
+        timeout / 4
+    }
 }
 
 impl Default for DrainSettings {
@@ -72,8 +81,12 @@ enum Order {
         serving: Serving,
         done: Sender<()>,
     },
-    /// Finish the requests under way, begin no other, then end.
-    Drain,
+    /// Tell clients that their connections end, and go on serving.
+    Leave,
+    /// Finish the requests under way, begin no other, then end. Tunnels are closed after this time.
+    Drain {
+        tunnels: Duration,
+    },
 }
 
 impl Worker {
@@ -112,9 +125,14 @@ impl Worker {
         let _ = self.orders.send(Order::Adopt { plan, serving, done });
     }
 
-    /// Lets the requests under way finish, then ends.
-    pub fn drain(&self) {
-        let _ = self.orders.send(Order::Drain);
+    /// Tells clients that their connections end. Every request is still served.
+    pub fn leave(&self) {
+        let _ = self.orders.send(Order::Leave);
+    }
+
+    /// Lets the requests under way finish, and tunnels close within the time `tunnels`, then ends.
+    pub fn drain(&self, tunnels: Duration) {
+        let _ = self.orders.send(Order::Drain { tunnels });
     }
 
     #[must_use]
@@ -175,9 +193,15 @@ async fn work(
                 serving = Rc::new(other);
                 drop(done);
             }
-            Some(Order::Drain) => {
+            Some(Order::Leave) => connections.advance(Stage::Leaving),
+            Some(Order::Drain { tunnels }) => {
                 draining = true;
-                connections.begin_drain();
+                connections.advance(Stage::Finishing);
+                let connections = Rc::clone(&connections);
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(tunnels).await;
+                    connections.advance(Stage::Closing);
+                });
             }
             Some(Order::Serve { stream, peer, slot }) => {
                 let counted = Counted(Arc::clone(load));

@@ -58,7 +58,7 @@ use crate::vocabulary::rejection::Rejection;
 pub use self::cut::Cut;
 pub use self::response_body::ResponseBody;
 pub use self::snapshot::Plan;
-pub use self::tunnel::Tunnel;
+pub use self::tunnel::{Departure, Tunnel};
 
 /// The settings of the request path.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -244,7 +244,7 @@ fn the_limits_are_announced_and_a_stream_beyond_them_is_refused() {
         .chunks(6)
         .map(|s| (u16::from_be_bytes([s[0], s[1]]), u32::from_be_bytes([s[2], s[3], s[4], s[5]])))
         .collect();
-    for expected in [(3, 100), (4, 256 << 10), (6, 16 << 10)] {
+    for expected in [(3, 100), (4, 256 << 10), (6, 64 << 10)] {
         assert!(announced.contains(&expected), "{announced:?}");
     }
     // The settings were acknowledged, so the limit holds: the 101st stream is refused, the others are served.
@@ -269,17 +269,54 @@ fn holding(held: Receiver<()>) -> Upstream {
     })
 }
 
+/// The request with this number of fields more, of this size each.
+fn laden(target: &str, key: &TestKey, fields: usize, size: usize) -> Request<Full<Bytes>> {
+    let mut laden = request(target, key);
+    for n in 0..fields {
+        let name = http::HeaderName::try_from(format!("x-large-{n}")).unwrap();
+        laden.headers_mut().insert(name, HeaderValue::try_from("v".repeat(size)).unwrap());
+    }
+    laden
+}
+
 #[test]
-fn a_header_list_beyond_the_limit_is_refused_and_the_connection_goes_on() {
+fn the_size_of_a_head_has_the_same_limit_as_on_http_1_1() {
     let live = Upstream::start("live");
     let gateway = start(&live, "");
     let key = gateway.live_key();
-    let mut large = request("/v1/jobs", &key);
-    for n in 0..20 {
-        let name = http::HeaderName::try_from(format!("x-large-{n}")).unwrap();
-        large.headers_mut().insert(name, HeaderValue::try_from("v".repeat(1000)).unwrap());
+    let allowed = [laden("/v1/jobs", &key, 20, 1000), laden("/v1/jobs", &key, 32, 1000)];
+    for answer in at_once(&gateway, allowed.into()) {
+        assert_eq!(answer.text(), "live");
     }
-    let answers = at_once(&gateway, vec![large, request("/v1/jobs", &key)]);
+    let refused = [
+        laden("/v1/jobs", &key, 33, 1000),
+        laden("/v1/jobs", &key, 1, 60_000),
+        laden("/v1/jobs", &key, 100, 1),
+        laden("/v1/jobs", &key, 1000, 1),
+    ];
+    for answer in at_once(&gateway, refused.into()) {
+        answer.refusal(431, "validation_error");
+    }
+}
+
+#[test]
+fn a_limit_above_the_usual_holds_on_http_2_too() {
+    let live = Upstream::start("live");
+    let gateway = start(&live, "[limits]\nhead = \"128KiB\"\nfields = 1000");
+    let key = gateway.live_key();
+    let requests = [laden("/v1/jobs", &key, 900, 130), laden("/v1/jobs", &key, 132, 1000)];
+    let answers = at_once(&gateway, requests.into());
+    assert_eq!(answers[0].text(), "live");
+    answers[1].refusal(431, "validation_error");
+}
+
+#[test]
+fn a_header_list_beyond_what_is_read_is_refused_and_the_connection_goes_on() {
+    let live = Upstream::start("live");
+    let gateway = start(&live, "");
+    let key = gateway.live_key();
+    let requests = [laden("/v1/jobs", &key, 70, 1000), request("/v1/jobs", &key)];
+    let answers = at_once(&gateway, requests.into());
     assert_eq!([answers[0].status, answers[1].status], [431, 200]);
     assert_eq!(live.only().values("x-large-0").len(), 0);
 }

@@ -5,7 +5,9 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::harness::metrics::{scrape, value};
-use crate::harness::{Call, Gateway, Reply, Upstream, Wire, eventually};
+use crate::harness::{
+    Call, Gateway, Manual, PATIENCE, Process, Reply, Upstream, Wire, create_key, eventually, refusing,
+};
 
 const POLICY: &str = r#"
 scopes = ["a", "b"]
@@ -207,7 +209,7 @@ fn a_client_that_goes_away_takes_its_upstream_connection_with_it() {
     wire.send(&handshake("/socket").key(&gateway.live_key().secret).to_bytes());
     assert_eq!(wire.head().unwrap().status, 101);
     drop(wire);
-    ended.recv_timeout(crate::harness::PATIENCE).unwrap();
+    ended.recv_timeout(PATIENCE).unwrap();
 }
 
 #[test]
@@ -232,4 +234,101 @@ fn a_tunnel_is_one_request_that_ends_with_it() {
             && metric("keygate_requests_in_flight 0")
     });
     gateway.drain(Duration::ZERO);
+}
+
+// ---- The end of the process
+
+/// A Close frame of a server with the code 1001, "going away" (RFC 6455, sections 5.5.1 and 7.4.1).
+const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
+/// The same from a client, masked with zeros, which leaves it readable.
+const CLIENT_LEAVES: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
+
+/// A gateway with one worker, the client's side of a tunnel through it, and the upstream's.
+fn tunnel() -> (Gateway, Wire, Wire) {
+    let live = Manual::start();
+    let server = "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 1";
+    let gateway =
+        Gateway::builder().settings(server).policy(POLICY).upstream("api", &live.url(), &refusing()).start();
+    let key = gateway.live_key().secret;
+    let (client, upstream) = open_tunnel(gateway.connect(), &live, &key);
+    (gateway, client, upstream)
+}
+
+fn open_tunnel(mut client: Wire, live: &Manual, key: &str) -> (Wire, Wire) {
+    client.send(&handshake("/socket").key(key).to_bytes());
+    let mut upstream = live.accept();
+    upstream.request_head().unwrap();
+    upstream.send(SWITCH.as_bytes());
+    assert_eq!(client.head().unwrap().status, 101);
+    (client, upstream)
+}
+
+#[test]
+fn when_the_gateway_stops_a_client_is_asked_to_leave_and_the_upstream_hears_it_from_the_client() {
+    let (gateway, mut client, mut upstream) = tunnel();
+    upstream.send(b"\x81\x02hi");
+    assert_eq!(client.exactly(4).unwrap(), b"\x81\x02hi");
+    let draining = std::thread::spawn(move || gateway.drain(10 * PATIENCE));
+    assert_eq!(client.exactly(4).unwrap(), GOING_AWAY);
+    // Nothing may follow the Close. What the client still has to say reaches the upstream.
+    upstream.send(b"\x81\x04late");
+    let last_words = [&[0x81, 0x83, 0, 0, 0, 0][..], b"bye"].concat();
+    client.send(&[&last_words[..], &CLIENT_LEAVES].concat());
+    assert_eq!(upstream.exactly(17).unwrap(), [&last_words[..], &CLIENT_LEAVES].concat());
+    assert!(!draining.is_finished(), "the upstream has not answered");
+    upstream.send(&GOING_AWAY);
+    assert!(client.is_closed());
+    assert!(upstream.is_closed());
+    draining.join().unwrap();
+}
+
+#[test]
+fn the_request_to_leave_waits_for_the_end_of_a_frame() {
+    let (gateway, mut client, mut upstream) = tunnel();
+    upstream.send(b"\x81\x04ha");
+    assert_eq!(client.exactly(4).unwrap(), b"\x81\x04ha");
+    let mut idle = gateway.connect();
+    let draining = std::thread::spawn(move || gateway.drain(10 * PATIENCE));
+    assert!(idle.is_closed(), "the worker knows of the end");
+    upstream.send(b"lf\x81\x04late");
+    assert_eq!(client.exactly(6).unwrap(), [b"lf", &GOING_AWAY[..]].concat());
+    drop(client);
+    drop(upstream);
+    draining.join().unwrap();
+}
+
+#[test]
+fn a_client_that_does_not_leave_has_its_share_of_the_time_and_then_the_upstream_is_told() {
+    let (gateway, mut client, mut upstream) = tunnel();
+    let begun = std::time::Instant::now();
+    let draining = std::thread::spawn(move || gateway.drain(Duration::from_secs(2)));
+    assert_eq!(client.exactly(4).unwrap(), GOING_AWAY);
+    client.send(b"\x81\x80\0\0\0\0");
+    assert_eq!(upstream.exactly(6).unwrap(), b"\x81\x80\0\0\0\0");
+    let close = upstream.exactly(8).unwrap();
+    assert_eq!(close[..2], [0x88, 0x82]);
+    assert_eq!([close[6] ^ close[2], close[7] ^ close[3]], [0x03, 0xe9]);
+    assert!(begun.elapsed() >= Duration::from_millis(500), "a quarter of the time");
+    assert!(upstream.is_closed() && client.is_closed());
+    draining.join().unwrap();
+}
+
+#[test]
+fn a_client_is_asked_to_leave_when_the_signal_comes_and_not_after_the_delay() {
+    let (folder, live) = (tempfile::TempDir::new().unwrap(), Manual::start());
+    let server = "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 1\ndrain_delay = \"1h\"";
+    let builder = Gateway::builder().settings(server).policy(POLICY);
+    builder.upstream("api", &live.url(), &refusing()).write(folder.path());
+    let key = create_key(folder.path());
+    let mut keygate = Process::serve(folder.path());
+    let address = keygate.address();
+    let (mut client, _upstream) = open_tunnel(Wire::connect(address), &live, &key);
+    keygate.terminate();
+    assert_eq!(client.exactly(4).unwrap(), GOING_AWAY);
+    // It comes back to the same gateway while the load balancer has not noticed, and is let be for that time.
+    let (mut again, mut upstream) = open_tunnel(Wire::connect(address), &live, &key);
+    upstream.send(b"\x81\x02hi");
+    assert_eq!(again.exactly(4).unwrap(), b"\x81\x02hi");
+    keygate.terminate();
+    assert_eq!(keygate.wait().code(), Some(0));
 }

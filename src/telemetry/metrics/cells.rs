@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use prometheus::proto::MetricFamily;
 
 use super::cell::change;
-use super::connections::{self, Connected, OpenConnections};
+use super::connections::{self, Connected, CutConnections, Excess, OpenConnections};
 use super::decisions::{self, Decisions};
 use super::named::Named;
 use super::requests::{self, RouteCells, UpstreamCells};
@@ -23,6 +23,7 @@ pub struct Cells {
     upstreams: Named<UpstreamCells>,
     in_flight: AtomicI64,
     connections: Arc<OpenConnections>,
+    cut_connections: CutConnections,
     decisions: Decisions,
 }
 
@@ -33,6 +34,7 @@ impl Cells {
             upstreams: Named::new(),
             in_flight: AtomicI64::new(0),
             connections: Arc::default(),
+            cut_connections: CutConnections::default(),
             decisions: Decisions::new(),
         }
     }
@@ -65,6 +67,11 @@ impl Cells {
         Connected::new(Arc::clone(&self.connections))
     }
 
+    /// An HTTP/2 connection was cut, because its client did this in excess.
+    pub fn connection_cut(&self, why: Excess) {
+        self.cut_connections.count(why);
+    }
+
     /// A key was found, and it opens its request.
     pub fn authenticated(&self) {
         self.decisions.authenticated();
@@ -95,6 +102,7 @@ pub(super) fn families(threads: &[Arc<Cells>]) -> Vec<MetricFamily> {
     families.extend(requests::families(&routes, &upstreams, in_flight));
     families.extend(decisions::families(&threads.iter().map(|cells| &cells.decisions)));
     families.push(connections::family(&threads.iter().map(|cells| &*cells.connections)));
+    families.push(connections::cut_family(&threads.iter().map(|cells| &cells.cut_connections)));
     families
 }
 

@@ -1,13 +1,13 @@
-//! Open client connections, by the protocol that they speak.
+//! Client connections: the open ones, by the protocol that they speak, and those that keygate cut.
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use prometheus::proto::MetricFamily;
 
-use super::cell::change;
-use super::family::gauges;
+use super::cell::{add, change, read};
+use super::family::{counters, gauges};
 
 /// The protocol of a client connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,49 @@ impl Protocol {
             Self::Http2 => "http2",
             Self::WebSocket => "websocket",
         }
+    }
+}
+
+/// What a client did in excess, so that its HTTP/2 connection was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Excess {
+    /// It cancelled requests that it had just begun.
+    CancelledRequests,
+    /// It made keygate reset streams: by malformed requests, or frames for streams that had ended.
+    StreamsReset,
+    /// It sent too much of what h2 itself limits: parts of a head, resets, small frames.
+    Flood,
+}
+
+impl Excess {
+    const ALL: [Self; 3] = [Self::CancelledRequests, Self::StreamsReset, Self::Flood];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::CancelledRequests => "cancelled_requests",
+            Self::StreamsReset => "streams_reset",
+            Self::Flood => "flood",
+        }
+    }
+
+    /// What the client does, for a log line.
+    #[must_use]
+    pub const fn described(self) -> &'static str {
+        match self {
+            Self::CancelledRequests => "cancels too many requests that it has just begun",
+            Self::StreamsReset => "makes keygate reset too many streams",
+            Self::Flood => "sends too many frames of a kind that costs more than it carries",
+        }
+    }
+}
+
+/// One thread's cut HTTP/2 connections, by [`Excess`].
+#[derive(Debug, Default)]
+pub(super) struct CutConnections([AtomicU64; Excess::ALL.len()]);
+
+impl CutConnections {
+    pub(super) fn count(&self, why: Excess) {
+        add(&self.0[why as usize], 1);
     }
 }
 
@@ -72,5 +115,14 @@ pub(super) fn family<'t>(threads: &(impl Iterator<Item = &'t OpenConnections> + 
         "keygate_connections",
         "Open client connections, by protocol; \"opening\" until it is known.",
         series,
+    )
+}
+
+pub(super) fn cut_family<'t>(threads: &(impl Iterator<Item = &'t CutConnections> + Clone)) -> MetricFamily {
+    let cut = |why: Excess| -> u64 { threads.clone().map(|cut| read(&cut.0[why as usize])).sum() };
+    counters(
+        "keygate_connections_cut_total",
+        "HTTP/2 connections that were cut because the client did something in excess.",
+        Excess::ALL.map(|why| ([("reason", why.label())], cut(why))),
     )
 }

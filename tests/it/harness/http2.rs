@@ -64,9 +64,8 @@ pub(crate) fn request(transport: Transport, call: &Call) -> Option<Request<Bytes
     Some(request)
 }
 
-/// The gateway's limit for header fields on HTTP/2, less than on HTTP/1.1; this leaves room for the fields of the
-/// protocol itself.
-const HEADER_LIST: usize = 15 << 10;
+/// What the gateway reads of a header list on HTTP/2; this leaves room for the fields of the protocol itself.
+const HEADER_LIST: usize = 60 << 10;
 
 pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
@@ -141,6 +140,7 @@ pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
 
 pub(crate) const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
@@ -149,7 +149,16 @@ const END_HEADERS: u8 = 4;
 impl Frames {
     /// Sends the preface and these settings.
     pub(crate) fn connect(gateway: &Gateway, settings: &[(u16, u32)]) -> Self {
-        let mut frames = Self { wire: gateway.wire("h2") };
+        Self::over(gateway.wire("h2"), settings)
+    }
+
+    /// The same to an address, on plain text.
+    pub(crate) fn connect_to(address: SocketAddr) -> Self {
+        Self::over(Wire::connect(address), &[])
+    }
+
+    fn over(wire: Wire, settings: &[(u16, u32)]) -> Self {
+        let mut frames = Self { wire };
         frames.wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         let payload: Vec<u8> = settings
             .iter()
@@ -208,21 +217,20 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
 /// A whole GET request with a key, in one HEADERS frame.
 pub(crate) fn get(stream: u32, target: &str, key: &str) -> Vec<u8> {
     let authorization = format!("Bearer {key}");
-    let fields = [
-        (":method", "GET"),
-        (":scheme", "http"),
-        (":authority", HOST),
-        (":path", target),
-        ("authorization", &authorization),
-    ];
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(target, &[("authorization", &authorization)]))
+}
+
+/// The header block of a GET request with these fields.
+pub(crate) fn block(target: &str, fields: &[(&str, &str)]) -> Vec<u8> {
+    let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", HOST), (":path", target)];
     // Literal fields that are not indexed (RFC 7541, section 6.2.2), in plain octets.
     let mut block = Vec::new();
-    for (name, value) in fields {
+    for (name, value) in pseudo.iter().chain(fields) {
         block.push(0);
         for text in [name, value] {
             block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).unwrap());
             block.extend_from_slice(text.as_bytes());
         }
     }
-    frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)
+    block
 }

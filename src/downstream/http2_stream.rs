@@ -1,0 +1,359 @@
+//! The stream beneath h2: it follows the frames that are written, so that a GOAWAY can be put between two of them.
+//!
+//! h2 tells a client that its connection ends only where h2 itself ends it. keygate ends it for reasons that h2 does
+//! not know, and announces the end long before it comes.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Instant;
+
+use super::allowance::Allowance;
+
+/// How long a client has to take the frame that says why its connection ends, and to stop sending.
+const END_TAKES: Duration = Duration::from_millis(250);
+/// How many bytes it may still send meanwhile.
+const UNREAD: u64 = 1 << 20;
+/// Streams that a client may make keygate reset: malformed requests, frames for streams that have ended, streams
+/// beyond the limit (`MadeYouReset`, CVE-2025-8671). h2 counts them too, but over the whole life of a connection; a load
+/// balancer's connection lives for days.
+const RESETS: u32 = 1024;
+const RESETS_FORGIVEN_PER_SECOND: u32 = 100;
+
+/// Error codes of RFC 9113, section 7.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ErrorCode {
+    /// The connection ends in good order.
+    NoError = 0,
+    /// The client asks for more than it may.
+    EnhanceYourCalm = 11,
+}
+
+/// A stream that can put a GOAWAY between the frames that h2 writes. Its clones share the stream, so that it can still
+/// be written to when h2 is gone.
+#[derive(Debug)]
+pub(super) struct Http2Stream<S>(Rc<RefCell<Outgoing<S>>>);
+
+#[derive(Debug)]
+struct Outgoing<S> {
+    stream: S,
+    frames: Frames,
+    goaway: Option<GoAway>,
+    is_announced: bool,
+}
+
+impl<S> Clone for Http2Stream<S> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
+    pub(super) fn new(stream: S) -> Self {
+        let frames = Frames::default();
+        Self(Rc::new(RefCell::new(Outgoing { stream, frames, goaway: None, is_announced: false })))
+    }
+
+    /// Lets a GOAWAY follow the frame that is being written: the connection will end, and every stream that the client
+    /// begins until then is served. It goes out with the next write or flush, and once at most.
+    pub(super) fn announce_end(&self) {
+        let outgoing = &mut *self.0.borrow_mut();
+        if !outgoing.is_announced {
+            outgoing.is_announced = true;
+            outgoing.goaway = Some(GoAway::new(ErrorCode::NoError));
+        }
+    }
+
+    /// Whether the client has made h2 reset more streams than it may.
+    pub(super) fn has_reset_too_many(&self) -> bool {
+        self.0.borrow().frames.resets.is_spent(Instant::now)
+    }
+
+    /// Whether h2 has ended the connection because the client asked for more than it may.
+    pub(super) fn was_calmed(&self) -> bool {
+        self.0.borrow().frames.was_calmed
+    }
+
+    /// Ends the connection, after a GOAWAY with this code where no frame is half written. To be called when h2 is gone.
+    pub(super) async fn end(self, why: Option<ErrorCode>) {
+        // h2's handle is gone, so this is the only one.
+        let Some(Outgoing { mut stream, frames, .. }) = Rc::into_inner(self.0).map(RefCell::into_inner)
+        else {
+            return;
+        };
+        let ending = async {
+            if let Some(why) = why.filter(|_| frames.may_be_followed()) {
+                stream.write_all(&GoAway::new(why).bytes).await?;
+            }
+            stream.shutdown().await?;
+            // What is left unread would reset the connection, and the reset can overtake the GOAWAY.
+            tokio::io::copy(&mut stream.take(UNREAD), &mut tokio::io::sink()).await
+        };
+        // A client that does not read, or goes on sending, sees the connection closed.
+        let _ = tokio::time::timeout(END_TAKES, ending).await;
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Outgoing<S> {
+    /// Writes the GOAWAY that waits, where a frame has ended. Ready: there is nothing to write, or it may not be written
+    /// here.
+    fn poll_goaway(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(goaway) = &mut self.goaway
+            && (goaway.written > 0 || self.frames.may_be_followed())
+        {
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &goaway.bytes[goaway.written..]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            goaway.written += n;
+            if goaway.written == goaway.bytes.len() {
+                self.goaway = None;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Http2Stream<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.borrow_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Stream<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let outgoing = &mut *self.0.borrow_mut();
+        let mut bytes = bytes;
+        if outgoing.goaway.is_some() {
+            ready!(outgoing.poll_goaway(cx))?;
+            if outgoing.goaway.is_some() {
+                // It has its turn at the end of the frame.
+                bytes = &bytes[..bytes.len().min(outgoing.frames.rest())];
+            }
+        }
+        let written = ready!(Pin::new(&mut outgoing.stream).poll_write(cx, bytes))?;
+        outgoing.frames.pass(&bytes[..written]);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outgoing = &mut *self.0.borrow_mut();
+        ready!(outgoing.poll_goaway(cx))?;
+        Pin::new(&mut outgoing.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.borrow_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// A GOAWAY, as far as it is written.
+#[derive(Debug)]
+struct GoAway {
+    bytes: [u8; HEAD + 8],
+    written: usize,
+}
+
+impl GoAway {
+    /// Its last stream is the highest there can be: any stream may have been served.
+    const fn new(code: ErrorCode) -> Self {
+        Self {
+            bytes: [0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, code as u8],
+            written: 0,
+        }
+    }
+}
+
+/// The length of a frame's head, and what is read of it (RFC 9113, section 4.1).
+const HEAD: usize = 9;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// Follows the frames that are written, to know where one ends. Of two kinds of frames it also reads the error code.
+#[derive(Debug)]
+struct Frames {
+    head: [u8; HEAD + 8],
+    /// How many bytes of the head, and of the payload as far as it is read, have been written.
+    seen: usize,
+    /// How many bytes of the payload are still to be written.
+    payload: usize,
+    /// Whether nothing but a CONTINUATION may come next.
+    is_in_block: bool,
+    /// Whether a frame has been written. The first one is h2's SETTINGS.
+    has_begun: bool,
+    resets: Allowance,
+    was_calmed: bool,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self {
+            head: [0; HEAD + 8],
+            seen: 0,
+            payload: 0,
+            is_in_block: false,
+            has_begun: false,
+            resets: Allowance::new(RESETS, RESETS_FORGIVEN_PER_SECOND),
+            was_calmed: false,
+        }
+    }
+}
+
+impl Frames {
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.payload > 0 {
+                let n = self.payload.min(bytes.len());
+                self.payload -= n;
+                bytes = &bytes[n..];
+                continue;
+            }
+            let n = (self.wanted() - self.seen).min(bytes.len());
+            self.head[self.seen..self.seen + n].copy_from_slice(&bytes[..n]);
+            self.seen += n;
+            bytes = &bytes[n..];
+            if self.seen == self.wanted() {
+                self.note();
+            }
+        }
+    }
+
+    /// How many bytes of the frame are read.
+    const fn wanted(&self) -> usize {
+        match self.head[3] {
+            _ if self.seen < HEAD => HEAD,
+            RST_STREAM => HEAD + 4,
+            GOAWAY => HEAD + 8,
+            _ => HEAD,
+        }
+    }
+
+    /// What was wanted of the frame has been written.
+    fn note(&mut self) {
+        let [long, middle, short, kind, flags, ..] = self.head;
+        let length = usize::from(long) << 16 | usize::from(middle) << 8 | usize::from(short);
+        self.payload = length.saturating_sub(self.seen - HEAD);
+        self.seen = 0;
+        self.has_begun = true;
+        match kind {
+            HEADERS | CONTINUATION => self.is_in_block = flags & END_HEADERS == 0,
+            RST_STREAM if is_by_h2(self.head[HEAD + 3]) => self.resets.spend(Instant::now()),
+            GOAWAY => self.was_calmed |= self.head[HEAD + 7] == ErrorCode::EnhanceYourCalm as u8,
+            _ => {}
+        }
+    }
+
+    /// Whether another frame may come next.
+    const fn may_be_followed(&self) -> bool {
+        self.seen == 0 && self.payload == 0 && !self.is_in_block && self.has_begun
+    }
+
+    /// How many bytes can be written without passing the end of the frame.
+    const fn rest(&self) -> usize {
+        if self.payload > 0 { self.payload } else { self.wanted() - self.seen }
+    }
+}
+
+/// Whether h2 resets a stream by itself with this error code, because the client left it no choice. Streams that keygate
+/// ends have one of the others: `NO_ERROR`, `INTERNAL_ERROR` and `CANCEL`.
+const fn is_by_h2(code: u8) -> bool {
+    !matches!(code, 0 | 2 | 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[0, length[0], length[1], kind, flags, 0, 0, 0, 1][..], payload].concat()
+    }
+
+    fn written() -> [Vec<u8>; 7] {
+        [
+            frame(4, 0, &[]),
+            frame(HEADERS, END_HEADERS, b"abc"),
+            frame(0, 0, &[0; 300]),
+            frame(RST_STREAM, 0, &[0, 0, 0, 5]),
+            frame(GOAWAY, 0, b"\x7f\xff\xff\xff\0\0\0\0why"),
+            // One unit with its continuation.
+            [frame(HEADERS, 0, b"ab"), frame(CONTINUATION, END_HEADERS, b"c")].concat(),
+            frame(0, 1, &[]),
+        ]
+    }
+
+    #[test]
+    fn frames_are_followed_in_parts_of_any_size() {
+        let (units, said) = (written(), written().concat());
+        let ends: Vec<usize> = units
+            .iter()
+            .scan(0, |end, unit| {
+                *end += unit.len();
+                Some(*end)
+            })
+            .collect();
+        for step in [1, 2, 3, 7, 50, 1000] {
+            let (mut frames, mut found, mut at) = (Frames::default(), Vec::new(), 0);
+            for part in said.chunks(step) {
+                frames.pass(part);
+                at += part.len();
+                if frames.may_be_followed() {
+                    found.push(at);
+                }
+            }
+            let reached: Vec<usize> =
+                ends.iter().copied().filter(|end| end % step == 0 || *end == said.len()).collect();
+            assert_eq!(found, reached, "in steps of {step}");
+            assert!(!frames.was_calmed);
+        }
+        let mut frames = Frames::default();
+        assert!(!frames.may_be_followed(), "SETTINGS comes first");
+        frames.pass(&GoAway::new(ErrorCode::EnhanceYourCalm).bytes);
+        assert!(frames.was_calmed && frames.may_be_followed());
+    }
+
+    /// The bytes that come out when h2 writes in parts of this size, and the end is announced before part `announced`.
+    async fn sent(step: usize, announced: usize) -> Vec<u8> {
+        let (near, mut far) = tokio::io::duplex(5);
+        let framed = Http2Stream::new(near);
+        let mut h2 = framed.clone();
+        let writing = async move {
+            for (n, part) in written().concat().chunks(step).enumerate() {
+                if n == announced {
+                    framed.announce_end();
+                }
+                h2.write_all(part).await.unwrap();
+            }
+            framed.announce_end();
+            h2.flush().await.unwrap();
+        };
+        let mut sent = Vec::new();
+        let reading = async { far.read_to_end(&mut sent).await.unwrap() };
+        tokio::join!(writing, reading);
+        sent
+    }
+
+    #[test]
+    fn the_end_is_announced_once_and_between_two_frames() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let goaway = GoAway::new(ErrorCode::NoError).bytes;
+        let units = written();
+        let places: Vec<Vec<u8>> = (1..=units.len())
+            .map(|n| [&units[..n].concat()[..], &goaway, &units[n..].concat()].concat())
+            .collect();
+        for step in [1, 4, 30, 1000] {
+            for announced in [0, 1, 2, 9, 30, 340, 10_000] {
+                let sent = runtime.block_on(sent(step, announced));
+                assert!(places.contains(&sent), "parts of {step}, announced before part {announced}");
+            }
+        }
+    }
+}
