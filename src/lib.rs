@@ -28,6 +28,7 @@ pub mod api;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod dial;
 pub mod downstream;
 pub mod gateway;
 pub mod lifecycle;

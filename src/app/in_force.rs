@@ -77,10 +77,11 @@ impl Observed {
             Standing::Out => (Some(false), None),
             Standing::Among(leases) => (Some(true), Some(leases)),
         };
-        let endpoints = in_force.health.endpoints().map(|(upstream, endpoint, is_healthy)| EndpointState {
-            upstream: upstream.into(),
-            endpoint: endpoint.into(),
-            is_healthy,
+        let endpoints = in_force.health.endpoints().map(|seen| EndpointState {
+            upstream: seen.upstream.into(),
+            endpoint: seen.authority.into(),
+            is_healthy: seen.is_healthy,
+            retries: seen.retries,
         });
         State {
             certificates: in_force.certificates.clone(),

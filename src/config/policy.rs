@@ -15,6 +15,7 @@ use crate::policy::target::{Operation, Target, UpstreamId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::scope::{Scope, ScopeSet};
+use crate::vocabulary::upstream::Retries;
 
 pub(super) struct Policy {
     pub(super) routes: RouteTable,
@@ -70,6 +71,7 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
     let forward_authorization = section.or("forward_authorization", false, flag);
     let encoded_slash = section.or("encoded_slash", false, flag);
     let websocket = section.or("websocket", false, flag);
+    let retries = section.or("retry", Retries::Safe, retries);
     let on_partition = section.optional("on_partition", choice(&ON_PARTITION));
     let body_limit = section.optional("body_limit", size(BODY));
     let (access, target) = (access?, target?);
@@ -88,9 +90,14 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
         forward_authorization,
         encoded_slash,
         websocket,
+        retries,
         on_partition,
         body_limit,
     })
+}
+
+fn retries(value: &Value) -> Result<Retries, String> {
+    flag(value).map(|allowed| if allowed { Retries::Idempotent } else { Retries::Never })
 }
 
 fn id(value: &Value) -> Result<Box<str>, String> {
@@ -207,7 +214,7 @@ fn refuse_senseless(section: &Section<'_>, access: &Access, target: Target) {
         section.wrong("environment", text);
     }
     let Target::Operation(operation) = target else { return };
-    for key in ["forward_authorization", "encoded_slash", "websocket"] {
+    for key in ["forward_authorization", "encoded_slash", "websocket", "retry"] {
         if section.given(key) {
             section.wrong(key, "only valid on a route to an upstream; remove it");
         }

@@ -43,7 +43,11 @@ pub(super) async fn forward(
         exchange.enter_flight(holder, client);
     }
     exchange.note_sending(permit.environment());
-    let sent = exchange.snapshot().upstreams().send(upstream, permit.environment(), request).await;
+    let sent = exchange
+        .snapshot()
+        .upstreams()
+        .send(upstream, permit.environment(), request, permit.route().retries)
+        .await;
     exchange.note_answered();
     let mut answer = sent.map_err(|error| refuse(exchange, upstream, &error))?;
     let snapshot = exchange.snapshot();

@@ -18,6 +18,7 @@ use super::request::CanonicalRequest;
 use super::target::Target;
 use super::tree::{End, Node};
 use crate::vocabulary::partition::OnPartition;
+use crate::vocabulary::upstream::Retries;
 
 /// One rule of the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Route {
     pub encoded_slash: bool,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
+    /// Which requests may be sent to the upstream twice.
+    pub retries: Retries,
     /// The handling of its requests while the gateway is cut off from the store; `None` for the setting of all routes.
     pub on_partition: Option<OnPartition>,
     /// The largest body in bytes; `None` for the limit of all routes.
@@ -220,6 +223,7 @@ pub(super) mod tests {
             encoded_slash: id.contains("slash"),
             on_partition: None,
             websocket: false,
+            retries: Retries::default(),
             body_limit: None,
         }
     }

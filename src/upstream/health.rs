@@ -1,14 +1,30 @@
-//! Which endpoints can be connected to. Passive: no probes are sent. It is how the last attempt to connect
-//! ended, of any thread.
+//! What is known of each endpoint, and whether it is passed over. Passive: no probes are sent. It is how attempts to
+//! connect ended, and whether requests were answered, in all threads together.
+//!
+//! # When an endpoint is passed over
+//! - It could not be connected to.
+//! - Three requests in a row timed out there, and it gave no answer to anybody while they waited. One key whose requests
+//!   time out can therefore turn no endpoint out of use that answers others.
+//!
+//! For how long: one second, and twice as long after each request that tried it in vain, up to 30 s. When that time is over, one
+//! request tries it; success ends the matter. An endpoint that is the only one is never passed over, and if all are, all
+//! are tried ([`select`](super::select)).
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::endpoint::Endpoint;
 use crate::telemetry;
 use crate::vocabulary::key::Environment;
+
+/// For how long an endpoint is passed over at first, and at most.
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+/// The number of time-outs in a row after which an endpoint is passed over.
+const SILENCES: u32 = 3;
 
 /// The health of all endpoints of a configuration.
 #[derive(Debug, Default)]
@@ -19,30 +35,176 @@ struct Watched {
     upstream: Box<str>,
     endpoint: Endpoint,
     authority: Box<str>,
-    reachable: Reachable,
+    standing: Standing,
 }
 
-/// Whether the last attempt to connect to an endpoint succeeded; shared by all threads.
-#[derive(Clone, Debug)]
-pub struct Reachable(Arc<AtomicBool>);
+/// One endpoint at the moment of a scrape.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'h> {
+    /// The name of its upstream.
+    pub upstream: &'h str,
+    /// `host:port`.
+    pub authority: &'h str,
+    /// Whether the last attempt to connect succeeded, and it is not known to leave requests unanswered.
+    pub is_healthy: bool,
+    /// How often a request was sent again there.
+    pub retries: u64,
+}
 
-impl Default for Reachable {
-    fn default() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+/// What is known of one endpoint; shared by all threads.
+#[derive(Clone, Debug, Default)]
+pub struct Standing(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// The moment from which the other times count.
+    origin: OnceLock<Instant>,
+    /// Whether the last attempt to connect failed.
+    is_unreachable: AtomicBool,
+    unreachable: Spell,
+    silent: Spell,
+    /// Time-outs since the last answer.
+    silences: AtomicU32,
+    /// Whether an answer came since [`Standing::sweep`] was last called. Answers write it once a second at most.
+    has_answered: AtomicBool,
+    /// A moment soon after the last answer before that.
+    last_answer: AtomicU64,
+    retries: AtomicU64,
+}
+
+/// A time for which an endpoint is passed over. Times are milliseconds after the origin, and never 0.
+#[derive(Debug, Default)]
+struct Spell {
+    /// When the next request may try; 0 while the endpoint is in use.
+    until: AtomicU64,
+    /// How many requests tried in vain.
+    tries: AtomicU32,
+}
+
+impl Spell {
+    /// Begins, unless it has begun before; whether it had not.
+    fn begin(&self, now: u64) -> bool {
+        let until = now + millis(FIRST);
+        let begins = self.until.compare_exchange(0, until, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if begins {
+            self.tries.store(0, Ordering::Relaxed);
+        }
+        begins
+    }
+
+    /// Ends; whether there was anything to end.
+    fn end(&self) -> bool {
+        self.is_on() && self.until.swap(0, Ordering::Relaxed) != 0
+    }
+
+    fn is_on(&self) -> bool {
+        self.until.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether a request may try the endpoint. Of those that ask when the time is over, one may, and the next time
+    /// begins with it.
+    fn admits(&self, now: u64) -> bool {
+        let until = self.until.load(Ordering::Relaxed);
+        if until == 0 {
+            return true;
+        }
+        if now < until {
+            return false;
+        }
+        let tries = self.tries.load(Ordering::Relaxed) + 1;
+        let next = now + millis(LONGEST.min(FIRST * (1 << tries.min(5))));
+        let is_first = self.until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if is_first {
+            self.tries.store(tries, Ordering::Relaxed);
+        }
+        is_first
     }
 }
 
-impl Reachable {
-    /// Notes how an attempt to connect to `endpoint` ended, and logs it if the one before ended otherwise.
-    pub(super) fn note(&self, endpoint: &Endpoint, failure: Option<&io::Error>) {
-        let before = self.0.swap(failure.is_none(), Ordering::Relaxed);
-        match failure {
-            Some(error) if before => {
-                telemetry::log(&format!("upstream {endpoint} cannot be reached: {error}"));
-            }
-            None if !before => telemetry::log(&format!("upstream {endpoint} is reachable again")),
-            Some(_) | None => {}
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Standing {
+    fn since_origin(&self, now: Instant) -> u64 {
+        millis(now.saturating_duration_since(*self.0.origin.get_or_init(|| now))) + 1
+    }
+
+    /// Whether requests go here as they do to others. `now` is only called when it is needed.
+    pub(super) fn admits(&self, now: impl FnOnce() -> Instant) -> bool {
+        let State { unreachable, silent, .. } = &*self.0;
+        if !unreachable.is_on() && !silent.is_on() {
+            return true;
         }
+        let now = self.since_origin(now());
+        unreachable.admits(now) && silent.admits(now)
+    }
+
+    /// Notes how an attempt to connect to `endpoint` ended, and logs it if the one before ended otherwise.
+    pub(super) fn note_connecting(&self, endpoint: &Endpoint, failure: Option<&io::Error>, now: Instant) {
+        let State { is_unreachable, unreachable, .. } = &*self.0;
+        let was_unreachable = is_unreachable.swap(failure.is_some(), Ordering::Relaxed);
+        match failure {
+            Some(error) => {
+                unreachable.begin(self.since_origin(now));
+                if !was_unreachable {
+                    telemetry::log(&format!("upstream {endpoint} cannot be reached: {error}"));
+                }
+            }
+            None => {
+                unreachable.end();
+                if was_unreachable {
+                    telemetry::log(&format!("upstream {endpoint} is reachable again"));
+                }
+            }
+        }
+    }
+
+    /// Notes that the endpoint answered a request. Of every answer, so it writes only what is not so already.
+    pub(super) fn note_answer(&self, endpoint: &Endpoint) {
+        let State { silent, silences, has_answered, .. } = &*self.0;
+        if !has_answered.load(Ordering::Relaxed) {
+            has_answered.store(true, Ordering::Relaxed);
+        }
+        if silences.load(Ordering::Relaxed) != 0 {
+            silences.store(0, Ordering::Relaxed);
+        }
+        if silent.end() {
+            telemetry::log(&format!("upstream {endpoint} answers again"));
+        }
+    }
+
+    /// Notes that a request got no answer for `waited`, which is as long as answers may take.
+    pub(super) fn note_silence(&self, endpoint: &Endpoint, waited: Duration, now: Instant) {
+        let State { silent, silences, has_answered, last_answer, .. } = &*self.0;
+        let now = self.since_origin(now);
+        let began = now.saturating_sub(millis(waited));
+        if has_answered.load(Ordering::Relaxed) || last_answer.load(Ordering::Relaxed) > began {
+            return;
+        }
+        let in_a_row = silences.fetch_add(1, Ordering::Relaxed) + 1;
+        if in_a_row >= SILENCES && silent.begin(now) {
+            telemetry::log(&format!(
+                "upstream {endpoint} left {in_a_row} requests in a row without an answer; where there is another endpoint, \
+                 one request now and then tries it"
+            ));
+        }
+    }
+
+    /// To be called once a second.
+    pub(super) fn sweep(&self, now: Instant) {
+        let State { has_answered, last_answer, .. } = &*self.0;
+        if has_answered.load(Ordering::Relaxed) && has_answered.swap(false, Ordering::Relaxed) {
+            last_answer.fetch_max(self.since_origin(now), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn note_retry(&self) {
+        self.0.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_healthy(&self) -> bool {
+        !self.0.is_unreachable.load(Ordering::Relaxed) && !self.0.silent.is_on()
     }
 }
 
@@ -60,7 +222,7 @@ impl Health {
                         upstream: upstream.name.clone(),
                         endpoint: endpoint.clone(),
                         authority: endpoint.authority().into(),
-                        reachable: before.find(&upstream.name, endpoint).unwrap_or_default(),
+                        standing: before.find(&upstream.name, endpoint).unwrap_or_default(),
                     });
                 }
             }
@@ -68,16 +230,90 @@ impl Health {
         all
     }
 
-    /// The state of an endpoint.
+    /// What is known of an endpoint.
     #[must_use]
-    pub fn find(&self, upstream: &str, endpoint: &Endpoint) -> Option<Reachable> {
+    pub fn find(&self, upstream: &str, endpoint: &Endpoint) -> Option<Standing> {
         let watched = self.0.iter().find(|one| *one.upstream == *upstream && one.endpoint == *endpoint);
-        watched.map(|watched| watched.reachable.clone())
+        watched.map(|watched| watched.standing.clone())
     }
 
-    /// Each endpoint: its upstream's name, its `host:port`, and whether it could be connected to.
-    pub fn endpoints(&self) -> impl Iterator<Item = (&str, &str, bool)> {
-        let read = |one: &Watched| one.reachable.0.load(Ordering::Relaxed);
-        self.0.iter().map(move |one| (&*one.upstream, &*one.authority, read(one)))
+    pub fn endpoints(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.0.iter().map(|Watched { upstream, authority, standing, .. }| Seen {
+            upstream,
+            authority,
+            is_healthy: standing.is_healthy(),
+            retries: standing.0.retries.load(Ordering::Relaxed),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vocabulary::clock::Clock;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn endpoint() -> Endpoint {
+        Endpoint::parse("http://127.0.0.1:9").unwrap()
+    }
+
+    /// How many of ten requests at `now` may go there.
+    fn admitted(standing: &Standing, now: Instant) -> usize {
+        (0..10).filter(|_| standing.admits(|| now)).count()
+    }
+
+    #[test]
+    fn what_cannot_be_connected_to_is_tried_by_one_request_at_a_time_ever_more_rarely() {
+        let (standing, start) = (Standing::default(), Clock::system().mono());
+        assert_eq!(admitted(&standing, start), 10);
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        standing.note_connecting(&endpoint(), Some(&refused), start);
+        let mut now = start;
+        for pause in [1, 2, 4, 8, 16, 30, 30] {
+            assert_eq!(admitted(&standing, now + SECOND * pause - Duration::from_millis(1)), 0, "{pause}");
+            now += SECOND * pause;
+            assert_eq!(admitted(&standing, now), 1, "{pause}");
+            standing.note_connecting(&endpoint(), Some(&refused), now);
+        }
+        standing.note_connecting(&endpoint(), None, now);
+        assert_eq!(admitted(&standing, now), 10);
+        standing.note_connecting(&endpoint(), Some(&refused), now);
+        assert_eq!(admitted(&standing, now + SECOND), 1, "it begins with a second again");
+    }
+
+    #[test]
+    fn three_requests_without_an_answer_pass_an_endpoint_over_and_an_answer_ends_that() {
+        let (standing, start) = (Standing::default(), Clock::system().mono());
+        for (n, left) in [10, 10, 0].into_iter().enumerate() {
+            standing.note_silence(&endpoint(), SECOND, start);
+            assert_eq!(admitted(&standing, start), left, "{n}");
+        }
+        // A server that was stopped still takes connections: the kernel does that.
+        standing.note_connecting(&endpoint(), None, start);
+        assert_eq!((admitted(&standing, start), standing.is_healthy()), (0, false));
+        assert_eq!(admitted(&standing, start + SECOND), 1);
+        standing.note_answer(&endpoint());
+        assert_eq!((admitted(&standing, start), standing.is_healthy()), (10, true));
+    }
+
+    #[test]
+    fn a_time_out_counts_only_where_nobody_was_answered_meanwhile() {
+        let (standing, start) = (Standing::default(), Clock::system().mono());
+        standing.sweep(start);
+        standing.note_answer(&endpoint());
+        for _ in 0..10 {
+            standing.note_silence(&endpoint(), SECOND, start);
+        }
+        assert_eq!(admitted(&standing, start), 10, "an answer has just come");
+        standing.sweep(start + SECOND);
+        for _ in 0..10 {
+            standing.note_silence(&endpoint(), SECOND * 75, start + SECOND * 60);
+        }
+        assert_eq!(admitted(&standing, start), 10, "an answer came while they waited");
+        for _ in 0..3 {
+            standing.note_silence(&endpoint(), SECOND * 75, start + SECOND * 77);
+        }
+        assert_eq!(admitted(&standing, start + SECOND * 77), 0);
     }
 }

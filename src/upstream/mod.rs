@@ -11,7 +11,7 @@
 //! | [`send`] | What are the steps from a request to its answer? |
 //! | [`answer`] | What came back, and may its connection carry another request? |
 //! | [`request_body`] | How does a client's body reach the upstream? |
-//! | [`health`] | Which endpoints can be connected to? |
+//! | [`health`] | What is known of an endpoint, and is it passed over? |
 //!
 //! Names of the HTTP library's client stand only in `connection`.
 
@@ -34,7 +34,7 @@ use crate::vocabulary::key::Environment;
 
 pub use self::endpoint::{Endpoint, InvalidEndpoint};
 
-pub use crate::vocabulary::upstream::UpstreamId;
+pub use crate::vocabulary::upstream::{Retries, UpstreamId};
 
 /// One upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]

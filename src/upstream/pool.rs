@@ -11,20 +11,26 @@ use std::time::{Duration, Instant};
 use http::Request;
 
 use super::Timeouts;
-use super::connection::{Connection, Received, Undelivered};
+use super::connection::{Connection, Received, Unanswered, Undelivered};
 use super::dial::Dialer;
 use super::endpoint::Endpoint;
-use super::health::Reachable;
+use super::health::Standing;
 use super::request_body::RequestBody;
 use crate::vocabulary::clock::Clock;
 
 /// Greatest number of unused connections.
 const KEPT_AT_MOST: usize = 256;
+/// How old a connection to an endpoint with a name gets, at most, before its last request begins. Each has an age of its own
+/// between this and three quarters of it, so that those that were opened together do not end together.
+///
+/// So that a name whose addresses change is followed under steady traffic too: a connection that is always in use is
+/// never idle for long. With the age of what the resolver said it takes 65 seconds in all.
+const GREATEST_AGE: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
 pub(super) struct Pool {
     dialer: Dialer,
-    reachable: Reachable,
+    standing: Standing,
     connect_timeout: Duration,
     idle_timeout: Duration,
     kept: RefCell<Vec<Kept>>,
@@ -37,6 +43,7 @@ pub(super) struct Pool {
 struct Kept {
     connection: Connection,
     since: Instant,
+    until: Option<Instant>,
 }
 
 /// A connection for one request. Dropping the lease closes the connection; [`Lease::release`] keeps it for the
@@ -45,6 +52,8 @@ struct Kept {
 pub(super) struct Lease {
     connection: Connection,
     is_reused: bool,
+    /// When the connection is too old to be kept; `None` for never.
+    until: Option<Instant>,
     pool: Rc<Pool>,
 }
 
@@ -62,21 +71,28 @@ impl Lease {
         self.connection.send(request)
     }
 
+    /// After a request broke off: what was sent, if not a byte came after it. Once.
+    pub(super) fn unanswered(&self) -> Option<Unanswered> {
+        self.connection.unanswered()
+    }
+
     /// Gives the connection back. `answer.rs` decides when that is safe.
     pub(super) fn release(self) {
-        let Self { connection, pool, .. } = self;
+        let Self { connection, pool, until, .. } = self;
+        let now = pool.clock.mono();
+        let is_young = until.is_none_or(|until| now < until);
         let mut kept = pool.kept.borrow_mut();
-        if !connection.is_closed() && kept.len() < KEPT_AT_MOST && !pool.retired.get() {
-            kept.push(Kept { connection, since: pool.clock.mono() });
+        if is_young && !connection.is_closed() && kept.len() < KEPT_AT_MOST && !pool.retired.get() {
+            kept.push(Kept { connection, since: now, until });
         }
     }
 }
 
 impl Pool {
-    pub(super) fn new(endpoint: Endpoint, reachable: Reachable, timeouts: &Timeouts, clock: Clock) -> Self {
+    pub(super) fn new(endpoint: Endpoint, standing: Standing, timeouts: &Timeouts, clock: Clock) -> Self {
         Self {
             dialer: Dialer::new(endpoint),
-            reachable,
+            standing,
             connect_timeout: timeouts.connect,
             idle_timeout: timeouts.idle,
             kept: RefCell::default(),
@@ -85,17 +101,40 @@ impl Pool {
         }
     }
 
+    pub(super) const fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    pub(super) const fn endpoint(&self) -> &Endpoint {
+        self.dialer.endpoint()
+    }
+
+    pub(super) const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// A kept connection, else a new one; `None` if the endpoint cannot be connected to.
     pub(super) async fn lease(self: &Rc<Self>) -> Option<Lease> {
-        let (connection, is_reused) = match self.take() {
-            Some(connection) => (connection, true),
-            None => (self.open().await?, false),
-        };
-        Some(Lease { connection, is_reused, pool: Rc::clone(self) })
+        match self.take() {
+            Some(Kept { connection, until, .. }) => {
+                Some(Lease { connection, is_reused: true, until, pool: Rc::clone(self) })
+            }
+            None => self.lease_new().await,
+        }
+    }
+
+    /// A new connection; `None` if the endpoint cannot be connected to.
+    pub(super) async fn lease_new(self: &Rc<Self>) -> Option<Lease> {
+        let connection = self.open().await?;
+        let until = self.dialer.may_move().then(|| {
+            let age = GREATEST_AGE.mul_f32(1.0 - fastrand::f32() / 4.0);
+            self.clock.mono() + age
+        });
+        Some(Lease { connection, is_reused: false, until, pool: Rc::clone(self) })
     }
 
     /// The connection used last, if it is still good: the others may then age and be closed.
-    fn take(&self) -> Option<Connection> {
+    fn take(&self) -> Option<Kept> {
         let mut all = self.kept.borrow_mut();
         if all.is_empty() {
             return None;
@@ -103,24 +142,26 @@ impl Pool {
         let now = self.clock.mono();
         while let Some(kept) = all.pop() {
             if kept.connection.is_ready() && !self.is_too_old(&kept, now) {
-                return Some(kept.connection);
+                return Some(kept);
             }
         }
         None
     }
 
     async fn open(&self) -> Option<Connection> {
-        let opening = async { Connection::open(self.dialer.dial(&self.clock).await?).await };
-        let opened = tokio::time::timeout(self.connect_timeout, opening)
+        let within = self.connect_timeout;
+        let opening = async { Connection::open(self.dialer.dial(within, &self.clock).await?).await };
+        let opened = tokio::time::timeout(within, opening)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        self.reachable.note(self.dialer.endpoint(), opened.as_ref().err());
+        self.standing.note_connecting(self.dialer.endpoint(), opened.as_ref().err(), self.clock.mono());
         opened.ok()
     }
 
-    /// Closes the connections that have been unused for too long.
+    /// Closes the connections that have been unused for too long. To be called once a second.
     pub(super) fn sweep(&self) {
         let now = self.clock.mono();
+        self.standing.sweep(now);
         self.kept.borrow_mut().retain(|kept| !self.is_too_old(kept, now));
     }
 
@@ -132,5 +173,6 @@ impl Pool {
 
     fn is_too_old(&self, kept: &Kept, now: Instant) -> bool {
         now.saturating_duration_since(kept.since) >= self.idle_timeout
+            || kept.until.is_some_and(|until| now >= until)
     }
 }

@@ -1,5 +1,6 @@
 //! A request to its upstream, and back with the answer: the upstreams as one thread sees them.
 
+use std::cell::Cell;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,14 +10,15 @@ use http::{HeaderValue, Request};
 use tokio::time::{Instant, sleep};
 
 use super::answer::Answer;
+use super::connection::{Received, Undelivered};
 use super::endpoint::Endpoint;
-use super::error::SendError;
+use super::error::{BrokenOff, SendError};
 use super::health::Health;
-use super::pool::Pool;
+use super::pool::{Lease, Pool};
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
 use super::select::Turns;
-use super::{HostField, Settings, UpstreamId};
+use super::{HostField, Retries, Settings, UpstreamId};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::Environment;
 
@@ -51,6 +53,15 @@ struct Target {
     pool: Rc<Pool>,
 }
 
+/// What the steps of one request share.
+#[derive(Debug)]
+struct Sending<'r> {
+    upload: Option<&'r Upload>,
+    is_repeatable: bool,
+    /// The place of the endpoint that has the request and has not answered it.
+    waits_at: Cell<Option<usize>>,
+}
+
 impl Upstreams {
     #[must_use]
     pub fn new(upstreams: &[Settings], health: &Health, clock: Clock) -> Self {
@@ -74,7 +85,8 @@ impl Upstreams {
         renewed
     }
 
-    /// Sends a request to an endpoint of `upstream` for `environment`, and to no other environment.
+    /// Sends a request to an endpoint of `upstream` for `environment`, and to no other environment. `retries` tells what
+    /// may be sent twice.
     ///
     /// # Errors
     /// [`SendError`]. Dropping the future closes the connection it used.
@@ -83,19 +95,30 @@ impl Upstreams {
         upstream: UpstreamId,
         environment: Environment,
         request: Request<RequestBody>,
+        retries: Retries,
     ) -> Result<Answer, SendError> {
         let side = &*self.upstreams[upstream.0].sides[environment as usize];
         let upload = request.body().upload();
+        let sending = Sending {
+            is_repeatable: upload.is_none() && retry::is_repeatable(request.method(), retries),
+            upload: upload.as_deref(),
+            waits_at: Cell::new(None),
+        };
         let delivered = {
             // Pinned here, since it holds the request and would be copied with it.
-            let delivering = pin!(side.deliver(request, upload.as_deref()));
-            within(side.answer_timeout, upload.as_deref(), delivering).await
+            let delivering = pin!(side.deliver(request, &sending));
+            within(side.answer_timeout, sending.upload, delivering).await
         };
         // A client's failure explains whatever the upstream did next.
-        if let Some(UploadState::Failed(error)) = upload.map(|upload| upload.state()) {
+        if let Some(UploadState::Failed(error)) = sending.upload.map(Upload::state) {
             return Err(SendError::Body(error));
         }
-        delivered.unwrap_or(Err(SendError::TimedOut))
+        delivered.unwrap_or_else(|| {
+            if let Some(target) = sending.waits_at.get().and_then(|at| side.targets.get(at)) {
+                target.note_silence(side.answer_timeout);
+            }
+            Err(SendError::TimedOut)
+        })
     }
 
     /// Closes the connections that have been unused for too long. To be called once a second.
@@ -107,13 +130,13 @@ impl Upstreams {
 impl Upstream {
     fn new(settings: &Settings, health: &Health, clock: &Clock) -> Self {
         let target = |endpoint: &Endpoint| {
-            let reachable = health.find(&settings.name, endpoint).unwrap_or_default();
+            let standing = health.find(&settings.name, endpoint).unwrap_or_default();
             Target {
                 host: match settings.host {
                     HostField::Client => None,
                     HostField::Endpoint => HeaderValue::try_from(endpoint.authority()).ok(),
                 },
-                pool: Rc::new(Pool::new(endpoint.clone(), reachable, &settings.timeouts, clock.clone())),
+                pool: Rc::new(Pool::new(endpoint.clone(), standing, &settings.timeouts, clock.clone())),
             }
         };
         let side = |environment| {
@@ -137,32 +160,73 @@ impl Side {
     async fn deliver(
         &self,
         mut request: Request<RequestBody>,
-        upload: Option<&Upload>,
+        sending: &Sending<'_>,
     ) -> Result<Answer, SendError> {
-        for at in self.turns.order(self.targets.len()) {
+        let mut order = self.turns.order(self.targets.len());
+        while let Some(at) = order.next(|at| self.targets[at].is_in_use()) {
             let target = &self.targets[at];
             if let Some(host) = &target.host {
                 request.headers_mut().insert(HOST, host.clone());
             }
             while let Some(mut lease) = target.pool.lease().await {
+                sending.waits_at.set(Some(at));
                 let undelivered = match lease.send(request).await {
-                    Ok(received) => {
-                        let is_wholly_sent = upload.is_none_or(|upload| upload.state() == UploadState::Done);
-                        return Ok(Answer::new(received, lease, is_wholly_sent, self.stream_idle_timeout));
-                    }
+                    Ok(received) => return Ok(self.answer(target, received, lease, sending)),
                     Err(undelivered) => undelivered,
                 };
-                match retry::after(undelivered, lease.is_reused()) {
+                sending.waits_at.set(None);
+                let unanswered = if sending.is_repeatable { lease.unanswered() } else { None };
+                match retry::after(undelivered, lease.is_reused(), unanswered.as_ref()) {
                     Retry::SameEndpoint(unsent) => request = *unsent,
                     Retry::NextEndpoint(unsent) => {
                         request = *unsent;
                         break;
+                    }
+                    Retry::OnceMore(again, cause) => {
+                        return Box::pin(self.deliver_again(at, *again, cause, sending)).await;
                     }
                     Retry::Never(cause) => return Err(SendError::BrokeOff(cause)),
                 }
             }
         }
         Err(SendError::Unreachable)
+    }
+
+    /// Sends a request once more, and no more than that.
+    async fn deliver_again(
+        &self,
+        at: usize,
+        request: Request<RequestBody>,
+        cause: BrokenOff,
+        sending: &Sending<'_>,
+    ) -> Result<Answer, SendError> {
+        let target = &self.targets[at];
+        target.pool.standing().note_retry();
+        let Some(mut lease) = target.pool.lease_new().await else { return Err(SendError::BrokeOff(cause)) };
+        sending.waits_at.set(Some(at));
+        match lease.send(request).await {
+            Ok(received) => Ok(self.answer(target, received, lease, sending)),
+            Err(Undelivered::Unsent(_)) => Err(SendError::BrokeOff(cause)),
+            Err(Undelivered::BrokeOff(cause)) => Err(SendError::BrokeOff(cause)),
+        }
+    }
+
+    fn answer(&self, target: &Target, received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
+        target.pool.standing().note_answer(target.pool.endpoint());
+        let is_wholly_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
+        Answer::new(received, lease, is_wholly_sent, self.stream_idle_timeout)
+    }
+}
+
+impl Target {
+    /// Whether requests go here as they do to others.
+    fn is_in_use(&self) -> bool {
+        self.pool.standing().admits(|| self.pool.clock().mono())
+    }
+
+    /// A request got no answer for `waited`.
+    fn note_silence(&self, waited: Duration) {
+        self.pool.standing().note_silence(self.pool.endpoint(), waited, self.pool.clock().mono());
     }
 }
 

@@ -12,7 +12,7 @@ use syn::visit::{self, Visit};
 /// The layers from the bottom up. A module may import those of its own layer and below.
 const LAYERS: [&[&str]; 7] = [
     &["pem", "vocabulary"],
-    &["policy"],
+    &["dial", "policy"],
     &["secret_file", "store", "telemetry", "upstream"],
     &["api", "gateway", "lifecycle", "operators"],
     &["downstream"],

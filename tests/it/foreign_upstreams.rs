@@ -118,3 +118,54 @@ fn httpbin_receives_the_request_and_the_client_receives_its_answer() {
 fn free_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
+
+/// The statuses of uploads of 4 MiB to a server that answers before it has read them.
+fn uploads(gateway: &Gateway, key: &str, target: &str, count: usize) -> Vec<u16> {
+    let upload = |_| {
+        let mut client = gateway.connect();
+        let head = format!(
+            "POST {target} HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {key}\r\ncontent-length: {}\r\n\r\n",
+            4 << 20
+        );
+        client.send(head.as_bytes());
+        for _ in 0..256 {
+            if client.try_send(&[b'x'; 16 << 10]).is_err() {
+                break;
+            }
+        }
+        client.answer().map_or(0, |answer| answer.status)
+    };
+    (0..count).map(upload).collect()
+}
+
+#[test]
+fn an_early_answer_of_pythons_server_reaches_a_client_that_is_still_sending() {
+    let folder = TempDir::new().unwrap();
+    let server = |port: u16| {
+        ["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()].map(str::to_owned).to_vec()
+    };
+    let (_live, live) = start(server, folder.path());
+    let gateway = in_front_of(live, SocketAddr::from(([127, 0, 0, 1], free_port())));
+    let key = gateway.live_key().secret;
+    assert_eq!(uploads(&gateway, &key, "/upload", 30), [501; 30]);
+}
+
+#[test]
+fn an_early_answer_of_gunicorn_reaches_a_client_that_is_still_sending() {
+    let Some(_) = std::env::var_os("KEYGATE_TEST_PYTHON") else {
+        panic!("run this suite with `bash tests/run`, which installs gunicorn");
+    };
+    let folder = TempDir::new().unwrap();
+    let app = "def app(environ, start_response):\n    \
+               start_response('413 Content Too Large', [('Content-Length', '9')])\n    return [b'too large']\n";
+    fs::write(folder.path().join("early.py"), app).unwrap();
+    let server = |port: u16| {
+        ["-m", "gunicorn", "--workers", "1", "--bind", &format!("127.0.0.1:{port}"), "early:app"]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    let (_live, live) = start(server, folder.path());
+    let gateway = in_front_of(live, SocketAddr::from(([127, 0, 0, 1], free_port())));
+    let key = gateway.live_key().secret;
+    assert_eq!(uploads(&gateway, &key, "/upload", 30), [413; 30]);
+}

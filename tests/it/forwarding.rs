@@ -410,10 +410,14 @@ fn a_reused_connection_that_the_upstream_closed_causes_no_error() {
 }
 
 #[test]
-fn a_request_that_was_sent_and_broke_off_is_a_502_and_is_never_sent_again() {
+fn a_request_that_may_have_changed_something_and_broke_off_is_a_502_and_is_never_sent_again() {
     let (one, two) = (Manual::start(), Manual::start());
     for (method, body) in [("GET", ""), ("HEAD", ""), ("PUT", "body"), ("DELETE", ""), ("POST", "body")] {
         for kept in [false, true] {
+            if kept && matches!(method, "GET" | "HEAD") {
+                // Sent once more: `upstream_faults`.
+                continue;
+            }
             let (gateway, key) = Tuned::default().live(one.url()).live(two.url()).start();
             let mut client = gateway.connect();
             let mut upstream = None;

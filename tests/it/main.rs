@@ -68,4 +68,5 @@ mod streaming;
 mod tls;
 mod trailers;
 mod transports;
+mod upstream_faults;
 mod websocket;

@@ -38,12 +38,14 @@ pub struct State {
     pub reloads: Reloads,
 }
 
-/// The last attempt to connect to an endpoint.
+/// What is known of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointState {
     pub upstream: Box<str>,
     pub endpoint: Box<str>,
     pub is_healthy: bool,
+    /// How often a request was sent again there, since the process began.
+    pub retries: u64,
 }
 
 /// How often another configuration was put in force, and how often it was refused.
@@ -104,13 +106,21 @@ impl State {
         ]
     }
 
-    fn of_the_upstreams(&self) -> [MetricFamily; 2] {
+    fn of_the_upstreams(&self) -> [MetricFamily; 3] {
         [
             gauges(
                 "keygate_upstream_healthy",
-                "Whether the last attempt to connect to the endpoint succeeded; 1 before the first.",
-                self.endpoints.iter().map(|EndpointState { upstream, endpoint, is_healthy }| {
+                "Whether the last attempt to connect to the endpoint succeeded, and it is not known to leave requests \
+                 unanswered; 1 before the first.",
+                self.endpoints.iter().map(|EndpointState { upstream, endpoint, is_healthy, .. }| {
                     ([("upstream", &**upstream), ("endpoint", &**endpoint)], f64::from(*is_healthy))
+                }),
+            ),
+            counters(
+                "keygate_upstream_retries_total",
+                "Requests that were sent again because their kept connection ended without a byte of an answer.",
+                self.endpoints.iter().map(|EndpointState { upstream, endpoint, retries, .. }| {
+                    ([("upstream", &**upstream), ("endpoint", &**endpoint)], *retries)
                 }),
             ),
             gauge(

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
+use super::wire::{Outcome, Unanswered, Wire};
 use super::{Received, Undelivered};
 use crate::upstream::dial::Stream;
 use crate::upstream::error::{BodyError, BrokenOff};
@@ -31,6 +33,7 @@ const BUFFER: usize = ANSWER_HEAD + (16 << 10);
 pub(in crate::upstream) struct Http1 {
     sender: SendRequest<RequestBody>,
     driver: AbortHandle,
+    outcome: Arc<Outcome>,
 }
 
 impl Drop for Http1 {
@@ -41,25 +44,30 @@ impl Drop for Http1 {
 
 impl Http1 {
     pub(super) async fn open(stream: Stream) -> io::Result<Self> {
+        let (wire, outcome) = Wire::new(stream);
         let (sender, driver) = http1::Builder::new()
             .writev(false)
             .max_header_size(ANSWER_HEAD)
             .max_buf_size(BUFFER)
             .max_headers(ANSWER_FIELDS)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(wire))
             .await
             .map_err(io::Error::other)?;
         // The driver's own error also reaches the request that is under way.
         let driver = tokio::task::spawn_local(async move { drop(driver.with_upgrades().await) });
-        Ok(Self { sender, driver: driver.abort_handle() })
+        Ok(Self { sender, driver: driver.abort_handle(), outcome })
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.sender.is_ready()
+        self.sender.is_ready() && !self.outcome.is_broken()
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.sender.is_closed() || self.outcome.is_broken()
+    }
+
+    pub(super) fn unanswered(&self) -> Option<Unanswered> {
+        self.outcome.unanswered()
     }
 
     pub(super) fn send(

@@ -4,6 +4,7 @@
 //! folder. Whatever belongs to the library that speaks the protocol stays in that file.
 
 mod http1;
+mod wire;
 
 use std::io;
 
@@ -12,6 +13,7 @@ use http::response::Parts;
 
 use self::http1::Http1;
 pub(super) use self::http1::{Incoming, Upgrading};
+pub(super) use self::wire::Unanswered;
 use super::dial::Stream;
 use super::error::BrokenOff;
 use super::request_body::RequestBody;
@@ -61,6 +63,13 @@ impl Connection {
     pub(super) fn is_closed(&self) -> bool {
         match self {
             Self::Exclusive(connection) => connection.is_closed(),
+        }
+    }
+
+    /// After a request broke off: what was sent, if not a byte came after it. Once.
+    pub(super) fn unanswered(&self) -> Option<Unanswered> {
+        match self {
+            Self::Exclusive(connection) => connection.unanswered(),
         }
     }
 

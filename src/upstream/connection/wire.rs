@@ -1,0 +1,223 @@
+//! The stream beneath HTTP/1.1: it still reads when it can no longer write, and it keeps what was sent until a byte of
+//! an answer comes.
+//!
+//! A server may answer before it has the whole request, and close: 413, 501. What is still being sent then fails, and
+//! hyper gives up at the first failed write without looking for the answer. So a failed write is not told to hyper:
+//! nothing more is written, and reading goes on until the server's answer, or its end, has come.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, Uri, Version};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::upstream::dial::Stream;
+use crate::upstream::request_body::RequestBody;
+
+/// The longest head that is kept, in bytes. A longer one is not sent again.
+const KEPT: usize = 40 << 10;
+/// The room that is kept for the next head, in bytes.
+const ROOM: usize = 4 << 10;
+
+/// What was sent and got not a byte in return. Never printed: it may contain a key.
+pub(in crate::upstream) struct Unanswered(Vec<u8>);
+
+/// What the two owners of a connection share: hyper has the stream, and the pool asks about it.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Whether a write has failed, so that the connection must not be used again.
+    is_broken: AtomicBool,
+    /// Set when the server's direction has ended.
+    unanswered: Mutex<Option<Unanswered>>,
+}
+
+impl Outcome {
+    pub(super) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn unanswered(&self) -> Option<Unanswered> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+pub(super) struct Wire {
+    stream: Stream,
+    /// What was sent since a byte last came, as far as it is kept.
+    sent: Vec<u8>,
+    /// Whether a byte came after that.
+    is_answered: bool,
+    has_ended: bool,
+    write_failure: Option<io::Error>,
+    /// Who waits for a write that will not be done.
+    writer: Option<Waker>,
+    outcome: Arc<Outcome>,
+}
+
+impl Wire {
+    pub(super) fn new(stream: Stream) -> (Self, Arc<Outcome>) {
+        let outcome = Arc::<Outcome>::default();
+        let wire = Self {
+            stream,
+            sent: Vec::new(),
+            is_answered: true,
+            has_ended: false,
+            write_failure: None,
+            writer: None,
+            outcome: Arc::clone(&outcome),
+        };
+        (wire, outcome)
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.is_answered {
+            self.is_answered = false;
+            self.sent.clear();
+            self.sent.shrink_to(ROOM);
+        }
+        let room = KEPT.saturating_sub(self.sent.len());
+        self.sent.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// The server's direction has ended, in order or not.
+    fn end(&mut self, ended: io::Result<()>) -> io::Result<()> {
+        self.has_ended = true;
+        if !self.is_answered {
+            self.is_answered = true;
+            let unanswered = Some(Unanswered(std::mem::take(&mut self.sent)));
+            *self.outcome.unanswered.lock().unwrap_or_else(PoisonError::into_inner) = unanswered;
+        }
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
+        match self.write_failure.take() {
+            // A write fails with `BrokenPipe` after the server's end has come; anything else hides whether more was to
+            // come. Then the end must not complete a body that only the end of the connection ends.
+            Some(failure) if failure.kind() != io::ErrorKind::BrokenPipe => ended.and(Err(failure)),
+            _ => ended,
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
+            Ok(()) if buf.filled().len() > before || buf.remaining() == 0 => {
+                self.is_answered = true;
+                Poll::Ready(Ok(()))
+            }
+            ended => Poll::Ready(self.end(ended)),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.outcome.is_broken() && !self.has_ended {
+            self.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        match ready!(Pin::new(&mut self.stream).poll_write(cx, bytes)) {
+            Ok(count) => {
+                self.keep(&bytes[..count]);
+                Poll::Ready(Ok(count))
+            }
+            Err(failure) if !self.has_ended => {
+                self.keep(bytes);
+                self.write_failure = Some(failure);
+                self.outcome.is_broken.store(true, Ordering::Relaxed);
+                // hyper reads before it writes; what came in between is to be read now.
+                cx.waker().wake_by_ref();
+                self.writer = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Err(failure) => Poll::Ready(Err(failure)),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl fmt::Debug for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unanswered")
+    }
+}
+
+impl From<Vec<u8>> for Unanswered {
+    fn from(sent: Vec<u8>) -> Self {
+        Self(sent)
+    }
+}
+
+impl Unanswered {
+    /// The request that was sent, if it is whole and has no body.
+    ///
+    /// These are keygate's own bytes, so they are in the one form that hyper writes. To keep them and to read them here is cheaper
+    /// for every other request than to keep a copy of its fields.
+    pub(in crate::upstream) fn request(&self) -> Option<Request<RequestBody>> {
+        let head = self.0.strip_suffix(b"\r\n\r\n")?;
+        let mut lines =
+            head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        let mut words = lines.next()?.split(|byte| *byte == b' ');
+        let (method, target, version) = (words.next()?, words.next()?, words.next()?);
+        if version != b"HTTP/1.1" || words.next().is_some() {
+            return None;
+        }
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii_start());
+            headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
+        }
+        let mut request = Request::new(RequestBody::default());
+        *request.method_mut() = Method::from_bytes(method).ok()?;
+        *request.uri_mut() = Uri::try_from(target).ok()?;
+        *request.headers_mut() = headers;
+        *request.version_mut() = Version::HTTP_11;
+        Some(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_read_as_it_was_sent() {
+        let sent = "DELETE /a%2Fb?q={}&&c=%41 HTTP/1.1\r\nhost: h:80\r\naccept: a\r\nx-note: a: b,  c\r\naccept: \r\n\r\n";
+        let request = Unanswered(sent.as_bytes().to_vec()).request().unwrap();
+        assert_eq!(
+            (request.method(), request.uri().to_string().as_str()),
+            (&Method::DELETE, "/a%2Fb?q={}&&c=%41")
+        );
+        let accept: Vec<_> = request.headers().get_all("accept").iter().collect();
+        assert_eq!(accept, ["a", ""]);
+        assert_eq!(request.headers()["x-note"], "a: b,  c");
+        assert_eq!(request.headers().len(), 4);
+    }
+
+    #[test]
+    fn what_is_no_whole_head_is_no_request() {
+        for sent in ["", "GET / HTTP/1.1\r\nhost: h\r\n", "PUT / HTTP/1.1\r\nhost: h\r\n\r\nbody", "\r\n\r\n"]
+        {
+            assert!(Unanswered(sent.as_bytes().to_vec()).request().is_none(), "{sent:?}");
+        }
+    }
+}
