@@ -23,6 +23,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::dial::{Dialer, Preference};
 use crate::store::Store;
 use crate::store::outbox::News;
 use crate::telemetry;
@@ -113,6 +114,8 @@ pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
 /// Sends the news that are due, for as long as it is polled.
 pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clock: Clock) {
     let mut failing = false;
+    let Address::Tcp { host, port } = receiver.endpoint.address();
+    let server = Dialer::new(host, *port, Preference::LastGood);
     loop {
         let now = clock.now().wall;
         // Where the store does not answer, that is logged elsewhere. The news wait in it.
@@ -121,7 +124,11 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clo
         for news in claimed {
             let org = news.org;
             // The time of this attempt: the news before may have taken long, and receivers refuse old signatures.
-            let sent = timeout(PATIENCE, send(&receiver, &key, &news, clock.now().wall)).await;
+            let sending = async {
+                let stream = server.dial(PATIENCE, &clock).await?;
+                send(&receiver, stream, &key, &news, clock.now().wall).await
+            };
+            let sent = timeout(PATIENCE, sending).await;
             let failed = match sent.unwrap_or(Err(SendError::TimedOut)) {
                 Ok(()) => store.outbox().delivered(org).await.err().map(|fault| fault.to_string()),
                 Err(error) => Some(error.to_string()),
@@ -156,10 +163,14 @@ enum SendError {
     TimedOut,
 }
 
-async fn send(receiver: &Receiver, key: &Pepper, news: &News, now: UnixMillis) -> Result<(), SendError> {
+async fn send(
+    receiver: &Receiver,
+    stream: TcpStream,
+    key: &Pepper,
+    news: &News,
+    now: UnixMillis,
+) -> Result<(), SendError> {
     let Receiver { endpoint, path } = receiver;
-    let Address::Tcp { host, port } = endpoint.address();
-    let stream = TcpStream::connect((&**host, *port)).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = Request::post(&**path)

@@ -2,7 +2,8 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, Value};
@@ -16,13 +17,18 @@ use zeroize::Zeroizing;
 
 use super::scripts::{bytes, unexpected};
 use super::settings::{Node, OpenError, TlsFiles};
+use crate::dial::{self, Preference};
 use crate::pem::{read_certificates, read_key};
 use crate::store::StoreFault;
+use crate::vocabulary::clock::Clock;
 
 /// Requests in a connection's queue; further senders wait.
 const QUEUE: usize = 512;
 /// The oldest Redis that has read-only scripts with flags.
 const OLDEST: u32 = 7;
+
+/// The number of servers of which it is remembered which address worked.
+const SERVERS: usize = 32;
 
 /// Makes connections to any server.
 #[derive(Clone)]
@@ -31,6 +37,11 @@ pub(super) struct Dialler {
     tls: Option<Tls>,
     /// The configuration keys that the message about a refused login names.
     ours: [&'static str; 2],
+    /// How long the shortest of the callers' waits for a connection is.
+    patience: Duration,
+    clock: Clock,
+    /// By server, those used last at the end.
+    servers: Arc<Mutex<Vec<Arc<dial::Dialer>>>>,
 }
 
 /// The login at a server.
@@ -42,7 +53,12 @@ pub(super) struct Credentials {
 }
 
 impl Dialler {
-    pub(super) fn new(credentials: &Credentials, database: i64, tls: Option<Tls>) -> Self {
+    pub(super) fn new(
+        credentials: &Credentials,
+        database: i64,
+        tls: Option<Tls>,
+        patience: Duration,
+    ) -> Self {
         let mut greeting = RedisConnectionInfo::default().set_db(database).set_skip_set_lib_name();
         if let Some(username) = &credentials.username {
             greeting = greeting.set_username(username);
@@ -50,7 +66,14 @@ impl Dialler {
         if let Some(password) = &credentials.password {
             greeting = greeting.set_password(password.as_str());
         }
-        Self { greeting, tls, ours: credentials.keys }
+        Self {
+            greeting,
+            tls,
+            ours: credentials.keys,
+            patience,
+            clock: Clock::system(),
+            servers: Arc::default(),
+        }
     }
 
     /// A connection to a master of a supported version. Has no time-out of its own.
@@ -64,15 +87,30 @@ impl Dialler {
     /// A connection to a server of any role.
     pub(super) async fn dial(&self, node: &Node) -> Result<MultiplexedConnection, StoreFault> {
         let failed = |cause| at(node, cause);
-        let stream =
-            TcpStream::connect((&*node.host, node.port)).await.map_err(|error| failed(error.to_string()))?;
-        // Nagle's algorithm would hold a lookup back until the one before it is answered.
-        stream.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
+        let dialling = self.server(node);
+        // Without Nagle's algorithm, which would hold a lookup back until the one before it is answered.
+        let stream = dialling.dial(self.patience, &self.clock).await;
+        let stream = stream.map_err(|error| failed(error.to_string()))?;
         let greeted = match &self.tls {
             None => self.greet(stream).await,
             Some(tls) => self.greet(tls.handshake(node, stream).await.map_err(failed)?).await,
         };
         greeted.map_err(|error| failed(self.explain(&error)))
+    }
+
+    /// What opens streams to a server, and remembers which of its addresses worked.
+    fn server(&self, node: &Node) -> Arc<dial::Dialer> {
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = servers.iter().position(|server| server.is_for(&node.host, node.port));
+        let server = match known {
+            Some(at) => servers.remove(at),
+            None => Arc::new(dial::Dialer::new(&node.host, node.port, Preference::LastGood)),
+        };
+        if servers.len() == SERVERS {
+            servers.remove(0);
+        }
+        servers.push(Arc::clone(&server));
+        server
     }
 
     async fn greet<S>(&self, stream: S) -> Result<MultiplexedConnection, RedisError>

@@ -187,6 +187,8 @@ pub fn check_files(settings: &Settings) -> Result<(), OpenError> {
 
 fn connector(settings: &Settings, names: &Names) -> Result<Connector, OpenError> {
     let tls = settings.tls.as_ref().map(Tls::load).transpose()?;
+    // Sentinels and the nodes of a cluster are asked for a quarter of the time.
+    let patience = settings.connect_timeout / 4;
     let ours = credentials(&settings.username, settings.password_file.as_deref(), OURS)?;
     let (topology, database) = match &settings.place {
         Place::Fixed(address) if address.encrypted && tls.is_none() => return Err(OpenError::NoAuthority),
@@ -194,14 +196,14 @@ fn connector(settings: &Settings, names: &Names) -> Result<Connector, OpenError>
         Place::Sentinel(sentinels) => {
             let password_file = sentinels.password_file.as_deref();
             let theirs = credentials(&sentinels.username, password_file, OF_SENTINELS)?;
-            let dialler = Dialler::new(&theirs, 0, tls.clone());
+            let dialler = Dialler::new(&theirs, 0, tls.clone(), patience);
             (Topology::Sentinel(Sentinel::new(&sentinels.nodes, &sentinels.master, &dialler)), 0)
         }
         Place::Cluster(seeds) => {
             (Topology::Cluster(Cluster::new(seeds, settings.cell.as_str(), names.with(""))), 0)
         }
     };
-    let dialler = Dialler::new(&ours, database, tls);
+    let dialler = Dialler::new(&ours, database, tls, patience);
     Ok(Connector::new(settings.place.clone(), topology, dialler, settings.connect_timeout))
 }
 
