@@ -53,13 +53,15 @@ pub(super) struct Loads {
     known: Places<oneshot::Sender<Turn>>,
     /// How many early reloads may be under way beside other loads of known keys.
     refreshes: usize,
+    /// How many loads the store has answered.
+    answered: u64,
 }
 
 impl Loads {
     pub(super) fn new(max_lookups: usize, max_waiting: usize) -> Self {
         let places = || Places::new(max_lookups, max_waiting);
         let refreshes = (max_lookups / REFRESH_SHARE).max(1);
-        Self { under_way: HashMap::new(), strangers: places(), known: places(), refreshes }
+        Self { under_way: HashMap::new(), strangers: places(), known: places(), refreshes, answered: 0 }
     }
 
     fn take(&mut self, budget: Budget) -> bool {
@@ -77,7 +79,7 @@ impl Loads {
         self.under_way.insert(digest, loading.clone());
         let mut waiting = self.strangers.claim(&digest);
         waiting.append(&mut self.known.claim(&digest));
-        Begun { digest, budget, sender, loading, waiting }
+        Begun { digest, budget, answered_before: self.answered, sender, loading, waiting }
     }
 
     /// Begins the load whose turn it is, if there is a place.
@@ -92,6 +94,7 @@ impl Loads {
     /// `found` tells whether the load found a key, if it came to an answer.
     fn end(&mut self, digest: &Digest, budget: Budget, found: Option<bool>) {
         self.under_way.remove(digest);
+        self.answered += u64::from(found.is_some());
         match budget {
             Budget::Stranger(network) => self.strangers.end(network, found),
             // That a known key is gone makes no guess of it.
@@ -111,6 +114,7 @@ impl Loads {
 struct Begun {
     digest: Digest,
     budget: Budget,
+    answered_before: u64,
     sender: watch::Sender<Option<Outcome>>,
     loading: Loading,
     waiting: Vec<oneshot::Sender<Turn>>,
@@ -275,8 +279,9 @@ impl ReadThrough {
     }
 
     fn spawn(self: &Arc<Self>, begun: Begun) {
-        let Begun { digest, budget, sender, loading, waiting } = begun;
-        self.control.spawn(Load { cache: Arc::clone(self), digest, budget, outcome: None }.run(sender));
+        let Begun { digest, budget, answered_before, sender, loading, waiting } = begun;
+        let load = Load { cache: Arc::clone(self), digest, budget, answered_before, outcome: None };
+        self.control.spawn(load.run(sender));
         for request in waiting {
             // Its client may have gone; the load goes on for the others.
             let _ = request.send(Turn::Begun(loading.clone()));
@@ -306,6 +311,8 @@ struct Load {
     cache: Arc<ReadThrough>,
     digest: Digest,
     budget: Budget,
+    /// How many loads the store had answered when this one began.
+    answered_before: u64,
     /// `None` until it has run to its end.
     outcome: Option<Outcome>,
 }
@@ -390,7 +397,9 @@ impl Drop for Load {
         let (found, fault, goes_on) = match &self.outcome {
             Some(Outcome::Known(_)) => (Some(true), None, true),
             Some(Outcome::Absent) => (Some(false), None, true),
-            // That is about one record, which a newer gateway wrote.
+            // It has answered others meanwhile, so this is about one record or one moment.
+            Some(Outcome::Unavailable(_)) if loads.answered > self.answered_before => (None, None, true),
+            // About one record too, which a newer gateway wrote.
             Some(Outcome::Unavailable(StoreFault::Outdated(_))) => (None, None, true),
             // What the others wait for would not come, and each of them would wait for a time-out of its own.
             Some(Outcome::Unavailable(fault)) => (None, Some(fault.clone()), false),

@@ -67,7 +67,7 @@ impl Default for Settings {
             ttl: Duration::from_secs(60),
             negative_ttl: Duration::from_secs(5),
             stale_window: Duration::from_secs(300),
-            max_lookups: 256,
+            max_lookups: 128,
             lookup_timeout: Duration::from_secs(1),
             on_partition: OnPartition::default(),
         }

@@ -46,6 +46,8 @@ struct Books {
     past: Option<(State, Vec<Vec<Subject>>)>,
     sinks: Vec<Arc<dyn EventSink>>,
     failing: bool,
+    /// Whether lookups that read come to a time-out.
+    slow: bool,
     spared: bool,
     /// Whether the next lookup that reads panics.
     panics: bool,
@@ -196,6 +198,9 @@ impl Model {
         let panics = std::mem::take(&mut self.books().panics);
         assert!(!panics, "the test says so");
         let books = self.books();
+        if books.slow {
+            return Lookup::Unavailable(StoreFault::TimedOut);
+        }
         // As the Redis store: one that lacks an event which this process knows is no store.
         if books.failing || books.event < books.told {
             return Lookup::Unavailable(StoreFault::failed("the test says so"));

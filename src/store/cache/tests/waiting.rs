@@ -133,6 +133,29 @@ fn the_first_lookup_that_fails_answers_all_who_wait() {
 }
 
 #[test]
+fn a_lookup_that_times_out_while_others_are_answered_ends_nobodys_wait() {
+    let bench = bench(2, 100);
+    let good: Vec<Digest> = (0..10).map(|n| bench.model.make(n, 1)).collect();
+    stopped(&bench, async || {
+        let asked: Vec<_> = good.iter().map(|digest| bench.begin(*digest)).collect();
+        turns().await;
+        // The second is answered, and the third begins in its place.
+        for _ in 0..2 {
+            bench.model.step(1);
+            turns().await;
+        }
+        assert_eq!((bench.model.lookups(), bench.cache.waiting()), (3, 7));
+        bench.model.books().slow = true;
+        bench.model.step(0);
+        turns().await;
+        bench.model.books().slow = false;
+        release(&bench);
+        let told = all(asked).await;
+        assert_eq!((told[0], &told[1..]), ("unavailable", &["store"; 9][..]));
+    });
+}
+
+#[test]
 fn who_waited_when_a_lookup_failed_tries_once_more() {
     let bench = bench(1, 100);
     let good: Vec<Digest> = (0..5).map(|n| bench.model.make(n, 1)).collect();
