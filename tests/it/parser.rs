@@ -478,6 +478,22 @@ fn a_broken_body_that_ends_with_the_connection_ends_with_a_reset() {
 }
 
 #[test]
+fn an_answer_that_is_cut_because_its_key_is_revoked_ends_with_a_reset_too() {
+    let live = Manual::start();
+    let gateway = Tuned::default().live(live.url()).builder().start();
+    let key = gateway.live_key();
+    let mut client = gateway.connect();
+    client.send(&old(&key.secret, ""));
+    let mut upstream = live.accept();
+    upstream.request_head().unwrap();
+    upstream.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    client.stream().peek(&mut [0; 16]).unwrap();
+    gateway.revoke(&key);
+    let (bytes, reset) = read_to_end(&client);
+    assert!(reset, "{}", String::from_utf8_lossy(&bytes));
+}
+
+#[test]
 fn an_answer_with_a_length_keeps_the_connection_of_a_client_of_http_1_0_that_asks_for_it() {
     let (_live, gateway, key) = gateway();
     let mut client = gateway.connect();
