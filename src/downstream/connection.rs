@@ -136,8 +136,8 @@ impl Connection<'_> {
     }
 
     /// The answer with what its framing needs. The connection `ends` with it if nobody knows where the next request
-    /// begins, or the process ends. HTTP/1.0 has no framing for a body of unknown length but the end of the connection, and then hyper must
-    /// not announce that it stays open.
+    /// begins, or if the process ends. HTTP/1.0 has no framing for a body of unknown length but the end of the
+    /// connection, and then hyper must not announce that it stays open.
     fn framed(
         &self,
         version: Version,
@@ -183,7 +183,8 @@ impl Connection<'_> {
     {
         self.connected.speaks(Protocol::Http2);
         self.activity.share();
-        let (outgoing, limits) = (Http2Stream::new(stream), self.gateway.limits());
+        let (outgoing, limits) =
+            (Http2Stream::new(stream, self.gateway.cells().reset_streams()), self.gateway.limits());
         let streams = Streams::new(settings.write_timeout);
         let service = service_fn(|mut request: Request<Incoming>| {
             let (busy, pace) = (Busy::begin(self.activity), streams.open());

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
 use super::allowance::Allowance;
+use crate::telemetry::metrics::ResetStreams;
 
 /// How long a client has to take the frame that says why its connection ends, and to stop sending.
 const END_TAKES: Duration = Duration::from_millis(250);
@@ -43,6 +45,8 @@ pub(super) struct Http2Stream<S>(Rc<RefCell<Outgoing<S>>>);
 struct Outgoing<S> {
     stream: S,
     frames: Frames,
+    /// Counts the streams that h2 resets by itself.
+    reset: Arc<ResetStreams>,
     goaway: Option<GoAway>,
     is_announced: bool,
 }
@@ -54,9 +58,10 @@ impl<S> Clone for Http2Stream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
-    pub(super) fn new(stream: S) -> Self {
-        let frames = Frames::default();
-        Self(Rc::new(RefCell::new(Outgoing { stream, frames, goaway: None, is_announced: false })))
+    /// `reset` counts the streams that h2 resets by itself.
+    pub(super) fn new(stream: S, reset: &Arc<ResetStreams>) -> Self {
+        let (frames, reset) = (Frames::default(), Arc::clone(reset));
+        Self(Rc::new(RefCell::new(Outgoing { stream, frames, reset, goaway: None, is_announced: false })))
     }
 
     /// Lets a GOAWAY follow the frame that is being written: the connection will end, and every stream that the client
@@ -137,7 +142,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Stream<S> {
             }
         }
         let written = ready!(Pin::new(&mut outgoing.stream).poll_write(cx, bytes))?;
-        outgoing.frames.pass(&bytes[..written]);
+        outgoing.frames.pass(&bytes[..written], |code| outgoing.reset.count(code));
         Poll::Ready(Ok(written))
     }
 
@@ -208,7 +213,8 @@ impl Default for Frames {
 }
 
 impl Frames {
-    fn pass(&mut self, mut bytes: &[u8]) {
+    /// `is_reset` is called with the error code of each stream that h2 resets by itself.
+    fn pass(&mut self, mut bytes: &[u8], is_reset: impl Fn(u8)) {
         while !bytes.is_empty() {
             if self.payload > 0 {
                 let n = self.payload.min(bytes.len());
@@ -221,7 +227,7 @@ impl Frames {
             self.seen += n;
             bytes = &bytes[n..];
             if self.seen == self.wanted() {
-                self.note();
+                self.note(&is_reset);
             }
         }
     }
@@ -237,7 +243,7 @@ impl Frames {
     }
 
     /// What was wanted of the frame has been written.
-    fn note(&mut self) {
+    fn note(&mut self, is_reset: impl Fn(u8)) {
         let [long, middle, short, kind, flags, ..] = self.head;
         let length = usize::from(long) << 16 | usize::from(middle) << 8 | usize::from(short);
         self.payload = length.saturating_sub(self.seen - HEAD);
@@ -245,7 +251,10 @@ impl Frames {
         self.has_begun = true;
         match kind {
             HEADERS | CONTINUATION => self.is_in_block = flags & END_HEADERS == 0,
-            RST_STREAM if is_by_h2(self.head[HEAD + 3]) => self.resets.spend(Instant::now()),
+            RST_STREAM if is_by_h2(self.head[HEAD + 3]) => {
+                self.resets.spend(Instant::now());
+                is_reset(self.head[HEAD + 3]);
+            }
             GOAWAY => self.was_calmed |= self.head[HEAD + 7] == ErrorCode::EnhanceYourCalm as u8,
             _ => {}
         }
@@ -303,7 +312,7 @@ mod tests {
         for step in [1, 2, 3, 7, 50, 1000] {
             let (mut frames, mut found, mut at) = (Frames::default(), Vec::new(), 0);
             for part in said.chunks(step) {
-                frames.pass(part);
+                frames.pass(part, |_| ());
                 at += part.len();
                 if frames.may_be_followed() {
                     found.push(at);
@@ -316,14 +325,14 @@ mod tests {
         }
         let mut frames = Frames::default();
         assert!(!frames.may_be_followed(), "SETTINGS comes first");
-        frames.pass(&GoAway::new(ErrorCode::EnhanceYourCalm).bytes);
+        frames.pass(&GoAway::new(ErrorCode::EnhanceYourCalm).bytes, |_| ());
         assert!(frames.was_calmed && frames.may_be_followed());
     }
 
     /// The bytes that come out when h2 writes in parts of this size, and the end is announced before part `announced`.
     async fn sent(step: usize, announced: usize) -> Vec<u8> {
         let (near, mut far) = tokio::io::duplex(5);
-        let framed = Http2Stream::new(near);
+        let framed = Http2Stream::new(near, &Arc::default());
         let mut h2 = framed.clone();
         let writing = async move {
             for (n, part) in written().concat().chunks(step).enumerate() {

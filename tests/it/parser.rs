@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tempfile::TempDir;
 
+use crate::harness::http2::{Frames, HEADERS, RESET};
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{
     Answer, Call, Gateway, Manual, PATIENCE, Process, Reply, Transport, Tuned, Upstream, eventually, hang_up,
@@ -422,6 +423,32 @@ fn a_bare_lf_where_a_crlf_belongs_in_a_chunked_body_is_refused_at_once() {
             assert!(live.seen().iter().all(|seen| !seen.complete), "{body:?}: {:?}", live.seen());
         }
     }
+}
+
+// ---- HTTP/2
+
+#[test]
+fn what_the_http_2_library_refuses_is_a_reset_that_is_counted() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let gateway = Gateway::builder()
+        .transport(Transport::Http2)
+        .settings("[server]\nlisten = \"127.0.0.1:0\"\n[ops]\nlisten = \"127.0.0.1:0\"")
+        .api(&live, &test)
+        .start();
+    let key = gateway.live_key().secret;
+    let mut frames = Frames::connect(&gateway, &[]);
+    for (stream, target) in [(1, "/v1/a<b"), (3, "/v1/jobs?a\"b"), (5, "v1/jobs")] {
+        frames.get(stream, target, &key);
+        let reset = frames.until(RESET).unwrap();
+        assert_eq!((reset.stream, &reset.payload[..]), (stream, &1_u32.to_be_bytes()[..]), "{target}");
+    }
+    let counted =
+        value(&scrape(gateway.ops_address()), "keygate_streams_reset_total{code=\"protocol_error\"}");
+    assert_eq!(counted, Some(3.0));
+    // A fragment is cut off before anybody sees it.
+    frames.get(7, "/v1/jobs#part", &key);
+    assert_eq!(frames.until(HEADERS).unwrap().stream, 7);
+    assert_eq!(live.only().request_line(), "GET /v1/jobs HTTP/1.1");
 }
 
 // ---- HTTP/1.0

@@ -146,6 +146,7 @@ fn promtool_reports_no_problem() {
         "connections",
         "auth_decisions_total",
         "messages_refused_total",
+        "streams_reset_total",
         "cache_lookups_total",
         "cache_entries",
         "lookups_waiting",

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use prometheus::proto::MetricFamily;
 
 use super::cell::change;
-use super::connections::{self, Connected, CutConnections, Excess, OpenConnections};
+use super::connections::{self, Connected, CutConnections, Excess, OpenConnections, ResetStreams};
 use super::decisions::{self, Decisions};
 use super::named::Named;
 use super::requests::{self, RouteCells, UpstreamCells};
@@ -24,6 +24,7 @@ pub struct Cells {
     in_flight: AtomicI64,
     connections: Arc<OpenConnections>,
     cut_connections: CutConnections,
+    reset_streams: Arc<ResetStreams>,
     decisions: Decisions,
 }
 
@@ -35,6 +36,7 @@ impl Cells {
             in_flight: AtomicI64::new(0),
             connections: Arc::default(),
             cut_connections: CutConnections::default(),
+            reset_streams: Arc::default(),
             decisions: Decisions::new(),
         }
     }
@@ -65,6 +67,12 @@ impl Cells {
     #[must_use]
     pub fn connected(&self) -> Connected {
         Connected::new(Arc::clone(&self.connections))
+    }
+
+    /// Where the streams are counted that h2 resets by itself.
+    #[must_use]
+    pub const fn reset_streams(&self) -> &Arc<ResetStreams> {
+        &self.reset_streams
     }
 
     /// An HTTP/2 connection was cut, because its client did this in excess.
@@ -103,6 +111,7 @@ pub(super) fn families(threads: &[Arc<Cells>]) -> Vec<MetricFamily> {
     families.extend(decisions::families(&threads.iter().map(|cells| &cells.decisions)));
     families.push(connections::family(&threads.iter().map(|cells| &*cells.connections)));
     families.push(connections::cut_family(&threads.iter().map(|cells| &cells.cut_connections)));
+    families.push(connections::reset_family(&threads.iter().map(|cells| &*cells.reset_streams)));
     families
 }
 

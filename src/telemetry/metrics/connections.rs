@@ -75,6 +75,65 @@ impl CutConnections {
     }
 }
 
+/// Why h2 reset a stream by itself: the error code (RFC 9113, section 7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StreamError {
+    Protocol,
+    FlowControl,
+    StreamClosed,
+    FrameSize,
+    RefusedStream,
+    EnhanceYourCalm,
+    Other,
+}
+
+impl StreamError {
+    const ALL: [Self; 7] = [
+        Self::Protocol,
+        Self::FlowControl,
+        Self::StreamClosed,
+        Self::FrameSize,
+        Self::RefusedStream,
+        Self::EnhanceYourCalm,
+        Self::Other,
+    ];
+
+    const fn of(code: u8) -> Self {
+        match code {
+            1 => Self::Protocol,
+            3 => Self::FlowControl,
+            5 => Self::StreamClosed,
+            6 => Self::FrameSize,
+            7 => Self::RefusedStream,
+            11 => Self::EnhanceYourCalm,
+            _ => Self::Other,
+        }
+    }
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol_error",
+            Self::FlowControl => "flow_control_error",
+            Self::StreamClosed => "stream_closed",
+            Self::FrameSize => "frame_size_error",
+            Self::RefusedStream => "refused_stream",
+            Self::EnhanceYourCalm => "enhance_your_calm",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// One thread's streams that h2 reset by itself, by [`StreamError`].
+#[derive(Debug, Default)]
+pub struct ResetStreams([AtomicU64; StreamError::ALL.len()]);
+
+impl ResetStreams {
+    /// h2 has reset a stream with this error code. To be called by the thread that the counts belong to.
+    pub fn count(&self, code: u8) {
+        add(&self.0[StreamError::of(code) as usize], 1);
+    }
+}
+
 /// One thread's open connections, by [`Protocol`].
 #[derive(Debug, Default)]
 pub(super) struct OpenConnections([AtomicI64; Protocol::ALL.len()]);
@@ -124,5 +183,14 @@ pub(super) fn cut_family<'t>(threads: &(impl Iterator<Item = &'t CutConnections>
         "keygate_connections_cut_total",
         "HTTP/2 connections that were cut because the client did something in excess.",
         Excess::ALL.map(|why| ([("reason", why.label())], cut(why))),
+    )
+}
+
+pub(super) fn reset_family<'t>(threads: &(impl Iterator<Item = &'t ResetStreams> + Clone)) -> MetricFamily {
+    let reset = |why: StreamError| -> u64 { threads.clone().map(|reset| read(&reset.0[why as usize])).sum() };
+    counters(
+        "keygate_streams_reset_total",
+        "HTTP/2 streams that were reset because what came on them was no request, or against the protocol.",
+        StreamError::ALL.map(|why| ([("code", why.label())], reset(why))),
     )
 }
