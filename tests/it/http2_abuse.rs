@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::harness::http2::{
@@ -170,6 +171,44 @@ fn who_cancels_what_it_has_just_begun_is_cut_with_a_goaway_a_log_line_and_a_coun
     assert!(line.contains("127.0.0.1") && line.contains("cancel"), "{line}");
     let series = "keygate_connections_cut_total{reason=\"cancelled_requests\"}";
     assert_eq!(value(&scrape(ops), series), Some(1.0));
+}
+
+#[test]
+fn compressed_heads_of_thousands_of_fields_are_not_kept_in_memory() {
+    // The HTTP/2 bomb, CVE-2026-49975: a byte on the wire is a field in memory.
+    const CONNECTIONS: usize = 30;
+    let live = Upstream::start("live");
+    let folder = TempDir::new().unwrap();
+    Tuned::default().live(live.url()).builder().write(folder.path());
+    let keygate = Process::serve(folder.path());
+    let address = keygate.address();
+    // The first stream puts the field into the table of HPACK; the others name it, one byte for each (RFC 7541, section 6.1).
+    let insert = [&block("/things", &[])[..], &[0x40, 1, b'x', 0]].concat();
+    let many = [&block("/things", &[])[..], &[0xbe; 1800]].concat();
+    let mut connections: Vec<Frames> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut frames = Frames::connect_to(address);
+            frames.send(HEADERS, 5, 1, &insert);
+            while frames.until(DATA).unwrap().stream != 1 {}
+            frames
+        })
+        .collect();
+    let before = keygate.memory("VmHWM:");
+    // So all of it comes at once.
+    keygate.signal(Signal::STOP);
+    for frames in &mut connections {
+        let streams: Vec<u8> = (1..100).flat_map(|n| frame(HEADERS, 5, 2 * n + 1, &many)).collect();
+        frames.try_send(&streams).unwrap();
+    }
+    keygate.signal(Signal::CONT);
+    for frames in &mut connections {
+        for _ in 1..100 {
+            frames.until(DATA).expect("a refusal");
+        }
+    }
+    let grown = keygate.memory("VmHWM:").saturating_sub(before);
+    println!("{} heads of 1,800 fields: {} MiB", 99 * CONNECTIONS, grown >> 20);
+    assert!(grown < 256 << 20, "{grown} bytes");
 }
 
 /// Sends until the gateway has ended the connection; returns its last GOAWAY.
