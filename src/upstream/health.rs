@@ -8,7 +8,7 @@
 //!
 //! For how long: one second, and twice as long after each request that tried it in vain, up to 30 s. When that time is over, one
 //! request tries it; success ends the matter. An endpoint that is the only one is never passed over, and if all are, all
-//! are tried ([`select`](super::select)).
+//! are tried (`select.rs`).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

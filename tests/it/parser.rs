@@ -442,9 +442,8 @@ fn what_the_http_2_library_refuses_is_a_reset_that_is_counted() {
         let reset = frames.until(RESET).unwrap();
         assert_eq!((reset.stream, &reset.payload[..]), (stream, &1_u32.to_be_bytes()[..]), "{target}");
     }
-    let counted =
-        value(&scrape(gateway.ops_address()), "keygate_streams_reset_total{code=\"protocol_error\"}");
-    assert_eq!(counted, Some(3.0));
+    let series = "keygate_streams_reset_total{code=\"protocol_error\"}";
+    eventually("the resets are counted", || value(&scrape(gateway.ops_address()), series) == Some(3.0));
     // A fragment is cut off before anybody sees it.
     frames.get(7, "/v1/jobs#part", &key);
     assert_eq!(frames.until(HEADERS).unwrap().stream, 7);

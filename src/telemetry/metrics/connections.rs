@@ -123,7 +123,7 @@ impl StreamError {
     }
 }
 
-/// One thread's streams that h2 reset by itself, by [`StreamError`].
+/// One thread's streams that h2 reset by itself, by their error codes.
 #[derive(Debug, Default)]
 pub struct ResetStreams([AtomicU64; StreamError::ALL.len()]);
 
