@@ -181,7 +181,7 @@ fn refuse(error: LifecycleError) -> Rejection {
         LifecycleError::NoOrg(_) | LifecycleError::NoKey(_) => Rejection::NotFound(NotFound::NoResource),
         LifecycleError::Stranger => Rejection::NotFound(NotFound::NoRoute),
         LifecycleError::Caller(refusal) => refusal.into(),
-        LifecycleError::MissingScope(scope) => Rejection::MissingScope(scope),
+        LifecycleError::MissingScope(scope) => Rejection::MissingScope(scope.into()),
         LifecycleError::Escalation(escalation) => Rejection::Escalation(Escalation::message(escalation)),
         LifecycleError::Revoked(_) => Rejection::Conflict(Conflict::KeyRevoked),
         LifecycleError::Expired(_) => Rejection::Conflict(Conflict::KeyExpired),

@@ -16,7 +16,8 @@ use crate::downstream::{listener, tls, watchdog};
 use crate::gateway::{self, Plan};
 use crate::lifecycle::{RetentionSettings, SignupSettings};
 use crate::operators::{admin, ops, outbox};
-use crate::policy::route::RouteTable;
+use crate::policy::route::{Route, RouteTable};
+use crate::policy::wider::left_to_wider;
 use crate::store::cache;
 use crate::telemetry::{self, RequestLog};
 use crate::upstream;
@@ -57,9 +58,10 @@ impl App {
     /// [`Refused`] names everything that speaks against it. Then nothing has changed.
     pub fn reload(&mut self, read: Result<Config, Mistakes>) -> Result<(), Refused> {
         match self.change(read) {
-            Ok(routes) => {
+            Ok((routes, wider)) => {
                 lock(&self.in_force).reloads.applied += 1;
                 telemetry::log(&format!("the configuration was read again: {routes} routes"));
+                wider.iter().for_each(|line| telemetry::log(line));
                 Ok(())
             }
             Err(refused) => {
@@ -72,13 +74,14 @@ impl App {
         }
     }
 
-    /// Everything that can fail comes before everything that changes. Gives the number of routes.
-    fn change(&mut self, read: Result<Config, Mistakes>) -> Result<usize, Refused> {
+    /// Everything that can fail comes before everything that changes. Gives the number of routes, and the lines of
+    /// [`tell_wider`].
+    fn change(&mut self, read: Result<Config, Mistakes>) -> Result<(usize, Vec<String>), Refused> {
         let (fixed, new) = divide(read?);
         self.fixed.compare(&fixed)?;
         let serving = serving(&new.tls, new.watchdog, &self.clock)?;
 
-        let routes = new.routes.routes().len();
+        let (routes, wider) = (new.routes.routes().len(), tell_wider(new.routes.routes()));
         let health = Arc::clone(&lock(&self.in_force).health);
         let plan = Arc::new(Plan::new(new.gateway, new.routes, new.upstreams, &health));
         self.trusted_proxies.send_replace(plan.settings().headers.trusted_proxies.clone());
@@ -94,8 +97,19 @@ impl App {
         let _ = all_done.recv();
         let mut now = lock(&self.in_force);
         *now = InForce::new(new.hash, &serving, &plan, now.reloads);
-        Ok(routes)
+        Ok((routes, wider))
     }
+}
+
+/// Log lines that name the requests which a narrow rule leaves to a wider one.
+pub(super) fn tell_wider(routes: &[Route]) -> Vec<String> {
+    const MOST: usize = 20;
+    let (wider, more) = left_to_wider(routes, MOST);
+    let mut lines: Vec<String> = wider.iter().map(|left| format!("policy: {left}")).collect();
+    if more {
+        lines.push("policy: `keygate check` lists more requests that a wider rule takes".to_owned());
+    }
+    lines
 }
 
 /// The settings that a reload replaces.

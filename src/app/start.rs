@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::control::Control;
 use super::in_force::{InForce, Observed, serving};
 use super::key_tools::{KeyTools, SecretError, read_secret};
-use super::reload::{Fixed, Source};
+use super::reload::{Fixed, Source, tell_wider};
 use super::signals::Signals;
 use super::store::{StoreError, attend_revived, open_store};
 use super::{Addresses, App};
@@ -33,8 +33,8 @@ use crate::store::events::EventSink;
 use crate::store::keeper::LinkState;
 use crate::store::measured::MeasuredStore;
 use crate::store::{Role, Store};
-use crate::telemetry::RecordWriter;
 use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
+use crate::telemetry::{self, RecordWriter};
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::Clock;
 
@@ -76,6 +76,7 @@ impl App {
         // Watched before there is a lease: a gateway that is told to end while it starts must give its lease up,
         // or every change of a key waits for it.
         let signals = Signals::watch(&control, source)?;
+        tell_wider(config.routes.routes()).iter().for_each(|line| telemetry::log(line));
         Ok((Self::start_with(config, tools, control, store, clock)?, signals))
     }
 

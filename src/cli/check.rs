@@ -10,6 +10,7 @@ use crate::config::{Config, StoreSettings};
 use crate::downstream::tls::{Acceptor, Certificate, LoadErrors};
 use crate::policy::access::Access;
 use crate::policy::route::Route;
+use crate::policy::wider::left_to_wider;
 use crate::store::Role;
 use crate::store::embedded;
 use crate::store::finding::Finding;
@@ -157,6 +158,18 @@ fn summarise(
     writeln!(out, "routes     {}, of which {} public", routes.len(), public.len())?;
     for route in public {
         writeln!(out, "public     {}", describe_route(route))?;
+    }
+    summarise_wider(routes, out)
+}
+
+fn summarise_wider(routes: &[Route], out: &mut impl Write) -> io::Result<()> {
+    const MOST: usize = 100;
+    let (wider, more) = left_to_wider(routes, MOST);
+    for left in wider {
+        writeln!(out, "wider      {left}")?;
+    }
+    if more {
+        writeln!(out, "wider      and more")?;
     }
     Ok(())
 }

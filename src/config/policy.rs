@@ -14,7 +14,7 @@ use crate::policy::route::{Conflict, Route, RouteTable};
 use crate::policy::target::{Operation, Target, UpstreamId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
-use crate::vocabulary::key::scope::{Scope, ScopeSet};
+use crate::vocabulary::key::scope::{OneOf, Scope, ScopeSet};
 use crate::vocabulary::upstream::Retries;
 
 pub(super) struct Policy {
@@ -66,6 +66,7 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
         "list at least one path, as in [\"/v1/jobs\"]",
         parsed(Pattern::parse),
     );
+    let denies_other_methods = section.or("other_methods", false, choice(&[("deny", true)]));
     let access = access(section, names);
     let target = target(section, names);
     let forward_authorization = section.or("forward_authorization", false, flag);
@@ -85,6 +86,7 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
         place: section.place().rule_place(),
         methods,
         patterns,
+        denies_other_methods,
         access,
         target,
         forward_authorization,
@@ -133,21 +135,24 @@ fn method(value: &Value) -> Result<Method, String> {
     Err(format!("{} is not a method; {advice}", quoted(&text)))
 }
 
-/// The access rule of the route: exactly one of three keys.
+/// The access rule of the route: exactly one of three, of which the scopes have two keys.
 fn access(section: &mut Section<'_>, names: &Names<'_>) -> Option<Access> {
     const ADVICE: &str = "list at least one scope: with an empty list, every request would be refused";
+    const KEYS: [&str; 4] = ["public", "any_key", "scopes", "any_scope"];
     let public = section.optional("public", only_true);
     let any_key = section.optional("any_key", only_true);
-    let scopes = section.filled("scopes", ADVICE, |value| scope(value, names));
+    let all = section.filled("scopes", ADVICE, |value| scope(value, names));
+    let any = section.filled("any_scope", ADVICE, |value| scope(value, names));
     let environments = Environment::ALL.map(|environment| (environment.as_str(), environment));
     let environment = section.optional("environment", choice(&environments));
 
-    let given: Vec<&str> =
-        ["public", "any_key", "scopes"].into_iter().filter(|key| section.given(key)).collect();
+    let given: Vec<&str> = KEYS.into_iter().filter(|key| section.given(key)).collect();
     match given[..] {
-        [_] => {}
+        [_] | ["scopes", "any_scope"] => {}
         [] => {
-            section.lacks("the route has no access rule; add scopes = […], any_key = true or public = true");
+            section.lacks(
+                "the route has no access rule; add scopes = […], any_scope = […], any_key = true or public = true",
+            );
             return None;
         }
         [first, second, ..] => {
@@ -158,9 +163,25 @@ fn access(section: &mut Section<'_>, names: &Names<'_>) -> Option<Access> {
     if let (Some(()), environment) = (public, environment) {
         return Some(Access::Public { environment: environment.unwrap_or(Environment::Live) });
     }
-    any_key
-        .map(|()| Access::AnyKey)
-        .or_else(|| scopes.map(|scopes| Access::Scopes(Needs::all(scopes.into()))))
+    any_key.map(|()| Access::AnyKey).or_else(|| needs(section, all, any).map(Access::Scopes))
+}
+
+/// The scopes that the route asks for. A list that is `None` is missing, or its mistakes were reported.
+fn needs(section: &Section<'_>, all: Option<Vec<Scope>>, any: Option<Vec<Scope>>) -> Option<Needs> {
+    let is_wrong = |key, list: &Option<Vec<Scope>>| section.given(key) && list.is_none();
+    if is_wrong("scopes", &all) || is_wrong("any_scope", &any) {
+        return None;
+    }
+    let needs =
+        Needs { all: all.unwrap_or_default().into(), any: any.and_then(|scopes| OneOf::new(scopes.into())) };
+    if let Some(scope) = needs.any.as_ref().and_then(|any| any.scopes().first_common(&needs.all)) {
+        let text = format!(
+            "{} is also in `scopes`, so every key that has those passes; remove it from one of the two lists",
+            quoted(scope.as_str())
+        );
+        section.wrong("any_scope", text);
+    }
+    Some(needs)
 }
 
 fn scope(value: &Value, names: &Names<'_>) -> Result<Scope, String> {

@@ -74,7 +74,8 @@ pub(super) fn note(exchange: &Exchange, permit: &Permit<'_>) {
     if noted.is_new(at, route) {
         let mut notes = gateway.usage.0.borrow_mut();
         if notes.len() < NOTES {
-            let scopes = permit.route().access.needs().map(|needs| needs.all.clone()).unwrap_or_default();
+            let needs = permit.route().access.needs();
+            let scopes = needs.map(|needs| needs.used_of(&known.found.key.scopes)).unwrap_or_default();
             notes.push(Used { key: known.found.key.id, usage: Usage { last_used_at: at, scopes } });
         }
     }

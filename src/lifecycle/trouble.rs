@@ -73,8 +73,9 @@ impl Lifecycle {
     pub(super) fn note_refusal(&self, origin: &Origin, target: Option<KeyId>, error: &LifecycleError) {
         let Principal::Key(calling) = &origin.principal else { return };
         let seen = match error {
-            LifecycleError::MissingScope(scope) | LifecycleError::Caller(Refusal::MissingScope(scope)) => {
-                json!({ "missing_scope": scope })
+            LifecycleError::MissingScope(scope) => json!({ "missing_scope": scope }),
+            LifecycleError::Caller(Refusal::MissingScope(scopes)) => {
+                json!({ "missing_scope": scopes.to_string() })
             }
             LifecycleError::Escalation(escalation) => json!({ "escalation": escalation.as_str() }),
             _ => return,

@@ -6,7 +6,8 @@ use super::reading::Ambiguity;
 use super::request::CanonicalRequest;
 use super::route::{Match, RouteTable, Routed};
 use crate::vocabulary::key::Environment;
-use crate::vocabulary::key::scope::{Scope, ScopeSet};
+use crate::vocabulary::key::admission::Lacking;
+use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::rejection::{NotFound, Rejection, Unauthenticated};
 
 /// The sender of a request, as far as the policy is concerned.
@@ -34,7 +35,7 @@ pub enum Denial<'t> {
     Ambiguous(Ambiguity),
     /// No rule names the request.
     NoRoute,
-    MissingScope(&'t Scope),
+    MissingScope(Lacking<'t>),
 }
 
 impl From<Denial<'_>> for Rejection {
@@ -43,7 +44,7 @@ impl From<Denial<'_>> for Rejection {
             Denial::NoKey => Self::Unauthenticated(Unauthenticated::Missing),
             Denial::Ambiguous(ambiguity) => Self::Unsafe(ambiguity.refusal()),
             Denial::NoRoute => Self::NotFound(NotFound::NoRoute),
-            Denial::MissingScope(scope) => Self::MissingScope(scope.clone()),
+            Denial::MissingScope(lacking) => Self::MissingScope(lacking.into()),
         }
     }
 }
@@ -100,6 +101,7 @@ mod tests {
     use crate::policy::request::Limits;
     use crate::policy::route::tests::route;
     use crate::vocabulary::key::admission::Needs;
+    use crate::vocabulary::key::scope::Scope;
 
     fn scopes(names: &[&str]) -> ScopeSet {
         names.iter().map(|name| Scope::parse(name).unwrap()).collect()
@@ -137,7 +139,7 @@ mod tests {
         assert_eq!(decided("/jobs", &holder(&held)), test("jobs"));
         assert_eq!(decided("/own", &holder(&other)), test("own"));
         assert_eq!(decided("/health", &holder(&other)), test("health"), "the key names the environment");
-        assert_eq!(decided("/jobs", &holder(&other)), Err("MissingScope(jobs:read)".to_owned()));
+        assert_eq!(decided("/jobs", &holder(&other)), Err("MissingScope(Scope(jobs:read))".to_owned()));
         assert_eq!(decided("/nowhere", &holder(&held)), Err("NoRoute".to_owned()));
         assert_eq!(
             decided("/jobs;x", &holder(&held)),
@@ -162,7 +164,7 @@ mod tests {
             (Denial::Ambiguous(Ambiguity::EncodedSlash), 400),
             (Denial::Ambiguous(Ambiguity::Reading(OtherReading::Slash)), 400),
             (Denial::NoRoute, 404),
-            (Denial::MissingScope(&scope), 403),
+            (Denial::MissingScope(Lacking::Scope(&scope)), 403),
         ] {
             assert_eq!(Rejection::from(denial).status().code(), status, "{denial:?}");
         }

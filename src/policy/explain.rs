@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+use http::Method;
+
 use super::pattern::{Pattern, Segment, parts};
 use super::reading::Reading;
 use super::request::CanonicalRequest;
@@ -33,8 +35,10 @@ pub enum RuledOut<'t> {
     Ambiguity(Ambiguity),
     /// The path is the pattern's, but the route does not take the method.
     Method,
-    /// The path is the pattern's, but also that of a more specific pattern, which gets it with every method.
+    /// The path is the pattern's, but also that of a more specific pattern, which has the method too.
     Hidden { by: &'t Pattern },
+    /// The path is the pattern's, but also that of a more specific pattern, which denies methods that it does not have.
+    Denied { by: &'t Pattern },
     /// The path is the pattern's in this reading only.
     Reading(OtherReading),
     /// One segment is another, counted from 1.
@@ -51,7 +55,7 @@ impl RuledOut<'_> {
         match self {
             Self::Ambiguity(_) => 0,
             Self::Method => 1,
-            Self::Hidden { .. } => 2,
+            Self::Hidden { .. } | Self::Denied { .. } => 2,
             Self::Reading(_) => 3,
             Self::Segment { .. } => 4,
             Self::PathTooShort { .. } | Self::PathTooLong { .. } => 5,
@@ -64,7 +68,8 @@ impl fmt::Display for RuledOut<'_> {
         match self {
             Self::Ambiguity(ambiguity) => write!(f, "{ambiguity}"),
             Self::Method => f.write_str("the route does not take this method"),
-            Self::Hidden { by } => write!(f, "{by} is more specific and hides it"),
+            Self::Hidden { by } => write!(f, "{by} is more specific and has this method too"),
+            Self::Denied { by } => write!(f, "{by} is more specific and denies other methods"),
             Self::Reading(reading) => write!(f, "only another reading of the path matches ({reading})"),
             Self::Segment { number, wanted, found } => {
                 write!(f, "segment {number} is {found:?} and not {wanted:?}")
@@ -87,20 +92,23 @@ impl RouteTable {
                 route.patterns.iter().map(move |pattern| (Match { number, route }, pattern))
             })
         };
-        let own = rules()
-            .map(|(_, pattern)| pattern)
-            .filter(|pattern| pattern.matches(path))
-            .min_by(|a, b| compare(a.segments(), b.segments()));
+        let last = self.last_pattern(path, request.method());
         let mut near: Vec<Near<'_>> = rules()
             .filter_map(|(rule, pattern)| {
-                let why = match own {
-                    Some(own) if pattern.segments() == own.segments() => match found {
-                        _ if !rule.route.takes(request.method()) => RuledOut::Method,
+                let why = match last {
+                    _ if !pattern.matches(path) => rule_out_by_path(pattern, path)?,
+                    _ if !rule.route.takes(request.method()) => RuledOut::Method,
+                    Some(Last { pattern: last, has_method }) if last.segments() != pattern.segments() => {
+                        if has_method {
+                            RuledOut::Hidden { by: last }
+                        } else {
+                            RuledOut::Denied { by: last }
+                        }
+                    }
+                    Some(_) | None => match found {
                         Ok(_) => return None,
                         Err(ambiguity) => RuledOut::Ambiguity(ambiguity),
                     },
-                    Some(own) if pattern.matches(path) => RuledOut::Hidden { by: own },
-                    Some(_) | None => rule_out_by_path(pattern, path)?,
                 };
                 Some(Near { rule, pattern, why })
             })
@@ -108,16 +116,26 @@ impl RouteTable {
         near.sort_by_key(|near| near.why.distance());
         Explanation { found, near }
     }
+
+    /// The most specific of the patterns that match the path and have the method, or deny it.
+    fn last_pattern(&self, path: &str, method: &Method) -> Option<Last<'_>> {
+        let lasts = self.routes().iter().filter_map(|route| {
+            let has_method = route.takes(method);
+            let patterns = route.patterns.iter().filter(|_| has_method || route.denies_other_methods);
+            let matching = patterns.filter(|pattern| pattern.matches(path));
+            let pattern = matching.min_by(|a, b| a.compare(b))?;
+            Some(Last { pattern, has_method })
+        });
+        // One rule of a pattern may deny the method that another has.
+        lasts.min_by(|a, b| a.pattern.compare(b.pattern).then(b.has_method.cmp(&a.has_method)))
+    }
 }
 
-/// Which of two patterns that match the same path is the more specific: less means more specific.
-fn compare(one: &[Segment], other: &[Segment]) -> Ordering {
-    let rank = |segment: &Segment| match segment {
-        Segment::Literal(_) => 0,
-        Segment::Param => 1,
-        Segment::Rest => 2,
-    };
-    one.iter().map(rank).cmp(other.iter().map(rank))
+/// The pattern at which the search for a route ends.
+#[derive(Clone, Copy)]
+struct Last<'t> {
+    pattern: &'t Pattern,
+    has_method: bool,
 }
 
 /// The reason why a path does not match a pattern that comes near.
@@ -236,13 +254,37 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_hidden_by_a_more_specific_one_with_every_method() {
-        let hidden = "one: /v1/jobs/audit is more specific and hides it";
+    fn a_route_is_hidden_by_a_more_specific_one_with_the_same_method() {
         let (found, near) = shown(&jobs(), Method::GET, "/v1/jobs/audit");
-        assert_eq!((&*found, &*near[0]), ("audit", hidden));
+        assert_eq!(
+            (&*found, &*near[0]),
+            ("audit", "one: /v1/jobs/audit is more specific and has this method too")
+        );
         let (found, near) = shown(&jobs(), Method::DELETE, "/v1/jobs/audit");
         assert_eq!(found, "-");
-        assert_eq!(near[..2], ["audit: the route does not take this method", hidden]);
+        let method = "the route does not take this method";
+        assert_eq!(near[..2], [format!("one: {method}"), format!("audit: {method}")]);
+    }
+
+    #[test]
+    fn a_more_specific_route_without_the_method_hides_nothing_unless_it_denies_other_methods() {
+        let table = table(&[
+            ("wide", Method::GET, &["/v1/{*rest}"]),
+            ("create", Method::POST, &["/v1/jobs"]),
+            ("deny", Method::POST, &["/v1/keys"]),
+        ]);
+        let method = "the route does not take this method";
+        let (found, near) = shown(&table, Method::GET, "/v1/jobs");
+        assert_eq!((&*found, &*near[0]), ("wide", &*format!("create: {method}")));
+        let (found, near) = shown(&table, Method::GET, "/v1/keys");
+        assert_eq!(found, "-");
+        assert_eq!(
+            near[..2],
+            [
+                format!("deny: {method}"),
+                "wide: /v1/keys is more specific and denies other methods".to_owned()
+            ]
+        );
     }
 
     #[test]
@@ -282,18 +324,28 @@ mod tests {
         /// Judged pattern by pattern, the winner is the one that the tree finds.
         #[test]
         fn an_explanation_agrees_with_the_table(
-            patterns in proptest::collection::btree_set("(/(a|b|\\{x\\})){1,3}(/\\{\\*r\\})?|/\\{\\*r\\}|/", 1..6),
+            rules in proptest::collection::btree_map(
+                "(/(a|b|\\{x\\})){1,3}(/\\{\\*r\\})?|/\\{\\*r\\}|/",
+                "(deny )?(GET|POST)",
+                1..6,
+            ),
             path in "(/[abc]){1,4}/?|/",
         ) {
-            let paths: Vec<&str> = patterns.iter().map(String::as_str).collect();
-            let rules: Vec<_> = paths.iter().map(|path| (*path, Method::GET, std::slice::from_ref(path))).collect();
+            let ids: Vec<String> = rules.iter().map(|(path, kind)| format!("{kind} {path}")).collect();
+            let paths: Vec<&str> = rules.keys().map(String::as_str).collect();
+            let rules: Vec<_> = ids.iter().zip(&paths).map(|(id, path)| {
+                let method = if id.contains("GET ") { Method::GET } else { Method::POST };
+                (&**id, method, std::slice::from_ref(path))
+            }).collect();
             let table = table(&rules);
             let request = Request::builder().uri(&path).header("host", "h").body(()).unwrap();
             let request = CanonicalRequest::parse(request, &Limits::default()).unwrap();
             let Explanation { found, near } = table.explain(&request);
             let matching = table.routes().iter().filter(|route| route.patterns[0].matches(&path));
             let winner = matching
-                .min_by(|a, b| compare(a.patterns[0].segments(), b.patterns[0].segments()))
+                .filter(|route| route.takes(&Method::GET) || route.denies_other_methods)
+                .min_by(|a, b| a.patterns[0].compare(&b.patterns[0]))
+                .filter(|route| route.takes(&Method::GET))
                 .map(|route| &*route.id);
             match found {
                 Ok(found) => prop_assert_eq!(found.map(|found| &*found.route.id), winner),

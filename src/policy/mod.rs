@@ -12,7 +12,11 @@ pub mod pattern;
 mod reading;
 pub mod request;
 pub mod route;
+mod rule;
+#[cfg(test)]
+mod search_tests;
 pub mod target;
 mod tree;
+pub mod wider;
 
 pub use self::path::unescaped_in;

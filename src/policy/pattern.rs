@@ -1,10 +1,11 @@
 //! Path patterns, as a policy writes them.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use thiserror::Error;
 
-use super::path::canonicalise;
+use super::path::{canonicalise, decode};
 
 /// A path pattern: literal segments, `{name}` for one segment, `{*name}` at the end for everything beneath.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -89,6 +90,83 @@ impl Pattern {
             }
         }
         parts.next().is_none()
+    }
+
+    /// Which of two patterns that match the same path is the more specific: less means more specific.
+    pub(super) fn compare(&self, other: &Self) -> Ordering {
+        let rank = |segment: &Segment| match segment {
+            Segment::Literal(_) => 0,
+            Segment::Param => 1,
+            Segment::Rest => 2,
+        };
+        self.segments.iter().map(rank).cmp(other.segments.iter().map(rank))
+    }
+
+    /// Whether every path that `other` matches is matched by this pattern too.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        for (number, segment) in self.segments.iter().enumerate() {
+            let Some(part) = other.segments.get(number) else {
+                return *segment == Segment::Rest && number == 0;
+            };
+            let covered = match (segment, part) {
+                (Segment::Rest, _) => return true,
+                (Segment::Param, Segment::Literal(text)) => !text.is_empty(),
+                (Segment::Literal(_) | Segment::Param, _) => segment == part,
+            };
+            if !covered {
+                return false;
+            }
+        }
+        self.segments.len() == other.segments.len()
+    }
+
+    /// The paths that both patterns match, as a pattern; `None` if there are none.
+    pub(super) fn meet(&self, other: &Self) -> Option<Self> {
+        if !self.overlaps(other, |one, other| one == other) {
+            return None;
+        }
+        if self.segments.is_empty() || other.segments.is_empty() {
+            return Self::parse("/").ok();
+        }
+        let length = self.segments.len().max(other.segments.len());
+        let mut text = String::new();
+        for number in 0..length {
+            // A pattern that is shorter ends with a rest, which the segments of the other narrow down.
+            let narrower = match (self.segments.get(number), other.segments.get(number)) {
+                (Some(Segment::Literal(_)), _) | (Some(_), None) => self,
+                (_, Some(Segment::Literal(_))) | (None, _) => other,
+                (Some(Segment::Param), _) => self,
+                (Some(Segment::Rest), Some(_)) => other,
+            };
+            text = text + "/" + narrower.segment_text(number);
+        }
+        Self::parse(&text).ok()
+    }
+
+    /// Whether there are paths that fall under both patterns, perhaps in different readings: letters' case and encoding
+    /// make no difference.
+    pub(super) fn overlaps_in_any_reading(&self, other: &Self) -> bool {
+        self.overlaps(other, |one, other| decode(one).eq_ignore_ascii_case(&decode(other)))
+    }
+
+    fn overlaps(&self, other: &Self, is_same: impl Fn(&str, &str) -> bool) -> bool {
+        let length = self.segments.len().max(other.segments.len());
+        for number in 0..length {
+            let overlap = match (self.segments.get(number), other.segments.get(number)) {
+                // The root ends with a slash already, so whatever lies beneath it begins there.
+                (Some(Segment::Rest), None) | (None, Some(Segment::Rest)) => return number == 0,
+                (None, _) | (_, None) => false,
+                (Some(Segment::Rest), _) | (_, Some(Segment::Rest)) => return true,
+                (Some(Segment::Literal(one)), Some(Segment::Literal(other))) => is_same(one, other),
+                (Some(Segment::Literal(text)), Some(Segment::Param))
+                | (Some(Segment::Param), Some(Segment::Literal(text))) => !text.is_empty(),
+                (Some(Segment::Param), Some(Segment::Param)) => true,
+            };
+            if !overlap {
+                return false;
+            }
+        }
+        true
     }
 
     /// The segment of a path in the place of the first parameter, where the pattern matches the path.

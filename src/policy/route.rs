@@ -1,79 +1,21 @@
 //! Routes: which rule a canonical request falls under.
 //!
-//! A path belongs to exactly one pattern, the most specific that matches it: segment by segment from the left, a literal
-//! before a parameter before a rest. Then the method picks the route among those of that pattern. A method that is
-//! missing there is not looked for at a wider pattern. A request that no rule names is denied.
+//! It is the rule with the most specific pattern among those that match the path and have the method: segment by segment
+//! from the left, a literal before a parameter before a rest. A rule can deny the methods that it does not have; then
+//! wider patterns do not count for its paths. A request that no rule names is denied.
 
 use std::cell::Cell;
-use std::fmt;
-use std::sync::Arc;
 
 use http::Method;
 use thiserror::Error;
 
-use super::access::Access;
 use super::pattern::Pattern;
 use super::reading::{Ambiguity, OtherReading, Reading, has_vanishing_segment};
 use super::request::CanonicalRequest;
-use super::target::Target;
-use super::tree::{End, Node};
-use crate::vocabulary::partition::OnPartition;
-use crate::vocabulary::upstream::Retries;
+use super::tree::{End, Found, Node, Search};
+use super::wider::without_wider;
 
-/// One rule of the policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// Its name in the policy, in logs and metrics.
-    pub id: Box<str>,
-    pub place: RulePlace,
-    pub methods: Vec<Method>,
-    pub patterns: Vec<Pattern>,
-    pub access: Access,
-    pub target: Target,
-    /// Whether the upstream sees the client's Authorization field.
-    pub forward_authorization: bool,
-    /// Whether `%2F` and `%5C` may stand in a segment, as opaque data.
-    pub encoded_slash: bool,
-    /// Whether a request may become a WebSocket.
-    pub websocket: bool,
-    /// Which requests may be sent to the upstream twice.
-    pub retries: Retries,
-    /// The handling of its requests while the gateway is cut off from the store; `None` for the setting of all routes.
-    pub on_partition: Option<OnPartition>,
-    /// The largest body in bytes; `None` for the limit of all routes.
-    pub body_limit: Option<u64>,
-}
-
-impl Route {
-    /// The segment of `path` in the place of the pattern's first parameter. The patterns of a route that keygate
-    /// serves have it in different places only where they differ in length.
-    #[must_use]
-    pub fn parameter<'p>(&self, path: &'p str) -> Option<&'p str> {
-        self.patterns.iter().find_map(|pattern| pattern.parameter(path))
-    }
-
-    /// Whether a request with this method is meant. HEAD is GET without the body, so it needs what GET needs (RFC
-    /// 9110, section 9.3.2).
-    #[must_use]
-    pub fn takes(&self, method: &Method) -> bool {
-        self.methods.contains(method) || *method == Method::HEAD && self.methods.contains(&Method::GET)
-    }
-}
-
-/// Where a rule is written.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RulePlace {
-    /// The policy file, as the configuration names it.
-    pub file: Arc<str>,
-    /// The line of the rule's `[[route]]`, from 1.
-    pub line: usize,
-}
-
-impl fmt::Display for RulePlace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
-    }
-}
+pub use super::rule::{Route, RulePlace};
 
 /// Two rules that claim the same requests.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -119,18 +61,17 @@ impl RouteTable {
             for pattern in &route.patterns {
                 let claims = table.root.claims(pattern.segments());
                 for method in &route.methods {
-                    match claims.iter().find(|(claimed, _)| claimed == method) {
-                        Some((_, first)) => conflicts.push(Conflict::SameRequest {
-                            first: routes[*first].id.clone(),
+                    if let Some(first) = claims.named(method) {
+                        conflicts.push(Conflict::SameRequest {
+                            first: routes[first].id.clone(),
                             second: route.id.clone(),
                             method: method.clone(),
                             pattern: pattern.clone(),
-                        }),
-                        None => claims.push((method.clone(), index)),
+                        });
                     }
                 }
-                let claimed = |method| claims.iter().find(|(claimed, _)| *claimed == method).map(|(_, n)| *n);
-                if let (Some(get), Some(head)) = (claimed(Method::GET), claimed(Method::HEAD))
+                claims.add(route, index);
+                if let (Some(get), Some(head)) = (claims.named(&Method::GET), claims.named(&Method::HEAD))
                     && get != head
                     && (get == index || head == index)
                 {
@@ -141,6 +82,9 @@ impl RouteTable {
                     });
                 }
             }
+        }
+        for pattern in without_wider(&routes) {
+            table.root.claims(pattern.segments()).ends_search = true;
         }
         table.minds_trailing_slash =
             routes.iter().flat_map(|route| &route.patterns).any(Pattern::minds_trailing_slash);
@@ -161,11 +105,11 @@ impl RouteTable {
     /// # Errors
     /// The reading that does not, or the encoded slash that the route does not allow.
     pub fn find<B>(&self, request: &CanonicalRequest<B>) -> Routed<'_> {
-        let (path, shape, method) = (request.path(), request.shape(), request.method());
+        let (path, shape) = (request.path(), request.shape());
         let near_miss = Cell::new(false);
-        let found = self.find_reading(path, method, Reading::Canonical { near_miss: &near_miss }, End::Here);
-        let find = |path, reading| self.find_reading(path, method, reading, End::Here);
-        let Some(number) = found else {
+        let find = |path, reading, end| self.search(path, Search { method: request.method(), reading, end });
+        let found = find(path, Reading::Canonical { near_miss: &near_miss }, End::Here);
+        let Some(Found::Route(number)) = found else {
             return if shape.encoded_slash { Err(Ambiguity::EncodedSlash) } else { Ok(None) };
         };
         if shape.encoded_slash && !self.routes[number].encoded_slash {
@@ -174,41 +118,41 @@ impl RouteTable {
         if shape.cuts && has_vanishing_segment(path) {
             return Err(Ambiguity::VanishingSegment);
         }
-        if shape.escapes && find(path, Reading::Decoded) != found {
+        if shape.escapes && find(path, Reading::Decoded, End::Here) != found {
             return Err(Ambiguity::Reading(OtherReading::Decoded));
         }
         // Where nothing is decoded or cut off and no segment came near a literal, the lax reading finds the same. Looking
         // again would be a waste, since nearly every id has capitals.
         let is_lax = shape.cuts || shape.escapes || near_miss.get();
-        if is_lax && find(path, Reading::Lax) != found {
+        if is_lax && find(path, Reading::Lax, End::Here) != found {
             return Err(Ambiguity::Reading(OtherReading::Lax));
         }
         let otherwise = match path.strip_suffix('/').filter(|_| shape.trailing_slash) {
-            Some(without) => find(without, Reading::Lax),
-            None if self.minds_trailing_slash => self.find_reading(path, method, Reading::Lax, End::Beneath),
+            Some(without) => find(without, Reading::Lax, End::Here),
+            None if self.minds_trailing_slash => find(path, Reading::Lax, End::Beneath),
             None => None,
         };
-        if otherwise.is_some_and(|other| other != number) {
+        // If no rule takes the path in that reading, it is harmless.
+        if !matches!(otherwise, None | Some(Found::Denied)) && otherwise != found {
             return Err(Ambiguity::Reading(OtherReading::Slash));
         }
         Ok(Some(Match { number, route: &self.routes[number] }))
     }
 
-    fn find_reading(&self, path: &str, method: &Method, reading: Reading<'_>, end: End) -> Option<usize> {
+    fn search(&self, path: &str, search: Search<'_>) -> Option<Found> {
         let segments = path.strip_prefix('/').filter(|segments| !segments.is_empty());
-        let claims = self.root.find_from_root(segments, reading, end)?;
-        let claimed = |wanted: &Method| claims.iter().find(|(method, _)| method == wanted).map(|(_, n)| *n);
-        // As in `Route::takes`.
-        claimed(method).or_else(|| if *method == Method::HEAD { claimed(&Method::GET) } else { None })
+        self.root.find_from_root(segments, search)
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::policy::access::Access;
     use crate::policy::request::Limits;
-    use crate::policy::target::Operation;
+    use crate::policy::target::{Operation, Target};
     use crate::vocabulary::rejection::Unsafe;
+    use crate::vocabulary::upstream::Retries;
     use http::Request;
 
     pub(in crate::policy) fn route(id: &str, method: Method, paths: &[&str]) -> Route {
@@ -217,6 +161,7 @@ pub(super) mod tests {
             place: RulePlace { file: "policy.toml".into(), line: 1 },
             methods: vec![method],
             patterns: paths.iter().map(|path| Pattern::parse(path).unwrap()).collect(),
+            denies_other_methods: id.contains("deny"),
             access: Access::AnyKey,
             target: Target::Operation(Operation::GetOwnKey),
             forward_authorization: false,
@@ -267,17 +212,48 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_path_belongs_to_one_pattern_whatever_the_method() {
+    fn a_pattern_without_the_method_hides_no_wider_one_that_has_it() {
         let table = table(&[
             ("summary", Method::GET, &["/s/summary"]),
             ("one", Method::GET, &["/s/{id}"]),
             ("remove", Method::DELETE, &["/s/{id}"]),
+            ("rest", Method::PUT, &["/s/{*rest}"]),
         ]);
         assert_eq!(find(&table, Method::DELETE, "/s/1").as_deref(), Ok("remove"));
-        assert_eq!(find(&table, Method::DELETE, "/s/summary").as_deref(), Ok("-"));
+        assert_eq!(find(&table, Method::DELETE, "/s/summary").as_deref(), Ok("remove"));
+        assert_eq!(find(&table, Method::PUT, "/s/summary").as_deref(), Ok("rest"));
+        assert_eq!(find(&table, Method::PATCH, "/s/summary").as_deref(), Ok("-"));
         assert_eq!(find(&table, Method::HEAD, "/s/summary").as_deref(), Ok("summary"), "HEAD is GET");
         assert_eq!(find(&table, Method::OPTIONS, "/s/1").as_deref(), Ok("-"));
         assert_eq!(find(&table, Method::from_bytes(b"get").unwrap(), "/s/1").as_deref(), Ok("-"));
+    }
+
+    #[test]
+    fn a_rule_that_denies_other_methods_hides_every_wider_one() {
+        let mut denied = route("denied", Method::GET, &["/s/summary", "/t/{id}"]);
+        denied.denies_other_methods = true;
+        let table = RouteTable::build(vec![
+            route("wide", Method::DELETE, &["/{*rest}"]),
+            denied,
+            route("beside", Method::POST, &["/s/summary"]),
+            route("narrow", Method::PUT, &["/t/a"]),
+        ])
+        .unwrap();
+        for (method, path, found) in [
+            (Method::GET, "/s/summary", "denied"),
+            (Method::HEAD, "/s/summary", "denied"),
+            (Method::POST, "/s/summary", "beside"),
+            (Method::DELETE, "/s/summary", "-"),
+            (Method::DELETE, "/s/1", "wide"),
+            (Method::DELETE, "/t/1", "-"),
+            (Method::DELETE, "/t/a", "-"),
+            (Method::GET, "/t/a", "denied"),
+            (Method::DELETE, "/t/1/2", "wide"),
+        ] {
+            assert_eq!(find(&table, method.clone(), path).as_deref(), Ok(found), "{method} {path}");
+        }
+        let other_reading = find(&table, Method::DELETE, "/s/Summary");
+        assert_eq!(other_reading.err(), Some(Unsafe::PathTwoReadings));
     }
 
     #[test]
@@ -338,6 +314,34 @@ pub(super) mod tests {
         let table = table(&[("small", Method::GET, &["/x/a"]), ("capital", Method::GET, &["/x/A"])]);
         assert_eq!(find(&table, Method::GET, "/x/a").as_deref(), Ok("small"));
         assert_eq!(find(&table, Method::GET, "/x/A").as_deref(), Ok("capital"));
+    }
+
+    #[test]
+    fn a_literal_that_has_not_the_method_does_not_hide_one_of_other_case() {
+        let table = table(&[
+            ("small", Method::POST, &["/x/a", "/y/a"]),
+            ("capital", Method::GET, &["/x/A", "/z/A/{q}"]),
+            ("deep", Method::GET, &["/z/a/1"]),
+            ("wide", Method::GET, &["/x/{id}", "/y/{id}", "/z/{p}/2"]),
+            ("left", Method::GET, &["/w/Ab"]),
+            ("right", Method::GET, &["/w/aB"]),
+            ("both", Method::GET, &["/w/{id}"]),
+        ]);
+        let two = Err(Unsafe::PathTwoReadings);
+        for (method, path, expected) in [
+            (Method::GET, "/x/A", Ok("capital")),
+            (Method::POST, "/x/a", Ok("small")),
+            (Method::GET, "/x/a", two),
+            (Method::GET, "/y/a", Ok("wide")),
+            (Method::GET, "/y/A", Ok("wide")),
+            (Method::GET, "/z/a/1", Ok("deep")),
+            (Method::GET, "/z/a/2", two),
+            (Method::GET, "/w/Ab", Ok("left")),
+            (Method::GET, "/w/ab", two),
+        ] {
+            let found = find(&table, method.clone(), path);
+            assert_eq!(found.as_deref(), expected.as_ref().copied(), "{method} {path}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::vocabulary::key::admission::{Dead, Refusal};
-use crate::vocabulary::key::scope::Scope;
+use crate::vocabulary::key::scope::OneOf;
 use crate::vocabulary::reason::{ErrorStatus, ErrorType, Reason};
 
 /// Why a request gets an answer of keygate's own.
@@ -36,7 +36,7 @@ pub enum Rejection {
     /// No rule, or nothing there to serve it.
     NotFound(NotFound),
     /// A valid key without the scope of the route, or of what it wants to give away.
-    MissingScope(Scope),
+    MissingScope(OneOf),
     /// A valid key that asks for more than it has.
     Escalation(&'static str),
     /// Body or parameters of keygate's own API that cannot be taken; each by its field.
@@ -230,7 +230,7 @@ impl From<Refusal> for Rejection {
             Refusal::OrganisationSuspended => Self::Forbidden(Forbidden::OrganisationSuspended),
             Refusal::OrganisationPending => Self::Forbidden(Forbidden::OrganisationPending),
             Refusal::Address => Self::Forbidden(Forbidden::Address),
-            Refusal::MissingScope(scope) => Self::MissingScope(scope),
+            Refusal::MissingScope(scopes) => Self::MissingScope(scopes),
         }
     }
 }
@@ -311,8 +311,8 @@ impl Rejection {
             Self::RateLimited(_) => Cow::Borrowed("Too many requests, please retry later"),
             Self::Internal => Cow::Borrowed("Something went wrong here"),
             Self::NotFound(_) => Cow::Borrowed("No such resource"),
-            Self::MissingScope(scope) => {
-                Cow::Owned(format!("This API key lacks the required scope: {scope}"))
+            Self::MissingScope(scopes) => {
+                Cow::Owned(format!("This API key lacks the required scope: {scopes}"))
             }
             Self::BadGateway(_) => Cow::Borrowed("The service behind this gateway could not be reached"),
             Self::GatewayTimeout => Cow::Borrowed("The service behind this gateway took too long to answer"),

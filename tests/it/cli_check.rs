@@ -111,7 +111,7 @@ fn check_shows_all_mistakes_and_exits_with_1() {
     let expected = "\
 keygate.toml:2:10: server.listen: 0.0.0.0:8080 is not a loopback address, so keys would cross the network in plain text; set tls, or listen on loopback, or put a TLS terminator in front and set plaintext = \"behind a TLS terminator\"
 keygate.toml:4:8: store.kind: invalid value \"embeded\"; did you mean \"embedded\"?
-policy.toml:1:1: route[jobs]: the route has no access rule; add scopes = […], any_key = true or public = true
+policy.toml:1:1: route[jobs]: the route has no access rule; add scopes = […], any_scope = […], any_key = true or public = true
 policy.toml:3:12: route[jobs].methods[0]: \"get\" is not a method; did you mean \"GET\"?
 policy.toml:5:12: route[jobs].upstream: there is no upstream \"api\"; there are no upstreams
 

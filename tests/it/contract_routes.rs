@@ -23,6 +23,19 @@ enum Needs {
     Nothing,
     AnyKey,
     Scope(&'static str),
+    /// Either of two scopes.
+    Either(&'static str, &'static str),
+}
+
+impl Needs {
+    /// Each set of scopes that is enough, and no more than that.
+    fn enough(self) -> Vec<&'static str> {
+        match self {
+            Self::Nothing | Self::AnyKey => Vec::new(),
+            Self::Scope(scope) => vec![scope],
+            Self::Either(one, other) => vec![one, other],
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +95,7 @@ const TABLE: [Row; 19] = [
     (
         &["GET"],
         &["/v1/billing/credits", "/v1/billing/transactions"],
-        Needs::Scope("billing:read"),
+        Needs::Either("billing:read", "usage:read"),
         By::Upstream,
     ),
     (&["POST"], &["/v1/billing/credits/purchase"], Needs::Scope("billing:write"), By::Upstream),
@@ -173,15 +186,16 @@ fn a_request_with_the_routes_scope_reaches_the_upstream_of_its_environment() {
             SCOPES.iter().map(|scope| (*scope, gateway.key(environment, Some(&[scope]), None))).collect();
         wrong.forget();
         for request in forwarded() {
-            let Needs::Scope(scope) = request.needs else { panic!("{}", request.row()) };
-            let answer = gateway.fetch(&request.call().key(&keys[scope].secret));
-            assert_eq!(answer.status, 200, "{}: {}", request.row(), answer.text());
-            assert_eq!(answer.field("served-by"), Some(environment.as_str()), "{}", request.row());
-            let seen = right.only();
-            let line = format!("{} {} HTTP/1.1", request.method, request.target);
-            assert_eq!(seen.request_line(), line, "{}", request.row());
-            assert_eq!(seen.value("x-scopes"), scope, "{}", request.row());
-            right.forget();
+            for scope in request.needs.enough() {
+                let answer = gateway.fetch(&request.call().key(&keys[scope].secret));
+                assert_eq!(answer.status, 200, "{}: {}", request.row(), answer.text());
+                assert_eq!(answer.field("served-by"), Some(environment.as_str()), "{}", request.row());
+                let seen = right.only();
+                let line = format!("{} {} HTTP/1.1", request.method, request.target);
+                assert_eq!(seen.request_line(), line, "{}", request.row());
+                assert_eq!(seen.value("x-scopes"), scope, "{}", request.row());
+                right.forget();
+            }
         }
         assert_eq!(wrong.seen().len(), 0, "{environment} keys reached the other environment");
     }
@@ -190,15 +204,19 @@ fn a_request_with_the_routes_scope_reaches_the_upstream_of_its_environment() {
 #[test]
 fn a_request_without_the_routes_scope_is_a_403_that_names_the_scope() {
     let world = World::start();
-    let others = |lacking: &str| SCOPES.into_iter().filter(|scope| *scope != lacking).collect();
-    let keys = keys_of(others, &world.gateway);
     for request in requests() {
-        let Needs::Scope(scope) = request.needs else { continue };
-        let answer = world.gateway.fetch(&request.call().key(&keys[scope].secret));
+        let lacking = request.needs.enough();
+        if lacking.is_empty() {
+            continue;
+        }
+        let others: Vec<&str> = SCOPES.into_iter().filter(|scope| !lacking.contains(scope)).collect();
+        let key = world.gateway.key_with(&others);
+        let answer = world.gateway.fetch(&request.call().key(&key.secret));
         assert_eq!(answer.status, 403, "{}: {}", request.row(), answer.text());
         if request.method != "HEAD" {
             let message = answer.refusal(403, "authorization_error");
-            assert!(message.contains(scope), "{}: {message}", request.row());
+            let named = format!("scope: {}", lacking.join(" or "));
+            assert!(message.ends_with(&named), "{}: {message}", request.row());
         }
     }
     world.assert_nothing_reached_an_upstream();
@@ -229,7 +247,10 @@ fn keygate_answers_its_own_operations_for_keys_with_their_scopes() {
         let callers: Vec<Call> = match request.needs {
             Needs::Nothing => vec![request.call()],
             Needs::AnyKey => keys.values().map(|key| request.call().key(&key.secret)).collect(),
-            Needs::Scope(scope) => vec![request.call().key(&keys[scope].secret)],
+            Needs::Scope(_) | Needs::Either(..) => {
+                let enough = request.needs.enough().into_iter();
+                enough.map(|scope| request.call().key(&keys[scope].secret)).collect()
+            }
         };
         for call in callers {
             let answer = world.gateway.fetch(&call);
@@ -291,6 +312,8 @@ fn a_path_without_a_route_is_404_with_a_valid_key_and_401_without_one() {
         ("POST", "/v1/webhook_events"),
         ("GET", "/v1/billing/credits/purchase"),
         ("POST", "/v1/billing/credits"),
+        ("PATCH", "/v1/api_keys/self"),
+        ("DELETE", "/v1/api_keys/self"),
         ("PUT", "/v1/organization/settings"),
         ("DELETE", "/v1/api_keys"),
         ("GET", "/v1/api_keys/1/rotate"),
@@ -324,22 +347,29 @@ fn changing_the_organisations_settings_is_denied_to_a_key_with_all_scopes() {
 fn head_needs_the_scope_of_get() {
     let world = World::start();
     let own = keys_of(|scope| SCOPES.into_iter().filter(|name| *name == scope).collect(), &world.gateway);
-    let others = keys_of(|scope| SCOPES.into_iter().filter(|name| *name != scope).collect(), &world.gateway);
     let gets: Vec<Request> = forwarded().filter(|request| request.method == "GET").collect();
     for request in &gets {
-        let Needs::Scope(scope) = request.needs else { panic!("{}", request.row()) };
+        let lacking = request.needs.enough();
+        let others: Vec<&str> = SCOPES.into_iter().filter(|scope| !lacking.contains(scope)).collect();
+        let other = world.gateway.key_with(&others);
         let head = Call::new("HEAD", &request.target);
         let row = format!("HEAD for {}", request.row());
         assert_eq!(world.gateway.fetch(&head).status, 401, "{row}");
-        assert_eq!(world.gateway.fetch(&head.clone().key(&others[scope].secret)).status, 403, "{row}");
+        assert_eq!(world.gateway.fetch(&head.clone().key(&other.secret)).status, 403, "{row}");
     }
     world.assert_nothing_reached_an_upstream();
     for request in &gets {
-        let Needs::Scope(scope) = request.needs else { panic!("{}", request.row()) };
-        let answer = world.gateway.fetch(&Call::new("HEAD", &request.target).key(&own[scope].secret));
-        assert_eq!((answer.status, answer.field("content-length")), (200, Some("2")), "{}", request.row());
-        assert_eq!(world.live.only().request_line(), format!("HEAD {} HTTP/1.1", request.target));
-        world.live.forget();
+        for scope in request.needs.enough() {
+            let answer = world.gateway.fetch(&Call::new("HEAD", &request.target).key(&own[scope].secret));
+            assert_eq!(
+                (answer.status, answer.field("content-length")),
+                (200, Some("2")),
+                "{}",
+                request.row()
+            );
+            assert_eq!(world.live.only().request_line(), format!("HEAD {} HTTP/1.1", request.target));
+            world.live.forget();
+        }
     }
     // A path without GET has no HEAD.
     let answer = world

@@ -52,6 +52,7 @@ mod ops;
 mod outages;
 mod outbox;
 mod parser;
+mod policy_rules;
 mod prometheus;
 mod propagation;
 mod redis_cluster;

@@ -22,8 +22,8 @@ fn a_route_says_who_may_use_it_and_who_answers() {
     assert_says(
         about_policy(&policy.concat()),
         &[
-            "etc/policy.toml:2:1: route[a]: the route has no access rule; add scopes = […], any_key = true or public \
-                 = true",
+            "etc/policy.toml:2:1: route[a]: the route has no access rule; add scopes = […], any_scope = […], any_key = \
+                 true or public = true",
             "etc/policy.toml:11:10: route[b].scopes: the list is empty; list at least one scope: with an empty list, \
                  every request would be refused",
             "etc/policy.toml:17:11: route[c].scopes[0]: \"jobs:raed\" is not in the list `scopes` at the top of the \
@@ -74,8 +74,9 @@ upstream = \"api\"
             "etc/policy.toml:4:49: route[Jobs Read].paths[4]: invalid value \"/a;b\"; \"a;b\" has two readings: \
                  write it without empty or dot segments, needless percent-encoding or `;`",
             "etc/policy.toml:7:1: route[Jobs Read].retries: unknown key `retries`; the keys here are `id`, \
-                 `methods`, `paths`, `public`, `any_key`, `scopes`, `environment`, `upstream`, `serve`, \
-                 `forward_authorization`, `encoded_slash`, `websocket`, `retry`, `on_partition`, `body_limit`",
+                 `methods`, `paths`, `other_methods`, `public`, `any_key`, `scopes`, `any_scope`, `environment`, \
+                 `upstream`, `serve`, `forward_authorization`, `encoded_slash`, `websocket`, `retry`, \
+                 `on_partition`, `body_limit`",
             "etc/policy.toml:8:1: route[1].id: missing; give the route a name for logs and metrics, as in id = \
                  \"jobs.read\"",
             "etc/policy.toml:8:1: route[1].paths: missing; list at least one path, as in [\"/v1/jobs\"]",

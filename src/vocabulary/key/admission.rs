@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use super::record::{KeyRecord, OrgRecord, Secret, Status};
-use super::scope::{Scope, ScopeSet};
+use super::scope::{OneOf, Scope, ScopeSet};
 use super::{Digest, Environment};
 use crate::vocabulary::clock::UnixMillis;
 
@@ -30,18 +30,50 @@ pub struct Attempt<'a> {
 pub struct Needs {
     /// The key must have all of these.
     pub all: ScopeSet,
+    /// The key must have one of these, whichever. `None` where only `all` counts.
+    pub any: Option<OneOf>,
 }
 
 impl Needs {
     #[must_use]
     pub const fn all(all: ScopeSet) -> Self {
-        Self { all }
+        Self { all, any: None }
     }
 
     /// # Errors
-    /// The first scope that is not among those that are `held`.
-    pub fn check<'n>(&'n self, held: &ScopeSet) -> Result<(), &'n Scope> {
-        held.first_missing(&self.all).map_or(Ok(()), Err)
+    /// The first scope of `all` that is not among those that are `held`; else `any`, if none of it is.
+    pub fn check<'n>(&'n self, held: &ScopeSet) -> Result<(), Lacking<'n>> {
+        if let Some(missing) = held.first_missing(&self.all) {
+            return Err(Lacking::Scope(missing));
+        }
+        match &self.any {
+            Some(any) if any.scopes().first_common(held).is_none() => Err(Lacking::OneOf(any)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The scopes that let a key in, of those that it has: all that it must have, and the first of the alternatives.
+    #[must_use]
+    pub fn used_of(&self, held: &ScopeSet) -> ScopeSet {
+        let alternative = self.any.as_ref().and_then(|any| any.scopes().first_common(held));
+        self.all.iter().chain(alternative).cloned().collect()
+    }
+}
+
+/// What a key lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacking<'n> {
+    Scope(&'n Scope),
+    /// Any of these would do.
+    OneOf(&'n OneOf),
+}
+
+impl From<Lacking<'_>> for OneOf {
+    fn from(lacking: Lacking<'_>) -> Self {
+        match lacking {
+            Lacking::Scope(scope) => scope.clone().into(),
+            Lacking::OneOf(scopes) => scopes.clone(),
+        }
     }
 }
 
@@ -59,7 +91,7 @@ pub enum Refusal {
     #[error("the key may not be used from this address")]
     Address,
     #[error("the key lacks the scope {0}")]
-    MissingScope(Scope),
+    MissingScope(OneOf),
 }
 
 /// Why a known key opens nothing. The client is never told which.
@@ -109,7 +141,7 @@ pub fn admit(
     }
     match attempt.needs {
         None => Ok(()),
-        Some(needs) => needs.check(&key.scopes).map_err(|missing| Refusal::MissingScope(missing.clone())),
+        Some(needs) => needs.check(&key.scopes).map_err(|lacking| Refusal::MissingScope(lacking.into())),
     }
 }
 
@@ -238,8 +270,31 @@ mod tests {
         assert_eq!(Needs::default().check(&ScopeSet::default()), Ok(()));
         assert_eq!(Needs::all(scopes(&["webhooks:read", "jobs:read"])).check(&held), Ok(()));
         let more = Needs::all(scopes(&["jobs:read", "jobs:write"]));
-        assert_eq!(more.check(&held), Err(&Scope::parse("jobs:write").unwrap()));
+        assert_eq!(more.check(&held), Err(Lacking::Scope(&Scope::parse("jobs:write").unwrap())));
         assert!(more.check(&ScopeSet::default()).is_err(), "empty scopes mean nothing, never everything");
+    }
+
+    #[test]
+    fn a_key_needs_one_of_the_alternatives_beside_every_scope_that_is_asked_for() {
+        let any = OneOf::new(scopes(&["billing:read", "usage:read"]));
+        let needs = Needs { all: scopes(&["jobs:read"]), any: any.clone() };
+        let read = Scope::parse("jobs:read").unwrap();
+        for (held, expected, used) in [
+            (&["jobs:read", "usage:read"][..], Ok(()), "jobs:read usage:read"),
+            (&["jobs:read", "billing:read", "usage:read"], Ok(()), "billing:read jobs:read"),
+            (&["jobs:read"], Err(Lacking::OneOf(any.as_ref().unwrap())), "jobs:read"),
+            (&["usage:read"], Err(Lacking::Scope(&read)), "jobs:read usage:read"),
+            (&[], Err(Lacking::Scope(&read)), "jobs:read"),
+        ] {
+            let held = scopes(held);
+            assert_eq!(needs.check(&held), expected, "{held}");
+            assert_eq!(needs.used_of(&held).to_string(), used, "{held}");
+        }
+        let alone = Needs { all: ScopeSet::default(), any };
+        assert_eq!(alone.check(&scopes(&["usage:read"])), Ok(()));
+        assert!(alone.check(&ScopeSet::default()).is_err());
+        let lacking = OneOf::from(alone.check(&scopes(&["jobs:read"])).unwrap_err());
+        assert_eq!(lacking.to_string(), "billing:read or usage:read");
     }
 
     /// The faults of a use of a key, in the order in which their reasons win.
@@ -276,7 +331,7 @@ mod tests {
             Refusal::OrganisationSuspended,
             Refusal::OrganisationPending,
             Refusal::Address,
-            Refusal::MissingScope(Scope::parse("jobs:write").unwrap()),
+            Refusal::MissingScope(Scope::parse("jobs:write").unwrap().into()),
         ];
         for set in 0..1_usize << FAULTS {
             let faults = std::array::from_fn(|n| set >> n & 1 == 1);

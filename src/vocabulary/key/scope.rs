@@ -70,6 +70,12 @@ impl ScopeSet {
         wanted.0.iter().find(|scope| self.0.binary_search(scope).is_err())
     }
 
+    /// The first scope that is in both sets.
+    #[must_use]
+    pub fn first_common<'s>(&'s self, other: &Self) -> Option<&'s Scope> {
+        self.0.iter().find(|scope| other.0.binary_search(scope).is_ok())
+    }
+
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -114,6 +120,45 @@ impl fmt::Display for ScopeSet {
     }
 }
 
+/// Scopes of which one is enough. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OneOf(ScopeSet);
+
+impl OneOf {
+    /// `None` for an empty set, of which nothing is enough.
+    #[must_use]
+    pub fn new(scopes: ScopeSet) -> Option<Self> {
+        if scopes.is_empty() { None } else { Some(Self(scopes)) }
+    }
+
+    #[must_use]
+    pub const fn scopes(&self) -> &ScopeSet {
+        &self.0
+    }
+}
+
+impl From<Scope> for OneOf {
+    fn from(scope: Scope) -> Self {
+        Self([scope].into_iter().collect())
+    }
+}
+
+/// For people, as in `a:x, b:x or c:x`.
+impl fmt::Display for OneOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scopes = &self.0.0;
+        for (n, scope) in scopes.iter().enumerate() {
+            match scopes.len() - n {
+                _ if n == 0 => {}
+                1 => f.write_str(" or ")?,
+                _ => f.write_str(", ")?,
+            }
+            f.write_str(scope.as_str())?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +181,15 @@ mod tests {
         assert_eq!(held.first_missing(&set(&["jobs:read", "webhooks:read"])), None);
         assert!(held.first_missing(&set(&["jobs:read", "jobs:write"])).is_some());
         assert!(held.first_missing(&set(&["jobs"])).is_some(), "a scope is no prefix of another");
+    }
+
+    #[test]
+    fn alternatives_are_named_with_or_between_them() {
+        let shown = |names: &[&str]| OneOf::new(set(names)).map(|one_of| one_of.to_string());
+        assert_eq!(shown(&["a:x"]).as_deref(), Some("a:x"));
+        assert_eq!(shown(&["b:x", "a:x"]).as_deref(), Some("a:x or b:x"));
+        assert_eq!(shown(&["c:x", "b:x", "a:x"]).as_deref(), Some("a:x, b:x or c:x"));
+        assert_eq!(shown(&[]), None);
     }
 
     #[test]

@@ -1,0 +1,69 @@
+//! One rule of the policy, and where it is written.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::Method;
+
+use super::access::Access;
+use super::pattern::Pattern;
+use super::target::Target;
+use crate::vocabulary::partition::OnPartition;
+use crate::vocabulary::upstream::Retries;
+
+/// One rule of the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its name in the policy, in logs and metrics.
+    pub id: Box<str>,
+    pub place: RulePlace,
+    pub methods: Vec<Method>,
+    pub patterns: Vec<Pattern>,
+    /// Whether a request with a path of this route and another method is denied, although a wider rule could take it.
+    pub denies_other_methods: bool,
+    pub access: Access,
+    pub target: Target,
+    /// Whether the upstream sees the client's Authorization field.
+    pub forward_authorization: bool,
+    /// Whether `%2F` and `%5C` may stand in a segment, as opaque data.
+    pub encoded_slash: bool,
+    /// Whether a request may become a WebSocket.
+    pub websocket: bool,
+    /// Which requests may be sent to the upstream twice.
+    pub retries: Retries,
+    /// The handling of its requests while the gateway is cut off from the store; `None` for the setting of all routes.
+    pub on_partition: Option<OnPartition>,
+    /// The largest body in bytes; `None` for the limit of all routes.
+    pub body_limit: Option<u64>,
+}
+
+impl Route {
+    /// The segment of `path` in the place of the pattern's first parameter. The patterns of a route that keygate
+    /// serves have it in different places only where they differ in length.
+    #[must_use]
+    pub fn parameter<'p>(&self, path: &'p str) -> Option<&'p str> {
+        self.patterns.iter().find_map(|pattern| pattern.parameter(path))
+    }
+
+    /// Whether a request with this method is meant. HEAD is GET without the body, so it needs what GET needs (RFC
+    /// 9110, section 9.3.2).
+    #[must_use]
+    pub fn takes(&self, method: &Method) -> bool {
+        self.methods.contains(method) || *method == Method::HEAD && self.methods.contains(&Method::GET)
+    }
+}
+
+/// Where a rule is written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RulePlace {
+    /// The policy file, as the configuration names it.
+    pub file: Arc<str>,
+    /// The line of the rule's `[[route]]`, from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for RulePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
