@@ -190,7 +190,7 @@ fn a_key_gets_the_requested_scopes_and_expiry() {
     assert!(made["key"]["expires_at"].is_string());
     let secret = made["secret"].as_str().unwrap();
     assert_eq!(fetch(address, &Call::get("/v1/jobs").key(secret)).status, 200);
-    assert_eq!(fetch(address, &Call::get("/v1/billing/credits").key(secret)).status, 403);
+    assert_eq!(fetch(address, &Call::get("/v1/webhook_events").key(secret)).status, 403);
     for wrong in [
         &["--scopes", "jobs:delete"][..],
         &["--environment", "prod"],
