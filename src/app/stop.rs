@@ -62,7 +62,8 @@ impl App {
         }
         workers.drain(..).for_each(Worker::stop);
         records.finish();
-        // They show the drain to its end. Changes are made before the lease is given up, not after.
+        // They show the drain to its end. The lease is given up after them, so that the changes that they made hold it; a
+        // change that takes longer than they may take to stop goes on without it.
         control.handle().block_on(stop_all(operators));
         control.handle().block_on(take_leave(&*store, lifecycle.as_deref()));
         lifecycle.iter().for_each(|lifecycle| lifecycle.export_all_heads());

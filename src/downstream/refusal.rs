@@ -31,7 +31,7 @@ impl Unread<'_> {
     /// Why hyper refused it.
     pub(super) fn rejection(self, error: &hyper::Error, limits: &Limits) -> Rejection {
         if error.is_parse_too_large() {
-            let target = split_once(self.line, b' ').map_or(0, |(_, target)| target.len());
+            let target = split_once(self.line, b' ').map_or(0, |(_, target)| target.trim_ascii_end().len());
             let is_too_long = target > limits.target + VERSION.len();
             return if is_too_long { Rejection::TargetTooLong } else { Rejection::HeadTooLarge };
         }

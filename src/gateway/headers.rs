@@ -35,8 +35,8 @@ const HOP_BY_HOP: [&str; 11] = [
     "http2-settings",
 ];
 
-/// Fields that an upstream trusts, because only keygate or a trusted proxy can know them; and what
-/// could make an upstream act on another path or method than the one that was judged.
+/// Two kinds of fields: those that an upstream trusts, because only keygate or a trusted proxy can know their values,
+/// and those that could make an upstream act on another path or method than the one that was judged.
 const RESERVED: [&str; 25] = [
     "forwarded",
     "proxy",
@@ -65,12 +65,13 @@ const RESERVED: [&str; 25] = [
     "x-method-override",
 ];
 
-/// What a body is. `Content_Length` is a field of no meaning here, and may be the length to an upstream.
+/// Fields that describe a body. Other spellings of them are removed: `Content_Length` means nothing to keygate, but an
+/// upstream may take it for the length.
 const FRAMING: [&str; 2] = ["content-length", "content-type"];
 
-/// What a trailer must not say, because a head was acted on without it: where a body ends and what it is, who
-/// may do what, how to read the request or the answer (RFC 9110, section 6.5.1). Whoever merges trailers into
-/// the head would believe it.
+/// Names that a trailer must not have (RFC 9110, section 6.5.1): framing, the kind of the body, rights, and how to read
+/// the message. The head was acted on without them, and a recipient that merges trailers into the head would believe
+/// them.
 const NOT_IN_TRAILERS: [&str; 32] = [
     "age",
     "authentication-info",

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::telemetry::Throttle;
@@ -47,7 +47,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A bound socket.
 pub(super) trait Socket: Send + Sync + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    /// The facts about a client before it sends anything.
+    /// What the socket itself knows of a client, before the client has sent anything.
     type Client: Copy + Send + Sync + 'static;
 
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Client)>> + Send;
@@ -104,16 +104,19 @@ impl<S: Socket> SmallServer<S> {
         let Self { socket, name, limits, clock } = self;
         let places = Arc::new(Semaphore::new(limits.connections as usize));
         let failing = Throttle::default();
+        // Dropped with this task, which cuts the connections.
+        let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 accepted = accept(&socket, &places) => accepted,
+                Some(_) = connections.join_next() => continue,
                 _ = stopped.changed() => break,
             };
             match accepted {
                 Ok((stream, client, place)) => {
                     let answer = answer.clone();
                     let answer = move |request| answer(client, request);
-                    tokio::spawn(serve(stream, answer, limits, stopped.clone(), place));
+                    connections.spawn(serve(stream, answer, limits, stopped.clone(), place));
                 }
                 Err(error) => {
                     let line = || format!("cannot accept connections for {name}: {error}; trying again");
@@ -123,8 +126,7 @@ impl<S: Socket> SmallServer<S> {
             }
         }
         drop(socket);
-        // All places are free when no connection is open any more.
-        let _ = places.acquire_many(limits.connections).await;
+        while connections.join_next().await.is_some() {}
     }
 }
 

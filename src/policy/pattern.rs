@@ -26,7 +26,7 @@ pub enum InvalidPattern {
     #[error("a path starts with a slash")]
     NoSlash,
     #[error(
-        "{0:?} has two readings: write it without empty or dot segments, needless percent-encoding or `;`"
+        "the segment {0:?} has two readings: write it without empty or dot segments, needless percent-encoding or `;`"
     )]
     NotCanonical(String),
     #[error(

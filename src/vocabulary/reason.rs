@@ -104,7 +104,7 @@ macro_rules! reasons {
 /// The subject of a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum About {
-    /// The message: nothing was decided about its key.
+    /// The message: malformed, ambiguous, too large, incomplete.
     Message,
     /// The key: whether it may do what the request asks for.
     Decision,
@@ -193,7 +193,7 @@ impl Reason {
         }
     }
 
-    /// Whether the message itself is refused with this reason: nothing was decided about its key.
+    /// Whether the message itself is refused with this reason.
     #[must_use]
     pub const fn is_of_message(self) -> bool {
         match self.about() {

@@ -10,11 +10,14 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// The layers from the bottom up. A module may import those of its own layer and below.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 10] = [
     &["pem", "vocabulary"],
     &["dial", "policy"],
-    &["secret_file", "store", "telemetry", "upstream"],
-    &["api", "gateway", "lifecycle", "operators"],
+    &["secret_file", "telemetry"],
+    &["store", "upstream"],
+    &["lifecycle"],
+    &["api"],
+    &["gateway", "operators"],
     &["downstream"],
     &["app", "config"],
     &["cli"],

@@ -169,6 +169,25 @@ fn collisions_and_invalid_lines_are_reported_by_number_and_do_not_stop_the_impor
 }
 
 #[test]
+fn a_line_that_only_a_newer_keygate_can_keep_is_refused_alone_and_a_rehearsal_says_so() {
+    let redis = RedisServer::start();
+    for settings in [String::new(), in_redis(&redis)] {
+        let desk = Desk::with(Way::Socket, &settings, NOWHERE);
+        let org = org(&desk);
+        let lines = [
+            line(&secret(Environment::Live), "older", &json!({})),
+            line(&secret(Environment::Live), "newer", &json!({ "further": { "format": 3 } })),
+        ];
+        for more in [&["--dry-run"][..], &[]] {
+            let words = [&["keys", "import", "-", "--json", "--org", &org], more].concat();
+            let ran = desk.feed(&words, &lines.join("\n"));
+            assert_eq!(tally(&ran), [1, 0, 1], "{ran:?}");
+            assert!(format!("{ran:?}").contains("only a newer keygate can keep"), "{ran:?}");
+        }
+    }
+}
+
+#[test]
 fn a_rehearsal_reports_the_same_collisions_as_the_import() {
     let desk = Desk::with(Way::Socket, "", NOWHERE);
     let org = org(&desk);

@@ -65,13 +65,13 @@ upstream = \"api\"
                  in \"GET\"",
             "etc/policy.toml:3:54: route[Jobs Read].methods[5]: duplicate; remove one",
             "etc/policy.toml:4:10: route[Jobs Read].paths[0]: invalid value \"v1\"; a path starts with a slash",
-            "etc/policy.toml:4:16: route[Jobs Read].paths[1]: invalid value \"/a//b\"; \"\" has two readings: write \
+            "etc/policy.toml:4:16: route[Jobs Read].paths[1]: invalid value \"/a//b\"; the segment \"\" has two readings: write \
                  it without empty or dot segments, needless percent-encoding or `;`",
-            "etc/policy.toml:4:25: route[Jobs Read].paths[2]: invalid value \"/a/%41\"; \"%41\" has two readings: \
+            "etc/policy.toml:4:25: route[Jobs Read].paths[2]: invalid value \"/a/%41\"; the segment \"%41\" has two readings: \
                  write it without empty or dot segments, needless percent-encoding or `;`",
             "etc/policy.toml:4:35: route[Jobs Read].paths[3]: invalid value \"/{*rest}/x\"; a rest parameter \
                  `{*name}` stands last",
-            "etc/policy.toml:4:49: route[Jobs Read].paths[4]: invalid value \"/a;b\"; \"a;b\" has two readings: \
+            "etc/policy.toml:4:49: route[Jobs Read].paths[4]: invalid value \"/a;b\"; the segment \"a;b\" has two readings: \
                  write it without empty or dot segments, needless percent-encoding or `;`",
             "etc/policy.toml:7:1: route[Jobs Read].retries: unknown key `retries`; the keys here are `id`, \
                  `methods`, `paths`, `other_methods`, `public`, `any_key`, `scopes`, `any_scope`, `environment`, \

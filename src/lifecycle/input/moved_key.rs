@@ -6,7 +6,7 @@ use crate::lifecycle::moved::{MovedKey, MovedSecret};
 use crate::lifecycle::principal::Origin;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{Further, KeyRecord, Secret};
+use crate::vocabulary::key::record::{Further, KeyRecord, RecordFormat, Secret};
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::rejection::FieldError;
 
@@ -109,6 +109,11 @@ fn check_further(moved: &MovedKey, mistakes: &mut Mistakes) {
         || of_secrets.into_iter().any(|name| Secret::FIELDS.contains(&name));
     if is_known {
         mistakes.add("further", "names a field that this keygate knows; write it outside");
+    }
+    let formats =
+        [Some(&moved.further), Some(&moved.secret_further), old].into_iter().flatten().map(Further::format);
+    if formats.max() > Some(RecordFormat::CURRENT) {
+        mistakes.add("further", "is of a record that only a newer keygate can keep; upgrade this one first");
     }
 }
 

@@ -63,6 +63,8 @@ pub enum BindError {
 
 /// How long a command may take to arrive: its head, and then its body.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same over TCP, where strangers can connect: the head with its token must come sooner.
+const REMOTE_LIMITS: Limits = Limits { head_timeout: Duration::from_secs(10), ..LIMITS };
 /// For operators. No command is nearly as long as the limit; the longest import a batch of keys.
 const LIMITS: Limits = Limits { connections: 32, head_timeout: COMMAND_TIMEOUT, body: 16 << 20 };
 

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 use super::answer::{answer, failed, reply};
 use super::token::{TokenFileError, TokenName, Tokens};
-use super::{BindError, LIMITS, Settings, remote_operator};
+use super::{BindError, REMOTE_LIMITS, Settings, remote_operator};
 use crate::lifecycle::Lifecycle;
 use crate::operators::small_server::{Answer, Request, Running, SmallServer, bind_tcp};
 use crate::telemetry::Throttle;
@@ -99,7 +99,8 @@ impl Remote {
     pub fn start(self, lifecycle: Arc<Lifecycle>) -> Running {
         let clock = self.gate.clock.clone();
         let gate = Arc::new(self.gate);
-        let server = SmallServer { socket: self.listener, name: "the admin API", limits: LIMITS, clock };
+        let server =
+            SmallServer { socket: self.listener, name: "the admin API", limits: REMOTE_LIMITS, clock };
         server.start(move |address, request| {
             let (lifecycle, gate) = (Arc::clone(&lifecycle), Arc::clone(&gate));
             async move { gate.answer(lifecycle, address, request).await }

@@ -4,9 +4,14 @@
 local outcomes, parts = {}, read_parts(2, 2)
 local outdated, keeps_only = find_outdated(parts.format[1])
 if outdated then return answer('waits', outdated, keeps_only) end
-raise_format(parts.format[1])
+local raised = false
 for n, key in ipairs(parts.key) do
   outcomes[n] = refuse_key(key, false) or 'done'
-  if outcomes[n] == 'done' then write_key(key) end
+  if outcomes[n] == 'done' then
+    -- Once, and not for keys that are all refused: older gateways cannot join any more.
+    if not raised then raise_format(parts.format[1]) end
+    raised = true
+    write_key(key)
+  end
 end
 return answer('done', unpack(outcomes))

@@ -21,8 +21,10 @@ impl Inner {
             call.arg(quota.limit.to_string()).arg(quota.window.as_millis().to_string())
         });
         let mut reply = self.ask(&call).await?;
+        let status = reply.text().map_err(|error| self.fault(error))?;
+        self.check_age(status.as_deref(), &mut reply)?;
         let mut next = || reply.text().map_err(|error| self.fault(error));
-        match next()?.as_deref() {
+        match status.as_deref() {
             Some("done") => Ok(Admission::Admitted),
             Some("used up") => {
                 let wait = next()?.and_then(|wait| wait.parse().ok()).map(Duration::from_millis);

@@ -74,7 +74,7 @@ pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clon
         ),
         counters(
             "keygate_messages_refused_total",
-            "Requests refused for what they are as messages, before their key counts: malformed, ambiguous, too large.",
+            "Requests refused for the message itself: malformed, ambiguous, too large, incomplete.",
             unsafe_messages,
         ),
         counters(

@@ -13,7 +13,7 @@
 //! 2. **A record that an older gateway must not write**, because another field would have to change too. The writer
 //!    calls [`Further::require`] with its format. An older gateway serves such a record and refuses to write it.
 //! 3. **A store that an older gateway must not write at all**, because it would leave out an index or a kind of audit
-//!    event. The store's own number, `format` in its `meta`, says so. It rises in the same transaction that writes
+//!    record. The store's own number, `format` in its `meta`, says so. It rises in the same transaction that writes
 //!    the first record of that format (or the first [mutation that needs
 //!    it](crate::store::Mutation::needs)), and never falls. A gateway that cannot keep the store's format does not
 //!    join; one that is running goes on serving and writes nothing.
@@ -28,7 +28,7 @@
 //! An unknown field is null, a boolean, an integer of 64 bits, a text, a list, or an object of these. Its name must
 //! stay unused in all other releases. All unknown fields survive `store migrate`, and `keys export` with `keys import`.
 //!
-//! Other stored formats do not grow in place. What is never read and written back (an audit event, news, a kept answer)
+//! Other stored formats do not grow in place. What is never read and written back (an audit record, a notification, a kept answer)
 //! ignores unknown fields; texts of a fixed form (usage, quotas, the ends of a trail) stay as they are, and new content
 //! gets a place of its own.
 
