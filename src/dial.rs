@@ -48,7 +48,7 @@ pub enum Preference {
     LastGood,
 }
 
-/// What tells the addresses of a name.
+/// The source of the addresses of a name.
 #[derive(Debug, Default)]
 enum Resolver {
     #[default]
@@ -86,7 +86,7 @@ impl Dialer {
         }
     }
 
-    /// Whether this is what opens streams to `host` and `port`.
+    /// Whether it opens streams to `host` and `port`.
     #[must_use]
     pub fn is_for(&self, host: &str, port: u16) -> bool {
         *self.host == *host && self.port == port
@@ -154,7 +154,7 @@ impl Dialer {
                 biased;
                 (address, ended) = first_of(&mut attempts) => match ended {
                     Ok(stream) => {
-                        // What is still trying began earlier.
+                        // The attempts that are still under way began earlier.
                         let slower = attempts.iter().map(|attempt| attempt.address);
                         self.lock().note(Some(address), slower, clock.mono());
                         return Ok(stream);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What a client may still do of something. Time gives it back, so a connection that lives for days is not punished
+/// The number of times that a client may still do something. Time gives it back, so a connection that lives for days is not punished
 /// for its age.
 #[derive(Debug)]
 pub(super) struct Allowance {
@@ -51,7 +51,7 @@ impl Allowance {
         let due = now.saturating_duration_since(since).as_millis() * u128::from(self.per_second) / 1000;
         let Ok(due @ 1..) = u32::try_from(due.min(u128::from(u32::MAX))) else { return };
         self.spent.set(self.spent.get().saturating_sub(due));
-        // What is less than one is not lost.
+        // A part of one is not lost.
         self.since.set(Some(since + Duration::from_secs(1) * due / self.per_second));
     }
 }

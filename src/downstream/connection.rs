@@ -115,7 +115,7 @@ impl Connection<'_> {
         let outcome = watchdog.watch(Pin::new(&mut connection), || (), finish, || cut.is_due()).await;
         if let Some(tunnel) = switch.take() {
             self.connected.speaks(Protocol::WebSocket);
-            // The client has its 101. What follows is not HTTP.
+            // The client has its 101. The next bytes are not HTTP.
             messages.give_up();
             let http1::Parts { io, read_buf, .. } = connection.into_parts();
             // When one side breaks off, the tunnel is over for both: there is nothing to report.

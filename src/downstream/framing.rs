@@ -31,7 +31,7 @@ enum Piece {
     Chunked(Chunked),
     /// The body has an octet where its framing has no place for it.
     Broken,
-    /// What follows is not HTTP/1, or its place is not known.
+    /// The next bytes are not HTTP/1, or their place is not known.
     Opaque,
 }
 
@@ -66,7 +66,7 @@ enum Chunked {
     EndCr,
 }
 
-/// What a head says about the body that follows it.
+/// The words of a head about the body that follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Follows {
     /// A body of this many bytes; none if it is 0.
@@ -122,7 +122,7 @@ impl Framing {
         self.piece == Piece::Opaque
     }
 
-    /// What follows is not HTTP/1 any more.
+    /// The next bytes are not HTTP/1 any more.
     pub(super) fn give_up(&mut self) {
         self.piece = Piece::Opaque;
     }
@@ -250,7 +250,7 @@ impl Framing {
     }
 }
 
-/// What comes while so many bytes of a body are left.
+/// The next piece while so many bytes of a body are left.
 const fn after(left: u64) -> Piece {
     match left {
         0 => Piece::Head(Head::Before),

@@ -21,7 +21,7 @@ use super::activity::Activity;
 use super::framing::{Follows, Framing};
 use crate::policy::request::Fragment;
 
-/// What the stream and the service of one connection tell each other.
+/// The state that the stream and the service of one connection share.
 #[derive(Debug)]
 pub(super) struct Messages {
     activity: Rc<Activity>,
@@ -36,11 +36,11 @@ pub(super) struct Messages {
 enum Written {
     /// Those of an answer of the service, which has begun since the last bytes were written.
     Answer,
-    /// So many bytes are left of such an answer, which has ended. What is behind them is hyper's own.
+    /// So many bytes are left of such an answer, which has ended. Bytes behind them are hyper's own.
     Rest(usize),
     /// Something of hyper's own was dropped.
     Dropped,
-    /// Whatever is written passes.
+    /// All bytes pass.
     Everything,
 }
 
@@ -102,7 +102,7 @@ impl Messages {
 pub(super) struct Http1Stream<S> {
     stream: S,
     messages: Rc<Messages>,
-    /// What was read beyond the end of a piece, and how much of it was given already.
+    /// The bytes that were read beyond the end of a piece, and the number of them that were given already.
     rest: Vec<u8>,
     given: usize,
 }

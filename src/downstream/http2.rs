@@ -28,7 +28,7 @@ use crate::telemetry;
 
 /// Requests at once on one connection.
 const STREAMS: u32 = 100;
-/// What h2 reads of a request's header list, in bytes after decompression: more than the limits of a request, so that
+/// The part of a request's header list that h2 reads, in bytes after decompression: more than the limits of a request, so that
 /// it is the guard that refuses, as on HTTP/1.1. Beyond it h2 answers with a bare 431.
 const HEADER_LIST: usize = 64 << 10;
 /// The size that a field has in a header list beside its name and its value (RFC 9113, section 10.5.1).

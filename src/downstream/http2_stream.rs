@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
                 stream.write_all(&GoAway::new(why).bytes).await?;
             }
             stream.shutdown().await?;
-            // What is left unread would reset the connection, and the reset can overtake the GOAWAY.
+            // Unread bytes would reset the connection, and the reset can overtake the GOAWAY.
             tokio::io::copy(&mut stream.take(UNREAD), &mut tokio::io::sink()).await
         };
         // A client that does not read, or goes on sending, sees the connection closed.
@@ -242,7 +242,7 @@ impl Frames {
         }
     }
 
-    /// What was wanted of the frame has been written.
+    /// The wanted part of the frame has been written.
     fn note(&mut self, is_reset: impl Fn(u8)) {
         let [long, middle, short, kind, flags, ..] = self.head;
         let length = usize::from(long) << 16 | usize::from(middle) << 8 | usize::from(short);

@@ -23,7 +23,7 @@ const READS_AT_ONCE: usize = 32;
 
 /// The socket, as far as it can be closed with a reset.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {
-    /// Makes the closing of this socket a reset. What was written and not sent is lost.
+    /// Makes the closing of this socket a reset. Bytes that were written and not sent are lost.
     fn reset_when_closed(&self);
 }
 

@@ -86,7 +86,7 @@ impl Member {
         self.stage()
     }
 
-    /// What a tunnel that began at the stage `begun` must do. One that was begun while clients were told to leave is told
+    /// The duty of a tunnel that began at the stage `begun`. One that was begun while clients were told to leave is told
     /// only when that time is over: until then a load balancer could bring its client back here again and again.
     pub(super) fn poll_departure(&self, cx: &Context<'_>, begun: Stage) -> Departure {
         match self.poll_stage(cx) {

@@ -12,12 +12,12 @@ use crate::policy::request::Limits;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::rejection::{Rejection, Unescaped, Unsafe};
 
-/// What hyper could not parse.
+/// A head that hyper could not parse.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unread<'b> {
     /// The request line, as far as it has come; its CR may be there. Empty if it is not known.
     pub(super) line: &'b [u8],
-    /// What hyper has left in its buffer: the head, unless it was parsed and only then refused.
+    /// The bytes that hyper has left in its buffer: the head, unless it was parsed and only then refused.
     pub(super) left: &'b [u8],
 }
 

@@ -1,5 +1,5 @@
 //! The life of keys and of their organisations: every change of them is decided here, for the API, for operators and
-//! for `dev`. Who asks is a [`Principal`]; how a change is made stands in `change.rs`.
+//! for `dev`. The one that asks is a [`Principal`]; `change.rs` has the steps of a change.
 
 mod acceptance;
 mod audit;

@@ -47,7 +47,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A bound socket.
 pub(super) trait Socket: Send + Sync + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    /// What the socket itself knows of a client, before the client has sent anything.
+    /// The facts that the socket itself knows of a client, before the client has sent anything.
     type Client: Copy + Send + Sync + 'static;
 
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Client)>> + Send;

@@ -59,7 +59,7 @@ pub(super) enum Found {
     Torn,
 }
 
-/// What is searched for, apart from the path.
+/// The properties that are searched for, apart from the path.
 #[derive(Clone, Copy)]
 pub(super) struct Search<'s> {
     pub(super) method: &'s Method,

@@ -1,5 +1,5 @@
-//! What is known of each endpoint, and whether it is passed over. Passive: no probes are sent. It is how attempts to
-//! connect ended, and whether requests were answered, in all threads together.
+//! The state of each endpoint, and whether it is passed over. Passive: no probes are sent. It shows how attempts
+//! to connect ended, and whether requests were answered, in all threads together.
 //!
 //! # When an endpoint is passed over
 //! - It could not be connected to.
@@ -51,7 +51,7 @@ pub struct Seen<'h> {
     pub retries: u64,
 }
 
-/// What is known of one endpoint; shared by all threads.
+/// The state of one endpoint; shared by all threads.
 #[derive(Clone, Debug, Default)]
 pub struct Standing(Arc<State>);
 
@@ -230,7 +230,7 @@ impl Health {
         all
     }
 
-    /// What is known of an endpoint.
+    /// The state of an endpoint.
     #[must_use]
     pub fn find(&self, upstream: &str, endpoint: &Endpoint) -> Option<Standing> {
         let watched = self.0.iter().find(|one| *one.upstream == *upstream && one.endpoint == *endpoint);

@@ -165,7 +165,7 @@ impl Pool {
         self.kept.borrow_mut().retain(|kept| !self.is_too_old(kept, now));
     }
 
-    /// Closes all unused connections and keeps none from now on. What is under way goes on.
+    /// Closes all unused connections and keeps none from now on. Requests under way go on.
     pub(super) fn retire(&self) {
         self.retired.set(true);
         self.kept.borrow_mut().clear();

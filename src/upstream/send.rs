@@ -53,7 +53,7 @@ struct Target {
     pool: Rc<Pool>,
 }
 
-/// What the steps of one request share.
+/// The state that the steps of one request share.
 #[derive(Debug)]
 struct Sending<'r> {
     upload: Option<&'r Upload>,

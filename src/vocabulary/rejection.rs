@@ -119,7 +119,7 @@ pub enum Unsafe {
     Expect,
 }
 
-/// What a request target cannot have as it is.
+/// A part of a request target that must be written in another way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unescaped {
     Character(char),
@@ -136,7 +136,7 @@ impl Unescaped {
         Some(Self::at_start_of(&octets[at..]))
     }
 
-    /// What these octets begin with. There must be one.
+    /// The character that these octets begin with. There must be one.
     fn at_start_of(octets: &[u8]) -> Self {
         let character = octets.utf8_chunks().next().and_then(|chunk| chunk.valid().chars().next());
         character.map_or_else(|| Self::Octet(octets.first().copied().unwrap_or_default()), Self::Character)

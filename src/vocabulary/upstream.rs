@@ -1,4 +1,4 @@
-//! What routes say of upstreams: which one, by number, and what may be sent to it twice.
+//! Words of routes about upstreams: the number of one, and which requests may be sent to it twice.
 
 /// An upstream of the configuration, by its place in the list of upstreams, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

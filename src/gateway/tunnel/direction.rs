@@ -22,7 +22,7 @@ pub(super) struct Direction {
     frames: Frames,
     /// The Close that is to follow the frame under way, and how much of it is written.
     close: Option<([u8; 4], usize)>,
-    /// What comes is dropped: nothing may follow the Close.
+    /// Further bytes are dropped: nothing may follow the Close.
     has_said_close: bool,
     is_flushed: bool,
     /// The source has ended.
@@ -69,7 +69,7 @@ impl Direction {
         self.start == self.end && self.is_flushed && self.frames.is_closed()
     }
 
-    /// Lets this Close frame follow the frame under way. What comes after it is dropped.
+    /// Lets this Close frame follow the frame under way. Bytes after it are dropped.
     pub(super) fn say(&mut self, close: [u8; 4]) {
         if !self.has_said_close && self.close.is_none() {
             self.close = Some((close, 0));

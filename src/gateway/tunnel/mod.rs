@@ -73,7 +73,7 @@ pub struct Tunnel {
     pub(super) exchange: Box<Exchange>,
 }
 
-/// What the end of the process means to a tunnel.
+/// The meaning of the end of the process to a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Departure {
     NotYet,

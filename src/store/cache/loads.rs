@@ -184,7 +184,7 @@ pub(super) enum Join {
     Refused,
 }
 
-/// What one attempt to load a key came to.
+/// The outcome of one attempt to load a key.
 pub(super) struct Attempt {
     /// `None` if the load was abandoned.
     pub(super) outcome: Option<Outcome>,
@@ -401,7 +401,7 @@ impl Drop for Load {
             Some(Outcome::Unavailable(_)) if loads.answered > self.answered_before => (None, None, true),
             // About one record too, which a newer gateway wrote.
             Some(Outcome::Unavailable(StoreFault::Outdated(_))) => (None, None, true),
-            // What the others wait for would not come, and each of them would wait for a time-out of its own.
+            // The loads that the others wait for would not come, and each of them would wait for a time-out of its own.
             Some(Outcome::Unavailable(fault)) => (None, Some(fault.clone()), false),
             // The runtime has ended, or the store has panicked.
             None => (None, None, false),

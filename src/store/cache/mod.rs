@@ -94,7 +94,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const CROWDED_FOR: Duration = Duration::from_millis(100);
 /// How long none is after one that asks, for all of them, whether the store answers again.
 const ASKED_EVERY: Duration = Duration::from_millis(250);
-/// Keys that may wait to be revoked again. What finds no room is told again when it is looked up again.
+/// Keys that may wait to be revoked again. A key that finds no room is told again when it is looked up again.
 const REVIVED_AT_ONCE: usize = 1024;
 /// How often an outage is said to begin.
 const SAID_EVERY: Duration = Duration::from_secs(10);
@@ -323,7 +323,7 @@ impl ReadThrough {
     }
 
     /// Whether no key is let in on a route that says so, or where none does: this process has been cut off for
-    /// longer than its lease. What it can still look up counts as little: a store that takes no lease may have
+    /// longer than its lease. Its own lookups count as little: a store that takes no lease may have
     /// been replaced by one that it does not know of.
     fn is_fenced(&self, on_route: Option<OnPartition>) -> bool {
         match on_route.unwrap_or(self.settings.on_partition) {
@@ -438,7 +438,7 @@ impl ReadThrough {
         !self.is_spent(entry, self.clock.now()) && self.is_untouched(entry, digest)
     }
 
-    /// Whether an entry is too old even for that. What a store says while it is suspected is no younger than the
+    /// Whether an entry is too old even for that. An answer of a suspected store is no younger than the
     /// suspicion: looked up again and again there, a key would live for ever.
     fn is_spent(&self, entry: &Entry, now: Now) -> bool {
         let age = entry.age(now).max(self.suspected_for(now).unwrap_or_default());

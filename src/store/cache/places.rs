@@ -571,7 +571,7 @@ mod tests {
         ]
     }
 
-    /// What the places must come to, kept in the simplest way.
+    /// The expected state of the places, kept in the simplest way.
     #[derive(Default)]
     struct Books {
         taken: Vec<ClientNetwork>,

@@ -12,7 +12,7 @@ const WRONG: u8 = 16;
 /// Answers after which all before count half.
 const ANSWERS: u8 = 64;
 
-/// What the last lookups of each site came to.
+/// The outcomes of the last lookups of each site.
 #[derive(Debug, Default)]
 pub(super) struct Repute {
     /// Empty until the first answer.

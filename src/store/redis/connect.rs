@@ -98,7 +98,7 @@ impl Dialler {
         greeted.map_err(|error| failed(self.explain(&error)))
     }
 
-    /// What opens streams to a server, and remembers which of its addresses worked.
+    /// The dialer of a server, which remembers which of its addresses worked.
     fn server(&self, node: &Node) -> Arc<dial::Dialer> {
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let known = servers.iter().position(|server| server.is_for(&node.host, node.port));

@@ -32,7 +32,7 @@ impl Protocol {
     }
 }
 
-/// What a client did in excess, so that its HTTP/2 connection was cut.
+/// The excess for which a client's HTTP/2 connection was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Excess {
     /// It cancelled requests that it had just begun.
@@ -54,7 +54,7 @@ impl Excess {
         }
     }
 
-    /// What the client does, for a log line.
+    /// The excess in words, for a log line.
     #[must_use]
     pub const fn described(self) -> &'static str {
         match self {

@@ -38,7 +38,7 @@ pub struct State {
     pub reloads: Reloads,
 }
 
-/// What is known of an endpoint.
+/// The state of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointState {
     pub upstream: Box<str>,

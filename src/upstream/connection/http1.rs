@@ -88,7 +88,7 @@ impl Http1 {
             let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             let upgrading = is_switch.then(|| Upgrading(hyper::upgrade::on(&mut response)));
             let (mut head, incoming) = response.into_parts();
-            // What belongs to the upstream's connection travels as an extension, as does a reason phrase other than
+            // Data of the upstream's connection travels as an extension, as does a reason phrase other than
             // the usual one. The phrase is the client's: to some it says more than the status.
             if let Some(phrase) = head.extensions.remove::<ReasonPhrase>() {
                 head.extensions.clear();

@@ -1,7 +1,7 @@
 //! An open connection to an endpoint, and how a request travels over it.
 //!
 //! [`Connection`] is a closed enum: each way to speak to an upstream is one variant and one file of this
-//! folder. Whatever belongs to the library that speaks the protocol stays in that file.
+//! folder. The types of the library that speaks the protocol stay in that file.
 
 mod http1;
 mod wire;

@@ -1,7 +1,7 @@
 //! The stream beneath HTTP/1.1: it still reads when it can no longer write, and it keeps what was sent until a byte of
 //! an answer comes.
 //!
-//! A server may answer before it has the whole request, and close: 413, 501. What is still being sent then fails, and
+//! A server may answer before it has the whole request, and close: 413, 501. The rest of the request then fails, and
 //! hyper gives up at the first failed write without looking for the answer. So a failed write is not told to hyper:
 //! nothing more is written, and reading goes on until the server's answer, or its end, has come.
 
@@ -24,10 +24,10 @@ const KEPT: usize = 40 << 10;
 /// The room that is kept for the next head, in bytes.
 const ROOM: usize = 4 << 10;
 
-/// What was sent and got not a byte in return. Never printed: it may contain a key.
+/// Bytes that were sent and got not a byte in return. Never printed: it may contain a key.
 pub(in crate::upstream) struct Unanswered(Vec<u8>);
 
-/// What the two owners of a connection share: hyper has the stream, and the pool asks about it.
+/// The state that the two owners of a connection share: hyper has the stream, and the pool asks about it.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// Whether a write has failed, so that the connection must not be used again.
@@ -48,13 +48,13 @@ impl Outcome {
 
 pub(super) struct Wire {
     stream: Stream,
-    /// What was sent since a byte last came, as far as it is kept.
+    /// The bytes that were sent since a byte last came, as far as they are kept.
     sent: Vec<u8>,
     /// Whether a byte came after that.
     is_answered: bool,
     has_ended: bool,
     write_failure: Option<io::Error>,
-    /// Who waits for a write that will not be done.
+    /// The task that waits for a write that will not be done.
     writer: Option<Waker>,
     outcome: Arc<Outcome>,
 }

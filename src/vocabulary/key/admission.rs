@@ -60,7 +60,7 @@ impl Needs {
     }
 }
 
-/// What a key lacks.
+/// The scopes that a key lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lacking<'n> {
     Scope(&'n Scope),

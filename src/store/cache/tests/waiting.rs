@@ -19,7 +19,7 @@ fn release(bench: &Bench) {
     });
 }
 
-/// What the requests came to, in their order.
+/// The outcomes of the requests, in their order.
 async fn all(asked: Vec<JoinHandle<&'static str>>) -> Vec<&'static str> {
     let mut told = Vec::new();
     for one in asked {
