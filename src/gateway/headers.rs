@@ -19,6 +19,9 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
+/// Fields for which there is room in a forwarded head before it grows.
+const ROOM: usize = 24;
+
 /// Meaningful between two neighbours only (RFC 9110, section 7.6.1, and what practice adds). `expect` is
 /// answered here, `http2-settings` belongs to an upgrade that is never made.
 const HOP_BY_HOP: [&str; 11] = [
@@ -199,6 +202,8 @@ impl HeaderRules {
         remove_connection_options(headers);
         remove_if(headers, |name| self.removed.contains(name) || self.aliased.is_alias(name));
         join_cookies(headers);
+        // Room for all of ours and more: a full table is searched longer. hyper uses it again for what comes next.
+        headers.reserve(ROOM);
         let Forwarding { for_, proto, host: forwarded_host } = forwarding;
         headers.insert(X_FORWARDED_FOR, for_);
         headers.insert(X_FORWARDED_PROTO, proto);

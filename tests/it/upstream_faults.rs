@@ -274,6 +274,22 @@ fn a_connection_that_ends_before_any_answer_is_still_an_error() {
     assert_eq!(statuses_of_uploads(&gateway, &key, "/things", 5), [502; 5]);
 }
 
+// ---- An answer with many fields
+
+#[test]
+fn an_answer_may_have_a_hundred_fields_and_no_more() {
+    let upstream = Upstream::with(|seen: &Seen| {
+        let fields = if seen.request_line().contains("101") { 101 } else { 100 };
+        let own: String = (1..fields).map(|number| format!("x-field-{number}: {number}\r\n")).collect();
+        Reply::raw(&format!("HTTP/1.1 200 OK\r\n{own}content-length: 4\r\n\r\nfine"))
+    });
+    let (gateway, key) = Tuned::default().live(upstream.url()).start();
+    let answer = gateway.fetch(&Call::get("/things?fields=100").key(&key));
+    assert_eq!((answer.status, answer.text()), (200, "fine".to_owned()));
+    assert!((1..100).all(|number| answer.field(&format!("x-field-{number}")) == Some(&*number.to_string())));
+    assert_eq!(gateway.fetch(&Call::get("/things?fields=101").key(&key)).status, 502);
+}
+
 // ---- A server that hangs
 
 /// Takes connections and requests while `hangs`, and answers none of them.
