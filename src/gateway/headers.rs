@@ -19,8 +19,9 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Fields for which there is room in a forwarded head before it grows.
-const ROOM: usize = 24;
+/// Fields for which room is made in a forwarded head. More room costs fewer instructions and more memory: with 24 a hit takes 200
+/// instructions less, and a kept connection 3.5 KiB more.
+const ROOM: usize = 14;
 
 /// Meaningful between two neighbours only (RFC 9110, section 7.6.1, and what practice adds). `expect` is
 /// answered here, `http2-settings` belongs to an upgrade that is never made.
