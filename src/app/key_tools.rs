@@ -70,7 +70,11 @@ impl KeyTools {
     }
 }
 
-pub(super) fn read_secret(what: &'static str, path: &Path) -> Result<Pepper, SecretError> {
+/// The secret in a file.
+///
+/// # Errors
+/// When it cannot be read, or is too short.
+pub fn read_secret(what: &'static str, path: &Path) -> Result<Pepper, SecretError> {
     let text = secret_file::read(what, path)?;
     let too_short = |_| SecretError::TooShort { what, path: path.to_owned() };
     Pepper::new(text.trim_ascii_end().to_vec()).map_err(too_short)

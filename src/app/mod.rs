@@ -28,7 +28,7 @@ use in_force::InForce;
 use reload::Fixed;
 
 pub use control::Control;
-pub use key_tools::{KeyTools, SecretError};
+pub use key_tools::{KeyTools, SecretError, read_secret};
 pub use reload::{NeedsRestart, Refused, Source};
 pub use signals::Signals;
 pub use start::StartError;

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::App;
 use super::in_force::{InForce, lock, serving};
-use crate::config::{Config, KeySettings, Mistakes, StoreSettings};
+use crate::config::{Config, KeySettings, Mistakes, Remarks, StoreSettings};
 use crate::downstream::worker::DrainSettings;
 use crate::downstream::{listener, tls, watchdog};
 use crate::gateway::{self, Plan};
@@ -58,10 +58,10 @@ impl App {
     /// [`Refused`] names everything that speaks against it. Then nothing has changed.
     pub fn reload(&mut self, read: Result<Config, Mistakes>) -> Result<(), Refused> {
         match self.change(read) {
-            Ok((routes, wider)) => {
+            Ok((routes, remarks)) => {
                 lock(&self.in_force).reloads.applied += 1;
                 telemetry::log(&format!("the configuration was read again: {routes} routes"));
-                wider.iter().for_each(|line| telemetry::log(line));
+                remarks.iter().for_each(|line| telemetry::log(line));
                 Ok(())
             }
             Err(refused) => {
@@ -75,13 +75,16 @@ impl App {
     }
 
     /// Everything that can fail comes before everything that changes. Gives the number of routes, and the lines of
-    /// [`tell_wider`].
+    /// [`tell_remarks`] and [`tell_wider`].
     fn change(&mut self, read: Result<Config, Mistakes>) -> Result<(usize, Vec<String>), Refused> {
-        let (fixed, new) = divide(read?);
+        let read = read?;
+        let told = tell_remarks(&read.remarks);
+        let (fixed, new) = divide(read);
         self.fixed.compare(&fixed)?;
         let serving = serving(&new.tls, new.watchdog, &self.clock)?;
 
-        let (routes, wider) = (new.routes.routes().len(), tell_wider(new.routes.routes()));
+        let routes = new.routes.routes().len();
+        let remarks = told.into_iter().chain(tell_wider(new.routes.routes())).collect();
         let health = Arc::clone(&lock(&self.in_force).health);
         let plan = Arc::new(Plan::new(new.gateway, new.routes, new.upstreams, &health));
         self.trusted_proxies.send_replace(plan.settings().headers.trusted_proxies.clone());
@@ -97,8 +100,13 @@ impl App {
         let _ = all_done.recv();
         let mut now = lock(&self.in_force);
         *now = InForce::new(new.hash, &serving, &plan, now.reloads);
-        Ok((routes, wider))
+        Ok((routes, remarks))
     }
+}
+
+/// Log lines about variables that have no effect, and about settings that are rarely meant.
+pub(super) fn tell_remarks(remarks: &Remarks) -> Vec<String> {
+    remarks.ignored.iter().chain(&remarks.warnings).map(|remark| format!("warning: {remark}")).collect()
 }
 
 /// Log lines that name the requests which a narrow rule leaves to a wider one.
@@ -152,6 +160,7 @@ fn divide(config: Config) -> (Fixed, Replaceable) {
         routes,
         scopes,
         drain,
+        remarks: _,
         hash,
         // Of the command line, which a reload does not read.
         role: _,

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::control::Control;
 use super::in_force::{InForce, Observed, serving};
 use super::key_tools::{KeyTools, SecretError, read_secret};
-use super::reload::{Fixed, Source, tell_wider};
+use super::reload::{Fixed, Source, tell_remarks, tell_wider};
 use super::signals::Signals;
 use super::store::{StoreError, attend_revived, open_store};
 use super::{Addresses, App};
@@ -76,7 +76,8 @@ impl App {
         // Watched before there is a lease: a gateway that is told to end while it starts must give its lease up,
         // or every change of a key waits for it.
         let signals = Signals::watch(&control, source)?;
-        tell_wider(config.routes.routes()).iter().for_each(|line| telemetry::log(line));
+        let wider = tell_wider(config.routes.routes());
+        tell_remarks(&config.remarks).iter().chain(&wider).for_each(|line| telemetry::log(line));
         Ok((Self::start_with(config, tools, control, store, clock)?, signals))
     }
 

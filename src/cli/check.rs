@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::{Outcome, RoleArg, refuse};
-use crate::app::KeyTools;
+use crate::app::{KeyTools, read_secret};
 use crate::config::{Config, StoreSettings};
 use crate::downstream::tls::{Acceptor, Certificate, LoadErrors};
 use crate::policy::access::Access;
@@ -22,6 +22,8 @@ use crate::vocabulary::key::Environment;
 /// Show all mistakes in a configuration and its policy, or a summary if there are none
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+A variable that has no effect, as KEYGATE_SERVER_LISTEN, is a mistake.
+
 Exit code: 0 without mistakes, 1 with mistakes, 2 if the file cannot be read. With --online, also 1 if the gateway could not \
 work with the store. Warnings, for example of an expired certificate, do not change the exit code: `keygate serve` starts with them.
 
@@ -101,8 +103,10 @@ fn show(findings: &[Finding], out: &mut impl Write) -> io::Result<Outcome> {
 
 /// Reads the files that the configuration names, and returns all mistakes in them.
 fn read_files(config: &Config) -> Result<Vec<Certificate>, Vec<String>> {
-    let mut mistakes: Vec<String> =
-        KeyTools::new(&config.keys).err().iter().map(ToString::to_string).collect();
+    let mut mistakes: Vec<String> = config.remarks.ignored.iter().map(ToString::to_string).collect();
+    mistakes.extend(KeyTools::new(&config.keys).err().iter().map(ToString::to_string));
+    let outbox_key = config.outbox.iter().map(|outbox| read_secret("outbox.key_file", &outbox.key_file));
+    mistakes.extend(outbox_key.filter_map(Result::err).map(|error| error.to_string()));
     mistakes
         .extend(config.admin.remote.iter().filter_map(|remote| remote.check().err()).map(|e| e.to_string()));
     if let StoreSettings::Redis(settings) = &config.store {
@@ -125,6 +129,9 @@ fn summarise(
     out: &mut impl Write,
 ) -> io::Result<()> {
     writeln!(out, "listen     {}", config.listener.listen)?;
+    for warning in &config.remarks.warnings {
+        writeln!(out, "warning    {warning}")?;
+    }
     for certificate in certificates {
         let names = certificate.names.join(", ");
         writeln!(out, "tls        {names}, until {}", certificate.not_after)?;

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::policy::route::RulePlace;
+use crate::vocabulary::spelling::nearest;
 
 /// All mistakes in a configuration, in the order of its files and lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +66,15 @@ impl fmt::Display for Mistakes {
         }
         Ok(())
     }
+}
+
+/// What does not keep a gateway from starting, and its operator should know. In the order of the files and lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remarks {
+    /// Variables that have no effect, though they seem to be meant for keygate.
+    pub ignored: Vec<Mistake>,
+    /// Settings that are allowed, and rarely meant.
+    pub warnings: Vec<Mistake>,
 }
 
 /// One mistake, printed as `FILE:LINE:COLUMN: KEY.PATH: what is wrong; what to do`.
@@ -140,8 +150,7 @@ impl fmt::Display for Place {
 #[derive(Debug, Default)]
 pub(super) struct Report {
     found: RefCell<Vec<(Kind, Mistake)>>,
-    /// All keys that were asked for: a test compares them with the shipped file.
-    #[cfg(test)]
+    /// All keys that were asked for: the keys that there are.
     pub(super) asked: RefCell<std::collections::BTreeSet<String>>,
 }
 
@@ -153,6 +162,10 @@ pub(super) enum Kind {
     Missing,
     /// Something present is wrong.
     Wrong,
+    /// A variable that has no effect.
+    Ignored,
+    /// Something present is allowed, and rarely meant.
+    Warning,
 }
 
 impl Report {
@@ -161,27 +174,49 @@ impl Report {
         self.found.borrow_mut().push((kind, mistake));
     }
 
+    /// Gives another advice to mistakes at a place, unless they have a better one already.
+    pub(super) fn advise(&self, at: &Place, advice: &str) {
+        for (_, mistake) in self.found.borrow_mut().iter_mut().filter(|(_, mistake)| mistake.place == *at) {
+            if let Some((wrong, known)) = mistake.text.split_once("; ")
+                && !known.starts_with("did you mean")
+            {
+                mistake.text = format!("{wrong}; {advice}");
+            }
+        }
+    }
+
     /// The mistakes, without those that may only follow from invalid TOML: other mistakes in the same lines, and
-    /// missing keys in the same file.
-    pub(super) fn finish(self) -> Mistakes {
+    /// missing keys in the same file. With a mistake, a variable that has no effect is one too, and perhaps the cause.
+    pub(super) fn finish(self) -> (Mistakes, Remarks) {
         let found = self.found.into_inner();
         let syntax: Vec<(usize, Place)> = found
             .iter()
             .filter_map(|(kind, mistake)| match kind {
                 Kind::Syntax { until } => Some((*until, mistake.place.clone())),
-                Kind::Missing | Kind::Wrong => None,
+                Kind::Missing | Kind::Wrong | Kind::Ignored | Kind::Warning => None,
             })
             .collect();
         let follows = |kind: Kind, place: &Place| match kind {
-            Kind::Syntax { .. } => false,
+            Kind::Syntax { .. } | Kind::Ignored | Kind::Warning => false,
             Kind::Missing => syntax.iter().any(|(_, at)| at.document() == place.document()),
             Kind::Wrong => syntax.iter().any(|(until, at)| at.covers(*until, place)),
         };
-        let mut list: Vec<Mistake> =
-            found.into_iter().filter(|(kind, m)| !follows(*kind, &m.place)).map(|(_, m)| m).collect();
-        list.sort_by(|a, b| a.place.cmp(&b.place));
-        list.dedup();
-        Mistakes { list, unreadable: false }
+        let (mut list, mut remarks) = (Vec::new(), Remarks::default());
+        for (kind, mistake) in found.into_iter().filter(|(kind, m)| !follows(*kind, &m.place)) {
+            match kind {
+                Kind::Ignored => remarks.ignored.push(mistake),
+                Kind::Warning => remarks.warnings.push(mistake),
+                Kind::Syntax { .. } | Kind::Missing | Kind::Wrong => list.push(mistake),
+            }
+        }
+        if !list.is_empty() {
+            list.append(&mut remarks.ignored);
+        }
+        for list in [&mut list, &mut remarks.ignored, &mut remarks.warnings] {
+            list.sort_by(|a, b| a.place.cmp(&b.place));
+            list.dedup();
+        }
+        (Mistakes { list, unreadable: false }, remarks)
     }
 }
 
@@ -208,21 +243,6 @@ fn shortened(text: &str) -> String {
         short.push('…');
     }
     short
-}
-
-/// The candidate of which `name` is most likely a misspelling.
-pub(super) fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    // The cost grows with the square of the length, and a text this long is no typing error.
-    if name.len() > 64 {
-        return None;
-    }
-    let name = name.to_ascii_lowercase();
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&name, &candidate.to_ascii_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(name.len()) / 4)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
 }
 
 /// ``did you mean `x`?``, or the list of all candidates.

@@ -22,7 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::mistake::{Mistake, Mistakes};
+pub use self::mistake::{Mistake, Mistakes, Remarks};
 
 use sha2::{Digest as _, Sha256};
 
@@ -78,6 +78,7 @@ pub struct Config {
     pub ops: ops::Settings,
     pub request_log: RequestLog,
     pub drain: DrainSettings,
+    pub remarks: Remarks,
     /// Identifies this configuration: 48 bits of a hash of the text of both files and of the variables.
     pub hash: u64,
 }
@@ -160,15 +161,17 @@ impl Config {
         let fingerprint = Fingerprint::default();
         let files = |path: &Path| files(path).inspect(|text| fingerprint.add(text.as_bytes()));
         let toml = files(path).map_err(|error| Mistakes::unreadable(path, &error))?;
-        let variables = environment::variables(environment);
+        let (variables, others) = environment::variables(environment);
         for (name, value) in &variables {
             fingerprint.add(name.as_bytes());
             fingerprint.add(value.as_encoded_bytes());
         }
         let report = Report::default();
+        let set: Vec<String> = variables.iter().map(|(name, _)| name.clone()).collect();
         let config = translate(&toml, path, variables, &files, &report);
-        let config = config.map(|config| Self { hash: fingerprint.hash(), ..config });
-        let mistakes = report.finish();
+        environment::tell_near_misses(&others, &set, &report);
+        let (mistakes, remarks) = report.finish();
+        let config = config.map(|config| Self { remarks, hash: fingerprint.hash(), ..config });
         match config {
             Some(config) if mistakes.is_empty() => Ok(config),
             _ => Err(mistakes),
@@ -204,9 +207,12 @@ fn translate(
     report: &Report,
 ) -> Option<Config> {
     let mut root = file::parse(toml, Document::Configuration, &path.display().to_string(), report);
+    let names: Vec<String> = variables.iter().map(|(name, _)| name.clone()).collect();
     environment::overlay(&mut root, variables, report);
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    section::read(root, report, |root| sections(root, folder, files, report))
+    let config = section::read(root, report, |root| sections(root, folder, files, report));
+    environment::advise(&names, report);
+    config
 }
 
 fn sections(
@@ -260,6 +266,7 @@ fn sections(
         ops,
         request_log,
         drain,
+        remarks: Remarks::default(),
         hash: 0,
     })
 }

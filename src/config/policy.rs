@@ -4,7 +4,7 @@ use http::Method;
 
 use super::ON_PARTITION;
 use super::file::Value;
-use super::mistake::{Place, nearest, quoted, suggestion};
+use super::mistake::{Place, quoted, suggestion};
 use super::section::Section;
 use super::server::BODY;
 use super::value::{choice, flag, only_true, parsed, size, text};
@@ -15,6 +15,7 @@ use crate::policy::target::{Operation, Target, UpstreamId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::scope::{OneOf, Scope, ScopeSet};
+use crate::vocabulary::spelling::nearest;
 use crate::vocabulary::upstream::Retries;
 
 pub(super) struct Policy {

@@ -73,7 +73,6 @@ impl<'r> Section<'r> {
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {
-        #[cfg(test)]
         self.report.asked.borrow_mut().insert(self.path_of(key));
         let value = self.entries.remove(key).map(|entry| entry.value);
         self.asked.push((key, value.as_ref().map(|value| value.place.clone())));
@@ -90,6 +89,12 @@ impl<'r> Section<'r> {
         let place = self.asked.iter().find(|(asked, _)| *asked == key).and_then(|(_, place)| place.as_ref());
         let path = if place.is_some() { self.path_of(key) } else { self.path.clone() };
         self.report.add(Kind::Wrong, place.unwrap_or(&self.place), &path, text.into());
+    }
+
+    /// Reports that a key has a value which is allowed, and rarely meant.
+    pub(super) fn warn(&self, key: &str, text: impl Into<String>) {
+        let place = self.asked.iter().find(|(asked, _)| *asked == key).and_then(|(_, place)| place.as_ref());
+        self.report.add(Kind::Warning, place.unwrap_or(&self.place), &self.path_of(key), text.into());
     }
 
     /// Reports a missing key.

@@ -43,13 +43,24 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Server {
             ),
         );
     }
+    let trusted_proxies =
+        section.list("trusted_proxies", parsed(network)).unwrap_or(gateway.headers.trusted_proxies);
+    if section.given("plaintext") && trusted_proxies.is_empty() {
+        section.warn(
+            "plaintext",
+            format!(
+                "`trusted_proxies` does not name the TLS terminator, so every client has the terminator's address: \
+                     all of them share {} connections, one turn where lookups wait, the signups of one network, and \
+                     one place in address lists; set trusted_proxies = [\"…\"]",
+                listener.max_connections_per_client
+            ),
+        );
+    }
     Server {
         listener,
         watchdog,
         tls: tls::Settings { certificates: certificates.into_iter().flatten().collect() },
-        trusted_proxies: section
-            .list("trusted_proxies", parsed(network))
-            .unwrap_or(gateway.headers.trusted_proxies),
+        trusted_proxies,
         body_idle_timeout: section.or(
             "body_idle_timeout",
             gateway.body_idle_timeout,

@@ -7,8 +7,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::file::{Content, Value};
-use super::mistake::{nearest, quoted};
+use super::mistake::quoted;
 use crate::vocabulary::network::parse_address;
+use crate::vocabulary::spelling::nearest;
 
 /// The shortest time-out that is allowed.
 pub(super) const INSTANT: Duration = Duration::from_millis(1);

@@ -15,6 +15,7 @@ pub mod route;
 mod rule;
 #[cfg(test)]
 mod search_tests;
+mod spelling;
 pub mod target;
 mod tree;
 pub mod wider;

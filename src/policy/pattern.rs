@@ -5,7 +5,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::path::{canonicalise, decode};
+use super::path::decode;
+use super::spelling;
 
 /// A path pattern: literal segments, `{name}` for one segment, `{*name}` at the end for everything beneath.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -23,36 +24,42 @@ pub(super) enum Segment {
 
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum InvalidPattern {
-    #[error("a path starts with a slash")]
-    NoSlash,
+    #[error("a path starts with a slash{}", write_it_as(.0))]
+    NoSlash(Option<String>),
     #[error(
-        "the segment {0:?} has two readings: write it without empty or dot segments, needless percent-encoding or `;`"
+        "the segment {segment:?} has two readings{}: a path has no empty or dot segments, no needless percent-encoding and no `;`",
+        write_it_as(.advice)
     )]
-    NotCanonical(String),
-    #[error(
-        "{0:?} is neither a literal nor a parameter: a parameter is a whole segment, `{{name}}` or `{{*name}}`"
-    )]
-    Parameter(String),
+    NotCanonical { segment: String, advice: Option<String> },
+    #[error("the segment {segment:?} is no parameter{}: {}", write_it_as(.advice), SYNTAX)]
+    Parameter { segment: String, advice: Option<String> },
     #[error("a rest parameter `{{*name}}` stands last")]
     RestNotLast,
+}
+
+const SYNTAX: &str = "{id} is one whole segment, {*rest} at the end is everything beneath";
+
+/// The advice with the whole path, where there is a path that could be meant.
+fn write_it_as(path: &Option<String>) -> String {
+    path.as_ref().map_or_else(String::new, |path| format!("; write {path:?}"))
 }
 
 impl Pattern {
     /// # Errors
     /// [`InvalidPattern`] says what to write instead.
     pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
-        let path = text.strip_prefix('/').ok_or(InvalidPattern::NoSlash)?;
-        let parts: Vec<&str> = if path.is_empty() { Vec::new() } else { path.split('/').collect() };
-        let mut segments = Vec::with_capacity(parts.len());
-        for (n, part) in parts.iter().enumerate() {
-            let last = n + 1 == parts.len();
-            let segment = Segment::parse(part, last)?;
-            if segment == Segment::Rest && !last {
-                return Err(InvalidPattern::RestNotLast);
+        let advice = |path: &str| spelling::of_path(path).filter(|path| Segment::parse_all(path).is_ok());
+        match Segment::parse_all(text) {
+            Ok(segments) => Ok(Self { text: text.into(), segments }),
+            Err(Wrong::NoSlash) => Err(InvalidPattern::NoSlash(advice(&format!("/{text}")))),
+            Err(Wrong::RestNotLast) => Err(InvalidPattern::RestNotLast),
+            Err(Wrong::Parameter(segment)) => {
+                Err(InvalidPattern::Parameter { segment: segment.to_owned(), advice: advice(text) })
             }
-            segments.push(segment);
+            Err(Wrong::NotCanonical(segment)) => {
+                Err(InvalidPattern::NotCanonical { segment: segment.to_owned(), advice: advice(text) })
+            }
         }
-        Ok(Self { text: text.into(), segments })
     }
 
     #[must_use]
@@ -185,27 +192,46 @@ impl Pattern {
     }
 }
 
+/// Why a text is no pattern, with the segment that is wrong.
+enum Wrong<'t> {
+    NoSlash,
+    RestNotLast,
+    Parameter(&'t str),
+    NotCanonical(&'t str),
+}
+
 impl Segment {
-    fn parse(part: &str, last: bool) -> Result<Self, InvalidPattern> {
+    fn parse_all(text: &str) -> Result<Vec<Self>, Wrong<'_>> {
+        let path = text.strip_prefix('/').ok_or(Wrong::NoSlash)?;
+        let parts: Vec<&str> = if path.is_empty() { Vec::new() } else { path.split('/').collect() };
+        let mut segments = Vec::with_capacity(parts.len());
+        for (n, part) in parts.iter().enumerate() {
+            let last = n + 1 == parts.len();
+            let segment = Self::parse(part, last)?;
+            if segment == Self::Rest && !last {
+                return Err(Wrong::RestNotLast);
+            }
+            segments.push(segment);
+        }
+        Ok(segments)
+    }
+
+    fn parse(part: &str, last: bool) -> Result<Self, Wrong<'_>> {
         if let Some(inner) = part.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
             let (rest, name) = inner.strip_prefix('*').map_or((false, inner), |name| (true, name));
-            let named = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            return match (named, rest) {
-                (false, _) => Err(InvalidPattern::Parameter(part.to_owned())),
+            return match (spelling::is_name(name), rest) {
+                (false, _) => Err(Wrong::Parameter(part)),
                 (true, true) => Ok(Self::Rest),
                 (true, false) => Ok(Self::Param),
             };
         }
-        if part.contains(['{', '}']) {
-            return Err(InvalidPattern::Parameter(part.to_owned()));
+        if part.contains(['{', '}']) || spelling::is_foreign(part) {
+            return Err(Wrong::Parameter(part));
         }
-        let canonical = canonicalise(&format!("/{part}")).is_ok_and(|(path, shape)| {
-            path[1..] == *part && !shape.cuts && !shape.encoded_slash && (!part.is_empty() || last)
-        });
-        if canonical {
+        if spelling::is_canonical(part) && (!part.is_empty() || last) {
             Ok(Self::Literal(part.into()))
         } else {
-            Err(InvalidPattern::NotCanonical(part.to_owned()))
+            Err(Wrong::NotCanonical(part))
         }
     }
 }
@@ -234,24 +260,88 @@ mod tests {
 
     #[test]
     fn a_pattern_is_written_in_one_way() {
-        for good in ["/", "/v1/jobs", "/v1/jobs/{id}", "/files/{*path}", "/v1/", "/a%20b"] {
+        for good in [
+            "/",
+            "/v1/jobs",
+            "/v1/jobs/{id}",
+            "/files/{*path}",
+            "/v1/",
+            "/a%20b",
+            "/all:cancel",
+            "/$batch",
+            "/~me",
+            "/@me",
+            "/a+b",
+            "/%2A",
+        ] {
             assert!(Pattern::parse(good).is_ok(), "{good}");
         }
-        for (bad, cause) in [
-            ("v1", "starts with a slash"),
-            ("", "starts with a slash"),
-            ("//a", "two readings"),
-            ("/a/../b", "two readings"),
-            ("/%61", "two readings"),
-            ("/a%2Fb", "two readings"),
-            ("/a;b", "two readings"),
-            ("/a b", "two readings"),
-            ("/{id}.json", "whole segment"),
-            ("/{}", "whole segment"),
-            ("/{*rest}/x", "stands last"),
+        for (bad, cause, advice) in [
+            ("v1", "starts with a slash", Some("/v1")),
+            ("", "starts with a slash", Some("/")),
+            ("v1/*", "starts with a slash", Some("/v1/{*rest}")),
+            ("//a", "two readings", Some("/a")),
+            ("/a//", "two readings", Some("/a/")),
+            ("/a/./b", "two readings", Some("/a/b")),
+            ("/a/../b", "two readings", None),
+            ("/%61", "two readings", Some("/a")),
+            ("/a%2Fb", "two readings", None),
+            ("/a;b", "two readings", None),
+            ("/a b", "two readings", Some("/a%20b")),
+            ("/caf\u{e9}/{id}", "two readings", Some("/caf%C3%A9/{id}")),
+            ("/caf%c3%a9", "two readings", Some("/caf%C3%A9")),
+            ("/{id}.json", "no parameter", None),
+            ("/{}", "no parameter", Some("/{id}")),
+            ("/{*rest}/x", "stands last", None),
         ] {
             let error = Pattern::parse(bad).unwrap_err().to_string();
             assert!(error.contains(cause), "{bad}: {error}");
+            let advised = error.split("; write \"").nth(1).and_then(|rest| rest.split('"').next());
+            assert_eq!(advised, advice, "{bad}: {error}");
+            assert!(advice.is_none_or(|path| Pattern::parse(path).is_ok()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn wildcards_and_parameters_of_other_languages_are_refused() {
+        for (foreign, advice) in [
+            ("/static/*", "/static/{*rest}"),
+            ("/static/**", "/static/{*rest}"),
+            ("/static/.*", "/static/{*rest}"),
+            ("/static/*path", "/static/{*path}"),
+            ("/static/{path...}", "/static/{*path}"),
+            ("/static/{path:.*}", "/static/{*path}"),
+            ("/static/{**path}", "/static/{*path}"),
+            ("/static/<path:rest>", "/static/{*rest}"),
+            ("/static/<rest..>", "/static/{*rest}"),
+            ("/static/[...slug]", "/static/{*slug}"),
+            ("/static/:path*", "/static/{*path}"),
+            ("/a/*/b", "/a/{id}/b"),
+            ("/a/**/b", "/a/{id}/b"),
+            ("/a/:id", "/a/{id}"),
+            ("/a/:id?", "/a/{id}"),
+            ("/a/:user/b/:id", "/a/{user}/b/{id}"),
+            ("/a/<id>", "/a/{id}"),
+            ("/a/<int:id>/b", "/a/{id}/b"),
+            ("/a/{id:[0-9]+}", "/a/{id}"),
+            ("/a/{id:int}", "/a/{id}"),
+            ("/a/{id?}", "/a/{id}"),
+            ("/a/{key-id}", "/a/{key_id}"),
+            ("/a/{{id}}", "/a/{id}"),
+            ("/a/${id}", "/a/{id}"),
+            ("/a/[id]", "/a/{id}"),
+        ] {
+            let error = Pattern::parse(foreign).unwrap_err();
+            let InvalidPattern::Parameter { advice: Some(advised), .. } = &error else {
+                panic!("{foreign}: {error}")
+            };
+            assert_eq!(advised, advice, "{foreign}");
+            assert!(Pattern::parse(advice).is_ok(), "{advice}");
+            assert!(error.to_string().contains("{*rest}") && error.to_string().contains("{id}"), "{error}");
+        }
+        for foreign in ["/*.js", "/img-*", "/a/b*c", "/^a*$"] {
+            let error = Pattern::parse(foreign).unwrap_err();
+            assert!(matches!(error, InvalidPattern::Parameter { advice: None, .. }), "{foreign}: {error}");
         }
     }
 

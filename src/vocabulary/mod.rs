@@ -10,4 +10,5 @@ pub mod partition;
 pub mod peer;
 pub mod reason;
 pub mod rejection;
+pub mod spelling;
 pub mod upstream;

@@ -11,9 +11,9 @@ use syn::visit::{self, Visit};
 
 /// The layers from the bottom up. A module may import those of its own layer and below.
 const LAYERS: [&[&str]; 10] = [
-    &["pem", "vocabulary"],
+    &["pem", "secret_file", "vocabulary"],
     &["dial", "policy"],
-    &["secret_file", "telemetry"],
+    &["telemetry"],
     &["store", "upstream"],
     &["lifecycle"],
     &["api"],

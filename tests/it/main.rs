@@ -64,6 +64,7 @@ mod redis_tls;
 mod reload;
 mod role_proxy;
 mod secrets;
+mod settings;
 mod store_contract;
 mod streaming;
 mod tls;

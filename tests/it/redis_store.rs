@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use keygate::secret_file::SecretFileError;
 use keygate::store::events::Subject;
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::quotas::{Admission, Quota};
@@ -881,11 +882,11 @@ mod the_way_there {
         let file = folder.path().join("password");
         let settings = Settings { password_file: Some(file.clone()), ..server.settings() };
         let open = || Redis::open(settings.clone(), Sealer::default(), Handle::current());
-        assert!(matches!(open().unwrap_err(), OpenError::Password { .. }));
+        assert!(matches!(open().unwrap_err(), OpenError::Password(SecretFileError::Io { .. })));
         fs::write(&file, "hunter2\n").unwrap();
         fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
         let refused = open().unwrap_err();
-        assert!(refused.to_string().contains("chmod 600") && matches!(refused, OpenError::Exposed { .. }));
+        assert!(matches!(refused, OpenError::Password(SecretFileError::Exposed { .. })), "{refused}");
         fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         let store = open().unwrap();
         assert_eq!(store.begin().await, Ok(true));

@@ -350,7 +350,7 @@ fn a_key_that_others_can_read_is_refused() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o604)).unwrap();
     assert_refused(
         folder.path(),
-        "server.tls: server-key.pem can be read by others: chmod 600 server-key.pem",
+        "server.tls: the key server-key.pem can be read by others: chmod 600 server-key.pem",
     );
     fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).unwrap();
     assert_eq!(run(folder.path(), "check").0, 0);

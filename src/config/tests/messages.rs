@@ -271,7 +271,8 @@ fn a_variable_is_told_by_its_name() {
             "KEYGATE__SERVER__TRUSTED_PROXIES: server.trusted_proxies: expected a list, found a string; write it as \
                  [\"…\", \"…\"]",
             "KEYGATE__SERVR__LISTEN: servr: unknown key `servr`; did you mean `server`?",
-            "KEYGATE__SERVR__WORKERS: servr.workers: unknown section `servr`; correct the name of the variable",
+            "KEYGATE__SERVR__WORKERS: servr.workers: unknown section `servr`; did you mean \
+                 KEYGATE__SERVER__WORKERS?",
             "KEYGATE__STORE__KIND: store.kind: the value is a table; set each of its keys by a variable of its own",
             "KEYGATE__STORE__PASSWORD: store.password: unknown key `password`; the keys here are `kind`, `path`, \
                  `url`, `sentinels`, `cluster`, `master_name`, `sentinel_username`, `sentinel_password_file`, `tls`, \

@@ -64,15 +64,16 @@ upstream = \"api\"
             "etc/policy.toml:3:39: route[Jobs Read].methods[3]: \"prop\" is not a method; write it in upper case, as \
                  in \"GET\"",
             "etc/policy.toml:3:54: route[Jobs Read].methods[5]: duplicate; remove one",
-            "etc/policy.toml:4:10: route[Jobs Read].paths[0]: invalid value \"v1\"; a path starts with a slash",
-            "etc/policy.toml:4:16: route[Jobs Read].paths[1]: invalid value \"/a//b\"; the segment \"\" has two readings: write \
-                 it without empty or dot segments, needless percent-encoding or `;`",
-            "etc/policy.toml:4:25: route[Jobs Read].paths[2]: invalid value \"/a/%41\"; the segment \"%41\" has two readings: \
-                 write it without empty or dot segments, needless percent-encoding or `;`",
+            "etc/policy.toml:4:10: route[Jobs Read].paths[0]: invalid value \"v1\"; a path starts with a slash; write \
+                 \"/v1\"",
+            "etc/policy.toml:4:16: route[Jobs Read].paths[1]: invalid value \"/a//b\"; the segment \"\" has two readings; write \
+                 \"/a/b\": a path has no empty or dot segments, no needless percent-encoding and no `;`",
+            "etc/policy.toml:4:25: route[Jobs Read].paths[2]: invalid value \"/a/%41\"; the segment \"%41\" has two readings; \
+                 write \"/a/A\": a path has no empty or dot segments, no needless percent-encoding and no `;`",
             "etc/policy.toml:4:35: route[Jobs Read].paths[3]: invalid value \"/{*rest}/x\"; a rest parameter \
                  `{*name}` stands last",
             "etc/policy.toml:4:49: route[Jobs Read].paths[4]: invalid value \"/a;b\"; the segment \"a;b\" has two readings: \
-                 write it without empty or dot segments, needless percent-encoding or `;`",
+                 a path has no empty or dot segments, no needless percent-encoding and no `;`",
             "etc/policy.toml:7:1: route[Jobs Read].retries: unknown key `retries`; the keys here are `id`, \
                  `methods`, `paths`, `other_methods`, `public`, `any_key`, `scopes`, `any_scope`, `environment`, \
                  `upstream`, `serve`, `forward_authorization`, `encoded_slash`, `websocket`, `retry`, \

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::vocabulary::key::record::Email;
-use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::scope::{Scope, ScopeSet};
 use crate::vocabulary::rejection::FieldError;
+use crate::vocabulary::spelling::nearest;
 
 /// The longest name, in characters. Names are shown in tables and answers; longer ones would hide what follows them.
 const NAME_LEN: usize = 200;
@@ -101,7 +102,9 @@ impl Mistakes {
             return false;
         }
         if let Some(unknown) = vocabulary.first_missing(scopes) {
-            let message = format!("there is no scope {unknown}").into();
+            let known = vocabulary.iter().map(Scope::as_str);
+            let advice = nearest(unknown.as_str(), known).map(|near| format!("; did you mean {near}?"));
+            let message = format!("there is no scope {unknown}{}", advice.unwrap_or_default()).into();
             self.0.push(FieldError { field: "scopes".into(), message });
             return false;
         }

@@ -139,7 +139,7 @@ impl Dialler {
     fn explain(&self, error: &RedisError) -> String {
         if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
             let [username, password_file] = self.ours;
-            return format!("it refuses the login: check store.{username} and store.{password_file}");
+            return format!("it refuses the login: check {username} and {password_file}");
         }
         // With TLS 1.3 a server judges our certificate after the handshake.
         let cause = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());

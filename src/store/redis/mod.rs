@@ -208,8 +208,8 @@ fn connector(settings: &Settings, names: &Names) -> Result<Connector, OpenError>
 }
 
 /// The configuration keys for a user's name and password.
-const OURS: [&str; 2] = ["username", "password_file"];
-const OF_SENTINELS: [&str; 2] = ["sentinel_username", "sentinel_password_file"];
+const OURS: [&str; 2] = ["store.username", "store.password_file"];
+const OF_SENTINELS: [&str; 2] = ["store.sentinel_username", "store.sentinel_password_file"];
 
 fn credentials(
     username: &Option<String>,

@@ -1,8 +1,6 @@
 //! The settings of a Redis: its place, the login, and the time-outs.
 
 use std::fmt;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +8,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::pem::PemError;
+use crate::secret_file::{self, SecretFileError};
 use crate::vocabulary::network::{InvalidServer, Server, parse_number};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,11 +228,9 @@ impl fmt::Display for Cell {
 /// Why a connection cannot even be tried. A Redis that is down is no such reason.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    #[error("cannot read store.{key} {}: {cause}", path.display())]
-    Password { key: &'static str, path: PathBuf, cause: io::Error },
-    #[error("store.{key} {path} can be read by others: chmod 600 {path}", path = path.display())]
-    Exposed { key: &'static str, path: PathBuf },
-    #[error("store.{key} {} does not hold a password: write it there as text, on one line", path.display())]
+    #[error(transparent)]
+    Password(#[from] SecretFileError),
+    #[error("{key} {} does not hold a password: write it there as text, on one line", path.display())]
     NoPassword { key: &'static str, path: PathBuf },
     #[error("store.tls: {0}")]
     Pem(#[from] PemError),
@@ -247,11 +244,7 @@ pub enum OpenError {
 
 /// The password in the file that the key `key` names.
 pub(super) fn read_password(key: &'static str, path: &Path) -> Result<Zeroizing<String>, OpenError> {
-    let failed = |cause| OpenError::Password { key, path: path.to_owned(), cause };
-    if std::fs::metadata(path).map_err(failed)?.permissions().mode() & 0o077 != 0 {
-        return Err(OpenError::Exposed { key, path: path.to_owned() });
-    }
-    let bytes = Zeroizing::new(std::fs::read(path).map_err(failed)?);
+    let bytes = secret_file::read(key, path)?;
     match std::str::from_utf8(bytes.trim_ascii_end()) {
         Ok(text) if !text.is_empty() && !text.contains(['\n', '\r']) => Ok(Zeroizing::new(text.to_owned())),
         _ => Err(OpenError::NoPassword { key, path: path.to_owned() }),
