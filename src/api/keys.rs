@@ -81,8 +81,8 @@ pub(super) async fn read(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, R
     show(lifecycle, lifecycle.key(&call.origin(), id(call)?).await).await
 }
 
-pub(super) async fn update(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
-    let id = id(call)?;
+pub(super) async fn update(lifecycle: &Lifecycle, mut call: Call) -> Result<Answer, Rejection> {
+    let id = id(&call)?;
     let mut body = Body::parse(&call.body)?;
     let patch = Patch {
         name: body.take("name", text),
@@ -92,6 +92,9 @@ pub(super) async fn update(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
         expires_at: body.take("expires_at", nullable_time),
         allowed_addresses: body.take("allowed_addresses", networks),
     };
+    if !patch.concerns_rights() {
+        call.place = call.place.for_making(call.body.len())?;
+    }
     if !body.is_clean() {
         body.finish_with(lifecycle.mistakes_in_patch(&call.origin(), id, &patch).await.map_err(refuse)?)?;
     }

@@ -1,9 +1,10 @@
 //! The API that keygate itself serves: signup, keys, the audit trail. Its requests pass the same stages as requests
 //! that are forwarded.
 //!
-//! An operation runs on the control runtime in a task of its own, so that a change is completed even if the client
-//! hangs up.
+//! An operation runs on the control runtime in a task of its own, so that a change that has begun is completed even if
+//! the client hangs up. One that has not begun then is dropped, unless it takes rights away.
 
+mod admission;
 mod audit;
 mod body;
 mod keys;
@@ -12,21 +13,28 @@ mod signup;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use crate::lifecycle::{CallingKey, Escalation, Idempotency, Lifecycle, LifecycleError, Origin, Principal};
+use self::admission::Admissions;
+use crate::lifecycle::{
+    CallingKey, Escalation, Idempotency, Lifecycle, LifecycleError, Origin, Presence, Principal, Waiting,
+};
 use crate::policy::target::Operation;
 use crate::store::Propagation;
 use crate::telemetry;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::key::PresentedKey;
 use crate::vocabulary::rejection::{Conflict, FieldError, NotFound, Rejection, Unavailable};
+
+pub use self::admission::Place;
 
 /// The description of the API, as OpenAPI 3.1. A test compares it with the policy that is shipped, and every answer
 /// that the tests get with it.
@@ -49,12 +57,46 @@ pub struct Call {
     pub idempotency: Option<Idempotency>,
     pub address: IpAddr,
     pub request: RequestId,
+    /// When the request's head had come.
+    pub arrived: Instant,
+    /// From [`Api::admit`].
+    pub place: Place,
+    presence: Presence,
 }
 
 impl Call {
+    /// A call without parameters, query and body.
+    #[must_use]
+    pub fn new(
+        operation: Operation,
+        place: Place,
+        address: IpAddr,
+        request: RequestId,
+        arrived: Instant,
+    ) -> Self {
+        Self {
+            operation,
+            id: None,
+            query: None,
+            body: Bytes::new(),
+            caller: None,
+            idempotency: None,
+            address,
+            request,
+            arrived,
+            place,
+            presence: Presence::unwatched(),
+        }
+    }
+
     fn origin(&self) -> Origin {
         let principal = self.caller.clone().map_or(Principal::Stranger, Principal::Key);
-        Origin { principal, address: Some(self.address), request: Some(self.request) }
+        let presence = self.presence.clone();
+        Origin {
+            arrived: Some(self.arrived),
+            presence,
+            ..Origin::request(principal, self.address, self.request)
+        }
     }
 }
 
@@ -119,13 +161,14 @@ pub fn idempotency(
 pub struct Api {
     lifecycle: Arc<Lifecycle>,
     control: Handle,
+    admissions: Arc<Admissions>,
 }
 
 impl Api {
     /// Operations run on the runtime `control`.
     #[must_use]
-    pub const fn new(lifecycle: Arc<Lifecycle>, control: Handle) -> Self {
-        Self { lifecycle, control }
+    pub fn new(lifecycle: Arc<Lifecycle>, control: Handle) -> Self {
+        Self { lifecycle, control, admissions: Arc::default() }
     }
 
     #[must_use]
@@ -133,15 +176,52 @@ impl Api {
         &self.lifecycle
     }
 
-    /// Carries out an operation, even if the caller stops waiting.
+    /// A place for an operation, to be taken before its body is read; `length` is what the head says of the body, in
+    /// bytes. What takes rights away waits for its place, and everything else is refused where there is none.
+    ///
+    /// # Errors
+    /// 429 with `Retry-After`.
+    pub async fn admit(
+        &self,
+        operation: Operation,
+        caller: Option<&CallingKey>,
+        address: IpAddr,
+        length: Option<u64>,
+    ) -> Result<Place, Rejection> {
+        self.admissions.admit(operation, caller, address, length).await
+    }
+
+    /// Carries out an operation. If its caller stops waiting before it has begun, it is dropped, unless it takes rights
+    /// away.
     ///
     /// # Errors
     /// The refusal that the client gets.
-    pub async fn serve(&self, call: Call) -> Result<Answer, Rejection> {
+    pub async fn serve(&self, mut call: Call) -> Result<Answer, Rejection> {
         let lifecycle = Arc::clone(&self.lifecycle);
+        let waiting = (!call.operation.takes_away()).then(|| {
+            let (presence, waiting) = Presence::watched();
+            call.presence = presence;
+            waiting
+        });
         let task = self.control.spawn(async move { carry_out(&lifecycle, call).await });
+        let mut attended = Attended { task, waiting };
         // Cancelled with its runtime, or panicked; the panic is logged already.
-        task.await.unwrap_or(Err(Rejection::Internal))
+        (&mut attended.task).await.unwrap_or(Err(Rejection::Internal))
+    }
+}
+
+/// A running operation, and its caller, which waits until this is dropped.
+struct Attended {
+    task: JoinHandle<Result<Answer, Rejection>>,
+    /// `None` for one that goes on without its caller.
+    waiting: Option<Waiting>,
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        if self.waiting.as_ref().is_some_and(Waiting::leave) {
+            self.task.abort();
+        }
     }
 }
 
@@ -152,7 +232,7 @@ async fn carry_out(lifecycle: &Lifecycle, call: Call) -> Result<Answer, Rejectio
         Operation::ListKeys => keys::list(lifecycle, &call).await,
         Operation::GetOwnKey => keys::read_own(lifecycle, &call).await,
         Operation::GetKey => keys::read(lifecycle, &call).await,
-        Operation::UpdateKey => keys::update(lifecycle, &call).await,
+        Operation::UpdateKey => keys::update(lifecycle, call).await,
         Operation::RotateKey => keys::rotate(lifecycle, &call).await,
         Operation::RevokeKey => keys::revoke(lifecycle, &call).await,
         Operation::ListAuditRecords => audit::list(lifecycle, &call).await,
@@ -194,6 +274,8 @@ fn refuse(error: LifecycleError) -> Rejection {
             telemetry::log(&format!("an operation could not be carried out: {fault}"));
             Rejection::Unavailable(Unavailable::Store)
         }
+        // Nobody reads it.
+        LifecycleError::CallerLeft => Rejection::BodyBroken,
         LifecycleError::Randomness(_) | LifecycleError::Collision | LifecycleError::KeptAnswer => {
             internal(&error)
         }

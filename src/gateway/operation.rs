@@ -9,6 +9,7 @@ use http::HeaderMap;
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::time::timeout;
 
 use super::authenticate::presented_key;
 use super::authorize::Permit;
@@ -19,10 +20,13 @@ use crate::policy::target::Operation;
 use crate::upstream::request_body::RequestBody;
 use crate::vocabulary::rejection::{FieldError, NotFound, Rejection};
 
+/// How long the body of an operation may take in all: while it comes, it holds a place that others may want.
+const BODY_TIME: Duration = Duration::from_secs(30);
+
 /// Carries out the operation of a permitted request.
 ///
 /// # Errors
-/// 400 and 413 for an invalid body, and the refusals of the operation.
+/// 429 where too many are under way, 400 and 413 for an invalid body, and the refusals of the operation.
 pub(super) async fn serve(
     exchange: &Exchange,
     request: CanonicalRequest<Incoming>,
@@ -35,21 +39,22 @@ pub(super) async fn serve(
     let address = exchange.client_address(request.headers());
     let caller = permit.calling_key();
     let Parts { target, headers, body, .. } = request.into_parts();
-    let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
-    let body = if operation.takes_body() {
-        gather(body, limit, exchange.snapshot().settings().body_idle_timeout).await?
-    } else {
-        Bytes::new()
-    };
-    let idempotency = match idempotency_key(&headers)? {
+    let place = api.admit(operation, caller.as_ref(), address, body.size_hint().exact()).await?;
+    let mut call = Call::new(operation, place, address, exchange.id(), exchange.started().mono);
+    if operation.takes_body() {
+        let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
+        let gathering = gather(body, limit, exchange.snapshot().settings().body_idle_timeout);
+        call.body = timeout(BODY_TIME, gathering).await.unwrap_or(Err(Rejection::BodyStalled))?;
+    }
+    call.idempotency = match idempotency_key(&headers)? {
         Some(name) if caller.is_some() => {
             let presented = presented_key(gateway, &headers)?;
-            api::idempotency(operation, &presented, name, target.as_str(), &body)?
+            api::idempotency(operation, &presented, name, target.as_str(), &call.body)?
         }
         _ => None,
     };
-    let query = target.query().map(str::to_owned);
-    let call = Call { operation, id, query, body, caller, idempotency, address, request: exchange.id() };
+    call.query = target.query().map(str::to_owned);
+    (call.id, call.caller) = (id, caller);
     api.serve(call).await
 }
 

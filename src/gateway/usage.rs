@@ -91,8 +91,7 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 fn report(api: &Api, calling: CallingKey, address: IpAddr, route: Option<&str>, exchange: &Exchange) {
     let (trail, target) = (Trail::Org(calling.org), Some(calling.id.to_string()));
     let environment = calling.environment;
-    let origin =
-        Origin { principal: Principal::Key(calling), address: Some(address), request: Some(exchange.id()) };
+    let origin = Origin::request(Principal::Key(calling), address, exchange.id());
     api.lifecycle().troubles().report(TroubleSeen {
         trail,
         kind: AuditKind::KeyInBrowser,

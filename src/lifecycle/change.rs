@@ -9,6 +9,7 @@ use super::Lifecycle;
 use super::audit::Draft;
 use super::error::LifecycleError;
 use super::principal::Origin;
+use super::turn::{Lane, Line};
 use crate::store::{Change, CommitError, Committed, Mutation, Propagation};
 use crate::vocabulary::audit::{Ends, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -36,24 +37,26 @@ impl<T> Decided<T> {
 }
 
 impl Lifecycle {
-    /// Makes a change to what `trail` tells of, and waits until it holds at every gateway, but no longer than
-    /// `settings.ack_wait`.
+    /// Makes a change to what a trail tells of when its turn in this line comes, and waits until it holds at every
+    /// gateway, but no longer than `settings.ack_wait`.
     ///
     /// `first` is what was loaded already, for the first decision; further ones are made on what `load` reads.
     /// `decide` is given the moment of the decision, by which it judges everything that ends with time.
     ///
     /// # Errors
-    /// [`LifecycleError::Contended`] after 16 decisions that could not be committed, and the errors of `load`,
-    /// `decide` and the store.
+    /// [`LifecycleError::Contended`] after 16 decisions that could not be committed, [`LifecycleError::CallerLeft`], and
+    /// the errors of `load`, `decide` and the store.
     pub(super) async fn change<B, T, L: Future<Output = Result<B, LifecycleError>> + Send>(
         &self,
-        trail: Trail,
+        line: Line,
         origin: &Origin,
         mut first: Option<B>,
         load: impl Fn() -> L,
         decide: impl Fn(&B, UnixMillis) -> Result<Decided<T>, LifecycleError>,
     ) -> Result<(T, Option<Propagation>), LifecycleError> {
-        let turn = self.turns.take(trail).await;
+        let (arrived, trail) = (origin.arrived.unwrap_or_else(|| self.clock.mono()), line.trail);
+        let turn = self.turns.take(line).await;
+        origin.presence.begin()?;
         for _ in 0..TRIES {
             let basis = match first.take() {
                 Some(basis) => basis,
@@ -64,7 +67,7 @@ impl Lifecycle {
             let (environment, target) = (draft.environment, draft.target.clone());
             if let Some(Committed { event }) = self.commit(trail, origin, mutation, draft).await? {
                 drop(turn);
-                let propagation = self.propagate(trail, environment, target, event).await;
+                let propagation = self.propagate(trail, environment, target, event, arrived).await;
                 return Ok((outcome, propagation));
             }
         }
@@ -79,7 +82,8 @@ impl Lifecycle {
         draft: impl Fn() -> Draft,
     ) -> Result<(), LifecycleError> {
         let decide = |(): &(), _| Ok(Decided::commit(Mutation::default(), draft(), ()));
-        self.change(trail, origin, None, || ready(Ok(())), decide).await.map(|_| ())
+        let line = Lane::Making.of(trail);
+        self.change(line, origin, None, || ready(Ok(())), decide).await.map(|_| ())
     }
 
     /// Commits a change together with its audit record. `None` where something moved since it was read, or the same

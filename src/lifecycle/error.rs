@@ -70,6 +70,9 @@ pub enum LifecycleError {
     QuotaExceeded { retry_after: Duration },
     #[error("{0} keeps changing; try again")]
     Contended(Trail),
+    /// Nobody waits for the change any more, and it had not begun.
+    #[error("the caller has left")]
+    CallerLeft,
     #[error("the operating system gives no randomness: {0}")]
     Randomness(#[from] getrandom::Error),
     #[error(transparent)]

@@ -10,6 +10,7 @@ use super::error::LifecycleError;
 use super::input::fields::parse_name;
 use super::principal::Origin;
 use super::propagation::Changed;
+use super::turn::{Lane, Line};
 use crate::store::events::Subject;
 use crate::store::outbox::News;
 use crate::store::{Change, Mutation};
@@ -34,7 +35,8 @@ impl Lifecycle {
             let draft = Draft::of_org(AuditKind::OrgCreated, org.id).after(describe_org(&org));
             Ok(Decided::commit(mutation, draft, ()))
         };
-        self.change(Trail::Org(org.id), origin, None, || ready(Ok(())), decide).await?;
+        let line = Lane::Making.of(Trail::Org(org.id));
+        self.change(line, origin, None, || ready(Ok(())), decide).await?;
         Ok(org)
     }
 
@@ -101,7 +103,8 @@ impl Lifecycle {
         origin: &Origin,
         id: OrgId,
     ) -> Result<Changed<OrgRecord>, LifecycleError> {
-        self.change_org(origin, id, AuditKind::OrgSuspended, |org, now| {
+        let line = Lane::taking(origin).of(Trail::Org(id));
+        self.change_org(origin, line, id, AuditKind::OrgSuspended, |org, now| {
             org.suspended_at = Some(org.suspended_at.unwrap_or(now));
         })
         .await
@@ -112,7 +115,8 @@ impl Lifecycle {
     /// # Errors
     /// As [`Lifecycle::suspend_org`].
     pub async fn resume_org(&self, origin: &Origin, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
-        self.change_org(origin, id, AuditKind::OrgResumed, |org, _| org.suspended_at = None).await
+        let line = Lane::Making.of(Trail::Org(id));
+        self.change_org(origin, line, id, AuditKind::OrgResumed, |org, _| org.suspended_at = None).await
     }
 
     /// Marks an organisation as verified: from now on its keys are admitted.
@@ -120,12 +124,14 @@ impl Lifecycle {
     /// # Errors
     /// As [`Lifecycle::suspend_org`].
     pub async fn verify_org(&self, origin: &Origin, id: OrgId) -> Result<Changed<OrgRecord>, LifecycleError> {
-        self.change_org(origin, id, AuditKind::OrgVerified, |org, _| org.pending = false).await
+        let line = Lane::Making.of(Trail::Org(id));
+        self.change_org(origin, line, id, AuditKind::OrgVerified, |org, _| org.pending = false).await
     }
 
     async fn change_org(
         &self,
         origin: &Origin,
+        line: Line,
         id: OrgId,
         kind: AuditKind,
         change: impl Fn(&mut OrgRecord, UnixMillis),
@@ -142,7 +148,7 @@ impl Lifecycle {
             Ok(Decided::commit(mutation, draft, record))
         };
         let load = || self.load_org(id);
-        let (record, propagation) = self.change(Trail::Org(id), origin, None, load, decide).await?;
+        let (record, propagation) = self.change(line, origin, None, load, decide).await?;
         Ok(Changed { record, propagation })
     }
 }

@@ -6,7 +6,9 @@
 //! principal. The request path has its own `Caller`: what authentication made of the request.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
+use super::presence::Presence;
 use crate::vocabulary::audit::PrincipalName;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::admission::Needs;
@@ -57,18 +59,31 @@ pub struct Origin {
     /// The client's address; `None` where there is no network in between.
     pub address: Option<IpAddr>,
     pub request: Option<RequestId>,
+    /// When the request arrived; `None`: when the change is asked for.
+    pub arrived: Option<Instant>,
+    pub presence: Presence,
 }
 
 impl Origin {
+    /// A request over the network.
+    #[must_use]
+    pub fn request(principal: Principal, address: IpAddr, request: RequestId) -> Self {
+        Self { address: Some(address), request: Some(request), ..Self::local(principal) }
+    }
+
+    const fn local(principal: Principal) -> Self {
+        Self { principal, address: None, request: None, arrived: None, presence: Presence::unwatched() }
+    }
+
     /// An operator on this machine.
     #[must_use]
     pub fn operator(name: &str) -> Self {
-        Self { principal: Principal::Operator(name.to_owned()), address: None, request: None }
+        Self::local(Principal::Operator(name.to_owned()))
     }
 
     /// keygate itself.
     #[must_use]
     pub const fn gateway() -> Self {
-        Self { principal: Principal::Gateway, address: None, request: None }
+        Self::local(Principal::Gateway)
     }
 }

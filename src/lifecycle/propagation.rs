@@ -41,6 +41,7 @@ pub(super) struct Followed {
     environment: Option<Environment>,
     target: Option<String>,
     event: Seq,
+    arrived: Instant,
     committed: Instant,
     /// The confirmations so far.
     so_far: Option<Propagation>,
@@ -67,13 +68,15 @@ impl Following {
 }
 
 impl Lifecycle {
-    /// Waits for the gateways, and has the change followed to its end.
+    /// Waits for the gateways, and has the change followed to its end. What is told counts from the moment at which the
+    /// request for the change `arrived`; the metrics count from the commit.
     pub(super) async fn propagate(
         &self,
         trail: Trail,
         environment: Option<Environment>,
         target: Option<String>,
         event: Option<Seq>,
+        arrived: Instant,
     ) -> Option<Propagation> {
         let (event, committed) = (event?, self.clock.mono());
         let so_far = self.store.propagation(event, self.settings.ack_wait).await.ok();
@@ -81,23 +84,26 @@ impl Lifecycle {
             Some(complete) => self.changes.confirmed(complete.took),
             None => self.changes.unconfirmed(),
         }
-        let _ =
-            self.following.queue.try_send(Followed { trail, environment, target, event, committed, so_far });
+        let took = self.clock.mono().saturating_duration_since(arrived);
+        let so_far = so_far.map(|so_far| Propagation { took, ..so_far });
+        let followed = Followed { trail, environment, target, event, arrived, committed, so_far };
+        let _ = self.following.queue.try_send(followed);
         so_far
     }
 
     /// Keeps what it learns in `followed`, for the next attempt.
     async fn follow(&self, followed: &mut Followed) -> Result<(), LifecycleError> {
-        let Followed { trail, environment, target, event, committed, so_far } = followed;
+        let Followed { trail, environment, target, event, arrived, committed, so_far } = followed;
         let (trail, environment) = (*trail, *environment);
         let end = match so_far.filter(Propagation::is_complete) {
             Some(complete) => complete,
             None => {
                 let end = self.store.propagation(*event, LEASE).await?;
-                let took = self.clock.mono().saturating_duration_since(*committed);
+                let now = self.clock.mono();
+                let took = now.saturating_duration_since(*arrived);
                 let end = *so_far.insert(Propagation { took, ..end });
                 if end.is_complete() {
-                    self.changes.confirmed(took);
+                    self.changes.confirmed(now.saturating_duration_since(*committed));
                 }
                 end
             }

@@ -14,6 +14,7 @@ use super::input::fields::parse_signup;
 use super::input::new_key::NewKey;
 use super::orgs::describe_org;
 use super::principal::Origin;
+use super::turn::Lane;
 use crate::store::quotas::{Admission, Quota};
 use crate::store::{Change, EmailClaim, Mutation};
 use crate::vocabulary::audit::{AuditKind, Trail};
@@ -98,7 +99,8 @@ impl Lifecycle {
             let about = json!({ "organization": describe_org(&org), "key": self.describe(&made.key) });
             Ok(Decided::commit(mutation, Draft::of_org(AuditKind::OrgCreated, org.id).after(about), ()))
         };
-        self.change(Trail::Org(org.id), origin, None, || ready(Ok(())), decide).await?;
+        let line = Lane::Making.of(Trail::Org(org.id));
+        self.change(line, origin, None, || ready(Ok(())), decide).await?;
         Ok(SignedUp { org, key: made.key, secret: made.secret })
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::Lifecycle;
 use super::error::LifecycleError;
+use super::presence::Presence;
 use super::principal::{Origin, Principal};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::id::KeyId;
@@ -84,7 +85,8 @@ impl Lifecycle {
             // A caller must not be able to write into the trail of another organisation.
             trail: Trail::Org(calling.org),
             kind: AuditKind::EscalationRefused,
-            origin: origin.clone(),
+            // It is written down also if the caller has left.
+            origin: Origin { presence: Presence::unwatched(), ..origin.clone() },
             environment: calling.environment,
             target: target.map(|key| key.to_string()),
             seen,

@@ -58,6 +58,12 @@ impl Operation {
         matches!(self, Self::Signup | Self::CreateKey | Self::UpdateKey | Self::RotateKey)
     }
 
+    /// Whether it can take rights away. Then no limit refuses it, and it is carried out also if its caller leaves.
+    #[must_use]
+    pub const fn takes_away(self) -> bool {
+        matches!(self, Self::RevokeKey | Self::UpdateKey)
+    }
+
     /// Whether the same request twice would make two of something.
     #[must_use]
     pub const fn makes_something(self) -> bool {

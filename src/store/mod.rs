@@ -187,7 +187,8 @@ pub struct Propagation {
     pub gateways: usize,
     /// The number of them that have applied it.
     pub confirmed: usize,
-    /// The time until the last of them confirmed it, or until waiting ended.
+    /// The time until the last of them confirmed it, or until waiting ended: from a store since it was asked, in an answer
+    /// since the request arrived.
     pub took: Duration,
 }
 

@@ -43,6 +43,7 @@ mod haproxy;
 mod header_rules;
 mod http2;
 mod http2_abuse;
+mod lanes;
 mod leases;
 mod left_behind;
 mod limits;

@@ -35,6 +35,12 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<O
 }
 
 impl Patch {
+    /// Whether it says anything about the rights of the key, which it can then only make fewer.
+    #[must_use]
+    pub const fn concerns_rights(&self) -> bool {
+        self.scopes.is_some() || self.expires_at.is_some() || self.allowed_addresses.is_some()
+    }
+
     /// The key with the rights that the patch asks for, whether or not it may have them. Unknown scopes give no
     /// rights.
     pub(in crate::lifecycle) fn wanted(&self, key: &KeyRecord, vocabulary: &ScopeSet) -> KeyRecord {

@@ -9,6 +9,7 @@ use crate::lifecycle::idempotency::{Idempotency, Keep, Outcome, keep_answer};
 use crate::lifecycle::input::new_key::{NewKey, Texts};
 use crate::lifecycle::keys::Made;
 use crate::lifecycle::principal::Origin;
+use crate::lifecycle::turn::Lane;
 use crate::store::{Change, Mutation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -89,7 +90,7 @@ impl Lifecycle {
         };
         let load = || self.load_standing(origin, keep.map(|keep| keep.request));
         let first = Some(Outcome::Fresh(standing));
-        let created = self.change(Trail::Org(new.org), origin, first, load, decide).await;
+        let created = self.change(Lane::Making.of(Trail::Org(new.org)), origin, first, load, decide).await;
         created.map(|(outcome, _)| outcome).inspect_err(|error| self.note_refusal(origin, None, error))
     }
 

@@ -16,6 +16,7 @@ use super::change::Decided;
 use super::error::LifecycleError;
 use super::principal::Origin;
 use super::propagation::Changed;
+use super::turn::Lane;
 use crate::store::events::Subject;
 use crate::store::{Change, Mutation, Propagation};
 use crate::vocabulary::audit::{AuditKind, Trail};
@@ -45,23 +46,25 @@ impl Lifecycle {
     async fn change_key(
         &self,
         origin: &Origin,
+        lane: Lane,
         id: KeyId,
         kind: AuditKind,
         decide: impl Fn(Authority<'_>, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
-        let changed = self.try_change_key(origin, id, kind, decide).await;
+        let changed = self.try_change_key(origin, lane, id, kind, decide).await;
         changed.inspect_err(|error| self.note_refusal(origin, Some(id), error))
     }
 
     async fn try_change_key(
         &self,
         origin: &Origin,
+        lane: Lane,
         id: KeyId,
         kind: AuditKind,
         decide: impl Fn(Authority<'_>, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let target = self.load_target(origin, id).await?;
-        let trail = Trail::Org(target.key.record.org);
+        let line = lane.of(Trail::Org(target.key.record.org));
         let decide = |Target { standing, key }: &Target, now: UnixMillis| {
             let authority = standing.admit(origin, now)?;
             let Versioned { rev, record: before } = key;
@@ -77,7 +80,7 @@ impl Lifecycle {
             Ok(Decided::commit(mutation, draft, record))
         };
         let load = || self.load_target(origin, id);
-        let (record, propagation) = self.change(trail, origin, Some(target), load, decide).await?;
+        let (record, propagation) = self.change(line, origin, Some(target), load, decide).await?;
         Ok(Changed { record, propagation })
     }
 

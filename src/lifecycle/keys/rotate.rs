@@ -12,6 +12,7 @@ use crate::lifecycle::change::Decided;
 use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::idempotency::{Idempotency, Keep, Outcome, keep_answer};
 use crate::lifecycle::principal::Origin;
+use crate::lifecycle::turn::Lane;
 use crate::store::events::Subject;
 use crate::store::{Change, Mutation};
 use crate::vocabulary::audit::{AuditKind, Trail};
@@ -71,7 +72,7 @@ impl Lifecycle {
         keep: Option<&Keep<'_>>,
     ) -> Result<Outcome<Made>, LifecycleError> {
         let key = self.visible(standing.admit(origin, self.now())?, id).await?;
-        let trail = Trail::Org(key.record.org);
+        let line = Lane::Making.of(Trail::Org(key.record.org));
         let decide = |begun: &Outcome<Target>, now: UnixMillis| {
             let Target { standing, key: Versioned { rev, record: before } } = match begun {
                 Outcome::Repeated(answer) => return Ok(Decided::nothing(Outcome::Repeated(answer.clone()))),
@@ -97,7 +98,7 @@ impl Lifecycle {
         };
         let load = || self.load_rotation(origin, id, keep.map(|keep| keep.request));
         let first = Some(Outcome::Fresh(Target { standing, key }));
-        let (outcome, propagation) = self.change(trail, origin, first, load, decide).await?;
+        let (outcome, propagation) = self.change(line, origin, first, load, decide).await?;
         Ok(outcome.map(|made| Made { propagation, ..made }))
     }
 

@@ -6,6 +6,7 @@ use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::input::patch::Patch;
 use crate::lifecycle::principal::Origin;
 use crate::lifecycle::propagation::Changed;
+use crate::lifecycle::turn::Lane;
 use crate::vocabulary::audit::AuditKind;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::record::KeyRecord;
@@ -22,7 +23,8 @@ impl Lifecycle {
         id: KeyId,
         patch: &Patch,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(origin, id, AuditKind::KeyUpdated, |authority, key, now| {
+        let lane = if patch.concerns_rights() { Lane::taking(origin) } else { Lane::Making };
+        self.change_key(origin, lane, id, AuditKind::KeyUpdated, |authority, key, now| {
             refuse_ended(key, now)?;
             let vocabulary = self.vocabulary();
             authority.check_covers(key)?;
@@ -58,7 +60,7 @@ impl Lifecycle {
         origin: &Origin,
         id: KeyId,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(origin, id, AuditKind::KeyDisabled, |_, key, now| {
+        self.change_key(origin, Lane::taking(origin), id, AuditKind::KeyDisabled, |_, key, now| {
             refuse_ended(key, now)?;
             Ok(KeyRecord { disabled_at: Some(key.disabled_at.unwrap_or(now)), ..key.clone() })
         })
@@ -70,7 +72,7 @@ impl Lifecycle {
     /// # Errors
     /// As [`Lifecycle::update_key`].
     pub async fn enable_key(&self, origin: &Origin, id: KeyId) -> Result<Changed<KeyRecord>, LifecycleError> {
-        self.change_key(origin, id, AuditKind::KeyEnabled, |authority, key, now| {
+        self.change_key(origin, Lane::Making, id, AuditKind::KeyEnabled, |authority, key, now| {
             refuse_ended(key, now)?;
             authority.check_covers(key)?;
             Ok(KeyRecord { disabled_at: None, ..key.clone() })

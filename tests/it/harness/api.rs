@@ -17,6 +17,7 @@ use super::description::assert_described;
 use super::eventually;
 use super::gateway::{Gateway, GatewayBuilder};
 use super::redis::RedisServer;
+use super::store::Valve;
 use super::transport::Transport;
 use super::upstream::Upstream;
 
@@ -47,13 +48,27 @@ pub(crate) use on_both_stores;
 pub(crate) struct ApiBuilder {
     kept: Kept,
     signup: String,
+    settings: String,
     proxies: &'static str,
+    valve: Option<Valve>,
 }
 
 impl ApiBuilder {
     /// Lines of `[signup]`, instead of a signup open to all.
     pub(crate) fn signup(mut self, toml: &str) -> Self {
         self.signup = toml.to_owned();
+        self
+    }
+
+    /// Further sections of keygate.toml.
+    pub(crate) fn settings(mut self, toml: &str) -> Self {
+        self.settings = toml.to_owned();
+        self
+    }
+
+    /// The test controls the store.
+    pub(crate) fn valve(mut self, valve: &Valve) -> Self {
+        self.valve = Some(valve.clone());
         self
     }
 
@@ -89,7 +104,12 @@ impl ApiBuilder {
         // If the clock moves ahead by an hour, the gateway sees an hour without an answer from Redis, and routes that
         // refuse then would refuse; other tests cover that.
         let policy = FIRSTHAND_POLICY.replace("on_partition = \"refuse\"\n", "");
-        Gateway::builder().settings(&[server, signup, store].concat()).policy(&policy).api(live, test)
+        let settings = [&server, &signup, &store, &self.settings].map(String::as_str).concat();
+        let gateway = Gateway::builder().settings(&settings).policy(&policy).api(live, test);
+        match &self.valve {
+            Some(valve) => gateway.store(valve.fitted()),
+            None => gateway,
+        }
     }
 }
 
@@ -174,7 +194,9 @@ impl Api {
         ApiBuilder {
             kept,
             signup: "enabled = true\nper_network_and_hour = 1000\nper_day = 1000".to_owned(),
+            settings: String::new(),
             proxies: "trusted_proxies = [\"127.0.0.1\"]",
+            valve: None,
         }
     }
 

@@ -36,6 +36,12 @@ pub(crate) struct Valve(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     lookups: watch::Sender<Lookups>,
+    /// Whether new keys of existing organisations wait before they are committed, and pages of keys before they are read.
+    holds: watch::Sender<bool>,
+    creations: AtomicUsize,
+    lists: AtomicUsize,
+    lists_read: AtomicUsize,
+    records_read: AtomicUsize,
     begun: AtomicUsize,
     held: AtomicUsize,
     inner: OnceLock<Arc<dyn Store>>,
@@ -45,6 +51,11 @@ impl Valve {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Shared {
             lookups: watch::Sender::new(Lookups::Pass),
+            holds: watch::Sender::new(false),
+            creations: AtomicUsize::new(0),
+            lists: AtomicUsize::new(0),
+            lists_read: AtomicUsize::new(0),
+            records_read: AtomicUsize::new(0),
             begun: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             inner: OnceLock::new(),
@@ -67,6 +78,35 @@ impl Valve {
     /// The number of lookups that have read the store and are delayed now.
     pub(crate) fn held(&self) -> usize {
         self.0.held.load(Ordering::SeqCst)
+    }
+
+    /// New keys wait before they are committed, and pages of keys before they are read, until [`Valve::let_go`].
+    pub(crate) fn hold_back(&self) {
+        self.0.holds.send_replace(true);
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.0.holds.send_replace(false);
+    }
+
+    /// The number of new keys that came to be committed.
+    pub(crate) fn creations(&self) -> usize {
+        self.0.creations.load(Ordering::SeqCst)
+    }
+
+    /// The number of pages of keys that were asked for.
+    pub(crate) fn lists(&self) -> usize {
+        self.0.lists.load(Ordering::SeqCst)
+    }
+
+    /// The number of pages of keys that were read.
+    pub(crate) fn lists_read(&self) -> usize {
+        self.0.lists_read.load(Ordering::SeqCst)
+    }
+
+    /// The number of keys and organisations that were read by their ids.
+    pub(crate) fn records_read(&self) -> usize {
+        self.0.records_read.load(Ordering::SeqCst)
     }
 
     /// Lets lookups reach the store from now on; delayed ones return their answers.
@@ -120,6 +160,20 @@ impl Shared {
         &**self.inner.get().unwrap()
     }
 
+    async fn held_back(&self) {
+        // The sender is in `self`, so the wait ends only with the condition.
+        let _ = self.holds.subscribe().wait_for(|holds| !holds).await;
+    }
+
+    /// Counts when it has been read.
+    fn reading<'a, T: 'a>(&'a self, record: StoreFuture<'a, T>) -> StoreFuture<'a, T> {
+        Box::pin(async move {
+            let read = record.await;
+            self.records_read.fetch_add(1, Ordering::SeqCst);
+            read
+        })
+    }
+
     async fn lookup(&self, digest: Digest) -> Lookup {
         self.begun.fetch_add(1, Ordering::SeqCst);
         let mut lookups = self.lookups.subscribe();
@@ -152,11 +206,11 @@ impl Store for Valved {
     }
 
     fn key(&self, id: KeyId) -> StoreFuture<'_, Result<Option<Versioned<KeyRecord>>, StoreFault>> {
-        self.0.store().key(id)
+        self.0.reading(self.0.store().key(id))
     }
 
     fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>> {
-        self.0.store().org(id)
+        self.0.reading(self.0.store().org(id))
     }
 
     fn keys(
@@ -165,7 +219,12 @@ impl Store for Valved {
         after: Option<KeyId>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
-        self.0.store().keys(org, after, limit)
+        Box::pin(async move {
+            self.0.lists.fetch_add(1, Ordering::SeqCst);
+            self.0.held_back().await;
+            self.0.lists_read.fetch_add(1, Ordering::SeqCst);
+            self.0.store().keys(org, after, limit).await
+        })
     }
 
     fn orgs(
@@ -177,7 +236,14 @@ impl Store for Valved {
     }
 
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
-        self.0.store().commit(mutation)
+        let is_creation = matches!(mutation.key, Some(Change::Insert(_))) && mutation.org.is_none();
+        Box::pin(async move {
+            if is_creation {
+                self.0.creations.fetch_add(1, Ordering::SeqCst);
+                self.0.held_back().await;
+            }
+            self.0.store().commit(mutation).await
+        })
     }
 
     fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
