@@ -12,6 +12,7 @@ use crate::lifecycle::{
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::key::{ApiKey, Environment};
+use crate::vocabulary::network::parse_number;
 use crate::vocabulary::rejection::{NotFound, Rejection};
 
 /// A key with its secret: the one answer that shows it.
@@ -104,8 +105,31 @@ pub(super) async fn update(lifecycle: &Lifecycle, mut call: Call) -> Result<Answ
 }
 
 pub(super) async fn revoke(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, Rejection> {
-    let revoked = lifecycle.revoke_key(&call.origin(), id(call)?).await.map_err(refuse)?;
-    Ok(Answer::nothing().propagated(revoked.propagation))
+    let descendants = descendants(call)?;
+    let (origin, id) = (call.origin(), id(call)?);
+    let revoked = match descendants {
+        None => lifecycle.revoke_key(&origin, id).await,
+        Some(expected) => lifecycle.revoke_with_descendants(&origin, id, expected).await,
+    };
+    Ok(Answer::nothing().propagated(revoked.map_err(refuse)?.propagation))
+}
+
+/// The number of keys that were made with the key and are to be revoked with it; `None` for the key alone.
+fn descendants(call: &Call) -> Result<Option<usize>, Rejection> {
+    let mut query = Query::parse(call.query.as_deref());
+    let (chosen, counted) = (query.has("descendants"), query.has("expected"));
+    let all = query.take("descendants", |text| text.parse().ok(), "must be true or false");
+    let expected = query.take("expected", parse_number, "must be a whole number");
+    match (all, expected) {
+        (Some(true), None) if !counted => {
+            query.wrong("expected", "is missing: the number of keys that were made with this key");
+        }
+        (Some(false), Some(_)) => query.wrong("expected", "needs descendants=true"),
+        (None, Some(_)) if !chosen => query.wrong("expected", "needs descendants=true"),
+        _ => {}
+    }
+    query.finish()?;
+    Ok(expected)
 }
 
 fn caller(call: &Call) -> Result<&CallingKey, Rejection> {

@@ -263,6 +263,8 @@ fn refuse(error: LifecycleError) -> Rejection {
         LifecycleError::Caller(refusal) => refusal.into(),
         LifecycleError::MissingScope(scope) => Rejection::MissingScope(scope.into()),
         LifecycleError::Escalation(escalation) => Rejection::Escalation(Escalation::message(escalation)),
+        LifecycleError::SecretEnding(end) => Rejection::SecretEnding(end),
+        LifecycleError::Descendants { found, .. } => Rejection::Conflict(Conflict::Descendants(found)),
         LifecycleError::Revoked(_) => Rejection::Conflict(Conflict::KeyRevoked),
         LifecycleError::Expired(_) => Rejection::Conflict(Conflict::KeyExpired),
         LifecycleError::EmailTaken => Rejection::Conflict(Conflict::EmailTaken),

@@ -43,6 +43,16 @@ impl<'q> Query<'q> {
         value
     }
 
+    /// Whether a parameter is given and was not taken yet.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.pairs.iter().any(|(pair, _)| pair == name)
+    }
+
+    /// Reports a mistake that one parameter alone does not show.
+    pub(super) fn wrong(&mut self, name: &'static str, message: &'static str) {
+        self.errors.push(FieldError::new(name, message));
+    }
+
     pub(super) fn limit(&mut self) -> usize {
         let digits = |text: &&str| text.bytes().all(|b| b.is_ascii_digit());
         let read = |text: &str| {

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::orgs::only_org;
+use super::revoke::{self, Confirmation};
 use super::table::Column;
 use super::{Outcome, transfer};
 use crate::lifecycle::{KeyFilter, KeyView, NewKey, OVERLAP, Patch, parse_network};
@@ -38,6 +39,7 @@ Examples:
   keygate keys show --secret-stdin < leaked.txt
   keygate keys rotate key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --overlap 1h
   keygate keys revoke key_01J9ZQ6T5N8XKD3V4WPYB7C2HM
+  keygate keys revoke key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --with-children
   keygate keys import keys.jsonl --dry-run")]
 pub(super) enum Action {
     /// Create a key and print its secret on standard output; the secret is never shown again
@@ -84,6 +86,9 @@ pub(super) enum Action {
         /// Read the ids from standard input: the first word of each line, or the output of `keys list --json`
         #[arg(long)]
         stdin: bool,
+        /// Also revoke the keys that were made with these keys, and the keys that were made with those
+        #[arg(long)]
+        with_children: bool,
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
@@ -227,7 +232,10 @@ impl Act for Action {
                 let reply = session.ask(Command::Keys(command)).await?;
                 show_secret(&reply, "rotated", session)
             }
-            Self::Revoke { ids, stdin, yes } => revoke(ids, stdin, yes, session).await,
+            Self::Revoke { ids, stdin, with_children, yes } => {
+                let ids = if stdin { read_ids(&mut io::stdin().lock())? } else { ids };
+                revoke::revoke(&ids, with_children, Confirmation { stdin, yes }, session).await
+            }
             Self::Disable { id } => ask_and_show(KeyCommand::Disable { id }, Some("disabled"), session).await,
             Self::Enable { id } => ask_and_show(KeyCommand::Enable { id }, Some("enabled"), session).await,
             Self::Import(import) => transfer::import(import, session).await,
@@ -375,42 +383,6 @@ async fn find(secret: Zeroizing<Vec<u8>>, session: &mut Session<'_>) -> Result<O
         Reply::KeyNotFound => Err("no key has this secret".into()),
         _ => Err(unexpected()),
     }
-}
-
-async fn revoke(
-    mut ids: Vec<KeyId>,
-    stdin: bool,
-    yes: bool,
-    session: &mut Session<'_>,
-) -> Result<Outcome, Failure> {
-    if stdin {
-        ids = read_ids(&mut io::stdin().lock())?;
-    }
-    let question = match &ids[..] {
-        [] => return Err("standard input contains no key ids".into()),
-        [id] => format!("Revoke {id}? This cannot be undone."),
-        ids => format!("Revoke {} keys? This cannot be undone.", ids.len()),
-    };
-    if stdin {
-        session.confirm_beside_stdin(&question, yes)?;
-    } else {
-        session.confirm(&question, yes)?;
-    }
-    let mut failed = 0_usize;
-    for id in &ids {
-        match ask_and_show(KeyCommand::Revoke { id: *id }, Some("revoked"), session).await {
-            Ok(_) => {}
-            Err(Failure::Told(message)) => {
-                failed += 1;
-                session.remark(&format!("{id} was not revoked: {message}"));
-            }
-            Err(gone) => return Err(gone),
-        }
-    }
-    if failed == 0 {
-        return Ok(Outcome::Done);
-    }
-    Err(format!("{failed} of {} keys were not revoked", ids.len()).into())
 }
 
 /// Reads ids from the output of `keys list`, or from any text with an id at the beginning of each line.

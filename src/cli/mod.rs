@@ -13,6 +13,7 @@ mod keys;
 mod migrate;
 mod operator;
 mod orgs;
+mod revoke;
 mod serve;
 mod store;
 mod table;

@@ -43,6 +43,7 @@ use crate::store::cache::OnPartition;
 use crate::store::{Role, cache, embedded, redis};
 use crate::telemetry::RequestLog;
 use crate::upstream;
+use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::key::Prefix;
 use crate::vocabulary::key::scope::ScopeSet;
 
@@ -224,7 +225,8 @@ fn sections(
     let server = root.section("server", |section| server::read(section, folder));
     let limits = root.section("limits", server::limits);
     let headers = root.section("identity_headers", |section| identity::read(section, server.trusted_proxies));
-    let mut keys = root.section("keys", |section| keys(section, folder));
+    let (mut keys, browser_keys) =
+        root.section("keys", |section| (keys(section, folder), browser_keys(section)));
     let retention = root.section("audit", |section| {
         keys.audit_key_file = section.optional("key_file", text).map(|path| folder.join(path));
         retention(section)
@@ -242,7 +244,8 @@ fn sections(
     });
     let request_log = root.section("log", request_log);
 
-    let gateway = gateway::Settings { limits, headers, body_idle_timeout: server.body_idle_timeout };
+    let body_idle_timeout = server.body_idle_timeout;
+    let gateway = gateway::Settings { limits, headers, browser_keys, body_idle_timeout };
     let (listener, watchdog, tls, drain) = (server.listener, server.watchdog, server.tls, server.drain);
     let Policy { routes, scopes } = policy?;
     let (store, upstreams) =
@@ -280,6 +283,12 @@ fn keys(section: &mut Section<'_>, folder: &Path) -> KeySettings {
         audit_key_file: default.audit_key_file,
         ack_wait: section.or("ack_wait", default.ack_wait, duration(Duration::ZERO..=DAY)),
     }
+}
+
+const BROWSER_KEYS: [(&str, BrowserKeys); 2] = [("note", BrowserKeys::Note), ("refuse", BrowserKeys::Refuse)];
+
+fn browser_keys(section: &mut Section<'_>) -> BrowserKeys {
+    section.or("browser_keys", gateway::Settings::default().browser_keys, choice(&BROWSER_KEYS))
 }
 
 fn retention(section: &mut Section<'_>) -> RetentionSettings {

@@ -2,12 +2,12 @@
 
 use http::Method;
 
-use super::ON_PARTITION;
 use super::file::Value;
 use super::mistake::{Place, quoted, suggestion};
 use super::section::Section;
 use super::server::BODY;
 use super::value::{choice, flag, only_true, parsed, size, text};
+use super::{BROWSER_KEYS, ON_PARTITION};
 use crate::policy::access::Access;
 use crate::policy::pattern::Pattern;
 use crate::policy::route::{Conflict, Route, RouteTable};
@@ -75,6 +75,7 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
     let websocket = section.or("websocket", false, flag);
     let retries = section.or("retry", Retries::Safe, retries);
     let on_partition = section.optional("on_partition", choice(&ON_PARTITION));
+    let browser_keys = section.optional("browser_keys", choice(&BROWSER_KEYS));
     let body_limit = section.optional("body_limit", size(BODY));
     let (access, target) = (access?, target?);
     refuse_senseless(section, &access, target);
@@ -95,6 +96,7 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
         websocket,
         retries,
         on_partition,
+        browser_keys,
         body_limit,
     })
 }

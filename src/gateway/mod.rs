@@ -11,6 +11,7 @@
 
 mod authenticate;
 mod authorize;
+mod browser;
 mod caller;
 mod cut;
 mod exchange;
@@ -49,6 +50,7 @@ use crate::policy::target::Target;
 use crate::store::cache::{ReadThrough, ThreadCache};
 use crate::telemetry::metrics::{Cells, OTHER_METHOD, method_label};
 use crate::telemetry::{RecordSink, Throttle};
+use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::IdSource;
 use crate::vocabulary::key::{Digester, KeyFormat};
@@ -65,6 +67,8 @@ pub use self::tunnel::{Departure, Tunnel};
 pub struct Settings {
     pub limits: Limits,
     pub headers: headers::Settings,
+    /// The handling of live keys that a browser sends, on routes that do not say otherwise.
+    pub browser_keys: BrowserKeys,
     /// How long a client may pause while it sends a body.
     pub body_idle_timeout: Duration,
 }
@@ -74,6 +78,7 @@ impl Default for Settings {
         Self {
             limits: Limits::default(),
             headers: headers::Settings::default(),
+            browser_keys: BrowserKeys::default(),
             body_idle_timeout: Duration::from_secs(30),
         }
     }
@@ -245,7 +250,7 @@ async fn decide<'s>(
     exchange.note_route(found);
     let route = found.map(|found| found.route).filter(|route| exchange.gateway().serves(route));
     let caller = authenticate(exchange, request, route).await?;
-    usage::watch(exchange, request, &caller, route);
+    browser::judge(exchange, request, &caller, route)?;
     // A path with two readings is refused only now: which paths have two shows which rules there are.
     authorize(exchange.gateway(), routed, caller)
 }

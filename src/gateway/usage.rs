@@ -1,30 +1,15 @@
-//! Notes which keys are used, and live keys that a browser sends. The notes are written to the store elsewhere.
+//! Notes which keys are used. The notes are written to the store elsewhere.
 //!
 //! Where the same key was noted within the same minute with the same route, a request costs one comparison.
 
 use std::cell::RefCell;
-use std::net::IpAddr;
-
-use http::HeaderMap;
-use http::header::{HeaderName, ORIGIN};
-use hyper::body::Incoming;
-use serde_json::json;
 
 use super::authorize::Permit;
 use super::caller::Caller;
 use super::exchange::Exchange;
-use crate::api::Api;
-use crate::lifecycle::{CallingKey, Origin, Principal, TroubleSeen, UsageLog};
-use crate::policy::request::CanonicalRequest;
-use crate::policy::route::Route;
-use crate::vocabulary::audit::{AuditKind, Trail};
-use crate::vocabulary::key::Environment;
-use crate::vocabulary::key::admission::Needs;
+use crate::lifecycle::UsageLog;
 use crate::vocabulary::key::usage::{Usage, Used};
 
-/// Fields that only browsers add, to requests that a page makes (Fetch Metadata).
-const SEC_FETCH: [HeaderName; 2] =
-    [HeaderName::from_static("sec-fetch-site"), HeaderName::from_static("sec-fetch-mode")];
 /// Notes that may wait for the next sweep, at most a second away. More are dropped.
 const NOTES: usize = 65_536;
 /// Notes that are handed over in one go, which takes 0.1 ms, while requests wait. A thread whose keys do not all fit in its
@@ -45,23 +30,6 @@ impl UsageNotes {
     }
 }
 
-/// Reports a live key that a browser sent, whatever the key may do.
-pub(super) fn watch(
-    exchange: &Exchange,
-    request: &CanonicalRequest<Incoming>,
-    caller: &Caller,
-    route: Option<&Route>,
-) {
-    // A gateway with the role of a proxy cannot write to the audit trail.
-    let (Caller::Holder(known), Some(api)) = (caller, &exchange.gateway().api) else { return };
-    let live = known.found.key.environment == Environment::Live;
-    if live && is_from_browser(request.headers()) && !known.prepared.noted.in_browser.replace(true) {
-        let Some(calling) = caller.calling_key(Needs::default()) else { return };
-        let address = exchange.client_address(request.headers());
-        report(api, calling, address, route.map(|route| &*route.id), exchange);
-    }
-}
-
 /// Notes the use of a key, at a gateway that can write it to the store.
 pub(super) fn note(exchange: &Exchange, permit: &Permit<'_>) {
     let gateway = exchange.gateway();
@@ -79,27 +47,6 @@ pub(super) fn note(exchange: &Exchange, permit: &Permit<'_>) {
             notes.push(Used { key: known.found.key.id, usage: Usage { last_used_at: at, scopes } });
         }
     }
-}
-
-fn is_from_browser(headers: &HeaderMap) -> bool {
-    // One pass over the few names that there are costs less than three searches.
-    headers.keys().any(|name| *name == ORIGIN || SEC_FETCH.contains(name))
-}
-
-/// Called once for as long as this thread caches the key. The audit trail limits the records to one an hour.
-#[cold]
-fn report(api: &Api, calling: CallingKey, address: IpAddr, route: Option<&str>, exchange: &Exchange) {
-    let (trail, target) = (Trail::Org(calling.org), Some(calling.id.to_string()));
-    let environment = calling.environment;
-    let origin = Origin::request(Principal::Key(calling), address, exchange.id());
-    api.lifecycle().troubles().report(TroubleSeen {
-        trail,
-        kind: AuditKind::KeyInBrowser,
-        environment,
-        origin,
-        target,
-        seen: json!({ "route": route }),
-    });
 }
 
 #[cfg(test)]

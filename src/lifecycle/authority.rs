@@ -11,10 +11,10 @@ use super::principal::{CallingKey, Origin, Principal};
 use crate::store::{Seen, Store};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::KeyId;
-use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::{Digest, Environment};
 
 /// The records of a principal, as they were read from the store. Whether it may act is judged when a change is decided.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Standing {
             (Principal::Operator(_) | Principal::Gateway, _) => Ok(Authority::Unbounded),
             (Principal::Key(calling), Some(bounds)) => {
                 bounds.admit(calling, origin.address, now)?;
-                Ok(Authority::Bounded(bounds))
+                Ok(Authority::Bounded(bounds, bounds.end_of(&calling.digest)))
             }
             // Records of another principal, or none: the answer is no.
             (Principal::Key(_), None) | (Principal::Stranger, _) => Err(LifecycleError::Stranger),
@@ -75,28 +75,35 @@ impl Bounds {
         };
         admit(key, org, &attempt, || address).map_err(LifecycleError::Caller)
     }
+
+    /// When a secret of the key ends, where a rotation gave it an end.
+    fn end_of(&self, digest: &Digest) -> Option<UnixMillis> {
+        self.key.record.secrets.iter().find(|secret| secret.digest == *digest)?.ends_at
+    }
 }
 
 /// The rights of an admitted principal. Made only by [`Standing::admit`], and for signups.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Authority<'s> {
     Unbounded,
-    Bounded(&'s Bounds),
+    /// With the end of the secret that was presented, where a rotation gave it one. The holder of such a secret need
+    /// not be the owner any more, so it gives no rights and can only take them away.
+    Bounded(&'s Bounds, Option<UnixMillis>),
 }
 
 impl<'s> Authority<'s> {
     const fn caller(self) -> Option<&'s KeyRecord> {
         match self {
             Self::Unbounded => None,
-            Self::Bounded(bounds) => Some(&bounds.key.record),
+            Self::Bounded(bounds, _) => Some(&bounds.key.record),
         }
     }
 
     /// The calling key, if it is this one.
     pub(super) fn own(self, id: KeyId) -> Option<&'s Versioned<KeyRecord>> {
         match self {
-            Self::Bounded(bounds) if bounds.key.record.id == id => Some(&bounds.key),
-            Self::Bounded(_) | Self::Unbounded => None,
+            Self::Bounded(bounds, _) if bounds.key.record.id == id => Some(&bounds.key),
+            Self::Bounded(..) | Self::Unbounded => None,
         }
     }
 
@@ -112,17 +119,37 @@ impl<'s> Authority<'s> {
     /// from no other address and for no longer.
     ///
     /// # Errors
-    /// The right that the calling key lacks.
+    /// The right that the calling key lacks, or that its secret was rotated out.
     pub(super) fn check_covers(self, key: &KeyRecord) -> Result<(), LifecycleError> {
+        self.check_lasts()?;
         if self.own(key.id).is_some() { Ok(()) } else { self.check_gives(key) }
+    }
+
+    /// Whether the principal may hear the secret of this key again, which it was told before.
+    ///
+    /// A secret that was rotated out may hear that of its own key: of the rotations of a key only the last one leaves
+    /// the secret before it alive, so it is the answer to the rotation that gave it an end.
+    ///
+    /// # Errors
+    /// As [`Authority::check_covers`].
+    pub(super) fn check_hears_again(self, key: &KeyRecord) -> Result<(), LifecycleError> {
+        if self.own(key.id).is_some() { Ok(()) } else { self.check_covers(key) }
+    }
+
+    fn check_lasts(self) -> Result<(), LifecycleError> {
+        match self {
+            Self::Unbounded | Self::Bounded(_, None) => Ok(()),
+            Self::Bounded(_, Some(end)) => Err(LifecycleError::SecretEnding(end)),
+        }
     }
 
     /// Whether the principal may turn a key into this one. That goes for the calling key too: a thief must not be
     /// able to empty its address list, or to let it live longer.
     ///
     /// # Errors
-    /// The right that the calling key lacks.
+    /// As [`Authority::check_covers`].
     pub(super) fn check_gives(self, key: &KeyRecord) -> Result<(), LifecycleError> {
+        self.check_lasts()?;
         let Some(caller) = self.caller() else { return Ok(()) };
         if let Some(missing) = caller.scopes.first_missing(&key.scopes) {
             return Err(LifecycleError::MissingScope(missing.clone()));
@@ -160,7 +187,7 @@ impl<'s> Authority<'s> {
 
     /// The records that a decision on `target` rests on, beside the target itself.
     pub(super) fn seen(self, target: Option<KeyId>) -> Vec<Seen> {
-        let Self::Bounded(Bounds { key, org }) = self else { return Vec::new() };
+        let Self::Bounded(Bounds { key, org }, _) = self else { return Vec::new() };
         let org = Seen::Org { id: org.record.id, rev: org.rev };
         let key =
             Some(Seen::Key { id: key.record.id, rev: key.rev }).filter(|_| target != Some(key.record.id));

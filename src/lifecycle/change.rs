@@ -10,10 +10,13 @@ use super::audit::Draft;
 use super::error::LifecycleError;
 use super::principal::Origin;
 use super::turn::{Lane, Line};
+use crate::store::events::Seq;
 use crate::store::{Change, CommitError, Committed, Mutation, Propagation};
 use crate::vocabulary::audit::{Ends, Trail};
 use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::Environment;
 use std::future::ready;
+use std::time::Instant;
 
 /// How often a change is decided before the caller is told to try again.
 const TRIES: usize = 16;
@@ -36,6 +39,16 @@ impl<T> Decided<T> {
     }
 }
 
+/// A change that is committed and may not hold at every gateway yet.
+#[derive(Debug)]
+pub(super) struct MadeChange {
+    trail: Trail,
+    environment: Option<Environment>,
+    target: Option<String>,
+    event: Option<Seq>,
+    arrived: Instant,
+}
+
 impl Lifecycle {
     /// Makes a change to what a trail tells of when its turn in this line comes, and waits until it holds at every
     /// gateway, but no longer than `settings.ack_wait`.
@@ -50,12 +63,26 @@ impl Lifecycle {
         &self,
         line: Line,
         origin: &Origin,
-        mut first: Option<B>,
+        first: Option<B>,
         load: impl Fn() -> L,
         decide: impl Fn(&B, UnixMillis) -> Result<Decided<T>, LifecycleError>,
     ) -> Result<(T, Option<Propagation>), LifecycleError> {
+        let (outcome, made) = self.commit_change(line, origin, first, load, decide).await?;
+        Ok((outcome, self.propagate_change(made).await))
+    }
+
+    /// The same without waiting for the gateways, for a change that is one of several: to wait for the last of them is
+    /// to wait for all.
+    pub(super) async fn commit_change<B, T, L: Future<Output = Result<B, LifecycleError>> + Send>(
+        &self,
+        line: Line,
+        origin: &Origin,
+        mut first: Option<B>,
+        load: impl Fn() -> L,
+        decide: impl Fn(&B, UnixMillis) -> Result<Decided<T>, LifecycleError>,
+    ) -> Result<(T, Option<MadeChange>), LifecycleError> {
         let (arrived, trail) = (origin.arrived.unwrap_or_else(|| self.clock.mono()), line.trail);
-        let turn = self.turns.take(line).await;
+        let _turn = self.turns.take(line).await;
         origin.presence.begin()?;
         for _ in 0..TRIES {
             let basis = match first.take() {
@@ -66,12 +93,16 @@ impl Lifecycle {
             let Some((mutation, draft)) = write else { return Ok((outcome, None)) };
             let (environment, target) = (draft.environment, draft.target.clone());
             if let Some(Committed { event }) = self.commit(trail, origin, mutation, draft).await? {
-                drop(turn);
-                let propagation = self.propagate(trail, environment, target, event, arrived).await;
-                return Ok((outcome, propagation));
+                return Ok((outcome, Some(MadeChange { trail, environment, target, event, arrived })));
             }
         }
         Err(LifecycleError::Contended(trail))
+    }
+
+    /// Waits until a change holds at every gateway, but no longer than `settings.ack_wait`.
+    pub(super) async fn propagate_change(&self, made: Option<MadeChange>) -> Option<Propagation> {
+        let MadeChange { trail, environment, target, event, arrived } = made?;
+        self.propagate(trail, environment, target, event, arrived).await
     }
 
     /// Writes an audit record that tells of no change to a record of the store.

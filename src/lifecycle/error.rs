@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::store::StoreFault;
 use crate::vocabulary::audit::Trail;
+use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::admission::Refusal;
 use crate::vocabulary::key::scope::Scope;
@@ -58,6 +59,9 @@ pub enum LifecycleError {
     MissingScope(Scope),
     #[error("{}", .0.message())]
     Escalation(Escalation),
+    /// The calling key's secret was rotated out.
+    #[error("the calling key's secret was rotated out and ends at {0}; until then it can only revoke")]
+    SecretEnding(UnixMillis),
     #[error("{0} is revoked")]
     Revoked(KeyId),
     #[error("{0} has expired")]
@@ -68,6 +72,11 @@ pub enum LifecycleError {
     IdempotencyMismatch,
     #[error("too many attempts; the next is in {}", humantime::format_duration(*.retry_after))]
     QuotaExceeded { retry_after: Duration },
+    /// Nothing was revoked.
+    #[error(
+        "{found} keys that are not revoked descend from {key}, which is not the number that was expected"
+    )]
+    Descendants { key: KeyId, found: usize },
     #[error("{0} keeps changing; try again")]
     Contended(Trail),
     /// Nobody waits for the change any more, and it had not begun.

@@ -10,11 +10,13 @@ use std::time::Duration;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::error::LifecycleError;
 use crate::store::answers::KeptAnswer;
 use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::key::{ApiKey, PresentedKey};
 
@@ -104,7 +106,7 @@ fn expand(secret: &Prk, purpose: &[u8], name: &[u8]) -> Result<[u8; 32], Lifecyc
 /// How the answer to a request is kept.
 pub struct Keep<'k> {
     pub request: &'k Idempotency,
-    /// The answer's body.
+    /// The answer's body: a JSON object with the key's `id`, by which the answer is judged when it is given again.
     pub render: &'k (dyn Fn(&KeyRecord, &ApiKey) -> Vec<u8> + Send + Sync),
 }
 
@@ -150,6 +152,16 @@ pub(super) fn keep_answer(
     let sealed = request.seal(&Zeroizing::new(render(key, secret)))?;
     let ends_at = now.plus(ANSWER_KEPT);
     Ok(Some(KeptAnswer { index: request.index(), sealed, made_at: now, ends_at }))
+}
+
+/// The key whose secret a kept answer holds: every such answer is a JSON object with the key's `id`, in all releases.
+pub(super) fn key_of(answer: &[u8]) -> Result<KeyId, LifecycleError> {
+    #[derive(Deserialize)]
+    struct About {
+        id: KeyId,
+    }
+    let about: About = serde_json::from_slice(answer).map_err(|_| LifecycleError::KeptAnswer)?;
+    Ok(about.id)
 }
 
 #[cfg(test)]

@@ -61,6 +61,7 @@ pub use self::usage::UsageLog;
 pub use self::view::{AuditRecordView, KeyView, OrgView, view_org};
 
 use self::chores::Heads;
+use self::keys::Lineages;
 use self::propagation::Following;
 use self::turn::Turns;
 
@@ -86,6 +87,7 @@ pub struct Lifecycle {
     vocabulary: RwLock<ScopeSet>,
     ids: Mutex<IdSource>,
     turns: Turns,
+    lineages: Lineages,
     heads: Heads,
     troubles: Trouble,
     usage: UsageLog,
@@ -106,6 +108,7 @@ impl Lifecycle {
             vocabulary,
             ids,
             turns,
+            lineages: Lineages::default(),
             heads,
             troubles,
             usage,

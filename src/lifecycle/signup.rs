@@ -1,6 +1,7 @@
 //! Strangers become customers: an organisation and its first key.
 
 use std::future::ready;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::json;
@@ -29,9 +30,10 @@ pub struct SignupSettings {
     pub enabled: bool,
     /// The free credits that the answer to a signup names, in cents. The upstream learns the same from the news.
     pub free_credits_cents: u64,
-    /// Signups an hour from one client network.
+    /// Signups an hour from one client network, an IPv4 /24 or an IPv6 /64. Four times as many may come from one
+    /// IPv6 /48.
     pub per_network: u32,
-    /// Signups a day in all.
+    /// Signups a day in all. Half of them at most may come from one IPv4 /24 or IPv6 /48.
     pub per_day: u32,
     /// Whether an organisation's keys are refused until it is verified.
     pub verification: bool,
@@ -62,6 +64,9 @@ pub struct SignedUp {
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How many times as often as one of its networks an IPv6 /48 may sign up. One customer can have all of its 65,536
+/// networks, but it may also be the site of many people.
+const OF_A_SITE: u32 = 4;
 /// The first key's name.
 const FIRST_KEY: &str = "Default";
 
@@ -105,17 +110,28 @@ impl Lifecycle {
     }
 
     async fn count_signup(&self, origin: &Origin) -> Result<(), LifecycleError> {
-        let settings = &self.settings.signup;
-        let network = origin.address.map(|address| Quota {
-            name: format!("signup:{}", ClientNetwork::of(address)),
-            limit: settings.per_network,
-            window: HOUR,
-        });
-        let all = Quota { name: "signup".to_owned(), limit: settings.per_day, window: DAY };
-        let quotas = network.into_iter().chain([all]).collect();
+        let quotas = quotas(&self.settings.signup, origin.address);
         match self.store.quotas().admit(quotas, self.now()).await? {
             Admission::Admitted => Ok(()),
             Admission::Refused { retry_after } => Err(LifecycleError::QuotaExceeded { retry_after }),
         }
     }
+}
+
+/// Everything under which a signup counts: its network and its site within an hour, its site and all within a day. So
+/// nobody who has one network, or one site of them, can use the day up for all.
+fn quotas(settings: &SignupSettings, address: Option<IpAddr>) -> Vec<Quota> {
+    let SignupSettings { per_network, per_day, .. } = *settings;
+    let hourly = |name: String, limit| Quota { name, limit, window: HOUR };
+    let daily = |name: String, limit| Quota { name, limit, window: DAY };
+    let mut quotas = vec![daily("signup".to_owned(), per_day)];
+    if let Some(network) = address.map(ClientNetwork::of) {
+        let site = network.site();
+        quotas.push(hourly(format!("signup:{network}"), per_network));
+        if site.has_networks() {
+            quotas.push(hourly(format!("signup:{site}"), per_network.saturating_mul(OF_A_SITE)));
+        }
+        quotas.push(daily(format!("signup-day:{site}"), per_day.div_ceil(2)));
+    }
+    quotas
 }

@@ -79,6 +79,7 @@ impl Lifecycle {
                 json!({ "missing_scope": scopes.to_string() })
             }
             LifecycleError::Escalation(escalation) => json!({ "escalation": escalation.as_str() }),
+            LifecycleError::SecretEnding(_) => json!({ "escalation": "secret_ending" }),
             _ => return,
         };
         self.troubles.report(TroubleSeen {

@@ -167,6 +167,7 @@ pub(super) mod tests {
             forward_authorization: false,
             encoded_slash: id.contains("slash"),
             on_partition: None,
+            browser_keys: None,
             websocket: false,
             retries: Retries::default(),
             body_limit: None,

@@ -8,6 +8,7 @@ use http::Method;
 use super::access::Access;
 use super::pattern::Pattern;
 use super::target::Target;
+use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::partition::OnPartition;
 use crate::vocabulary::upstream::Retries;
 
@@ -33,6 +34,8 @@ pub struct Route {
     pub retries: Retries,
     /// The handling of its requests while the gateway is cut off from the store; `None` for the setting of all routes.
     pub on_partition: Option<OnPartition>,
+    /// The handling of live keys that a browser sends on it; `None` for the setting of all routes.
+    pub browser_keys: Option<BrowserKeys>,
     /// The largest body in bytes; `None` for the limit of all routes.
     pub body_limit: Option<u64>,
 }

@@ -1,6 +1,7 @@
 //! The vocabulary of the rest of keygate: keys, ids, records, refusals, times, addresses. Values and rules, no I/O.
 
 pub mod audit;
+pub mod browser_keys;
 pub mod cache_level;
 pub mod clock;
 pub mod id;
@@ -11,4 +12,5 @@ pub mod peer;
 pub mod reason;
 pub mod rejection;
 pub mod spelling;
+mod unsafe_message;
 pub mod upstream;

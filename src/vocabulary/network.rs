@@ -31,6 +31,21 @@ impl ClientNetwork {
     }
 }
 
+impl ClientSite {
+    /// Whether it holds many networks, and not just one.
+    #[must_use]
+    pub const fn has_networks(self) -> bool {
+        self.0.is_ipv6()
+    }
+}
+
+impl std::fmt::Display for ClientSite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let prefix = if self.0.is_ipv4() { 24 } else { 48 };
+        write!(f, "{}/{prefix}", self.0)
+    }
+}
+
 impl std::fmt::Display for ClientNetwork {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let prefix = if self.0.is_ipv4() { 24 } else { 64 };
@@ -189,5 +204,8 @@ mod tests {
         assert_ne!(of("192.0.2.1").site(), of("192.0.3.1").site());
         assert_eq!(of("192.0.2.1").to_string(), "192.0.2.0/24");
         assert_eq!(of("2001:db8::1").to_string(), "2001:db8::/64");
+        assert_eq!(of("192.0.2.1").site().to_string(), "192.0.2.0/24");
+        assert_eq!(of("2001:db8:1:2::1").site().to_string(), "2001:db8:1::/48");
+        assert!(of("2001:db8::1").site().has_networks() && !of("192.0.2.1").site().has_networks());
     }
 }

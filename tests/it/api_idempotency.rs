@@ -20,6 +20,8 @@ on_both_stores! {
     a_refusal_is_not_kept
     a_kept_answer_is_given_whatever_the_request_would_be_told_now
     a_caller_that_died_gets_no_kept_answer
+    a_caller_that_was_narrowed_gets_no_kept_secret_that_it_could_not_get_now
+    a_secret_that_was_rotated_out_gets_no_kept_secret_but_that_of_its_own_rotation
     a_client_that_hangs_up_leaves_all_or_nothing
 }
 
@@ -201,6 +203,83 @@ fn a_caller_that_died_gets_no_kept_answer(kept: Kept) {
     assert_eq!(api.ask(&call).status, 200);
     assert_eq!(api.ask(&Call::new("DELETE", &caller.path()).key(&root)).status, 204);
     refused(&api.ask(&call), 401, "authentication_error");
+}
+
+/// A key that may manage others and has more scopes, and an answer with a secret that is kept for it.
+fn a_caller_that_was_narrowed_gets_no_kept_secret_that_it_could_not_get_now(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let scopes = json!(["keys:manage", "jobs:read", "jobs:write"]);
+    let soon = api.gateway.now().plus(HOUR).to_string();
+    let fewer = json!({ "scopes": ["keys:manage", "jobs:read"] });
+    for (narrower, same_for_the_other) in [
+        (fewer, Some(json!({ "scopes": ["jobs:read"] }))),
+        (json!({ "expires_at": soon }), Some(json!({ "expires_at": soon }))),
+        (
+            json!({ "allowed_addresses": ["127.0.0.0/8"] }),
+            Some(json!({ "allowed_addresses": ["127.0.0.1"] })),
+        ),
+        (json!({ "scopes": ["jobs:read"] }), None),
+    ] {
+        let caller = api.create(&root, &json!({ "name": "caller", "scopes": scopes }));
+        let target = api.create(&root, &json!({ "name": "target", "scopes": scopes }));
+        let creation = named(create(r#"{"name":"a key"}"#), "n", &caller.secret);
+        let made = api.ask(&creation);
+        let rotation = named(rotate(&target, ""), "m", &caller.secret);
+        let rotated = api.ask(&rotation);
+        for (call, first) in [(&creation, &made), (&rotation, &rotated)] {
+            assert_same(first, &api.ask(call));
+        }
+        assert_eq!(api.patch(&root, &caller.path(), &narrower).status, 200);
+        for call in [&creation, &rotation] {
+            let answer = api.ask(call);
+            refused(&answer, 403, "authorization_error");
+            assert!(!answer.text().contains("fh_live_sk_"));
+        }
+        // Another body is still another request.
+        let other = named(create(r#"{"name":"b"}"#), "n", &caller.secret);
+        let status = api.ask(&other).status;
+        assert_eq!(status, if same_for_the_other.is_some() { 409 } else { 403 });
+        // The answers stay: once the keys have no more than the caller, it may have their secrets again.
+        let Some(narrower) = same_for_the_other else { continue };
+        for (key, call, first) in [(ApiKey::of(&made), &creation, &made), (target, &rotation, &rotated)] {
+            assert_eq!(api.patch(&root, &key.path(), &narrower).status, 200);
+            assert_same(first, &api.ask(call));
+        }
+    }
+    assert_eq!(api.events_of(&root, "escalation.refused", 6).len(), 6, "each attempt is told of");
+}
+
+fn a_secret_that_was_rotated_out_gets_no_kept_secret_but_that_of_its_own_rotation(kept: Kept) {
+    let api = Api::start(kept);
+    let (_, root) = api.sign_up("ada@example.com");
+    let caller = api.create(&root, &json!({ "name": "caller" }));
+    let other = api.create(&root, &json!({ "name": "other" }));
+    let creation = named(create(r#"{"name":"a key"}"#), "n", &caller.secret);
+    let rotation = named(rotate(&other, ""), "m", &caller.secret);
+    let (made, _) = (api.ask(&creation), api.ask(&rotation));
+    assert_same(&made, &api.ask(&creation));
+    let own = named(rotate(&caller, ""), "own", &caller.secret);
+    let first = api.ask(&own);
+    let end = first.json()["old_secret_ends_at"].as_str().unwrap().to_owned();
+    for call in [&creation, &rotation] {
+        let answer = api.ask(call);
+        refused(&answer, 403, "authorization_error");
+        assert!(answer.text().contains(&end) && !answer.text().contains("fh_live_sk_"), "{}", answer.text());
+    }
+    // Its client may have lost the answer, and has no other way to the new secret.
+    for _ in 0..2 {
+        assert_same(&first, &api.ask(&own));
+    }
+    refused(&api.ask(&named(rotate(&caller, ""), "again", &caller.secret)), 403, "authorization_error");
+    // With another rotation the old secret is dead, and the new one has an end.
+    let second = api.ask(&named(rotate(&caller, ""), "own", &ApiKey::of(&first).secret));
+    assert_same(&second, &api.ask(&named(rotate(&caller, ""), "own", &ApiKey::of(&first).secret)));
+    refused(&api.ask(&own), 401, "authentication_error");
+    // Of many at once one is carried out, and all are answered, although the first gives their secret an end.
+    let turns = vec![named(rotate(&caller, ""), "race", &ApiKey::of(&second).secret); 16];
+    let answers = at_once(&[api.client()], &turns);
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == answers[0].body));
 }
 
 #[test]

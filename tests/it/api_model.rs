@@ -1,5 +1,6 @@
 //! Random organisations, keys and operations, compared with a small model: every status equals the model's, no key
-//! has a right that its creator did not have, and no key sees another organisation.
+//! has a right that its creator did not have, and no key sees another organisation. Among the operations are those of
+//! secrets that were rotated out, requests that are sent again, and the end of a key with all its descendants.
 
 use std::collections::BTreeSet;
 
@@ -31,6 +32,7 @@ enum Step {
         scopes: Option<BTreeSet<&'static str>>,
         hours: Option<u8>,
         place: usize,
+        named: bool,
     },
     Narrow {
         caller: usize,
@@ -46,6 +48,18 @@ enum Step {
         caller: usize,
         target: usize,
         overlap: bool,
+        named: bool,
+    },
+    /// One of the requests with an Idempotency-Key again, by the same secret; perhaps with another body.
+    Again {
+        request: usize,
+        changed: bool,
+    },
+    /// Together with its descendants; `off` is what the expected number is too large by.
+    RevokeAll {
+        caller: usize,
+        target: usize,
+        off: usize,
     },
     Revoke {
         caller: usize,
@@ -78,19 +92,30 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         proptest::option::of(scopes()),
         proptest::option::of(1..5_u8),
         place.clone(),
+        any::<bool>(),
     )
-        .prop_map(|(caller, test, scopes, hours, place)| Step::Create {
+        .prop_map(|(caller, test, scopes, hours, place, named)| Step::Create {
             caller,
             test,
             scopes,
             hours,
             place,
+            named,
         });
+    let rotate = (key(), key(), any::<bool>(), any::<bool>());
+    let rotate =
+        rotate.prop_map(|(caller, target, overlap, named)| Step::Rotate { caller, target, overlap, named });
+    let again = (key(), 0..4_u8).prop_map(|(request, n)| Step::Again { request, changed: n == 0 });
+    let off = prop_oneof![2 => Just(0), 1 => 1..3_usize];
+    let revoke_all =
+        (key(), key(), off).prop_map(|(caller, target, off)| Step::RevokeAll { caller, target, off });
     let step = prop_oneof![
         6 => create,
         2 => (key(), key(), scopes()).prop_map(|(caller, target, scopes)| Step::Narrow { caller, target, scopes }),
         1 => (key(), key(), place).prop_map(|(caller, target, place)| Step::Bind { caller, target, place }),
-        3 => (key(), key(), any::<bool>()).prop_map(|(caller, target, overlap)| Step::Rotate { caller, target, overlap }),
+        3 => rotate,
+        4 => again,
+        1 => revoke_all,
         2 => (key(), key()).prop_map(|(caller, target)| Step::Revoke { caller, target }),
         3 => (key(), key()).prop_map(|(caller, target)| Step::Get { caller, target }),
         2 => key().prop_map(|caller| Step::List { caller }),
@@ -119,6 +144,20 @@ struct Key {
     revoked: bool,
     /// Newest first.
     secrets: Vec<Secret>,
+    /// The key that made it, by its place.
+    maker: Option<usize>,
+}
+
+/// A request that was carried out, with its answer.
+#[derive(Clone, Debug)]
+struct Answered {
+    /// The caller's place and secret.
+    caller: (usize, String),
+    call: Call,
+    answer: String,
+    /// The place of the key whose secret is in the answer.
+    about: usize,
+    ends_at: UnixMillis,
 }
 
 impl Key {
@@ -145,13 +184,24 @@ impl Key {
 struct Model<'a> {
     api: &'a Api,
     keys: Vec<Key>,
+    answered: Vec<Answered>,
 }
 
 /// The caller: a key with one of its secrets.
 struct Caller {
+    place: usize,
     key: Key,
     secret: String,
     lives: bool,
+    /// Whether the secret was rotated out.
+    ending: bool,
+}
+
+impl Caller {
+    /// Whether it may be given the secret of a key, or change it.
+    fn may_hold(&self, key: &Key) -> bool {
+        !self.ending && self.key.covers(key)
+    }
 }
 
 impl Model<'_> {
@@ -169,18 +219,26 @@ impl Model<'_> {
                 place: 0,
                 revoked: false,
                 secrets: vec![Secret { text: secret, ends_at: None }],
+                maker: None,
             });
         }
-        Model { api, keys }
+        Model { api, keys, answered: Vec::new() }
     }
 
     /// The caller for a number; an odd number uses the older secret if there is one.
     fn caller(&self, number: usize) -> Caller {
-        let key = self.keys[number / 2 % self.keys.len()].clone();
-        let now = self.api.gateway.now();
-        let secret = key.secrets.get(number % 2).unwrap_or(&key.secrets[0]).clone();
-        let lives = !key.ended(now) && secret.ends_at.is_none_or(|end| end > now);
-        Caller { key, secret: secret.text, lives }
+        let place = number / 2 % self.keys.len();
+        let secrets = &self.keys[place].secrets;
+        self.caller_with(place, secrets.get(number % 2).unwrap_or(&secrets[0]).text.clone())
+    }
+
+    /// A key with one of the secrets that it has or had.
+    fn caller_with(&self, place: usize, text: String) -> Caller {
+        let (key, now) = (self.keys[place].clone(), self.api.gateway.now());
+        let secret = key.secrets.iter().find(|secret| secret.text == text);
+        let end = secret.and_then(|secret| secret.ends_at);
+        let lives = secret.is_some() && !key.ended(now) && end.is_none_or(|end| end > now);
+        Caller { place, key, secret: text, lives, ending: end.is_some() }
     }
 
     /// The answers to callers without the right: 401 for an invalid key, 403 without the scope.
@@ -204,12 +262,14 @@ impl Model<'_> {
 
     fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
         match step {
-            Step::Create { caller, test, scopes, hours, place } => {
-                self.create(&self.caller(*caller), *test, scopes.as_ref(), *hours, *place)
-            }
+            Step::Create { .. } => self.create(step),
             Step::Narrow { caller, target, scopes } => self.narrow(&self.caller(*caller), *target, scopes),
             Step::Bind { caller, target, place } => self.bind(&self.caller(*caller), *target, *place),
-            Step::Rotate { caller, target, overlap } => self.rotate(&self.caller(*caller), *target, *overlap),
+            Step::Rotate { caller, target, overlap, named } => {
+                self.rotate(&self.caller(*caller), *target, *overlap, *named)
+            }
+            Step::Again { request, changed } => self.again(*request, *changed),
+            Step::RevokeAll { caller, target, off } => self.revoke_all(&self.caller(*caller), *target, *off),
             Step::Revoke { caller, target } => self.revoke(&self.caller(*caller), *target),
             Step::Get { caller, target } => self.get(&self.caller(*caller), *target),
             Step::List { caller } => self.list(&self.caller(*caller)),
@@ -222,27 +282,23 @@ impl Model<'_> {
         }
     }
 
-    fn create(
-        &mut self,
-        caller: &Caller,
-        test: Option<bool>,
-        scopes: Option<&BTreeSet<&'static str>>,
-        hours: Option<u8>,
-        place: usize,
-    ) -> Result<(), TestCaseError> {
+    fn create(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        let Step::Create { caller, test, scopes, hours, place, named } = step else { unreachable!() };
+        let (caller, place) = (&self.caller(*caller), *place);
         let own = &caller.key;
         let expires_at = hours.map(|hours| self.api.gateway.now().plus(HOUR * hours.into()));
         let mut body = json!({ "name": "a key", "allowed_addresses": PLACES[place] });
         let fields = body.as_object_mut().unwrap();
         fields.extend(test.map(|test| ("environment".to_owned(), json!(if test { "test" } else { "live" }))));
-        fields.extend(scopes.map(|scopes| ("scopes".to_owned(), json!(scopes))));
+        fields.extend(scopes.as_ref().map(|scopes| ("scopes".to_owned(), json!(scopes))));
         fields.extend(expires_at.map(|end| ("expires_at".to_owned(), json!(end.to_string()))));
-        let answer = self.ask(caller, "POST", "/v1/api_keys", Some(body));
+        let call = self.call(json_call("POST", "/v1/api_keys", &body), *named);
+        let answer = self.api.ask(&call.clone().key(&caller.secret));
         let mut key = Key {
             id: String::new(),
             org: own.org.clone(),
             test: test.unwrap_or(own.test),
-            scopes: scopes.map_or_else(
+            scopes: scopes.as_ref().map_or_else(
                 || own.scopes.clone(),
                 |list| list.iter().map(|name| (*name).to_owned()).collect(),
             ),
@@ -250,8 +306,9 @@ impl Model<'_> {
             place: if place == 0 { own.place } else { place },
             revoked: false,
             secrets: Vec::new(),
+            maker: Some(caller.place),
         };
-        let allowed = own.covers(&key) && (key.test || !own.test);
+        let allowed = caller.may_hold(&key) && (key.test || !own.test);
         let expected = Self::barrier(caller, "keys:manage").unwrap_or(if allowed { 200 } else { 403 });
         prop_assert_eq!(answer.status, expected, "{}", answer.text());
         if answer.status == 200 {
@@ -260,6 +317,80 @@ impl Model<'_> {
             key.secrets.push(Secret { text: secret, ends_at: None });
             check(&answer.json(), &key)?;
             self.keys.push(key);
+            self.note(caller, call, &answer, self.keys.len() - 1);
+        }
+        Ok(())
+    }
+
+    /// The call, perhaps with a name under which its answer is kept.
+    fn call(&self, call: Call, named: bool) -> Call {
+        if named { call.field("idempotency-key", &format!("n{}", self.answered.len())) } else { call }
+    }
+
+    fn note(&mut self, caller: &Caller, call: Call, answer: &Answer, about: usize) {
+        if call.fields.iter().any(|(name, _)| name == "idempotency-key") {
+            let (caller, ends_at) =
+                ((caller.place, caller.secret.clone()), self.api.gateway.now().plus(HOUR * 24));
+            self.answered.push(Answered { caller, call, answer: answer.text(), about, ends_at });
+        }
+    }
+
+    /// Only what the caller could get now is given again.
+    fn again(&self, request: usize, changed: bool) -> Result<(), TestCaseError> {
+        let now = self.api.gateway.now();
+        let kept: Vec<_> = self.answered.iter().filter(|answered| answered.ends_at > now).collect();
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let Answered { caller: (place, secret), call, answer: first, about, .. } = kept[request % kept.len()];
+        let caller = self.caller_with(*place, secret.clone());
+        let mut call = call.clone();
+        if changed {
+            call.body.push(b' ');
+        }
+        let answer = self.api.ask(&call.key(secret));
+        let allowed = *about == *place || caller.may_hold(&self.keys[*about]);
+        let expected = Self::barrier(&caller, "keys:manage").unwrap_or(match (changed, allowed) {
+            (true, _) => 409,
+            (false, true) => 200,
+            (false, false) => 403,
+        });
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        if answer.status == 200 {
+            prop_assert_eq!(&answer.text(), first);
+        } else {
+            prop_assert!(!answer.text().contains("fh_live_sk_") && !answer.text().contains("fh_test_sk_"));
+        }
+        Ok(())
+    }
+
+    /// The descendants of a key that are neither revoked nor expired.
+    fn descendants(&self, target: usize) -> Vec<usize> {
+        let descends = |mut place: usize| {
+            while let Some(maker) = self.keys[place].maker {
+                if maker == target {
+                    return true;
+                }
+                place = maker;
+            }
+            false
+        };
+        let now = self.api.gateway.now();
+        (0..self.keys.len()).filter(|place| !self.keys[*place].ended(now) && descends(*place)).collect()
+    }
+
+    fn revoke_all(&mut self, caller: &Caller, target: usize, off: usize) -> Result<(), TestCaseError> {
+        let descendants = self.descendants(target % self.keys.len());
+        let (target, expected) = self.on(caller, target, |_| if off == 0 { 204 } else { 409 });
+        let query = format!("descendants=true&expected={}", descendants.len() + off);
+        let answer = self.ask(caller, "DELETE", &format!("{}?{query}", self.path(target)), None);
+        prop_assert_eq!(answer.status, expected, "{}", answer.text());
+        if answer.status == 409 {
+            let told = format!(": {};", descendants.len());
+            prop_assert!(answer.text().contains(&told), "{} {}", told, answer.text());
+        }
+        if answer.status == 204 {
+            descendants.into_iter().chain([target]).for_each(|place| self.keys[place].revoked = true);
         }
         Ok(())
     }
@@ -274,7 +405,7 @@ impl Model<'_> {
     }
 
     fn strength(&self, caller: &Caller, key: &Key) -> u16 {
-        match (key.ended(self.api.gateway.now()), caller.key.covers(key)) {
+        match (key.ended(self.api.gateway.now()), caller.may_hold(key)) {
             (true, _) => 409,
             (false, false) => 403,
             (false, true) => 200,
@@ -317,12 +448,19 @@ impl Model<'_> {
         Ok(())
     }
 
-    fn rotate(&mut self, caller: &Caller, target: usize, overlap: bool) -> Result<(), TestCaseError> {
+    fn rotate(
+        &mut self,
+        caller: &Caller,
+        target: usize,
+        overlap: bool,
+        named: bool,
+    ) -> Result<(), TestCaseError> {
         let (target, expected) = self.on(caller, target, |key| self.strength(caller, key));
         let seconds = if overlap { 3600 } else { 0 };
         let body = json!({ "overlap_seconds": seconds });
         let ends_at = self.api.gateway.now().plus(HOUR * u32::from(overlap));
-        let answer = self.ask(caller, "POST", &format!("{}/rotate", self.path(target)), Some(body));
+        let call = self.call(json_call("POST", &format!("{}/rotate", self.path(target)), &body), named);
+        let answer = self.api.ask(&call.clone().key(&caller.secret));
         prop_assert_eq!(answer.status, expected, "{}", answer.text());
         if answer.status == 200 {
             let key = &mut self.keys[target];
@@ -330,6 +468,7 @@ impl Model<'_> {
             key.secrets[0].ends_at = Some(ends_at);
             key.secrets.insert(0, Secret { text: ApiKey::of(&answer).secret, ends_at: None });
             check(&answer.json(), key)?;
+            self.note(caller, call, &answer, target);
         }
         Ok(())
     }

@@ -16,6 +16,8 @@ on_both_stores! {
     of_64_signups_with_one_address_exactly_one_succeeds
     five_an_hour_come_from_one_network
     two_hundred_a_day_come_in_all
+    the_networks_of_one_ipv6_site_share_a_limit
+    one_network_or_site_takes_half_a_day_at_most
     who_has_signed_up_counts_when_the_gateway_starts_anew
     an_organisation_is_verified_before_its_keys_open_anything
 }
@@ -190,7 +192,7 @@ fn five_an_hour_come_from_one_network(kept: Kept) {
 
 /// A restart of the gateway does not reset a client's quota.
 fn who_has_signed_up_counts_when_the_gateway_starts_anew(kept: Kept) {
-    let mut api = Api::builder(kept).signup("enabled = true\nper_network_and_hour = 2\nper_day = 3").start();
+    let mut api = Api::builder(kept).signup("enabled = true\nper_network_and_hour = 2\nper_day = 5").start();
     let attempt = |api: &Api, n: usize| {
         api.ask(&from(sign_up(&format!("ada{n}@example.com")), &format!("10.0.{}.1", n / 2)))
     };
@@ -198,9 +200,10 @@ fn who_has_signed_up_counts_when_the_gateway_starts_anew(kept: Kept) {
     api.gateway.restart();
     let wait = wait_of(&api.ask(&from(sign_up("ada@example.com"), "10.0.0.9")));
     assert!(wait <= HOUR && wait > HOUR - HOUR / 60, "{wait:?}");
-    assert_eq!(attempt(&api, 2).status, 200, "the third of the day, from another network");
+    let others = [2, 3, 4].map(|n| attempt(&api, n).status);
+    assert_eq!(others, [200; 3], "the third to fifth of the day, from other networks");
     api.gateway.restart();
-    assert!(wait_of(&attempt(&api, 4)) > HOUR, "three came in all");
+    assert!(wait_of(&attempt(&api, 6)) > HOUR, "five came in all");
 }
 
 fn two_hundred_a_day_come_in_all(kept: Kept) {
@@ -215,6 +218,58 @@ fn two_hundred_a_day_come_in_all(kept: Kept) {
     assert!(wait_of(&attempt(20)) <= DAY - 2 * HOUR);
     api.gateway.advance(DAY - 2 * HOUR);
     assert_eq!(attempt(20).status, 200);
+}
+
+/// A site has 65,536 networks, and one customer can have it.
+fn the_networks_of_one_ipv6_site_share_a_limit(kept: Kept) {
+    let api = Api::builder(kept).signup("enabled = true\nper_network_and_hour = 2").start();
+    let mut number = 0;
+    let mut attempt = |address: &str| {
+        number += 1;
+        api.ask(&from(sign_up(&format!("ada{number}@example.com")), address))
+    };
+    for network in 0..8 {
+        assert_eq!(attempt(&format!("2001:db8:0:{network:x}::1")).status, 200);
+    }
+    for network in ["2001:db8:0:8::1", "2001:db8:0:ffff::1", "2001:db8::1"] {
+        let wait = wait_of(&attempt(network));
+        assert!(wait <= HOUR && wait > HOUR - HOUR / 60, "{wait:?}");
+    }
+    for _ in 0..2 {
+        assert_eq!(attempt("2001:db8:1::1").status, 200, "the site beside it");
+    }
+    wait_of(&attempt("2001:db8:1::2"));
+    assert_eq!(attempt("2001:db8:1:1::1").status, 200, "another network of that site");
+    api.gateway.advance(HOUR);
+    assert_eq!(attempt("2001:db8:0:8::1").status, 200, "as it was told");
+}
+
+fn one_network_or_site_takes_half_a_day_at_most(kept: Kept) {
+    let api = Api::builder(kept).signup("enabled = true\nper_network_and_hour = 1000\nper_day = 15").start();
+    let mut number = 0;
+    let mut attempt = |address: String| {
+        number += 1;
+        api.ask(&from(sign_up(&format!("ada{number}@example.com")), &address))
+    };
+    for n in 0..8 {
+        assert_eq!(attempt(format!("192.0.2.{n}")).status, 200);
+    }
+    let wait = wait_of(&attempt("192.0.2.8".to_owned()));
+    assert!(wait <= DAY && wait > DAY - HOUR, "{wait:?}");
+    // What was refused has taken nothing from the others' half.
+    for n in 0..20 {
+        wait_of(&attempt(format!("192.0.2.{n}")));
+    }
+    for n in 0..7 {
+        assert_eq!(attempt(format!("2001:db8:0:{n:x}::1")).status, 200);
+    }
+    wait_of(&attempt("198.51.100.1".to_owned()));
+    api.gateway.advance(DAY);
+    for n in 0..8 {
+        assert_eq!(attempt(format!("2001:db8:0:{n:x}::1")).status, 200);
+    }
+    wait_of(&attempt("2001:db8:0:ff::1".to_owned()));
+    assert_eq!(attempt("2001:db8:1::1".to_owned()).status, 200);
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use keygate::vocabulary::id::{KeyId, OrgId};
 use serde_json::{Value, json};
 
-use crate::harness::api::{Api, ApiKey, HOUR, Kept, on_both_stores, refused};
-use crate::harness::{Call, eventually, operator};
+use crate::harness::api::{Api, ApiKey, HOUR, Kept, on_both_stores, refused, sign_up};
+use crate::harness::{Call, Gateway, Upstream, eventually, operator};
 
 on_both_stores! {
     a_key_with_a_list_of_addresses_is_used_from_there_only
@@ -15,6 +15,7 @@ on_both_stores! {
     a_suspended_organisations_keys_open_nothing_until_it_is_resumed
     last_use_and_used_scopes_are_written_down_apart
     a_live_key_in_a_browser_is_told_of_once_an_hour
+    a_live_key_in_a_browser_is_refused_where_that_is_configured
 }
 
 fn id(key: &ApiKey) -> KeyId {
@@ -200,4 +201,72 @@ fn a_live_key_in_a_browser_is_told_of_once_an_hour(kept: Kept) {
     browse(&live, "origin", "null");
     let told = api.events_of(&root, "key.in_browser", 3).remove(0);
     assert_eq!(told["target"], json!(live.id));
+}
+
+fn a_live_key_in_a_browser_is_refused_where_that_is_configured(kept: Kept) {
+    let api = Api::builder(kept).browser_keys("refuse").start();
+    let (_, root) = api.sign_up("ada@example.com");
+    let live = api.create(&root, &json!({ "name": "live", "scopes": ["jobs:read"] }));
+    let test = api.create(&root, &json!({ "name": "test", "environment": "test" }));
+    let browse = |secret: &str, target: &str, field: (&str, &str)| {
+        api.gateway.fetch(&Call::get(target).key(secret).field(field.0, field.1))
+    };
+    let origin = ("origin", "https://example.com");
+    // Before the route and the scope are judged: it is for no route.
+    for (target, field) in [
+        ("/v1/jobs", origin),
+        ("/v1/jobs", ("origin", "null")),
+        ("/v1/jobs", ("sec-fetch-site", "same-origin")),
+        ("/v1/api_keys/self", ("sec-fetch-site", "cross-site")),
+        ("/v1/webhook_endpoints", origin),
+        ("/v1/nothing", origin),
+    ] {
+        let message = browse(&live.secret, target, field).refusal(403, "forbidden");
+        assert!(message.contains("browser"), "{message}");
+    }
+    assert_eq!(api.live.connections(), 0);
+    assert_eq!(api.events_of(&root, "key.in_browser", 1)[0]["target"], json!(live.id), "and told of");
+    assert_eq!(browse(&test.secret, "/v1/jobs", origin).status, 200, "a test key may be anywhere");
+    browse("fh_live_sk_nobodys", "/v1/jobs", origin).refusal(401, "authentication_error");
+    // The `fetch` of Node is in no browser, and a browser cannot put a key into the handshake of a WebSocket.
+    assert_eq!(browse(&live.secret, "/v1/jobs", ("sec-fetch-mode", "cors")).status, 200);
+    let handshake = Call::get("/v1/jobs").key(&live.secret).field(origin.0, origin.1);
+    let handshake = handshake.field("connection", "upgrade").field("upgrade", "websocket");
+    assert_eq!(api.gateway.fetch(&handshake).status, 200);
+    // Signing up needs no key.
+    assert_eq!(api.ask(&sign_up("eve@example.com").field(origin.0, origin.1)).status, 200);
+}
+
+#[test]
+fn a_route_says_for_itself_what_becomes_of_live_keys_in_browsers() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let route = |id: &str, more: &str| {
+        format!(
+            "[[route]]\nid = \"{id}\"\nmethods = [\"GET\"]\npaths = [\"/{id}\"]\nany_key = true\n\
+             upstream = \"api\"\n{more}\n"
+        )
+    };
+    let policy = [
+        "scopes = [\"jobs:read\"]\n".to_owned(),
+        route("noted", "browser_keys = \"note\""),
+        route("refused", "browser_keys = \"refuse\""),
+        route("general", ""),
+    ];
+    let mut gateway = Gateway::builder()
+        .settings("[keys]\nbrowser_keys = \"refuse\"")
+        .policy(&policy.concat())
+        .api(&live, &test)
+        .start();
+    let key = gateway.live_key().secret;
+    let statuses = |gateway: &Gateway| {
+        ["/noted", "/refused", "/general"]
+            .map(|path| gateway.fetch(&Call::get(path).key(&key).field("origin", "https://a.example")).status)
+    };
+    assert_eq!(statuses(&gateway), [200, 403, 403]);
+    // Without a restart.
+    let file = gateway.folder().join("keygate.toml");
+    let toml = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, toml.replace("browser_keys = \"refuse\"", "")).unwrap();
+    gateway.reload().unwrap();
+    assert_eq!(statuses(&gateway), [200, 403, 200], "noted is what is done without a setting");
 }

@@ -189,6 +189,40 @@ fn keys_are_filtered_and_revoked_together() {
 }
 
 #[test]
+fn a_key_is_revoked_with_what_was_made_with_it() {
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let desk = Desk::with(Way::Socket, "", [&live.url(), &test.url()]);
+    let (root, secret) = made(&desk.done(&["keys", "create", "--name", "root", "--json"]));
+    let (other, _) = made(&desk.done(&["keys", "create", "--name", "other", "--json"]));
+    let create = |by: &str| {
+        let call = Call::post("/v1/api_keys", r#"{"name":"made by a key"}"#).key(by);
+        let made = fetch(desk.address(), &call).json();
+        (made["id"].as_str().unwrap().to_owned(), made["secret"].as_str().unwrap().to_owned())
+    };
+    let (child, by_child) = create(&secret);
+    let (grandchild, _) = create(&by_child);
+    let (aunt, _) = create(&secret);
+    let active = || -> Vec<String> {
+        let keys = desk.done(&["keys", "list", "--status", "active", "--json"]).json();
+        keys.iter().map(|key| key["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let unasked = desk.run(&["keys", "revoke", &root, "--with-children"]);
+    assert!(unasked.code == 1 && unasked.err.contains("--yes"), "{unasked:?}");
+    assert_eq!(active().len(), 5);
+    // Keys that are named twice, as descendants and by themselves, are revoked once.
+    let both = ["keys", "revoke", &child, &grandchild, "--with-children", "--yes"];
+    assert_eq!(
+        desk.done(&both).out,
+        format!(
+            "revoked {child} (made by a key), and 1 key made with it\nrevoked {grandchild} (made by a key)\n"
+        )
+    );
+    assert_eq!(active(), [&*aunt, &other, &root]);
+    desk.done(&["keys", "revoke", &root, "--with-children", "--yes", "--json"]);
+    assert_eq!(active(), [other]);
+}
+
+#[test]
 fn a_leaked_secret_is_found_without_being_an_argument() {
     for way in Way::ALL {
         let desk = Desk::new(way);

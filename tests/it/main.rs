@@ -7,6 +7,7 @@ mod harness;
 
 mod api_audit;
 mod api_description;
+mod api_ending_secrets;
 mod api_escalation;
 mod api_idempotency;
 mod api_model;

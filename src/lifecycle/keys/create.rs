@@ -5,7 +5,7 @@ use crate::lifecycle::audit::Draft;
 use crate::lifecycle::authority::{Authority, Standing};
 use crate::lifecycle::change::Decided;
 use crate::lifecycle::error::LifecycleError;
-use crate::lifecycle::idempotency::{Idempotency, Keep, Outcome, keep_answer};
+use crate::lifecycle::idempotency::{Idempotency, Keep, Outcome, keep_answer, key_of};
 use crate::lifecycle::input::new_key::{NewKey, Texts};
 use crate::lifecycle::keys::Made;
 use crate::lifecycle::principal::Origin;
@@ -19,12 +19,13 @@ use crate::vocabulary::rejection::FieldError;
 
 impl Lifecycle {
     /// Begins a request for a new secret: reads the standing of the principal, and the answer to the same request
-    /// where it was carried out before. That answer comes before everything that is judged by the present, such as a
-    /// time that lay in the future then, or a scope that existed then. `target` is the key that is to be rotated.
+    /// where it was carried out before. That answer comes before everything that is judged of the request now, such as
+    /// a time that lay in the future then, or a scope that existed then. But a caller that could not get the secret in
+    /// it now does not get it again; the answer stays. `target` is the key that is to be rotated.
     ///
     /// # Errors
-    /// [`LifecycleError::IdempotencyMismatch`] for another request under the same name; why the caller may not act; a
-    /// fault of the store.
+    /// [`LifecycleError::IdempotencyMismatch`] for another request under the same name; why the caller may not act, or
+    /// may not hold the secret in the answer; a fault of the store.
     pub async fn begin(
         &self,
         origin: &Origin,
@@ -42,11 +43,14 @@ impl Lifecycle {
         request: Option<&Idempotency>,
     ) -> Result<Outcome<Standing>, LifecycleError> {
         let standing = Standing::load(&self.store, origin).await?;
-        standing.admit(origin, self.now())?;
+        let authority = standing.admit(origin, self.now())?;
         if let Some(request) = request
             && let Some(sealed) = self.store.answers().find(request.index(), self.now()).await?
         {
-            return Ok(Outcome::Repeated(request.open(&sealed)?));
+            let answer = request.open(&sealed)?;
+            let key = self.visible(authority, key_of(&answer)?).await?;
+            authority.check_hears_again(&key.record)?;
+            return Ok(Outcome::Repeated(answer));
         }
         Ok(Outcome::Fresh(standing))
     }

@@ -1,11 +1,13 @@
 //! Keys: created, listed, updated, rotated, revoked. Here is what several of these share.
 
 mod create;
+mod descendants;
 mod list;
 mod revoke;
 mod rotate;
 mod update;
 
+pub(super) use self::descendants::Lineages;
 pub use self::list::KeyPage;
 pub use self::rotate::{OVERLAP, OVERLAP_AT_MOST};
 
@@ -18,7 +20,7 @@ use super::principal::Origin;
 use super::propagation::Changed;
 use super::turn::Lane;
 use crate::store::events::Subject;
-use crate::store::{Change, Mutation, Propagation};
+use crate::store::{Change, Mutation, Propagation, Seen};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::KeyId;
@@ -67,21 +69,32 @@ impl Lifecycle {
         let line = lane.of(Trail::Org(target.key.record.org));
         let decide = |Target { standing, key }: &Target, now: UnixMillis| {
             let authority = standing.admit(origin, now)?;
-            let Versioned { rev, record: before } = key;
-            let record = decide(authority, before, now)?;
-            let (shown_before, shown_after) = (self.describe(before), self.describe(&record));
-            let draft = Draft::of_key(kind, before).difference(&shown_before, &shown_after);
-            let mutation = Mutation {
-                subjects: if record.revoked_at.is_some() { revoked(before) } else { subjects(before) },
-                seen: authority.seen(Some(id)),
-                key: Some(Change::Update { rev: *rev, record: record.clone() }),
-                ..Mutation::default()
-            };
+            let record = decide(authority, &key.record, now)?;
+            let (mutation, draft) = self.replace(kind, key, &record, authority.seen(Some(id)));
             Ok(Decided::commit(mutation, draft, record))
         };
         let load = || self.load_target(origin, id);
         let (record, propagation) = self.change(line, origin, Some(target), load, decide).await?;
         Ok(Changed { record, propagation })
+    }
+
+    /// The mutation that replaces a key's record, and its audit record. `seen` is what else the decision rests on.
+    fn replace(
+        &self,
+        kind: AuditKind,
+        key: &Versioned<KeyRecord>,
+        record: &KeyRecord,
+        seen: Vec<Seen>,
+    ) -> (Mutation, Draft) {
+        let Versioned { rev, record: before } = key;
+        let draft = Draft::of_key(kind, before).difference(&self.describe(before), &self.describe(record));
+        let mutation = Mutation {
+            subjects: if record.revoked_at.is_some() { revoked(before) } else { subjects(before) },
+            seen,
+            key: Some(Change::Update { rev: *rev, record: record.clone() }),
+            ..Mutation::default()
+        };
+        (mutation, draft)
     }
 
     /// Reads who asks, and the key.

@@ -50,7 +50,13 @@ async fn on_keys(
         KeyCommand::Update { id, patch } => lifecycle.update_key(origin, id, &patch).await?.record,
         KeyCommand::Disable { id } => lifecycle.disable_key(origin, id).await?.record,
         KeyCommand::Enable { id } => lifecycle.enable_key(origin, id).await?.record,
-        KeyCommand::Revoke { id } => lifecycle.revoke_key(origin, id).await?.record,
+        KeyCommand::Revoke { id, descendants: None } => lifecycle.revoke_key(origin, id).await?.record,
+        KeyCommand::Revoke { id, descendants: Some(expected) } => {
+            lifecycle.revoke_with_descendants(origin, id, expected).await?.record
+        }
+        KeyCommand::Descendants { id } => {
+            return Ok(Reply::Descendants { count: lifecycle.count_descendants(origin, id).await? });
+        }
         KeyCommand::Create(new) => return Ok(show_made(lifecycle, lifecycle.create_key(origin, new).await?)),
         KeyCommand::Rotate { id, overlap_seconds } => {
             let overlap = Duration::from_secs(overlap_seconds);

@@ -69,6 +69,13 @@ pub enum KeyCommand {
     },
     Revoke {
         id: KeyId,
+        /// Also the keys that were made with it, of which there must be this number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        descendants: Option<usize>,
+    },
+    /// Count the keys that were made with a key and are not revoked.
+    Descendants {
+        id: KeyId,
     },
     Import {
         keys: Vec<MovedKey>,

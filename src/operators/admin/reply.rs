@@ -33,6 +33,10 @@ pub enum Reply {
         opens: bool,
     },
     KeyNotFound,
+    /// The number of keys that were made with a key and are not revoked.
+    Descendants {
+        count: usize,
+    },
     Imported {
         outcomes: Vec<Imported>,
         /// Whether keys without keygate's checksum are refused without a lookup.

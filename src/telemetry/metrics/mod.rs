@@ -195,6 +195,7 @@ mod tests {
             "escalation",
             "key_disabled",
             "key_expired",
+            "key_in_browser",
             "key_malformed",
             "key_missing",
             "key_not_bearer",

@@ -49,6 +49,7 @@ pub(crate) struct ApiBuilder {
     kept: Kept,
     signup: String,
     settings: String,
+    browser_keys: &'static str,
     proxies: &'static str,
     valve: Option<Valve>,
 }
@@ -72,6 +73,12 @@ impl ApiBuilder {
         self
     }
 
+    /// The general handling of live keys that a browser sends.
+    pub(crate) fn browser_keys(mut self, handling: &'static str) -> Self {
+        self.browser_keys = handling;
+        self
+    }
+
     /// No X-Forwarded-For is trusted.
     pub(crate) fn no_proxies(mut self) -> Self {
         self.proxies = "";
@@ -92,9 +99,10 @@ impl ApiBuilder {
             "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\nmax_connections = 1000\n{}\n",
             self.proxies
         );
+        let keys = format!("[keys]\nbrowser_keys = \"{}\"\n", self.browser_keys);
         let store = redis.map_or_else(String::new, |redis| {
             format!(
-                "[keys]\npepper_file = \"pepper\"\n\
+                "pepper_file = \"pepper\"\n\
                  [store]\nkind = \"redis\"\nurl = \"{}\"\nconnect_timeout = \"10s\"\n\
                  lookup_timeout = \"10s\"\ncommand_timeout = \"10s\"\n[cache]\nlookup_timeout = \"10s\"\n",
                 redis.url()
@@ -104,7 +112,7 @@ impl ApiBuilder {
         // If the clock moves ahead by an hour, the gateway sees an hour without an answer from Redis, and routes that
         // refuse then would refuse; other tests cover that.
         let policy = FIRSTHAND_POLICY.replace("on_partition = \"refuse\"\n", "");
-        let settings = [&server, &signup, &store, &self.settings].map(String::as_str).concat();
+        let settings = [&server, &signup, &keys, &store, &self.settings].map(String::as_str).concat();
         let gateway = Gateway::builder().settings(&settings).policy(&policy).api(live, test);
         match &self.valve {
             Some(valve) => gateway.store(valve.fitted()),
@@ -195,6 +203,7 @@ impl Api {
             kept,
             signup: "enabled = true\nper_network_and_hour = 1000\nper_day = 1000".to_owned(),
             settings: String::new(),
+            browser_keys: "note",
             proxies: "trusted_proxies = [\"127.0.0.1\"]",
             valve: None,
         }

@@ -1,0 +1,158 @@
+//! The descendants of a key: the keys that it made, those that they made, and so on. After a theft they are the thief's
+//! ways back, so a key can be revoked together with them.
+//!
+//! A key knows its maker ([`KeyRecord::created_by`]), and no key its children, so all keys of the organisation are
+//! read: page by page, by one request for each organisation at a time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::change::Decided;
+use crate::lifecycle::error::LifecycleError;
+use crate::lifecycle::principal::Origin;
+use crate::lifecycle::propagation::Changed;
+use crate::lifecycle::turn::Lane;
+use crate::store::Propagation;
+use crate::vocabulary::audit::{AuditKind, Trail};
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::record::{KeyRecord, Status, Versioned};
+
+/// Keys read at once.
+const PAGE: usize = 256;
+/// How often the keys are looked through again for those that were made meanwhile. Each time only keys can be there
+/// whose makers were alive the time before, so more than two are rare.
+const ROUNDS: usize = 64;
+
+/// One request at a time for each organisation that looks through its keys.
+#[derive(Debug, Default)]
+pub(in crate::lifecycle) struct Lineages(StdMutex<HashMap<OrgId, Weak<Mutex<()>>>>);
+
+impl Lineages {
+    async fn take(&self, org: OrgId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let turn = turns.get(&org).and_then(Weak::upgrade).unwrap_or_default();
+            turns.insert(org, Arc::downgrade(&turn));
+            turn
+        };
+        turn.lock_owned().await
+    }
+}
+
+impl Lifecycle {
+    /// The number of descendants of a key that can still be used, now or once they are enabled.
+    ///
+    /// # Errors
+    /// [`LifecycleError::NoKey`] also for a key that the principal may not see; why the caller may not act; a fault
+    /// of the store.
+    pub async fn count_descendants(&self, origin: &Origin, id: KeyId) -> Result<usize, LifecycleError> {
+        let org = self.key(origin, id).await?.org;
+        let _turn = self.lineages.take(org).await;
+        Ok(self.living_descendants(org, id).await?.len())
+    }
+
+    /// Revokes a key and its descendants, for ever; also those that are made while this runs. `expected` is the number
+    /// of descendants as the caller knows it, since the key of a signup is the ancestor of all.
+    ///
+    /// # Errors
+    /// [`LifecycleError::Descendants`] for another number; then nothing was revoked. Otherwise [`LifecycleError`];
+    /// then some may be revoked, and the key itself is the first. Repeat it, with the number that is told then.
+    pub async fn revoke_with_descendants(
+        &self,
+        origin: &Origin,
+        id: KeyId,
+        expected: usize,
+    ) -> Result<Changed<KeyRecord>, LifecycleError> {
+        let org = self.key(origin, id).await?.org;
+        let _turn = self.lineages.take(org).await;
+        let mut living = self.living_descendants(org, id).await?;
+        if living.len() != expected {
+            return Err(LifecycleError::Descendants { key: id, found: living.len() });
+        }
+        // First, so that it makes no more. With this the caller's right to all of it is judged: the caller may be
+        // among those that die.
+        let mut revoked = self.revoke_key(origin, id).await?;
+        for _ in 0..ROUNDS {
+            if living.is_empty() {
+                return Ok(revoked);
+            }
+            let propagation = self.revoke_all(origin, org, &living).await?;
+            revoked.propagation = slower(revoked.propagation, propagation);
+            living = self.living_descendants(org, id).await?;
+        }
+        Err(LifecycleError::Contended(Trail::Org(org)))
+    }
+
+    /// Revokes these keys, and waits until the last event holds at every gateway: then the others do too.
+    async fn revoke_all(
+        &self,
+        origin: &Origin,
+        org: OrgId,
+        keys: &[KeyId],
+    ) -> Result<Option<Propagation>, LifecycleError> {
+        let (line, mut last) = (Lane::taking(origin).of(Trail::Org(org)), None);
+        for id in keys {
+            let load = || async { self.store.key(*id).await?.ok_or(LifecycleError::NoKey(*id)) };
+            let decide = |key: &Versioned<KeyRecord>, now: UnixMillis| {
+                if key.record.revoked_at.is_some() {
+                    return Ok(Decided::nothing(()));
+                }
+                let record = KeyRecord { revoked_at: Some(now), ..key.record.clone() };
+                let (mutation, draft) = self.replace(AuditKind::KeyRevoked, key, &record, Vec::new());
+                Ok(Decided::commit(mutation, draft, ()))
+            };
+            let ((), committed) = self.commit_change(line, origin, None, load, decide).await?;
+            last = committed.or(last);
+        }
+        Ok(self.propagate_change(last).await)
+    }
+
+    /// The descendants of a key that are neither revoked nor expired, nearest first. The way to them may lead over keys
+    /// that are.
+    async fn living_descendants(&self, org: OrgId, id: KeyId) -> Result<Vec<KeyId>, LifecycleError> {
+        let mut children = HashMap::<KeyId, Vec<(KeyId, bool)>>::new();
+        let mut after = None;
+        loop {
+            let page = self.store.keys(Some(org), after, PAGE).await?;
+            let now = self.now();
+            for Versioned { record: key, .. } in &page {
+                if let Ok(maker) = KeyId::parse(&key.created_by) {
+                    let lives = matches!(key.status_at(now), Status::Active | Status::Disabled);
+                    children.entry(maker).or_default().push((key.id, lives));
+                }
+            }
+            after = page.last().map(|key| key.record.id);
+            if page.len() < PAGE {
+                break;
+            }
+        }
+        let (mut living, mut makers) = (Vec::new(), vec![id]);
+        let mut next = 0;
+        while let Some(maker) = makers.get(next) {
+            // Removed, so that records which name each other as makers end too.
+            let made = children.remove(maker).unwrap_or_default();
+            living.extend(made.iter().filter(|(_, lives)| *lives).map(|(key, _)| *key));
+            makers.extend(made.into_iter().map(|(key, _)| key));
+            next += 1;
+        }
+        living.retain(|key| *key != id);
+        Ok(living)
+    }
+}
+
+/// The less complete of two, as an answer shows it.
+fn slower(one: Option<Propagation>, other: Option<Propagation>) -> Option<Propagation> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(Propagation {
+            gateways: one.gateways.max(other.gateways),
+            confirmed: one.confirmed.min(other.confirmed),
+            took: one.took.max(other.took),
+        }),
+        (one, other) => one.or(other),
+    }
+}
