@@ -23,11 +23,11 @@ pub enum SecretFileError {
     TooLarge { what: &'static str, path: PathBuf },
 }
 
-/// The whole file.
+/// The open file, to read it bit by bit.
 ///
 /// # Errors
-/// When the file cannot be read, or others can read it too, or it has more than 4 MiB.
-pub fn read(what: &'static str, path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
+/// When the file cannot be opened, or others can read it too.
+pub fn open(what: &'static str, path: &Path) -> Result<File, SecretFileError> {
     let failed = |cause| SecretFileError::Io { what, path: path.to_owned(), cause };
     let file = File::open(path).map_err(failed)?;
     // Of the open file: another one could take its place between two looks at the path.
@@ -35,8 +35,18 @@ pub fn read(what: &'static str, path: &Path) -> Result<Zeroizing<Vec<u8>>, Secre
     if is_exposed(metadata.uid(), metadata.mode()) {
         return Err(SecretFileError::Exposed { what, path: path.to_owned() });
     }
+    Ok(file)
+}
+
+/// The whole file.
+///
+/// # Errors
+/// When the file cannot be read, or others can read it too, or it has more than 4 MiB.
+pub fn read(what: &'static str, path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
+    let failed = |cause| SecretFileError::Io { what, path: path.to_owned(), cause };
+    let file = open(what, path)?;
     // With room for all of it from the start: a buffer that grows leaves copies of the secret behind.
-    let room = usize::try_from(metadata.len().min(LARGEST) + 1).unwrap_or_default();
+    let room = usize::try_from(file.metadata().map_err(failed)?.len().min(LARGEST) + 1).unwrap_or_default();
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > LARGEST {

@@ -278,7 +278,11 @@ fn refuse(error: LifecycleError) -> Rejection {
         }
         // Nobody reads it.
         LifecycleError::CallerLeft => Rejection::BodyBroken,
-        LifecycleError::Randomness(_) | LifecycleError::Collision | LifecycleError::KeptAnswer => {
+        LifecycleError::Randomness(_)
+        | LifecycleError::Collision
+        | LifecycleError::KeptAnswer
+        // Only operators ask for what ends so.
+        | LifecycleError::Prefix(_) => {
             internal(&error)
         }
     }

@@ -10,7 +10,7 @@ use crate::lifecycle::{self, SignupSettings};
 use crate::secret_file::{self, SecretFileError};
 use crate::vocabulary::audit::Chain;
 use crate::vocabulary::key::record::Sealer;
-use crate::vocabulary::key::{Digester, KeyFormat, Pepper};
+use crate::vocabulary::key::{Digester, KeyFormat, Pepper, Prefix};
 
 /// Why a secret of the installation cannot be used.
 #[derive(Debug, Error)]
@@ -26,6 +26,7 @@ pub enum SecretError {
 /// The tools that every part which handles keys needs.
 #[derive(Debug)]
 pub struct KeyTools {
+    pub prefix: Prefix,
     pub format: KeyFormat,
     pub digester: Digester,
     pub sealer: Sealer,
@@ -47,6 +48,7 @@ impl KeyTools {
         let pepper = read("keys.pepper_file", &settings.pepper_file)?;
         let audit = read("audit.key_file", &settings.audit_key_file)?;
         Ok(Self {
+            prefix: settings.prefix.clone(),
             format: KeyFormat::new(&settings.prefix, settings.accept_without_checksum),
             digester: Digester::new(pepper.clone()),
             sealer: Sealer::new(pepper.clone()),
@@ -60,6 +62,7 @@ impl KeyTools {
     #[must_use]
     pub fn lifecycle(&self, signup: SignupSettings) -> lifecycle::Settings {
         lifecycle::Settings {
+            prefix: self.prefix.clone(),
             format: self.format.clone(),
             digester: self.digester.clone(),
             pepper: self.pepper.clone(),

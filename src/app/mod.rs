@@ -3,6 +3,7 @@
 mod control;
 mod in_force;
 mod key_tools;
+mod prefixes;
 mod reload;
 mod signals;
 mod start;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::control::Control;
 use super::in_force::{InForce, Observed, serving};
 use super::key_tools::{KeyTools, SecretError, read_secret};
+use super::prefixes::{self, Followers};
 use super::reload::{Fixed, Source, tell_remarks, tell_wider};
 use super::signals::Signals;
 use super::store::{StoreError, attend_revived, open_store};
@@ -23,7 +24,7 @@ use crate::config::Config;
 use crate::downstream::listener::{self, Listener};
 use crate::downstream::tls;
 use crate::downstream::worker::{Parts, Worker};
-use crate::gateway::{Plan, Shared};
+use crate::gateway::{Plan, Shapes, Shared};
 use crate::lifecycle::Lifecycle;
 use crate::operators::admin;
 use crate::operators::ops::{self, Readiness, Told};
@@ -37,6 +38,7 @@ use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
 use crate::telemetry::{self, RecordWriter};
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::Clock;
+use crate::vocabulary::key::{KeyFormat, Prefix};
 
 /// Why a gateway does not start.
 #[derive(Debug, Error)]
@@ -112,7 +114,7 @@ impl App {
         };
         let count = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
         let workers = Arc::new((0..count).map(start).collect::<Result<Vec<_>, _>>()?);
-
+        keys.follow_prefixes(&workers);
         let addresses = sockets.addresses();
         let Sockets { public, trusted_proxies, admin_socket, admin_remote, ops } = sockets;
         let accepting = public.start(Arc::clone(&workers));
@@ -185,6 +187,8 @@ struct Keys {
     meter: Arc<StoreMeter>,
     cache: Arc<ReadThrough>,
     lifecycle: Option<Arc<Lifecycle>>,
+    /// What keys look like, and the prefix that the configuration gives to new ones.
+    shape: (KeyFormat, Prefix),
 }
 
 impl Keys {
@@ -205,14 +209,28 @@ impl Keys {
             tokio::spawn(attend_revived(lifecycle.clone(), revived));
         }
         store.subscribe(Arc::clone(&meter) as Arc<dyn EventSink>);
-        Self { store, meter, cache, lifecycle }
+        let shape = (tools.format.clone(), tools.prefix.clone());
+        Self { store, meter, cache, lifecycle, shape }
+    }
+
+    /// Keeps these workers in step with the prefixes of the store.
+    fn follow_prefixes(&self, workers: &Arc<Vec<Worker>>) {
+        let (store, (format, own)) = (Arc::clone(&self.store), self.shape.clone());
+        let lifecycle = self.lifecycle.as_ref().map(Arc::downgrade);
+        tokio::spawn(prefixes::follow(Followers {
+            store,
+            lifecycle,
+            workers: Arc::downgrade(workers),
+            format,
+            own,
+        }));
     }
 
     /// The parts that all workers share.
     fn shared(&self, plan: Arc<Plan>, tools: KeyTools, clock: &Clock) -> Shared {
         Shared {
             plan,
-            format: tools.format,
+            shapes: Arc::new(Shapes { format: tools.format, only_these: None }),
             digester: tools.digester,
             keys: Arc::clone(&self.cache),
             api: self.lifecycle.clone().map(|lifecycle| Api::new(lifecycle, Handle::current())),

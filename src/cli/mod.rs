@@ -15,6 +15,7 @@ mod operator;
 mod orgs;
 mod revoke;
 mod serve;
+mod shape;
 mod store;
 mod table;
 mod transfer;

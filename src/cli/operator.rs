@@ -218,7 +218,12 @@ impl Operator {
                 replied => return replied.map_err(|error| error.to_string()),
             }
         }
-        Ok(execute(store.get_or_try_init(async || open(config).map(Box::new)).await?, order).await)
+        let open = async || {
+            let lifecycle = open(config)?;
+            lifecycle.read_prefixes().await;
+            Ok::<_, String>(Box::new(lifecycle))
+        };
+        Ok(execute(store.get_or_try_init(open).await?, order).await)
     }
 }
 

@@ -9,6 +9,7 @@ use super::{Outcome, migrate};
 use crate::operators::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Lease, Status};
 use crate::vocabulary::key::record::RecordFormat;
+use crate::vocabulary::key::{Prefix, Prefixes};
 
 /// Show the state of the store, accept it after a loss, migrate it
 #[derive(Debug, Subcommand)]
@@ -22,6 +23,7 @@ Exit code: 0 if the store is in order or was accepted, 1 if not.
 Examples:
   keygate store status
   keygate store accept --yes
+  keygate store accept-prefix acme
   keygate store migrate --config node.toml --to redis.toml")]
 pub(super) enum Action {
     /// Show the place of the store, its state and its gateways
@@ -32,6 +34,18 @@ pub(super) enum Action {
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
+    },
+    /// Accept keys that begin with another prefix, such as imported ones; keys.prefix of a configuration is accepted by itself
+    AcceptPrefix {
+        /// The prefix, as acme in acme_live_sk_…
+        #[arg(value_parser = Prefix::parse)]
+        prefix: Prefix,
+    },
+    /// Accept keys that begin with a prefix no longer; refused while a key that can be used has it
+    RemovePrefix {
+        /// The prefix, as acme in acme_live_sk_…
+        #[arg(value_parser = Prefix::parse)]
+        prefix: Prefix,
     },
     Migrate(migrate::Args),
 }
@@ -58,8 +72,27 @@ impl Act for Action {
                 show_acceptance(&acceptance, session)?;
                 Ok(Outcome::Done)
             }
+            Self::AcceptPrefix { prefix } => {
+                change_prefixes(StoreCommand::AcceptPrefix { prefix }, session).await
+            }
+            Self::RemovePrefix { prefix } => {
+                change_prefixes(StoreCommand::RemovePrefix { prefix }, session).await
+            }
         }
     }
+}
+
+async fn change_prefixes(command: StoreCommand, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let Reply::Prefixes { accepted } = session.ask(Command::Store(command)).await? else {
+        return Err(unexpected());
+    };
+    if session.json {
+        session.print_json(&serde_json::json!({ "accepted": accepted }))?;
+    } else {
+        let accepted: Vec<&str> = accepted.iter().map(Prefix::as_str).collect();
+        writeln!(session.out, "accepted prefixes: {}", accepted.join(", "))?;
+    }
+    Ok(Outcome::Done)
 }
 
 fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure> {
@@ -74,6 +107,7 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
         ("store", or_none(status.found.clone())),
         ("expected", Some(status.known.clone().unwrap_or_else(|| "any".to_owned()))),
         ("format", or_none(status.format.map(|format| describe_format(format, status.keeps)))),
+        ("prefixes", status.prefixes.as_deref().map(describe_prefixes)),
         ("events", or_none(status.events.map(|events| events.to_string()))),
         ("state", Some(status.trouble.clone().unwrap_or_else(|| "fine".to_owned()))),
     ];
@@ -86,12 +120,29 @@ fn describe_format(format: RecordFormat, keeps: RecordFormat) -> String {
     format!("{format} (this gateway keeps formats up to {keeps})")
 }
 
-/// `0123456789abcdef, event 41, keeps format 2 (this one)`
+/// `fh, kg; not accepted any more: old`
+fn describe_prefixes(text: &str) -> String {
+    let Ok(list) = text.parse::<Prefixes>() else { return text.to_owned() };
+    let accepted: Vec<&str> = list.accepted().map(Prefix::as_str).collect();
+    let removed: Vec<&str> = list.removed().map(Prefix::as_str).collect();
+    let others = if list.is_complete() { "" } else { ", and keys with others are looked up" };
+    let removed = if removed.is_empty() {
+        String::new()
+    } else {
+        format!("; not accepted any more: {}", removed.join(", "))
+    };
+    format!("{}{others}{removed}", accepted.join(", "))
+}
+
+/// `0123456789abcdef, event 41, keeps format 3, accepts fh kg (this one)`
 fn describe_lease(lease: &Lease, events: Option<u64>) -> String {
     let behind = events.map_or(0, |events| events.saturating_sub(lease.event));
     let behind = if behind > 0 { format!(", {behind} behind") } else { String::new() };
     let own = if lease.own { " (this one)" } else { "" };
-    format!("{}, event {}{behind}, keeps format {}{own}", lease.gateway, lease.event, lease.format)
+    let accepts: Vec<&str> =
+        lease.prefixes.split(' ').filter(|word| word.starts_with(char::is_alphabetic)).collect();
+    let accepts = if accepts.is_empty() { String::new() } else { format!(", accepts {}", accepts.join(" ")) };
+    format!("{}, event {}{behind}, keeps format {}{accepts}{own}", lease.gateway, lease.event, lease.format)
 }
 
 fn show_acceptance(acceptance: &Acceptance, session: &mut Session<'_>) -> Result<(), Failure> {

@@ -1,16 +1,19 @@
 //! `keygate keys import` and `keygate keys export`: keys as lines of JSON. Keys are handled in batches, so that a file
 //! of any length needs little memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::Outcome;
 use super::operator::{Begun, Failure, Session, unexpected};
-use crate::lifecycle::{Imported, Marks, MovedKey, Rehearsal};
+use super::shape::{Reading, Scheme, Shapes};
+use crate::lifecycle::{Imported, ImportedKey, Marks, MovedKey, Rehearsal};
 use crate::operators::admin::{Command, KeyCommand, Reply};
+use crate::secret_file;
 use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::scope::Scope;
 
 /// Keys per batch. A batch costs one sync to the disk, so large batches cost little per key.
 const BATCH: usize = 4000;
@@ -34,10 +37,21 @@ sha256 is the SHA-256 of the whole key, in hexadecimal digits. Optional fields a
 expires_at, disabled_at, revoked_at, owner, note, allowed_addresses and old_secret. A key that is already present and identical is \
 skipped, so an interrupted import can be run again.
 
-Exit code: 0 if every key was imported or already present, 1 if any was refused.
+A key opens something only if it looks like this: an accepted prefix (keys.prefix of the configuration, or one that `keygate store \
+accept-prefix` has added), _live_sk_ or _test_sk_, then 32 letters and digits and keygate's checksum of 6. With \
+keys.accept_without_checksum = true, 16 to 128 letters and digits without a checksum are enough. A hash does not show what its key looks \
+like, so say it with --scheme: fh for keys that another keygate has made, fh:no-checksum for others. The import stops before it begins if \
+such keys would be refused.
+
+With --secrets each line is a secret, or an object with `secret` in the place of sha256. Each secret is looked at, and refused if it could \
+open nothing. Only its hash leaves this command.
+
+Exit code: 0 if every key was imported or already present, 1 if any was refused, or if keys of this scheme would be.
 
 Examples:
   keygate keys import keys.jsonl --dry-run
+  keygate keys import keys.jsonl --scheme fh
+  keygate keys import --secrets old-keys.txt --scopes jobs:read
   keygate keys import keys.jsonl --org org_01J9ZQ6T5N8XKD3V4WPYB7C2HM
   zcat keys.jsonl.gz | keygate keys import -")]
 pub(super) struct Import {
@@ -47,6 +61,15 @@ pub(super) struct Import {
     /// The organisation of the keys that have no organization_id
     #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
     org: Option<OrgId>,
+    /// What the imported keys look like: their prefix, and :no-checksum if keygate has not made them
+    #[arg(long, value_name = "PREFIX[:no-checksum]", value_parser = Scheme::parse)]
+    scheme: Option<Scheme>,
+    /// The file has the secrets themselves; it must have mode 0600
+    #[arg(long)]
+    secrets: bool,
+    /// The scopes of the keys whose lines name none, separated by commas
+    #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse, requires = "secrets")]
+    scopes: Option<Vec<Scope>>,
     /// Begin at this line; the first line is 1
     #[arg(long, value_name = "N", default_value_t = 1)]
     from_line: u64,
@@ -73,6 +96,12 @@ struct Tally {
     imported: u64,
     present: u64,
     refused: u64,
+    /// Of the imported and present ones, those that could be used now; if their shape is not known: if it is accepted.
+    usable: u64,
+    /// The others, by what keeps them from it.
+    unusable: BTreeMap<String, u64>,
+    /// Whether every key has a shape that is accepted.
+    shape_known: bool,
     /// The last line that was read.
     last_line: u64,
 }
@@ -86,15 +115,23 @@ struct Batch {
 }
 
 pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Outcome, Failure> {
-    let mut lines = Lines { input: open(&args.file)?, number: 0 };
+    let shape_known = args.scheme.is_some() || args.secrets;
+    let shapes = if shape_known { Some(Shapes::ask(session).await?) } else { None };
+    if let Some((scheme, shapes)) = args.scheme.as_ref().zip(shapes.as_ref()) {
+        shapes.check(scheme)?;
+    }
+    let secrets = shapes.filter(|_| args.secrets);
+    let reading = Reading { org: args.org, scheme: args.scheme, secrets, scopes: args.scopes };
+    let mut lines = Lines { input: open(&args.file, args.secrets)?, number: 0 };
     let mut import = Importing { rehearsal: args.dry_run.then(Rehearsal::default), ..Importing::default() };
+    import.tally.shape_known = shape_known;
     let mut batch = Batch::default();
     while let Some((number, line)) = lines.next()? {
         import.tally.last_line = number;
         if number < args.from_line {
             continue;
         }
-        match line.and_then(|line| parse(&line, args.org)) {
+        match line.and_then(|line| reading.parse(&line)) {
             Ok(None) => {}
             Ok(Some((key, len))) => {
                 batch.numbers.push(number);
@@ -110,7 +147,7 @@ pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Ou
     import.hand_over(batch, session).await?;
     import.finish(0, session).await?;
     session.show_progress("");
-    if import.checksum_required {
+    if import.checksum_required && !shape_known {
         session.remark(
             "keys.accept_without_checksum is false: imported keys without keygate's checksum are refused when they \
                  are used",
@@ -120,9 +157,13 @@ pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Ou
     Ok(if import.tally.refused == 0 { Outcome::Done } else { Outcome::Refused })
 }
 
-fn open(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
+fn open(path: &Path, has_secrets: bool) -> Result<Box<dyn BufRead>, Failure> {
     if path.as_os_str() == "-" {
         return Ok(Box::new(BufReader::new(io::stdin())));
+    }
+    if has_secrets {
+        let file = secret_file::open("--secrets", path).map_err(|error| error.to_string())?;
+        return Ok(Box::new(BufReader::with_capacity(1 << 16, file)));
     }
     let file = File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
@@ -160,25 +201,6 @@ impl Lines {
         let line = if too_long { Err(format!("the line is longer than {LINE_LEN} bytes")) } else { Ok(line) };
         Ok(Some((self.number, line)))
     }
-}
-
-/// The key on a line and the line's length; `None` for an empty line.
-fn parse(line: &[u8], org: Option<OrgId>) -> Result<Option<(MovedKey, usize)>, String> {
-    let line = line.trim_ascii();
-    if line.is_empty() {
-        return Ok(None);
-    }
-    if !line.starts_with(b"{") {
-        return Err("not a JSON object; write {\"sha256\": …}".to_owned());
-    }
-    let mut key: MovedKey = serde_json::from_slice(line).map_err(|error| {
-        // serde counts lines within its input, which is a single line.
-        let text = error.to_string();
-        let text = text.split(" at line 1").next().unwrap_or_default();
-        format!("{text}, at column {}", error.column())
-    })?;
-    key.organization_id = key.organization_id.or(org);
-    Ok(Some((key, line.len())))
 }
 
 /// An import in progress.
@@ -224,11 +246,18 @@ impl Importing {
             let Reply::Imported { outcomes, checksum_required } = reply else { return Err(unexpected()) };
             self.checksum_required |= checksum_required;
             let mut marks = marks.into_iter();
-            for (number, outcome) in numbers.iter().zip(outcomes) {
+            for (number, ImportedKey { outcome, unusable }) in numbers.iter().zip(outcomes) {
                 match self.among_lines(*number, marks.next(), outcome) {
                     Imported::New => self.tally.imported += 1,
                     Imported::Present => self.tally.present += 1,
-                    Imported::Refused { reason } => self.refuse(*number, &reason, session),
+                    Imported::Refused { reason } => {
+                        self.refuse(*number, &reason, session);
+                        continue;
+                    }
+                }
+                match unusable {
+                    Some(reason) => *self.tally.unusable.entry(reason).or_default() += 1,
+                    None => self.tally.usable += 1,
                 }
             }
             let Tally { imported, present, refused, .. } = self.tally;
@@ -269,9 +298,24 @@ fn summarise(tally: &Tally, rehearsal: bool, session: &mut Session<'_>) -> Resul
     if session.json {
         return session.print_json(tally);
     }
-    let Tally { imported, present, refused, .. } = tally;
+    let Tally { imported, present, refused, usable, unusable, shape_known, .. } = tally;
     let moved = if rehearsal { "would be imported" } else { "imported" };
-    Ok(writeln!(session.out, "{imported} {moved}, {present} already present, {refused} refused")?)
+    writeln!(session.out, "{imported} {moved}, {present} already present, {refused} refused")?;
+    let all = imported + present;
+    if all == 0 {
+        return Ok(());
+    }
+    let others: String = unusable.iter().map(|(reason, count)| format!(", {count} {reason}")).collect();
+    if *shape_known {
+        writeln!(session.out, "{usable} of {all} could be used as things stand{others}")?;
+    } else {
+        writeln!(
+            session.out,
+            "at most {usable} of {all} could be used as things stand{others}; a hash does not show what its key looks like: \
+             say it with --scheme"
+        )?;
+    }
+    Ok(())
 }
 
 pub(super) async fn export(args: &Export, session: &mut Session<'_>) -> Result<Outcome, Failure> {
@@ -323,30 +367,6 @@ mod tests {
         let (_, first) = lines.next().unwrap().unwrap();
         assert_eq!(first, Ok(b"{}\r\n".to_vec()));
         let (_, second) = lines.next().unwrap().unwrap();
-        assert!(parse(&second.unwrap(), None).unwrap_err().contains("not a JSON object"));
-    }
-
-    #[test]
-    fn messages_about_a_line_do_not_show_a_secret_in_it() {
-        let secret = "fh_live_sk_0123456789abcdef";
-        let sha256 = "\"sha256\":\"".to_owned() + &"a5".repeat(32) + "\"";
-        let rest = "\"name\":\"n\",\"environment\":\"live\",\"scopes\":[\"jobs:read\"]";
-        let said = |line: String| parse(line.as_bytes(), None).unwrap_err();
-        assert!(
-            said(format!("{{{sha256}}}")).starts_with("missing field `name`"),
-            "{}",
-            said(format!("{{{sha256}}}"))
-        );
-        assert!(said(format!("{{{sha256},{rest},\"scope\":1}}")).contains("unknown field `scope`"));
-        assert!(said("{".to_owned()).contains("column"));
-        for odd in ["[]", "1", "\"x\"", "null", "sha256,name"] {
-            assert!(said(odd.to_owned()).contains("not a JSON object"), "{odd}");
-        }
-        let plain = said(format!("{{\"sha256\":\"{secret}\",{rest}}}"));
-        assert!(plain.contains("64 hexadecimal digits") && !plain.contains(secret), "{plain}");
-        assert_eq!(parse(b" \n", None), Ok(None));
-        let org = OrgId::from_bytes([1; 16]);
-        let (key, _) = parse(format!("{{{sha256},{rest}}}").as_bytes(), Some(org)).unwrap().unwrap();
-        assert_eq!(key.organization_id, Some(org));
+        assert!(second.unwrap().starts_with("\u{feff}".as_bytes()));
     }
 }

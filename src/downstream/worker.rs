@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::connection::{self, Serving};
 use super::connection_limit::Slot;
 use super::membership::{Connections, Stage};
-use crate::gateway::{Gateway, Plan, Shared};
+use crate::gateway::{Gateway, Plan, Shapes, Shared};
 use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::Cells;
 use crate::vocabulary::peer::Peer;
@@ -81,6 +81,11 @@ enum Order {
         serving: Serving,
         done: Sender<()>,
     },
+    /// Accept keys of other shapes from the next request on. `done` is dropped when that is so.
+    Accept {
+        shapes: Arc<Shapes>,
+        done: UnboundedSender<()>,
+    },
     /// Tell clients that their connections end, and go on serving.
     Leave,
     /// Finish the requests under way, begin no other, then end. Tunnels are closed after this time.
@@ -123,6 +128,11 @@ impl Worker {
     /// replaced.
     pub fn adopt(&self, plan: Arc<Plan>, serving: Serving, done: Sender<()>) {
         let _ = self.orders.send(Order::Adopt { plan, serving, done });
+    }
+
+    /// Replaces the shapes of the keys that requests may present. `done` is dropped once they are replaced.
+    pub fn accept(&self, shapes: Arc<Shapes>, done: UnboundedSender<()>) {
+        let _ = self.orders.send(Order::Accept { shapes, done });
     }
 
     /// Tells clients that their connections end. Every request is still served.
@@ -191,6 +201,10 @@ async fn work(
             Some(Order::Adopt { plan, serving: other, done }) => {
                 gateway.adopt(plan);
                 serving = Rc::new(other);
+                drop(done);
+            }
+            Some(Order::Accept { shapes, done }) => {
+                gateway.accept(shapes);
                 drop(done);
             }
             Some(Order::Leave) => connections.advance(Stage::Leaving),

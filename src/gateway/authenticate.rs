@@ -8,13 +8,14 @@ use http::header::AUTHORIZATION;
 use super::Gateway;
 use super::caller::{Caller, Prepared};
 use super::exchange::Exchange;
+use super::snapshot::Shapes;
 use crate::policy::access::Access;
 use crate::policy::request::CanonicalRequest;
 use crate::policy::route::Route;
 use crate::store::cache::{Known, OnPartition, Resolved};
 use crate::store::{Found, StoreFault};
 use crate::vocabulary::key::admission::{Attempt, admit};
-use crate::vocabulary::key::{Environment, PresentedKey};
+use crate::vocabulary::key::{Environment, Malformed, PresentedKey};
 use crate::vocabulary::network::ClientNetwork;
 use crate::vocabulary::rejection::{Rejection, Unauthenticated, Unavailable};
 
@@ -27,11 +28,11 @@ pub(super) async fn authenticate<B>(
     request: &CanonicalRequest<B>,
     route: Option<&Route>,
 ) -> Result<Caller, Rejection> {
-    let (gateway, headers) = (exchange.gateway(), request.headers());
+    let headers = request.headers();
     if let Some(Route { access: Access::Public { .. }, .. }) = route {
-        return Ok(Caller::Anyone { environment: named_environment(gateway, headers) });
+        return Ok(Caller::Anyone { environment: named_environment(exchange, headers) });
     }
-    let key = presented_key(gateway, headers)?;
+    let key = presented_key(exchange, headers)?;
     let on_partition = route.and_then(|route| route.on_partition);
     let known = resolve(exchange, headers, &key, on_partition).await?;
     Ok(Caller::Holder(known))
@@ -39,11 +40,33 @@ pub(super) async fn authenticate<B>(
 
 /// The key of a request. Only its form has been judged.
 pub(super) fn presented_key<'h>(
-    gateway: &Gateway,
+    exchange: &Exchange,
     headers: &'h HeaderMap,
 ) -> Result<PresentedKey<'h>, Rejection> {
     let token = bearer_token(headers).map_err(Rejection::Unauthenticated)?;
-    gateway.format.parse(token).map_err(|_| Rejection::Unauthenticated(Unauthenticated::Malformed))
+    let shapes = exchange.snapshot().shapes();
+    let key = shapes
+        .format
+        .parse(token)
+        .or_else(|malformed| parse_other(exchange.gateway(), shapes, token, malformed));
+    key.map_err(|Malformed| Rejection::Unauthenticated(Unauthenticated::Malformed))
+}
+
+/// A key with a prefix that is not among those of this gateway is looked up while the gateway cannot be sure that it knows
+/// all prefixes: before the others know which ones it accepts, and while it is cut off from the store. Then another gateway
+/// may make keys with a prefix that this one has not heard of.
+#[cold]
+fn parse_other<'h>(
+    gateway: &Gateway,
+    shapes: &Shapes,
+    token: &'h [u8],
+    malformed: Malformed,
+) -> Result<PresentedKey<'h>, Malformed> {
+    if shapes.are_all() && !gateway.keys.is_cut_off() {
+        Err(malformed)
+    } else {
+        shapes.format.parse_any(token)
+    }
 }
 
 async fn resolve(
@@ -96,7 +119,7 @@ fn bearer_token(headers: &HeaderMap) -> Result<&[u8], Unauthenticated> {
 
 /// The environment that a request on a public route names, if any. Such a route looks at no key. But the sender of a
 /// test key means the sandbox, also where the key is mistyped or stands beside a live one.
-fn named_environment(gateway: &Gateway, headers: &HeaderMap) -> Option<Environment> {
+fn named_environment(exchange: &Exchange, headers: &HeaderMap) -> Option<Environment> {
     let credentials = headers.get(AUTHORIZATION)?;
-    gateway.format.named_environment(credentials.as_bytes())
+    exchange.snapshot().shapes().format.named_environment(credentials.as_bytes())
 }

@@ -53,13 +53,13 @@ use crate::telemetry::{RecordSink, Throttle};
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::IdSource;
-use crate::vocabulary::key::{Digester, KeyFormat};
+use crate::vocabulary::key::Digester;
 use crate::vocabulary::peer::Peer;
 use crate::vocabulary::rejection::Rejection;
 
 pub use self::cut::Cut;
 pub use self::response_body::ResponseBody;
-pub use self::snapshot::Plan;
+pub use self::snapshot::{Plan, Shapes};
 pub use self::tunnel::{Departure, Tunnel};
 
 /// The settings of the request path.
@@ -88,7 +88,8 @@ impl Default for Settings {
 #[derive(Clone, Debug)]
 pub struct Shared {
     pub plan: Arc<Plan>,
-    pub format: KeyFormat,
+    /// What keys may look like, until [`Gateway::accept`] is told of the store's prefixes.
+    pub shapes: Arc<Shapes>,
     pub digester: Digester,
     pub keys: Arc<ReadThrough>,
     /// `None` at a gateway with the role of a proxy.
@@ -102,7 +103,6 @@ pub struct Shared {
 pub struct Gateway {
     /// The snapshot of the requests that begin now.
     snapshot: RefCell<Rc<Snapshot>>,
-    format: KeyFormat,
     digester: Digester,
     keys: ThreadCache<Prepared>,
     in_flight: InFlight,
@@ -120,15 +120,14 @@ impl Gateway {
     /// The gateway of the calling thread.
     #[must_use]
     pub fn new(shared: Shared, records: Rc<RecordSink>, cells: Arc<Cells>) -> Rc<Self> {
-        let Shared { plan, format, digester, keys, api, clock } = shared;
+        let Shared { plan, shapes, digester, keys, api, clock } = shared;
         Rc::new(Self {
-            snapshot: RefCell::new(Rc::new(Snapshot::new(plan, &cells, clock.clone()))),
+            snapshot: RefCell::new(Rc::new(Snapshot::new(plan, shapes, &cells, clock.clone()))),
             keys: ThreadCache::new(keys),
             in_flight: InFlight::default(),
             api,
             usage: UsageNotes::default(),
             ids: RefCell::default(),
-            format,
             digester,
             records,
             cells,
@@ -140,6 +139,12 @@ impl Gateway {
     /// Makes `plan` hold from the next request on. Requests under way go on with theirs.
     pub fn adopt(&self, plan: Arc<Plan>) {
         let renewed = Rc::new(self.snapshot().renew(plan, &self.cells));
+        self.snapshot.replace(renewed);
+    }
+
+    /// Accepts keys of these shapes from the next request on.
+    pub fn accept(&self, shapes: Arc<Shapes>) {
+        let renewed = Rc::new(self.snapshot().with_shapes(shapes, &self.cells));
         self.snapshot.replace(renewed);
     }
 

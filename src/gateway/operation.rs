@@ -48,7 +48,7 @@ pub(super) async fn serve(
     }
     call.idempotency = match idempotency_key(&headers)? {
         Some(name) if caller.is_some() => {
-            let presented = presented_key(gateway, &headers)?;
+            let presented = presented_key(exchange, &headers)?;
             api::idempotency(operation, &presented, name, target.as_str(), &call.body)?
         }
         _ => None,

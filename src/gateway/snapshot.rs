@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::Settings;
 use super::headers::HeaderRules;
 use crate::policy::route::RouteTable;
@@ -15,6 +17,7 @@ use crate::upstream::health::Health;
 use crate::upstream::send::Upstreams;
 use crate::upstream::{self, UpstreamId};
 use crate::vocabulary::clock::Clock;
+use crate::vocabulary::key::{KeyFormat, Prefixes};
 
 /// The settings that can change while the gateway runs.
 #[derive(Debug)]
@@ -56,10 +59,29 @@ impl Plan {
     }
 }
 
+/// What keys may look like.
+#[derive(Debug)]
+pub struct Shapes {
+    pub format: KeyFormat,
+    /// Whether a key with another prefix than those of the format may be refused without a lookup: every other gateway
+    /// knows that this one does so. It sees when the store has another list of prefixes. `None`: it may not be refused.
+    pub only_these: Option<watch::Receiver<Option<Prefixes>>>,
+}
+
+impl Shapes {
+    /// Whether no key can have another prefix, as far as is known in this process.
+    pub(super) fn are_all(&self) -> bool {
+        let is_latest = |list: &watch::Receiver<_>| matches!(list.has_changed(), Ok(false));
+        self.format.is_complete() && self.only_these.as_ref().is_some_and(is_latest)
+    }
+}
+
 /// A plan as one worker uses it.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     plan: Arc<Plan>,
+    /// What keys may look like. It follows the store and not the configuration.
+    shapes: Arc<Shapes>,
     upstreams: Upstreams,
     /// By the number of the route; the last entry is for requests without a route.
     route_cells: Box<[Arc<RouteCells>]>,
@@ -67,25 +89,36 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(plan: Arc<Plan>, cells: &Cells, clock: Clock) -> Self {
+    pub(super) fn new(plan: Arc<Plan>, shapes: Arc<Shapes>, cells: &Cells, clock: Clock) -> Self {
         let upstreams = Upstreams::new(&plan.upstreams, &plan.health, clock);
-        Self::with_upstreams(plan, upstreams, cells)
+        Self::with_upstreams(plan, shapes, upstreams, cells)
     }
 
     /// The snapshot of another plan. It takes over the connections that it can use.
     pub(super) fn renew(&self, plan: Arc<Plan>, cells: &Cells) -> Self {
         let upstreams = self.upstreams.renew(&plan.upstreams, &plan.health);
-        Self::with_upstreams(plan, upstreams, cells)
+        Self::with_upstreams(plan, Arc::clone(&self.shapes), upstreams, cells)
     }
 
-    fn with_upstreams(plan: Arc<Plan>, upstreams: Upstreams, cells: &Cells) -> Self {
+    /// The same plan, for keys of other shapes.
+    pub(super) fn with_shapes(&self, shapes: Arc<Shapes>, cells: &Cells) -> Self {
+        let upstreams = self.upstreams.renew(&self.plan.upstreams, &self.plan.health);
+        Self::with_upstreams(Arc::clone(&self.plan), shapes, upstreams, cells)
+    }
+
+    fn with_upstreams(plan: Arc<Plan>, shapes: Arc<Shapes>, upstreams: Upstreams, cells: &Cells) -> Self {
         let routes = plan.routes.routes().iter().map(|route| Some(&*route.id)).chain([None]);
         Self {
             route_cells: routes.map(|id| cells.route(id)).collect(),
             upstream_cells: plan.upstreams.iter().map(|upstream| cells.upstream(&upstream.name)).collect(),
             upstreams,
             plan,
+            shapes,
         }
+    }
+
+    pub(super) fn shapes(&self) -> &Shapes {
+        &self.shapes
     }
 
     pub(super) fn settings(&self) -> &Settings {

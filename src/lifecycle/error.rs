@@ -8,7 +8,9 @@ use crate::store::StoreFault;
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Prefix;
 use crate::vocabulary::key::admission::Refusal;
+use crate::vocabulary::key::prefix::TooManyPrefixes;
 use crate::vocabulary::key::scope::Scope;
 use crate::vocabulary::rejection::FieldError;
 
@@ -40,6 +42,21 @@ impl Escalation {
             Self::WiderAddresses => "wider_addresses",
         }
     }
+}
+
+/// Why a prefix is not accepted, or not removed.
+#[derive(Debug, Error)]
+pub enum PrefixError {
+    #[error(transparent)]
+    TooMany(#[from] TooManyPrefixes),
+    #[error("{0} is not among the accepted prefixes; `keygate store status` lists them")]
+    Absent(Prefix),
+    #[error(
+        "{0} is what keys.prefix of this gateway says; set another, restart every gateway, and try again"
+    )]
+    Configured(Prefix),
+    #[error("{keys} keys that can still be used have the prefix {prefix}; rotate or revoke them first")]
+    InUse { prefix: Prefix, keys: u64 },
 }
 
 #[derive(Debug, Error)]
@@ -89,6 +106,8 @@ pub enum LifecycleError {
     /// A new random identifier or secret is in the store already, which does not happen by chance.
     #[error("the store holds what was just drawn at random; check its data and the machine's randomness")]
     Collision,
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
     #[error("the answer that is kept for this request cannot be read")]
     KeptAnswer,
 }

@@ -1,6 +1,6 @@
 //! Importing keys from elsewhere, and exporting them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -9,14 +9,16 @@ use tokio::task::JoinSet;
 use super::Lifecycle;
 use super::audit::Draft;
 use super::error::LifecycleError;
-use super::moved::{Imported, MovedKey, compare, export};
+use super::moved::{Imported, ImportedKey, MovedKey, compare, export};
 use super::principal::Origin;
 use super::search::find_digest;
 use crate::store::{CommitError, Store, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
+use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::KeyRecord;
+use crate::vocabulary::key::admission::{Attempt, Dead, Refusal, admit};
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
 
 /// Lookups under way at once while keys are compared with those in the store. A store takes its commands in turn, so
 /// more would wait, and delay those that requests need.
@@ -34,20 +36,24 @@ impl Lifecycle {
         origin: &Origin,
         keys: Vec<MovedKey>,
         rehearsal: bool,
-    ) -> Result<Vec<Imported>, LifecycleError> {
-        let mut outcomes: Vec<Option<Imported>> = vec![None; keys.len()];
+    ) -> Result<Vec<ImportedKey>, LifecycleError> {
+        if !rehearsal {
+            // The store must say what its first keys begin with.
+            self.propose_prefix().await?;
+        }
+        let mut outcomes = Outcomes::new(keys.len(), self.orgs_of(&keys).await?);
         let mut records = Vec::with_capacity(keys.len());
         let vocabulary = self.vocabulary();
-        let missing = self.missing_orgs(&keys).await?;
-        for (n, (moved, outcome)) in keys.iter().zip(&mut outcomes).enumerate() {
+        for (n, moved) in keys.iter().enumerate() {
             match self.read_moved(origin, &vocabulary, moved) {
-                Ok(record) if missing.contains(&record.org) => {
-                    *outcome = Some(Imported::refused(LifecycleError::NoOrg(record.org).to_string()));
+                Ok(record) if !outcomes.orgs.contains_key(&record.org) => {
+                    outcomes.refuse(n, LifecycleError::NoOrg(record.org).to_string());
                 }
-                Ok(record) => records.push((n, record)),
-                Err(errors) => {
-                    *outcome = Some(Imported::refused(LifecycleError::Invalid(errors).to_string()));
+                Ok(record) => {
+                    outcomes.judge(n, &record, self.now());
+                    records.push((n, record));
                 }
+                Err(errors) => outcomes.refuse(n, LifecycleError::Invalid(errors).to_string()),
             }
         }
         // If the first key is there, the import was probably done before. Then all keys are looked up first, so that
@@ -60,23 +66,22 @@ impl Lifecycle {
             records = self.insert(origin, records, &mut outcomes).await?;
             records = self.settle_taken(&keys, records, &mut outcomes).await?;
             for (n, _) in records {
-                outcomes[n] = Some(Imported::refused("its id or its secret is another key's"));
+                outcomes.refuse(n, "its id or its secret is another key's");
             }
         }
-        Ok(outcomes.into_iter().map(|outcome| outcome.unwrap_or(Imported::New)).collect())
+        Ok(outcomes.finish())
     }
 
-    async fn missing_orgs(&self, keys: &[MovedKey]) -> Result<Vec<OrgId>, LifecycleError> {
-        let mut orgs: Vec<OrgId> = keys.iter().filter_map(|key| key.organization_id).collect();
-        orgs.sort_unstable();
-        orgs.dedup();
-        let mut missing = Vec::new();
-        for org in orgs {
-            if self.store.org(org).await?.is_none() {
-                missing.push(org);
+    /// The organisations of these keys that exist.
+    async fn orgs_of(&self, keys: &[MovedKey]) -> Result<BTreeMap<OrgId, OrgRecord>, LifecycleError> {
+        let ids: BTreeSet<OrgId> = keys.iter().filter_map(|key| key.organization_id).collect();
+        let mut orgs = BTreeMap::new();
+        for id in ids {
+            if let Some(org) = self.store.org(id).await? {
+                orgs.insert(id, org.record);
             }
         }
-        Ok(missing)
+        Ok(orgs)
     }
 
     /// Inserts records, and returns those whose id or secret is taken.
@@ -84,7 +89,7 @@ impl Lifecycle {
         &self,
         origin: &Origin,
         records: Vec<(usize, KeyRecord)>,
-        outcomes: &mut [Option<Imported>],
+        outcomes: &mut Outcomes,
     ) -> Result<Vec<(usize, KeyRecord)>, LifecycleError> {
         // The audit record comes first: if this process ends in between, the store has no key that the trail does not
         // count.
@@ -102,10 +107,10 @@ impl Lifecycle {
         let mut taken = Vec::new();
         for ((n, record), inserted) in records.into_iter().zip(inserted) {
             match inserted {
-                Ok(()) => outcomes[n] = Some(Imported::New),
+                Ok(()) => outcomes.settle(n, Imported::New),
                 Err(CommitError::Exists) => taken.push((n, record)),
                 Err(CommitError::Fault(fault)) => return Err(fault.into()),
-                Err(error) => outcomes[n] = Some(Imported::refused(error.to_string())),
+                Err(error) => outcomes.refuse(n, error.to_string()),
             }
         }
         Ok(taken)
@@ -116,13 +121,16 @@ impl Lifecycle {
         &self,
         keys: &[MovedKey],
         records: Vec<(usize, KeyRecord)>,
-        outcomes: &mut [Option<Imported>],
+        outcomes: &mut Outcomes,
     ) -> Result<Vec<(usize, KeyRecord)>, LifecycleError> {
         let mut taken = self.taken(keys, &records).await?;
         let mut rest = Vec::new();
         for (n, record) in records {
             match taken.remove(&n) {
-                Some(there) => outcomes[n] = Some(compare(&keys[n], &record, &there)),
+                Some(there) => {
+                    outcomes.settle(n, compare(&keys[n], &record, &there));
+                    outcomes.judge(n, &there, self.now());
+                }
                 None => rest.push((n, record)),
             }
         }
@@ -170,8 +178,60 @@ impl Lifecycle {
     ) -> Result<(Vec<MovedKey>, bool), LifecycleError> {
         let page = self.list_keys(origin, org, after, limit).await?;
         let (pepper_id, now) = (self.settings.digester.pepper_id(), self.now());
-        let keys = page.keys.iter().filter_map(|key| export(key, pepper_id.as_deref(), now));
+        let prefixes = self.prefixes();
+        let export = |key| export(key, prefixes.first(), pepper_id.as_deref(), now);
+        let keys = page.keys.iter().filter_map(export);
         Ok((keys.collect(), page.has_more))
+    }
+}
+
+/// What has become of the keys of an import so far, in their order.
+struct Outcomes {
+    outcomes: Vec<Option<Imported>>,
+    unusable: Vec<Option<String>>,
+    orgs: BTreeMap<OrgId, OrgRecord>,
+}
+
+impl Outcomes {
+    fn new(count: usize, orgs: BTreeMap<OrgId, OrgRecord>) -> Self {
+        Self { outcomes: vec![None; count], unusable: vec![None; count], orgs }
+    }
+
+    fn settle(&mut self, n: usize, outcome: Imported) {
+        self.outcomes[n] = Some(outcome);
+    }
+
+    fn refuse(&mut self, n: usize, reason: impl Into<String>) {
+        self.settle(n, Imported::refused(reason));
+    }
+
+    /// Notes whether a key could be used by its newest secret now, if that has a shape that is accepted.
+    fn judge(&mut self, n: usize, key: &KeyRecord, now: UnixMillis) {
+        self.unusable[n] = why_unusable(key, self.orgs.get(&key.org), now).map(str::to_owned);
+    }
+
+    fn finish(self) -> Vec<ImportedKey> {
+        let of = |(outcome, unusable): (Option<Imported>, _)| ImportedKey {
+            outcome: outcome.unwrap_or(Imported::New),
+            unusable,
+        };
+        self.outcomes.into_iter().zip(self.unusable).map(of).collect()
+    }
+}
+
+fn why_unusable(key: &KeyRecord, org: Option<&OrgRecord>, now: UnixMillis) -> Option<&'static str> {
+    let (Some(secret), Some(org)) = (key.secrets.first(), org) else { return Some("without a secret") };
+    let attempt = Attempt { digest: &secret.digest, environment: key.environment, needs: None, now };
+    // An operator asks, so no client's address counts.
+    match admit(key, org, &attempt, || None).err()? {
+        Refusal::Dead(Dead::Revoked) => Some("revoked"),
+        Refusal::Dead(Dead::Disabled) => Some("disabled"),
+        Refusal::Dead(Dead::Expired) => Some("expired"),
+        Refusal::Dead(Dead::SecretEnded) => Some("replaced"),
+        Refusal::OrganisationSuspended => Some("of a suspended organisation"),
+        Refusal::OrganisationPending => Some("of an organisation that is not verified"),
+        // These do not come up: its own environment and no address and no scope were asked for.
+        Refusal::Dead(Dead::WrongEnvironment) | Refusal::Address | Refusal::MissingScope(_) => None,
     }
 }
 

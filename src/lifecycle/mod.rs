@@ -14,6 +14,7 @@ mod keys;
 mod migration;
 mod moved;
 mod orgs;
+mod prefixes;
 mod presence;
 mod principal;
 mod propagation;
@@ -35,20 +36,19 @@ use crate::telemetry::metrics::ChangeMeter;
 use crate::vocabulary::audit::Chain;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::IdSource;
-use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::key::scope::ScopeSet;
-use crate::vocabulary::key::{Digester, KeyFormat, Pepper};
+use crate::vocabulary::key::{Digester, KeyFormat, Pepper, Prefix};
 
 pub use self::authority::Standing;
 pub use self::chores::RetentionSettings;
-pub use self::error::{Escalation, LifecycleError};
+pub use self::error::{Escalation, LifecycleError, PrefixError};
 pub use self::idempotency::{Idempotency, Keep, Outcome};
 pub use self::input::fields::{parse_network, parse_signup};
 pub use self::input::new_key::NewKey;
 pub use self::input::patch::Patch;
 pub use self::keys::{KeyPage, Made, OVERLAP, OVERLAP_AT_MOST};
 pub use self::migration::{Migration, MigrationError, Moved, migrate};
-pub use self::moved::{Imported, MovedKey, MovedSecret, Time};
+pub use self::moved::{Imported, ImportedKey, MovedKey, MovedSecret, Time};
 pub use self::presence::{Presence, Waiting};
 pub use self::principal::{CallingKey, Origin, Principal};
 pub use self::propagation::Changed;
@@ -68,6 +68,8 @@ use self::turn::Turns;
 /// The settings of a lifecycle.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// What new keys begin with, once every gateway accepts it.
+    pub prefix: Prefix,
     pub format: KeyFormat,
     pub digester: Digester,
     /// The installation's secret, under which e-mail addresses are indexed.
@@ -85,6 +87,7 @@ pub struct Lifecycle {
     settings: Settings,
     /// The scopes that the policy knows.
     vocabulary: RwLock<ScopeSet>,
+    known_prefixes: prefixes::Known,
     ids: Mutex<IdSource>,
     turns: Turns,
     lineages: Lineages,
@@ -106,6 +109,7 @@ impl Lifecycle {
             store,
             settings,
             vocabulary,
+            known_prefixes: prefixes::Known::default(),
             ids,
             turns,
             lineages: Lineages::default(),
@@ -161,13 +165,6 @@ impl Lifecycle {
     #[must_use]
     pub const fn change_meter(&self) -> &Arc<ChangeMeter> {
         &self.changes
-    }
-
-    /// How a key is shown after its creation: `fh_live_sk_…wxyz`.
-    #[must_use]
-    pub fn masked(&self, key: &KeyRecord) -> String {
-        let last_four = key.secrets.first().map_or("", |secret| secret.last_four.as_str());
-        format!("{}…{last_four}", self.settings.format.head(key.environment))
     }
 
     fn now(&self) -> UnixMillis {

@@ -8,7 +8,7 @@ use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{Further, KeyRecord, Secret};
 use crate::vocabulary::key::scope::ScopeSet;
-use crate::vocabulary::key::{Digest, Environment};
+use crate::vocabulary::key::{Digest, Environment, Prefix};
 
 /// A key as it is moved. Exactly one of `sha256` and `digest` says which secret opens it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct MovedKey {
     /// The secret's last characters, at most four, for its masked form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_four: Option<String>,
+    /// What the secret begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
     /// The previous secret, while a rotation overlaps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_secret: Option<MovedSecret>,
@@ -67,6 +70,8 @@ pub struct MovedSecret {
     pub digest: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_four: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
     pub ends_at: Time,
     #[serde(default, skip_serializing_if = "Further::is_empty")]
     pub further: Further,
@@ -100,6 +105,16 @@ pub enum Imported {
     Refused {
         reason: String,
     },
+}
+
+/// The outcome of importing a key, and why the key, if it is there now, could not be used at this moment; `None` if
+/// nothing but its shape can keep it from being used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedKey {
+    #[serde(flatten)]
+    pub outcome: Imported,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unusable: Option<String>,
 }
 
 impl Imported {
@@ -145,11 +160,18 @@ pub(super) fn collision(
     Imported::refused(format!("there is {there} already, and it differs in: {}", differences.join(", ")))
 }
 
-/// The key as it is moved elsewhere; `None` for a record without a secret, of which keygate makes none.
-pub(super) fn export(key: &KeyRecord, pepper_id: Option<&str>, now: UnixMillis) -> Option<MovedKey> {
+/// The key as it is moved elsewhere; `None` for a record without a secret, of which keygate makes none. `first` is the
+/// prefix of the secrets that name none.
+pub(super) fn export(
+    key: &KeyRecord,
+    first: &Prefix,
+    pepper_id: Option<&str>,
+    now: UnixMillis,
+) -> Option<MovedKey> {
     let plain = pepper_id.is_none();
     let newest = key.secrets.first()?;
     let last_four = |secret: &Secret| Some(secret.last_four.clone()).filter(|text| !text.is_empty());
+    let prefix = |secret: &Secret| Some(secret.prefix.as_ref().unwrap_or(first).clone());
     let older = key.secrets.get(1).and_then(|old| Some((old, old.ends_at.filter(|end| *end > now)?)));
     Some(MovedKey {
         id: Some(key.id),
@@ -161,10 +183,12 @@ pub(super) fn export(key: &KeyRecord, pepper_id: Option<&str>, now: UnixMillis) 
         digest: Some(newest.digest).filter(|_| !plain),
         pepper_id: pepper_id.map(str::to_owned),
         last_four: last_four(newest),
+        prefix: prefix(newest),
         old_secret: older.map(|(old, ends_at)| MovedSecret {
             sha256: Some(old.digest).filter(|_| plain),
             digest: Some(old.digest).filter(|_| !plain),
             last_four: last_four(old),
+            prefix: prefix(old),
             ends_at: Time(ends_at),
             further: old.further.clone(),
         }),

@@ -13,6 +13,7 @@ use super::change::Decided;
 use super::error::LifecycleError;
 use super::input::fields::parse_signup;
 use super::input::new_key::NewKey;
+use super::keys::create::Making;
 use super::orgs::describe_org;
 use super::principal::Origin;
 use super::turn::Lane;
@@ -83,6 +84,7 @@ impl Lifecycle {
     ) -> Result<SignedUp, LifecycleError> {
         let (name, email) = parse_signup(name, email).map_err(LifecycleError::Invalid)?;
         self.count_signup(origin).await?;
+        let minting = self.minting().await?;
         let now = self.now();
         let org = OrgRecord {
             pending: self.settings.signup.verification,
@@ -92,7 +94,7 @@ impl Lifecycle {
         // All of it is made whether or not the address is free, so that the time taken tells nothing.
         let claim = EmailClaim { index: email.index(self.settings.pepper.as_ref()), org: org.id };
         let new = NewKey::named(org.id, FIRST_KEY, Environment::Live);
-        let made = self.draft_key(origin, Authority::Unbounded, &new, now)?;
+        let made = self.draft_key(origin, Authority::Unbounded, &new, &Making { now, minting: &minting })?;
         let decide = |(): &(), _| {
             let mutation = Mutation {
                 org: Some(Change::Insert(org.clone())),

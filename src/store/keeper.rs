@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::events::Seq;
+use super::prefixes::PrefixBook;
 use super::{StoreFault, StoreFuture};
 use crate::vocabulary::key::record::RecordFormat;
 
@@ -51,6 +52,9 @@ pub struct Lease {
     /// The highest format of records that it announces.
     #[serde(default)]
     pub format: RecordFormat,
+    /// The list of prefixes that it announces; empty for none.
+    #[serde(default)]
+    pub prefixes: String,
 }
 
 /// The state of a store.
@@ -71,6 +75,9 @@ pub struct Status {
     /// The highest format that this process can keep.
     #[serde(default)]
     pub keeps: RecordFormat,
+    /// The prefixes of its keys, as the store has them; `None` where none are written down.
+    #[serde(default)]
+    pub prefixes: Option<String>,
     /// The gateways that hold a lease; empty for a store that has only one gateway.
     #[serde(default)]
     pub gateways: Vec<Lease>,
@@ -109,4 +116,6 @@ pub trait Keeper: Send + Sync {
     /// Accepts the store as it is, for every process that knows the same store as this one: a key that it does not
     /// have is unknown from now on.
     fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>>;
+
+    fn prefixes(&self) -> &dyn PrefixBook;
 }

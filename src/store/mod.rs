@@ -16,6 +16,7 @@ pub mod finding;
 pub mod keeper;
 pub mod measured;
 pub mod outbox;
+pub mod prefixes;
 pub mod quotas;
 pub mod redis;
 pub mod trails;

@@ -108,6 +108,10 @@ kinds! {
     /// Old records were removed. Without such a record, a trail that does not begin with number 1 was cut off.
     AuditTrimmed = "audit.trimmed",
     StoreAccepted = "store.accepted",
+    /// Keys with another prefix are accepted from now on.
+    PrefixAccepted = "prefix.accepted",
+    /// Keys with a prefix are not accepted any more; no key had it.
+    PrefixRemoved = "prefix.removed",
     StoreMigrated = "store.migrated",
 }
 

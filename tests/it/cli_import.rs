@@ -6,7 +6,7 @@ use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::harness::desk::{Desk, NOWHERE, Way, in_redis, write_secret};
+use crate::harness::desk::{Desk, NOWHERE, Ran, Way, in_redis, write_secret};
 use crate::harness::{Call, RedisServer, Upstream, fetch};
 
 fn secret(environment: Environment) -> String {
@@ -32,7 +32,7 @@ fn org(desk: &Desk) -> String {
     desk.done(&["orgs", "create", "Mover", "--json"]).json()[0]["id"].as_str().unwrap().to_owned()
 }
 
-fn tally(ran: &crate::harness::desk::Ran) -> [u64; 3] {
+fn tally(ran: &Ran) -> [u64; 3] {
     let tally = &ran.json()[0];
     ["imported", "present", "refused"].map(|count| tally[count].as_u64().unwrap())
 }
@@ -54,7 +54,11 @@ fn imported_keys_work_without_a_change_at_the_clients() {
         ];
         let imported = desk.feed(&["keys", "import", "-", "--org", &org], &lines.join("\n"));
         assert_eq!(imported.code, 0, "{imported:?}");
-        assert_eq!(imported.out, "3 imported, 0 already present, 0 refused\n");
+        assert_eq!(
+            imported.out,
+            "3 imported, 0 already present, 0 refused\nat most 2 of 3 could be used as things stand, 1 revoked; a hash does \
+             not show what its key looks like: say it with --scheme\n"
+        );
         assert!(imported.err.contains("accept_without_checksum"), "{imported:?}");
         let status = |key: &str| fetch(desk.address(), &Call::get("/v1/jobs").key(key)).status;
         assert_eq!([&own, &testing, &gone].map(|key| status(key)), [200, 200, 401]);
@@ -176,7 +180,7 @@ fn a_line_that_only_a_newer_keygate_can_keep_is_refused_alone_and_a_rehearsal_sa
         let org = org(&desk);
         let lines = [
             line(&secret(Environment::Live), "older", &json!({})),
-            line(&secret(Environment::Live), "newer", &json!({ "further": { "format": 3 } })),
+            line(&secret(Environment::Live), "newer", &json!({ "further": { "format": 4 } })),
         ];
         for more in [&["--dry-run"][..], &[]] {
             let words = [&["keys", "import", "-", "--json", "--org", &org], more].concat();
@@ -331,6 +335,129 @@ fn digests_under_another_pepper_are_refused() {
         );
         let ran = new.feed(&["keys", "import", "-"], &line);
         assert!(ran.code == 1 && ran.err.contains("another pepper"), "{ran:?}");
+    }
+}
+
+/// What a test sees of an import: its exit code and both outputs.
+fn seen(ran: &Ran) -> (i32, &str, &str) {
+    (ran.code, &ran.out, &ran.err)
+}
+
+#[test]
+fn an_import_of_keys_that_would_be_refused_stops_before_it_begins() {
+    let redis = RedisServer::start();
+    for (way, settings) in
+        [(Way::Socket, String::new()), (Way::Tcp, in_redis(&redis)), (Way::Store, String::new())]
+    {
+        let desk = Desk::with(way, &settings, NOWHERE);
+        let org = org(&desk);
+        let lines = [line(&secret(Environment::Live), "one", &json!({}))].join("\n");
+        let import =
+            |scheme: &str| desk.feed(&["keys", "import", "-", "--org", &org, "--scheme", scheme], &lines);
+        assert_eq!(
+            seen(&import("acme")),
+            (
+                1,
+                "",
+                "keygate: keys that begin with acme_ would be refused: this installation accepts fh; to accept them, run \
+                 `keygate store accept-prefix acme`\n"
+            )
+        );
+        assert_eq!(
+            seen(&import("fh:no-checksum")),
+            (
+                1,
+                "",
+                "keygate: nothing was imported: keys without keygate's checksum would be refused; set \
+                 keys.accept_without_checksum = true and restart the gateways first\n"
+            )
+        );
+        assert_eq!(import("fh_live_sk_").code, 2);
+        assert_eq!(desk.done(&["keys", "list"]).out.lines().count(), 1, "nothing was imported");
+        assert_eq!(
+            seen(&import("fh")),
+            (0, "1 imported, 0 already present, 0 refused\n1 of 1 could be used as things stand\n", "")
+        );
+        // As the lines of another installation are: they say what their keys begin with.
+        let foreign = line(&secret(Environment::Live), "two", &json!({ "prefix": "acme" }));
+        let ran = desk.feed(&["keys", "import", "-", "--org", &org], &foreign);
+        assert!(ran.code == 1 && ran.err.contains("prefix: acme is not accepted here"), "{ran:?}");
+        desk.done(&["store", "accept-prefix", "acme"]);
+        assert_eq!(desk.feed(&["keys", "import", "-", "--org", &org], &foreign).code, 0);
+        let shown = desk.done(&["keys", "list", "--json"]).json();
+        let shown = shown.iter().find(|key| key["name"] == "two").unwrap();
+        assert!(shown["key"].as_str().unwrap().starts_with("acme_live_sk_…"), "{shown}");
+        let unsaid = line(&secret(Environment::Live), "three", &json!({}));
+        let ran = desk.feed(&["keys", "import", "-", "--org", &org], &unsaid);
+        assert!(
+            ran.code == 1 && ran.err.contains("prefix: is missing, and keys here begin with several"),
+            "{ran:?}"
+        );
+    }
+}
+
+#[test]
+fn plain_secrets_are_judged_one_by_one_and_only_their_hashes_are_kept() {
+    let redis = RedisServer::start();
+    for settings in [String::new(), in_redis(&redis)] {
+        let desk = Desk::with(Way::Socket, &settings, NOWHERE);
+        let org = org(&desk);
+        let [bare, whole, over] = [(); 3].map(|()| secret(Environment::Live));
+        let sandbox = secret(Environment::Test);
+        let foreign = secret(Environment::Live).replacen("fh_", "acme_", 1);
+        let unchecked = format!("fh_live_sk_{}", "0a1B2c3D".repeat(4));
+        let lines = [
+            bare.clone(),
+            json!({ "secret": whole, "name": "whole", "scopes": ["jobs:read"] }).to_string(),
+            json!({ "secret": over, "name": "over", "expires_at": "2024-01-01T00:00:00Z",
+                    "created_at": "2023-01-01T00:00:00Z" })
+            .to_string(),
+            foreign.clone(),
+            unchecked.clone(),
+            json!({ "secret": sandbox, "name": "sandbox", "environment": "live" }).to_string(),
+            sandbox.clone(),
+        ]
+        .join("\n");
+        write_secret(&desk.folder().join("keys.txt"), &lines);
+        let words = ["keys", "import", "keys.txt", "--secrets", "--scopes", "jobs:read", "--org", &org];
+        let ran = desk.run(&words);
+        assert_eq!(
+            seen(&ran),
+            (
+                1,
+                "4 imported, 0 already present, 3 refused\n3 of 4 could be used as things stand, 1 expired\n",
+                "keygate: line 4: keys that begin with acme_ would be refused: this installation accepts fh; to accept \
+                 them, run `keygate store accept-prefix acme`\n\
+                 keygate: line 5: the secret does not end with keygate's checksum; keys without one need \
+                 keys.accept_without_checksum = true, and no --scheme that says otherwise\n\
+                 keygate: line 6: environment: the secret is one of test\n"
+            )
+        );
+        let status = |secret: &str| fetch(desk.address(), &Call::get("/nowhere").key(secret)).status;
+        assert_eq!(
+            [&bare, &whole, &over, &sandbox, &foreign].map(|key| status(key)),
+            [404, 404, 401, 404, 401]
+        );
+        let listed = desk.done(&["keys", "list", "--json"]).json();
+        let shown: Vec<&str> = listed.iter().map(|key| key["key"].as_str().unwrap()).collect();
+        for secret in [&bare, &whole, &over, &sandbox] {
+            assert!(shown.contains(&&*format!("{}…{}", &secret[..11], &secret[45..])), "{shown:?}");
+        }
+        // Their hashes are the same as if they had been imported by hash.
+        let again = desk.feed(&["keys", "import", "-", "--org", &org], &line(&whole, "whole", &json!({})));
+        assert!(again.out.starts_with("0 imported, 1 already present, 0 refused\n"), "{again:?}");
+        // A file that others can read, and secrets without the option.
+        fs::write(desk.folder().join("open.txt"), &lines).unwrap();
+        let open =
+            desk.run(&["keys", "import", "open.txt", "--secrets", "--scopes", "jobs:read", "--org", &org]);
+        assert!(open.code == 1 && open.err.contains("open.txt"), "{open:?}");
+        let unsaid = desk.feed(&["keys", "import", "-", "--org", &org], &bare);
+        assert!(unsaid.err.contains("--secrets") && !unsaid.err.contains(&bare[11..]), "{unsaid:?}");
+        let without_scopes = desk.feed(&["keys", "import", "-", "--secrets", "--org", &org], &bare);
+        assert!(
+            without_scopes.err.contains("line 1: scopes: are missing; add --scopes"),
+            "{without_scopes:?}"
+        );
     }
 }
 

@@ -297,6 +297,9 @@ fn store_status_shows_all_gateways_their_positions_and_the_one_that_answers() {
     eventually("both have applied it", || {
         json(&a)["gateways"].as_array().unwrap().iter().filter(|lease| lease["event"] == 1).count() == 2
     });
+    eventually("both accept the prefix", || {
+        json(&a)["gateways"].as_array().unwrap().iter().filter(|lease| lease["prefixes"] == "fh").count() == 2
+    });
     let own = |gateway: &Gateway| {
         let status = json(gateway);
         let leases = status["gateways"].as_array().unwrap();
@@ -310,8 +313,8 @@ fn store_status_shows_all_gateways_their_positions_and_the_one_that_answers() {
     let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("gateway ")).collect();
     assert_eq!(lines.len(), 3, "{text}");
     for wanted in [
-        format!("  {}, event 1, keeps format 2 (this one)", own(&a)),
-        format!("  {}, event 1, keeps format 2", own(&b)),
+        format!("  {}, event 1, keeps format 3, accepts fh (this one)", own(&a)),
+        format!("  {}, event 1, keeps format 3, accepts fh", own(&b)),
         "  ghost, event 0, 1 behind, keeps format 1".to_owned(),
     ] {
         assert!(lines.iter().any(|line| line.ends_with(&wanted)), "{wanted:?} in {text}");

@@ -55,6 +55,7 @@ mod outages;
 mod outbox;
 mod parser;
 mod policy_rules;
+mod prefixes;
 mod prometheus;
 mod propagation;
 mod redis_cluster;

@@ -277,7 +277,13 @@ fn a_secret_whose_overlap_is_over_ends_its_streams() {
             let digest = Digest::from_bytes([7; 32]);
             record.secrets.insert(
                 0,
-                Secret { digest, last_four: "next".to_owned(), ends_at: None, further: Further::default() },
+                Secret {
+                    digest,
+                    last_four: "next".to_owned(),
+                    prefix: None,
+                    ends_at: None,
+                    further: Further::default(),
+                },
             );
         });
         gateway.advance(Duration::from_secs(3600));

@@ -300,6 +300,29 @@ fn a_file_that_cannot_be_read_is_told_by_its_name() {
 }
 
 #[test]
+fn a_prefix_is_a_word_of_its_own() {
+    let prefix =
+        |text: &str| mistakes(&format!("[keys]\nprefix = \"{text}\"\n{STORE}{UPSTREAM}{POLICY}"), ROUTE, &[]);
+    const FORM: &str =
+        "a key prefix is 1 to 16 lower-case letters and digits and starts with a letter, as in \"fh\"";
+    for wrong in ["", "FH", "f_h", "2fh", "fh_live", "abcdefghijklmnopq"] {
+        assert_says(
+            prefix(wrong),
+            &[&format!("etc/keygate.toml:2:10: keys.prefix: invalid value \"{wrong}\"; {FORM}")],
+        );
+    }
+    for taken in ["key", "org", "kgadmin", "live", "test"] {
+        let said = "this word begins an id or an operator's token, or stands in the middle of every key; take another, as \
+                    in \"fh\"";
+        assert_says(
+            prefix(taken),
+            &[&format!("etc/keygate.toml:2:10: keys.prefix: invalid value \"{taken}\"; {said}")],
+        );
+    }
+    assert_says(prefix("fh2"), &["none"]);
+}
+
+#[test]
 fn a_store_is_of_one_kind() {
     let store = |lines: &str| mistakes(&format!("[store]\n{lines}{UPSTREAM}{POLICY}"), ROUTE, &[]);
     assert_says(

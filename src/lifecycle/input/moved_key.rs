@@ -5,9 +5,9 @@ use crate::lifecycle::Lifecycle;
 use crate::lifecycle::moved::{MovedKey, MovedSecret};
 use crate::lifecycle::principal::Origin;
 use crate::vocabulary::id::KeyId;
-use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{Further, KeyRecord, RecordFormat, Secret};
 use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::key::{Digest, Prefix};
 use crate::vocabulary::rejection::FieldError;
 
 impl Lifecycle {
@@ -63,18 +63,45 @@ impl Lifecycle {
     /// The key's secret, and the previous one while a rotation overlaps.
     fn read_secrets(&self, moved: &MovedKey, mistakes: &mut Mistakes) -> Vec<Secret> {
         let pepper_id = moved.pepper_id.as_deref();
-        let read = |sha256, digest, last_four: &Option<String>, ends_at, further: &Further| {
-            let digest = self.read_digest(sha256, digest, pepper_id)?;
-            let last_four = parse_last_four(last_four.as_deref())?;
-            Ok(Secret { digest, last_four, ends_at, further: further.clone() })
-        };
-        let newest = read(moved.sha256, moved.digest, &moved.last_four, None, &moved.secret_further);
+        let read =
+            |sha256, digest, (last_four, prefix): (&Option<_>, &Option<_>), ends_at, further: &Further| {
+                let digest = self.read_digest(sha256, digest, pepper_id)?;
+                let last_four = parse_last_four(last_four.as_deref())?;
+                let prefix = self.read_prefix(prefix.as_ref())?;
+                Ok(Secret { digest, last_four, prefix, ends_at, further: further.clone() })
+            };
+        let shown = (&moved.last_four, &moved.prefix);
+        let newest = read(moved.sha256, moved.digest, shown, None, &moved.secret_further);
         let older = moved.old_secret.as_ref().map(|old| {
-            let MovedSecret { sha256, digest, last_four, ends_at, further } = old;
-            read(*sha256, *digest, last_four, Some(ends_at.0), further)
+            let MovedSecret { sha256, digest, last_four, prefix, ends_at, further } = old;
+            read(*sha256, *digest, (last_four, prefix), Some(ends_at.0), further)
         });
         let secrets = [Some(newest), older].into_iter().flatten();
         secrets.filter_map(|secret| mistakes.keep(secret)).collect()
+    }
+
+    /// The prefix as the record names it.
+    fn read_prefix(&self, prefix: Option<&Prefix>) -> Result<Option<Prefix>, FieldError> {
+        let list = self.prefixes();
+        let accepted: Vec<&Prefix> = list.accepted().collect();
+        let one = match prefix {
+            Some(prefix) if accepted.contains(&prefix) => prefix,
+            Some(prefix) => {
+                let text = format!(
+                    "{prefix} is not accepted here, so the key would open nothing; `keygate store accept-prefix {prefix}` \
+                     accepts it"
+                );
+                return Err(FieldError { field: "prefix".into(), message: text.into() });
+            }
+            None => match accepted[..] {
+                [only] => only,
+                _ => {
+                    let text = "is missing, and keys here begin with several; write what the key begins with, or add --scheme";
+                    return Err(FieldError::new("prefix", text));
+                }
+            },
+        };
+        Ok(Some(one).filter(|one| *one != list.first()).cloned())
     }
 
     fn read_digest(

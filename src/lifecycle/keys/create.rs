@@ -8,6 +8,7 @@ use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::idempotency::{Idempotency, Keep, Outcome, keep_answer, key_of};
 use crate::lifecycle::input::new_key::{NewKey, Texts};
 use crate::lifecycle::keys::Made;
+use crate::lifecycle::prefixes::Minting;
 use crate::lifecycle::principal::Origin;
 use crate::lifecycle::turn::Lane;
 use crate::store::{Change, Mutation};
@@ -16,6 +17,12 @@ use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::record::{Further, KeyRecord};
 use crate::vocabulary::rejection::FieldError;
+
+/// When a key is made, and what its secret begins with.
+pub(in crate::lifecycle) struct Making<'m> {
+    pub(in crate::lifecycle) now: UnixMillis,
+    pub(in crate::lifecycle) minting: &'m Minting,
+}
 
 impl Lifecycle {
     /// Begins a request for a new secret: reads the standing of the principal, and the answer to the same request
@@ -76,13 +83,14 @@ impl Lifecycle {
         keep: Option<Keep<'_>>,
     ) -> Result<Outcome<Made>, LifecycleError> {
         let keep = keep.as_ref();
+        let minting = self.minting().await.inspect_err(|error| self.note_refusal(origin, None, error))?;
         let decide = |begun: &Outcome<Standing>, now: UnixMillis| {
             let standing = match begun {
                 Outcome::Repeated(answer) => return Ok(Decided::nothing(Outcome::Repeated(answer.clone()))),
                 Outcome::Fresh(standing) => standing,
             };
             let authority = standing.admit(origin, now)?;
-            let made = self.draft_key(origin, authority, new, now)?;
+            let made = self.draft_key(origin, authority, new, &Making { now, minting: &minting })?;
             let mutation = Mutation {
                 key: Some(Change::Insert(made.key.clone())),
                 seen: authority.seen(None),
@@ -110,7 +118,7 @@ impl Lifecycle {
         origin: &Origin,
         authority: Authority<'_>,
         new: &NewKey,
-        now: UnixMillis,
+        &Making { now, minting }: &Making<'_>,
     ) -> Result<Made, LifecycleError> {
         let vocabulary = self.vocabulary();
         let Texts { name, owner, note } = new.check(&vocabulary, now).map_err(LifecycleError::Invalid)?;
@@ -134,7 +142,7 @@ impl Lifecycle {
         };
         authority.bequeath(&mut key);
         authority.check_covers(&key)?;
-        let secret = self.mint(&mut key)?;
+        let secret = self.mint(&mut key, minting)?;
         Ok(Made { key, secret, propagation: None })
     }
 }

@@ -1,6 +1,6 @@
 //! Keys: created, listed, updated, rotated, revoked. Here is what several of these share.
 
-mod create;
+pub(super) mod create;
 mod descendants;
 mod list;
 mod revoke;
@@ -16,6 +16,7 @@ use super::audit::Draft;
 use super::authority::{Authority, Standing};
 use super::change::Decided;
 use super::error::LifecycleError;
+use super::prefixes::Minting;
 use super::principal::Origin;
 use super::propagation::Changed;
 use super::turn::Lane;
@@ -122,11 +123,12 @@ impl Lifecycle {
     }
 
     /// Gives a key a new secret, in front of those that it has.
-    fn mint(&self, key: &mut KeyRecord) -> Result<ApiKey, LifecycleError> {
-        let secret = self.settings.format.mint(key.environment)?;
+    fn mint(&self, key: &mut KeyRecord, minting: &Minting) -> Result<ApiKey, LifecycleError> {
+        let secret = ApiKey::mint(&minting.prefix, key.environment)?;
         let digest = self.settings.digester.digest(&secret.presented());
         let last_four = secret.last_four().map(char::from).iter().collect();
-        key.secrets.insert(0, Secret { digest, last_four, ends_at: None, further: Further::default() });
+        let (prefix, further) = (minting.named.clone(), Further::default());
+        key.secrets.insert(0, Secret { digest, last_four, prefix, ends_at: None, further });
         Ok(secret)
     }
 }

@@ -72,6 +72,7 @@ impl Lifecycle {
         keep: Option<&Keep<'_>>,
     ) -> Result<Outcome<Made>, LifecycleError> {
         let key = self.visible(standing.admit(origin, self.now())?, id).await?;
+        let minting = self.minting().await?;
         let line = Lane::Making.of(Trail::Org(key.record.org));
         let decide = |begun: &Outcome<Target>, now: UnixMillis| {
             let Target { standing, key: Versioned { rev, record: before } } = match begun {
@@ -83,7 +84,7 @@ impl Lifecycle {
             authority.check_covers(before)?;
             let ends_at = now.plus(overlap);
             let mut key = KeyRecord { secrets: ended(&before.secrets, ends_at, now), ..before.clone() };
-            let secret = self.mint(&mut key)?;
+            let secret = self.mint(&mut key, &minting)?;
             let mutation = Mutation {
                 subjects: rotated(before, &key, now),
                 seen: authority.seen(Some(id)),

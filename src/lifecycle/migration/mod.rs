@@ -29,6 +29,7 @@ use crate::store::outbox::News;
 use crate::store::{Change, CommitError, EmailClaim, Mutation, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Prefixes;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::usage::Used;
 
@@ -158,6 +159,7 @@ impl Moving {
             return Ok(Migration::DoneBefore { at });
         }
         moving.check_target().await?;
+        moving.move_prefixes().await?;
         let mut moved = Moved { rechained: moving.rechains, ..Moved::default() };
         // The operator's trail comes first, because it shows soonest that the target was used.
         let operators = moving.move_trail(Trail::Operator).await?;
@@ -177,6 +179,20 @@ impl Moving {
             || Draft::about(AuditKind::StoreMigrated, None, None).before(before.clone()).after(after.clone());
         moving.target.record(Trail::Operator, &moving.origin, draft).await?;
         Ok(Migration::Done(moved))
+    }
+
+    /// Gives the target the prefixes of the source. They come first, because the keys refer to them.
+    async fn move_prefixes(&self) -> Result<(), MigrationError> {
+        let own = || Prefixes::new(self.source.settings.prefix.clone(), false);
+        let wanted = self.source.keeper().prefixes().register().await.map_err(Source)?.prefixes;
+        let wanted = wanted.unwrap_or_else(own);
+        let book = self.target.keeper().prefixes();
+        let there = book.register().await.map_err(Target)?.prefixes;
+        let is_done = match there {
+            Some(there) => there == wanted,
+            None => book.rewrite(None, wanted).await.map_err(Target)?,
+        };
+        if is_done { Ok(()) } else { Err(occupied("other prefixes of keys")) }
     }
 
     /// When the same migration was completed, if it was.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
 use super::reply::{Reply, Secret};
 use crate::lifecycle::{KeyView, Lifecycle, LifecycleError, Made, Origin, Owned, view_org};
+use crate::vocabulary::key::Prefixes;
 
 /// Carries a command out for an operator. A failure is a reply too.
 pub async fn execute(lifecycle: &Lifecycle, origin: &Origin, command: Command) -> Reply {
@@ -72,6 +73,11 @@ async fn on_keys(
             };
             return Ok(Reply::KeyFound { key: lifecycle.view_used(&key).await?, opens });
         }
+        KeyCommand::Shapes => {
+            let (list, checksum_required) = (lifecycle.prefixes(), lifecycle.requires_checksum());
+            let prefixes = list.accepted().cloned().collect();
+            return Ok(Reply::KeyShapes { prefixes, checksum_required });
+        }
         KeyCommand::Import { keys, rehearsal } => {
             let outcomes = lifecycle.import_keys(origin, keys, rehearsal).await?;
             return Ok(Reply::Imported { outcomes, checksum_required: lifecycle.requires_checksum() });
@@ -109,7 +115,17 @@ async fn on_store(
         StoreCommand::Begin => Reply::StoreBegun { made: keeper.begin().await? },
         StoreCommand::Status => Reply::StoreStatus { status: keeper.status().await },
         StoreCommand::Accept => Reply::StoreAccepted { acceptance: lifecycle.accept_store(origin).await? },
+        StoreCommand::AcceptPrefix { prefix } => {
+            show_prefixes(&lifecycle.accept_prefix(origin, &prefix).await?)
+        }
+        StoreCommand::RemovePrefix { prefix } => {
+            show_prefixes(&lifecycle.remove_prefix(origin, &prefix).await?)
+        }
     })
+}
+
+fn show_prefixes(prefixes: &Prefixes) -> Reply {
+    Reply::Prefixes { accepted: prefixes.accepted().cloned().collect() }
 }
 
 fn show_made(lifecycle: &Lifecycle, Made { key, secret, .. }: Made) -> Reply {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::lifecycle::{AuditFilter, KeyFilter, MovedKey, NewKey, Patch};
 use crate::vocabulary::audit::{Link, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::{Digest, Prefix};
 
 /// A command, with the name that the operator goes by.
 #[derive(Debug, Serialize, Deserialize)]
@@ -77,6 +77,8 @@ pub enum KeyCommand {
     Descendants {
         id: KeyId,
     },
+    /// Say what a key must look like.
+    Shapes,
     Import {
         keys: Vec<MovedKey>,
         /// Change nothing, and report what would happen.
@@ -108,4 +110,12 @@ pub enum StoreCommand {
     Status,
     /// Accept the store as it is as the right one.
     Accept,
+    /// Accept keys with this prefix too.
+    AcceptPrefix {
+        prefix: Prefix,
+    },
+    /// Accept keys with this prefix no longer, if there are none.
+    RemovePrefix {
+        prefix: Prefix,
+    },
 }

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::lifecycle::{AuditRecordView, Imported, KeyView, MovedKey, OrgView, Verdict};
+use crate::lifecycle::{AuditRecordView, ImportedKey, KeyView, MovedKey, OrgView, Verdict};
 use crate::store::keeper::{Acceptance, Status};
 use crate::vocabulary::id::KeyId;
+use crate::vocabulary::key::Prefix;
 
 /// The answer to a command.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,8 +39,13 @@ pub enum Reply {
         count: usize,
     },
     Imported {
-        outcomes: Vec<Imported>,
+        outcomes: Vec<ImportedKey>,
         /// Whether keys without keygate's checksum are refused without a lookup.
+        checksum_required: bool,
+    },
+    /// What a key must look like to be looked up at all.
+    KeyShapes {
+        prefixes: Vec<Prefix>,
         checksum_required: bool,
     },
     ExportedKeys {
@@ -60,6 +66,10 @@ pub enum Reply {
     },
     StoreAccepted {
         acceptance: Acceptance,
+    },
+    /// The prefixes that the store accepts now.
+    Prefixes {
+        accepted: Vec<Prefix>,
     },
     Failed {
         message: String,

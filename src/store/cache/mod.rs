@@ -328,8 +328,12 @@ impl ReadThrough {
     fn is_fenced(&self, on_route: Option<OnPartition>) -> bool {
         match on_route.unwrap_or(self.settings.on_partition) {
             OnPartition::Serve => false,
-            OnPartition::Refuse => self.is_silent(LEASE, self.clock.now()),
+            OnPartition::Refuse => self.is_cut_off(),
         }
+    }
+
+    fn is_cut_off(&self) -> bool {
+        self.is_silent(LEASE, self.clock.now())
     }
 
     fn is_untouched(&self, entry: &Entry, digest: &Digest) -> bool {

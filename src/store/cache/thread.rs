@@ -111,6 +111,13 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         self.shared.is_fenced(on_route)
     }
 
+    /// Whether this process has not heard from the store for longer than its lease, so that it may not know of what other
+    /// gateways do.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.shared.is_cut_off()
+    }
+
     /// Whether the entry is too old to be used, even while the store cannot answer.
     #[must_use]
     pub fn is_spent(&self, known: &Known<T>, now: Now) -> bool {

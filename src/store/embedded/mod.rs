@@ -10,6 +10,7 @@
 //! |--|--|--|
 //! | `meta` | `schema`, `incarnation`, `event` | number, 16 random bytes, number of the last event |
 //! | | `format` | the [format of records](crate::vocabulary::key::record) that opening the file takes |
+//! | | `prefixes` | the [list](crate::vocabulary::key::Prefixes) of the keys' prefixes |
 //! | `keys` | key id | sealed [`KeyRecord`] |
 //! | `digests` | digest of a secret | key id |
 //! | `orgs` | organisation id | sealed [`OrgRecord`] |
@@ -34,6 +35,7 @@ mod open;
 mod outbox;
 #[cfg(test)]
 mod power_cuts;
+mod prefixes;
 mod quotas;
 mod reads;
 mod rehearsal;
@@ -50,7 +52,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use redb::{Database, ReadTransaction, ReadableDatabase};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use self::open::{OpenError, inspect};
 use self::open::{open_file, open_to_read};
@@ -61,14 +63,15 @@ use super::answers::Answers;
 use super::events::{EventSink, Seq};
 use super::keeper::{Acceptance, Keeper, LinkState, Status, Vitals};
 use super::outbox::Outbox;
+use super::prefixes::PrefixBook;
 use super::quotas::Quotas;
 use super::trails::Trails;
 use super::usage::Usage;
 use super::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
+use crate::vocabulary::key::{Digest, Prefixes};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -88,6 +91,7 @@ pub struct Embedded {
     sealer: Arc<Sealer>,
     readers: Arc<Semaphore>,
     published: Arc<Mutex<Published>>,
+    prefixes: watch::Sender<Option<Prefixes>>,
     /// `None` only while it is being dropped.
     orders: Option<mpsc::Sender<Box<dyn Order>>>,
     writer: Option<JoinHandle<()>>,
@@ -118,6 +122,7 @@ impl Embedded {
     }
 
     fn start(path: PathBuf, database: Database, event: Seq, sealer: Sealer) -> io::Result<Self> {
+        let prefixes = watch::Sender::new(prefixes::stored(&database).map_err(io::Error::other)?);
         let file = Arc::new(SharedFile(RwLock::new(Some(database))));
         let sealer = Arc::new(sealer);
         let published = Arc::new(Mutex::new(Published { event, sinks: Vec::new() }));
@@ -132,7 +137,7 @@ impl Embedded {
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run())?;
         let readers = Arc::new(Semaphore::new(READERS));
         let (orders, writer) = (Some(orders), Some(writer));
-        Ok(Self { path, file, sealer, readers, published, orders, writer })
+        Ok(Self { path, file, sealer, readers, published, prefixes, orders, writer })
     }
 
     /// Runs `read` over a snapshot, on a thread that may wait for the disk.
@@ -319,7 +324,8 @@ impl Keeper for Embedded {
             };
             let (place, events) = (self.path.display().to_string(), Some(lock(&self.published).event));
             let (keeps, gateways) = (self.sealer.keeps(), Vec::new());
-            Status { place, trouble, known: found.clone(), found, events, format, keeps, gateways }
+            let prefixes = self.prefixes.borrow().as_ref().map(ToString::to_string);
+            Status { place, trouble, known: found.clone(), found, events, format, keeps, prefixes, gateways }
         })
     }
 
@@ -330,6 +336,10 @@ impl Keeper for Embedded {
     fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
         let incarnation = self.read(|snapshot| snapshot.incarnation());
         Box::pin(async move { Ok(Acceptance { store: incarnation.await?, changed: false }) })
+    }
+
+    fn prefixes(&self) -> &dyn PrefixBook {
+        self
     }
 }
 

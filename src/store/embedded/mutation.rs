@@ -85,7 +85,11 @@ impl Tables<'_> {
 
     /// The new format of the file, if something of format `needed` raises it. This process is the only gateway, so no
     /// other has to agree.
-    fn check_format(&self, sealer: &Sealer, needed: RecordFormat) -> Result<Option<RecordFormat>, Stop> {
+    pub(super) fn check_format(
+        &self,
+        sealer: &Sealer,
+        needed: RecordFormat,
+    ) -> Result<Option<RecordFormat>, Stop> {
         let row = self.meta.get(FORMAT)?;
         let found = format(row.as_ref().map(|row| row.value()));
         if found > sealer.keeps() {
@@ -94,7 +98,7 @@ impl Tables<'_> {
         Ok((needed > found).then_some(needed))
     }
 
-    fn raise_format(&mut self, format: Option<RecordFormat>) -> Result<(), Stop> {
+    pub(super) fn raise_format(&mut self, format: Option<RecordFormat>) -> Result<(), Stop> {
         if let Some(format) = format {
             self.meta.insert(FORMAT, &u64::from(format.number()).to_be_bytes()[..])?;
         }

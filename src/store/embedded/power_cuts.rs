@@ -316,6 +316,7 @@ impl Client {
         Secret {
             digest: Digest::from_bytes(digest),
             last_four: "wxyz".to_owned(),
+            prefix: None,
             ends_at: None,
             further: Further::default(),
         }

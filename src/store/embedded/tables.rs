@@ -38,6 +38,8 @@ pub(super) const INCARNATION: &str = "incarnation";
 pub(super) const LAST_EVENT: &str = "event";
 /// The format of records that a keygate must be able to keep to open the file; a file without this row has the first.
 pub(super) const FORMAT: &str = "format";
+/// The list of prefixes; a file of an older release lacks it.
+pub(super) const PREFIXES: &str = "prefixes";
 
 /// All tables within a write transaction. The methods are in the files of the orders that use them.
 pub(super) struct Tables<'t> {

@@ -119,6 +119,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     if let Some(time) = time.and_then(|time| RedisTime::parse(&time)) {
         inner.ledger.note_time(asked, answered, time);
     }
+    let prefixes = reply.text().map_err(|error| inner.fault(error))?;
     let event = reply.meta.event.unwrap_or_default();
     let can_keep = reply.meta.format <= inner.sealer.keeps();
     if let (true, Some(known), Some(incarnation)) = (can_keep, &known, &reply.meta.incarnation)
@@ -129,6 +130,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         inner.ledger.adopt(incarnation, event);
     }
     let store = inner.ledger.recognise(&reply.meta, 0).map_err(|stranger| inner.fault(stranger))?;
+    inner.note_prefixes(prefixes.as_deref());
     if !can_keep && !inner.is_outdated.swap(true, Ordering::Relaxed) {
         telemetry::log(&StoreFault::outdated(reply.meta.format, inner.sealer.keeps()).to_string());
     }
@@ -160,17 +162,19 @@ async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<
         return Ok(None);
     }
     let names = &inner.names;
-    let places = [names.gateways(), names.lease(&inner.gateway), names.lease_format(&inner.gateway)];
-    let call = Call::new(&inner.scripts.renew, places)
+    let announcing = inner.announcing();
+    let call = Call::new(&inner.scripts.renew, inner.places_of_lease())
         .arg(&*inner.gateway)
         .arg(inner.ledger.position().last.to_string())
         .arg(LEASE.as_millis().to_string())
         .arg(names.leases())
-        .arg(inner.sealer.keeps().to_string());
+        .arg(inner.sealer.keeps().to_string())
+        .arg(&*announcing);
     let asked = inner.clock.mono();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
     let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
     let leases = reply.text().map_err(|error| inner.fault(error))?.and_then(|text| text.parse().ok());
+    inner.note_announced(announcing);
     inner.note_lease(Some(Renewal { asked, leases: leases.unwrap_or(1) }));
     Ok(Some(asked))
 }

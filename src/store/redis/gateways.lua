@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- The gateways that hold a lease, each as its name, the number of its last applied event, and the format that it announces.
---
+-- The gateways that hold a lease, each as its name, the number of its last applied event, and the format and the prefixes
+-- that it announces.
 -- KEYS: meta, gateways. ARGV: the prefix of every lease.
 local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
 local answer, n = {meta[1], meta[2], meta[3], meta[4]}, 4
@@ -8,7 +8,8 @@ for _, gateway in ipairs(redis.call('SMEMBERS', KEYS[2])) do
   local last = redis.call('GET', ARGV[1] .. gateway)
   if last then
     answer[n + 1], answer[n + 2], answer[n + 3] = gateway, last, redis.call('GET', ARGV[1] .. gateway .. ':format')
-    n = n + 3
+    answer[n + 4] = redis.call('GET', ARGV[1] .. gateway .. ':prefixes')
+    n = n + 4
   end
 end
 return answer

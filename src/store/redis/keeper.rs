@@ -5,10 +5,11 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::ledger::Incarnation;
-use super::scripts::{Call, Meta};
+use super::scripts::{Call, Meta, Reply};
 use super::{Inner, Redis};
 use crate::store::events::Seq;
 use crate::store::keeper::{Acceptance, Keeper, Lease, LinkState, Standing, Status, Vitals};
+use crate::store::prefixes::PrefixBook;
 use crate::store::{LEASE, Propagation, StoreFault, StoreFuture};
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::key::record::RecordFormat;
@@ -42,16 +43,24 @@ impl Keeper for Redis {
     fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
         Box::pin(self.inner.accept())
     }
+
+    fn prefixes(&self) -> &dyn PrefixBook {
+        self
+    }
 }
 
 impl Inner {
     pub(super) async fn leave(&self) -> Result<(), StoreFault> {
         *self.left.lock().await = true;
         self.note_lease(None);
-        let names = &self.names;
-        let places = [names.gateways(), names.lease(&self.gateway), names.lease_format(&self.gateway)];
-        let call = Call::new(&self.scripts.leave, places).arg(&*self.gateway);
+        let call = Call::new(&self.scripts.leave, self.places_of_lease()).arg(&*self.gateway);
         self.commands.run(&call, self.settings.command_timeout).await.map(drop)
+    }
+
+    /// All gateways, and everything that this one's lease consists of.
+    pub(super) fn places_of_lease(&self) -> [String; 4] {
+        let (names, gateway) = (&self.names, &self.gateway);
+        [names.gateways(), names.lease(gateway), names.lease_format(gateway), names.lease_prefixes(gateway)]
     }
 
     pub(super) fn vitals(&self) -> Vitals {
@@ -101,9 +110,11 @@ impl Inner {
         match self.commands.run(&call, self.settings.command_timeout).await {
             Err(fault) => {
                 let (trouble, gateways) = (Some(fault.to_string()), Vec::new());
-                Status { place, trouble, found: None, known, events: None, format: None, keeps, gateways }
+                let (found, events, format, prefixes) = (None, None, None, None);
+                Status { place, trouble, found, known, events, format, keeps, prefixes, gateways }
             }
-            Ok(reply) => {
+            Ok(mut reply) => {
+                let prefixes = read_prefixes(&mut reply);
                 let Meta { incarnation: found, event: events, format, .. } = reply.meta.clone();
                 let judged = self.ledger.recognise(&reply.meta, position.last);
                 let outdated = (format > keeps).then(|| StoreFault::outdated(format, keeps).to_string());
@@ -111,7 +122,7 @@ impl Inner {
                 // A list of gateways that cannot be read is no trouble of the store.
                 let gateways = self.gateways().await.unwrap_or_default();
                 let format = found.is_some().then_some(format);
-                Status { place, trouble, found, known, events, format, keeps, gateways }
+                Status { place, trouble, found, known, events, format, keeps, prefixes, gateways }
             }
         }
     }
@@ -127,8 +138,9 @@ impl Inner {
             let event = event.and_then(|event| event.parse().ok());
             let event = event.ok_or_else(|| self.fault("the number in a lease does not read"))?;
             let format = RecordFormat::named(reply.text().map_err(|error| self.fault(error))?.as_deref());
+            let prefixes = reply.text().map_err(|error| self.fault(error))?.unwrap_or_default();
             let own = *gateway == *self.gateway;
-            gateways.push(Lease { gateway, event, own, format });
+            gateways.push(Lease { gateway, event, own, format, prefixes });
         }
         gateways.sort_unstable_by(|one, other| one.gateway.cmp(&other.gateway));
         Ok(gateways)
@@ -173,4 +185,10 @@ impl Inner {
         self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
         Ok(Acceptance { store: found, changed: status.as_deref() != Some("kept") })
     }
+}
+
+/// The prefixes in the answer of the watching script, behind three other texts; `None` if there are none.
+fn read_prefixes(reply: &mut Reply) -> Option<String> {
+    (0..3).try_for_each(|_| reply.text().map(drop)).ok()?;
+    reply.text().ok().flatten()
 }

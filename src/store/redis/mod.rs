@@ -6,10 +6,11 @@
 //!
 //! | key | value |
 //! |--|--|
-//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `format` (of [records](crate::vocabulary::key::record), which joining takes), `replaces` (what it was accepted for) |
+//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `format` (of [records](crate::vocabulary::key::record), which joining takes), `replaces` (what it was accepted for), `prefixes` (their [list](crate::vocabulary::key::Prefixes)) |
 //! | `{kg}:gateways` | set: the names of gateways that hold a lease, or held one a while ago |
 //! | `{kg}:gateway:<name>` | a lease: the number of the last event that holds there; expires |
 //! | `{kg}:gateway:<name>:format` | the highest format of records that this gateway can keep; expires with the lease |
+//! | `{kg}:gateway:<name>:prefixes` | the list of prefixes that all workers of this gateway use; empty before; expires with the lease |
 //! | `{kg}:k:<digest in hex>` | organisation id, key id: where the secret with this digest leads |
 //! | `{kg}:id:<key id>` | sealed [`KeyRecord`] |
 //! | `{kg}:org:<organisation id>` | sealed [`OrgRecord`] |
@@ -50,6 +51,7 @@ mod mutation;
 mod names;
 mod naming;
 mod outbox;
+mod prefixes;
 mod quotas;
 mod reads;
 mod scripts;
@@ -72,6 +74,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use self::cluster::Cluster;
@@ -95,8 +98,8 @@ use super::usage::Usage;
 use super::{CommitError, Committed, Lookup, Mutation, Propagation, Role, Store, StoreFault, StoreFuture};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, Sealer, Versioned};
+use crate::vocabulary::key::{Digest, Prefixes};
 
 /// The store. It makes no call to Redis before it is used.
 pub struct Redis {
@@ -120,6 +123,11 @@ struct Inner {
     /// back.
     left: tokio::sync::Mutex<bool>,
     tenure: Tenure,
+    /// The prefixes of the store's keys, as they were last read.
+    prefixes: watch::Sender<Option<Prefixes>>,
+    /// The list that the lease is to announce, and the one that it announces.
+    announcing: Mutex<String>,
+    announced: watch::Sender<String>,
     /// The name of this process among the gateways.
     gateway: Box<str>,
     /// The number of replicas of the master.
@@ -159,6 +167,9 @@ impl Redis {
             lease: Mutex::default(),
             left: tokio::sync::Mutex::default(),
             tenure: Tenure::begin(clock.mono()),
+            prefixes: watch::Sender::default(),
+            announcing: Mutex::default(),
+            announced: watch::Sender::default(),
             gateway: format!("{:016x}", fastrand::u64(..)).into(),
             replicas: AtomicUsize::new(0),
             is_outdated: AtomicBool::new(false),

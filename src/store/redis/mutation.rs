@@ -174,7 +174,7 @@ impl Inner {
     }
 
     /// Adds nothing if every release can keep it.
-    fn format_part<'s>(&self, call: Call<'s>, needed: RecordFormat) -> Call<'s> {
+    pub(super) fn format_part<'s>(&self, call: Call<'s>, needed: RecordFormat) -> Call<'s> {
         if needed == RecordFormat::FIRST {
             return call;
         }

@@ -35,6 +35,11 @@ impl Names {
         self.with(format_args!("{LEASE}{gateway}:format"))
     }
 
+    /// The prefixes that a gateway announces. They end with the lease.
+    pub(super) fn lease_prefixes(&self, gateway: &str) -> String {
+        self.with(format_args!("{LEASE}{gateway}:prefixes"))
+    }
+
     pub(super) fn leases(&self) -> String {
         self.with(LEASE)
     }

@@ -57,6 +57,8 @@ pub(super) struct Scripts {
     pub(super) admit: Script,
     pub(super) begin: Script,
     pub(super) accept: Script,
+    pub(super) prefixes: Script,
+    pub(super) rewrite_prefixes: Script,
     pub(super) rights: Script,
 }
 
@@ -65,6 +67,14 @@ macro_rules! ours {
     ($head:literal, $($file:literal),+) => {
         concat!($head, "\n", include_str!("ours.lua"), $(include_str!($file)),+)
     };
+}
+
+/// These scripts, as a list. It does not compile if one is forgotten.
+macro_rules! all_but_rights {
+    ($scripts:ident: $($name:ident),+) => {{
+        let Scripts { $($name,)+ rights: _ } = $scripts;
+        [$($name),+]
+    }};
 }
 
 impl Scripts {
@@ -99,6 +109,8 @@ impl Scripts {
             admit: Script::writing(ours!("#!lua", "admit.lua")),
             begin: Script::writing(include_str!("begin.lua")),
             accept: Script::writing(include_str!("accept.lua")),
+            prefixes: Script::reading(include_str!("prefixes.lua")),
+            rewrite_prefixes: Script::writing(ours!("#!lua", "parts.lua", "rewrite_prefixes.lua")),
             rights: Script::reading(include_str!("rights.lua")),
         }
     }
@@ -124,40 +136,12 @@ impl Scripts {
     }
 
     /// All scripts except the one that asks for rights.
-    fn all(&self) -> [&Script; 25] {
-        let Self {
-            lookup,
-            half,
-            read,
-            list,
-            watch,
-            renew,
-            leave,
-            confirm,
-            confirmed,
-            gateways,
-            mutate,
-            revoke,
-            import,
-            entries,
-            trim,
-            restore,
-            usage,
-            note_usage,
-            news,
-            backlog,
-            claim_news,
-            delivered,
-            admit,
-            begin,
-            accept,
-            rights: _,
-        } = self;
-        [
-            lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke,
-            import, entries, trim, restore, usage, note_usage, news, backlog, claim_news, delivered, admit,
-            begin, accept,
-        ]
+    fn all(&self) -> [&Script; 27] {
+        all_but_rights!(
+            self: lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import,
+            entries, trim, restore, usage, note_usage, news, backlog, claim_news, delivered, admit, begin, accept, prefixes,
+            rewrite_prefixes
+        )
     }
 }
 

@@ -192,6 +192,7 @@ mod tests {
         let secret = |digest, ends_at| Secret {
             digest,
             last_four: "wxyz".to_owned(),
+            prefix: None,
             ends_at,
             further: Further::default(),
         };

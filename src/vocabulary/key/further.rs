@@ -20,8 +20,11 @@ impl RecordFormat {
     pub const FIRST: Self = Self(1);
     /// The same fields; unknown fields are kept.
     pub const OPEN: Self = Self(2);
+    /// Keys begin with several words, and secrets name theirs. A gateway that keeps no more than [`RecordFormat::OPEN`]
+    /// accepts the prefix of its configuration only, and would refuse the others.
+    pub const PREFIXES: Self = Self(3);
     /// The highest format that this release can keep.
-    pub const CURRENT: Self = Self::OPEN;
+    pub const CURRENT: Self = Self::PREFIXES;
     /// The highest number. It stands for a number that cannot be read.
     pub const MAX: Self = Self(u16::MAX);
 

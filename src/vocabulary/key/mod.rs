@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod further;
+pub mod prefix;
 pub mod record;
 pub mod scope;
 pub mod usage;
@@ -18,6 +19,8 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::Zeroizing;
+
+pub use self::prefix::{InvalidPrefix, Prefix, Prefixes};
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const RANDOM_DIGITS: usize = 32;
@@ -51,50 +54,40 @@ impl fmt::Display for Environment {
     }
 }
 
-/// The first word of every key of this installation, `fh` by default.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Prefix(Box<str>);
-
-impl Prefix {
-    /// # Errors
-    /// Anything but 1 to 16 lower-case letters and digits that start with a letter.
-    pub fn parse(text: &str) -> Result<Self, InvalidPrefix> {
-        let bytes = text.as_bytes();
-        let well_formed = (1..=16).contains(&bytes.len())
-            && bytes[0].is_ascii_lowercase()
-            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        if well_formed { Ok(Self(text.into())) } else { Err(InvalidPrefix) }
-    }
-
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Default for Prefix {
-    fn default() -> Self {
-        Self("fh".into())
-    }
-}
-
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("a key prefix is 1 to 16 lower-case letters and digits and starts with a letter, as in \"fh\"")]
-pub struct InvalidPrefix;
-
-/// The format of the keys of this installation: makes new keys and parses those that clients present.
+/// The format of the keys of this installation: parses those that clients present.
 #[derive(Clone, Debug)]
 pub struct KeyFormat {
-    heads: [Box<str>; 2],
+    /// What keys begin with, before their random digits. The prefix of new keys comes first.
+    heads: Box<[Head]>,
     accept_without_checksum: bool,
+    /// Whether no key of this installation can begin with anything else.
+    is_complete: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Head {
+    text: Box<str>,
+    environment: Environment,
 }
 
 impl KeyFormat {
+    /// The format of keys with one prefix. Nothing says that there are no keys with others.
     /// `accept_without_checksum` also accepts imported keys, which have no CRC.
     #[must_use]
     pub fn new(prefix: &Prefix, accept_without_checksum: bool) -> Self {
-        let head = |environment: Environment| format!("{}_{environment}_sk_", prefix.as_str()).into();
-        Self { heads: Environment::ALL.map(head), accept_without_checksum }
+        Self { heads: heads([prefix]), accept_without_checksum, is_complete: false }
+    }
+
+    /// The same, for the prefixes of a store. `own` is read fastest.
+    #[must_use]
+    pub fn accepting(&self, prefixes: &Prefixes, own: &Prefix) -> Self {
+        let own_first = prefixes.accepted().filter(|prefix| *prefix == own);
+        let others = prefixes.accepted().filter(|prefix| *prefix != own);
+        Self {
+            heads: heads(own_first.chain(others)),
+            accept_without_checksum: self.accept_without_checksum,
+            is_complete: prefixes.is_complete(),
+        }
     }
 
     /// Whether a key without a checksum is refused without a lookup.
@@ -103,22 +96,20 @@ impl KeyFormat {
         !self.accept_without_checksum
     }
 
-    /// Everything before the random digits, as in `fh_live_sk_`.
+    /// Whether a key with another prefix than these is no key of this installation, as far as was known when the list was
+    /// read.
     #[must_use]
-    pub fn head(&self, environment: Environment) -> &str {
-        &self.heads[environment as usize]
+    pub const fn is_complete(&self) -> bool {
+        self.is_complete
     }
 
-    /// A new key.
+    /// A new key with the prefix that comes first.
     ///
     /// # Errors
     /// If the operating system gives no random bytes.
     pub fn mint(&self, environment: Environment) -> Result<ApiKey, getrandom::Error> {
-        let head = self.head(environment);
-        let mut text = random_token(head, RANDOM_DIGITS, CHECKSUM_DIGITS)?;
-        let checksum = checksum_digits(text.as_bytes());
-        text.extend(checksum.map(char::from));
-        Ok(ApiKey { text, environment })
+        let head = self.heads.iter().find(|head| head.environment == environment);
+        ApiKey::with_head(head.map_or("", |head| &head.text), environment)
     }
 
     /// The environment whose prefix occurs anywhere in the credentials, whether or not they contain a key; test if
@@ -126,8 +117,11 @@ impl KeyFormat {
     #[must_use]
     pub fn named_environment(&self, credentials: &[u8]) -> Option<Environment> {
         let names = |environment: &Environment| {
-            let head = self.head(*environment).as_bytes();
-            credentials.windows(head.len()).any(|part| part == head)
+            let mut heads = self.heads.iter().filter(|head| head.environment == *environment);
+            heads.any(|head| {
+                let head = head.text.as_bytes();
+                credentials.windows(head.len()).any(|part| part == head)
+            })
         };
         [Environment::Test, Environment::Live].into_iter().find(names)
     }
@@ -137,23 +131,53 @@ impl KeyFormat {
     /// # Errors
     /// [`Malformed`], for every cause alike.
     pub fn parse<'a>(&self, token: &'a [u8]) -> Result<PresentedKey<'a>, Malformed> {
-        for environment in Environment::ALL {
-            let Some(digits) = token.strip_prefix(self.head(environment).as_bytes()) else { continue };
-            if !digits.iter().all(u8::is_ascii_alphanumeric) {
-                return Err(Malformed);
+        for Head { text, environment } in &self.heads {
+            if let Some(digits) = token.strip_prefix(text.as_bytes()) {
+                return self.judge(token, digits, *environment);
             }
-            let body = token.len().saturating_sub(CHECKSUM_DIGITS);
-            let checked = digits.len() == RANDOM_DIGITS + CHECKSUM_DIGITS
-                && token[body..] == checksum_digits(&token[..body]);
-            let imported = self.accept_without_checksum && IMPORTED_DIGITS.contains(&digits.len());
-            return if checked || imported {
-                Ok(PresentedKey { token, environment })
-            } else {
-                Err(Malformed)
-            };
         }
         Err(Malformed)
     }
+
+    /// The same, with any prefix: for a key that may be of a prefix which is not known here yet.
+    ///
+    /// # Errors
+    /// As [`KeyFormat::parse`].
+    pub fn parse_any<'a>(&self, token: &'a [u8]) -> Result<PresentedKey<'a>, Malformed> {
+        let end = token.iter().position(|byte| *byte == b'_').ok_or(Malformed)?;
+        let (prefix, rest) = token.split_at(end);
+        str::from_utf8(prefix).ok().and_then(|text| Prefix::parse(text).ok()).ok_or(Malformed)?;
+        for environment in Environment::ALL {
+            if let Some(digits) = rest.strip_prefix(format!("_{environment}_sk_").as_bytes()) {
+                return self.judge(token, digits, environment);
+            }
+        }
+        Err(Malformed)
+    }
+
+    fn judge<'a>(
+        &self,
+        token: &'a [u8],
+        digits: &[u8],
+        environment: Environment,
+    ) -> Result<PresentedKey<'a>, Malformed> {
+        if !digits.iter().all(u8::is_ascii_alphanumeric) {
+            return Err(Malformed);
+        }
+        let body = token.len().saturating_sub(CHECKSUM_DIGITS);
+        let checked = digits.len() == RANDOM_DIGITS + CHECKSUM_DIGITS
+            && token[body..] == checksum_digits(&token[..body]);
+        let imported = self.accept_without_checksum && IMPORTED_DIGITS.contains(&digits.len());
+        if checked || imported { Ok(PresentedKey { token, environment }) } else { Err(Malformed) }
+    }
+}
+
+fn heads<'p>(prefixes: impl IntoIterator<Item = &'p Prefix>) -> Box<[Head]> {
+    let of = |prefix: &Prefix| {
+        let prefix = prefix.clone();
+        Environment::ALL.map(|environment| Head { text: prefix.head(environment).into(), environment })
+    };
+    prefixes.into_iter().flat_map(of).collect()
 }
 
 /// `head` and `digits` random base62 digits, in a buffer with `room` more bytes.
@@ -200,6 +224,21 @@ pub struct ApiKey {
 }
 
 impl ApiKey {
+    /// A new key.
+    ///
+    /// # Errors
+    /// If the operating system gives no random bytes.
+    pub fn mint(prefix: &Prefix, environment: Environment) -> Result<Self, getrandom::Error> {
+        Self::with_head(&prefix.head(environment), environment)
+    }
+
+    fn with_head(head: &str, environment: Environment) -> Result<Self, getrandom::Error> {
+        let mut text = random_token(head, RANDOM_DIGITS, CHECKSUM_DIGITS)?;
+        let checksum = checksum_digits(text.as_bytes());
+        text.extend(checksum.map(char::from));
+        Ok(Self { text, environment })
+    }
+
     /// The secret itself, for the one answer that shows it.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -458,6 +497,31 @@ mod tests {
     }
 
     #[test]
+    fn each_accepted_prefix_names_its_environment_and_none_reads_as_another() {
+        let prefixes: Prefixes = "fh -old kg fhx".parse().unwrap();
+        let all = format(false).accepting(&prefixes, &Prefix::parse("kg").unwrap());
+        assert!(
+            all.mint(Environment::Live).unwrap().expose().starts_with("kg_live_sk_"),
+            "its own comes first"
+        );
+        for (prefix, accepted) in [("fh", true), ("old", false), ("kg", true), ("fhx", true), ("x", false)] {
+            for environment in Environment::ALL {
+                let key = ApiKey::mint(&Prefix::parse(prefix).unwrap(), environment).unwrap();
+                let token = key.expose().as_bytes();
+                let read = all.parse(token).map(|key| key.environment());
+                assert_eq!(read, if accepted { Ok(environment) } else { Err(Malformed) }, "{prefix}");
+                assert_eq!(all.parse_any(token).unwrap().environment(), environment);
+                assert_eq!(all.named_environment(token), accepted.then_some(environment));
+            }
+        }
+        let key = format(false).mint(Environment::Live).unwrap();
+        for other in ["key", "FH", "", "f h"] {
+            let moved = key.expose().replacen("fh", other, 1);
+            assert_eq!(all.parse_any(moved.as_bytes()).unwrap_err(), Malformed, "{other}");
+        }
+    }
+
+    #[test]
     fn a_key_without_a_checksum_passes_only_where_the_settings_say_so() {
         let imported = b"fh_live_sk_0123456789abcdef0123456789";
         assert!(format(false).parse(imported).is_err());
@@ -502,6 +566,7 @@ mod tests {
         #[test]
         fn no_token_makes_the_parser_panic(token in proptest::collection::vec(any::<u8>(), 0..80), tail in "[0-9A-Za-z]{0,140}") {
             let _ = format(true).parse(&token);
+            let _ = format(true).parse_any(&token);
             let _ = format(true).parse(format!("fh_live_sk_{tail}").as_bytes());
         }
     }

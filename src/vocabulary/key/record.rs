@@ -43,7 +43,7 @@ use thiserror::Error;
 
 pub use super::further::{Further, RecordFormat};
 use super::scope::ScopeSet;
-use super::{Digest, Environment, Pepper};
+use super::{Digest, Environment, Pepper, Prefix};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 
@@ -86,6 +86,10 @@ pub struct Secret {
     pub digest: Digest,
     /// The last four characters of the secret, for masked forms.
     pub last_four: String,
+    /// What the secret begins with; `None` for the first of the store's [`Prefixes`](super::Prefixes). Only a store in
+    /// which every gateway follows the prefixes has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
     /// When it stops opening the key. An older secret has this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<UnixMillis>,
@@ -106,7 +110,12 @@ pub enum Status {
 
 impl Secret {
     /// The names of its fields, as they are written.
-    pub const FIELDS: [&str; 3] = ["digest", "last_four", "ends_at"];
+    pub const FIELDS: [&str; 4] = ["digest", "last_four", "prefix", "ends_at"];
+
+    fn format(&self) -> RecordFormat {
+        let own = if self.prefix.is_some() { RecordFormat::PREFIXES } else { RecordFormat::FIRST };
+        self.further.format().max(own)
+    }
 }
 
 impl Status {
@@ -284,7 +293,7 @@ impl Stored for KeyRecord {
     }
 
     fn format(&self) -> RecordFormat {
-        let of_secrets = self.secrets.iter().map(|secret| secret.further.format());
+        let of_secrets = self.secrets.iter().map(Secret::format);
         of_secrets.fold(self.further.format(), RecordFormat::max)
     }
 }
@@ -447,12 +456,14 @@ mod tests {
                 Secret {
                     digest: Digest::from_bytes([1; 32]),
                     last_four: "wxyz".to_owned(),
+                    prefix: None,
                     ends_at: None,
                     further: Further::default(),
                 },
                 Secret {
                     digest: Digest::from_bytes([2; 32]),
                     last_four: "abcd".to_owned(),
+                    prefix: None,
                     ends_at: Some(UnixMillis(500)),
                     further: Further::default(),
                 },
@@ -504,7 +515,7 @@ mod tests {
     #[test]
     fn the_names_of_all_fields_are_listed() {
         let some = Some(UnixMillis(1));
-        let full = KeyRecord {
+        let mut full = KeyRecord {
             expires_at: some,
             disabled_at: some,
             revoked_at: some,
@@ -517,6 +528,7 @@ mod tests {
             json.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>()
         };
         assert_eq!(names(serde_json::to_value(&full).unwrap()), KeyRecord::FIELDS.map(str::to_owned).into());
+        full.secrets[1].prefix = Some(Prefix::default());
         let secret = serde_json::to_value(&full.secrets[1]).unwrap();
         assert_eq!(names(secret), Secret::FIELDS.map(str::to_owned).into());
     }

@@ -86,7 +86,7 @@ async fn a_newer_record_is_served_and_not_written(older: &Shared, org_rev: u64, 
     let Versioned { rev, record } = older.key(id).await.unwrap().unwrap();
     let refusal =
         outdated(older.commit(update_key(rev, &KeyRecord { revoked_at: Some(NOW), ..record })).await);
-    assert!(refusal.contains("format 3") && refusal.contains("newer version"), "{refusal}");
+    assert!(refusal.contains(&format!("format {NEXT}")) && refusal.contains("newer version"), "{refusal}");
     assert_found(older, digest, key, &org).await;
     // Everything else goes on.
     older.commit(update_org(org_rev, &org)).await.unwrap();
@@ -103,7 +103,7 @@ async fn a_newer_record_in_redis_is_served_by_the_release_before_and_not_written
         let org = made.org();
         let key = next(&made.key(org.id, &[made.digest()]));
         insert(&newer, &org, &key).await;
-        assert_eq!(server.command(&["HGET", "{kg}:meta", "format"]), "$1\r\n3\r\n");
+        assert_eq!(server.command(&["HGET", "{kg}:meta", "format"]), format!("$1\r\n{NEXT}\r\n"));
         server.command(&["HSET", "{kg}:meta", "format", "2"]);
         a_newer_record_is_served_and_not_written(&redis(&server, &sealer), 1, &key).await;
     }
@@ -118,7 +118,7 @@ async fn a_newer_record_in_a_file_is_served_by_the_release_before_and_not_writte
         let key = next(&made.key(org.id, &[made.digest()]));
         // At once: there is nobody else whom it could be lost on.
         insert(&embedded(folder.path(), &sealer.clone().keeping(NEXT)), &org, &key).await;
-        assert_eq!(format_of(&folder), 3);
+        assert_eq!(format_of(&folder), u64::from(NEXT.number()));
         let settings = Settings { path: folder.path().join("keygate.redb") };
         for refused in [
             Embedded::open(&settings, sealer.clone()).unwrap_err(),
@@ -158,7 +158,8 @@ async fn nothing_new_is_written_until_every_lease_announces_it() {
     newer.keeper().begin().await.unwrap();
     let (_one, _other) = (linked(&newer).await, linked(&older).await);
     let status = newer.keeper().status().await;
-    assert_eq!((announced(&status), status.format), (vec![2, 3], Some(RecordFormat::OPEN)));
+    let [current, newest] = [RecordFormat::CURRENT, NEXT].map(RecordFormat::number);
+    assert_eq!((announced(&status), status.format), (vec![current, newest], Some(RecordFormat::OPEN)));
 
     let made = Maker::new();
     let (org, digest) = (made.org(), made.digest());
@@ -168,7 +169,7 @@ async fn nothing_new_is_written_until_every_lease_announces_it() {
     let needs = Mutation { needs: NEXT, ..event(org.id) };
     for refused in [newer.commit(update_key(1, &next(&plain))).await, newer.commit(needs.clone()).await] {
         let refusal = outdated(refused);
-        assert!(refusal.contains("keeps records up to format 2 only"), "{refusal}");
+        assert!(refusal.contains(&format!("keeps records up to format {current} only")), "{refusal}");
     }
     let other = next(&made.key(org.id, &[made.digest()]));
     assert!(matches!(newer.import(vec![other.clone()]).await, Err(StoreFault::Outdated(_))));
@@ -178,7 +179,7 @@ async fn nothing_new_is_written_until_every_lease_announces_it() {
     older.keeper().leave().await.unwrap();
     server.command(&["SADD", "{kg}:gateways", "ghost"]);
     server.command(&["SET", "{kg}:gateway:ghost", "0", "PX", "60000"]);
-    assert_eq!(announced(&newer.keeper().status().await), [1, 3]);
+    assert_eq!(announced(&newer.keeper().status().await), [1, newest]);
     let refusal = outdated(newer.commit(needs.clone()).await);
     assert!(refusal.contains("the gateway ghost keeps records up to format 1 only"), "{refusal}");
     // Such a gateway cannot even read unknown fields.
@@ -188,7 +189,7 @@ async fn nothing_new_is_written_until_every_lease_announces_it() {
     server.command(&["HSET", "{kg}:meta", "format", "2"]);
     // A command without a lease is held to what it can keep itself.
     let refusal = outdated(redis(&server, &sealer).commit(needs.clone()).await);
-    assert!(refusal.contains("this one keeps formats up to 2"), "{refusal}");
+    assert!(refusal.contains(&format!("this one keeps formats up to {current}")), "{refusal}");
     server.command(&["DEL", "{kg}:gateway:ghost"]);
 
     newer.commit(update_key(1, &next(&plain))).await.unwrap();
@@ -232,9 +233,11 @@ async fn does_not_join(older: &Shared, key: &KeyRecord) {
     assert!(older.key(key.id).await.is_err());
     older.subscribe(Heard::default().sink());
     let trouble = older.keeper().status().await.trouble.unwrap();
-    assert!(trouble.contains("format 3"), "{trouble}");
+    assert!(trouble.contains(&format!("format {NEXT}")), "{trouble}");
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    assert!(matches!(older.keeper().link_state(), LinkState::Down(cause) if cause.contains("format 3")));
+    assert!(
+        matches!(older.keeper().link_state(), LinkState::Down(cause) if cause.contains(&format!("format {NEXT}")))
+    );
     let leases = older.keeper().status().await.gateways;
     assert!(leases.iter().all(|lease| !lease.own), "{leases:?}");
 }
@@ -248,5 +251,5 @@ async fn a_mutation_that_needs_a_newer_format_raises_that_of_a_file() {
     outdated(needs(embedded(folder.path(), &Sealer::default())).await);
     assert_eq!(format_of(&folder), 2);
     needs(embedded(folder.path(), &Sealer::default().keeping(NEXT))).await.unwrap();
-    assert_eq!(format_of(&folder), 3);
+    assert_eq!(format_of(&folder), u64::from(NEXT.number()));
 }

@@ -266,6 +266,7 @@ pub(crate) fn with_digests(key: &KeyRecord, digests: &[Digest]) -> KeyRecord {
     let secret = |digest: &Digest| Secret {
         digest: *digest,
         last_four: "wxyz".to_owned(),
+        prefix: None,
         ends_at: None,
         further: Further::default(),
     };

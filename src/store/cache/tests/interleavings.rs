@@ -291,7 +291,13 @@ impl<'b> Interleaving<'b> {
             }
             key.secrets.insert(
                 0,
-                Secret { digest: new, last_four: String::new(), ends_at: None, further: Further::default() },
+                Secret {
+                    digest: new,
+                    last_four: String::new(),
+                    prefix: None,
+                    ends_at: None,
+                    further: Further::default(),
+                },
             );
         });
         if let Some(key) = before {

@@ -318,6 +318,7 @@ fn key(number: u64, org: u64) -> KeyRecord {
         secrets: vec![Secret {
             digest: digest_of(number),
             last_four: String::new(),
+            prefix: None,
             ends_at: None,
             further: Further::default(),
         }],
