@@ -49,6 +49,7 @@ mod leases;
 mod left_behind;
 mod limits;
 mod memory;
+mod names;
 mod open_streams;
 mod ops;
 mod outages;

@@ -15,6 +15,7 @@ pub(crate) mod haproxy;
 pub(crate) mod http2;
 pub(crate) mod manual;
 pub(crate) mod metrics;
+pub(crate) mod names;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod sentinels;

@@ -116,7 +116,13 @@ impl Process {
 /// Creates a live key with `keygate keys create` and returns its secret.
 #[track_caller]
 pub(crate) fn create_key(folder: &Path) -> String {
-    let output = keygate(folder, &["keys", "create", "--name", "a key"]).output().unwrap();
+    create_key_by(keygate(folder, &["keys", "create", "--name", "a key"]))
+}
+
+/// The same with this command.
+#[track_caller]
+pub(crate) fn create_key_by(mut command: Command) -> String {
+    let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }

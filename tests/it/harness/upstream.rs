@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -95,11 +96,16 @@ impl Upstream {
 
     /// Answers by `behaviour` after a complete request (or after its body was interrupted).
     pub(crate) fn with(behaviour: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
-        Self::serve(Arc::new(behaviour))
+        Self::at(([127, 0, 0, 1], 0).into(), behaviour)
     }
 
-    fn serve(behaviour: Arc<Behaviour>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    /// The same at this address.
+    pub(crate) fn at(
+        address: SocketAddr,
+        behaviour: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let behaviour: Arc<Behaviour> = Arc::new(behaviour);
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -112,6 +118,30 @@ impl Upstream {
             }
         });
         Self { address, seen, connections }
+    }
+
+    /// Event streams that go on until the client leaves. Each begins with an event; for the targets with "stay" comes one
+    /// more for each of the words.
+    pub(crate) fn of_events(words: Receiver<&'static str>) -> Self {
+        let words = Arc::new(Mutex::new(words));
+        Self::with(move |seen| {
+            let (stays, words) = (seen.request_line().contains("stay"), Arc::clone(&words));
+            Reply::Custom(Box::new(move |stream: &mut TcpStream| {
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+                stream.write_all(head.as_bytes()).unwrap();
+                stream.write_all(b"7\r\n: here\n\r\n").unwrap();
+                if stays {
+                    let Ok(word) = words.lock().unwrap().recv() else { return };
+                    let _ = stream.write_all(format!("{:x}\r\n{word}\r\n", word.len()).as_bytes());
+                }
+                // The client's departure ends it.
+                let _ = stream.read(&mut [0; 1]);
+            }))
+        })
+    }
+
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn url(&self) -> String {
