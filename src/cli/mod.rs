@@ -120,6 +120,14 @@ impl From<Outcome> for ExitCode {
     }
 }
 
+/// Reads `arguments` as [`run`] does, and does nothing with them.
+///
+/// # Errors
+/// The message that `run` would print: what is wrong, or the help that was asked for.
+pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<(), String> {
+    Cli::try_parse_from(arguments).map(drop).map_err(|usage| usage.to_string())
+}
+
 /// Runs the command in `arguments`; the first argument is the name of the program.
 pub fn run(
     arguments: impl IntoIterator<Item = OsString>,

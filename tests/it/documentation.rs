@@ -2,6 +2,7 @@
 //! configuration, and the blocks that a page marks with `<!-- run: NAME -->` run in their order, word for word.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
@@ -11,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
+use keygate::cli::read;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -246,8 +248,11 @@ fn upstreams_of(policy: &str) -> String {
     })
 }
 
-/// The arguments of every command of keygate in a block that is not run, and where it stands.
-fn commands(pages: &[Page]) -> Vec<(Vec<String>, String)> {
+/// The arguments of a command of keygate, and where it stands.
+type Typed = (Vec<String>, String);
+
+/// Every command in a block that is not run.
+fn commands_in_blocks(pages: &[Page]) -> Vec<Typed> {
     let blocks = pages.iter().flat_map(|page| &page.blocks);
     let blocks = blocks.filter(|block| block.language == "sh" && !block.mark.starts_with("run: "));
     let mut commands = Vec::new();
@@ -265,6 +270,12 @@ fn commands(pages: &[Page]) -> Vec<(Vec<String>, String)> {
             }
         }
     }
+    commands
+}
+
+/// Every command in the prose. Some are only named there, without their arguments.
+fn commands_in_prose(pages: &[Page]) -> Vec<Typed> {
+    let mut commands = Vec::new();
     let in_prose = pages.iter().flat_map(|page| {
         let spans = page.prose.iter().flat_map(|line| line.split('`').skip(1).step_by(2));
         spans.filter_map(|span| span.strip_prefix("keygate ")).map(|rest| (rest, page.name))
@@ -280,11 +291,16 @@ fn commands(pages: &[Page]) -> Vec<(Vec<String>, String)> {
 
 #[test]
 fn the_command_line_takes_every_command() {
+    let pages = pages();
+    let (whole, named) = (commands_in_blocks(&pages), commands_in_prose(&pages));
+    assert!(whole.len() >= 3 && named.len() >= 7, "{whole:#?} {named:#?}");
+    for (words, place) in whole {
+        let said = read(["keygate".into()].into_iter().chain(words.iter().map(OsString::from)));
+        assert_eq!(said, Ok(()), "{place}: {words:?}");
+    }
     let folder = tempfile::tempdir().unwrap();
-    let commands = commands(&pages());
-    assert!(commands.len() >= 10, "{commands:#?}");
-    for (mut words, place) in commands {
-        // It reads the words before it as it would without.
+    for (mut words, place) in named {
+        // It reads the words before it as it would without, but asks for no more of them.
         words.push("--help".to_owned());
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let said = keygate(folder.path(), &words).output().unwrap();

@@ -4,7 +4,6 @@
 //! `KEYGATE_LONG=1 cargo test --test it haproxy:: -- --nocapture --test-threads 1` (needs `apt-get install haproxy redis-server`).
 //! The short forms are at the wire: [`crate::over_http2abuse`] and [`crate::drain_delay`].
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,8 +17,7 @@ use crate::harness::haproxy::{Haproxy, free_address};
 use crate::harness::http2::{DATA, Frames, GOAWAY, HEADERS, RESET};
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{
-    Call, Process, RedisServer, Reply, Tuned, Upstream, Wire, create_key, eventually, fetch, is_long,
-    unhurried,
+    Call, Process, RedisServer, Tuned, Upstream, Wire, create_key, eventually, fetch, is_long, unhurried,
 };
 
 /// Those that leave, and those that stay.
@@ -31,21 +29,8 @@ fn a_thousand_departures_over_one_haproxy_leave_the_others_alone() {
     if !is_long() {
         return;
     }
-    let (say, words) = channel::<()>();
-    let words = std::sync::Arc::new(Mutex::new(words));
-    let live = Upstream::with(move |seen| {
-        let (stays, words) = (seen.request_line().contains("stay"), std::sync::Arc::clone(&words));
-        Reply::Custom(Box::new(move |stream: &mut TcpStream| {
-            let head =
-                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-            stream.write_all(head.as_bytes()).unwrap();
-            stream.write_all(b"7\r\n: here\n\r\n").unwrap();
-            if stays && words.lock().unwrap().recv().is_ok() {
-                let _ = stream.write_all(b"8\r\n: still\n\r\n");
-            }
-            let _ = stream.read(&mut [0; 1]);
-        }))
-    });
+    let (say, words) = channel();
+    let live = Upstream::of_events(words);
     let ops = "[ops]\nlisten = \"127.0.0.1:0\"";
     let (gateway, key) = Tuned::default().live(live.url()).settings(ops).start();
     let front = free_address();
@@ -76,7 +61,7 @@ fn a_thousand_departures_over_one_haproxy_leave_the_others_alone() {
         value(&scrape(gateway.ops_address()), "keygate_requests_in_flight") == Some(f64::from(STAY))
     });
     for _ in 0..STAY {
-        say.send(()).unwrap();
+        say.send(": still\n").unwrap();
     }
     for _ in 0..STAY {
         assert_eq!(staying.until(DATA).expect("they go on").payload, b": still\n");
