@@ -1,14 +1,22 @@
 //! Upstreams from other projects: Python's file server, and httpbin behind gunicorn.
+//!
+//! `KEYGATE_LONG=1 cargo test --test it foreign_upstreams -- --nocapture` also stops one of three processes under load.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::harness::metrics::{scrape, value};
 use crate::harness::process::Process;
-use crate::harness::{Call, Gateway, eventually};
+use crate::harness::traffic::{Outcome, at_rate};
+use crate::harness::{Call, Gateway, Tuned, eventually, is_long, unhurried};
 
 /// Any key may send any request.
 const POLICY: &str = r#"
@@ -42,6 +50,20 @@ fn start(arguments: impl Fn(u16) -> Vec<String>, folder: &Path) -> (Process, Soc
     (process, address)
 }
 
+fn file_server(port: u16) -> Vec<String> {
+    ["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()].map(str::to_owned).to_vec()
+}
+
+/// The same server, but it keeps connections, and the queue of those that it has not accepted is longer than five.
+fn patient_file_server(port: u16) -> Vec<String> {
+    let script = format!(
+        "import http.server as h\nh.ThreadingHTTPServer.request_queue_size = 1000\n\
+         h.SimpleHTTPRequestHandler.protocol_version = 'HTTP/1.1'\n\
+         h.ThreadingHTTPServer(('127.0.0.1', {port}), h.SimpleHTTPRequestHandler).serve_forever()"
+    );
+    vec!["-c".to_owned(), script]
+}
+
 fn in_front_of(live: SocketAddr, test: SocketAddr) -> Gateway {
     Gateway::builder()
         .policy(POLICY)
@@ -56,11 +78,8 @@ fn files_of_pythons_server_are_forwarded_by_environment() {
     fs::write(folders[0].path().join("where.txt"), "live").unwrap();
     fs::write(folders[1].path().join("where.txt"), "test").unwrap();
     fs::write(folders[0].path().join("large.bin"), &large).unwrap();
-    let server = |port: u16| {
-        ["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()].map(str::to_owned).to_vec()
-    };
-    let (_live, live) = start(server, folders[0].path());
-    let (_test, test) = start(server, folders[1].path());
+    let (_live, live) = start(file_server, folders[0].path());
+    let (_test, test) = start(file_server, folders[1].path());
     let gateway = in_front_of(live, test);
     let (live_key, test_key) = (gateway.live_key().secret, gateway.test_key().secret);
     assert_eq!(gateway.fetch(&Call::get("/where.txt").key(&live_key)).text(), "live");
@@ -141,10 +160,7 @@ fn uploads(gateway: &Gateway, key: &str, target: &str, count: usize) -> Vec<u16>
 #[test]
 fn an_early_answer_of_pythons_server_reaches_a_client_that_is_still_sending() {
     let folder = TempDir::new().unwrap();
-    let server = |port: u16| {
-        ["-m", "http.server", "--bind", "127.0.0.1", &port.to_string()].map(str::to_owned).to_vec()
-    };
-    let (_live, live) = start(server, folder.path());
+    let (_live, live) = start(file_server, folder.path());
     let gateway = in_front_of(live, SocketAddr::from(([127, 0, 0, 1], free_port())));
     let key = gateway.live_key().secret;
     assert_eq!(uploads(&gateway, &key, "/upload", 30), [501; 30]);
@@ -168,4 +184,79 @@ fn an_early_answer_of_gunicorn_reaches_a_client_that_is_still_sending() {
     let gateway = in_front_of(live, SocketAddr::from(([127, 0, 0, 1], free_port())));
     let key = gateway.live_key().secret;
     assert_eq!(uploads(&gateway, &key, "/upload", 30), [413; 30]);
+}
+
+#[test]
+fn a_process_that_is_stopped_is_passed_over_and_has_its_turn_again_when_it_goes_on() {
+    const RATE: u32 = 100;
+    const SPAN: Duration = Duration::from_secs(45);
+    /// Tries of the stopped process: after one second, two, four, and so on.
+    const TRIES: usize = 5;
+    if !is_long() {
+        return;
+    }
+    let servers: Vec<(Process, SocketAddr, TempDir)> = (0..3)
+        .map(|number: usize| {
+            let folder = TempDir::new().unwrap();
+            fs::write(folder.path().join("things"), number.to_string()).unwrap();
+            let (process, address) = start(patient_file_server, folder.path());
+            (process, address, folder)
+        })
+        .collect();
+    let tuned =
+        Tuned::default().upstream("answer_timeout = \"2s\"").settings("[ops]\nlisten = \"127.0.0.1:0\"");
+    let tuned = servers.iter().fold(tuned, |tuned, (_, address, _)| tuned.live(format!("http://{address}")));
+    let (gateway, key) = tuned.start();
+    let (hanging, endpoint, _) = &servers[1];
+    let series = format!("keygate_upstream_healthy{{upstream=\"api\",endpoint=\"{endpoint}\"}}");
+    let (front, ops) = (gateway.address(), gateway.ops_address());
+    let is_in_use = || value(&scrape(ops), &series) == Some(1.0);
+    let call = Call::get("/things").key(&key);
+    // When the first request was due, by which the outcomes tell theirs.
+    let begun = OnceLock::new();
+    let (outcomes, [stopped, passed_over, goes_on, back]) = thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            at_rate(front, RATE, SPAN, 128, |_| {
+                begun.get_or_init(Instant::now);
+                call.clone()
+            })
+        });
+        let since = || begun.get().map_or(Duration::ZERO, Instant::elapsed);
+        let after = |pause: u64, signal| {
+            thread::sleep(Duration::from_secs(pause));
+            hanging.signal(signal);
+            since()
+        };
+        eventually("the load begins", || begun.get().is_some());
+        let stopped = after(3, Signal::STOP);
+        unhurried("it is passed over", || !is_in_use());
+        let passed_over = since();
+        let goes_on = after(10, Signal::CONT);
+        unhurried("it is in use again", is_in_use);
+        let moments = [stopped, passed_over, goes_on, since()];
+        (load.join().unwrap(), moments)
+    });
+    // When those were due that failed, and their statuses.
+    let failed = |from: Duration, to: Duration| -> Vec<(Duration, u16)> {
+        let due = |outcome: &Outcome| Duration::from_secs_f64(outcome.number as f64 / f64::from(RATE));
+        let all = outcomes.iter().map(|outcome| (due(outcome), outcome.status));
+        all.filter(|(due, status)| (from..to).contains(due) && *status != 200).collect()
+    };
+    let (until_known, tries) = (failed(Duration::ZERO, passed_over), failed(passed_over, SPAN));
+    println!(
+        "stopped at {stopped:.2?}, passed over at {passed_over:.2?}: {} requests failed until then, {} after it, of {}; \
+         goes on at {goes_on:.2?}, in use again at {back:.2?}",
+        until_known.len(),
+        tries.len(),
+        outcomes.len()
+    );
+    // A request that is late may meet the stopped process although it was due before.
+    assert_eq!(failed(Duration::ZERO, stopped - Duration::from_secs(1)), [], "before it stopped");
+    assert!(tries.len() <= TRIES, "{tries:?}");
+    assert_eq!(failed(back, SPAN), [], "after it went on");
+    let mut answers = [0; 3];
+    for _ in 0..30 {
+        answers[gateway.fetch(&call).text().parse::<usize>().unwrap()] += 1;
+    }
+    assert_eq!(answers, [10; 3]);
 }

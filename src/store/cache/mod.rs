@@ -385,9 +385,10 @@ impl ReadThrough {
         let mut may_have_come_back = known.as_ref().is_some_and(|entry| self.is_usable(entry, digest));
         // A known key is no guess, from any network.
         let budget = if known.is_some() { budget.of_known(may_have_come_back) } else { budget };
-        let mut may_blame_another = true;
+        let (mut may_blame_another, mut refused) = (true, None);
         for _ in 0..TRIES {
             let Attempt { outcome, level, is_own, no_turn } = self.attempt(digest, budget).await;
+            refused = if is_own { None } else { no_turn.or(refused) };
             if is_own {
                 may_blame_another = std::mem::take(&mut may_have_come_back);
             }
@@ -404,7 +405,7 @@ impl ReadThrough {
                     // The failed load began before this request did, perhaps before the store recovered. A
                     // time-out is not worth a second.
                     if !matches!(fault, StoreFault::Failed(_)) || !may_blame_another {
-                        if let Some(cause) = no_turn {
+                        if let Some(cause) = refused {
                             self.meter.refused(cause);
                         }
                         return (Outcome::Unavailable(fault), level);

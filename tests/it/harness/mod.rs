@@ -9,6 +9,7 @@ pub(crate) mod closed_port;
 pub(crate) mod cluster;
 pub(crate) mod description;
 pub(crate) mod desk;
+pub(crate) mod distance;
 pub(crate) mod fail_over;
 pub(crate) mod gateway;
 pub(crate) mod haproxy;
