@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -25,6 +25,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const SHORT: u64 = 4 << 10;
 /// Long bodies of changes that are read or carried out at once. With 64 KiB each they have 4 MiB.
 const LONG_CHANGES: usize = 64;
+
+/// Organisations that pause, before those are forgotten whose pause is over.
+const TIDIED: usize = 1024;
 
 /// What an operation does, as far as its places are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,12 +106,15 @@ pub(super) struct Admissions {
     /// The places for which callers wait. Each key and each organisation has its own.
     waited_for: Mutex<HashMap<(Pool, Whose), Arc<Semaphore>>>,
     long_changes: Arc<Semaphore>,
+    /// Until when organisations may make no more keys.
+    paused: Mutex<HashMap<OrgId, Instant>>,
 }
 
 impl Default for Admissions {
     fn default() -> Self {
         let long_changes = Arc::new(Semaphore::new(LONG_CHANGES));
-        Self { taken: Mutex::default(), waited_for: Mutex::default(), long_changes }
+        let (taken, waited_for, paused) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { taken, waited_for, long_changes, paused }
     }
 }
 
@@ -180,6 +186,32 @@ impl Admissions {
             permits.push(self.wait_to_be_long().await);
         }
         Ok(Place { admissions: Arc::clone(self), holder, counted: None, permits })
+    }
+
+    /// An organisation has made as many keys as it may make for a while: until then its requests for further ones are
+    /// refused without looking at them.
+    pub(super) fn pause(&self, org: OrgId, now: Instant, pause: Duration) {
+        let mut paused = lock(&self.paused);
+        if paused.len() >= TIDIED {
+            paused.retain(|_, until| *until > now);
+        }
+        paused.insert(org, now + pause);
+    }
+
+    /// # Errors
+    /// 429 for a new key of an organisation that pauses.
+    pub(super) fn check_pause(
+        &self,
+        operation: Operation,
+        caller: Option<&CallingKey>,
+        now: Instant,
+    ) -> Result<(), Rejection> {
+        let Some(caller) = caller.filter(|_| operation == Operation::CreateKey) else { return Ok(()) };
+        let until = lock(&self.paused).get(&caller.org).copied();
+        match until.map(|until| until.saturating_duration_since(now)) {
+            Some(left) if !left.is_zero() => Err(Rejection::RateLimited(left)),
+            _ => Ok(()),
+        }
     }
 
     fn count(self: &Arc<Self>, pool: Pool, holder: Holder, bytes: u64) -> Result<Place, Rejection> {

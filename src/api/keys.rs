@@ -9,6 +9,7 @@ use crate::lifecycle::{
     CallingKey, Changed, Keep, KeyPage, KeyView, Lifecycle, LifecycleError, Made, NewKey, OVERLAP, Outcome,
     Patch,
 };
+use crate::store::KeysOf;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::key::{ApiKey, Environment};
@@ -66,7 +67,7 @@ pub(super) async fn list(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, R
     let mut query = Query::parse(call.query.as_deref());
     let (limit, cursor) = (query.limit(), query.cursor::<KeyId>());
     query.finish()?;
-    let page = lifecycle.list_keys(&call.origin(), None, cursor, limit).await.map_err(refuse)?;
+    let page = lifecycle.list_keys(&call.origin(), KeysOf::All, cursor, limit).await.map_err(refuse)?;
     let KeyPage { keys, has_more } = page;
     let next = keys.last().filter(|_| has_more).map(|key| key.id.print());
     Answer::json(&List::new(lifecycle.view_keys(&keys).await.map_err(refuse)?, next))

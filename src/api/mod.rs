@@ -29,6 +29,7 @@ use crate::lifecycle::{
 };
 use crate::policy::target::Operation;
 use crate::store::Propagation;
+use crate::store::indexes::Full;
 use crate::telemetry;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::key::PresentedKey;
@@ -188,6 +189,7 @@ impl Api {
         address: IpAddr,
         length: Option<u64>,
     ) -> Result<Place, Rejection> {
+        self.admissions.check_pause(operation, caller, self.lifecycle.clock().mono())?;
         self.admissions.admit(operation, caller, address, length).await
     }
 
@@ -197,13 +199,21 @@ impl Api {
     /// # Errors
     /// The refusal that the client gets.
     pub async fn serve(&self, mut call: Call) -> Result<Answer, Rejection> {
-        let lifecycle = Arc::clone(&self.lifecycle);
+        let (lifecycle, admissions) = (Arc::clone(&self.lifecycle), Arc::clone(&self.admissions));
+        let org =
+            call.caller.as_ref().map(|caller| caller.org).filter(|_| call.operation == Operation::CreateKey);
         let waiting = (!call.operation.takes_away()).then(|| {
             let (presence, waiting) = Presence::watched();
             call.presence = presence;
             waiting
         });
-        let task = self.control.spawn(async move { carry_out(&lifecycle, call).await });
+        let task = self.control.spawn(async move {
+            let answer = carry_out(&lifecycle, call).await;
+            if let (Err(Rejection::RateLimited(pause)), Some(org)) = (&answer, org) {
+                admissions.pause(org, lifecycle.clock().mono(), *pause);
+            }
+            answer
+        });
         let mut attended = Attended { task, waiting };
         // Cancelled with its runtime, or panicked; the panic is logged already.
         (&mut attended.task).await.unwrap_or(Err(Rejection::Internal))
@@ -267,6 +277,8 @@ fn refuse(error: LifecycleError) -> Rejection {
         LifecycleError::Descendants { found, .. } => Rejection::Conflict(Conflict::Descendants(found)),
         LifecycleError::Revoked(_) => Rejection::Conflict(Conflict::KeyRevoked),
         LifecycleError::Expired(_) => Rejection::Conflict(Conflict::KeyExpired),
+        LifecycleError::Full(Full::Organisation) => Rejection::Conflict(Conflict::KeysFull),
+        LifecycleError::Full(Full::Maker) => Rejection::Conflict(Conflict::MakerFull),
         LifecycleError::EmailTaken => Rejection::Conflict(Conflict::EmailTaken),
         LifecycleError::IdempotencyMismatch => Rejection::IdempotencyMismatch,
         LifecycleError::QuotaExceeded { retry_after } => Rejection::RateLimited(retry_after),

@@ -35,6 +35,8 @@ pub struct KeyTools {
     pub chain: Chain,
     /// How long a change that takes a right away waits until all gateways have confirmed it.
     pub ack_wait: Duration,
+    /// The most live keys of an organisation.
+    pub max_per_org: u32,
 }
 
 impl KeyTools {
@@ -55,6 +57,7 @@ impl KeyTools {
             chain: Chain::new(audit.or_else(|| pepper.clone())),
             pepper,
             ack_wait: settings.ack_wait,
+            max_per_org: settings.max_per_org,
         })
     }
 
@@ -68,6 +71,7 @@ impl KeyTools {
             pepper: self.pepper.clone(),
             chain: self.chain.clone(),
             signup,
+            max_per_org: self.max_per_org,
             ack_wait: self.ack_wait,
         }
     }

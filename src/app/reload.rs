@@ -214,7 +214,14 @@ impl Fixed {
             request_log,
         } = self;
         let listener::Settings { listen, workers, max_connections, max_connections_per_client } = listener;
-        let KeySettings { prefix, accept_without_checksum, pepper_file, audit_key_file, ack_wait } = keys;
+        let KeySettings {
+            prefix,
+            accept_without_checksum,
+            pepper_file,
+            audit_key_file,
+            ack_wait,
+            max_per_org,
+        } = keys;
         let same = [
             ("server.listen", *listen == other.listener.listen),
             ("server.workers", *workers == other.listener.workers),
@@ -228,6 +235,7 @@ impl Fixed {
             ("keys.accept_without_checksum", *accept_without_checksum == other.keys.accept_without_checksum),
             ("keys.pepper_file", *pepper_file == other.keys.pepper_file),
             ("keys.ack_wait", *ack_wait == other.keys.ack_wait),
+            ("keys.max_per_org", *max_per_org == other.keys.max_per_org),
             ("audit.key_file", *audit_key_file == other.keys.audit_key_file),
             ("audit.retention", *retention == other.retention),
             ("[store]", *store == other.store),

@@ -12,6 +12,7 @@ use super::{Outcome, refuse};
 use crate::app::App;
 use crate::config::{Config, FIRSTHAND_POLICY};
 use crate::lifecycle::{Lifecycle, LifecycleError, NewKey, Origin};
+use crate::store::KeysOf;
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::scope::{Scope, ScopeSet};
@@ -155,7 +156,7 @@ async fn fresh_keys(lifecycle: &Lifecycle) -> Result<Keys, LifecycleError> {
         Some(org) => org.id,
         None => lifecycle.create_org(origin, DEV).await?.id,
     };
-    for key in lifecycle.list_keys(origin, Some(org), None, usize::MAX).await?.keys {
+    for key in lifecycle.list_keys(origin, KeysOf::Org(org), None, usize::MAX).await?.keys {
         if key.created_by == DEV && key.revoked_at.is_none() {
             lifecycle.revoke_key(origin, key.id).await?;
         }

@@ -96,6 +96,8 @@ pub struct KeySettings {
     pub audit_key_file: Option<PathBuf>,
     /// How long revoking, narrowing or suspending waits until all gateways have confirmed it.
     pub ack_wait: Duration,
+    /// The most live keys of an organisation; imports and operators may make more.
+    pub max_per_org: u32,
 }
 
 impl Default for KeySettings {
@@ -106,6 +108,7 @@ impl Default for KeySettings {
             pepper_file: None,
             audit_key_file: None,
             ack_wait: Duration::from_millis(250),
+            max_per_org: 1000,
         }
     }
 }
@@ -282,6 +285,7 @@ fn keys(section: &mut Section<'_>, folder: &Path) -> KeySettings {
         pepper_file: section.optional("pepper_file", text).map(|path| folder.join(path)),
         audit_key_file: default.audit_key_file,
         ack_wait: section.or("ack_wait", default.ack_wait, duration(Duration::ZERO..=DAY)),
+        max_per_org: section.or("max_per_org", default.max_per_org, count(1..=1_000_000)),
     }
 }
 

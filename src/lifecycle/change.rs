@@ -136,7 +136,9 @@ impl Lifecycle {
                 self.heads.note(trail, link);
                 Ok(Some(committed))
             }
-            Err(CommitError::Conflict | CommitError::Answered) => Ok(None),
+            Err(CommitError::Conflict | CommitError::Answered | CommitError::Unindexed) => Ok(None),
+            Err(CommitError::Full(full)) => Err(LifecycleError::Full(full)),
+            Err(CommitError::TooFast { retry_after }) => Err(LifecycleError::QuotaExceeded { retry_after }),
             Err(CommitError::Missing) => Err(missing),
             Err(CommitError::EmailTaken) => Err(LifecycleError::EmailTaken),
             Err(CommitError::Exists) => Err(LifecycleError::Collision),

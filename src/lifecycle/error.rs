@@ -5,6 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::store::StoreFault;
+use crate::store::indexes::Full;
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -83,6 +84,8 @@ pub enum LifecycleError {
     Revoked(KeyId),
     #[error("{0} has expired")]
     Expired(KeyId),
+    #[error("there are as many live keys as there may be")]
+    Full(Full),
     #[error("the e-mail address is taken")]
     EmailTaken,
     #[error("the idempotency key was used for another request")]

@@ -12,7 +12,7 @@ use super::error::LifecycleError;
 use super::moved::{Imported, ImportedKey, MovedKey, compare, export};
 use super::principal::Origin;
 use super::search::find_digest;
-use crate::store::{CommitError, Store, StoreFault};
+use crate::store::{CommitError, KeysOf, Store, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -176,7 +176,7 @@ impl Lifecycle {
         after: Option<KeyId>,
         limit: usize,
     ) -> Result<(Vec<MovedKey>, bool), LifecycleError> {
-        let page = self.list_keys(origin, org, after, limit).await?;
+        let page = self.list_keys(origin, org.map_or(KeysOf::All, KeysOf::Org), after, limit).await?;
         let (pepper_id, now) = (self.settings.digester.pepper_id(), self.now());
         let prefixes = self.prefixes();
         let export = |key| export(key, prefixes.first(), pepper_id.as_deref(), now);

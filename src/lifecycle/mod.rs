@@ -76,6 +76,8 @@ pub struct Settings {
     pub pepper: Option<Pepper>,
     pub chain: Chain,
     pub signup: SignupSettings,
+    /// The most live keys of an organisation. Imports and operators may make more.
+    pub max_per_org: u32,
     /// How long a change that takes a right away waits for all gateways to confirm it.
     pub ack_wait: Duration,
 }

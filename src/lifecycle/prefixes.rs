@@ -13,8 +13,8 @@ use super::Lifecycle;
 use super::audit::Draft;
 use super::error::{LifecycleError, PrefixError};
 use super::principal::Origin;
-use crate::store::StoreFault;
 use crate::store::prefixes::Register;
+use crate::store::{KeysOf, StoreFault};
 use crate::telemetry;
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::key::record::{KeyRecord, Secret, Status};
@@ -179,7 +179,7 @@ impl Lifecycle {
     async fn count_keys_with(&self, list: &Prefixes, prefix: &Prefix) -> Result<u64, LifecycleError> {
         let (mut count, mut after) = (0, None);
         loop {
-            let keys = self.store.keys(None, after, PAGE).await?;
+            let keys = self.store.keys(KeysOf::All, after, PAGE).await?;
             let now = self.now();
             let has = |secret: &Secret| {
                 secret.prefix.as_ref().unwrap_or_else(|| list.first()) == prefix

@@ -9,7 +9,7 @@ use super::Lifecycle;
 use super::error::LifecycleError;
 use super::principal::Origin;
 use super::view::KeyView;
-use crate::store::{Found, Lookup, Store, StoreFault};
+use crate::store::{Found, KeysOf, Lookup, Store, StoreFault};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::admission::{Attempt, admit};
@@ -77,8 +77,13 @@ impl Lifecycle {
         limit: usize,
     ) -> Result<FoundKeys, LifecycleError> {
         let (mut keys, mut looked_at) = (Vec::new(), 0);
+        let of = match (filter.org, filter.environment) {
+            (None, _) => KeysOf::All,
+            (Some(org), None) => KeysOf::Org(org),
+            (Some(org), Some(environment)) => KeysOf::Environment(org, environment),
+        };
         loop {
-            let page = self.list_keys(origin, filter.org, after, PAGE).await?;
+            let page = self.list_keys(origin, of, after, PAGE).await?;
             let usage = self.store.usage().of(page.keys.iter().map(|key| key.id).collect()).await?;
             let now = self.now();
             for (key, usage) in page.keys.iter().zip(&usage) {

@@ -10,7 +10,7 @@ use super::outbox::{News, Outbox};
 use super::quotas::{Admission, Quota, Quotas};
 use super::trails::Trails;
 use super::usage::Usage;
-use super::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
+use super::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::telemetry::metrics::{StoreMeter, StoreOperation as Operation};
 use crate::vocabulary::audit::{Ends, Entry, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
@@ -104,11 +104,11 @@ impl Store for MeasuredStore {
 
     fn keys(
         &self,
-        org: Option<OrgId>,
+        of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
-        self.measured(Operation::Read, self.store.keys(org, after, limit))
+        self.measured(Operation::Read, self.store.keys(of, after, limit))
     }
 
     fn orgs(

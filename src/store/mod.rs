@@ -13,6 +13,7 @@ mod fence_model;
 #[cfg(test)]
 mod fence_tests;
 pub mod finding;
+pub mod indexes;
 pub mod keeper;
 pub mod measured;
 pub mod outbox;
@@ -38,10 +39,11 @@ use thiserror::Error;
 
 use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, RecordFormat, Stored, Versioned};
+use crate::vocabulary::key::{Digest, Environment};
 use answers::{Answers, KeptAnswer};
 use events::{EventSink, Seq, Subject};
+use indexes::{Full, Room};
 use keeper::Keeper;
 use outbox::{News, Outbox};
 use quotas::Quotas;
@@ -128,6 +130,8 @@ pub struct Mutation {
     pub answer: Option<KeptAnswer>,
     pub audit: Option<Append>,
     pub news: Option<News>,
+    /// The room that the new key needs.
+    pub room: Option<Room>,
     /// The format that every gateway must be able to keep before this is written, beyond what the records in it need.
     pub needs: RecordFormat,
 }
@@ -178,6 +182,25 @@ pub struct Committed {
     pub event: Option<Seq>,
 }
 
+/// Which keys are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeysOf {
+    All,
+    Org(OrgId),
+    /// Those of one organisation in one environment.
+    Environment(OrgId, Environment),
+}
+
+impl KeysOf {
+    #[must_use]
+    pub const fn org(self) -> Option<OrgId> {
+        match self {
+            Self::All => None,
+            Self::Org(org) | Self::Environment(org, _) => Some(org),
+        }
+    }
+}
+
 /// How long a gateway counts after its last sign of life. A gateway that is configured to refuse keys while it is cut
 /// off begins to refuse them no later than this.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -210,7 +233,7 @@ impl fmt::Display for Propagation {
 
 /// Why a mutation did not happen. Except for `Fault`, which may leave the outcome open, nothing was changed.
 ///
-/// If several apply, `Answered` comes first, then `EmailTaken`: in a race the records may have changed because the
+/// If several apply, `Answered` comes first, then `EmailTaken`, then whether there is room: in a race the records may have changed because the
 /// winner carried out the same request.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CommitError {
@@ -223,6 +246,15 @@ pub enum CommitError {
     /// An answer is already kept under this index: the same request was carried out before.
     #[error("the request was answered before")]
     Answered,
+    /// The organisation has as many live keys as it may have, or the key has made as many.
+    #[error("there are as many live keys as there may be")]
+    Full(Full),
+    /// As many keys were made as may be made in a while.
+    #[error("too many new keys")]
+    TooFast { retry_after: Duration },
+    /// Not all keys of the organisation are in its indexes. No caller of a store sees it.
+    #[error("keys are missing in the indexes")]
+    Unindexed,
     /// The id or a digest is taken.
     #[error("the record exists already")]
     Exists,
@@ -248,11 +280,10 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>>;
 
-    /// At most `limit` keys, newest first (descending by id), of one organisation or of all, starting after
-    /// the key `after`.
+    /// At most `limit` keys, newest first (descending by id), starting after the key `after`. Reads no others.
     fn keys(
         &self,
-        org: Option<OrgId>,
+        of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>>;

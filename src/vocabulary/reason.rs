@@ -174,6 +174,7 @@ reasons! {
     EmailTaken = "email_taken" Api,
     TargetRevoked = "target_revoked" Api,
     TargetExpired = "target_expired" Api,
+    KeysFull = "keys_full" Api,
     Contended = "contended" Api,
     DescendantsDiffer = "descendants_differ" Api,
     IdempotencyMismatch = "idempotency_mismatch" Api,

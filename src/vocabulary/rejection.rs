@@ -125,6 +125,10 @@ pub enum Conflict {
     EmailTaken,
     KeyRevoked,
     KeyExpired,
+    /// The organisation has as many live keys as it may have.
+    KeysFull,
+    /// The calling key has made as many of them as it may make.
+    MakerFull,
     /// The same thing keeps being changed by others.
     Contended,
     /// Another number of keys than expected would be revoked: so many were made with the key and are not revoked.
@@ -284,6 +288,7 @@ impl Rejection {
             Self::Conflict(Conflict::EmailTaken) => Reason::EmailTaken,
             Self::Conflict(Conflict::KeyRevoked) => Reason::TargetRevoked,
             Self::Conflict(Conflict::KeyExpired) => Reason::TargetExpired,
+            Self::Conflict(Conflict::KeysFull | Conflict::MakerFull) => Reason::KeysFull,
             Self::Conflict(Conflict::Contended) => Reason::Contended,
             Self::Conflict(Conflict::Descendants(_)) => Reason::DescendantsDiffer,
             Self::IdempotencyMismatch => Reason::IdempotencyMismatch,
@@ -345,6 +350,12 @@ impl Conflict {
             Self::EmailTaken => "An organization with this e-mail address exists",
             Self::KeyRevoked => "This API key is revoked",
             Self::KeyExpired => "This API key has expired",
+            Self::KeysFull => {
+                "This organization has as many live API keys as it may have, revoke some that are not needed"
+            }
+            Self::MakerFull => {
+                "This API key has made as many live API keys as one key may make, revoke some or use another key"
+            }
             Self::Contended => "The resource is being changed by other requests, please retry",
             Self::Descendants(found) => {
                 return Cow::Owned(format!(

@@ -11,7 +11,9 @@ use keygate::store::outbox::Outbox;
 use keygate::store::quotas::Quotas;
 use keygate::store::trails::Trails;
 use keygate::store::usage::Usage;
-use keygate::store::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
+use keygate::store::{
+    CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
+};
 use keygate::vocabulary::audit::{Ends, Entry, Trail};
 use keygate::vocabulary::clock::UnixMillis;
 use keygate::vocabulary::id::{KeyId, OrgId};
@@ -114,11 +116,11 @@ impl Store for Counted {
 
     fn keys(
         &self,
-        org: Option<OrgId>,
+        of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
-        self.to("keys").keys(org, after, limit)
+        self.to("keys").keys(of, after, limit)
     }
 
     fn orgs(

@@ -1,14 +1,27 @@
 //! What one customer's key can cost: operations whose caller has left, taking rights away beside a flood of new keys, and
 //! the number of operations that are under way at once.
 
-use std::time::Duration;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use keygate::vocabulary::id::KeyId;
+use keygate::lifecycle::NewKey;
+use keygate::vocabulary::id::{KeyId, OrgId};
+use keygate::vocabulary::key::Environment;
+use rustix::process::setpriority_process;
 use serde_json::json;
+use tempfile::TempDir;
 
-use crate::harness::api::{Api, ApiKey, Kept, json_call, on_both_stores};
+use crate::harness::api::{Api, ApiKey, HOUR, Kept, json_call, on_both_stores, sign_up};
 use crate::harness::metrics::{scrape, value};
-use crate::harness::{Answer, Call, PATIENCE, Valve, Wire, eventually, operator};
+use crate::harness::process::keygate;
+use crate::harness::traffic::{Outcome, at_rate, percentile, with_status};
+use crate::harness::{
+    Answer, Call, Gateway, PATIENCE, Process, RedisServer, Upstream, Valve, Wire, create_key, eventually,
+    fetch, is_long, lenient, operator,
+};
 
 on_both_stores! {
     a_creation_whose_caller_has_left_is_not_begun
@@ -18,6 +31,9 @@ on_both_stores! {
     no_organisation_waits_for_another
     the_time_of_a_revocation_counts_from_its_arrival
     beyond_its_places_a_key_is_refused_before_its_body_is_read
+    an_organisation_has_so_many_live_keys_and_one_key_makes_half_of_them
+    an_organisation_makes_600_keys_a_minute
+    a_list_reads_what_it_returns
 }
 
 const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"\n";
@@ -220,4 +236,225 @@ fn beyond_its_places_a_key_is_refused_before_its_body_is_read(kept: Kept) {
     let with = |status: u16| answers.iter().filter(|answer| answer.status == status).count();
     assert_eq!((with(200), with(429)), (PLACES, 1));
     assert_eq!(scene.api.post(&scene.thief.secret, "/v1/api_keys", &json!({"name":"later"})).status, 200);
+}
+
+fn an_organisation_has_so_many_live_keys_and_one_key_makes_half_of_them(kept: Kept) {
+    let api = Api::builder(kept).keys("max_per_org = 6").start();
+    let (_, first) = api.sign_up("ada@example.com");
+    let new = json!({"name":"a key"});
+    let by_first: Vec<ApiKey> = (0..3).map(|_| api.create(&first, &new)).collect();
+    let refused = |key: &str| {
+        let answer = api.post(key, "/v1/api_keys", &new);
+        answer.refusal(409, "conflict")
+    };
+    assert!(refused(&first).starts_with("This API key has made as many live API keys as one key may make"));
+    let by_second: Vec<ApiKey> = (0..2).map(|_| api.create(&by_first[0].secret, &new)).collect();
+    // Six with the first one, which signing up has made.
+    assert!(
+        refused(&by_first[0].secret)
+            .starts_with("This organization has as many live API keys as it may have")
+    );
+    // Everything else goes on, and operators make as many as they like.
+    let rotated = api.post(&first, &format!("{}/rotate", by_first[1].path()), &json!({}));
+    assert_eq!(rotated.status, 200, "{}", rotated.text());
+    let revoke = |key: &ApiKey| api.ask(&Call::new("DELETE", &key.path()).key(&first)).status;
+    assert_eq!(revoke(&by_second[0]), 204);
+    api.create(&by_first[0].secret, &new);
+    assert_eq!(revoke(&by_first[1]), 204);
+    // Now the first key has made two that are live.
+    let last = api.create(&first, &json!({"name":"soon over","expires_at":in_an_hour(&api)}));
+    refused(&by_first[0].secret);
+    api.gateway.advance(HOUR);
+    assert!(!api.works(&last.secret));
+    api.create(&by_first[0].secret, &new);
+}
+
+fn in_an_hour(api: &Api) -> String {
+    api.gateway.now().plus(HOUR).to_string()
+}
+
+fn an_organisation_makes_600_keys_a_minute(kept: Kept) {
+    const CLIENTS: usize = 4;
+    const PACE: usize = 600;
+    let api = Api::builder(kept).keys("max_per_org = 10000").start();
+    let (_, first) = api.sign_up("ada@example.com");
+    let (_, other) = api.sign_up("bob@example.com");
+    let call = |secret: &str| json_call("POST", "/v1/api_keys", &json!({"name":"a key"})).key(secret);
+    let client = api.client();
+    let create = || (0..(PACE + 20) / CLIENTS).filter(|_| client.ask(&call(&first)).status == 200).count();
+    let made: usize = thread::scope(|scope| {
+        let create = &create;
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(create)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    assert_eq!(made, PACE);
+    let refused = api.ask(&call(&first));
+    assert_eq!(refused.refusal(429, "rate_limit_exceeded"), "Too many requests, please retry later");
+    let wait: u64 = refused.field("retry-after").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait), "{wait}");
+    assert_eq!(api.ask(&call(&other)).status, 200, "another organisation has its own");
+    api.gateway.advance(Duration::from_secs(wait));
+    assert_eq!(api.ask(&call(&first)).status, 200);
+}
+
+fn a_list_reads_what_it_returns(kept: Kept) {
+    const LIVE_KEYS: usize = 300;
+    let valve = Valve::new();
+    let api = Api::builder(kept).valve(&valve).start();
+    let (_, first) = api.sign_up("ada@example.com");
+    let test = api.create(&first, &json!({"name":"a test key","environment":"test"}));
+    let org = OrgId::parse(api.get(&first, "/v1/api_keys/self").json()["organization_id"].as_str().unwrap())
+        .unwrap();
+    api.gateway.block_on(async {
+        for n in 0..LIVE_KEYS {
+            let new = NewKey::named(org, &format!("{n}"), Environment::Live);
+            api.gateway.lifecycle().create_key(&operator(), new).await.unwrap();
+        }
+    });
+    let read = valve.keys_listed();
+    assert_eq!(api.keys(&test.secret).len(), 1);
+    assert!(valve.keys_listed() - read <= 2, "{} keys were read", valve.keys_listed() - read);
+}
+
+/// What others see beside a flood of creations whose clients hang up.
+struct Beside {
+    floods: usize,
+    revocations: Vec<Duration>,
+    suspensions: Vec<Duration>,
+    alone: Vec<Outcome>,
+    others: Vec<Outcome>,
+    memory: u64,
+}
+
+/// `KEYGATE_LONG=1 cargo test --test it -- lanes::a_flood --nocapture --test-threads 1` runs the long form: 30 s from 60
+/// clients.
+fn flood(kept: Kept) -> Beside {
+    let (span, clients) =
+        if is_long() { (Duration::from_secs(30), 60) } else { (Duration::from_millis(1500), 12) };
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    let redis = (kept == Kept::Redis).then(RedisServer::start);
+    let store = redis.as_ref().map_or_else(
+        || "kind = \"embedded\"\npath = \"keygate.redb\"".to_owned(),
+        |redis| format!("kind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true", redis.url()),
+    );
+    let settings = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\nmax_connections_per_client = 4000\n\
+         [signup]\nenabled = true\nper_network_and_hour = 1000\n[admin]\nsocket = \"keygate.sock\"\n[store]\n{store}\n"
+    );
+    let folder = TempDir::new().unwrap();
+    Gateway::builder().api(&live, &test).settings(&settings).write(folder.path());
+    create_key(folder.path());
+    let process = Process::serve(folder.path());
+    let address = process.address();
+    let sign_up = |email: &str| {
+        let answer = fetch(address, &sign_up(email)).json();
+        ["organization_id", "api_key"].map(|field| answer[field].as_str().unwrap().to_owned())
+    };
+    let ([org, owner], [_, neighbour]) = (sign_up("ada@example.com"), sign_up("bob@example.com"));
+    let make = |key: &str| ApiKey::of(&fetch(address, &creation(key)));
+    let thief = make(&owner);
+    let doomed: Vec<ApiKey> = (0..span.as_millis() / 300).map(|_| make(&owner)).collect();
+
+    let others = |span| {
+        at_rate(address, 20, span, 2, |n| match n % 2 {
+            0 => creation(&neighbour),
+            _ => Call::get("/v1/api_keys").key(&neighbour),
+        })
+    };
+    let alone = others(span / 6);
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let hasty = || hang_up_until(address, &thief.secret, begun + span);
+        let floods: Vec<_> = (0..clients).map(|_| scope.spawn(hasty)).collect();
+        let beside = scope.spawn(|| others(span));
+        let suspending = scope.spawn(|| suspend_until(folder.path(), &org, begun + span));
+        let mut revocations = Vec::new();
+        for key in &doomed {
+            thread::sleep(Duration::from_millis(100));
+            let (mut sent, mut status) = (Instant::now(), 0);
+            // While the organisation is suspended, nobody is let in.
+            while status != 204 {
+                sent = Instant::now();
+                status = fetch(address, &Call::new("DELETE", &key.path()).key(&owner)).status;
+                assert!(matches!(status, 204 | 403), "{status}");
+                if status == 403 {
+                    thread::sleep(Duration::from_millis(5));
+                }
+            }
+            revocations.push(sent.elapsed());
+        }
+        let others = beside.join().unwrap();
+        let floods = floods.into_iter().map(|flood| flood.join().unwrap()).sum();
+        let suspensions = suspending.join().unwrap();
+        Beside { floods, revocations, suspensions, alone, others, memory: process.memory("VmHWM:") }
+    })
+}
+
+fn creation(secret: &str) -> Call {
+    json_call("POST", "/v1/api_keys", &json!({"name":"another"})).key(secret)
+}
+
+/// Sends creations with 62 kB of body, hangs up 4 ms after each, and counts them.
+fn hang_up_until(address: SocketAddr, secret: &str, until: Instant) -> usize {
+    // The lowest priority: on a machine of their own, the clients would not compete with the gateway.
+    setpriority_process(None, 19).unwrap();
+    let mut body = json!({"name":"another"}).to_string();
+    body.push_str(&" ".repeat(62_000));
+    let call = Call::post("/v1/api_keys", body).key(secret).to_bytes();
+    let mut sent = 0;
+    while Instant::now() < until {
+        if let Ok(mut stream) = TcpStream::connect(address)
+            && stream.write_all(&call).is_ok()
+        {
+            sent += 1;
+            thread::sleep(Duration::from_millis(4));
+        }
+    }
+    sent
+}
+
+/// Suspends an organisation, and resumes it at once, every two seconds.
+fn suspend_until(folder: &Path, org: &str, until: Instant) -> Vec<Duration> {
+    let mut took = Vec::new();
+    let run = |words: &[&str]| {
+        let begun = Instant::now();
+        let output = keygate(folder, &[&["orgs"], words].concat()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        begun.elapsed()
+    };
+    while Instant::now() < until {
+        thread::sleep(Duration::from_secs(2).min(until.saturating_duration_since(Instant::now())));
+        took.push(run(&["suspend", "--yes", org]));
+        run(&["resume", org]);
+    }
+    took
+}
+
+#[test]
+fn a_flood_of_creations_that_hang_up_costs_nobody_else_anything() {
+    const AT_MOST: Duration = Duration::from_millis(500);
+    const MEMORY: u64 = 150 << 20;
+    for kept in [Kept::Embedded, Kept::Redis] {
+        let Beside { floods, mut revocations, mut suspensions, alone, others, memory } = flood(kept);
+        revocations.sort_unstable();
+        suspensions.sort_unstable();
+        let high = |all: &[Duration]| all[(all.len() - 1) * 99 / 100];
+        println!(
+            "{kept:?}: {floods} creations whose clients hung up; revocations {:.1?}, suspensions {:.1?} (99 %, of {} and {}); \
+             another tenant's operations: {:.1?} (50 %), {:.1?} (90 %), alone {:.1?}, {:.1?}; at most {} MiB",
+            high(&revocations),
+            high(&suspensions),
+            revocations.len(),
+            suspensions.len(),
+            percentile(&others, 50.0),
+            percentile(&others, 90.0),
+            percentile(&alone, 50.0),
+            percentile(&alone, 90.0),
+            memory >> 20,
+        );
+        assert!(high(&revocations) < lenient(AT_MOST) && high(&suspensions) < lenient(AT_MOST));
+        assert_eq!(with_status(&others, 200), others.len());
+        assert!(percentile(&others, 90.0) < percentile(&alone, 90.0) * 3 + lenient(Duration::ZERO));
+        assert!(memory < MEMORY, "{memory}");
+    }
 }

@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 
 use keygate::secret_file::SecretFileError;
 use keygate::store::events::Subject;
+use keygate::store::indexes::{Full, Room};
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::quotas::{Admission, Quota};
 use keygate::store::redis::{Address, OpenError, Redis, Settings};
-use keygate::store::{CommitError, Committed, Lookup, Mutation, Store, StoreFault};
+use keygate::store::{CommitError, Committed, KeysOf, Lookup, Mutation, Store, StoreFault};
 use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
 use keygate::vocabulary::id::OrgId;
 use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
 use keygate::vocabulary::key::usage::{Usage, Used};
-use keygate::vocabulary::key::{Digest, Pepper};
+use keygate::vocabulary::key::{Digest, Environment, Pepper};
 use tokio::runtime::Handle;
 
 use crate::harness::{Chaos, PATIENCE, RedisServer, Weather, lenient};
@@ -142,6 +143,43 @@ mod all_or_nothing {
         assert_eq!(chain_length(&store, &chain).await, whole);
     }
 
+    /// A gateway of an older release on the same Redis enters keys into the lists that it knows, and into no others.
+    #[tokio::test]
+    async fn keys_that_an_older_gateway_writes_are_listed_and_counted() {
+        let server = RedisServer::start();
+        let (store, made) = (begun(&server).await, Maker::new());
+        let org = made.org();
+        insert_org(&store, &org).await;
+        let mut keys: Vec<KeyRecord> = (0..600).map(|_| made.key(org.id, &[made.digest()])).collect();
+        store.import(keys.clone()).await.unwrap();
+        let list = |name: &str| format!("{{kg}}:org:{}:{name}", org.id);
+        for forgotten in ["keys:test", "keys:live", "live"] {
+            server.command(&["DEL", &list(forgotten)]);
+        }
+        keys.sort_by_key(|key| std::cmp::Reverse(key.id));
+        let of_tests = KeysOf::Environment(org.id, Environment::Test);
+        let listed = store.keys(of_tests, None, 1000).await.unwrap();
+        assert!(listed.iter().map(|key| &key.record).eq(&keys));
+        assert_eq!(store.keys(KeysOf::Environment(org.id, Environment::Live), None, 9).await, Ok(vec![]));
+
+        // It makes a key, which nobody lists here before another key needs room.
+        let theirs = made.key(org.id, &[made.digest()]);
+        store.commit(new_key(&theirs)).await.unwrap();
+        for forgotten in ["keys:test", "live"] {
+            server.command(&["ZREM", &list(forgotten), &theirs.id.to_string()]);
+        }
+        let create = |most: u32| Mutation {
+            room: Some(Room { most, ..made.room(keys[0].id) }),
+            ..new_key(&made.key(org.id, &[made.digest()]))
+        };
+        // It revokes one.
+        store.commit(update_key(1, &KeyRecord { revoked_at: Some(NOW), ..keys[7].clone() })).await.unwrap();
+        server.command(&["ZADD", &list("live"), "+inf", &keys[7].id.to_string()]);
+        assert_eq!(store.commit(create(601)).await, Ok(Committed { event: None }), "600 are live, not 601");
+        assert_eq!(store.commit(create(601)).await, Err(CommitError::Full(Full::Organisation)));
+        assert_eq!(store.keys(of_tests, None, 1000).await.unwrap().len(), 602);
+    }
+
     /// Whether a mutation with all parts is complete; fails if only some parts are present.
     async fn is_whole(store: &Shared, server: &RedisServer, mutation: &Mutation) -> bool {
         let (org, key) = inserted(mutation);
@@ -170,8 +208,9 @@ mod all_or_nothing {
         for secret in &key.secrets {
             assert_eq!(matches!(store.lookup(secret.digest).await, Lookup::Found(_)), record);
         }
-        for org in [None, Some(key.org)] {
-            let listed = store.keys(org, None, usize::MAX).await.unwrap();
+        let (org, environment) = (key.org, key.environment);
+        for of in [KeysOf::All, KeysOf::Org(org), KeysOf::Environment(org, environment)] {
+            let listed = store.keys(of, None, usize::MAX).await.unwrap();
             assert_eq!(listed.iter().any(|listed| listed.record.id == key.id), record);
         }
         record
@@ -319,8 +358,8 @@ mod all_or_nothing {
         println!("an import under fire: {faults} faults");
         assert!(faults > 0);
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(()) | Err(CommitError::Exists))));
-        assert_eq!(store.keys(None, None, usize::MAX).await.unwrap().len(), keys.len());
-        assert_eq!(store.keys(Some(org.id), None, usize::MAX).await.unwrap().len(), keys.len());
+        assert_eq!(store.keys(KeysOf::All, None, usize::MAX).await.unwrap().len(), keys.len());
+        assert_eq!(store.keys(KeysOf::Org(org.id), None, usize::MAX).await.unwrap().len(), keys.len());
         for key in keys.iter().step_by(7) {
             assert_found(&store, key.secrets[0].digest, key, &org).await;
         }
@@ -435,7 +474,7 @@ mod all_or_nothing {
                 assert_eq!(left, -1, "{key}");
             }
         }
-        assert_eq!(expiring, 2);
+        assert_eq!(expiring, 3);
     }
 
     #[tokio::test]
@@ -489,7 +528,7 @@ mod whose_store_it_is {
             assert_unavailable(&store.lookup(digest).await);
         }
         assert!(store.key(key.id).await.is_err() && store.org(org.id).await.is_err());
-        assert!(store.keys(None, None, 1).await.is_err() && store.orgs(None, 1).await.is_err());
+        assert!(store.keys(KeysOf::All, None, 1).await.is_err() && store.orgs(None, 1).await.is_err());
         let mutations = [update_key(1, key), revocation(key), event(org.id), new_org(&Maker::new().org())];
         for mutation in mutations {
             assert!(matches!(store.commit(mutation).await, Err(CommitError::Fault(_))));
@@ -643,7 +682,8 @@ mod whose_store_it_is {
             assert_unavailable(&store.lookup(digest).await);
             assert!(store.key(key.id).await.is_err() && store.org(org.id).await.is_err());
             assert!(
-                store.keys(None, None, 1).await.is_err() && store.keys(Some(org.id), None, 1).await.is_err()
+                store.keys(KeysOf::All, None, 1).await.is_err()
+                    && store.keys(KeysOf::Org(org.id), None, 1).await.is_err()
             );
             assert!(matches!(store.commit(update_key(1, &key)).await, Err(CommitError::Fault(_))));
         }
@@ -871,7 +911,7 @@ mod the_way_there {
         // A server that has just stopped being the master accepts no mutation either; the store looks for the master again.
         server.command(&["REPLICAOF", "127.0.0.1", "1"]);
         assert!(store.commit(new_org(&made.org())).await.is_err());
-        let told = store.keys(None, None, 1).await.unwrap_err().to_string();
+        let told = store.keys(KeysOf::All, None, 1).await.unwrap_err().to_string();
         assert!(told.contains("it is a replica"), "{told}");
     }
 
@@ -933,7 +973,7 @@ mod the_way_there {
         insert(&store, &org, &key).await;
         assert_found(&store, digest, &key, &org).await;
         assert_eq!(store.commit(revocation(&key)).await, Ok(Committed { event: Some(1) }));
-        assert_eq!(store.keys(None, None, 10).await.unwrap().len(), 1);
+        assert_eq!(store.keys(KeysOf::All, None, 10).await.unwrap().len(), 1);
         let everything = with_every_part(&made, &Chain::default(), Trail::Operator, Link::ORIGIN);
         store.commit(everything.clone()).await.unwrap();
         store.import(vec![made.key(org.id, &[made.digest()])]).await.unwrap().remove(0).unwrap();

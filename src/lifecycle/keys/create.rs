@@ -1,5 +1,7 @@
 //! New keys.
 
+use std::time::Duration;
+
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::audit::Draft;
 use crate::lifecycle::authority::{Authority, Standing};
@@ -9,12 +11,14 @@ use crate::lifecycle::idempotency::{Idempotency, Keep, Outcome, keep_answer, key
 use crate::lifecycle::input::new_key::{NewKey, Texts};
 use crate::lifecycle::keys::Made;
 use crate::lifecycle::prefixes::Minting;
-use crate::lifecycle::principal::Origin;
+use crate::lifecycle::principal::{Origin, Principal};
 use crate::lifecycle::turn::Lane;
+use crate::store::indexes::Room;
+use crate::store::quotas::Quota;
 use crate::store::{Change, Mutation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
-use crate::vocabulary::id::KeyId;
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{Further, KeyRecord};
 use crate::vocabulary::rejection::FieldError;
 
@@ -23,6 +27,10 @@ pub(in crate::lifecycle) struct Making<'m> {
     pub(in crate::lifecycle) now: UnixMillis,
     pub(in crate::lifecycle) minting: &'m Minting,
 }
+
+/// New keys of an organisation within a minute.
+const NEW_KEYS: u32 = 600;
+const MINUTE: Duration = Duration::from_secs(60);
 
 impl Lifecycle {
     /// Begins a request for a new secret: reads the standing of the principal, and the answer to the same request
@@ -94,6 +102,7 @@ impl Lifecycle {
             let mutation = Mutation {
                 key: Some(Change::Insert(made.key.clone())),
                 seen: authority.seen(None),
+                room: self.room(origin, new.org, now),
                 answer: keep_answer(keep, &made.key, &made.secret, now)?,
                 ..Mutation::default()
             };
@@ -104,6 +113,15 @@ impl Lifecycle {
         let first = Some(Outcome::Fresh(standing));
         let created = self.change(Lane::Making.of(Trail::Org(new.org)), origin, first, load, decide).await;
         created.map(|(outcome, _)| outcome).inspect_err(|error| self.note_refusal(origin, None, error))
+    }
+
+    /// The room that a key needs in its organisation to make another one. Operators need none.
+    fn room(&self, origin: &Origin, org: OrgId, now: UnixMillis) -> Option<Room> {
+        let Principal::Key(calling) = &origin.principal else { return None };
+        let most = self.settings.max_per_org;
+        let pace = Quota { name: format!("keys:{org}"), limit: NEW_KEYS, window: MINUTE };
+        // With a limit of one key, that is the one.
+        Some(Room { now, most, maker: calling.id, most_of_maker: most.div_ceil(2), pace })
     }
 
     /// All mistakes in a new key that do not depend on its maker.

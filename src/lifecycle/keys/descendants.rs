@@ -15,7 +15,7 @@ use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::principal::Origin;
 use crate::lifecycle::propagation::Changed;
 use crate::lifecycle::turn::Lane;
-use crate::store::Propagation;
+use crate::store::{KeysOf, Propagation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -118,7 +118,7 @@ impl Lifecycle {
         let mut children = HashMap::<KeyId, Vec<(KeyId, bool)>>::new();
         let mut after = None;
         loop {
-            let page = self.store.keys(Some(org), after, PAGE).await?;
+            let page = self.store.keys(KeysOf::Org(org), after, PAGE).await?;
             let now = self.now();
             for Versioned { record: key, .. } in &page {
                 if let Ok(maker) = KeyId::parse(&key.created_by) {

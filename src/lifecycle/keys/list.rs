@@ -4,7 +4,9 @@ use crate::lifecycle::Lifecycle;
 use crate::lifecycle::authority::Standing;
 use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::principal::{Origin, Principal};
-use crate::vocabulary::id::{KeyId, OrgId};
+use crate::store::KeysOf;
+use crate::vocabulary::id::KeyId;
+use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::KeyRecord;
 
 /// Keys read at once while a list is put together.
@@ -26,28 +28,31 @@ impl Lifecycle {
         Ok(self.load_target(origin, id).await?.key.record)
     }
 
-    /// At most `limit` keys that the principal may see, newest first, after the key `after`: of one organisation or,
-    /// for an operator, of all.
+    /// At most `limit` keys that the principal may see, newest first, after the key `after`: for an operator those that
+    /// are asked for, for a key those of its organisation.
     ///
     /// # Errors
     /// When the store cannot answer, or the caller may not act.
     pub async fn list_keys(
         &self,
         origin: &Origin,
-        org: Option<OrgId>,
+        of: KeysOf,
         mut after: Option<KeyId>,
         limit: usize,
     ) -> Result<KeyPage, LifecycleError> {
         let standing = Standing::load(&self.store, origin).await?;
         let authority = standing.admit(origin, self.now())?;
-        let org = match &origin.principal {
-            Principal::Key(calling) => Some(calling.org),
-            Principal::Operator(_) | Principal::Stranger | Principal::Gateway => org,
+        let of = match &origin.principal {
+            Principal::Key(calling) if calling.environment == Environment::Test => {
+                KeysOf::Environment(calling.org, Environment::Test)
+            }
+            Principal::Key(calling) => KeysOf::Org(calling.org),
+            Principal::Operator(_) | Principal::Stranger | Principal::Gateway => of,
         };
         let mut keys = Vec::new();
         loop {
             let wanted = PAGE.min(limit.saturating_add(1));
-            let page = self.store.keys(org, after, wanted).await?;
+            let page = self.store.keys(of, after, wanted).await?;
             after = page.last().map(|key| key.record.id);
             let last = page.len() < wanted;
             keys.extend(page.into_iter().map(|key| key.record).filter(|key| authority.sees(key)));

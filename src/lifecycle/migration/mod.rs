@@ -26,7 +26,7 @@ use super::principal::Origin;
 use super::trail::AuditFilter;
 use super::view::AuditRecordView;
 use crate::store::outbox::News;
-use crate::store::{Change, CommitError, EmailClaim, Mutation, StoreFault};
+use crate::store::{Change, CommitError, EmailClaim, KeysOf, Mutation, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Prefixes;
@@ -357,7 +357,7 @@ async fn next_keys(
     org: Option<OrgId>,
     after: &mut Option<KeyId>,
 ) -> Result<Option<Vec<Versioned<KeyRecord>>>, StoreFault> {
-    let keys = lifecycle.store.keys(org, *after, PAGE).await?;
+    let keys = lifecycle.store.keys(org.map_or(KeysOf::All, KeysOf::Org), *after, PAGE).await?;
     *after = keys.last().map(|key| key.record.id).or(*after);
     Ok(Some(keys).filter(|keys| !keys.is_empty()))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::MigrationError::{Source, Target};
 use super::{MigrationError, Moved, Moving, PAGE, TRAILS, next_keys, next_orgs};
-use crate::store::Lookup;
+use crate::store::{KeysOf, Lookup};
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
@@ -68,7 +68,7 @@ impl Moving {
     async fn verify_org(&self, org: OrgId) -> Result<Option<Trail>, MigrationError> {
         let mut after = None;
         loop {
-            let there = self.target.store.keys(Some(org), after, PAGE).await.map_err(Target)?;
+            let there = self.target.store.keys(KeysOf::Org(org), after, PAGE).await.map_err(Target)?;
             let own = next_keys(&self.source, Some(org), &mut after).await.map_err(Source)?;
             let own = own.unwrap_or_default();
             let ids = |key: &KeyRecord| key.id;
@@ -90,7 +90,7 @@ impl Moving {
     ) -> Result<(), MigrationError> {
         let mut after = None;
         loop {
-            let there = self.target.store.keys(None, after, PAGE).await.map_err(Target)?;
+            let there = self.target.store.keys(KeysOf::All, after, PAGE).await.map_err(Target)?;
             let own = next_keys(&self.source, None, &mut after).await.map_err(Source)?.unwrap_or_default();
             let own: Vec<_> = own.into_iter().map(|key| self.convert(key.record)).collect();
             if !own.iter().eq(records(&there)) {

@@ -9,6 +9,7 @@
 //! | table | key | value |
 //! |--|--|--|
 //! | `meta` | `schema`, `incarnation`, `event` | number, 16 random bytes, number of the last event |
+//! | | `indexed` | the last event when the last two tables were right: an older release does not keep them |
 //! | | `format` | the [format of records](crate::vocabulary::key::record) that opening the file takes |
 //! | | `prefixes` | the [list](crate::vocabulary::key::Prefixes) of the keys' prefixes |
 //! | `keys` | key id | sealed [`KeyRecord`] |
@@ -26,10 +27,13 @@
 //! | `news_due` | when they are due, organisation id | nothing |
 //! | `quotas` | name of a quota | when its window ends, how many there were (4 bytes big-endian) |
 //! | `quota_ends` | when it ends, name of a quota | nothing |
+//! | `environment_keys` | organisation id, 0 for live and 1 for test, key id | nothing |
+//! | `live_keys` | organisation id, key id | until when it is live, the key that made it; no revoked keys |
 //!
 //! Numbers and times are eight bytes big-endian.
 
 mod answers;
+mod indexes;
 mod mutation;
 mod open;
 mod outbox;
@@ -67,7 +71,7 @@ use super::prefixes::PrefixBook;
 use super::quotas::Quotas;
 use super::trails::Trails;
 use super::usage::Usage;
-use super::{CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
+use super::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
@@ -123,6 +127,7 @@ impl Embedded {
 
     fn start(path: PathBuf, database: Database, event: Seq, sealer: Sealer) -> io::Result<Self> {
         let prefixes = watch::Sender::new(prefixes::stored(&database).map_err(io::Error::other)?);
+        indexes::complete(&database, &sealer).map_err(io::Error::other)?;
         let file = Arc::new(SharedFile(RwLock::new(Some(database))));
         let sealer = Arc::new(sealer);
         let published = Arc::new(Mutex::new(Published { event, sinks: Vec::new() }));
@@ -219,13 +224,14 @@ impl Store for Embedded {
 
     fn keys(
         &self,
-        org: Option<OrgId>,
+        of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
-        self.read(move |snapshot| match org {
-            Some(org) => snapshot.keys_of(org, after, limit),
-            None => snapshot.newest(KEYS, after.map(KeyId::to_bytes), limit),
+        self.read(move |snapshot| match of {
+            KeysOf::Environment(org, environment) => snapshot.keys_in(org, environment, after, limit),
+            KeysOf::Org(org) => snapshot.keys_of(org, after, limit),
+            KeysOf::All => snapshot.newest(KEYS, after.map(KeyId::to_bytes), limit),
         })
     }
 

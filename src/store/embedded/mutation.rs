@@ -2,10 +2,11 @@
 
 use redb::ReadableTable;
 
-use super::tables::{Bytes, FORMAT, Id, LAST_EVENT, Tables, format, number, split_time};
+use super::tables::{Bytes, FORMAT, INDEXED, Id, LAST_EVENT, Tables, format, number, split_time};
 use super::writer::{Outcome, Stop};
 use crate::store::answers::KeptAnswer;
 use crate::store::events::{Seq, Subject, encode};
+use crate::store::indexes::Indexed;
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::{Append, Ends};
 use crate::vocabulary::id::OrgId;
@@ -25,6 +26,8 @@ impl Tables<'_> {
     pub(super) fn apply(&mut self, sealer: &Sealer, mutation: &Mutation) -> Result<Committed, Stop> {
         mutation.answer.as_ref().map_or(Ok(()), |answer| self.check_answer(answer))?;
         mutation.email.as_ref().map_or(Ok(()), |email| self.check_email(email))?;
+        let room = mutation.room.as_ref().zip(mutation.key.as_ref());
+        let room = room.map(|(room, key)| self.check_room(room, key)).transpose()?;
         mutation.seen.iter().try_for_each(|seen| self.check_seen(seen))?;
         if mutation.needs > sealer.keeps() {
             return Err(StoreFault::outdated(mutation.needs, sealer.keeps()).into());
@@ -42,6 +45,9 @@ impl Tables<'_> {
         self.raise_format(format)?;
         if let Some(org) = org {
             self.orgs.insert(&org.place, &org.sealed[..])?;
+        }
+        if let Some(room) = room {
+            self.take_room(room)?;
         }
         if let Some(key) = key {
             self.write_key(&key)?;
@@ -170,13 +176,14 @@ impl Tables<'_> {
         }
         let before = write.before.iter().flat_map(|before| &before.secrets).map(|secret| secret.digest);
         let dropped = before.filter(|digest| !digests.contains(digest)).collect();
-        Ok(KeyWrite { org: record.org, digests, dropped, record: write })
+        Ok(KeyWrite { org: record.org, indexed: Indexed::from(record), digests, dropped, record: write })
     }
 
     fn write_key(&mut self, key: &KeyWrite) -> Result<(), Stop> {
         let id = key.record.place;
         self.keys.insert(&id, &key.record.sealed[..])?;
         self.org_keys.insert((&key.org.to_bytes(), &id), ())?;
+        self.index(key.org, &id, &key.indexed)?;
         for digest in &key.dropped {
             self.digests.remove(digest.as_bytes())?;
         }
@@ -225,6 +232,7 @@ impl Tables<'_> {
     pub(super) fn write_event(&mut self, event: Seq, subjects: &[Subject]) -> Result<(), Stop> {
         let number = event.to_be_bytes();
         self.meta.insert(LAST_EVENT, &number[..])?;
+        self.meta.insert(INDEXED, &number[..])?;
         self.events.insert(&number, &encode(subjects)[..])?;
         if let Some(oldest) = event.checked_sub(EVENTS_KEPT) {
             self.events.remove(&oldest.to_be_bytes())?;
@@ -246,6 +254,7 @@ struct Write<T> {
 struct KeyWrite {
     record: Write<KeyRecord>,
     org: OrgId,
+    indexed: Indexed,
     digests: Vec<Digest>,
     /// Digests that no longer open the key.
     dropped: Vec<Digest>,

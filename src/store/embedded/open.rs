@@ -13,9 +13,9 @@ use super::Settings;
 use super::mutation::NO_EVENT_NUMBER;
 use super::rehearsal::Rehearsal;
 use super::tables::{
-    ANSWER_ENDS, ANSWERS, AUDIT, AUDIT_ENDS, DIGESTS, EMAILS, EVENTS, FORMAT, INCARNATION, KEYS, LAST_EVENT,
-    META, NEWS, NEWS_DUE, ORG_KEYS, ORGS, QUOTA_ENDS, QUOTAS, Tables, USAGE, begin_write, format, number,
-    open_if_there,
+    ANSWER_ENDS, ANSWERS, AUDIT, AUDIT_ENDS, DIGESTS, EMAILS, EVENTS, FORMAT, INCARNATION, INDEXED, KEYS,
+    LAST_EVENT, META, NEWS, NEWS_DUE, ORG_KEYS, ORGS, QUOTA_ENDS, QUOTAS, Tables, USAGE, begin_write, format,
+    number, open_if_there,
 };
 use crate::store::StoreFault;
 use crate::store::events::Seq;
@@ -259,6 +259,7 @@ pub(super) fn lay_out(database: &Database) -> Result<(), StoreFault> {
         tables.meta.insert(SCHEMA_NUMBER, &SCHEMA.to_be_bytes()[..])?;
         tables.meta.insert(INCARNATION, &incarnation[..])?;
         tables.meta.insert(LAST_EVENT, &0_u64.to_be_bytes()[..])?;
+        tables.meta.insert(INDEXED, &0_u64.to_be_bytes()[..])?;
         tables.meta.insert(FORMAT, &u64::from(RecordFormat::OPEN.number()).to_be_bytes()[..])?;
     }
     Ok(transaction.commit()?)

@@ -21,7 +21,7 @@ use crate::store::answers::{Answers, KeptAnswer};
 use crate::store::events::{Seq, Subject};
 use crate::store::keeper::Keeper;
 use crate::store::trails::Trails;
-use crate::store::{Change, CommitError, Lookup, Mutation, Store};
+use crate::store::{Change, CommitError, KeysOf, Lookup, Mutation, Store};
 use crate::vocabulary::audit::{Chain, Ends, Entry, Link, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{IdSource, KeyId, OrgId};
@@ -179,7 +179,11 @@ async fn check(store: &Embedded, clients: &mut [Client], round: u64) -> u64 {
     }
     let mut all: Vec<_> = clients.iter().flat_map(|client| client.known.keys.values().cloned()).collect();
     all.sort_by_key(|key| std::cmp::Reverse(key.record.id));
-    assert_eq!(store.keys(None, None, usize::MAX).await.unwrap(), all, "round {round}: the list of all keys");
+    assert_eq!(
+        store.keys(KeysOf::All, None, usize::MAX).await.unwrap(),
+        all,
+        "round {round}: the list of all keys"
+    );
     happened
 }
 
@@ -348,7 +352,7 @@ impl Known {
     async fn check(&self, store: &Embedded, org: OrgId, round: u64) {
         let trail = Trail::Org(org);
         assert_eq!(store.org(org).await.unwrap(), self.org, "round {round}");
-        let listed = store.keys(Some(org), None, usize::MAX).await.unwrap();
+        let listed = store.keys(KeysOf::Org(org), None, usize::MAX).await.unwrap();
         assert!(listed.iter().eq(self.keys.values().rev()), "round {round}: the list of {org}");
         for Versioned { record, .. } in self.keys.values() {
             for secret in &record.secrets {

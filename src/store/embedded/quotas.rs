@@ -11,14 +11,14 @@ use super::reads::Snapshot;
 use super::tables::{Bytes, QUOTAS, Tables, open_if_there, split_time};
 use super::writer::Stop;
 use crate::store::quotas::{Admission, Quota, Quotas};
-use crate::store::{StoreFault, StoreFuture};
+use crate::store::{CommitError, StoreFault, StoreFuture};
 use crate::vocabulary::clock::UnixMillis;
 
 /// Ended windows that are removed with each count. More than one, so that they become fewer.
 const CLEARED: usize = 8;
 
 #[derive(Clone, Copy)]
-struct Window {
+pub(super) struct Window {
     ends_at: UnixMillis,
     count: u32,
 }
@@ -67,7 +67,21 @@ impl Tables<'_> {
         Ok(Admission::Admitted)
     }
 
-    fn count(&mut self, quota: &Quota, before: Option<Window>, now: UnixMillis) -> Result<(), Stop> {
+    /// The present window of a quota, if it is not used up.
+    pub(super) fn check_quota(&self, quota: &Quota, now: UnixMillis) -> Result<Option<Window>, Stop> {
+        let window = window(&self.quotas, quota)?;
+        match wait(quota, window, now) {
+            Some(retry_after) => Err(CommitError::TooFast { retry_after }.into()),
+            None => Ok(window),
+        }
+    }
+
+    pub(super) fn count(
+        &mut self,
+        quota: &Quota,
+        before: Option<Window>,
+        now: UnixMillis,
+    ) -> Result<(), Stop> {
         self.clear_windows(now)?;
         let under_way = before.filter(|window| window.ends_at > now);
         let Window { ends_at, count } =

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, TableDefinition};
 
-use super::tables::{Bytes, DIGESTS, FORMAT, INCARNATION, Id, KEYS, META, ORG_KEYS, ORGS, format};
+use super::tables::{
+    Bytes, DIGESTS, ENVIRONMENT_KEYS, FORMAT, INCARNATION, Id, KEYS, META, ORG_KEYS, ORGS,
+    environment_number, format,
+};
 use crate::store::{Found, StoreFault};
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned};
+use crate::vocabulary::key::{Digest, Environment};
 
 /// The content of the file at one moment.
 pub(super) struct Snapshot {
@@ -89,10 +92,37 @@ impl Snapshot {
         let end =
             if after.is_some() { Bound::Excluded((&org_id, &end)) } else { Bound::Included((&org_id, &end)) };
         let range = table.range::<(&[u8; 16], &[u8; 16])>((Bound::Included((&org_id, &[0; 16])), end))?;
+        let ids = range.rev().take(limit).map(|entry| entry.map(|(place, _)| *place.value().1));
+        self.keys_at(org, ids)
+    }
+
+    pub(super) fn keys_in(
+        &self,
+        org: OrgId,
+        environment: Environment,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Versioned<KeyRecord>>, StoreFault> {
+        let table = self.file.open_table(ENVIRONMENT_KEYS)?;
+        let (org_id, number) = (org.to_bytes(), environment_number(environment));
+        let end = after.map_or([u8::MAX; 16], KeyId::to_bytes);
+        let end = (&org_id, number, &end);
+        let end = if after.is_some() { Bound::Excluded(end) } else { Bound::Included(end) };
+        let start = Bound::Included((&org_id, number, &[0; 16]));
+        let range = table.range::<(&[u8; 16], u8, &[u8; 16])>((start, end))?;
+        let ids = range.rev().take(limit).map(|entry| entry.map(|(place, _)| *place.value().2));
+        self.keys_at(org, ids)
+    }
+
+    /// The keys of an organisation with these ids.
+    fn keys_at(
+        &self,
+        org: OrgId,
+        ids: impl Iterator<Item = Result<[u8; 16], redb::StorageError>>,
+    ) -> Result<Vec<Versioned<KeyRecord>>, StoreFault> {
         let mut keys = Vec::new();
-        for entry in range.rev().take(limit) {
-            let (place, _) = entry?;
-            let key = self.promised::<KeyRecord>(KEYS, place.value().1)?;
+        for id in ids {
+            let key = self.promised::<KeyRecord>(KEYS, &id?)?;
             if key.record.org != org {
                 return Err(StoreFault::failed("an organisation is said to own a key of another"));
             }

@@ -7,6 +7,7 @@ use redb::{
 
 use crate::store::StoreFault;
 use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::RecordFormat;
 
 pub(super) type Id = &'static [u8; 16];
@@ -32,10 +33,19 @@ pub(super) const NEWS_DUE: TableDefinition<'_, (Number, Id), ()> = TableDefiniti
 /// These two are newer than the others: an old file lacks them until something is written to it.
 pub(super) const QUOTAS: TableDefinition<'_, &str, Bytes> = TableDefinition::new("quotas");
 pub(super) const QUOTA_ENDS: TableDefinition<'_, (Number, &str), ()> = TableDefinition::new("quota_ends");
+/// So are these; opening a file fills them.
+pub(super) const ENVIRONMENT_KEYS: TableDefinition<'_, (Id, u8, Id), ()> =
+    TableDefinition::new("environment_keys");
+pub(super) const LIVE_KEYS: TableDefinition<'_, (Id, Id), LiveKey> = TableDefinition::new("live_keys");
+
+/// Until when a key is live, and its maker; zeros for none.
+pub(super) type LiveKey = (u64, Id);
 
 /// Rows of `meta`.
 pub(super) const INCARNATION: &str = "incarnation";
 pub(super) const LAST_EVENT: &str = "event";
+/// The last event after which the indexes of keys were right.
+pub(super) const INDEXED: &str = "indexed";
 /// The format of records that a keygate must be able to keep to open the file; a file without this row has the first.
 pub(super) const FORMAT: &str = "format";
 /// The list of prefixes; a file of an older release lacks it.
@@ -59,6 +69,8 @@ pub(super) struct Tables<'t> {
     pub(super) news_due: Table<'t, (Number, Id), ()>,
     pub(super) quotas: Table<'t, &'static str, Bytes>,
     pub(super) quota_ends: Table<'t, (Number, &'static str), ()>,
+    pub(super) environment_keys: Table<'t, (Id, u8, Id), ()>,
+    pub(super) live_keys: Table<'t, (Id, Id), LiveKey>,
 }
 
 impl<'t> Tables<'t> {
@@ -80,6 +92,8 @@ impl<'t> Tables<'t> {
             news_due: transaction.open_table(NEWS_DUE)?,
             quotas: transaction.open_table(QUOTAS)?,
             quota_ends: transaction.open_table(QUOTA_ENDS)?,
+            environment_keys: transaction.open_table(ENVIRONMENT_KEYS)?,
+            live_keys: transaction.open_table(LIVE_KEYS)?,
         })
     }
 }
@@ -130,4 +144,12 @@ faults!(redb::StorageError, TableError, redb::TransactionError, redb::CommitErro
 /// A time and the bytes after it.
 pub(super) fn split_time(bytes: &[u8]) -> Option<(UnixMillis, &[u8])> {
     bytes.split_first_chunk().map(|(time, rest)| (UnixMillis(u64::from_be_bytes(*time)), rest))
+}
+
+/// The number of an environment in the index.
+pub(super) const fn environment_number(environment: Environment) -> u8 {
+    match environment {
+        Environment::Live => 0,
+        Environment::Test => 1,
+    }
 }

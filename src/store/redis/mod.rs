@@ -15,6 +15,8 @@
 //! | `{kg}:id:<key id>` | sealed [`KeyRecord`] |
 //! | `{kg}:org:<organisation id>` | sealed [`OrgRecord`] |
 //! | `{kg}:org:<organisation id>:keys` | sorted set: the ids of its keys |
+//! | `{kg}:org:<organisation id>:keys:live`, `…:keys:test` | the same for each environment |
+//! | `{kg}:org:<organisation id>:live`, `…:made:<key id>` | sorted set: the ids of its keys that are not revoked, by their ends; those that one key has made |
 //! | `{kg}:keys`, `{kg}:orgs` | sorted sets: all ids |
 //! | `{kg}:email:<index in hex>` | the organisation that took the address |
 //! | `{kg}:audit:<trail>` | stream: the entries of an audit trail, each `<number>-0` with its `mac` and its `text` |
@@ -43,6 +45,7 @@ mod breaker;
 mod cluster;
 mod connect;
 mod follower;
+mod index;
 mod inspect;
 mod keeper;
 mod ledger;
@@ -54,6 +57,7 @@ mod outbox;
 mod prefixes;
 mod quotas;
 mod reads;
+mod recounts;
 mod scripts;
 mod sentinel;
 mod settings;
@@ -82,6 +86,7 @@ use self::connect::{Credentials, Dialler, Tls};
 use self::ledger::{Incarnation, Ledger};
 use self::link::Link;
 use self::names::Names;
+use self::recounts::Recounts;
 use self::scripts::{Call, Reply, Script, Scripts};
 use self::sentinel::Sentinel;
 use self::settings::read_password;
@@ -95,7 +100,9 @@ use super::outbox::Outbox;
 use super::quotas::Quotas;
 use super::trails::Trails;
 use super::usage::Usage;
-use super::{CommitError, Committed, Lookup, Mutation, Propagation, Role, Store, StoreFault, StoreFuture};
+use super::{
+    CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Role, Store, StoreFault, StoreFuture,
+};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, Sealer, Versioned};
@@ -132,6 +139,7 @@ struct Inner {
     gateway: Box<str>,
     /// The number of replicas of the master.
     replicas: AtomicUsize,
+    recounts: Recounts,
     /// Whether the log was told that the store has outgrown this gateway.
     is_outdated: AtomicBool,
     control: Handle,
@@ -172,6 +180,7 @@ impl Redis {
             announced: watch::Sender::default(),
             gateway: format!("{:016x}", fastrand::u64(..)).into(),
             replicas: AtomicUsize::new(0),
+            recounts: Recounts::default(),
             is_outdated: AtomicBool::new(false),
             connector,
             control,
@@ -256,20 +265,11 @@ impl Store for Redis {
 
     fn keys(
         &self,
-        org: Option<OrgId>,
+        of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
-        let names = &self.inner.names;
-        let index = org.map_or_else(|| names.keys(), |org| names.keys_of(org));
-        let listed = self.inner.newest(index, names.with("id:"), after.map(|id| id.to_string()), limit);
-        Box::pin(async move {
-            let keys: Vec<Versioned<KeyRecord>> = listed.await?;
-            if org.is_some_and(|org| keys.iter().any(|key| key.record.org != org)) {
-                return Err(self.inner.fault("an organisation is said to own a key of another"));
-            }
-            Ok(keys)
-        })
+        Box::pin(self.inner.keys(of, after, limit))
     }
 
     fn orgs(

@@ -21,6 +21,23 @@ if kept then
   if before and struct.unpack('>I8', before) > tonumber(kept.made_at) then return answer('answered') end
 end
 if email and redis.call('EXISTS', email.place) == 1 then return answer('email') end
+local room, pace = parts.room[1], nil
+if room then
+  if not is_indexed(room.org_list, room.live_list, room.test_list) then return answer('unindexed') end
+  local now = tonumber(room.now)
+  local ends_at, count = string.match(redis.call('GET', room.pace) or '', '^(%d+) (%d+)$')
+  ends_at, count = tonumber(ends_at), tonumber(count)
+  if not ends_at or ends_at <= now then
+    ends_at, count = now + tonumber(room.window), 0
+  end
+  -- Never longer than a window, even if a clock was set back.
+  local left = math.min(ends_at - now, tonumber(room.window))
+  if count >= tonumber(room.quota) then return answer('too fast', string.format('%.0f', left)) end
+  local after = '(' .. room.now
+  if redis.call('ZCOUNT', room.live, after, '+inf') >= tonumber(room.most) then return answer('full', 'organisation') end
+  if redis.call('ZCOUNT', room.made, after, '+inf') >= tonumber(room.most_made) then return answer('full', 'maker') end
+  pace = {string.format('%.0f %d', ends_at, count + 1), string.format('%.0f', math.max(left, 1))}
+end
 local outdated, keeps_only = find_outdated(parts.format[1])
 if outdated then return answer('waits', outdated, keeps_only) end
 for _, seen in ipairs(parts.seen) do
@@ -63,6 +80,11 @@ raise_format(parts.format[1])
 if org then
   redis.call('SET', org.record, org.bytes)
   redis.call('ZADD', org.list, 0, org.id)
+end
+if pace then
+  redis.call('SET', room.pace, pace[1], 'PX', pace[2])
+  redis.call('ZREMRANGEBYSCORE', room.live, '-inf', room.now)
+  redis.call('ZREMRANGEBYSCORE', room.made, '-inf', room.now)
 end
 if key then write_key(key) end
 if email then redis.call('SET', email.place, email.org) end

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Inner;
+use super::index::until;
 use super::ledger::{Event, Mark, Position, RedisTime};
 use super::reads::Listed;
-use super::scripts::Call;
+use super::scripts::{Call, Reply};
 use crate::store::answers::KeptAnswer;
 use crate::store::events::encode;
+use crate::store::indexes::{Full, Indexed};
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -27,7 +30,26 @@ const IMPORTED_AT_ONCE: usize = 64;
 const IMPORTS_UNDER_WAY: usize = 8;
 
 impl Inner {
+    /// A new key that needs room is counted among all keys of its organisation, so these are entered into the lists first
+    /// where an older gateway has left that out.
     pub(super) async fn commit(&self, mutation: &Mutation) -> Result<Committed, CommitError> {
+        let committed = self.try_commit(mutation).await;
+        let org =
+            mutation.key.as_ref().map(|(Change::Insert(key) | Change::Update { record: key, .. })| key.org);
+        let (Some(_), Some(org)) = (&mutation.room, org) else { return committed };
+        let whole = match &committed {
+            Err(CommitError::Unindexed) => false,
+            Err(CommitError::Full(_)) if self.recounts.is_due(org, self.clock.mono()) => true,
+            _ => return committed,
+        };
+        self.index(org, whole).await?;
+        match self.try_commit(mutation).await {
+            Err(CommitError::Unindexed) => Err(self.changed().into()),
+            committed => committed,
+        }
+    }
+
+    async fn try_commit(&self, mutation: &Mutation) -> Result<Committed, CommitError> {
         if mutation.needs > self.sealer.keeps() {
             return Err(StoreFault::outdated(mutation.needs, self.sealer.keeps()).into());
         }
@@ -44,7 +66,7 @@ impl Inner {
             self.ledger.recognise(&reply.meta, position.last).map_err(|stranger| self.fault(stranger))?;
         let status = reply.text().map_err(|error| self.fault(error))?;
         self.check_age(status.as_deref(), &mut reply)?;
-        self.judge(status.as_deref())?;
+        self.judge(status.as_deref(), &mut reply)?;
         let event = reply.text().map_err(|error| self.fault(error))?;
         let Some(event) = event else { return Ok(Committed { event: None }) };
         let seq = event.parse().map_err(|_| self.fault("the number of the event does not read"))?;
@@ -55,7 +77,8 @@ impl Inner {
     }
 
     /// The outcome that a script reports.
-    fn judge(&self, status: Option<&str>) -> Result<(), CommitError> {
+    fn judge(&self, status: Option<&str>, reply: &mut Reply) -> Result<(), CommitError> {
+        let mut next = || reply.text().map_err(|error| self.fault(error));
         match status {
             Some("done") => Ok(()),
             Some("answered") => Err(CommitError::Answered),
@@ -63,6 +86,16 @@ impl Inner {
             Some("exists") => Err(CommitError::Exists),
             Some("missing") => Err(CommitError::Missing),
             Some("conflict") => Err(CommitError::Conflict),
+            Some("unindexed") => Err(CommitError::Unindexed),
+            Some("full") => Err(CommitError::Full(match next()?.as_deref() {
+                Some("maker") => Full::Maker,
+                _ => Full::Organisation,
+            })),
+            Some("too fast") => {
+                let wait = next()?.and_then(|wait| wait.parse().ok()).map(Duration::from_millis);
+                let retry_after = wait.ok_or_else(|| self.fault("the wait for a quota does not read"))?;
+                Err(CommitError::TooFast { retry_after })
+            }
             _ => Err(self.changed().into()),
         }
     }
@@ -118,7 +151,8 @@ impl Inner {
         let digests: Vec<Digest> = record.secrets.iter().map(|secret| secret.digest).collect();
         let before = draft.before.iter().flat_map(|before| &before.secrets).map(|secret| secret.digest);
         let dropped = before.filter(|digest| !digests.contains(digest)).collect();
-        Ok(KeyDraft { org: record.org, key: record.id, digests, dropped, draft })
+        let indexed = Indexed::from(record);
+        Ok(KeyDraft { org: record.org, key: record.id, indexed, digests, dropped, draft })
     }
 
     /// The parts as `parts.lua` names them.
@@ -143,6 +177,9 @@ impl Inner {
         }
         if let Some(key) = key {
             call = self.key_part(call, key);
+        }
+        if let Some((room, key)) = mutation.room.as_ref().zip(key) {
+            call = self.room_part(call, key.org, room);
         }
         for seen in &mutation.seen {
             let (name, rev) = match seen {
@@ -183,10 +220,12 @@ impl Inner {
     }
 
     fn key_part<'s>(&self, call: Call<'s>, key: &KeyDraft) -> Call<'s> {
-        let (names, KeyDraft { draft, org, key, digests, dropped }) = (&self.names, key);
+        let (names, KeyDraft { draft, org, key, indexed, digests, dropped }) = (&self.names, key);
         let call = call.arg("key").key(names.key(*key)).key(names.org(*org));
         let call = call.key(names.keys()).key(names.keys_of(*org));
+        let call = self.index_keys(call, *org, indexed);
         let call = call.arg(&*draft.expected).arg(&*draft.sealed).arg(&*draft.id).arg(format!("{org}{key}"));
+        let call = call.arg(until(indexed.live));
         let digest = |call: Call<'s>, digest| call.arg("digest").key(names.digest(digest));
         let call = digests.iter().fold(call, digest);
         dropped.iter().fold(call, |call, digest| call.arg("dropped").key(names.digest(digest)))
@@ -241,7 +280,7 @@ impl Inner {
         let mut outcomes = Vec::with_capacity(count);
         for _ in 0..count {
             let outcome = reply.text().map_err(|error| self.fault(error))?;
-            outcomes.push(self.judge(outcome.as_deref()));
+            outcomes.push(self.judge(outcome.as_deref(), &mut reply));
         }
         Ok(outcomes)
     }
@@ -264,6 +303,7 @@ struct KeyDraft {
     draft: Draft<KeyRecord>,
     org: OrgId,
     key: KeyId,
+    indexed: Indexed,
     digests: Vec<Digest>,
     /// Digests that no longer open the key.
     dropped: Vec<Digest>,

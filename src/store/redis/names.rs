@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::{Digest, Environment};
 
 /// The names, which all begin with the hash tag.
 pub(super) struct Names(String);
@@ -70,6 +70,21 @@ impl Names {
 
     pub(super) fn keys_of(&self, org: OrgId) -> String {
         self.with(format_args!("org:{org}:keys"))
+    }
+
+    /// The keys of an organisation in one environment.
+    pub(super) fn keys_in(&self, org: OrgId, environment: Environment) -> String {
+        self.with(format_args!("org:{org}:keys:{environment}"))
+    }
+
+    /// The keys of an organisation that are not revoked, by their ends.
+    pub(super) fn live_keys(&self, org: OrgId) -> String {
+        self.with(format_args!("org:{org}:live"))
+    }
+
+    /// Those of them that one key has made.
+    pub(super) fn made_by(&self, org: OrgId, maker: KeyId) -> String {
+        self.with(format_args!("org:{org}:made:{maker}"))
     }
 
     pub(super) fn digest(&self, digest: &Digest) -> String {

@@ -3,7 +3,8 @@
 local PARTS = {
   -- A record. Expected: `+` does not exist, `!` stale, else the 8 bytes of its revision.
   org = {{'record', 'list'}, {'expected', 'bytes', 'id'}},
-  key = {{'record', 'org', 'list', 'org_list'}, {'expected', 'bytes', 'id', 'owner'}},
+  -- Until: when it stops being live, `inf`, or nothing for a revoked key.
+  key = {{'record', 'org', 'list', 'org_list', 'of_environment', 'live', 'made'}, {'expected', 'bytes', 'id', 'owner', 'until'}},
   -- A digest that the last key gets, and one that it gives up.
   digest = {{'pointer'}, {}},
   dropped = {{'pointer'}, {}},
@@ -14,6 +15,8 @@ local PARTS = {
   answer = {{'place'}, {'made_at', 'lifetime', 'bytes'}},
   -- Where the trail must end, and where it ends then: 40 bytes each.
   audit = {{'entries', 'ends'}, {'after', 'head', 'number', 'text'}},
+  -- The room for a new key: the lists of live keys, how many each may have, and the quota of new keys, with its window.
+  room = {{'live', 'made', 'pace', 'org_list', 'live_list', 'test_list'}, {'now', 'most', 'most_made', 'quota', 'window'}},
   news = {{'bodies', 'due'}, {'org', 'due_at', 'body'}},
   event = {{}, {'subjects', 'mark', 'kept'}},
   -- The format of the change; the prefix of every lease.
@@ -90,13 +93,30 @@ local function refuse_key(key, comes_with_its_org)
   end
   check_list(key.list)
   check_list(key.org_list)
+  check_list(key.of_environment)
+  check_list(key.live)
+  check_list(key.made)
   return nil
+end
+
+-- The entries of a key in the lists of its environment, of the live keys, and of those that its maker has made.
+local function index_key(key)
+  redis.call('ZADD', key.of_environment, 0, key.id)
+  for _, list in ipairs({key.live, key.made}) do
+    if key['until'] == '' then redis.call('ZREM', list, key.id) else redis.call('ZADD', list, key['until'], key.id) end
+  end
+end
+
+-- Whether every key of an organisation is in those lists. An older gateway makes keys without.
+local function is_indexed(all, live, test)
+  return redis.call('ZCARD', all) == redis.call('ZCARD', live) + redis.call('ZCARD', test)
 end
 
 local function write_key(key)
   redis.call('SET', key.record, key.bytes)
   redis.call('ZADD', key.list, 0, key.id)
   redis.call('ZADD', key.org_list, 0, key.id)
+  index_key(key)
   for _, pointer in ipairs(key.digests) do
     redis.call('SET', pointer, key.owner)
   end

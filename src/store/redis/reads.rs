@@ -2,13 +2,15 @@
 
 use super::Inner;
 use super::scripts::{Call, Reply};
-use crate::store::{Found, StoreFault};
+use crate::store::{Found, KeysOf, StoreFault};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Stored, Versioned};
 
 /// Records per script of a list. It bounds how long the script blocks others.
 pub(super) const PAGE: usize = 256;
+/// The script's word for an index in which keys are missing.
+const UNINDEXED: &str = "unindexed";
 /// The start of a list at its newest entry.
 pub(super) const NEWEST: &str = "+";
 
@@ -69,27 +71,67 @@ impl Inner {
         self.unseal(place, &bytes)
     }
 
+    /// The newest keys of a list.
+    pub(super) async fn keys(
+        &self,
+        of: KeysOf,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<Vec<Versioned<KeyRecord>>, StoreFault> {
+        let (names, after) = (&self.names, after.map(|id| id.to_string()));
+        let lists = match of {
+            KeysOf::All => vec![names.keys()],
+            KeysOf::Org(org) => vec![names.keys_of(org)],
+            KeysOf::Environment(org, environment) => {
+                [names.keys_in(org, environment)].into_iter().chain(self.lists_of(org)).collect()
+            }
+        };
+        let records = names.with("id:");
+        let mut listed = self.try_newest::<KeyRecord>(&lists, &records, after.clone(), limit).await?;
+        if let (None, Some(org)) = (&listed, of.org()) {
+            self.index(org, false).await?;
+            listed = self.try_newest(&lists, &records, after, limit).await?;
+        }
+        let keys = listed.ok_or_else(|| self.changed())?;
+        if of.org().is_some_and(|org| keys.iter().any(|key| key.record.org != org)) {
+            return Err(self.fault("an organisation is said to own a key of another"));
+        }
+        Ok(keys)
+    }
+
     /// The newest records of an index, page by page.
     pub(super) async fn newest<T: Listed>(
         &self,
         index: String,
         records: String,
-        mut after: Option<String>,
+        after: Option<String>,
         limit: usize,
     ) -> Result<Vec<Versioned<T>>, StoreFault> {
+        Ok(self.try_newest(&[index], &records, after, limit).await?.unwrap_or_default())
+    }
+
+    /// The same for the first of these lists. The others show whether it is whole; `None` if it is not.
+    async fn try_newest<T: Listed>(
+        &self,
+        lists: &[String],
+        records: &str,
+        mut after: Option<String>,
+        limit: usize,
+    ) -> Result<Option<Vec<Versioned<T>>>, StoreFault> {
         let mut listed = Vec::new();
         while listed.len() < limit {
             let count = PAGE.min(limit - listed.len());
             let from = after.map_or_else(|| NEWEST.to_owned(), |id| format!("({id}"));
-            let call = Call::new(&self.scripts.list, [self.names.meta(), index.clone()])
-                .arg(&*records)
-                .arg(from)
-                .arg(count.to_string());
+            let places = std::iter::once(self.names.meta()).chain(lists.iter().cloned());
+            let call = Call::new(&self.scripts.list, places).arg(records).arg(from).arg(count.to_string());
             let mut reply = self.ask(&call).await?;
             let before = listed.len();
             after = None;
             while !reply.is_empty() {
                 let id = reply.text().map_err(|error| self.fault(error))?.unwrap_or_default();
+                if id == UNINDEXED {
+                    return Ok(None);
+                }
                 let bytes = reply.bytes().map_err(|error| self.fault(error))?;
                 let place = T::place_of(&id).ok_or_else(|| self.fault("a list names what is no record"))?;
                 listed.push(self.promised(&place, bytes)?);
@@ -99,7 +141,7 @@ impl Inner {
                 break;
             }
         }
-        Ok(listed)
+        Ok(Some(listed))
     }
 }
 

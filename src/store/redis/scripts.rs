@@ -45,6 +45,7 @@ pub(super) struct Scripts {
     /// A mutation that takes rights away. It runs even if the memory of Redis is full.
     pub(super) revoke: Script,
     pub(super) import: Script,
+    pub(super) index: Script,
     pub(super) entries: Script,
     pub(super) trim: Script,
     pub(super) restore: Script,
@@ -93,6 +94,7 @@ impl Scripts {
             mutate: Script::writing(ours!("#!lua", "streams.lua", "parts.lua", "mutate.lua")),
             revoke: Script::writing(ours!("#!lua flags=allow-oom", "streams.lua", "parts.lua", "mutate.lua")),
             import: Script::writing(ours!("#!lua", "parts.lua", "import.lua")),
+            index: Script::writing(ours!("#!lua", "parts.lua", "index.lua")),
             entries: Script::reading(concat!(
                 "#!lua flags=no-writes\n",
                 include_str!("streams.lua"),
@@ -136,9 +138,9 @@ impl Scripts {
     }
 
     /// All scripts except the one that asks for rights.
-    fn all(&self) -> [&Script; 27] {
+    fn all(&self) -> [&Script; 28] {
         all_but_rights!(
-            self: lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import,
+            self: lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import, index,
             entries, trim, restore, usage, note_usage, news, backlog, claim_news, delivered, admit, begin, accept, prefixes,
             rewrite_prefixes
         )

@@ -15,7 +15,7 @@ use keygate::store::answers::KeptAnswer;
 use keygate::store::events::Subject;
 use keygate::store::outbox::News;
 use keygate::store::quotas::{Admission, Quota};
-use keygate::store::{Change, CommitError, Committed, EmailClaim, Mutation};
+use keygate::store::{Change, CommitError, Committed, EmailClaim, KeysOf, Mutation};
 use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
 use keygate::vocabulary::key::record::{Email, KeyRecord, OrgRecord, Sealer, Versioned};
 use keygate::vocabulary::key::scope::Scope;
@@ -101,7 +101,17 @@ impl Everything {
     async fn is_in(&self, store: &Shared) {
         let Self { org, key, email, answer, append, news, usage, quota } = self;
         assert_found(store, key.secrets[0].digest, key, org).await;
-        assert_eq!(store.keys(None, None, 9).await, Ok(vec![Versioned { rev: 2, record: key.clone() }]));
+        assert_eq!(
+            store.keys(KeysOf::All, None, 9).await,
+            Ok(vec![Versioned { rev: 2, record: key.clone() }])
+        );
+        let of_its_environment = KeysOf::Environment(org.id, key.environment);
+        let listed = store.keys(of_its_environment, None, 9).await;
+        assert_eq!(
+            listed,
+            Ok(vec![Versioned { rev: 2, record: key.clone() }]),
+            "an index that it lacks is filled"
+        );
         assert_eq!(store.orgs(None, 9).await, Ok(vec![Versioned { rev: 1, record: org.clone() }]));
         let claim = Mutation { email: Some(*email), ..Mutation::default() };
         assert_eq!(store.commit(claim).await, Err(CommitError::EmailTaken));
@@ -203,6 +213,10 @@ fn dump_table<K: Key + 'static, V: Value + 'static>(name: &str, read: &ReadTrans
         let (key, value) = row.unwrap();
         let (key, value) = (key.value(), value.value());
         let (key, mut value) = (hex(K::as_bytes(&key).as_ref()), hex(V::as_bytes(&value).as_ref()));
+        // An older release does not keep it.
+        if key == hex(b"indexed") {
+            continue;
+        }
         if key == hex(b"incarnation") {
             value = "0".repeat(value.len());
         }
@@ -246,6 +260,8 @@ type Entry = (String, Vec<(String, Vec<u8>)>);
 async fn dump_redis(server: &RedisServer) -> String {
     let mut redis = connect(server).await;
     let mut names: Vec<String> = ask(&mut redis, &["KEYS", "*"]).await;
+    // An older release does not keep these indexes; a newer one fills them where they are missing.
+    names.retain(|name| ![":keys:live", ":keys:test", ":live"].iter().any(|index| name.ends_with(index)));
     names.sort_unstable();
     let mut lines = String::new();
     let mut line = |command: &str, words: &[&[u8]]| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keygate::store::embedded::{Embedded, OpenError, Settings};
 use keygate::store::keeper::{LinkState, Status};
-use keygate::store::{Committed, Lookup, Mutation, StoreFault};
+use keygate::store::{Committed, KeysOf, Lookup, Mutation, StoreFault};
 use keygate::vocabulary::key::Digest;
 use keygate::vocabulary::key::record::{KeyRecord, RecordFormat, Sealer, Versioned};
 use redb::{ReadableDatabase, TableDefinition};
@@ -43,7 +43,7 @@ async fn unknown_fields_survive(newer: &Shared, older: &Shared) {
     newer.commit(new_org(&org)).await.unwrap();
     newer.commit(new_key(&key)).await.unwrap();
     assert_found(older, digest, &key, &org).await;
-    assert_eq!(older.keys(Some(org.id), None, 9).await.unwrap()[0].record, key);
+    assert_eq!(older.keys(KeysOf::Org(org.id), None, 9).await.unwrap()[0].record, key);
     let key = KeyRecord { name: "renamed".to_owned(), ..older.key(key.id).await.unwrap().unwrap().record };
     older.commit(update_key(1, &key)).await.unwrap();
     org = older.org(org.id).await.unwrap().unwrap().record;

@@ -50,6 +50,7 @@ pub(crate) struct ApiBuilder {
     signup: String,
     settings: String,
     browser_keys: &'static str,
+    keys: String,
     proxies: &'static str,
     valve: Option<Valve>,
 }
@@ -64,6 +65,12 @@ impl ApiBuilder {
     /// Further sections of keygate.toml.
     pub(crate) fn settings(mut self, toml: &str) -> Self {
         self.settings = toml.to_owned();
+        self
+    }
+
+    /// Lines of `[keys]`.
+    pub(crate) fn keys(mut self, toml: &str) -> Self {
+        self.keys = toml.to_owned();
         self
     }
 
@@ -99,7 +106,7 @@ impl ApiBuilder {
             "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\nmax_connections = 1000\n{}\n",
             self.proxies
         );
-        let keys = format!("[keys]\nbrowser_keys = \"{}\"\n", self.browser_keys);
+        let keys = format!("[keys]\nbrowser_keys = \"{}\"\n{}\n", self.browser_keys, self.keys);
         let store = redis.map_or_else(String::new, |redis| {
             format!(
                 "pepper_file = \"pepper\"\n\
@@ -204,6 +211,7 @@ impl Api {
             signup: "enabled = true\nper_network_and_hour = 1000\nper_day = 1000".to_owned(),
             settings: String::new(),
             browser_keys: "note",
+            keys: String::new(),
             proxies: "trusted_proxies = [\"127.0.0.1\"]",
             valve: None,
         }

@@ -12,7 +12,7 @@ use keygate::store::quotas::Quotas;
 use keygate::store::trails::Trails;
 use keygate::store::usage::Usage;
 use keygate::store::{
-    Change, CommitError, Committed, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
+    Change, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
 };
 use keygate::vocabulary::id::{KeyId, OrgId};
 use keygate::vocabulary::key::Digest;
@@ -41,6 +41,7 @@ struct Shared {
     creations: AtomicUsize,
     lists: AtomicUsize,
     lists_read: AtomicUsize,
+    keys_listed: AtomicUsize,
     records_read: AtomicUsize,
     begun: AtomicUsize,
     held: AtomicUsize,
@@ -55,6 +56,7 @@ impl Valve {
             creations: AtomicUsize::new(0),
             lists: AtomicUsize::new(0),
             lists_read: AtomicUsize::new(0),
+            keys_listed: AtomicUsize::new(0),
             records_read: AtomicUsize::new(0),
             begun: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
@@ -102,6 +104,11 @@ impl Valve {
     /// The number of pages of keys that were read.
     pub(crate) fn lists_read(&self) -> usize {
         self.0.lists_read.load(Ordering::SeqCst)
+    }
+
+    /// The number of keys in the pages that were read.
+    pub(crate) fn keys_listed(&self) -> usize {
+        self.0.keys_listed.load(Ordering::SeqCst)
     }
 
     /// The number of keys and organisations that were read by their ids.
@@ -215,7 +222,7 @@ impl Store for Valved {
 
     fn keys(
         &self,
-        org: Option<OrgId>,
+        of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
@@ -223,7 +230,9 @@ impl Store for Valved {
             self.0.lists.fetch_add(1, Ordering::SeqCst);
             self.0.held_back().await;
             self.0.lists_read.fetch_add(1, Ordering::SeqCst);
-            self.0.store().keys(org, after, limit).await
+            let keys = self.0.store().keys(of, after, limit).await;
+            self.0.keys_listed.fetch_add(keys.as_ref().map_or(0, Vec::len), Ordering::SeqCst);
+            keys
         })
     }
 

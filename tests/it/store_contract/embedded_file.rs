@@ -12,7 +12,7 @@ use keygate::store::answers::KeptAnswer;
 use keygate::store::embedded::{Embedded, OpenError, Settings};
 use keygate::store::events::Subject;
 use keygate::store::quotas::{Admission, Quota};
-use keygate::store::{CommitError, Committed, Lookup, Mutation, Store};
+use keygate::store::{CommitError, Committed, KeysOf, Lookup, Mutation, Store};
 use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
 use keygate::vocabulary::clock::UnixMillis;
 use keygate::vocabulary::id::OrgId;
@@ -40,7 +40,7 @@ async fn a_file_opened_again_has_everything_and_its_events_go_on() {
     let (store, heard) = (open(directory.path()), Heard::default());
     store.subscribe(heard.sink());
     assert_found(&store, digest, &key, &org).await;
-    assert_eq!(store.keys(Some(org.id), None, 10).await, Ok(vec![Versioned { rev: 1, record: key }]));
+    assert_eq!(store.keys(KeysOf::Org(org.id), None, 10).await, Ok(vec![Versioned { rev: 1, record: key }]));
     assert_eq!(store.commit(event(org.id)).await, Ok(Committed { event: Some(2) }));
     assert_eq!(heard.all(), [Call::Reset(1), Call::Apply(2, vec![Subject::Org(org.id)])]);
 }
@@ -200,7 +200,10 @@ async fn under_another_pepper_a_key_is_unavailable_rather_than_absent() {
         let store = open(other);
         assert!(matches!(store.lookup(digest).await, Lookup::Unavailable(_)));
         assert!(store.key(key.id).await.is_err() && store.org(org.id).await.is_err());
-        assert!(store.keys(None, None, 1).await.is_err() && store.keys(Some(org.id), None, 1).await.is_err());
+        assert!(
+            store.keys(KeysOf::All, None, 1).await.is_err()
+                && store.keys(KeysOf::Org(org.id), None, 1).await.is_err()
+        );
         assert!(matches!(store.commit(update_key(1, &key)).await, Err(CommitError::Fault(_))));
     }
     assert_found(&open(sealer(1)), digest, &key, &org).await;
@@ -350,7 +353,7 @@ async fn a_file_with_a_changed_byte_is_refused_and_left_alone_or_has_everything(
             write(&file, &changed);
             match Embedded::open(&at(directory.path()), Sealer::default()) {
                 Ok(store) => {
-                    assert_eq!(store.keys(None, None, 1000).await.unwrap().len(), KEYS, "{byte}");
+                    assert_eq!(store.keys(KeysOf::All, None, 1000).await.unwrap().len(), KEYS, "{byte}");
                 }
                 Err(_) => {
                     refused += 1;
@@ -367,7 +370,7 @@ async fn a_store_left_by_a_crash_opens_with_everything() {
     let directory = tempfile::tempdir().unwrap();
     let [crashed, _] = filled(directory.path()).await;
     write(&at(directory.path()).path, &crashed);
-    assert_eq!(open(directory.path()).keys(None, None, 1000).await.unwrap().len(), KEYS);
+    assert_eq!(open(directory.path()).keys(KeysOf::All, None, 1000).await.unwrap().len(), KEYS);
 }
 
 const KEYS: usize = 40;

@@ -1,6 +1,6 @@
 //! Importing many keys at once.
 
-use keygate::store::{CommitError, Lookup};
+use keygate::store::{CommitError, KeysOf, Lookup};
 use keygate::vocabulary::key::record::KeyRecord;
 
 use super::{Call, Heard, Maker, Shared, assert_found, event, insert, insert_org};
@@ -50,9 +50,9 @@ pub(super) async fn each_key_is_imported_for_itself(store: Shared) {
     for n in [2, 70, 72, MANY - 1] {
         assert_eq!(store.key(keys[n].id).await, Ok(None), "key {n}");
     }
-    let listed = store.keys(None, None, usize::MAX).await.unwrap();
+    let listed = store.keys(KeysOf::All, None, usize::MAX).await.unwrap();
     assert_eq!(listed.len(), MANY - refused.len() + 1);
-    let of_each = [org.id, other.id].map(|org| store.keys(Some(org), None, usize::MAX));
+    let of_each = [org.id, other.id].map(|org| store.keys(KeysOf::Org(org), None, usize::MAX));
     let [of_org, of_other] = of_each;
     assert_eq!(of_org.await.unwrap().len() + of_other.await.unwrap().len(), listed.len());
 }
@@ -67,7 +67,7 @@ pub(super) async fn an_import_repeated_inserts_nothing_twice(store: Shared) {
     let all = store.import(keys.clone()).await.unwrap();
     let expected: Vec<_> = (0..100).map(|n| if n < 40 { Err(CommitError::Exists) } else { Ok(()) }).collect();
     assert_eq!(all, expected);
-    assert_eq!(store.keys(Some(org.id), None, usize::MAX).await.unwrap().len(), 100);
+    assert_eq!(store.keys(KeysOf::Org(org.id), None, usize::MAX).await.unwrap().len(), 100);
     assert_eq!(store.import(vec![]).await, Ok(vec![]));
 }
 

@@ -11,6 +11,7 @@ mod outbox;
 mod parts;
 mod quotas;
 mod records;
+mod room;
 mod trails;
 mod usage;
 
@@ -22,7 +23,9 @@ use std::time::Duration;
 use keygate::store::answers::KeptAnswer;
 use keygate::store::embedded::{Embedded, Settings};
 use keygate::store::events::{EventSink, Seq, Subject};
+use keygate::store::indexes::Room;
 use keygate::store::outbox::News;
+use keygate::store::quotas::Quota;
 use keygate::store::redis::Redis;
 use keygate::store::{Change, Committed, EmailClaim, Lookup, Mutation, Store};
 use keygate::vocabulary::audit::{Append, Chain, Link, Trail};
@@ -135,6 +138,13 @@ contract! {
         who_is_refused_by_one_quota_counts_under_none
         a_quota_of_none_admits_nobody
     }
+    room {
+        an_organisation_has_no_more_live_keys_than_there_is_room_for
+        one_key_makes_no_more_than_its_part
+        new_keys_are_counted_within_a_window
+        of_64_concurrent_creations_exactly_as_many_succeed_as_there_is_room_for
+        the_keys_of_one_environment_are_listed_alone
+    }
     import {
         each_key_is_imported_for_itself
         an_import_repeated_inserts_nothing_twice
@@ -245,6 +255,12 @@ impl Maker {
         }
     }
 
+    /// Room for as many keys as any test makes.
+    pub(crate) fn room(&self, maker: KeyId) -> Room {
+        let pace = Quota { name: "keys".to_owned(), limit: 1000, window: Duration::from_secs(3600) };
+        Room { now: NOW, most: 1000, maker, most_of_maker: 1000, pace }
+    }
+
     /// Random bytes of varying length.
     pub(crate) fn text(&self) -> Vec<u8> {
         let mut bytes = vec![0; 1 + self.below(200)];
@@ -299,6 +315,7 @@ pub(crate) fn with_every_part(made: &Maker, chain: &Chain, trail: Trail, after: 
         answer: Some(made.answer(made.digest())),
         audit: Some(chain.extend(trail, after, made.text())),
         news: Some(News { org: org.id, due: NOW, body: made.text() }),
+        room: Some(made.room(key.id)),
         key: Some(Change::Insert(key)),
         org: Some(Change::Insert(org)),
         seen: Vec::new(),

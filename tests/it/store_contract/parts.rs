@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keygate::store::answers::KeptAnswer;
 use keygate::store::outbox::News;
-use keygate::store::{Change, CommitError, Committed, EmailClaim, Lookup, Mutation, Seen};
+use keygate::store::{Change, CommitError, Committed, EmailClaim, KeysOf, Lookup, Mutation, Seen};
 use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
 use keygate::vocabulary::key::record::{KeyRecord, OrgRecord};
 
@@ -116,7 +116,7 @@ async fn assert_nothing_there(store: &Shared, good: &Mutation, head: Link, why: 
     for secret in &key.secrets {
         assert!(matches!(store.lookup(secret.digest).await, Lookup::Absent), "{why}");
     }
-    assert_eq!(store.keys(Some(org.id), None, 1).await, Ok(vec![]), "{why}");
+    assert_eq!(store.keys(KeysOf::Org(org.id), None, 1).await, Ok(vec![]), "{why}");
     assert!(
         store.orgs(None, usize::MAX).await.unwrap().iter().all(|listed| listed.record.id != org.id),
         "{why}"

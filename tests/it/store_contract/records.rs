@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use keygate::store::events::Subject;
-use keygate::store::{Change, CommitError, Committed, Lookup, Mutation};
+use keygate::store::{Change, CommitError, Committed, KeysOf, Lookup, Mutation};
 use keygate::vocabulary::clock::UnixMillis;
 use keygate::vocabulary::id::{KeyId, OrgId};
 use keygate::vocabulary::key::Environment;
@@ -21,8 +21,8 @@ pub(super) async fn an_empty_store_knows_no_key_and_says_so(store: Shared) {
     assert!(matches!(store.lookup(digest).await, Lookup::Absent));
     assert_eq!(store.key(key.id).await, Ok(None));
     assert_eq!(store.org(org.id).await, Ok(None));
-    assert_eq!(store.keys(None, None, 10).await, Ok(vec![]));
-    assert_eq!(store.keys(Some(org.id), None, 10).await, Ok(vec![]));
+    assert_eq!(store.keys(KeysOf::All, None, 10).await, Ok(vec![]));
+    assert_eq!(store.keys(KeysOf::Org(org.id), None, 10).await, Ok(vec![]));
     assert_eq!(store.orgs(None, 10).await, Ok(vec![]));
 }
 
@@ -193,7 +193,7 @@ pub(super) async fn a_key_never_changes_its_organisation_or_its_environment(stor
         assert_eq!(store.commit(update_key(1, &changed)).await, Err(CommitError::Missing));
     }
     assert_found(&store, digest, &key, &org).await;
-    assert_eq!(store.keys(Some(other.id), None, 10).await, Ok(vec![]));
+    assert_eq!(store.keys(KeysOf::Org(other.id), None, 10).await, Ok(vec![]));
 }
 
 pub(super) async fn a_rotated_key_answers_to_its_new_digests_only(store: Shared) {
@@ -341,7 +341,8 @@ pub(super) async fn keys_are_listed_newest_first_and_the_pages_make_the_whole(st
         for limit in 1..=24 {
             let (mut listed, mut after) = (Vec::new(), None);
             loop {
-                let page = store.keys(org, after, limit).await.unwrap();
+                let of = org.map_or(KeysOf::All, KeysOf::Org);
+                let page = store.keys(of, after, limit).await.unwrap();
                 assert!(page.len() <= limit);
                 let Some(last) = page.last() else { break };
                 after = Some(last.record.id);
@@ -382,7 +383,8 @@ pub(super) async fn a_cursor_need_not_name_a_record(store: Shared) {
     for of in [None, Some(org.id), Some(OrgId::from_bytes(oldest)), Some(OrgId::from_bytes(newest))] {
         let everything = if of.is_none_or(|of| of == org.id) { vec![key.id] } else { vec![] };
         for (after, expected) in [(oldest, vec![]), (newest, everything)] {
-            let listed = store.keys(of, Some(KeyId::from_bytes(after)), 10).await.unwrap();
+            let listed = of.map_or(KeysOf::All, KeysOf::Org);
+            let listed = store.keys(listed, Some(KeyId::from_bytes(after)), 10).await.unwrap();
             assert_eq!(listed.into_iter().map(|key| key.record.id).collect::<Vec<_>>(), expected);
         }
     }
@@ -394,7 +396,7 @@ pub(super) async fn no_record_is_listed_where_none_is_asked_for(store: Shared) {
     let made = Maker::new();
     let org = made.org();
     insert(&store, &org, &made.key(org.id, &[])).await;
-    assert_eq!(store.keys(None, None, 0).await, Ok(vec![]));
-    assert_eq!(store.keys(Some(org.id), None, 0).await, Ok(vec![]));
+    assert_eq!(store.keys(KeysOf::All, None, 0).await, Ok(vec![]));
+    assert_eq!(store.keys(KeysOf::Org(org.id), None, 0).await, Ok(vec![]));
     assert_eq!(store.orgs(None, 0).await, Ok(vec![]));
 }

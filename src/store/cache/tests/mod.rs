@@ -15,7 +15,7 @@ use crate::store::outbox::Outbox;
 use crate::store::quotas::Quotas;
 use crate::store::trails::Trails;
 use crate::store::usage::Usage;
-use crate::store::{CommitError, Committed, Lookup, Mutation, Propagation, StoreFuture};
+use crate::store::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, StoreFuture};
 use crate::vocabulary::clock::{Shift, UnixMillis};
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Environment;
@@ -240,7 +240,7 @@ impl Store for Model {
 
     fn keys(
         &self,
-        _: Option<OrgId>,
+        _: KeysOf,
         _: Option<KeyId>,
         _: usize,
     ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {

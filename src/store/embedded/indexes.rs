@@ -1,0 +1,233 @@
+//! The indexes of keys: by environment, and of the live ones. A mutation keeps them; opening a file fills them where
+//! an older release has written to it, which knows neither.
+
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
+
+use super::quotas::Window;
+use super::tables::{
+    ENVIRONMENT_KEYS, INDEXED, LAST_EVENT, META, ORG_KEYS, Tables, begin_write, environment_number,
+    open_if_there,
+};
+use super::writer::Stop;
+use crate::store::indexes::{Full, Indexed, Live, Room};
+use crate::store::quotas::Quota;
+use crate::store::{Change, CommitError, StoreFault};
+use crate::telemetry;
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::Environment;
+use crate::vocabulary::key::record::{KeyRecord, Sealer, Versioned};
+
+/// Entries of expired keys that are removed with each new key. More than one, so that they become fewer.
+const CLEARED: usize = 256;
+const NO_MAKER: [u8; 16] = [0; 16];
+
+/// Room that was found for a new key.
+pub(super) struct Found {
+    pace: Quota,
+    window: Option<Window>,
+    now: UnixMillis,
+    org: OrgId,
+    expired: Vec<[u8; 16]>,
+}
+
+impl Tables<'_> {
+    pub(super) fn index(&mut self, org: OrgId, id: &[u8; 16], key: &Indexed) -> Result<(), Stop> {
+        let org = org.to_bytes();
+        self.environment_keys.insert((&org, environment_number(key.environment), id), ())?;
+        let until = match key.live {
+            Live::Revoked => {
+                self.live_keys.remove((&org, id))?;
+                return Ok(());
+            }
+            Live::Until(end) => end.0,
+            Live::Always => u64::MAX,
+        };
+        let maker = key.maker.map_or(NO_MAKER, KeyId::to_bytes);
+        self.live_keys.insert((&org, id), (until, &maker))?;
+        Ok(())
+    }
+
+    /// Whether there is room for a new key. Reads no more live keys than there may be.
+    pub(super) fn check_room(&self, room: &Room, change: &Change<KeyRecord>) -> Result<Found, Stop> {
+        let (Change::Insert(key) | Change::Update { record: key, .. }) = change;
+        let window = self.check_quota(&room.pace, room.now)?;
+        let (org, maker) = (key.org.to_bytes(), room.maker.to_bytes());
+        let (mut live, mut made, mut expired) = (0, 0, Vec::new());
+        for entry in self.live_keys.range((&org, &[0; 16])..=(&org, &[u8::MAX; 16]))? {
+            let (place, value) = entry?;
+            let (until, by) = value.value();
+            if until > room.now.0 {
+                live += 1;
+                made += u32::from(*by == maker);
+            } else if expired.len() < CLEARED {
+                expired.push(*place.value().1);
+            }
+            if live >= room.most {
+                return Err(CommitError::Full(Full::Organisation).into());
+            }
+        }
+        if made >= room.most_of_maker {
+            return Err(CommitError::Full(Full::Maker).into());
+        }
+        Ok(Found { pace: room.pace.clone(), window, now: room.now, org: key.org, expired })
+    }
+
+    pub(super) fn take_room(&mut self, found: Found) -> Result<(), Stop> {
+        let Found { pace, window, now, org, expired } = found;
+        for id in expired {
+            self.live_keys.remove((&org.to_bytes(), &id))?;
+        }
+        self.count(&pace, window, now)
+    }
+}
+
+/// Fills the indexes anew if an older release has written to the file since they were right.
+pub(super) fn complete(database: &Database, sealer: &Sealer) -> Result<(), StoreFault> {
+    if is_complete(database)? {
+        return Ok(());
+    }
+    let transaction = begin_write(database)?;
+    {
+        let mut tables = Tables::open(&transaction)?;
+        tables.environment_keys.retain(|_, ()| false)?;
+        tables.live_keys.retain(|_, _| false)?;
+        let places: Vec<([u8; 16], [u8; 16])> = tables
+            .org_keys
+            .iter()?
+            .map(|entry| entry.map(|(place, _)| (*place.value().0, *place.value().1)))
+            .collect::<Result<_, _>>()?;
+        for (org, id) in places {
+            let key = tables.keys.get(&id)?.map(|bytes| sealer.open_at::<KeyRecord>(&id, bytes.value()));
+            match key {
+                Some(Ok(Versioned { record, .. })) => {
+                    tables.index(OrgId::from_bytes(org), &id, &Indexed::from(&record))?;
+                }
+                // Whoever lists it is told of the fault, in both environments.
+                Some(Err(_)) | None => {
+                    telemetry::log("a key cannot be read, so its organisation's lists are incomplete");
+                    for environment in Environment::ALL {
+                        tables.environment_keys.insert((&org, environment_number(environment), &id), ())?;
+                    }
+                }
+            }
+        }
+        let event = tables.meta.get(LAST_EVENT)?.map(|event| event.value().to_vec());
+        if let Some(event) = event {
+            tables.meta.insert(INDEXED, &event[..])?;
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+/// An older release makes keys without their entries, and takes rights away without noting the event here.
+fn is_complete(database: &Database) -> Result<bool, StoreFault> {
+    let file = database.begin_read()?;
+    let meta = file.open_table(META)?;
+    let row = |name| Ok::<_, StoreFault>(meta.get(name)?.map(|row| row.value().to_vec()));
+    let (event, indexed) = (row(LAST_EVENT)?, row(INDEXED)?);
+    let by_environment = open_if_there(&file, ENVIRONMENT_KEYS)?;
+    let indexed_keys = by_environment.as_ref().map(ReadableTableMetadata::len).transpose()?;
+    Ok(event == indexed && indexed_keys == Some(file.open_table(ORG_KEYS)?.len()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::Builder;
+    use redb::backends::InMemoryBackend;
+
+    use super::super::open::lay_out;
+    use super::*;
+    use crate::store::{Change, Mutation};
+    use crate::vocabulary::id::IdSource;
+    use crate::vocabulary::key::record::{Further, OrgRecord};
+    use crate::vocabulary::key::scope::ScopeSet;
+
+    const AT: UnixMillis = UnixMillis(1_790_000_000_000);
+
+    fn key(ids: &mut IdSource, org: OrgId, revoked: bool) -> KeyRecord {
+        KeyRecord {
+            id: KeyId::draw(ids, AT),
+            org,
+            name: "a key".to_owned(),
+            environment: Environment::Test,
+            scopes: ScopeSet::default(),
+            secrets: Vec::new(),
+            created_at: AT,
+            created_by: "test".to_owned(),
+            expires_at: None,
+            disabled_at: None,
+            revoked_at: revoked.then_some(AT),
+            allowed_addresses: Vec::new(),
+            owner: None,
+            note: None,
+            further: Further::default(),
+        }
+    }
+
+    fn org(ids: &mut IdSource) -> OrgRecord {
+        OrgRecord {
+            id: OrgId::draw(ids, AT),
+            name: "an organisation".to_owned(),
+            created_at: AT,
+            suspended_at: None,
+            pending: false,
+            email: None,
+            further: Further::default(),
+        }
+    }
+
+    fn lengths(database: &Database) -> (u64, u64) {
+        let file = database.begin_read().unwrap();
+        let by_environment = file.open_table(ENVIRONMENT_KEYS).unwrap();
+        (
+            by_environment.len().unwrap(),
+            file.open_table(super::super::tables::LIVE_KEYS).unwrap().len().unwrap(),
+        )
+    }
+
+    #[test]
+    fn a_file_that_an_older_release_has_written_gets_its_indexes() {
+        let database = Builder::new().create_with_backend(InMemoryBackend::new()).unwrap();
+        lay_out(&database).unwrap();
+        assert!(is_complete(&database).unwrap());
+        let (sealer, mut ids) = (Sealer::default(), IdSource::seeded(1));
+        let org = org(&mut ids);
+        let transaction = begin_write(&database).unwrap();
+        {
+            let mut tables = Tables::open(&transaction).unwrap();
+            let insert = |mutation| tables.apply(&sealer, &mutation).map_err(StoreFault::from).unwrap();
+            let keys = [false, true, false].map(|revoked| key(&mut ids, org.id, revoked));
+            let with_org = Mutation { org: Some(Change::Insert(org.clone())), ..Mutation::default() };
+            let mutations =
+                keys.map(|key| Mutation { key: Some(Change::Insert(key)), ..Mutation::default() });
+            [with_org].into_iter().chain(mutations).map(insert).for_each(drop);
+        }
+        transaction.commit().unwrap();
+        assert!(is_complete(&database).unwrap());
+        assert_eq!(lengths(&database), (3, 2));
+
+        // It makes a key, and knows of no index.
+        let transaction = begin_write(&database).unwrap();
+        {
+            let mut tables = Tables::open(&transaction).unwrap();
+            tables.environment_keys.pop_last().unwrap();
+            tables.live_keys.pop_last().unwrap();
+        }
+        transaction.commit().unwrap();
+        complete(&database, &sealer).unwrap();
+        assert_eq!(lengths(&database), (3, 2));
+
+        // It revokes a key.
+        let transaction = begin_write(&database).unwrap();
+        {
+            let mut tables = Tables::open(&transaction).unwrap();
+            tables.meta.insert(LAST_EVENT, &1_u64.to_be_bytes()[..]).unwrap();
+            tables.live_keys.insert((&org.id.to_bytes(), &[7; 16]), (u64::MAX, &NO_MAKER)).unwrap();
+        }
+        transaction.commit().unwrap();
+        complete(&database, &sealer).unwrap();
+        assert!(is_complete(&database).unwrap());
+        assert_eq!(lengths(&database), (3, 2));
+    }
+}
