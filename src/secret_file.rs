@@ -23,6 +23,23 @@ pub enum SecretFileError {
     TooLarge { what: &'static str, path: PathBuf },
 }
 
+impl SecretFileError {
+    /// The setting or option that names the file.
+    #[must_use]
+    pub const fn what(&self) -> &'static str {
+        match self {
+            Self::Io { what, .. } | Self::Exposed { what, .. } | Self::TooLarge { what, .. } => what,
+        }
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. } | Self::Exposed { path, .. } | Self::TooLarge { path, .. } => path,
+        }
+    }
+}
+
 /// The open file, to read it bit by bit.
 ///
 /// # Errors

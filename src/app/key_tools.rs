@@ -23,6 +23,17 @@ pub enum SecretError {
     TooShort { what: &'static str, path: PathBuf },
 }
 
+impl SecretError {
+    /// The setting that names the file.
+    #[must_use]
+    pub const fn what(&self) -> &'static str {
+        match self {
+            Self::File(error) => error.what(),
+            Self::TooShort { what, .. } => what,
+        }
+    }
+}
+
 /// The tools that every part which handles keys needs.
 #[derive(Debug)]
 pub struct KeyTools {

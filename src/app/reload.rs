@@ -161,6 +161,7 @@ fn divide(config: Config) -> (Fixed, Replaceable) {
         scopes,
         drain,
         remarks: _,
+        places: _,
         hash,
         // Of the command line, which a reload does not read.
         role: _,

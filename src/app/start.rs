@@ -21,7 +21,7 @@ use super::store::{StoreError, attend_revived, open_store};
 use super::{Addresses, App};
 use crate::api::Api;
 use crate::config::Config;
-use crate::downstream::listener::{self, Listener};
+use crate::downstream::listener::Listener;
 use crate::downstream::tls;
 use crate::downstream::worker::{Parts, Worker};
 use crate::gateway::{Plan, Shapes, Shared};
@@ -39,16 +39,15 @@ use crate::telemetry::{self, RecordWriter};
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::{KeyFormat, Prefix};
+use crate::vocabulary::network::CannotListen;
 
 /// Why a gateway does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
     #[error(transparent)]
-    Listen(#[from] listener::BindError),
+    Listen(#[from] CannotListen),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error(transparent)]
-    Ops(#[from] ops::BindError),
     #[error(transparent)]
     Admin(#[from] admin::BindError),
     #[error(transparent)]

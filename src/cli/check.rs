@@ -4,17 +4,17 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{Outcome, RoleArg, refuse};
-use crate::app::{KeyTools, read_secret};
+use super::{Outcome, RoleArg, files, refuse};
+use crate::app::KeyTools;
 use crate::config::{Config, StoreSettings};
-use crate::downstream::tls::{Acceptor, Certificate, LoadErrors};
+use crate::downstream::tls::Certificate;
 use crate::policy::access::Access;
 use crate::policy::route::Route;
 use crate::policy::wider::left_to_wider;
 use crate::store::Role;
 use crate::store::embedded;
 use crate::store::finding::Finding;
-use crate::store::redis::{self, Redis};
+use crate::store::redis::Redis;
 use crate::upstream::{Endpoint, Settings};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::key::Environment;
@@ -53,16 +53,28 @@ pub(super) fn run(
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> io::Result<Outcome> {
-    match Config::load(&args.config, environment).and_then(|config| config.in_role(args.role.into())) {
+    let role = args.role.into();
+    let (loaded, settings) = match Config::load(&args.config, environment) {
         Ok(config) => {
-            let certificates = match read_files(&config) {
-                Ok(certificates) => certificates,
-                Err(mistakes) => {
-                    let (n, s) = (mistakes.len(), if mistakes.len() == 1 { "" } else { "s" });
-                    writeln!(err, "{}\n\n{n} mistake{s}", mistakes.join("\n"))?;
-                    return Ok(Outcome::Refused);
-                }
-            };
+            let settings = config.files();
+            (Ok(config), Some(settings))
+        }
+        Err(mistakes) => {
+            let settings = mistakes.settings().cloned();
+            (Err(mistakes), settings)
+        }
+    };
+    let (certificates, mut more) = settings.as_ref().map(files::read).unwrap_or_default();
+    more.extend(settings.as_ref().and_then(|settings| settings.misfit(role)));
+    let config = match loaded {
+        Ok(config) => {
+            more.extend(config.remarks.ignored.iter().cloned());
+            if more.is_empty() { config.in_role(role) } else { Err(more.into()) }
+        }
+        Err(mistakes) => Err(mistakes.and(more)),
+    };
+    match config {
+        Ok(config) => {
             writeln!(out, "{}: fine\n", args.config.display())?;
             summarise(&config, &certificates, Clock::system().now().wall, out)?;
             if args.online { show(&ask_store(&config)?, out) } else { Ok(Outcome::Done) }
@@ -99,27 +111,6 @@ fn show(findings: &[Finding], out: &mut impl Write) -> io::Result<Outcome> {
         }
     }
     Ok(outcome)
-}
-
-/// Reads the files that the configuration names, and returns all mistakes in them.
-fn read_files(config: &Config) -> Result<Vec<Certificate>, Vec<String>> {
-    let mut mistakes: Vec<String> = config.remarks.ignored.iter().map(ToString::to_string).collect();
-    mistakes.extend(KeyTools::new(&config.keys).err().iter().map(ToString::to_string));
-    let outbox_key = config.outbox.iter().map(|outbox| read_secret("outbox.key_file", &outbox.key_file));
-    mistakes.extend(outbox_key.filter_map(Result::err).map(|error| error.to_string()));
-    mistakes
-        .extend(config.admin.remote.iter().filter_map(|remote| remote.check().err()).map(|e| e.to_string()));
-    if let StoreSettings::Redis(settings) = &config.store {
-        mistakes.extend(redis::check_files(settings).err().iter().map(ToString::to_string));
-    }
-    let certificates = match Acceptor::load(&config.tls) {
-        Ok(acceptor) => acceptor.map(|acceptor| acceptor.certificates().to_vec()).unwrap_or_default(),
-        Err(LoadErrors(errors)) => {
-            mistakes.extend(errors.iter().map(ToString::to_string));
-            Vec::new()
-        }
-    };
-    if mistakes.is_empty() { Ok(certificates) } else { Err(mistakes) }
 }
 
 fn summarise(

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -33,11 +33,23 @@ Examples:
   keygate keys list --config .keygate/keygate.toml")]
 pub(super) struct Args {
     /// Where to listen, on loopback
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = parse_address)]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = parse_loopback)]
     listen: SocketAddr,
     /// The folder for its configuration and its store
     #[arg(long, value_name = "DIR", default_value = ".keygate")]
     dir: PathBuf,
+}
+
+fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
+    const ELSEWHERE: &str =
+        "dev listens on loopback only; for other addresses use `keygate init` and `keygate serve`";
+    let is_elsewhere = |ip: IpAddr| !ip.to_canonical().is_loopback();
+    match parse_address(text) {
+        Ok(address) if is_elsewhere(address.ip()) => Err(ELSEWHERE.to_owned()),
+        Ok(address) => Ok(address),
+        Err(_) if text.parse().is_ok_and(is_elsewhere) => Err(ELSEWHERE.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// The name of the organisation that the keys belong to, and of the operator who makes them.

@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod demo;
 mod dev;
+mod files;
 mod init;
 mod keys;
 mod migrate;
@@ -170,15 +171,14 @@ fn load(
 
 /// Prints all mistakes of a configuration.
 fn refuse(mistakes: &Mistakes, err: &mut impl Write) -> io::Result<Outcome> {
-    writeln!(err, "{mistakes}")?;
-    if mistakes.is_unreadable() {
-        return Ok(Outcome::Unusable);
-    }
-    match mistakes.len() {
-        1 => writeln!(err, "\n1 mistake")?,
-        n => writeln!(err, "\n{n} mistakes")?,
-    }
-    Ok(Outcome::Refused)
+    let (count, outcome) = match mistakes.len() {
+        _ if mistakes.is_unreadable() => (String::new(), Outcome::Unusable),
+        1 => ("\n1 mistake\n".to_owned(), Outcome::Refused),
+        n => (format!("\n{n} mistakes\n"), Outcome::Refused),
+    };
+    // If they cannot be written, the exit code is all that is left to tell.
+    let _ = writeln!(err, "{mistakes}").and_then(|()| write!(err, "{count}"));
+    Ok(outcome)
 }
 
 /// Prints help to standard output and succeeds, or prints a wrong argument to standard error and fails.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{Outcome, RoleArg, refuse};
+use super::{Outcome, RoleArg, files, refuse};
 use crate::app::App;
 use crate::config::Config;
 use crate::store::Role;
@@ -41,23 +41,39 @@ pub(super) fn run(
     let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
     let role = Role::from(args.role);
     let path = args.config.clone();
-    let read = move || Config::load(&path, environment.clone()).and_then(|config| config.in_role(role));
-    let config = match read() {
+    let load = move || Config::load(&path, environment.clone()).and_then(|config| config.in_role(role));
+    let config = match load() {
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes, err),
+    };
+    let (_, mistakes) = files::read(&config.files());
+    if !mistakes.is_empty() {
+        return refuse(&mistakes.into(), err);
+    }
+    let read = move || {
+        let config = load()?;
+        let (_, mistakes) = files::read_certificates(&config.files());
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes.into()) }
     };
     let routes = config.routes.routes().len();
     let scheme = if config.tls.certificates.is_empty() { "http" } else { "https" };
     let (app, signals) = match App::start(config, Some(Box::new(read)), Clock::system()) {
         Ok(started) => started,
         Err(error) => {
-            writeln!(err, "keygate: {error}")?;
+            let _ = writeln!(err, "keygate: {error}");
             return Ok(Outcome::Refused);
         }
     };
     // Earlier log lines, such as warnings, come before the line that says that the gateway listens.
     telemetry::flush_log();
-    writeln!(err, "keygate: listening on {scheme}://{} with {routes} routes", app.address())?;
+    // A gateway whose log cannot be written, on a full disk or without a reader, serves all the same.
+    let _ = greet(&app, &format!("{scheme}://{} with {routes} routes", app.address()), role, err);
+    app.run_until_signalled(signals);
+    Ok(Outcome::Done)
+}
+
+fn greet(app: &App, listening: &str, role: Role, err: &mut impl Write) -> io::Result<()> {
+    writeln!(err, "keygate: listening on {listening}")?;
     if role == Role::Proxy {
         writeln!(err, "keygate: role proxy: forwards requests only; keygate's own API answers 404")?;
     }
@@ -67,6 +83,5 @@ pub(super) fn run(
     if let Some(address) = app.admin_address() {
         writeln!(err, "keygate: admin API on http://{address}")?;
     }
-    app.run_until_signalled(signals);
-    Ok(Outcome::Done)
+    Ok(())
 }

@@ -1,13 +1,16 @@
 //! `[admin]`: how operators reach a running gateway.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
+use super::own::{Own, taken};
 use super::section::Section;
 use super::server::{BEHIND_TLS, is_loopback, plaintext};
 use super::value::{address_or_off, parsed, text};
 use crate::operators::admin::{Host, RemoteSettings, Settings};
 
-pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Settings {
+/// `own` are the gateway's other listeners.
+pub(super) fn read(section: &mut Section<'_>, folder: &Path, own: &[Own]) -> Settings {
     let socket = section.optional("socket", text).map(|path| folder.join(path));
     let listen = section.or("listen", None, address_or_off);
     let tokens_file = section.optional("tokens_file", text).map(|path| folder.join(path));
@@ -28,6 +31,14 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Settings {
             ),
         );
     }
+    refuse_taken(section, listen, own);
     let remote = tokens_file.map(|tokens_file| RemoteSettings { listen, tokens_file, allowed_hosts });
     Settings { socket, remote }
+}
+
+/// Reports an address that another listener of the gateway has.
+pub(super) fn refuse_taken(section: &Section<'_>, listen: SocketAddr, own: &[Own]) {
+    if let Some(key) = taken(own, listen) {
+        section.wrong("listen", format!("{listen} is also the address of {key}; give each its own port"));
+    }
 }

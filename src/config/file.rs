@@ -1,12 +1,14 @@
 //! A TOML text as a tree whose values know their place in the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::encoding::{self, WrongEncoding};
 use super::mistake::{Document, Kind, Place, Report};
+use super::repair::{Repaired, SyntaxError, repair};
 
 /// A value and its place.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub(super) enum Content {
     Table(Table),
     Decimal,
     Time,
+    /// It was in a syntax error, which is reported.
+    Unread,
 }
 
 pub(super) type Table = BTreeMap<String, Entry>;
@@ -48,7 +52,13 @@ impl Value {
             Content::Table(_) => "a section",
             Content::Decimal => "a decimal number",
             Content::Time => "a date or time",
+            Content::Unread => "an unreadable value",
         }
+    }
+
+    /// Whether its mistake is reported already.
+    pub(super) const fn is_unread(&self) -> bool {
+        matches!(self.content, Content::Unread)
     }
 
     /// Sets the place of the value, and of all values in it.
@@ -73,19 +83,26 @@ impl Value {
 
 /// The tree of a TOML text, without the parts that cannot be parsed; those are reported.
 pub(super) fn parse(text: &str, document: Document, name: &str, report: &Report) -> Value {
-    let lines = Lines::new(text, document, name);
-    let (tree, errors) = DeTable::parse_recoverable(text);
-    for error in errors {
-        let at = error.span().map_or(0, |span| span.start);
-        let advice = match error.message() {
-            "duplicate key" => "remove one of the two",
-            _ => "correct the syntax",
-        };
-        let text = format!("invalid TOML: {}; {advice}", error.message());
-        report.add(Kind::Syntax { until: lines.spoiled_until(at) }, &lines.place(at), "", text);
+    let Repaired { text, errors, unread, is_incomplete } = repair(text);
+    let lines = Lines { unread, ..Lines::new(&text, document, name) };
+    if is_incomplete {
+        report.note_incomplete(document);
     }
+    for SyntaxError { line, column, text } in errors {
+        report.add(Kind::Wrong, &lines.place_of(line, column), "", text);
+    }
+    let (tree, _) = DeTable::parse_recoverable(&text);
     let content = Content::Table(lines.table(tree.get_ref()));
     Value { content, place: lines.place(0), raw: None }
+}
+
+/// The text of a file. If it is in another encoding, that is reported, and what can be read is returned.
+pub(super) fn decode(bytes: &[u8], document: Document, name: &str, report: &Report) -> String {
+    let (text, wrong) = encoding::decode(bytes);
+    if let Some(WrongEncoding { offset, text: message }) = wrong {
+        report.add(Kind::Wrong, &Lines::new(&text, document, name).place(offset), "", message);
+    }
+    text
 }
 
 /// A single TOML value at `place`; `None` if it is not TOML.
@@ -102,12 +119,14 @@ struct Lines<'t> {
     document: Document,
     name: Arc<str>,
     starts: Vec<usize>,
+    /// The lines whose values cannot be read, counted from 0.
+    unread: BTreeSet<usize>,
 }
 
 impl<'t> Lines<'t> {
     fn new(text: &'t str, document: Document, name: &str) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { text, document, name: name.into(), starts }
+        Self { text, document, name: name.into(), starts, unread: BTreeSet::new() }
     }
 
     fn place(&self, offset: usize) -> Place {
@@ -118,17 +137,10 @@ impl<'t> Lines<'t> {
         Place::File { document: self.document, name: Arc::clone(&self.name), line, column }
     }
 
-    /// The last line that a syntax error makes unreadable: its own line, or the end of the section if the error
-    /// is in the section's heading.
-    fn spoiled_until(&self, offset: usize) -> usize {
-        let line = self.line(offset);
-        let is_heading = |line: &str| line.trim_start().starts_with('[');
-        let mut texts = self.text.lines().skip(line - 1);
-        if texts.next().is_some_and(is_heading) {
-            line + texts.take_while(|text| !is_heading(text)).count()
-        } else {
-            line
-        }
+    /// Line and column counted from 0.
+    fn place_of(&self, line: usize, column: usize) -> Place {
+        let name = Arc::clone(&self.name);
+        Place::File { document: self.document, name, line: line + 1, column: column + 1 }
     }
 
     /// Counted from 1.
@@ -147,7 +159,9 @@ impl<'t> Lines<'t> {
     }
 
     fn value(&self, value: &Spanned<DeValue<'_>>) -> Value {
-        let content = self.content(value.get_ref());
+        let start = value.span().start;
+        let is_unread = self.unread.contains(&(self.line(start) - 1));
+        let content = if is_unread { Content::Unread } else { self.content(value.get_ref()) };
         Value { content, place: self.place(value.span().start), raw: None }
     }
 

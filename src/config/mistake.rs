@@ -4,11 +4,13 @@
 //! a value that could be a secret.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::FileSettings;
 use crate::policy::route::RulePlace;
 use crate::vocabulary::spelling::nearest;
 
@@ -17,19 +19,43 @@ use crate::vocabulary::spelling::nearest;
 pub struct Mistakes {
     list: Vec<Mistake>,
     unreadable: bool,
+    /// `None` where no configuration was read.
+    settings: Option<Box<FileSettings>>,
 }
 
 impl Mistakes {
     pub(super) fn unreadable(path: &Path, error: &io::Error) -> Self {
         let place = Place::Whole { name: path.display().to_string().into() };
-        let text = format!("cannot read the file: {error}; name the configuration file with --config");
-        Self { list: vec![Mistake { place, key: String::new(), text }], unreadable: true }
+        let advice = match error.kind() {
+            io::ErrorKind::PermissionDenied => "give the user that keygate runs as the right to read it",
+            io::ErrorKind::IsADirectory => "name the file in this folder",
+            _ => "name the configuration file with --config",
+        };
+        let text = format!("cannot read the file: {error}; {advice}");
+        Self { list: vec![Mistake { place, key: String::new(), text }], unreadable: true, settings: None }
     }
 
     /// An option of the command line that does not fit the configuration.
     pub(super) fn of_command_line(option: &'static str, text: &str) -> Self {
-        let place = Place::Whole { name: option.into() };
-        Self { list: vec![Mistake { place, key: String::new(), text: text.to_owned() }], unreadable: false }
+        Self::from(vec![Mistake::of_command_line(option, text)])
+    }
+
+    pub(super) fn knowing(self, settings: FileSettings) -> Self {
+        Self { settings: Some(Box::new(settings)), ..self }
+    }
+
+    /// The settings that name files, as far as they are right. `None` if no configuration was read.
+    #[must_use]
+    pub fn settings(&self) -> Option<&FileSettings> {
+        self.settings.as_deref()
+    }
+
+    /// These mistakes and more, in the order of the files and lines.
+    #[must_use]
+    pub fn and(mut self, more: impl IntoIterator<Item = Mistake>) -> Self {
+        self.list.extend(more);
+        self.list.sort_by(|a, b| a.place.cmp(&b.place));
+        self
     }
 
     /// Whether the configuration file itself could not be read, so that nothing was checked.
@@ -50,6 +76,12 @@ impl Mistakes {
 
     pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
         self.list.iter()
+    }
+}
+
+impl From<Vec<Mistake>> for Mistakes {
+    fn from(list: Vec<Mistake>) -> Self {
+        Self { list: Vec::new(), unreadable: false, settings: None }.and(list)
     }
 }
 
@@ -85,6 +117,59 @@ pub struct Mistake {
     text: String,
 }
 
+impl Mistake {
+    /// A mistake in the file that the first of these keys names which the configuration has.
+    #[must_use]
+    pub fn in_file(places: &Places, keys: &[&str], text: String) -> Self {
+        let given = keys.iter().find_map(|key| places.of(key));
+        let (key, place) =
+            given.unwrap_or_else(|| (keys.first().copied().unwrap_or_default(), &places.whole));
+        Self { place: place.clone(), key: key.to_owned(), text }
+    }
+
+    /// A mistake in the file that a key of a list's section names. `number` is that of the section, from 0.
+    #[must_use]
+    pub fn in_file_of(places: &Places, list: &str, key: &str, number: Option<usize>, text: String) -> Self {
+        let given = number.and_then(|number| places.in_list(list, key, number));
+        let (key, place) = given.unwrap_or((list, &places.whole));
+        Self { place: place.clone(), key: key.to_owned(), text }
+    }
+
+    pub(super) fn of_command_line(option: &'static str, text: &str) -> Self {
+        let place = Place::Whole { name: option.into() };
+        Self { place, key: String::new(), text: text.to_owned() }
+    }
+}
+
+/// The keys of a configuration, each with its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    list: Vec<(String, Place)>,
+    whole: Place,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { list: Vec::new(), whole: Place::Whole { name: "the configuration".into() } }
+    }
+}
+
+impl Places {
+    fn of(&self, key: &str) -> Option<(&str, &Place)> {
+        self.list.iter().find(|(path, _)| path == key).map(|(path, place)| (path.as_str(), place))
+    }
+
+    /// A key in the section with this number, from 0, of a list.
+    fn in_list(&self, list: &str, key: &str, number: usize) -> Option<(&str, &Place)> {
+        let end = format!("].{key}");
+        let is_in = |path: &str| {
+            path.strip_prefix(list).is_some_and(|rest| rest.starts_with('[')) && path.ends_with(&end)
+        };
+        let mut found = self.list.iter().filter(|(path, _)| is_in(path));
+        found.nth(number).map(|(path, place)| (path.as_str(), place))
+    }
+}
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.place)?;
@@ -111,16 +196,6 @@ pub(super) enum Document {
 }
 
 impl Place {
-    /// Whether `other` is in the same file, between this line and the line `until`.
-    fn covers(&self, until: usize, other: &Self) -> bool {
-        match (self, other) {
-            (Self::File { document, line, .. }, Self::File { document: there, line: at, .. }) => {
-                document == there && (line..=&until).contains(&at)
-            }
-            _ => false,
-        }
-    }
-
     /// The same for a rule of the policy, which is always written in a file.
     pub(super) fn rule_place(&self) -> RulePlace {
         match self {
@@ -150,14 +225,15 @@ impl fmt::Display for Place {
 #[derive(Debug, Default)]
 pub(super) struct Report {
     found: RefCell<Vec<(Kind, Mistake)>>,
+    incomplete: RefCell<BTreeSet<Document>>,
+    /// The keys that the file has, in the order in which they were read.
+    pub(super) places: RefCell<Vec<(String, Place)>>,
     /// All keys that were asked for: the keys that there are.
-    pub(super) asked: RefCell<std::collections::BTreeSet<String>>,
+    pub(super) asked: RefCell<BTreeSet<String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Invalid TOML. Mistakes from this line to the line `until` may only follow from it, so they are dropped.
-    Syntax { until: usize },
     /// Something required is missing.
     Missing,
     /// Something present is wrong.
@@ -185,28 +261,33 @@ impl Report {
         }
     }
 
-    /// The mistakes, without those that may only follow from invalid TOML: other mistakes in the same lines, and
-    /// missing keys in the same file. With a mistake, a variable that has no effect is one too, and perhaps the cause.
+    pub(super) fn places(&self, file: &Path) -> Places {
+        let whole = Place::Whole { name: file.display().to_string().into() };
+        Places { list: self.places.borrow().clone(), whole }
+    }
+
+    /// Some keys of this file could not be read at all.
+    pub(super) fn note_incomplete(&self, document: Document) {
+        self.incomplete.borrow_mut().insert(document);
+    }
+
+    pub(super) fn is_incomplete(&self, document: Document) -> bool {
+        self.incomplete.borrow().contains(&document)
+    }
+
+    /// The mistakes, without missing keys in a file some keys of which could not be read. With a mistake, a variable
+    /// that has no effect is one too, and perhaps the cause.
     pub(super) fn finish(self) -> (Mistakes, Remarks) {
-        let found = self.found.into_inner();
-        let syntax: Vec<(usize, Place)> = found
-            .iter()
-            .filter_map(|(kind, mistake)| match kind {
-                Kind::Syntax { until } => Some((*until, mistake.place.clone())),
-                Kind::Missing | Kind::Wrong | Kind::Ignored | Kind::Warning => None,
-            })
-            .collect();
-        let follows = |kind: Kind, place: &Place| match kind {
-            Kind::Syntax { .. } | Kind::Ignored | Kind::Warning => false,
-            Kind::Missing => syntax.iter().any(|(_, at)| at.document() == place.document()),
-            Kind::Wrong => syntax.iter().any(|(until, at)| at.covers(*until, place)),
+        let (found, incomplete) = (self.found.into_inner(), self.incomplete.into_inner());
+        let follows = |kind: Kind, place: &Place| {
+            kind == Kind::Missing && place.document().is_some_and(|document| incomplete.contains(&document))
         };
         let (mut list, mut remarks) = (Vec::new(), Remarks::default());
         for (kind, mistake) in found.into_iter().filter(|(kind, m)| !follows(*kind, &m.place)) {
             match kind {
                 Kind::Ignored => remarks.ignored.push(mistake),
                 Kind::Warning => remarks.warnings.push(mistake),
-                Kind::Syntax { .. } | Kind::Missing | Kind::Wrong => list.push(mistake),
+                Kind::Missing | Kind::Wrong => list.push(mistake),
             }
         }
         if !list.is_empty() {
@@ -216,7 +297,7 @@ impl Report {
             list.sort_by(|a, b| a.place.cmp(&b.place));
             list.dedup();
         }
-        (Mistakes { list, unreadable: false }, remarks)
+        (Mistakes { list, unreadable: false, settings: None }, remarks)
     }
 }
 

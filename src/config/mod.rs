@@ -4,13 +4,18 @@
 //! once. A relative path, in the file or in a variable, starts at the folder of the configuration file.
 
 mod admin;
+mod encoding;
 mod environment;
 mod file;
+mod files;
 mod identity;
 mod mistake;
+mod own;
 mod policy;
+mod repair;
 mod section;
 mod server;
+mod statement;
 mod store;
 mod upstreams;
 mod value;
@@ -22,11 +27,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::mistake::{Mistake, Mistakes, Remarks};
+pub use self::files::FileSettings;
+pub use self::mistake::{Mistake, Mistakes, Places, Remarks};
 
 use sha2::{Digest as _, Sha256};
 
 use self::mistake::{Document, Report};
+use self::own::Own;
 use self::policy::Policy;
 use self::section::Section;
 use self::value::{CENTURY, DAY, INSTANT, address_or_off, choice, count, duration, flag, parsed, text};
@@ -80,6 +87,7 @@ pub struct Config {
     pub request_log: RequestLog,
     pub drain: DrainSettings,
     pub remarks: Remarks,
+    pub places: Places,
     /// Identifies this configuration: 48 bits of a hash of the text of both files and of the variables.
     pub hash: u64,
 }
@@ -120,6 +128,9 @@ pub enum StoreSettings {
     Redis(Box<redis::Settings>),
 }
 
+const NEEDS_SHARED: &str =
+    "this role creates no keys, so it needs a store that other gateways share; set store.kind = \"redis\"";
+
 impl Config {
     /// Reads a configuration file. The variables `KEYGATE__SECTION__KEY` of `environment` override it.
     ///
@@ -129,7 +140,7 @@ impl Config {
         path: &Path,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Mistakes> {
-        Self::load_from(&|path| fs::read_to_string(path), path, environment)
+        Self::load_from(&|path| fs::read(path), path, environment)
     }
 
     /// The same configuration for a gateway of this role, without the settings that the role does not use.
@@ -146,10 +157,22 @@ impl Config {
                 keys: KeySettings { audit_key_file: None, ..self.keys },
                 ..self
             }),
-            (Role::Proxy, StoreSettings::Embedded(_)) => Err(Mistakes::of_command_line(
-                "--role proxy",
-                "this role creates no keys, so it needs a store that other gateways share; set store.kind = \"redis\"",
-            )),
+            (Role::Proxy, StoreSettings::Embedded(_)) => {
+                Err(Mistakes::of_command_line("--role proxy", NEEDS_SHARED))
+            }
+        }
+    }
+
+    /// The settings that name files.
+    #[must_use]
+    pub fn files(&self) -> FileSettings {
+        FileSettings {
+            keys: self.keys.clone(),
+            tls: self.tls.clone(),
+            admin: self.admin.clone(),
+            outbox: self.outbox.clone(),
+            store: Some(self.store.clone()),
+            places: self.places.clone(),
         }
     }
 
@@ -158,13 +181,13 @@ impl Config {
     /// # Errors
     /// All mistakes in the file and in its policy.
     pub fn load_from(
-        files: &dyn Fn(&Path) -> io::Result<String>,
+        files: &dyn Fn(&Path) -> io::Result<Vec<u8>>,
         path: &Path,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Mistakes> {
         let fingerprint = Fingerprint::default();
-        let files = |path: &Path| files(path).inspect(|text| fingerprint.add(text.as_bytes()));
-        let toml = files(path).map_err(|error| Mistakes::unreadable(path, &error))?;
+        let files = |path: &Path| files(path).inspect(|bytes| fingerprint.add(bytes));
+        let bytes = files(path).map_err(|error| Mistakes::unreadable(path, &error))?;
         let (variables, others) = environment::variables(environment);
         for (name, value) in &variables {
             fingerprint.add(name.as_bytes());
@@ -172,13 +195,16 @@ impl Config {
         }
         let report = Report::default();
         let set: Vec<String> = variables.iter().map(|(name, _)| name.clone()).collect();
-        let config = translate(&toml, path, variables, &files, &report);
+        let toml = file::decode(&bytes, Document::Configuration, &path.display().to_string(), &report);
+        let (config, mut settings) = translate(&toml, path, variables, &files, &report);
         environment::tell_near_misses(&others, &set, &report);
+        settings.places = report.places(path);
+        let places = settings.places.clone();
         let (mistakes, remarks) = report.finish();
-        let config = config.map(|config| Self { remarks, hash: fingerprint.hash(), ..config });
+        let config = config.map(|config| Self { remarks, places, hash: fingerprint.hash(), ..config });
         match config {
             Some(config) if mistakes.is_empty() => Ok(config),
-            _ => Err(mistakes),
+            _ => Err(mistakes.knowing(settings)),
         }
     }
 }
@@ -202,14 +228,14 @@ impl Fingerprint {
     }
 }
 
-/// `None` only if the report has the reason.
+/// No configuration only if the report has the reason.
 fn translate(
     toml: &str,
     path: &Path,
     variables: Vec<(String, OsString)>,
-    files: &dyn Fn(&Path) -> io::Result<String>,
+    files: &dyn Fn(&Path) -> io::Result<Vec<u8>>,
     report: &Report,
-) -> Option<Config> {
+) -> (Option<Config>, FileSettings) {
     let mut root = file::parse(toml, Document::Configuration, &path.display().to_string(), report);
     let names: Vec<String> = variables.iter().map(|(name, _)| name.clone()).collect();
     environment::overlay(&mut root, variables, report);
@@ -222,12 +248,13 @@ fn translate(
 fn sections(
     root: &mut Section<'_>,
     folder: &Path,
-    files: &dyn Fn(&Path) -> io::Result<String>,
+    files: &dyn Fn(&Path) -> io::Result<Vec<u8>>,
     report: &Report,
-) -> Option<Config> {
+) -> (Option<Config>, FileSettings) {
     let server = root.section("server", |section| server::read(section, folder));
     let limits = root.section("limits", server::limits);
-    let headers = root.section("identity_headers", |section| identity::read(section, server.trusted_proxies));
+    let headers =
+        root.section("identity_headers", |section| identity::read(section, server.trusted_proxies.clone()));
     let (mut keys, browser_keys) =
         root.section("keys", |section| (keys(section, folder), browser_keys(section)));
     let retention = root.section("audit", |section| {
@@ -237,44 +264,85 @@ fn sections(
     let sealed = keys.pepper_file.is_some();
     let store = root.section("store", |section| store::read(section, folder, sealed));
     let cache = root.section("cache", cache);
-    let upstreams = root.section("upstreams", |section| section.named(upstreams::read));
-    let policy = root.section("policy", |section| policy(section, folder, &upstreams, files, report));
-    let admin = root.section("admin", |section| admin::read(section, folder));
-    let outbox = root.section("outbox", |section| outbox(section, folder));
-    let signup = root.section("signup", |section| signup(section, outbox.is_some()));
-    let ops = root.section("ops", |section| ops::Settings {
-        listen: section.or("listen", ops::Settings::default().listen, address_or_off),
+    let mut own = vec![Own { key: "server.listen", address: server.listener.listen }];
+    let ops = root.section("ops", |section| ops(section, &own));
+    own.extend(ops.listen.map(|address| Own { key: "ops.listen", address }));
+    let admin = root.section("admin", |section| admin::read(section, folder, &own));
+    own.extend(admin.remote.as_ref().map(|remote| Own { key: "admin.listen", address: remote.listen }));
+    let (upstreams, are_known) = root.section("upstreams", |section| {
+        let upstreams = section.named(|name, section| upstreams::read(name, section, &own));
+        (upstreams, !section.is_broken() && !report.is_incomplete(Document::Configuration))
     });
+    let names: Vec<&str> = upstreams.iter().map(|upstream| &*upstream.name).collect();
+    let names = are_known.then_some(&names[..]);
+    let policy = root.section("policy", |section| policy(section, folder, names, files, report));
+    let outbox = root.section("outbox", |section| outbox(section, folder, &own));
+    let signup = root.section("signup", |section| signup(section, outbox.is_some()));
     let request_log = root.section("log", request_log);
 
+    let settings = FileSettings {
+        keys: keys.clone(),
+        tls: server.tls.clone(),
+        admin: admin.clone(),
+        outbox: outbox.clone(),
+        store: store.clone(),
+        places: Places::default(),
+    };
     let body_idle_timeout = server.body_idle_timeout;
     let gateway = gateway::Settings { limits, headers, browser_keys, body_idle_timeout };
-    let (listener, watchdog, tls, drain) = (server.listener, server.watchdog, server.tls, server.drain);
-    let Policy { routes, scopes } = policy?;
-    let (store, upstreams) =
-        (store?, upstreams.into_iter().map(|named| named.settings).collect::<Option<_>>()?);
-    Some(Config {
-        role: Role::default(),
-        listener,
-        watchdog,
-        tls,
-        gateway,
-        keys,
-        store,
-        cache,
-        upstreams,
-        routes,
-        scopes,
-        signup,
-        outbox,
-        retention,
-        admin,
-        ops,
-        request_log,
-        drain,
-        remarks: Remarks::default(),
-        hash: 0,
-    })
+    let rest = Rest { gateway, cache, admin, outbox, signup, retention, ops, request_log, keys };
+    let upstreams: Option<Vec<_>> = upstreams.into_iter().map(|named| named.settings).collect();
+    let config = policy.zip(store).zip(upstreams);
+    (config.map(|((policy, store), upstreams)| rest.with(server, policy, store, upstreams)), settings)
+}
+
+/// The parts that are there also if something in them is wrong.
+struct Rest {
+    gateway: gateway::Settings,
+    cache: cache::Settings,
+    admin: crate::operators::admin::Settings,
+    outbox: Option<outbox::Settings>,
+    signup: SignupSettings,
+    retention: RetentionSettings,
+    ops: ops::Settings,
+    request_log: RequestLog,
+    keys: KeySettings,
+}
+
+impl Rest {
+    fn with(
+        self,
+        server: server::Server,
+        policy: Policy,
+        store: StoreSettings,
+        upstreams: Vec<upstream::Settings>,
+    ) -> Config {
+        let Self { gateway, cache, admin, outbox, signup, retention, ops, request_log, keys } = self;
+        let Policy { routes, scopes } = policy;
+        Config {
+            role: Role::default(),
+            listener: server.listener,
+            watchdog: server.watchdog,
+            tls: server.tls,
+            gateway,
+            keys,
+            store,
+            cache,
+            upstreams,
+            routes,
+            scopes,
+            signup,
+            outbox,
+            retention,
+            admin,
+            ops,
+            request_log,
+            drain: server.drain,
+            remarks: Remarks::default(),
+            places: Places::default(),
+            hash: 0,
+        }
+    }
 }
 
 fn keys(section: &mut Section<'_>, folder: &Path) -> KeySettings {
@@ -333,10 +401,25 @@ fn signup(section: &mut Section<'_>, news: bool) -> SignupSettings {
     }
 }
 
-fn outbox(section: &mut Section<'_>, folder: &Path) -> Option<outbox::Settings> {
+fn ops(section: &mut Section<'_>, own: &[Own]) -> ops::Settings {
+    let listen = section.or("listen", ops::Settings::default().listen, address_or_off);
+    if let Some(listen) = listen {
+        admin::refuse_taken(section, listen, own);
+    }
+    ops::Settings { listen }
+}
+
+/// `own` are the gateway's listeners, which receive no news.
+fn outbox(section: &mut Section<'_>, folder: &Path, own: &[Own]) -> Option<outbox::Settings> {
     let receiver = section.optional("url", |value| {
-        outbox::Receiver::parse(&text(value)?)
-            .map_err(|error| format!("invalid address for notifications; {error}"))
+        let receiver = outbox::Receiver::parse(&text(value)?)
+            .map_err(|error| format!("invalid address for notifications; {error}"))?;
+        match own::reached(own, receiver.endpoint()) {
+            Some(key) => {
+                Err(format!("this is the gateway itself ({key}); name the service that is notified"))
+            }
+            None => Ok(receiver),
+        }
     });
     let key_file = section.optional("key_file", text).map(|path| folder.join(path));
     if section.given("url") && !section.given("key_file") {
@@ -358,8 +441,8 @@ fn request_log(section: &mut Section<'_>) -> RequestLog {
 fn policy(
     section: &mut Section<'_>,
     folder: &Path,
-    upstreams: &[upstreams::Named],
-    files: &dyn Fn(&Path) -> io::Result<String>,
+    upstreams: Option<&[&str]>,
+    files: &dyn Fn(&Path) -> io::Result<Vec<u8>>,
     report: &Report,
 ) -> Option<Policy> {
     let file = section.required(
@@ -368,12 +451,13 @@ fn policy(
         text,
     )?;
     let path = folder.join(file);
-    let toml = files(&path)
+    let bytes = files(&path)
         .map_err(|error| section.wrong("file", format!("cannot read {}: {error}", path.display())))
         .ok()?;
-    let root = file::parse(&toml, Document::Policy, &path.display().to_string(), report);
-    let names: Vec<&str> = upstreams.iter().map(|upstream| &*upstream.name).collect();
-    section::read(root, report, |root| policy::read(root, &names))
+    let name = path.display().to_string();
+    let toml = file::decode(&bytes, Document::Policy, &name, report);
+    let root = file::parse(&toml, Document::Policy, &name, report);
+    section::read(root, report, |root| policy::read(root, upstreams))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::value::{choice, flag, only_true, parsed, size, text};
 use super::{BROWSER_KEYS, ON_PARTITION};
 use crate::policy::access::Access;
 use crate::policy::pattern::Pattern;
-use crate::policy::route::{Conflict, Route, RouteTable};
+use crate::policy::route::{Clash, Conflict, Route, RouteTable};
 use crate::policy::target::{Operation, Target, UpstreamId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
@@ -24,45 +24,51 @@ pub(super) struct Policy {
     pub(super) scopes: ScopeSet,
 }
 
-/// `None` only if the report has the reason.
-pub(super) fn read(root: &mut Section<'_>, upstreams: &[&str]) -> Option<Policy> {
-    let declared = root.list("scopes", parsed(Scope::parse));
+/// `None` only if the report has the reason. `upstreams` are their names, or `None` if not all are known.
+pub(super) fn read(root: &mut Section<'_>, upstreams: Option<&[&str]>) -> Option<Policy> {
+    let declared = root.list("scopes", parsed(declared_scope));
     // With a mistake in the list, a scope that seems to be missing may only be misspelt there.
     let vocabulary = declared.as_deref();
     let names = Names { upstreams, scopes: vocabulary };
-    let routes = root.repeated("route", "id", |section| Rule {
-        route: route(section, &names),
-        place: section.place().clone(),
-    });
-    if routes.is_empty() && !root.given("route") {
+    let rules = root.repeated("route", "id", |section| rule(section, &names));
+    if rules.is_empty() && !root.given("route") {
         root.missing("route", "without a route, every request is refused; add a [[route]] section");
     }
-    let asks = |rule: &Rule| matches!(&rule.route, Some(Route { access: Access::Scopes(_), .. }));
-    if !root.given("scopes") && routes.iter().any(asks) {
+    let asks = |rule: &Rule| rule.is_right && matches!(rule.route.access, Access::Scopes(_));
+    if !root.given("scopes") && rules.iter().any(asks) {
         root.missing("scopes", "list every scope of your API, as in scopes = [\"jobs:read\"]");
     }
-    let routes = compile(root, routes)?;
+    let routes = compile(root, rules)?;
     Some(Policy { routes, scopes: declared.unwrap_or_default().into() })
 }
 
-/// The names that a route can refer to.
+fn declared_scope(text: &str) -> Result<Scope, String> {
+    Scope::parse(text).map_err(|error| {
+        if text.contains('*') { format!("{NO_WILDCARD} the scopes") } else { error.to_string() }
+    })
+}
+
+const NO_WILDCARD: &str = "there is no wildcard: list";
+
+/// The names that a route can refer to; `None` if they are not known.
 struct Names<'n> {
-    upstreams: &'n [&'n str],
-    /// `None` if they are not known.
+    upstreams: Option<&'n [&'n str]>,
     scopes: Option<&'n [Scope]>,
 }
 
-/// A route and its place; `None` if its mistakes were reported.
+/// A route, and its place. One that is not right has what is right of it, to be compared with other routes.
 struct Rule {
-    route: Option<Route>,
+    route: Route,
+    is_right: bool,
     place: Place,
 }
 
-fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
+fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
     let id =
         section.required("id", "give the route a name for logs and metrics, as in id = \"jobs.read\"", id);
-    let methods = section.required_list("methods", "list at least one method, as in [\"GET\"]", method);
-    let patterns = section.required_list(
+    let (methods, methods_are_right) =
+        section.required_list("methods", "list at least one method, as in [\"GET\"]", method);
+    let (patterns, patterns_are_right) = section.required_list(
         "paths",
         "list at least one path, as in [\"/v1/jobs\"]",
         parsed(Pattern::parse),
@@ -77,20 +83,20 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
     let on_partition = section.optional("on_partition", choice(&ON_PARTITION));
     let browser_keys = section.optional("browser_keys", choice(&BROWSER_KEYS));
     let body_limit = section.optional("body_limit", size(BODY));
-    let (access, target) = (access?, target?);
-    refuse_senseless(section, &access, target);
-    let (id, methods, patterns) = (id?, methods?, patterns?);
-    if let Target::Operation(operation) = target {
+    refuse_senseless(section, target);
+    if let Some(Target::Operation(operation)) = target {
         refuse_unservable(section, operation, &methods, &patterns);
     }
-    Some(Route {
-        id,
+    let is_right =
+        id.is_some() && methods_are_right && patterns_are_right && access.is_some() && target.is_some();
+    let route = Route {
+        id: id.unwrap_or_else(|| section.label().into()),
         place: section.place().rule_place(),
         methods,
         patterns,
         denies_other_methods,
-        access,
-        target,
+        access: access.unwrap_or(Access::AnyKey),
+        target: target.unwrap_or(Target::Upstream(UpstreamId(0))),
         forward_authorization,
         encoded_slash,
         websocket,
@@ -98,7 +104,8 @@ fn route(section: &mut Section<'_>, names: &Names<'_>) -> Option<Route> {
         on_partition,
         browser_keys,
         body_limit,
-    })
+    };
+    Rule { route, is_right, place: section.place().clone() }
 }
 
 fn retries(value: &Value) -> Result<Retries, String> {
@@ -130,8 +137,12 @@ fn method(value: &Value) -> Result<Method, String> {
     if let (true, Ok(method)) = (token, Method::from_bytes(text.as_bytes())) {
         return Ok(method);
     }
+    const LIST: &str = "[\"GET\", \"POST\", \"PUT\", \"PATCH\", \"DELETE\"]";
     let advice = match nearest(&text, COMMON) {
-        _ if text == "*" => "there is no wildcard: list the methods".to_owned(),
+        _ if text.contains('*') || ["ANY", "ALL"].iter().any(|all| text.eq_ignore_ascii_case(all)) => {
+            format!("{NO_WILDCARD} the methods, as in {LIST}")
+        }
+        _ if text.contains([',', ' ', '|']) => format!("write each method for itself, as in {LIST}"),
         Some(near) => format!("did you mean {near:?}?"),
         None => "write it in upper case, as in \"GET\"".to_owned(),
     };
@@ -150,18 +161,21 @@ fn access(section: &mut Section<'_>, names: &Names<'_>) -> Option<Access> {
     let environment = section.optional("environment", choice(&environments));
 
     let given: Vec<&str> = KEYS.into_iter().filter(|key| section.given(key)).collect();
-    match given[..] {
-        [_] | ["scopes", "any_scope"] => {}
+    let (first, others) = match given[..] {
+        [first] | [first @ "scopes", "any_scope"] => (first, &[][..]),
+        [first, ..] => (first, &given[1..]),
         [] => {
             section.lacks(
                 "the route has no access rule; add scopes = […], any_scope = […], any_key = true or public = true",
             );
             return None;
         }
-        [first, second, ..] => {
-            section.wrong(second, format!("`{first}` is also set; remove one of the two"));
-            return None;
-        }
+    };
+    for other in others {
+        section.wrong(other, format!("`{first}` is also set; remove one of the two"));
+    }
+    if !others.is_empty() {
+        return None;
     }
     if let (Some(()), environment) = (public, environment) {
         return Some(Access::Public { environment: environment.unwrap_or(Environment::Live) });
@@ -188,7 +202,7 @@ fn needs(section: &Section<'_>, all: Option<Vec<Scope>>, any: Option<Vec<Scope>>
 }
 
 fn scope(value: &Value, names: &Names<'_>) -> Result<Scope, String> {
-    let scope = parsed(Scope::parse)(value)?;
+    let scope = parsed(declared_scope)(value)?;
     let Some(declared) = names.scopes else { return Ok(scope) };
     if declared.contains(&scope) {
         return Ok(scope);
@@ -202,12 +216,9 @@ fn scope(value: &Value, names: &Names<'_>) -> Result<Scope, String> {
 fn target(section: &mut Section<'_>, names: &Names<'_>) -> Option<Target> {
     let upstream = section.optional("upstream", |value| {
         let name = text(value)?;
-        names.upstreams.iter().position(|upstream| *upstream == name).map(UpstreamId).ok_or_else(|| {
-            format!(
-                "there is no upstream {}; {}",
-                quoted(&name),
-                suggestion(&name, "upstreams", names.upstreams)
-            )
+        let Some(known) = names.upstreams else { return Ok(UpstreamId(0)) };
+        known.iter().position(|upstream| *upstream == name).map(UpstreamId).ok_or_else(|| {
+            format!("there is no upstream {}; {}", quoted(&name), suggestion(&name, "upstreams", known))
         })
     });
     let operation = section.optional("serve", |value| {
@@ -231,13 +242,13 @@ fn target(section: &mut Section<'_>, names: &Names<'_>) -> Option<Target> {
 }
 
 /// Reports keys that have no effect on this kind of route.
-fn refuse_senseless(section: &Section<'_>, access: &Access, target: Target) {
-    let public = matches!(access, Access::Public { .. });
-    if section.given("environment") && !(public && matches!(target, Target::Upstream(_))) {
+fn refuse_senseless(section: &Section<'_>, target: Option<Target>) {
+    let public = section.given("public");
+    if section.given("environment") && !(public && matches!(target, None | Some(Target::Upstream(_)))) {
         let text = "only valid on a public route to an upstream; remove it";
         section.wrong("environment", text);
     }
-    let Target::Operation(operation) = target else { return };
+    let Some(Target::Operation(operation)) = target else { return };
     for key in ["forward_authorization", "encoded_slash", "websocket", "retry"] {
         if section.given(key) {
             section.wrong(key, "only valid on a route to an upstream; remove it");
@@ -283,27 +294,67 @@ fn refuse_unservable(section: &Section<'_>, operation: Operation, methods: &[Met
     }
 }
 
-/// The table of all routes. A conflict is reported at the later of the two routes.
+/// The table of all routes. A conflict is reported at the later of the two routes, also if one of them has another
+/// mistake.
 fn compile(root: &Section<'_>, rules: Vec<Rule>) -> Option<RouteTable> {
-    let complete = rules.iter().all(|rule| rule.route.is_some());
-    let (routes, places): (Vec<Route>, Vec<Place>) =
-        rules.into_iter().filter_map(|rule| rule.route.map(|route| (route, rule.place))).unzip();
-    let ids: Vec<Box<str>> = routes.iter().map(|route| route.id.clone()).collect();
-    match RouteTable::build(routes) {
-        Ok(table) => complete.then_some(table),
+    let are_right = rules.iter().all(|rule| rule.is_right);
+    let heads: Vec<Head> = rules.iter().map(Head::of).collect();
+    match RouteTable::build(rules.into_iter().map(|rule| rule.route).collect()) {
+        Ok(table) => are_right.then_some(table),
         Err(conflicts) => {
-            for conflict in conflicts {
-                let (second, advice) = match &conflict {
-                    Conflict::SameRequest { second, .. } => (second, "remove it from one of them"),
-                    Conflict::HeadApartFromGet { second, .. } => {
-                        (second, "list HEAD beside GET in one route, or remove it")
+            for Clash { first, second, conflict } in conflicts {
+                let (Some(first), Some(second)) = (heads.get(first), heads.get(second)) else { continue };
+                let advice = match &conflict {
+                    Conflict::SameRequest { .. } => {
+                        format!("remove it from one of them{}", any_scope(first, second))
                     }
-                    Conflict::SameId(id) => (id, "give each its own id"),
+                    Conflict::HeadApartFromGet { .. } => {
+                        "list HEAD beside GET in one route, or remove it".to_owned()
+                    }
+                    Conflict::SameId(_) => {
+                        format!(
+                            "give each its own id; the other is in line {}",
+                            first.place.rule_place().line
+                        )
+                    }
                 };
-                let at = ids.iter().rposition(|id| id == second).and_then(|n| places.get(n));
-                root.wrong_at(at, &format!("route[{second}]"), format!("{conflict}; {advice}"));
+                let path = format!("route[{}]", second.id);
+                root.wrong_at(Some(&second.place), &path, format!("{conflict}; {advice}"));
             }
             None
         }
     }
+}
+
+/// The parts of a rule that messages about conflicts show.
+struct Head {
+    id: Box<str>,
+    place: Place,
+    /// Empty if the rule does not ask for scopes.
+    scopes: Vec<Scope>,
+}
+
+impl Head {
+    fn of(rule: &Rule) -> Self {
+        let scopes = match &rule.route.access {
+            Access::Scopes(needs) => {
+                let any = needs.any.iter().flat_map(|any| any.scopes().iter());
+                needs.all.iter().chain(any).cloned().collect()
+            }
+            Access::Public { .. } | Access::AnyKey => Vec::new(),
+        };
+        Self { id: rule.route.id.clone(), place: rule.place.clone(), scopes }
+    }
+}
+
+/// Advice for two routes that ask for different scopes: often either of them is meant to be enough.
+fn any_scope(first: &Head, second: &Head) -> String {
+    if first.scopes.is_empty() || second.scopes.is_empty() {
+        return String::new();
+    }
+    let mut scopes: Vec<&Scope> = first.scopes.iter().chain(&second.scopes).collect();
+    scopes.sort_unstable();
+    scopes.dedup();
+    let scopes: Vec<String> = scopes.iter().map(|scope| quoted(scope.as_str())).collect();
+    format!(", or write one route with any_scope = [{}] if one of them is enough", scopes.join(", "))
 }

@@ -32,6 +32,7 @@ impl<'r> Section<'r> {
         let Value { content, place, .. } = value;
         let (entries, broken) = match content {
             Content::Table(entries) => (entries, false),
+            Content::Unread => (Table::new(), true),
             _ => {
                 let text = format!(
                     "expected a section, found {kind}; write a heading in brackets and put its keys below it"
@@ -75,6 +76,9 @@ impl<'r> Section<'r> {
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.report.asked.borrow_mut().insert(self.path_of(key));
         let value = self.entries.remove(key).map(|entry| entry.value);
+        if let Some(value) = &value {
+            self.report.places.borrow_mut().push((self.path_of(key), value.place.clone()));
+        }
         self.asked.push((key, value.as_ref().map(|value| value.place.clone())));
         value
     }
@@ -119,7 +123,7 @@ impl<'r> Section<'r> {
         key: &'static str,
         read: impl FnOnce(&Value) -> Result<T, String>,
     ) -> Option<T> {
-        let value = self.take(key)?;
+        let value = self.take(key).filter(|value| !value.is_unread())?;
         read(&value).map_err(|text| self.report.add(Kind::Wrong, &value.place, &self.path_of(key), text)).ok()
     }
 
@@ -151,14 +155,26 @@ impl<'r> Section<'r> {
     pub(super) fn list<T: PartialEq>(
         &mut self,
         key: &'static str,
-        mut read: impl FnMut(&Value) -> Result<T, String>,
+        read: impl FnMut(&Value) -> Result<T, String>,
     ) -> Option<Vec<T>> {
-        let value = self.take(key)?;
+        let (list, is_whole) = self.list_in_part(key, read);
+        is_whole.then_some(list)
+    }
+
+    /// The right values of a list, and whether it is there and everything in it is right.
+    fn list_in_part<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        mut read: impl FnMut(&Value) -> Result<T, String>,
+    ) -> (Vec<T>, bool) {
+        let Some(value) = self.take(key).filter(|value| !value.is_unread()) else {
+            return (Vec::new(), false);
+        };
         let path = self.path_of(key);
         let Content::List(values) = &value.content else {
             let text = format!("expected a list, found {}; write it as [\"…\", \"…\"]", value.kind());
             self.report.add(Kind::Wrong, &value.place, &path, text);
-            return None;
+            return (Vec::new(), false);
         };
         let mut list = Vec::with_capacity(values.len());
         for (n, value) in values.iter().enumerate() {
@@ -171,7 +187,8 @@ impl<'r> Section<'r> {
                 Err(text) => self.report.add(Kind::Wrong, &value.place, &format!("{path}[{n}]"), text),
             }
         }
-        (list.len() == values.len()).then_some(list)
+        let is_whole = list.len() == values.len();
+        (list, is_whole)
     }
 
     /// As [`Section::list`]; an empty list is a mistake.
@@ -181,26 +198,46 @@ impl<'r> Section<'r> {
         advice: &str,
         read: impl FnMut(&Value) -> Result<T, String>,
     ) -> Option<Vec<T>> {
-        let list = self.list(key, read)?;
-        if list.is_empty() {
-            self.wrong(key, format!("the list is empty; {advice}"));
-            return None;
-        }
-        Some(list)
+        let (list, is_whole) = self.filled_in_part(key, advice, read);
+        is_whole.then_some(list)
     }
 
-    /// As [`Section::filled`]; a missing list is a mistake too.
+    pub(super) fn filled_in_part<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        advice: &str,
+        read: impl FnMut(&Value) -> Result<T, String>,
+    ) -> (Vec<T>, bool) {
+        let (list, is_whole) = self.list_in_part(key, read);
+        if is_whole && list.is_empty() {
+            self.wrong(key, format!("the list is empty; {advice}"));
+            return (list, false);
+        }
+        (list, is_whole)
+    }
+
+    /// As [`Section::filled`]; a missing list is a mistake too. Returns what is right of it, and whether all is.
     pub(super) fn required_list<T: PartialEq>(
         &mut self,
         key: &'static str,
         advice: &str,
         read: impl FnMut(&Value) -> Result<T, String>,
-    ) -> Option<Vec<T>> {
-        let list = self.filled(key, advice, read);
+    ) -> (Vec<T>, bool) {
+        let list = self.filled_in_part(key, advice, read);
         if !self.given(key) {
             self.missing(key, advice);
         }
         list
+    }
+
+    /// Whether the value is no section, so that nothing in it could be read.
+    pub(super) const fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// The name by which messages tell this section from others of its list.
+    pub(super) fn label(&self) -> &str {
+        self.path.split_once('[').map_or(&*self.path, |(_, label)| label.trim_end_matches(']'))
     }
 
     /// A section within this one; an empty section if it is missing.
@@ -230,12 +267,12 @@ impl<'r> Section<'r> {
         label: &str,
         mut reader: impl FnMut(&mut Self) -> T,
     ) -> Vec<T> {
-        let Some(value) = self.take(key) else { return Vec::new() };
+        let Some(value) = self.take(key).filter(|value| !value.is_unread()) else { return Vec::new() };
         let Content::List(values) = value.content else {
             self.wrong(
                 key,
                 format!(
-                    "expected a list of sections, found {}; write [[{}]] for each of them, or a list [{{ … }}]",
+                    "expected a list of sections, found {}; write a list, {key} = [{{ … }}], or [[{}]] for each of them",
                     value.kind(),
                     self.path_of(key)
                 ),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::file::Value;
+use super::own::{Own, reached};
 use super::section::Section;
 use super::value::{DAY, INSTANT, choice, duration, flag, text};
 use crate::upstream::{Endpoint, HostField, Settings, Timeouts};
@@ -13,14 +14,15 @@ pub(super) struct Named {
     pub(super) settings: Option<Settings>,
 }
 
-pub(super) fn read(name: &str, section: &mut Section<'_>) -> Named {
+/// `own` are the gateway's listeners, which are no upstreams.
+pub(super) fn read(name: &str, section: &mut Section<'_>, own: &[Own]) -> Named {
     let named = |settings| Named { name: name.into(), settings };
     let well_formed = (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b));
     if !well_formed {
         section.wrong("", "invalid name; write 1 to 64 characters from a-z 0-9 _ -");
     }
-    let endpoints = endpoints(section);
+    let endpoints = endpoints(section, own);
     let hosts = [("client", HostField::Client), ("endpoint", HostField::Endpoint)];
     let host = section.or("host", HostField::default(), choice(&hosts));
     let timeouts = timeouts(section);
@@ -29,10 +31,11 @@ pub(super) fn read(name: &str, section: &mut Section<'_>) -> Named {
 }
 
 /// The endpoints for live keys and for test keys. The same for both only if the file says so.
-fn endpoints(section: &mut Section<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)> {
+fn endpoints(section: &mut Section<'_>, own: &[Own]) -> Option<(Vec<Endpoint>, Vec<Endpoint>)> {
     const EMPTY: &str = "list at least one endpoint, as in [\"http://127.0.0.1:9000\"]";
-    let live = section.required_list("live", EMPTY, endpoint);
-    let test = section.filled("test", EMPTY, endpoint);
+    let endpoint = |value: &Value| endpoint(value, own);
+    let (live, live_is_right) = section.required_list("live", EMPTY, endpoint);
+    let (test, test_is_right) = section.filled_in_part("test", EMPTY, endpoint);
     let shared = section.or("shared", false, flag);
     match (section.given("test"), shared) {
         (true, true) => {
@@ -42,7 +45,7 @@ fn endpoints(section: &mut Section<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)
             );
             None
         }
-        (false, true) => live.map(|live| (live.clone(), live)),
+        (false, true) => live_is_right.then(|| (live.clone(), live)),
         (false, false) => {
             section.missing(
                 "test",
@@ -52,7 +55,6 @@ fn endpoints(section: &mut Section<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)
             None
         }
         (true, false) => {
-            let (live, test) = (live?, test?);
             if let Some(both) = test.iter().find(|test| live.iter().any(|live| live.is_same_server(test))) {
                 section.wrong(
                     "test",
@@ -62,14 +64,20 @@ fn endpoints(section: &mut Section<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)
                     ),
                 );
             }
-            Some((live, test))
+            (live_is_right && test_is_right).then_some((live, test))
         }
     }
 }
 
 /// Never shows the text, because it could contain a password.
-fn endpoint(value: &Value) -> Result<Endpoint, String> {
-    Endpoint::parse(&text(value)?).map_err(|error| format!("invalid endpoint; {error}"))
+fn endpoint(value: &Value, own: &[Own]) -> Result<Endpoint, String> {
+    let endpoint = Endpoint::parse(&text(value)?).map_err(|error| format!("invalid endpoint; {error}"))?;
+    match reached(own, &endpoint) {
+        Some(key) => Err(format!(
+            "{endpoint} is this gateway itself ({key}), so requests would come back to it; name the address of your API"
+        )),
+        None => Ok(endpoint),
+    }
 }
 
 fn timeouts(section: &mut Section<'_>) -> Timeouts {

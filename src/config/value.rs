@@ -158,7 +158,7 @@ fn as_text(value: &Value) -> Option<&str> {
     match &value.content {
         Content::Text(text) => Some(text),
         Content::Integer(_) | Content::Boolean(_) | Content::Decimal | Content::Time => value.raw.as_deref(),
-        Content::List(_) | Content::Table(_) => None,
+        Content::List(_) | Content::Table(_) | Content::Unread => None,
     }
 }
 

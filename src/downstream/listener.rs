@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -19,6 +18,7 @@ use super::connection_limit::{ConnectionLimit, Slot};
 use super::worker::Worker;
 use crate::telemetry::Throttle;
 use crate::vocabulary::clock::Clock;
+use crate::vocabulary::network::CannotListen;
 use crate::vocabulary::peer::Peer;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,15 +50,6 @@ const FULL: &str = "refusing connections: server.max_connections or max_connecti
 /// How long accepting pauses after an error that lasts, such as no descriptors left.
 const PAUSE: Duration = Duration::from_millis(50);
 
-#[derive(Debug, Error)]
-#[error(
-    "cannot listen on {listen}: {cause}; set server.listen (KEYGATE__SERVER__LISTEN) to an address that is free"
-)]
-pub struct BindError {
-    listen: SocketAddr,
-    cause: io::Error,
-}
-
 /// The bound socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -77,7 +68,7 @@ impl Listener {
         settings: &Settings,
         trusted_proxies: watch::Receiver<Vec<IpNet>>,
         clock: Clock,
-    ) -> Result<Self, BindError> {
+    ) -> Result<Self, CannotListen> {
         let bind = || {
             let socket = match settings.listen {
                 SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -91,7 +82,8 @@ impl Listener {
             let address = socket.local_addr()?;
             Ok((socket, address))
         };
-        let (socket, address) = bind().map_err(|cause| BindError { listen: settings.listen, cause })?;
+        let (socket, address) =
+            bind().map_err(|cause| CannotListen { listen: settings.listen, cause, key: "server.listen" })?;
         Ok(Self {
             socket,
             address,

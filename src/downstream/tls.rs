@@ -23,7 +23,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{InconsistentKeys, ServerConfig};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsAcceptor;
@@ -81,7 +81,7 @@ impl Acceptor {
                     by_name.add(&certificate.names, key);
                     certificates.push(certificate);
                 }
-                Err(error) => errors.push(error),
+                Err(found) => errors.extend(found),
             }
         }
         if !errors.is_empty() {
@@ -173,9 +173,19 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    fn load(files: &Files, provider: &CryptoProvider) -> Result<(Self, Arc<CertifiedKey>), LoadError> {
-        let chain = read_certificates(&files.certificate)?;
-        let key = read_key(&files.key)?;
+    fn load(files: &Files, provider: &CryptoProvider) -> Result<(Self, Arc<CertifiedKey>), Vec<LoadError>> {
+        match (read_certificates(&files.certificate), read_key(&files.key)) {
+            (Ok(chain), Ok(key)) => Self::join(files, chain, key, provider).map_err(|error| vec![error]),
+            (chain, key) => Err(chain.err().into_iter().chain(key.err()).map(LoadError::from).collect()),
+        }
+    }
+
+    fn join(
+        files: &Files,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        provider: &CryptoProvider,
+    ) -> Result<(Self, Arc<CertifiedKey>), LoadError> {
         let (certificate, key_file) = (files.certificate.clone(), files.key.clone());
         let pair = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {

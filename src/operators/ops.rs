@@ -1,6 +1,5 @@
 //! The operators' listener: `/metrics`, `/livez`, `/readyz`. It shows no secret and changes nothing.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,13 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::Full;
-use thiserror::Error;
 use tokio::net::TcpListener;
 
 use super::small_server::{Answer, Limits, Request, Running, SmallServer, bind_tcp};
 use crate::telemetry;
 use crate::telemetry::metrics::{Metrics, State};
 use crate::vocabulary::clock::Clock;
+use crate::vocabulary::network::CannotListen;
 
 /// Where the operators' listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,15 +33,6 @@ impl Default for Settings {
 const LIMITS: Limits = Limits { connections: 32, head_timeout: Duration::from_secs(10), body: 0 };
 /// The media type of Prometheus' text format, version 0.0.4.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-#[derive(Debug, Error)]
-#[error(
-    "cannot listen on {listen}: {cause}; set ops.listen (KEYGATE__OPS__LISTEN) to an address that is free, or to \"off\""
-)]
-pub struct BindError {
-    listen: SocketAddr,
-    cause: io::Error,
-}
 
 /// Whether requests should be sent here: from the first answer of the store on, until the gateway begins to stop.
 ///
@@ -105,9 +95,10 @@ impl Server {
     ///
     /// # Errors
     /// When the address is in use, or is not an address of this machine.
-    pub fn bind(settings: &Settings) -> Result<Option<Self>, BindError> {
+    pub fn bind(settings: &Settings) -> Result<Option<Self>, CannotListen> {
         let Some(listen) = settings.listen else { return Ok(None) };
-        let (listener, address) = bind_tcp(listen).map_err(|cause| BindError { listen, cause })?;
+        let (listener, address) =
+            bind_tcp(listen).map_err(|cause| CannotListen { listen, cause, key: "ops.listen" })?;
         Ok(Some(Self { listener, address }))
     }
 

@@ -39,6 +39,11 @@ pub struct Receiver {
 }
 
 impl Receiver {
+    #[must_use]
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
     /// Takes `http://host:port/path`.
     ///
     /// # Errors

@@ -28,6 +28,15 @@ pub enum Conflict {
     SameId(Box<str>),
 }
 
+/// A conflict, with the numbers of both routes, from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clash {
+    pub first: usize,
+    /// The later one, or that with the HEAD.
+    pub second: usize,
+    pub conflict: Conflict,
+}
+
 /// All routes, compiled once and never changed.
 #[derive(Debug, Default)]
 pub struct RouteTable {
@@ -51,23 +60,24 @@ pub type Routed<'t> = Result<Option<Match<'t>>, Ambiguity>;
 impl RouteTable {
     /// # Errors
     /// Every conflict between the routes.
-    pub fn build(routes: Vec<Route>) -> Result<Self, Vec<Conflict>> {
+    pub fn build(routes: Vec<Route>) -> Result<Self, Vec<Clash>> {
         let mut table = Self::default();
         let mut conflicts = Vec::new();
         for (index, route) in routes.iter().enumerate() {
-            if routes[..index].iter().any(|earlier| earlier.id == route.id) {
-                conflicts.push(Conflict::SameId(route.id.clone()));
+            if let Some(first) = routes[..index].iter().position(|earlier| earlier.id == route.id) {
+                conflicts.push(Clash { first, second: index, conflict: Conflict::SameId(route.id.clone()) });
             }
             for pattern in &route.patterns {
                 let claims = table.root.claims(pattern.segments());
                 for method in &route.methods {
                     if let Some(first) = claims.named(method) {
-                        conflicts.push(Conflict::SameRequest {
+                        let conflict = Conflict::SameRequest {
                             first: routes[first].id.clone(),
                             second: route.id.clone(),
                             method: method.clone(),
                             pattern: pattern.clone(),
-                        });
+                        };
+                        conflicts.push(Clash { first, second: index, conflict });
                     }
                 }
                 claims.add(route, index);
@@ -75,11 +85,12 @@ impl RouteTable {
                     && get != head
                     && (get == index || head == index)
                 {
-                    conflicts.push(Conflict::HeadApartFromGet {
+                    let conflict = Conflict::HeadApartFromGet {
                         first: routes[get].id.clone(),
                         second: routes[head].id.clone(),
                         pattern: pattern.clone(),
-                    });
+                    };
+                    conflicts.push(Clash { first: get, second: head, conflict });
                 }
             }
         }
@@ -354,7 +365,10 @@ pub(super) mod tests {
 
     #[test]
     fn two_rules_for_one_request_are_a_conflict() {
-        let conflict = |a, b| RouteTable::build(vec![a, b]).unwrap_err();
+        let conflict = |a, b| -> Vec<Conflict> {
+            let clashes = RouteTable::build(vec![a, b]).unwrap_err();
+            clashes.into_iter().map(|clash| clash.conflict).collect()
+        };
         let same = conflict(route("a", Method::GET, &["/x/{id}"]), route("b", Method::GET, &["/x/{name}"]));
         assert_eq!(same[0].to_string(), r#"routes "a" and "b" both claim GET /x/{name}"#);
         let head = conflict(route("a", Method::GET, &["/x"]), route("b", Method::HEAD, &["/x"]));

@@ -1,5 +1,6 @@
 //! The network of a client, for limits; and the text forms of server addresses.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
@@ -124,6 +125,40 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, InvalidAddress> {
 #[error("write an address and a port, as in \"127.0.0.1:8080\"")]
 pub struct InvalidAddress;
 
+/// Why a listener cannot have its address.
+#[derive(Debug, Error)]
+#[error("cannot listen on {listen}: {cause}; {}", self.advice())]
+pub struct CannotListen {
+    pub listen: SocketAddr,
+    pub cause: io::Error,
+    /// The setting that names the address, as in `server.listen`.
+    pub key: &'static str,
+}
+
+impl CannotListen {
+    fn advice(&self) -> String {
+        /// Linux' default for `net.ipv4.ip_unprivileged_port_start`.
+        const FREE_FOR_ALL: u16 = 1024;
+        let Self { listen, cause, key } = self;
+        let set = format!("set {key} (KEYGATE__{})", key.replace('.', "__").to_ascii_uppercase());
+        match cause.kind() {
+            io::ErrorKind::PermissionDenied if listen.port() < FREE_FOR_ALL => format!(
+                "ports below {FREE_FOR_ALL} need the right CAP_NET_BIND_SERVICE, and deploy/README.md shows how to give it; or \
+                     {set} to a higher port"
+            ),
+            io::ErrorKind::AddrInUse => {
+                format!("another process listens there; stop it, or {set} to an address that is free")
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                format!(
+                    "this machine does not have the address; {set} to one that it has, or to 0.0.0.0 for all"
+                )
+            }
+            _ => format!("{set} to another address"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +222,36 @@ mod tests {
             "",
         ] {
             assert_eq!(parse_address(text), Err(InvalidAddress), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_had_comes_with_advice() {
+        let told = |kind: io::ErrorKind, listen: &str| {
+            let listen = listen.parse().unwrap();
+            CannotListen { listen, cause: kind.into(), key: "server.listen" }.to_string()
+        };
+        for (kind, listen, said) in [
+            (
+                io::ErrorKind::PermissionDenied,
+                "0.0.0.0:443",
+                "cannot listen on 0.0.0.0:443: permission denied; ports below 1024 need the right CAP_NET_BIND_SERVICE, and \
+                 deploy/README.md shows how to give it; or set server.listen (KEYGATE__SERVER__LISTEN) to a higher port",
+            ),
+            (
+                io::ErrorKind::AddrInUse,
+                "127.0.0.1:8080",
+                "cannot listen on 127.0.0.1:8080: address in use; another process listens there; stop it, or set \
+                 server.listen (KEYGATE__SERVER__LISTEN) to an address that is free",
+            ),
+            (
+                io::ErrorKind::AddrNotAvailable,
+                "192.0.2.1:8080",
+                "cannot listen on 192.0.2.1:8080: address not available; this machine does not have the address; set \
+                 server.listen (KEYGATE__SERVER__LISTEN) to one that it has, or to 0.0.0.0 for all",
+            ),
+        ] {
+            assert_eq!(told(kind, listen), said);
         }
     }
 

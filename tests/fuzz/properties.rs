@@ -236,8 +236,9 @@ pub(crate) fn configuration(data: &[u8]) {
         Some(policy) => (DEFAULT_CONFIGURATION, policy),
         None => (&*text, FIRSTHAND_POLICY),
     };
-    let files =
-        |path: &Path| Ok(if path.ends_with("keygate.toml") { configuration } else { policy }.to_owned());
+    let files = |path: &Path| {
+        Ok(if path.ends_with("keygate.toml") { configuration } else { policy }.as_bytes().to_vec())
+    };
     if let Err(mistakes) = Config::load_from(&files, Path::new("/etc/keygate.toml"), []) {
         assert!(!mistakes.to_string().trim().is_empty(), "what is refused is explained");
     }
@@ -290,7 +291,9 @@ fn pepper() -> Pepper {
 
 fn shipped_routes() -> RouteTable {
     let files = |path: &Path| {
-        Ok(if path.ends_with("policy.toml") { FIRSTHAND_POLICY } else { DEFAULT_CONFIGURATION }.to_owned())
+        Ok(if path.ends_with("policy.toml") { FIRSTHAND_POLICY } else { DEFAULT_CONFIGURATION }
+            .as_bytes()
+            .to_vec())
     };
     Config::load_from(&files, Path::new("/etc/keygate.toml"), []).expect("it ships well").routes
 }

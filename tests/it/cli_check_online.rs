@@ -99,7 +99,10 @@ fn settings_that_cannot_work_are_reported_with_advice_and_exit_code_1() {
     let user = format!("{}\nusername = \"gateway\"\npassword_file = \"password\"", on(&server.url()));
     let folder = configured(&user);
     let (code, found) = check(folder.path());
-    assert!(code == 1 && found.contains("cannot read store.password_file"), "{found}");
+    assert!(
+        code == 1 && found.contains("store.password_file: cannot read password: No such file"),
+        "{found}"
+    );
     password(folder.path(), "hunter2");
     let (code, found) = check(folder.path());
     assert!(code == 1 && found.contains("check store.username and store.password_file"), "{found}");

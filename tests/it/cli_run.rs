@@ -100,7 +100,7 @@ fn commands_reach_dev_with_the_configuration_that_it_names() {
 fn dev_listens_on_loopback_only_and_names_a_port_in_use() {
     let folder = TempDir::new().unwrap();
     let open = keygate(folder.path(), &["dev", "--listen", "0.0.0.0:0"]).output().unwrap();
-    assert_eq!(open.status.code(), Some(1));
+    assert_eq!(open.status.code(), Some(2));
     let said = String::from_utf8(open.stderr).unwrap();
     assert!(said.contains("loopback"), "{said}");
 

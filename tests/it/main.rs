@@ -19,6 +19,7 @@ mod api_trips;
 mod api_use;
 mod architecture;
 mod authentication;
+mod check_everything;
 mod cli_audit;
 mod cli_check;
 mod cli_check_online;

@@ -292,8 +292,9 @@ fn run(folder: &Path, command: &str) -> (i32, String, String) {
 #[track_caller]
 fn assert_refused(folder: &Path, expected: &str) {
     let said = format!("{expected}\n\n1 mistake\n");
-    assert_eq!(run(folder, "check"), (1, String::new(), said));
-    assert_eq!(run(folder, "serve"), (1, String::new(), format!("keygate: {expected}\n")));
+    for command in ["check", "serve"] {
+        assert_eq!(run(folder, command), (1, String::new(), said.clone()), "{command}");
+    }
 }
 
 #[test]
@@ -311,24 +312,27 @@ fn a_missing_or_unusable_file_is_named() {
     fs::rename(path("server.pem"), path("moved.pem")).unwrap();
     assert_refused(
         folder.path(),
-        "server.tls: cannot read server.pem: No such file or directory (os error 2)",
+        "keygate.toml:4:17: server.tls[server.pem].cert: cannot read server.pem: No such file or directory (os error 2)",
     );
     fs::copy(path("server-key.pem"), path("server.pem")).unwrap();
     assert_refused(
         folder.path(),
-        "server.tls: there is no certificate in server.pem; name the file with the certificate, and its chain behind it",
+        "keygate.toml:4:17: server.tls[server.pem].cert: there is no certificate in server.pem; name the file with the certificate, and its chain behind it",
     );
     fs::copy(path("moved.pem"), path("server.pem")).unwrap();
     fs::write(path("server-key.pem"), &CERTIFICATE.pem).unwrap();
     assert_refused(
         folder.path(),
-        "server.tls: there is no private key in server-key.pem; name the file with the key of the certificate, not encrypted",
+        "keygate.toml:4:37: server.tls[server.pem].key: there is no private key in server-key.pem; name the file with the key of the certificate, not encrypted",
     );
     fs::write(path("server-key.pem"), "-----BEGIN PRIVATE KEY-----\n%%%\n-----END PRIVATE KEY-----\n")
         .unwrap();
     let (code, _, err) = run(folder.path(), "check");
     assert_eq!(code, 1);
-    assert!(err.starts_with("server.tls: server-key.pem is no PEM: "), "{err}");
+    assert!(
+        err.starts_with("keygate.toml:4:37: server.tls[server.pem].key: server-key.pem is no PEM: "),
+        "{err}"
+    );
 }
 
 #[test]
@@ -338,7 +342,7 @@ fn a_key_of_another_certificate_is_refused() {
     fs::copy(folder.path().join("other-key.pem"), folder.path().join("server-key.pem")).unwrap();
     assert_refused(
         folder.path(),
-        "server.tls: the key in server-key.pem does not belong to the first certificate in server.pem; name a pair that belongs \
+        "keygate.toml:4:37: server.tls[server.pem].key: the key in server-key.pem does not belong to the first certificate in server.pem; name a pair that belongs \
          together, with the server's own certificate first in its file",
     );
 }
@@ -350,7 +354,7 @@ fn a_key_that_others_can_read_is_refused() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o604)).unwrap();
     assert_refused(
         folder.path(),
-        "server.tls: the key server-key.pem can be read by others: chmod 600 server-key.pem",
+        "keygate.toml:4:37: server.tls[server.pem].key: the key server-key.pem can be read by others: chmod 600 server-key.pem",
     );
     fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).unwrap();
     assert_eq!(run(folder.path(), "check").0, 0);
@@ -402,10 +406,11 @@ fn all_mistakes_in_certificates_are_reported_at_once() {
     );
     fs::write(&toml, text).unwrap();
     let expected = "\
-server.tls: cannot read none.pem: No such file or directory (os error 2)
-server.tls: the certificate in nameless.pem has no DNS name, so no client would get it; remove it, or put it first
+keygate.toml:4:17: server.tls[none.pem].cert: cannot read none.pem: No such file or directory (os error 2)
+keygate.toml:4:35: server.tls[none.pem].key: cannot read the key none: No such file or directory (os error 2)
+keygate.toml:4:54: server.tls[nameless.pem].cert: the certificate in nameless.pem has no DNS name, so no client would get it; remove it, or put it first
 
-2 mistakes
+3 mistakes
 ";
     assert_eq!(run(folder.path(), "check"), (1, String::new(), expected.to_owned()));
 }

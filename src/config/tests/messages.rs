@@ -38,7 +38,7 @@ requests = \"text\"
             "etc/keygate.toml:10:2: logg: unknown key `logg`; did you mean `log`?",
             "KEYGATE__LOG__REQUESTS: log.requests: invalid value \"jsn\"; did you mean \"json\"?",
             "KEYGATE__NO__SUCH: no: unknown key `no`; the keys here are `server`, `limits`, `identity_headers`, \
-                 `keys`, `audit`, `store`, `cache`, `upstreams`, `policy`, `admin`, `outbox`, `signup`, `ops`, `log`",
+                 `keys`, `audit`, `store`, `cache`, `ops`, `admin`, `upstreams`, `policy`, `outbox`, `signup`, `log`",
         ],
     );
 }
@@ -68,7 +68,7 @@ fn an_admin_api_over_tcp_needs_tokens_and_does_not_leave_the_machine_unasked() {
 }
 
 #[test]
-fn a_text_that_is_not_toml_is_told_without_what_follows_from_it() {
+fn a_text_that_is_not_toml_is_told_with_what_can_be_read_of_it() {
     assert_says(
         mistakes(
             "[server]\nlisten = \nworkers = four\nlimit = 3\n[stor\nkind = 1\n[cache]\nttl = 1",
@@ -76,14 +76,18 @@ fn a_text_that_is_not_toml_is_told_without_what_follows_from_it() {
             &[],
         ),
         &[
-            "etc/keygate.toml:2:10: invalid TOML: string values must be quoted, expected literal string; correct the \
-                 syntax",
-            "etc/keygate.toml:3:11: invalid TOML: invalid boolean, expected `false`; correct the syntax",
+            "etc/keygate.toml:1:1: store.kind: missing; write kind = \"embedded\" for one file on this machine, or \
+                 kind = \"redis\" for a store that several gateways share",
+            "etc/keygate.toml:1:1: policy.file: missing; name the policy file, which lists the routes: file = \
+                 \"policy.toml\"",
+            "etc/keygate.toml:2:10: invalid TOML: there is no value; write one behind the =",
+            "etc/keygate.toml:3:11: invalid TOML: a text stands in quotation marks; put it in quotes",
             "etc/keygate.toml:4:1: server.limit: unknown key `limit`; the keys here are `listen`, `workers`, \
                  `max_connections`, `max_connections_per_client`, `handshake_timeout`, `head_timeout`, \
                  `idle_timeout`, `write_timeout`, `tls`, `plaintext`, `trusted_proxies`, `body_idle_timeout`, \
                  `drain_delay`, `drain_timeout`",
-            "etc/keygate.toml:5:6: invalid TOML: unclosed table, expected `]`; correct the syntax",
+            "etc/keygate.toml:5:2: stor: unknown key `stor`; did you mean `store`?",
+            "etc/keygate.toml:5:6: invalid TOML: unclosed table, expected `]`; write [stor]",
             "etc/keygate.toml:8:7: cache.ttl: expected a duration, found an integer; write a number and a unit in \
                  quotes, as in \"75s\", \"5m\" or \"24h\"",
         ],
@@ -94,7 +98,7 @@ fn a_text_that_is_not_toml_is_told_without_what_follows_from_it() {
 fn a_key_stands_once_in_a_section() {
     assert_says(
         about("[ops]\nlisten = \"off\"\nlisten = \"off\""),
-        &["etc/keygate.toml:3:1: invalid TOML: duplicate key; remove one of the two"],
+        &["etc/keygate.toml:3:1: `listen` stands twice in [ops], lines 2 and 3; remove one"],
     );
 }
 
@@ -146,10 +150,8 @@ fn a_certificate_has_a_file_and_a_key() {
     assert!(about("[server]\nlisten = \"0.0.0.0:80\"\ntls = []").contains("is not a loopback address"));
     assert_says(
         about("[server]\ntls = { cert = \"a\", key = \"b\" }"),
-        &[
-            "etc/keygate.toml:2:7: server.tls: expected a list of sections, found a section; write [[server.tls]] \
-                 for each of them, or a list [{ … }]",
-        ],
+        &["etc/keygate.toml:2:7: server.tls: expected a list of sections, found a section; write a list, \
+                 tls = [{ … }], or [[server.tls]] for each of them"],
     );
 }
 

@@ -4,6 +4,7 @@ mod any_text;
 mod messages;
 mod policy_messages;
 mod shipped_files;
+mod syntax;
 mod translation;
 
 use std::collections::BTreeSet;
@@ -30,10 +31,10 @@ fn load(toml: &str, policy: &str, environment: &[(&str, &str)]) -> Result<Config
     Config::load_from(&|path| file(path, toml, policy), Path::new("etc/keygate.toml"), environment)
 }
 
-fn file(path: &Path, toml: &str, policy: &str) -> io::Result<String> {
+fn file(path: &Path, toml: &str, policy: &str) -> io::Result<Vec<u8>> {
     match path.to_str() {
-        Some("etc/keygate.toml") => Ok(toml.to_owned()),
-        Some("etc/policy.toml") => Ok(policy.to_owned()),
+        Some("etc/keygate.toml") => Ok(toml.as_bytes().to_vec()),
+        Some("etc/policy.toml") => Ok(policy.as_bytes().to_vec()),
         _ => Err(io::Error::new(io::ErrorKind::NotFound, "no such file")),
     }
 }

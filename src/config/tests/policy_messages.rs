@@ -107,7 +107,8 @@ fn two_routes_never_claim_one_request() {
             "etc/policy.toml:7:1: route[b]: routes \"a\" and \"b\" both claim GET /v1/{y}; remove it from one of them",
             "etc/policy.toml:13:1: route[c]: route \"c\" claims HEAD /v1/{x}, but HEAD follows GET, which is route \
                  \"a\"; list HEAD beside GET in one route, or remove it",
-            "etc/policy.toml:19:1: route[a]: two routes are called \"a\"; give each its own id",
+            "etc/policy.toml:19:1: route[a]: two routes are called \"a\"; give each its own id; the other is in line \
+                 1",
         ],
     );
 }
@@ -160,8 +161,8 @@ fn scopes_are_declared_and_there_are_routes() {
         &[
             "etc/policy.toml:1:16: scopes[1]: invalid value \"A b\"; \"A b\" is not a scope: use 1 to 64 characters \
                  of a-z 0-9 _ . : - as in \"jobs:read\"",
-            "etc/policy.toml:2:1: route: expected a list of sections, found a section; write [[route]] for each of \
-                 them, or a list [{ … }]",
+            "etc/policy.toml:2:1: route: expected a list of sections, found a section; write a list, route = \
+                 [{ … }], or [[route]] for each of them",
         ],
     );
     assert_says(
@@ -177,7 +178,8 @@ fn methods_have_no_wildcard() {
     assert_says(
         about_policy(&route("a", "methods = [\"*\"]\nany_key = true\nupstream = \"api\"")),
         &[
-            "etc/policy.toml:4:12: route[a].methods[0]: \"*\" is not a method; there is no wildcard: list the methods",
+            "etc/policy.toml:4:12: route[a].methods[0]: \"*\" is not a method; there is no wildcard: list the methods, as \
+                 in [\"GET\", \"POST\", \"PUT\", \"PATCH\", \"DELETE\"]",
         ],
     );
 }

@@ -139,7 +139,7 @@ fn what_the_shipped_file_shows_in_comments_are_the_defaults() {
 fn every_key_of_the_reader_stands_in_the_shipped_file_and_no_other() {
     let report = Report::default();
     let files = |path: &Path| file(path, "", FIRSTHAND_POLICY);
-    translate(&complete("embedded"), Path::new("etc/keygate.toml"), Vec::new(), &files, &report).unwrap();
+    translate(&complete("embedded"), Path::new("etc/keygate.toml"), Vec::new(), &files, &report).0.unwrap();
     let of_configuration = |key: &&String| key.contains('.') && !key.contains('[');
     let asked: BTreeSet<String> = report.asked.borrow().iter().filter(of_configuration).cloned().collect();
 

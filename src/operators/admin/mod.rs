@@ -17,7 +17,7 @@ mod socket;
 mod token;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use thiserror::Error;
 
 use super::small_server::Limits;
 use crate::lifecycle::Origin;
+use crate::vocabulary::network::CannotListen;
 
 pub use client::{ClientError, Way, call};
 pub use execute::execute;
@@ -49,10 +50,8 @@ pub enum BindError {
     InUse(PathBuf),
     #[error("{0} exists and is not a socket; set admin.socket to another path")]
     NoSocket(PathBuf),
-    #[error(
-        "cannot listen on {listen}: {cause}; set admin.listen (KEYGATE__ADMIN__LISTEN) to an address that is free"
-    )]
-    Address { listen: SocketAddr, cause: io::Error },
+    #[error(transparent)]
+    Address(#[from] CannotListen),
     #[error(transparent)]
     Tokens(#[from] TokenFileError),
     #[error(

@@ -18,7 +18,7 @@ use crate::lifecycle::Lifecycle;
 use crate::operators::small_server::{Answer, Request, Running, SmallServer, bind_tcp};
 use crate::telemetry::Throttle;
 use crate::vocabulary::clock::{Clock, UnixMillis};
-use crate::vocabulary::network::Server;
+use crate::vocabulary::network::{CannotListen, Server};
 
 /// How the API is served over TCP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Remote {
     pub fn bind(settings: &Settings, clock: Clock) -> Result<Option<Self>, BindError> {
         let Some(settings) = settings.remote.clone() else { return Ok(None) };
         settings.check()?;
-        let failed = |cause| BindError::Address { listen: settings.listen, cause };
+        let failed = |cause| CannotListen { listen: settings.listen, cause, key: "admin.listen" };
         let (listener, address) = bind_tcp(settings.listen).map_err(failed)?;
         let gate = Gate { settings, clock, refusals: Mutex::default() };
         Ok(Some(Self { listener, address, gate }))

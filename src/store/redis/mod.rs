@@ -197,12 +197,18 @@ impl Redis {
     }
 }
 
-/// Reads the files that the settings name, and connects to nothing.
-///
-/// # Errors
-/// [`OpenError`], whose text says what to do.
-pub fn check_files(settings: &Settings) -> Result<(), OpenError> {
-    connector(settings, &Names::new(&settings.cell)).map(drop)
+/// Reads the files that the settings name, and connects to nothing. Gives all mistakes; their texts say what to do.
+#[must_use]
+pub fn check_files(settings: &Settings) -> Vec<OpenError> {
+    let tls = settings.tls.as_ref().and_then(|files| Tls::load(files).err());
+    let ours = credentials(&settings.username, settings.password_file.as_deref(), OURS).err();
+    let theirs = match &settings.place {
+        Place::Sentinel(sentinels) => {
+            credentials(&sentinels.username, sentinels.password_file.as_deref(), OF_SENTINELS).err()
+        }
+        Place::Fixed(_) | Place::Cluster(_) => None,
+    };
+    [tls, ours, theirs].into_iter().flatten().collect()
 }
 
 fn connector(settings: &Settings, names: &Names) -> Result<Connector, OpenError> {

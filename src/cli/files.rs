@@ -1,0 +1,108 @@
+//! The files that a configuration names: certificates, keys, secrets, tokens. Each mistake in them is told at the line
+//! that names the file.
+
+use std::path::Path;
+
+use crate::app::{KeyTools, SecretError, read_secret};
+use crate::config::{FileSettings, KeySettings, Mistake, StoreSettings};
+use crate::downstream::tls::{Acceptor, Certificate, LoadError, LoadErrors};
+use crate::operators::admin::TokenFileError;
+use crate::pem::PemError;
+use crate::secret_file::SecretFileError;
+use crate::store::redis::{self, OpenError};
+
+/// Reads all files. Gives the certificates for clients, and all mistakes.
+pub(super) fn read(settings: &FileSettings) -> (Vec<Certificate>, Vec<Mistake>) {
+    let mut mistakes = Vec::new();
+    let FileSettings { keys, admin, outbox, store, .. } = settings;
+    let pepper_alone = KeySettings { audit_key_file: None, ..keys.clone() };
+    let audit_key_alone = KeySettings { pepper_file: None, ..keys.clone() };
+    for keys in [pepper_alone, audit_key_alone] {
+        mistakes.extend(KeyTools::new(&keys).err().map(|error| of_secret(settings, &error)));
+    }
+    if let Some(outbox) = outbox {
+        let key = read_secret("outbox.key_file", &outbox.key_file);
+        mistakes.extend(key.err().map(|error| of_secret(settings, &error)));
+    }
+    if let Some(remote) = &admin.remote {
+        mistakes.extend(remote.check().err().map(|error| of_tokens(settings, &error)));
+    }
+    if let Some(StoreSettings::Redis(store)) = store {
+        mistakes.extend(redis::check_files(store).iter().map(|error| of_redis(settings, store, error)));
+    }
+    let (certificates, of_tls) = read_certificates(settings);
+    mistakes.extend(of_tls);
+    (certificates, mistakes)
+}
+
+/// Reads the certificates for clients and their keys.
+pub(super) fn read_certificates(settings: &FileSettings) -> (Vec<Certificate>, Vec<Mistake>) {
+    match Acceptor::load(&settings.tls) {
+        Ok(acceptor) => {
+            (acceptor.map(|acceptor| acceptor.certificates().to_vec()).unwrap_or_default(), Vec::new())
+        }
+        Err(LoadErrors(errors)) => {
+            (Vec::new(), errors.iter().map(|error| of_certificate(settings, error)).collect())
+        }
+    }
+}
+
+/// A mistake at the first of these keys that the configuration has. The text needs not name it again.
+fn at(settings: &FileSettings, keys: &[&str], text: &str) -> Mistake {
+    let text = keys.iter().fold(text.to_owned(), |text, key| text.replacen(&format!("{key} "), "", 1));
+    Mistake::in_file(&settings.places, keys, text)
+}
+
+fn of_secret(settings: &FileSettings, error: &SecretError) -> Mistake {
+    at(settings, &[error.what()], &error.to_string())
+}
+
+fn of_tokens(settings: &FileSettings, error: &TokenFileError) -> Mistake {
+    at(settings, &["admin.tokens_file"], &error.to_string())
+}
+
+fn of_redis(settings: &FileSettings, store: &redis::Settings, error: &OpenError) -> Mistake {
+    let key = match error {
+        OpenError::Password(error) => error.what(),
+        OpenError::NoPassword { key, .. } => *key,
+        OpenError::Pem(error) => {
+            let client = store.tls.as_ref().and_then(|tls| tls.client.as_ref());
+            match client {
+                Some((certificate, _)) if file_of(error) == certificate => "store.tls.cert",
+                Some((_, key)) if file_of(error) == key => "store.tls.key",
+                Some(_) | None => "store.tls.ca",
+            }
+        }
+        OpenError::Tls(_) => "store.tls.cert",
+        OpenError::NoAuthority => "store.url",
+    };
+    at(settings, &[key, "store.tls.ca"], error.to_string().trim_start_matches("store.tls: "))
+}
+
+fn of_certificate(settings: &FileSettings, error: &LoadError) -> Mistake {
+    let certificates = &settings.tls.certificates;
+    let of_certificate = |file: &Path| certificates.iter().position(|files| files.certificate == file);
+    let of_key = |file: &Path| certificates.iter().position(|files| files.key == file);
+    let (key, number) = match error {
+        LoadError::File(error) => match of_certificate(file_of(error)) {
+            Some(number) => ("cert", Some(number)),
+            None => ("key", of_key(file_of(error))),
+        },
+        LoadError::Mismatch { key, .. } => ("key", of_key(key)),
+        LoadError::Unusable { certificate, .. } | LoadError::Nameless(certificate) => {
+            ("cert", of_certificate(certificate))
+        }
+        LoadError::Library(_) => ("cert", None),
+    };
+    let text = error.to_string().trim_start_matches("server.tls: ").to_owned();
+    Mistake::in_file_of(&settings.places, "server.tls", key, number, text)
+}
+
+/// The file that a mistake is in.
+fn file_of(error: &PemError) -> &Path {
+    match error {
+        PemError::Io { file, .. } | PemError::Pem { file, .. } => file,
+        PemError::NoCertificate(file) | PemError::NoKey(file) => file,
+        PemError::Key(error) => SecretFileError::path(error),
+    }
+}
