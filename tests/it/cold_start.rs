@@ -116,7 +116,7 @@ fn assert_all_let_in(what: &str, scene: &Scene, from: impl Fn(usize) -> Option<S
         size().1
     );
     assert_eq!(tally(&outcomes), BTreeMap::from([(404, scene.secrets.len())]), "{what}");
-    assert!(took < lenient(Duration::from_secs(3)), "{what}: {took:?}");
+    assert!(!is_long() || took < Duration::from_secs(3), "{what}: {took:?}");
 }
 
 #[test]
