@@ -8,11 +8,12 @@ use std::future::{pending, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::time::sleep;
 
 use crate::vocabulary::clock::Clock;
@@ -33,6 +34,8 @@ pub struct Dialer {
     port: u16,
     preference: Preference,
     resolver: Resolver,
+    /// Where each attempt beside the first takes a place, since it has a descriptor of its own.
+    places: Option<Arc<Semaphore>>,
     /// One lookup at a time: each holds a thread for as long as the resolver takes, even if the result is no longer
     /// awaited.
     resolved: tokio::sync::Mutex<Resolved>,
@@ -81,9 +84,17 @@ impl Dialer {
             port,
             preference,
             resolver: Resolver::default(),
+            places: None,
             resolved: tokio::sync::Mutex::default(),
             experience: Mutex::default(),
         }
+    }
+
+    /// Makes every attempt beside the first take one of `places`. Where there is none, it waits until another attempt
+    /// has failed.
+    #[must_use]
+    pub fn sharing(self, places: Arc<Semaphore>) -> Self {
+        Self { places: Some(places), ..self }
     }
 
     /// Whether it opens streams to `host` and `port`.
@@ -143,9 +154,13 @@ impl Dialer {
         let mut attempts = Vec::new();
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
         loop {
-            if let Some(address) = waiting.next() {
-                attempts.push(Attempt { address, connecting: Box::pin(TcpStream::connect(address)) });
-            } else if attempts.is_empty() {
+            if let Ok(place) = self.place(attempts.is_empty())
+                && let Some(address) = waiting.next()
+            {
+                let connecting = Box::pin(TcpStream::connect(address));
+                attempts.push(Attempt { address, connecting, _place: place });
+            }
+            if attempts.is_empty() {
                 return Err(failure);
             }
             let has_next = waiting.len() > 0;
@@ -169,6 +184,14 @@ impl Dialer {
         }
     }
 
+    /// The place of an attempt, where it needs one: the first has its caller's.
+    fn place(&self, is_first: bool) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+        match &self.places {
+            Some(places) if !is_first => Arc::clone(places).try_acquire_owned().map(Some),
+            _ => Ok(None),
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Experience> {
         self.experience.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -177,6 +200,7 @@ impl Dialer {
 struct Attempt {
     address: SocketAddr,
     connecting: Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 /// Waits for the first attempt that ends, and takes it out.

@@ -13,6 +13,7 @@ use crate::store::cache::ReadThrough;
 use crate::store::keeper::{LinkState, Standing, Vitals};
 use crate::telemetry;
 use crate::telemetry::metrics::{ChangeMeter, EndpointState, Reloads, State};
+use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 
@@ -59,6 +60,7 @@ pub(super) fn serving(
 pub(super) struct Observed {
     pub(super) store: Arc<dyn Store>,
     pub(super) cache: Arc<ReadThrough>,
+    pub(super) budget: Budget,
     pub(super) in_force: Arc<Mutex<InForce>>,
     pub(super) records_dropped: Arc<AtomicU64>,
     pub(super) changes: Option<Arc<ChangeMeter>>,
@@ -86,6 +88,10 @@ impl Observed {
         State {
             certificates: in_force.certificates.clone(),
             endpoints: endpoints.collect(),
+            upstream_connections: (
+                self.budget.at_most().saturating_sub(self.budget.left()),
+                self.budget.at_most(),
+            ),
             cache_entries: self.cache.entries(),
             lookups_waiting: self.cache.waiting(),
             lookups: self.cache.meter(),

@@ -5,6 +5,7 @@ mod in_force;
 mod key_tools;
 mod prefixes;
 mod reload;
+mod room;
 mod signals;
 mod start;
 mod stop;

@@ -6,7 +6,6 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -16,15 +15,16 @@ use super::in_force::{InForce, Observed, serving};
 use super::key_tools::{KeyTools, SecretError, read_secret};
 use super::prefixes::{self, Followers};
 use super::reload::{Fixed, Source, tell_remarks, tell_wider};
+use super::room::Room;
 use super::signals::Signals;
 use super::store::{StoreError, attend_revived, open_store};
 use super::{Addresses, App};
 use crate::api::Api;
 use crate::config::Config;
-use crate::downstream::listener::Listener;
+use crate::downstream::listener::{self, Listener};
 use crate::downstream::tls;
 use crate::downstream::worker::{Parts, Worker};
-use crate::gateway::{Plan, Shapes, Shared};
+use crate::gateway::{Plan, Shapes, Shared, Shares};
 use crate::lifecycle::Lifecycle;
 use crate::operators::admin;
 use crate::operators::ops::{self, Readiness, Told};
@@ -36,6 +36,7 @@ use crate::store::measured::MeasuredStore;
 use crate::store::{Role, Store};
 use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
 use crate::telemetry::{self, RecordWriter};
+use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::{KeyFormat, Prefix};
@@ -88,13 +89,14 @@ impl App {
     /// # Errors
     /// As [`App::start`].
     pub fn start_with(
-        config: Config,
+        mut config: Config,
         tools: KeyTools,
         control: Control,
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        raise_descriptor_limit();
+        let threads = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
+        let budget = share_out_room(&mut config.listener, threads);
         let fixed = Fixed::of(&config);
         let serving = serving(&config.tls, config.watchdog.clone(), &clock)?;
         let entered = control.handle().enter();
@@ -106,14 +108,14 @@ impl App {
         let in_force = Arc::new(Mutex::new(InForce::new(config.hash, &serving, &plan, Reloads::default())));
         let records = RecordWriter::start(config.request_log)?;
         let metrics = Arc::new(Metrics::new(Arc::clone(&keys.meter)));
-        let shared = keys.shared(plan, tools, &clock);
+        let shared = keys.shared(plan, tools, (budget.clone(), threads), &clock);
         let start = |n| {
             let (records, cells) = (records.sink(), metrics.cells());
             Worker::start(n, Parts { shared: shared.clone(), records, cells, serving: serving.clone() })
         };
-        let count = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
-        let workers = Arc::new((0..count).map(start).collect::<Result<Vec<_>, _>>()?);
+        let workers = Arc::new((0..threads).map(start).collect::<Result<Vec<_>, _>>()?);
         keys.follow_prefixes(&workers);
+
         let addresses = sockets.addresses();
         let Sockets { public, trusted_proxies, admin_socket, admin_remote, ops } = sockets;
         let accepting = public.start(Arc::clone(&workers));
@@ -125,7 +127,7 @@ impl App {
         }
         let readiness = Arc::new(Readiness::default());
         if let Some(ops) = ops {
-            let observed = keys.observed(Arc::clone(&in_force), &records, backlog);
+            let observed = keys.observed(Arc::clone(&in_force), &records, budget, backlog);
             operators.push(ops.start(keys.told(metrics, Arc::clone(&readiness), observed), clock.clone()));
         }
         drop(entered);
@@ -226,12 +228,20 @@ impl Keys {
     }
 
     /// The parts that all workers share.
-    fn shared(&self, plan: Arc<Plan>, tools: KeyTools, clock: &Clock) -> Shared {
+    fn shared(
+        &self,
+        plan: Arc<Plan>,
+        tools: KeyTools,
+        (budget, threads): (Budget, usize),
+        clock: &Clock,
+    ) -> Shared {
         Shared {
             plan,
             shapes: Arc::new(Shapes { format: tools.format, only_these: None }),
             digester: tools.digester,
             keys: Arc::clone(&self.cache),
+            shares: Arc::new(Shares::new(budget.clone(), threads)),
+            budget,
             api: self.lifecycle.clone().map(|lifecycle| Api::new(lifecycle, Handle::current())),
             clock: clock.clone(),
         }
@@ -241,12 +251,14 @@ impl Keys {
         &self,
         in_force: Arc<Mutex<InForce>>,
         records: &RecordWriter,
+        budget: Budget,
         backlog: Option<Arc<Backlog>>,
     ) -> Observed {
         let lifecycle = self.lifecycle.as_deref();
         Observed {
             store: Arc::clone(&self.store),
             cache: Arc::clone(&self.cache),
+            budget,
             in_force,
             records_dropped: records.dropped(),
             changes: lifecycle.map(|lifecycle| Arc::clone(lifecycle.change_meter())),
@@ -285,12 +297,10 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-/// Raises the limit of open files to the most that the process may have. The usual soft limit of 1,024 is meant
-/// for programs that use `select`.
-fn raise_descriptor_limit() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current < maximum || maximum.is_none() && current.is_some() {
-        // Where this is refused, the limit stays as it was, and the listener logs what that means.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    }
+/// Limits the connections of clients by what the process may have, and gives the connections to upstreams their budget.
+fn share_out_room(listener: &mut listener::Settings, threads: usize) -> Budget {
+    let room = Room::share_out(listener.max_connections, threads);
+    telemetry::log(&room.described());
+    listener.max_connections = room.clients;
+    Budget::new(room.upstreams)
 }

@@ -5,10 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
-use rustix::process::{Resource, getrlimit};
 use tokio::sync::watch;
-
-use crate::telemetry;
 
 /// How many connections there may be, and how many there are.
 #[derive(Clone, Debug)]
@@ -40,24 +37,15 @@ impl Client {
 }
 
 impl ConnectionLimit {
-    /// At most `max_connections`, or fewer where the process may not open as many files; the log says so then.
+    /// At most `max_connections`, which the process must have the descriptors for.
     #[must_use]
     pub(super) fn new(
         max_connections: usize,
         max_connections_per_client: usize,
         trusted_proxies: watch::Receiver<Vec<IpNet>>,
     ) -> Self {
-        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        // A connection can need a second descriptor, to the upstream. Stores, logs and listeners need some
-        // too.
-        let at_most = usize::try_from(descriptors / 10 * 8 / 2).unwrap_or(usize::MAX);
-        if at_most < max_connections {
-            telemetry::log(&format!(
-                "the limit of {descriptors} open files allows {at_most} connections, not the {max_connections} of server.max_connections; raise it (LimitNOFILE, ulimit -n)"
-            ));
-        }
         Self {
-            at_most: at_most.min(max_connections),
+            at_most: max_connections,
             per_client: max_connections_per_client,
             trusted_proxies,
             taken: Arc::default(),

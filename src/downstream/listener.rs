@@ -26,8 +26,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Threads that serve connections; `None` for one per processor.
     pub workers: Option<NonZeroUsize>,
-    /// Connections at once; at most 40 % of the file descriptor limit, since each may need a second one to
-    /// the upstream.
+    /// Connections at once. The start of the process lowers it to what the limit of open files allows.
     pub max_connections: usize,
     /// Connections at once from one IPv4 address, or one /64 of IPv6. The limit does not hold for trusted proxies.
     pub max_connections_per_client: usize,

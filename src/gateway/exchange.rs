@@ -10,6 +10,7 @@ use super::Gateway;
 use super::caller::Prepared;
 use super::cut::Cut;
 use super::headers::request_id_value;
+use super::shares::{Client, Part};
 use super::snapshot::Snapshot;
 use crate::policy::route::Match;
 use crate::store::cache::Known;
@@ -22,7 +23,7 @@ use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::peer::Peer;
 use crate::vocabulary::reason::Reason;
-use crate::vocabulary::rejection::Rejection;
+use crate::vocabulary::rejection::{Rejection, Unavailable};
 
 /// A request from its parsed head to the last byte of its answer. Counted and recorded when it is dropped,
 /// however it ended.
@@ -43,6 +44,8 @@ pub(super) struct Exchange {
     code: Code,
     reason: Option<Reason>,
     complete: bool,
+    /// Its part of its client's share, once it is forwarded.
+    part: Option<Part>,
     /// Its place among the requests in flight, once it is forwarded with a key.
     place: Option<usize>,
     cut: Cut,
@@ -79,6 +82,7 @@ impl Exchange {
             code: Code::ClientGone,
             reason: None,
             complete: false,
+            part: None,
             place: None,
             cut: cut.clone(),
         })
@@ -148,7 +152,23 @@ impl Exchange {
         }
     }
 
+    /// Takes a part of the client's share of the requests that are forwarded at once.
+    ///
+    /// # Errors
+    /// When as many of the client's requests are in flight as may be, and none ends in time.
+    pub(super) async fn take_part(&mut self, client: Client) -> Result<(), Rejection> {
+        self.part = self.gateway.shares.part(client);
+        if self.part.is_none() {
+            let gateway = Rc::clone(&self.gateway);
+            self.part = Box::pin(gateway.shares.part_beyond(client)).await;
+        }
+        if self.part.is_none() { Err(Rejection::Unavailable(Unavailable::Share)) } else { Ok(()) }
+    }
+
     fn leave_flight(&mut self) {
+        if let Some(part) = self.part.take() {
+            self.gateway.shares.give_back(&part);
+        }
         if let Some(place) = self.place.take() {
             self.gateway.in_flight.leave(place);
         }

@@ -11,13 +11,15 @@ use super::authorize::Permit;
 use super::exchange::Exchange;
 use super::headers;
 use super::response_body::ResponseBody;
+use super::shares::Client;
 use super::tunnel::{self, Tunnel};
 use crate::policy::request::{CanonicalRequest, Parts};
 use crate::upstream::UpstreamId;
 use crate::upstream::answer::{Answer, Framing};
 use crate::upstream::error::{BodyError, BrokenOff, SendError};
 use crate::upstream::request_body::RequestBody;
-use crate::vocabulary::rejection::{BadGateway, Rejection};
+use crate::vocabulary::network::ClientNetwork;
+use crate::vocabulary::rejection::{BadGateway, Rejection, Unavailable};
 
 /// Sends what `permit` allows to `upstream`.
 ///
@@ -33,6 +35,11 @@ pub(super) async fn forward(
     let takes_trailers = headers::takes_trailers(request.headers());
     // Read before the client's own fields are removed.
     let judged = permit.holder().map(|holder| (holder, exchange.client_address(request.headers())));
+    let client = match judged {
+        Some((holder, _)) => Client::Key(holder.digest),
+        None => Client::Network(ClientNetwork::of(exchange.client_address(request.headers()))),
+    };
+    exchange.take_part(client).await?;
     let mut request = build(exchange, request, permit)?;
     if wants_tunnel {
         tunnel::upgrade(request.headers_mut());
@@ -67,6 +74,7 @@ fn refuse(exchange: &Exchange, upstream: UpstreamId, error: &SendError) -> Rejec
     match error {
         SendError::Body(error) => (*error).into(),
         SendError::TimedOut => Rejection::GatewayTimeout,
+        SendError::Crowded => Rejection::Unavailable(Unavailable::Upstreams),
         SendError::Unreachable => Rejection::BadGateway(BadGateway::Unreachable),
         SendError::BrokeOff(cause) => {
             log_broken_off(exchange, upstream, cause);

@@ -21,6 +21,7 @@ mod in_flight;
 mod operation;
 mod respond;
 mod response_body;
+mod shares;
 mod snapshot;
 mod tunnel;
 mod usage;
@@ -41,6 +42,7 @@ use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
 use self::in_flight::InFlight;
 use self::operation::serve;
+use self::shares::ThreadShares;
 use self::snapshot::Snapshot;
 use self::usage::UsageNotes;
 use crate::api::{Answer, Api};
@@ -50,6 +52,7 @@ use crate::policy::target::Target;
 use crate::store::cache::{ReadThrough, ThreadCache};
 use crate::telemetry::metrics::{Cells, OTHER_METHOD, method_label};
 use crate::telemetry::{RecordSink, Throttle};
+use crate::upstream::budget::Budget;
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::IdSource;
@@ -59,6 +62,7 @@ use crate::vocabulary::rejection::Rejection;
 
 pub use self::cut::Cut;
 pub use self::response_body::ResponseBody;
+pub use self::shares::Shares;
 pub use self::snapshot::{Plan, Shapes};
 pub use self::tunnel::{Departure, Tunnel};
 
@@ -92,6 +96,8 @@ pub struct Shared {
     pub shapes: Arc<Shapes>,
     pub digester: Digester,
     pub keys: Arc<ReadThrough>,
+    pub budget: Budget,
+    pub shares: Arc<Shares>,
     /// `None` at a gateway with the role of a proxy.
     pub api: Option<Api>,
     pub clock: Clock,
@@ -106,6 +112,7 @@ pub struct Gateway {
     digester: Digester,
     keys: ThreadCache<Prepared>,
     in_flight: InFlight,
+    shares: ThreadShares,
     api: Option<Api>,
     usage: UsageNotes,
     ids: RefCell<IdSource>,
@@ -120,11 +127,12 @@ impl Gateway {
     /// The gateway of the calling thread.
     #[must_use]
     pub fn new(shared: Shared, records: Rc<RecordSink>, cells: Arc<Cells>) -> Rc<Self> {
-        let Shared { plan, shapes, digester, keys, api, clock } = shared;
+        let Shared { plan, shapes, digester, keys, budget, shares, api, clock } = shared;
         Rc::new(Self {
-            snapshot: RefCell::new(Rc::new(Snapshot::new(plan, shapes, &cells, clock.clone()))),
+            snapshot: RefCell::new(Rc::new(Snapshot::new(plan, shapes, &cells, budget, clock.clone()))),
             keys: ThreadCache::new(keys),
             in_flight: InFlight::default(),
+            shares: ThreadShares::new(shares),
             api,
             usage: UsageNotes::default(),
             ids: RefCell::default(),

@@ -13,6 +13,7 @@ use super::Settings;
 use super::headers::HeaderRules;
 use crate::policy::route::RouteTable;
 use crate::telemetry::metrics::{Cells, RouteCells, UpstreamCells};
+use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::upstream::send::Upstreams;
 use crate::upstream::{self, UpstreamId};
@@ -89,8 +90,14 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(plan: Arc<Plan>, shapes: Arc<Shapes>, cells: &Cells, clock: Clock) -> Self {
-        let upstreams = Upstreams::new(&plan.upstreams, &plan.health, clock);
+    pub(super) fn new(
+        plan: Arc<Plan>,
+        shapes: Arc<Shapes>,
+        cells: &Cells,
+        budget: Budget,
+        clock: Clock,
+    ) -> Self {
+        let upstreams = Upstreams::new(&plan.upstreams, &plan.health, budget, clock);
         Self::with_upstreams(plan, shapes, upstreams, cells)
     }
 

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod ops;
 pub mod outbox;
+mod paced;
 mod small_server;
 
 pub use small_server::Running;

@@ -30,7 +30,12 @@ impl Default for Settings {
 }
 
 /// For scrapers and probes, which send no bodies.
-const LIMITS: Limits = Limits { connections: 32, head_timeout: Duration::from_secs(10), body: 0 };
+const LIMITS: Limits = Limits {
+    connections: 32,
+    head_timeout: Duration::from_secs(10),
+    write_timeout: Duration::from_secs(10),
+    body: 0,
+};
 /// The media type of Prometheus' text format, version 0.0.4.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 

@@ -1,9 +1,12 @@
 //! A small HTTP/1.1 server, for what operators and customers look at: few clients at once, short bodies.
 //!
-//! It accepts connections while there is a place for them, gives up clients that send nothing, limits bodies, and
-//! stops gracefully: answers under way are finished.
+//! It gives up clients that send nothing or take nothing of their answers, limits bodies, and stops gracefully: answers
+//! under way are finished. It accepts every connection: where there is no place, a connection that waits for its client
+//! makes room, of the client that has the most. So nobody can shut operators out by holding connections.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
+use std::hash::Hash;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -19,10 +22,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, Id, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::paced::{Paced, Progress};
 use crate::telemetry::Throttle;
 use crate::vocabulary::clock::Clock;
 
@@ -33,10 +37,12 @@ pub(super) type Answer = Response<Full<Bytes>>;
 /// How much a small server lets its clients take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Connections at once. Further clients wait in the listen queue.
-    pub(super) connections: u32,
+    /// Connections at once.
+    pub(super) connections: usize,
     /// How long a client may take to send the head of a request, or to begin the next one.
     pub(super) head_timeout: Duration,
+    /// How long a client may take nothing of its answer.
+    pub(super) write_timeout: Duration,
     /// The longest body of a request, in bytes.
     pub(super) body: usize,
 }
@@ -48,7 +54,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(super) trait Socket: Send + Sync + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     /// The facts that the socket itself knows of a client, before the client has sent anything.
-    type Client: Copy + Send + Sync + 'static;
+    type Client: Copy + Eq + Hash + Send + Sync + 'static;
 
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Client)>> + Send;
 }
@@ -102,21 +108,35 @@ impl<S: Socket> SmallServer<S> {
         F: Future<Output = Answer> + Send + 'static,
     {
         let Self { socket, name, limits, clock } = self;
-        let places = Arc::new(Semaphore::new(limits.connections as usize));
         let failing = Throttle::default();
         // Dropped with this task, which cuts the connections.
         let mut connections = JoinSet::new();
+        let mut open = Open { entries: Vec::new(), at_most: limits.connections };
         loop {
             let accepted = tokio::select! {
-                accepted = accept(&socket, &places) => accepted,
-                Some(_) = connections.join_next() => continue,
+                accepted = socket.accept() => accepted,
+                Some(ended) = connections.join_next_with_id() => {
+                    open.forget(ended.map_or_else(|error| error.id(), |(id, ())| id));
+                    continue;
+                }
                 _ = stopped.changed() => break,
             };
             match accepted {
-                Ok((stream, client, place)) => {
+                // Without a place it is closed.
+                Ok((_, client)) if !open.make_room(client) => {}
+                Ok((stream, client)) => {
                     let answer = answer.clone();
                     let answer = move |request| answer(client, request);
-                    connections.spawn(serve(stream, answer, limits, stopped.clone(), place));
+                    let progress = Arc::new(Progress::new(clock.clone()));
+                    let stream = Paced::new(stream, Arc::clone(&progress), limits.write_timeout);
+                    let task = connections.spawn(serve(
+                        stream,
+                        answer,
+                        limits,
+                        stopped.clone(),
+                        Arc::clone(&progress),
+                    ));
+                    open.entries.push(Entry { client, progress, task });
                 }
                 Err(error) => {
                     let line = || format!("cannot accept connections for {name}: {error}; trying again");
@@ -130,14 +150,45 @@ impl<S: Socket> SmallServer<S> {
     }
 }
 
-/// Takes a place first, then accepts: a client without a place waits in the listen queue.
-async fn accept<S: Socket>(
-    socket: &S,
-    places: &Arc<Semaphore>,
-) -> io::Result<(S::Stream, S::Client, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, client) = socket.accept().await?;
-    Ok((stream, client, place))
+/// The connections that are open.
+struct Open<C> {
+    entries: Vec<Entry<C>>,
+    at_most: usize,
+}
+
+struct Entry<C> {
+    client: C,
+    progress: Arc<Progress>,
+    task: AbortHandle,
+}
+
+impl<C: Copy + Eq + Hash> Open<C> {
+    /// Makes room for a connection of `client`; false where all places are in use. Closed is, among those that wait for
+    /// their clients, one of the client that has the most of these, and of those the one that has waited longest.
+    fn make_room(&mut self, client: C) -> bool {
+        if self.entries.len() < self.at_most {
+            return true;
+        }
+        let mut waiting: HashMap<C, usize> = HashMap::from([(client, 1)]);
+        for entry in self.entries.iter().filter(|entry| entry.progress.waits_for_client()) {
+            *waiting.entry(entry.client).or_default() += 1;
+        }
+        let longest = self
+            .entries
+            .iter()
+            .filter(|entry| entry.progress.waits_for_client())
+            .max_by_key(|entry| (waiting.get(&entry.client).copied(), entry.progress.unmoved_for()));
+        let Some(id) = longest.map(|entry| entry.task.id()) else { return false };
+        for entry in self.entries.iter().filter(|entry| entry.task.id() == id) {
+            entry.task.abort();
+        }
+        self.forget(id);
+        true
+    }
+
+    fn forget(&mut self, id: Id) {
+        self.entries.retain(|entry| entry.task.id() != id);
+    }
 }
 
 /// Serves one connection until the client ends it, takes too long, or the server stops.
@@ -146,7 +197,7 @@ async fn serve<T, A, F>(
     answer: A,
     limits: Limits,
     mut stopped: watch::Receiver<()>,
-    _place: OwnedSemaphorePermit,
+    progress: Arc<Progress>,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request) -> F + Send + Sync + 'static,
@@ -154,7 +205,13 @@ async fn serve<T, A, F>(
 {
     let service = service_fn(|request: http::Request<Incoming>| {
         let answering = answer(request.map(|body| Limited::new(body, limits.body)));
-        async move { Ok::<_, Infallible>(answering.await) }
+        let progress = Arc::clone(&progress);
+        async move {
+            progress.begin_answer();
+            let answer = answering.await;
+            progress.end_answer();
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -190,7 +247,7 @@ impl Running {
 
 #[cfg(test)]
 mod tests {
-    use http::StatusCode;
+    use http::{Method, StatusCode};
     use http_body_util::BodyExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;
@@ -204,7 +261,12 @@ mod tests {
         (SmallServer { socket, name: "a test", limits, clock: Clock::system() }, address)
     }
 
-    const LIMITS: Limits = Limits { connections: 1, head_timeout: Duration::from_secs(20), body: 4 };
+    const LIMITS: Limits = Limits {
+        connections: 1,
+        head_timeout: Duration::from_secs(20),
+        write_timeout: Duration::from_secs(20),
+        body: 4,
+    };
 
     async fn connect(address: SocketAddr, sent: &str) -> TcpStream {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -265,17 +327,65 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_without_a_place_waits_until_one_is_free() {
+    async fn a_connection_that_waits_for_its_client_makes_room() {
+        let (server, address) = server(Limits { connections: 4, ..LIMITS });
+        let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (beginning, going_on) = (Arc::clone(&begun), Arc::clone(&go_on));
+        let running = server.start(move |_, request| {
+            let (beginning, going_on) = (Arc::clone(&beginning), Arc::clone(&going_on));
+            async move {
+                if request.method() == Method::POST {
+                    beginning.notify_one();
+                    going_on.notified().await;
+                }
+                answer(StatusCode::OK)
+            }
+        });
+        let close = |method: &str| format!("{method} / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        let slow = connect(address, &close("POST")).await;
+        begun.notified().await;
+        let mut silent = Vec::new();
+        for _ in 0..20 {
+            silent.push(connect(address, "").await);
+            assert!(read(connect(address, &close("GET")).await).await.ends_with("said"));
+        }
+        go_on.notify_one();
+        assert!(read(slow).await.ends_with("said"), "an answer under way is not given up");
+        running.stop(WITHIN).await;
+    }
+
+    #[tokio::test]
+    async fn where_every_place_works_for_its_client_another_one_is_closed() {
         let (server, address) = server(LIMITS);
-        let running = server.start(|_, _| async { answer(StatusCode::OK) });
-        let silent = connect(address, "").await;
+        let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (beginning, going_on) = (Arc::clone(&begun), Arc::clone(&go_on));
+        let running = server.start(move |_, _| {
+            let (beginning, going_on) = (Arc::clone(&beginning), Arc::clone(&going_on));
+            async move {
+                beginning.notify_one();
+                going_on.notified().await;
+                answer(StatusCode::OK)
+            }
+        });
         let close = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-        let mut waiting = connect(address, close).await;
-        let mut byte = [0];
-        let early = timeout(Duration::from_millis(200), waiting.read(&mut byte)).await;
-        assert!(early.is_err(), "answered while another had the only place");
-        drop(silent);
-        assert!(read(waiting).await.ends_with("said"));
+        let slow = connect(address, close).await;
+        begun.notified().await;
+        let mut refused = connect(address, "").await;
+        assert_eq!(refused.read(&mut [0]).await.unwrap(), 0);
+        go_on.notify_one();
+        assert!(read(slow).await.ends_with("said"));
+        running.stop(WITHIN).await;
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_of_its_answer_is_given_up() {
+        let (server, address) = server(Limits { write_timeout: Duration::from_millis(50), ..LIMITS });
+        // More than the buffers of both sockets take.
+        let long = Bytes::from(vec![b'x'; 64 << 20]);
+        let running = server.start(move |_, _| std::future::ready(Answer::new(Full::new(long.clone()))));
+        let mut unread = connect(address, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let closed = async { while unread.write_all(b"x").await.is_ok() {} };
+        timeout(WITHIN, closed).await.unwrap();
         running.stop(WITHIN).await;
     }
 }

@@ -29,6 +29,7 @@ use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::budget::Place;
 use super::connection::{Incoming, Received, Upgrading};
 use super::error::BodyError;
 use super::idle_timer::IdleTimer;
@@ -214,15 +215,14 @@ pub struct Upgrade {
 }
 
 impl Upgrade {
-    /// Waits until the connection is free of HTTP, and gives its stream.
+    /// Waits until the connection is free of HTTP, and gives its stream, and its place among the connections.
     ///
     /// # Errors
     /// When the connection ends before that.
-    pub async fn complete(self) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
+    pub async fn complete(self) -> io::Result<(impl AsyncRead + AsyncWrite + Unpin, Place)> {
         let Self { upgrading, lease } = self;
         let stream = upgrading.complete().await?;
-        drop(lease);
-        Ok(stream)
+        Ok((stream, lease.into_place()))
     }
 }
 

@@ -1,9 +1,11 @@
 //! From an endpoint to an open stream.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use super::endpoint::{Address, Endpoint, Scheme};
 use crate::dial::{self, Preference};
@@ -20,9 +22,10 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
-    pub(super) fn new(endpoint: Endpoint) -> Self {
+    /// Each attempt beside the first takes one of `places`.
+    pub(super) fn new(endpoint: Endpoint, places: Arc<Semaphore>) -> Self {
         let Address::Tcp { host, port } = endpoint.address();
-        let server = dial::Dialer::new(host, *port, Preference::InTurn);
+        let server = dial::Dialer::new(host, *port, Preference::InTurn).sharing(places);
         Self { endpoint, server }
     }
 

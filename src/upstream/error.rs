@@ -9,6 +9,8 @@ use thiserror::Error;
 pub enum SendError {
     /// Nothing of the request was sent: no endpoint could be connected to.
     Unreachable,
+    /// Nothing of the request was sent: the process has as many connections to upstreams as it may.
+    Crowded,
     /// The connection ended, or proved not to speak HTTP/1.1, before a whole answer head had come. The request
     /// may have been carried out.
     BrokeOff(BrokenOff),

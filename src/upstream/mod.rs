@@ -8,6 +8,7 @@
 //! | `dial` | How does a stream to an endpoint come about? |
 //! | `connection` | How does a request travel over a stream, and which library speaks the protocol? |
 //! | `pool` | Which connections does a thread keep? |
+//! | [`budget`] | How many connections may the process have? |
 //! | [`send`] | What are the steps from a request to its answer? |
 //! | [`answer`] | What came back, and may its connection carry another request? |
 //! | [`request_body`] | How does a client's body reach the upstream? |
@@ -16,6 +17,7 @@
 //! Names of the HTTP library's client stand only in `connection`.
 
 pub mod answer;
+pub mod budget;
 mod connection;
 mod dial;
 pub mod endpoint;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use http::Request;
 
 use super::Timeouts;
+use super::budget::{Budget, Place};
 use super::connection::{Connection, Received, Unanswered, Undelivered};
 use super::dial::Dialer;
 use super::endpoint::Endpoint;
@@ -31,6 +32,7 @@ const GREATEST_AGE: Duration = Duration::from_mins(1);
 pub(super) struct Pool {
     dialer: Dialer,
     standing: Standing,
+    budget: Budget,
     connect_timeout: Duration,
     idle_timeout: Duration,
     kept: RefCell<Vec<Kept>>,
@@ -41,19 +43,34 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Kept {
-    connection: Connection,
+    open: Open,
     since: Instant,
+}
+
+/// An open connection in its place.
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    /// When the connection is too old to be kept; `None` for never.
     until: Option<Instant>,
+    place: Place,
+}
+
+/// Why there is no connection for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoLease {
+    /// The endpoint cannot be connected to.
+    Unreachable,
+    /// The process has as many connections as it may.
+    Crowded,
 }
 
 /// A connection for one request. Dropping the lease closes the connection; [`Lease::release`] keeps it for the
 /// next request.
 #[derive(Debug)]
 pub(super) struct Lease {
-    connection: Connection,
+    open: Open,
     is_reused: bool,
-    /// When the connection is too old to be kept; `None` for never.
-    until: Option<Instant>,
     pool: Rc<Pool>,
 }
 
@@ -68,30 +85,42 @@ impl Lease {
         &mut self,
         request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Received, Undelivered>> + use<> {
-        self.connection.send(request)
+        self.open.connection.send(request)
     }
 
     /// After a request broke off: what was sent, if not a byte came after it. Once.
     pub(super) fn unanswered(&self) -> Option<Unanswered> {
-        self.connection.unanswered()
+        self.open.connection.unanswered()
     }
 
     /// Gives the connection back. `answer.rs` decides when that is safe.
     pub(super) fn release(self) {
-        let Self { connection, pool, until, .. } = self;
+        let Self { open, pool, .. } = self;
         let now = pool.clock.mono();
-        let is_young = until.is_none_or(|until| now < until);
+        let is_young = open.until.is_none_or(|until| now < until);
         let mut kept = pool.kept.borrow_mut();
-        if is_young && !connection.is_closed() && kept.len() < KEPT_AT_MOST && !pool.retired.get() {
-            kept.push(Kept { connection, since: now, until });
+        if is_young && !open.connection.is_closed() && kept.len() < KEPT_AT_MOST && pool.may_keep() {
+            kept.push(Kept { open, since: now });
         }
+    }
+
+    /// The place of the connection, which goes on as something else than HTTP.
+    pub(super) fn into_place(self) -> Place {
+        self.open.place
     }
 }
 
 impl Pool {
-    pub(super) fn new(endpoint: Endpoint, standing: Standing, timeouts: &Timeouts, clock: Clock) -> Self {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        standing: Standing,
+        timeouts: &Timeouts,
+        budget: Budget,
+        clock: Clock,
+    ) -> Self {
         Self {
-            dialer: Dialer::new(endpoint),
+            dialer: Dialer::new(endpoint, budget.places()),
+            budget,
             standing,
             connect_timeout: timeouts.connect,
             idle_timeout: timeouts.idle,
@@ -113,56 +142,63 @@ impl Pool {
         &self.clock
     }
 
-    /// A kept connection, else a new one; `None` if the endpoint cannot be connected to.
-    pub(super) async fn lease(self: &Rc<Self>) -> Option<Lease> {
+    /// A kept connection, else a new one.
+    pub(super) async fn lease(self: &Rc<Self>) -> Result<Lease, NoLease> {
         match self.take() {
-            Some(Kept { connection, until, .. }) => {
-                Some(Lease { connection, is_reused: true, until, pool: Rc::clone(self) })
-            }
+            Some(open) => Ok(Lease { open, is_reused: true, pool: Rc::clone(self) }),
             None => self.lease_new().await,
         }
     }
 
-    /// A new connection; `None` if the endpoint cannot be connected to.
-    pub(super) async fn lease_new(self: &Rc<Self>) -> Option<Lease> {
-        let connection = self.open().await?;
-        let until = self.dialer.may_move().then(|| {
-            let age = GREATEST_AGE.mul_f32(1.0 - fastrand::f32() / 4.0);
-            self.clock.mono() + age
-        });
-        Some(Lease { connection, is_reused: false, until, pool: Rc::clone(self) })
+    /// A new connection.
+    pub(super) async fn lease_new(self: &Rc<Self>) -> Result<Lease, NoLease> {
+        // Boxed, since it is rare and would make every request larger.
+        let open = Box::pin(self.open()).await?;
+        Ok(Lease { open, is_reused: false, pool: Rc::clone(self) })
     }
 
     /// The connection used last, if it is still good: the others may then age and be closed.
-    fn take(&self) -> Option<Kept> {
+    fn take(&self) -> Option<Open> {
         let mut all = self.kept.borrow_mut();
         if all.is_empty() {
             return None;
         }
         let now = self.clock.mono();
         while let Some(kept) = all.pop() {
-            if kept.connection.is_ready() && !self.is_too_old(&kept, now) {
-                return Some(kept);
+            if kept.open.connection.is_ready() && !self.is_too_old(&kept, now) {
+                return Some(kept.open);
             }
         }
         None
     }
 
-    async fn open(&self) -> Option<Connection> {
+    async fn open(&self) -> Result<Open, NoLease> {
+        let place = self.budget.place().await.ok_or(NoLease::Crowded)?;
         let within = self.connect_timeout;
         let opening = async { Connection::open(self.dialer.dial(within, &self.clock).await?).await };
         let opened = tokio::time::timeout(within, opening)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         self.standing.note_connecting(self.dialer.endpoint(), opened.as_ref().err(), self.clock.mono());
-        opened.ok()
+        let connection = opened.map_err(|_| NoLease::Unreachable)?;
+        let until = self.dialer.may_move().then(|| {
+            let age = GREATEST_AGE.mul_f32(1.0 - fastrand::f32() / 4.0);
+            self.clock.mono() + age
+        });
+        Ok(Open { connection, until, place })
+    }
+
+    /// Whether a connection may be kept for a request that has not come.
+    fn may_keep(&self) -> bool {
+        !self.retired.get() && !self.budget.is_tight()
     }
 
     /// Closes the connections that have been unused for too long. To be called once a second.
     pub(super) fn sweep(&self) {
         let now = self.clock.mono();
         self.standing.sweep(now);
-        self.kept.borrow_mut().retain(|kept| !self.is_too_old(kept, now));
+        let may_keep = self.may_keep();
+        self.kept.borrow_mut().retain(|kept| may_keep && !self.is_too_old(kept, now));
     }
 
     /// Closes all unused connections and keeps none from now on. Requests under way go on.
@@ -173,6 +209,6 @@ impl Pool {
 
     fn is_too_old(&self, kept: &Kept, now: Instant) -> bool {
         now.saturating_duration_since(kept.since) >= self.idle_timeout
-            || kept.until.is_some_and(|until| now >= until)
+            || kept.open.until.is_some_and(|until| now >= until)
     }
 }

@@ -10,11 +10,12 @@ use http::{HeaderValue, Request};
 use tokio::time::{Instant, sleep};
 
 use super::answer::Answer;
+use super::budget::Budget;
 use super::connection::{Received, Undelivered};
 use super::endpoint::Endpoint;
 use super::error::{BrokenOff, SendError};
 use super::health::Health;
-use super::pool::{Lease, Pool};
+use super::pool::{Lease, NoLease, Pool};
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
 use super::select::Turns;
@@ -26,6 +27,7 @@ use crate::vocabulary::key::Environment;
 #[derive(Debug)]
 pub struct Upstreams {
     upstreams: Vec<Upstream>,
+    budget: Budget,
     clock: Clock,
 }
 
@@ -64,9 +66,10 @@ struct Sending<'r> {
 
 impl Upstreams {
     #[must_use]
-    pub fn new(upstreams: &[Settings], health: &Health, clock: Clock) -> Self {
-        let upstreams = upstreams.iter().map(|settings| Upstream::new(settings, health, &clock)).collect();
-        Self { upstreams, clock }
+    pub fn new(upstreams: &[Settings], health: &Health, budget: Budget, clock: Clock) -> Self {
+        let made = |settings| Upstream::new(settings, health, &budget, &clock);
+        let upstreams = upstreams.iter().map(made).collect();
+        Self { upstreams, budget, clock }
     }
 
     /// Other upstreams in place of these. Upstreams that are in both keep their connections; of the others only
@@ -76,9 +79,10 @@ impl Upstreams {
         let kept = |settings: &Settings| self.upstreams.iter().find(|known| known.settings == *settings);
         let renewed = upstreams.iter().map(|settings| match kept(settings) {
             Some(known) => Upstream { settings: settings.clone(), sides: known.sides.clone() },
-            None => Upstream::new(settings, health, &self.clock),
+            None => Upstream::new(settings, health, &self.budget, &self.clock),
         });
-        let renewed = Self { upstreams: renewed.collect(), clock: self.clock.clone() };
+        let renewed =
+            Self { upstreams: renewed.collect(), budget: self.budget.clone(), clock: self.clock.clone() };
         for gone in self.upstreams.iter().filter(|known| !upstreams.contains(&known.settings)) {
             gone.pools().for_each(Pool::retire);
         }
@@ -128,7 +132,7 @@ impl Upstreams {
 }
 
 impl Upstream {
-    fn new(settings: &Settings, health: &Health, clock: &Clock) -> Self {
+    fn new(settings: &Settings, health: &Health, budget: &Budget, clock: &Clock) -> Self {
         let target = |endpoint: &Endpoint| {
             let standing = health.find(&settings.name, endpoint).unwrap_or_default();
             Target {
@@ -136,7 +140,13 @@ impl Upstream {
                     HostField::Client => None,
                     HostField::Endpoint => HeaderValue::try_from(endpoint.authority()).ok(),
                 },
-                pool: Rc::new(Pool::new(endpoint.clone(), standing, &settings.timeouts, clock.clone())),
+                pool: Rc::new(Pool::new(
+                    endpoint.clone(),
+                    standing,
+                    &settings.timeouts,
+                    budget.clone(),
+                    clock.clone(),
+                )),
             }
         };
         let side = |environment| {
@@ -168,7 +178,12 @@ impl Side {
             if let Some(host) = &target.host {
                 request.headers_mut().insert(HOST, host.clone());
             }
-            while let Some(mut lease) = target.pool.lease().await {
+            loop {
+                let mut lease = match target.pool.lease().await {
+                    Ok(lease) => lease,
+                    Err(NoLease::Unreachable) => break,
+                    Err(NoLease::Crowded) => return Err(SendError::Crowded),
+                };
                 sending.waits_at.set(Some(at));
                 let undelivered = match lease.send(request).await {
                     Ok(received) => return Ok(self.answer(target, received, lease, sending)),
@@ -202,7 +217,7 @@ impl Side {
     ) -> Result<Answer, SendError> {
         let target = &self.targets[at];
         target.pool.standing().note_retry();
-        let Some(mut lease) = target.pool.lease_new().await else { return Err(SendError::BrokeOff(cause)) };
+        let Ok(mut lease) = target.pool.lease_new().await else { return Err(SendError::BrokeOff(cause)) };
         sending.waits_at.set(Some(at));
         match lease.send(request).await {
             Ok(received) => Ok(self.answer(target, received, lease, sending)),

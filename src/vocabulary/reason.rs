@@ -112,6 +112,8 @@ enum About {
     Api,
     /// The upstream.
     Upstream,
+    /// The room for requests that are forwarded at once.
+    Room,
     /// keygate itself.
     Keygate,
 }
@@ -183,6 +185,8 @@ reasons! {
     UpstreamBrokeOff = "upstream_broke_off" Upstream,
     UpstreamInvalidAnswer = "upstream_invalid_answer" Upstream,
     UpstreamTimeout = "upstream_timeout" Upstream,
+    ShareExhausted = "share_exhausted" Room,
+    UpstreamsExhausted = "upstreams_exhausted" Room,
     Internal = "internal" Keygate,
 }
 
@@ -192,7 +196,7 @@ impl Reason {
     pub const fn is_decision(self) -> bool {
         match self.about() {
             About::Decision => true,
-            About::Message | About::Api | About::Upstream | About::Keygate => false,
+            About::Message | About::Api | About::Upstream | About::Room | About::Keygate => false,
         }
     }
 
@@ -201,7 +205,16 @@ impl Reason {
     pub const fn is_of_message(self) -> bool {
         match self.about() {
             About::Message => true,
-            About::Decision | About::Api | About::Upstream | About::Keygate => false,
+            About::Decision | About::Api | About::Upstream | About::Room | About::Keygate => false,
+        }
+    }
+
+    /// Whether there was no room to forward the request.
+    #[must_use]
+    pub const fn is_of_room(self) -> bool {
+        match self.about() {
+            About::Room => true,
+            About::Message | About::Decision | About::Api | About::Upstream | About::Keygate => false,
         }
     }
 }

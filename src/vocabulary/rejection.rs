@@ -150,6 +150,10 @@ pub enum Unavailable {
     Store,
     /// Its lookup did not get its turn in time, or the queue was full.
     Lookups,
+    /// As many of the client's requests are in flight as may be.
+    Share,
+    /// As many connections to upstreams are open as may be.
+    Upstreams,
 }
 
 impl From<Refusal> for Rejection {
@@ -301,6 +305,8 @@ impl Rejection {
             Self::GatewayTimeout => Reason::UpstreamTimeout,
             Self::Unavailable(Unavailable::Store) => Reason::StoreUnavailable,
             Self::Unavailable(Unavailable::Lookups) => Reason::LookupsExhausted,
+            Self::Unavailable(Unavailable::Share) => Reason::ShareExhausted,
+            Self::Unavailable(Unavailable::Upstreams) => Reason::UpstreamsExhausted,
         }
     }
 

@@ -70,6 +70,7 @@ mod reload;
 mod role_proxy;
 mod secrets;
 mod settings;
+mod shares;
 mod store_contract;
 mod streaming;
 mod tls;

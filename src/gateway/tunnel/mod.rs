@@ -100,7 +100,7 @@ impl Tunnel {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let Self { upstream, idle, mut exchange } = self;
-        let mut upstream = upstream.complete().await?;
+        let (mut upstream, _place) = upstream.complete().await?;
         let last = Cell::new(Instant::now());
         let mut joined = Joined { to_client: Direction::new(), to_upstream: Direction::after(&early) };
         let ended = tokio::select! {

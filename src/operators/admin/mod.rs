@@ -65,7 +65,12 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same over TCP, where strangers can connect: the head with its token must come sooner.
 const REMOTE_LIMITS: Limits = Limits { head_timeout: Duration::from_secs(10), ..LIMITS };
 /// For operators. No command is nearly as long as the limit; the longest import a batch of keys.
-const LIMITS: Limits = Limits { connections: 32, head_timeout: COMMAND_TIMEOUT, body: 16 << 20 };
+const LIMITS: Limits = Limits {
+    connections: 32,
+    head_timeout: COMMAND_TIMEOUT,
+    write_timeout: Duration::from_secs(30),
+    body: 16 << 20,
+};
 
 /// The origin of a command on this machine: the user id that the system gives, after the name that the operator
 /// claims. The name tells apart people who share a user.

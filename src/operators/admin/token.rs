@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn a_file_that_others_can_read_or_that_has_a_bad_line_is_refused() {
         let line = NewToken::draw(&TokenName::parse("ada").unwrap(), NOW, HOUR).unwrap().line().to_owned();
-        let error = Tokens::read(file(&line, 0o640).path()).unwrap_err().to_string();
+        let error = Tokens::read(file(&line, 0o644).path()).unwrap_err().to_string();
         assert!(error.contains("chmod 600"), "{error}");
         for bad in ["ada", "ada 12 2026-01-01T00:00:00Z", &line.replace("ada", "a/b"), &format!("{line} x")] {
             let error = Tokens::read(file(&format!("{line}\n{bad}"), 0o600).path()).unwrap_err().to_string();

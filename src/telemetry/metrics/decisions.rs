@@ -48,7 +48,7 @@ impl Decisions {
     }
 }
 
-pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clone)) -> [MetricFamily; 5] {
+pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clone)) -> [MetricFamily; 6] {
     let sum = |cell: &dyn Fn(&Decisions) -> &AtomicU64| -> u64 {
         threads.clone().map(|decisions| read(cell(decisions))).sum()
     };
@@ -58,6 +58,9 @@ pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clon
         .map(|reason| ([("reason", reason.as_str())], sum(&|thread| &thread.refused[reason as usize])));
     let unsafe_messages = Reason::ALL.into_iter().filter(|reason| reason.is_of_message());
     let unsafe_messages = unsafe_messages
+        .map(|reason| ([("reason", reason.as_str())], sum(&|thread| &thread.refused[reason as usize])));
+    let crowded = Reason::ALL.into_iter().filter(|reason| reason.is_of_room());
+    let crowded = crowded
         .map(|reason| ([("reason", reason.as_str())], sum(&|thread| &thread.refused[reason as usize])));
     let cut = Reason::ALL.into_iter().filter_map(|reason| {
         let n = sum(&|thread| &thread.cut[reason as usize]);
@@ -76,6 +79,11 @@ pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clon
             "keygate_messages_refused_total",
             "Requests refused for the message itself: malformed, ambiguous, too large, incomplete.",
             unsafe_messages,
+        ),
+        counters(
+            "keygate_requests_crowded_total",
+            "Requests answered with 503 because there was no room to forward them: their client had its share in flight, or the connections to upstreams were used up.",
+            crowded,
         ),
         counters(
             "keygate_answers_cut_total",

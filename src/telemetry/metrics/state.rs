@@ -15,6 +15,8 @@ pub struct State {
     /// The end of each certificate, by its file.
     pub certificates: Vec<(Box<str>, UnixMillis)>,
     pub endpoints: Vec<EndpointState>,
+    /// Connections to upstreams, and how many there may be.
+    pub upstream_connections: (usize, usize),
     pub cache_entries: u64,
     /// Requests whose lookup waits for its turn.
     pub lookups_waiting: usize,
@@ -106,8 +108,18 @@ impl State {
         ]
     }
 
-    fn of_the_upstreams(&self) -> [MetricFamily; 3] {
+    fn of_the_upstreams(&self) -> [MetricFamily; 5] {
         [
+            gauge(
+                "keygate_upstream_connections",
+                "Connections to upstreams: in use, kept, and being opened.",
+                self.upstream_connections.0 as f64,
+            ),
+            gauge(
+                "keygate_upstream_connections_limit",
+                "Connections to upstreams that open files and memory allow.",
+                self.upstream_connections.1 as f64,
+            ),
             gauges(
                 "keygate_upstream_healthy",
                 "Whether the last attempt to connect to the endpoint succeeded, and it is not known to leave requests \

@@ -1,0 +1,62 @@
+//! How many connections to upstreams the process may have: those in use, those that are kept, those that are being opened.
+//!
+//! Each takes a file descriptor, and those that are left are for others: clients, the store, operators. A request on a
+//! connection that is there already asks nothing here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+/// How long a request waits for the place of a new connection. Within a second every thread has closed the connections that
+/// it keeps unused.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The places of connections to upstreams.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    places: Arc<Semaphore>,
+    at_most: usize,
+}
+
+/// The place of one connection; given back when it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Place(#[expect(dead_code, reason = "it gives its place back")] OwnedSemaphorePermit);
+
+impl Budget {
+    /// `at_most` connections; at least one.
+    #[must_use]
+    pub fn new(at_most: usize) -> Self {
+        let at_most = at_most.clamp(1, Semaphore::MAX_PERMITS);
+        Self { places: Arc::new(Semaphore::new(at_most)), at_most }
+    }
+
+    #[must_use]
+    pub const fn at_most(&self) -> usize {
+        self.at_most
+    }
+
+    /// The places that are free.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.places.available_permits()
+    }
+
+    /// Whether so few places are left that none may be kept without use.
+    pub(super) fn is_tight(&self) -> bool {
+        self.left() < self.at_most.div_ceil(8)
+    }
+
+    /// The places, for attempts to connect that run side by side.
+    pub(super) fn places(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.places)
+    }
+
+    /// A place, in the order of the requests; `None` where there is none in time.
+    pub async fn place(&self) -> Option<Place> {
+        let place = timeout(PATIENCE, Arc::clone(&self.places).acquire_owned()).await;
+        place.ok().and_then(Result::ok).map(Place)
+    }
+}
