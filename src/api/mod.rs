@@ -269,7 +269,7 @@ fn refuse(error: LifecycleError) -> Rejection {
     match error {
         LifecycleError::Invalid(errors) => Rejection::Invalid(errors.into()),
         LifecycleError::NoOrg(_) | LifecycleError::NoKey(_) => Rejection::NotFound(NotFound::NoResource),
-        LifecycleError::Stranger => Rejection::NotFound(NotFound::NoRoute),
+        LifecycleError::Stranger | LifecycleError::OrgUnnamed => Rejection::NotFound(NotFound::NoRoute),
         LifecycleError::Caller(refusal) => refusal.into(),
         LifecycleError::MissingScope(scope) => Rejection::MissingScope(scope.into()),
         LifecycleError::Escalation(escalation) => Rejection::Escalation(Escalation::message(escalation)),

@@ -1,22 +1,26 @@
 //! `keygate admin`: tokens for operators on other machines.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::Outcome;
-use crate::operators::admin::{NewToken, TokenName};
+use super::{Outcome, token_list};
+use crate::operators::admin::{Grant, NewToken, Role, TokenName};
 use crate::vocabulary::clock::Clock;
+use crate::vocabulary::id::OrgId;
 
-/// Create tokens for the admin API over TCP
+/// Create and list tokens for the admin API over TCP
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The token goes to standard output, and is never shown again. Its line for admin.tokens_file goes to standard error; the line does \
 not reveal the token. To end a token, remove its line from the file; no restart is needed.
 
-Example:
-  keygate admin token ci --expires-in 90d > token 2> line")]
+Examples:
+  keygate admin token ci --expires-in 90d > token 2> line
+  keygate admin token support --role keys --org org_01J9ZQ6T5N8XKD3V4WPYB7C2HM > token 2> line
+  keygate admin token list")]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -24,11 +28,20 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Create a token and print it; it is never shown again
+    /// Create a token and print it, or list the tokens; a token is never shown again
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Token {
+        #[command(subcommand)]
+        list: Option<token_list::Action>,
         /// The operator who uses the token; the audit trail shows this name
-        #[arg(value_name = "NAME", value_parser = TokenName::parse)]
-        name: TokenName,
+        #[arg(value_name = "NAME", value_parser = TokenName::parse, required = true)]
+        name: Option<TokenName>,
+        /// The commands that the token is good for: read only looks; keys also makes, changes and revokes keys; plans also changes plans; all may do everything
+        #[arg(long, value_name = "ROLE", value_parser = Role::parse, default_value = "all")]
+        role: Role,
+        /// The organisations that the token is good for, separated by commas [default: all]
+        #[arg(long, value_name = "ORG_IDS", value_parser = OrgId::parse, value_delimiter = ',')]
+        org: Vec<OrgId>,
         /// The time until the token expires
         #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = humantime::parse_duration)]
         expires_in: Duration,
@@ -38,9 +51,21 @@ enum Action {
     },
 }
 
-pub(super) fn run(args: Args, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
-    let Action::Token { name, expires_in, json } = args.action;
-    let token = match NewToken::draw(&name, Clock::system().now().wall, expires_in) {
+pub(super) fn run(
+    args: Args,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> io::Result<Outcome> {
+    let Action::Token { list, name, role, org, expires_in, json } = args.action;
+    let name = match (list, name) {
+        (Some(list), _) => return token_list::run(&list, environment, out, err),
+        (None, Some(name)) => name,
+        // The parser demands one of the two.
+        (None, None) => return Ok(Outcome::Unusable),
+    };
+    let grant = Grant { role, orgs: Some(org).filter(|orgs| !orgs.is_empty()).map(Into::into) };
+    let token = match NewToken::draw(&name, &grant, Clock::system().now().wall, expires_in) {
         Ok(token) => token,
         Err(error) => {
             writeln!(err, "keygate: the operating system provides no random bytes: {error}")?;

@@ -19,6 +19,7 @@ mod serve;
 mod shape;
 mod store;
 mod table;
+mod token_list;
 mod transfer;
 
 use std::ffi::OsString;
@@ -149,7 +150,7 @@ pub fn run(
         Command::Orgs(args) => operator::run(args, environment, out, err),
         Command::Audit(args) => operator::run(args, environment, out, err),
         Command::Store(args) => operator::run(args, environment, out, err),
-        Command::Admin(args) => admin::run(args, out, err),
+        Command::Admin(args) => admin::run(args, environment, out, err),
         Command::Completions(args) => completions::run(&args, Cli::command(), out),
         Command::OpenApi => write!(out, "{DESCRIPTION}").map(|()| Outcome::Done),
     };

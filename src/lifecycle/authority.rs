@@ -10,7 +10,7 @@ use super::error::{Escalation, LifecycleError};
 use super::principal::{CallingKey, Origin, Principal};
 use crate::store::{Seen, Store};
 use crate::vocabulary::clock::UnixMillis;
-use crate::vocabulary::id::KeyId;
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::scope::ScopeSet;
@@ -31,7 +31,7 @@ impl Standing {
     /// Reads the calling key and its organisation: since the request was let in, either may have changed.
     pub(super) async fn load(store: &Arc<dyn Store>, origin: &Origin) -> Result<Self, LifecycleError> {
         let id = match &origin.principal {
-            Principal::Operator(_) | Principal::Gateway => return Ok(Self(None)),
+            Principal::Operator(_) | Principal::OperatorOf(..) | Principal::Gateway => return Ok(Self(None)),
             Principal::Stranger => return Err(LifecycleError::Stranger),
             Principal::Key(calling) => calling.id,
         };
@@ -45,9 +45,14 @@ impl Standing {
     ///
     /// # Errors
     /// Why the calling key may not act.
-    pub(super) fn admit(&self, origin: &Origin, now: UnixMillis) -> Result<Authority<'_>, LifecycleError> {
+    pub(super) fn admit<'s>(
+        &'s self,
+        origin: &'s Origin,
+        now: UnixMillis,
+    ) -> Result<Authority<'s>, LifecycleError> {
         match (&origin.principal, self.0.as_deref()) {
             (Principal::Operator(_) | Principal::Gateway, _) => Ok(Authority::Unbounded),
+            (Principal::OperatorOf(_, orgs), _) => Ok(Authority::Within(orgs)),
             (Principal::Key(calling), Some(bounds)) => {
                 bounds.admit(calling, origin.address, now)?;
                 Ok(Authority::Bounded(bounds, bounds.end_of(&calling.digest)))
@@ -86,6 +91,8 @@ impl Bounds {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Authority<'s> {
     Unbounded,
+    /// Everything about the keys of these organisations.
+    Within(&'s [OrgId]),
     /// With the end of the secret that was presented, where a rotation gave it one. The holder of such a secret need
     /// not be the owner any more, so it gives no rights and can only take them away.
     Bounded(&'s Bounds, Option<UnixMillis>),
@@ -94,7 +101,7 @@ pub(super) enum Authority<'s> {
 impl<'s> Authority<'s> {
     const fn caller(self) -> Option<&'s KeyRecord> {
         match self {
-            Self::Unbounded => None,
+            Self::Unbounded | Self::Within(_) => None,
             Self::Bounded(bounds, _) => Some(&bounds.key.record),
         }
     }
@@ -103,12 +110,15 @@ impl<'s> Authority<'s> {
     pub(super) fn own(self, id: KeyId) -> Option<&'s Versioned<KeyRecord>> {
         match self {
             Self::Bounded(bounds, _) if bounds.key.record.id == id => Some(&bounds.key),
-            Self::Bounded(..) | Self::Unbounded => None,
+            Self::Bounded(..) | Self::Unbounded | Self::Within(_) => None,
         }
     }
 
     /// Whether a key exists for the principal: a key of its own organisation, and for a test key a test key.
     pub(super) fn sees(self, key: &KeyRecord) -> bool {
+        if let Self::Within(orgs) = self {
+            return orgs.contains(&key.org);
+        }
         self.caller().is_none_or(|caller| {
             caller.org == key.org
                 && (caller.environment == Environment::Live || key.environment == Environment::Test)
@@ -138,7 +148,7 @@ impl<'s> Authority<'s> {
 
     fn check_lasts(self) -> Result<(), LifecycleError> {
         match self {
-            Self::Unbounded | Self::Bounded(_, None) => Ok(()),
+            Self::Unbounded | Self::Within(_) | Self::Bounded(_, None) => Ok(()),
             Self::Bounded(_, Some(end)) => Err(LifecycleError::SecretEnding(end)),
         }
     }
@@ -150,6 +160,11 @@ impl<'s> Authority<'s> {
     /// As [`Authority::check_covers`].
     pub(super) fn check_gives(self, key: &KeyRecord) -> Result<(), LifecycleError> {
         self.check_lasts()?;
+        if let Self::Within(_) = self
+            && !self.sees(key)
+        {
+            return Err(LifecycleError::NoOrg(key.org));
+        }
         let Some(caller) = self.caller() else { return Ok(()) };
         if let Some(missing) = caller.scopes.first_missing(&key.scopes) {
             return Err(LifecycleError::MissingScope(missing.clone()));

@@ -66,6 +66,9 @@ pub enum LifecycleError {
     Invalid(Vec<FieldError>),
     #[error("there is no organisation {0}")]
     NoOrg(OrgId),
+    /// The principal is bound to several organisations, and the request names none.
+    #[error("this token is bound to several organisations; name one of them, as with --org")]
+    OrgUnnamed,
     #[error("there is no key {0}")]
     NoKey(KeyId),
     #[error("a caller without a key can only sign up")]

@@ -41,7 +41,7 @@ impl Lifecycle {
             // The store must say what its first keys begin with.
             self.propose_prefix().await?;
         }
-        let mut outcomes = Outcomes::new(keys.len(), self.orgs_of(&keys).await?);
+        let mut outcomes = Outcomes::new(keys.len(), self.orgs_of(origin, &keys).await?);
         let mut records = Vec::with_capacity(keys.len());
         let vocabulary = self.vocabulary();
         for (n, moved) in keys.iter().enumerate() {
@@ -72,9 +72,14 @@ impl Lifecycle {
         Ok(outcomes.finish())
     }
 
-    /// The organisations of these keys that exist.
-    async fn orgs_of(&self, keys: &[MovedKey]) -> Result<BTreeMap<OrgId, OrgRecord>, LifecycleError> {
-        let ids: BTreeSet<OrgId> = keys.iter().filter_map(|key| key.organization_id).collect();
+    /// The organisations of these keys that exist for the principal.
+    async fn orgs_of(
+        &self,
+        origin: &Origin,
+        keys: &[MovedKey],
+    ) -> Result<BTreeMap<OrgId, OrgRecord>, LifecycleError> {
+        let named = keys.iter().filter_map(|key| key.organization_id);
+        let ids: BTreeSet<OrgId> = named.filter(|id| origin.principal.reaches(*id)).collect();
         let mut orgs = BTreeMap::new();
         for id in ids {
             if let Some(org) = self.store.org(id).await? {

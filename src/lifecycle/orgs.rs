@@ -8,7 +8,7 @@ use super::audit::Draft;
 use super::change::Decided;
 use super::error::LifecycleError;
 use super::input::fields::parse_name;
-use super::principal::Origin;
+use super::principal::{Origin, Principal};
 use super::propagation::Changed;
 use super::turn::{Lane, Line};
 use crate::store::events::Subject;
@@ -92,6 +92,32 @@ impl Lifecycle {
     ) -> Result<Vec<OrgRecord>, LifecycleError> {
         let orgs = self.store.orgs(after, limit).await?;
         Ok(orgs.into_iter().map(|org| org.record).collect())
+    }
+
+    /// The same of those that the principal may see.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn find_orgs(
+        &self,
+        origin: &Origin,
+        after: Option<OrgId>,
+        limit: usize,
+    ) -> Result<Vec<OrgRecord>, LifecycleError> {
+        let Principal::OperatorOf(_, bound) = &origin.principal else {
+            return self.list_orgs(after, limit).await;
+        };
+        let mut ids: Vec<OrgId> =
+            bound.iter().copied().filter(|id| after.is_none_or(|after| *id < after)).collect();
+        ids.sort_unstable_by(|one, other| other.cmp(one));
+        ids.dedup();
+        let mut orgs = Vec::new();
+        for id in ids {
+            if orgs.len() < limit {
+                orgs.extend(self.store.org(id).await?.map(|org| org.record));
+            }
+        }
+        Ok(orgs)
     }
 
     /// Suspends an organisation: all its keys are refused until it is resumed. Repeating it is safe.

@@ -6,6 +6,7 @@
 //! principal. The request path has its own `Caller`: what authentication made of the request.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::presence::Presence;
@@ -19,6 +20,8 @@ use crate::vocabulary::key::{Digest, Environment};
 pub enum Principal {
     /// A named person who may do anything.
     Operator(String),
+    /// A named person who may do anything to these organisations, and nothing else.
+    OperatorOf(String, Arc<[OrgId]>),
     /// The holder of a key.
     Key(CallingKey),
     /// A caller without a key, who may only sign up.
@@ -31,10 +34,22 @@ impl Principal {
     /// The form that records keep.
     pub(super) fn name(&self) -> PrincipalName {
         match self {
-            Self::Operator(name) => PrincipalName::Operator { name: name.clone() },
+            Self::Operator(name) | Self::OperatorOf(name, _) => {
+                PrincipalName::Operator { name: name.clone() }
+            }
             Self::Key(key) => PrincipalName::ApiKey { id: key.id },
             Self::Stranger => PrincipalName::Signup,
             Self::Gateway => PrincipalName::Gateway,
+        }
+    }
+
+    /// Whether an organisation exists for the principal.
+    pub(super) fn reaches(&self, org: OrgId) -> bool {
+        match self {
+            Self::Operator(_) | Self::Gateway => true,
+            Self::OperatorOf(_, orgs) => orgs.contains(&org),
+            Self::Key(calling) => calling.org == org,
+            Self::Stranger => false,
         }
     }
 }
@@ -79,6 +94,12 @@ impl Origin {
     #[must_use]
     pub fn operator(name: &str) -> Self {
         Self::local(Principal::Operator(name.to_owned()))
+    }
+
+    /// An operator who is bound to some organisations.
+    #[must_use]
+    pub fn operator_of(name: &str, orgs: Arc<[OrgId]>) -> Self {
+        Self { principal: Principal::OperatorOf(name.to_owned(), orgs), ..Self::operator(name) }
     }
 
     /// keygate itself.

@@ -102,14 +102,21 @@ impl Lifecycle {
         }
     }
 
-    /// The key whose secret has this SHA-256, in any state.
+    /// The key whose secret has this SHA-256, in any state, if the principal may see it.
     ///
     /// # Errors
     /// When the store cannot answer.
-    pub async fn find_secret(&self, sha256: [u8; 32]) -> Result<Option<Owned>, LifecycleError> {
+    pub async fn find_secret(
+        &self,
+        origin: &Origin,
+        sha256: [u8; 32],
+    ) -> Result<Option<Owned>, LifecycleError> {
         let digest = self.settings.digester.convert(sha256);
         let Some(found) = find_digest(&self.store, digest).await? else { return Ok(None) };
         let Found { key, org } = &*found;
+        if !origin.principal.reaches(org.id) {
+            return Ok(None);
+        }
         let attempt = Attempt { digest: &digest, environment: key.environment, needs: None, now: self.now() };
         // An operator asks, so no client's address counts.
         let opens = admit(key, org, &attempt, || None).is_ok();

@@ -29,7 +29,7 @@ impl Lane {
     /// The lane of a change that takes rights away.
     pub(super) const fn taking(origin: &Origin) -> Self {
         match origin.principal {
-            Principal::Operator(_) | Principal::Gateway => Self::Operators,
+            Principal::Operator(_) | Principal::OperatorOf(..) | Principal::Gateway => Self::Operators,
             Principal::Key(_) | Principal::Stranger => Self::Taking,
         }
     }

@@ -1,9 +1,11 @@
 //! Random organisations, keys and operations, compared with a small model: every status equals the model's, no key
 //! has a right that its creator did not have, and no key sees another organisation. Among the operations are those of
-//! secrets that were rotated out, requests that are sent again, and the end of a key with all its descendants.
+//! secrets that were rotated out, requests that are sent again, the end of a key with all its descendants, and the orders
+//! of operators whose tokens have roles and organisations.
 
 use std::collections::BTreeSet;
 
+use keygate::operators::admin::Role;
 use keygate::vocabulary::clock::UnixMillis;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -78,8 +80,30 @@ enum Step {
     Use {
         caller: usize,
     },
+    /// By an operator with this role, bound to none, the first or the second organisation.
+    Order {
+        role: usize,
+        bound: usize,
+        command: usize,
+        target: usize,
+    },
     Wait,
 }
+
+/// The commands of operators among the steps, each with the role that it needs.
+const COMMANDS: [(&str, Role); 11] = [
+    ("show", Role::Read),
+    ("descendants", Role::Read),
+    ("list", Role::Read),
+    ("list all", Role::Read),
+    ("organisation", Role::Read),
+    ("organisations", Role::Read),
+    ("audit", Role::Read),
+    ("create", Role::Keys),
+    ("rotate", Role::Keys),
+    ("export", Role::Keys),
+    ("resume", Role::All),
+];
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let key = || any::<u16>().prop_map(usize::from);
@@ -106,6 +130,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let rotate =
         rotate.prop_map(|(caller, target, overlap, named)| Step::Rotate { caller, target, overlap, named });
     let again = (key(), 0..4_u8).prop_map(|(request, n)| Step::Again { request, changed: n == 0 });
+    let order = (0..Role::ALL.len(), 0..3_usize, 0..COMMANDS.len(), key());
+    let order = order.prop_map(|(role, bound, command, target)| Step::Order { role, bound, command, target });
     let off = prop_oneof![2 => Just(0), 1 => 1..3_usize];
     let revoke_all =
         (key(), key(), off).prop_map(|(caller, target, off)| Step::RevokeAll { caller, target, off });
@@ -121,6 +147,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => key().prop_map(|caller| Step::List { caller }),
         1 => key().prop_map(|caller| Step::Audit { caller }),
         3 => key().prop_map(|caller| Step::Use { caller }),
+        5 => order,
         1 => Just(Step::Wait),
     ];
     proptest::collection::vec(step, STEPS / 2..STEPS)
@@ -185,6 +212,8 @@ struct Model<'a> {
     api: &'a Api,
     keys: Vec<Key>,
     answered: Vec<Answered>,
+    /// By role, then by what they are bound to.
+    tokens: Vec<[String; 3]>,
 }
 
 /// The caller: a key with one of its secrets.
@@ -222,7 +251,10 @@ impl Model<'_> {
                 maker: None,
             });
         }
-        Model { api, keys, answered: Vec::new() }
+        let bound = [None, Some([&*keys[0].org]), Some([&*keys[1].org])];
+        let tokens =
+            Role::ALL.map(|role| bound.map(|orgs| api.token(role, orgs.as_ref().map(|orgs| &orgs[..]))));
+        Model { api, tokens: tokens.into(), keys, answered: Vec::new() }
     }
 
     /// The caller for a number; an odd number uses the older secret if there is one.
@@ -275,6 +307,7 @@ impl Model<'_> {
             Step::List { caller } => self.list(&self.caller(*caller)),
             Step::Audit { caller } => self.audit(&self.caller(*caller)),
             Step::Use { caller } => self.try_out(&self.caller(*caller)),
+            Step::Order { role, bound, command, target } => self.order(*role, *bound, *command, *target),
             Step::Wait => {
                 self.api.gateway.advance(HOUR / 2);
                 Ok(())
@@ -360,6 +393,66 @@ impl Model<'_> {
             prop_assert_eq!(&answer.text(), first);
         } else {
             prop_assert!(!answer.text().contains("fh_live_sk_") && !answer.text().contains("fh_test_sk_"));
+        }
+        Ok(())
+    }
+
+    /// An operator reaches what the token is for: a command that names another organisation is forbidden, and one that
+    /// names a key of another finds none.
+    fn order(
+        &mut self,
+        role: usize,
+        bound: usize,
+        command: usize,
+        target: usize,
+    ) -> Result<(), TestCaseError> {
+        let (role, (name, needs), target) = (Role::ALL[role], COMMANDS[command], target % self.keys.len());
+        let token = &self.tokens[Role::ALL.iter().position(|known| *known == role).unwrap()][bound];
+        let Key { id, org, .. } = &self.keys[target];
+        let (status, reply) = self.api.order(token, &order(name, id, org));
+        let allowed = role == Role::All || role == needs || needs == Role::Read;
+        let own = bound.checked_sub(1).map(|place| self.keys[place].org.clone());
+        let inside = own.as_ref().is_none_or(|own| own == org);
+        let by_key = matches!(name, "show" | "descendants" | "rotate");
+        let ended = name == "rotate" && self.keys[target].ended(self.api.gateway.now());
+        let general = matches!(name, "list all" | "organisations");
+        let expected = match (allowed, general || inside) {
+            (false, _) => (403, true),
+            (true, false) => (if by_key { 200 } else { 403 }, true),
+            (true, true) => (200, ended),
+        };
+        prop_assert_eq!((status, reply["reply"] == "failed"), expected, "{} {} {}", role, name, reply);
+        if expected.1 {
+            prop_assert!(!reply.to_string().contains("fh_live_sk_"), "{}", reply);
+            return Ok(());
+        }
+        // Nothing of another organisation is in any reply.
+        if let Some(own) = own {
+            let foreign = self.keys.iter().find(|key| key.org != own).unwrap().org.clone();
+            prop_assert!(!reply.to_string().contains(&foreign), "{}", reply);
+        }
+        match name {
+            "descendants" => prop_assert_eq!(&reply["count"], &json!(self.descendants(target).len())),
+            "show" => check(&reply["key"], &self.keys[target])?,
+            "rotate" => {
+                let (secret, end) = (text(&reply["secret"]), self.api.gateway.now().plus(HOUR));
+                let key = &mut self.keys[target];
+                key.secrets.truncate(1);
+                key.secrets[0].ends_at = Some(end);
+                key.secrets.insert(0, Secret { text: secret, ends_at: None });
+            }
+            "create" => self.keys.push(Key {
+                id: text(&reply["key"]["id"]),
+                org: self.keys[target].org.clone(),
+                test: false,
+                scopes: ["jobs:read".to_owned()].into(),
+                expires_at: None,
+                place: 0,
+                revoked: false,
+                secrets: vec![Secret { text: text(&reply["secret"]), ends_at: None }],
+                maker: None,
+            }),
+            _ => {}
         }
         Ok(())
     }
@@ -535,6 +628,35 @@ impl Model<'_> {
     }
 }
 
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+/// A command of an operator about a key, or about its organisation.
+fn order(name: &str, key: &str, org: &str) -> Value {
+    let list = |org| json!({ "keys": { "list": { "filter": { "org": org }, "after": null, "limit": 500 } } });
+    let filter = json!({ "kind": null, "from": null, "until": null });
+    match name {
+        "show" => json!({ "keys": { "show": { "id": key } } }),
+        "descendants" => json!({ "keys": { "descendants": { "id": key } } }),
+        "list" => list(Some(org)),
+        "list all" => list(None),
+        "organisation" => json!({ "orgs": { "show": { "id": org } } }),
+        "organisations" => json!({ "orgs": { "list": { "after": null, "limit": 500 } } }),
+        "audit" => {
+            json!({ "audit": { "list": { "trail": org, "filter": filter, "before": null, "limit": 100 } } })
+        }
+        "create" => json!({ "keys": { "create": {
+            "org": org, "name": "an operator's", "environment": "live", "scopes": ["jobs:read"],
+            "expires_at": null, "allowed_addresses": [], "owner": null, "note": null,
+        } } }),
+        "rotate" => json!({ "keys": { "rotate": { "id": key, "overlap_seconds": 3600 } } }),
+        "export" => json!({ "keys": { "export": { "org": org, "after": null, "limit": 100 } } }),
+        "resume" => json!({ "orgs": { "resume": { "id": org } } }),
+        other => panic!("{other}"),
+    }
+}
+
 fn names(list: &Value) -> BTreeSet<String> {
     list.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
 }
@@ -551,7 +673,7 @@ fn check(shown: &Value, key: &Key) -> Result<(), TestCaseError> {
 }
 
 fn no_way_leads_from_one_organisation_to_another_or_from_few_scopes_to_more(kept: Kept) {
-    let api = Api::start(kept);
+    let api = Api::builder(kept).admin().start();
     let config =
         Config { cases: CASES, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
     let case = std::cell::Cell::new(0);

@@ -311,6 +311,61 @@ fn the_admin_api_over_tcp_answers_only_with_a_valid_token() {
 }
 
 #[test]
+fn tokens_have_roles_and_organisations_and_the_list_shows_them() {
+    let desk = Desk::new(Way::Tcp);
+    let org = desk.done(&["orgs", "create", "First", "--json"]).json()[0]["id"].as_str().unwrap().to_owned();
+    let tokens = desk.folder().join("admin-tokens");
+    let add = |arguments: &[&str]| {
+        let made = keygate(desk.folder(), &[&["admin", "token"], arguments, &["--json"]].concat()).output();
+        let made: Value = serde_json::from_slice(&made.unwrap().stdout).unwrap();
+        let before = fs::read_to_string(&tokens).unwrap();
+        fs::write(&tokens, format!("{}\n{}\n", before.trim_end(), made["line"].as_str().unwrap())).unwrap();
+        made["token"].as_str().unwrap().to_owned()
+    };
+    let reader = add(&["auditor", "--role", "read"]);
+    add(&["support", "--role", "keys", "--org", &org, "--expires-in", "1ms"]);
+    let list = |arguments: &[&str]| {
+        let listed =
+            keygate(desk.folder(), &[&["admin", "token", "list"], arguments].concat()).output().unwrap();
+        assert!(listed.status.success(), "{listed:?}");
+        String::from_utf8(listed.stdout).unwrap()
+    };
+    let text = list(&[]);
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["NAME", "ROLE", "STATUS", "EXPIRES", "ORGANISATIONS"]);
+    for (row, expected) in rows[1..].iter().zip([
+        ["remote-desk", "all", "valid", "all"],
+        ["auditor", "read", "valid", "all"],
+        ["support", "keys", "expired", &org],
+    ]) {
+        assert_eq!([row[0], row[1], row[2], row[4]], expected, "{text}");
+    }
+    let json: Vec<Value> =
+        list(&["--json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(json.len(), 3);
+    assert_eq!((&json[0]["organization_ids"], &json[2]["organization_ids"]), (&json!(null), &json!([org])));
+    assert_eq!(
+        (&json[1]["role"], &json[1]["expired"], &json[2]["expired"]),
+        (&json!("read"), &json!(false), &json!(true))
+    );
+    assert!(!text.contains("kgadmin_"));
+
+    let run = |arguments: &[&str]| {
+        let way = ["--admin-url", desk.admin_url()];
+        let mut command = keygate(desk.folder(), &[arguments, &way].concat());
+        let output = command.env("KEYGATE_ADMIN_TOKEN", &reader).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(run(&["keys", "list"]).0, 0);
+    let (code, said) = run(&["keys", "create", "--name", "mine", "--org", &org]);
+    assert!(code == 1 && said.contains("has the role read, and the command needs keys"), "{said}");
+    for bad in [&["x", "--role", "write"][..], &["x", "--org", "First"], &[]] {
+        let refused = keygate(desk.folder(), &[&["admin", "token"], bad].concat()).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{bad:?}");
+    }
+}
+
+#[test]
 fn an_admin_url_needs_a_token_from_a_private_file_or_the_environment() {
     let desk = Desk::new(Way::Socket);
     let folder = tempfile::TempDir::new().unwrap();

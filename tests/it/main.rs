@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod admin_roles;
 mod api_audit;
 mod api_description;
 mod api_ending_secrets;

@@ -5,7 +5,7 @@ use crate::lifecycle::authority::Standing;
 use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::principal::{Origin, Principal};
 use crate::store::KeysOf;
-use crate::vocabulary::id::KeyId;
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::KeyRecord;
 
@@ -47,6 +47,7 @@ impl Lifecycle {
                 KeysOf::Environment(calling.org, Environment::Test)
             }
             Principal::Key(calling) => KeysOf::Org(calling.org),
+            Principal::OperatorOf(_, orgs) => within(orgs, of)?,
             Principal::Operator(_) | Principal::Stranger | Principal::Gateway => of,
         };
         let mut keys = Vec::new();
@@ -62,5 +63,15 @@ impl Lifecycle {
                 return Ok(KeyPage { keys, has_more });
             }
         }
+    }
+}
+
+/// Keys of one of these organisations only: never those of all.
+fn within(orgs: &[OrgId], of: KeysOf) -> Result<KeysOf, LifecycleError> {
+    match (of, orgs) {
+        (KeysOf::Org(org) | KeysOf::Environment(org, _), _) if orgs.contains(&org) => Ok(of),
+        (KeysOf::Org(org) | KeysOf::Environment(org, _), _) => Err(LifecycleError::NoOrg(org)),
+        (KeysOf::All, [org]) => Ok(KeysOf::Org(*org)),
+        (KeysOf::All, _) => Err(LifecycleError::OrgUnnamed),
     }
 }

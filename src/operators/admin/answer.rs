@@ -9,19 +9,20 @@ use tokio::time::timeout;
 
 use super::COMMAND_TIMEOUT;
 use super::execute::execute;
-use super::order::Order;
+use super::order::{Command, Order};
 use super::reply::Reply;
+use super::role::Lacking;
 use crate::api::DESCRIPTION;
 use crate::lifecycle::{Lifecycle, Origin};
 use crate::operators::small_server::{Answer, Request};
 use crate::telemetry;
 
-/// Answers an admitted request: carries its command out. `origin` makes the origin of the command from the name
-/// that the operator claims.
+/// Answers an admitted request: carries its command out. `origin` makes the origin of the command from the name that
+/// the operator claims, or says what the operator lacks for it.
 pub(super) async fn answer(
     lifecycle: Arc<Lifecycle>,
     request: Request,
-    origin: impl FnOnce(&str) -> Origin,
+    origin: impl FnOnce(&str, &Command) -> Result<Origin, Lacking>,
 ) -> Answer {
     if request.method() == Method::GET && request.uri() == "/v1/openapi.json" {
         return json(StatusCode::OK, Bytes::from_static(DESCRIPTION.as_bytes()));
@@ -37,7 +38,10 @@ pub(super) async fn answer(
         Ok(order) => order,
         Err(error) => return reply(StatusCode::BAD_REQUEST, &failed(&format!("not a command: {error}"))),
     };
-    let origin = origin(&operator);
+    let origin = match origin(&operator, &command) {
+        Ok(origin) => origin,
+        Err(lacking) => return reply(StatusCode::FORBIDDEN, &failed(&lacking.to_string())),
+    };
     // A task of its own: a change goes on to its end although the operator hangs up.
     match tokio::spawn(async move { execute(&lifecycle, &origin, command).await }).await {
         Ok(answer) => reply(StatusCode::OK, &answer),

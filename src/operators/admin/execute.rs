@@ -25,7 +25,7 @@ async fn on_orgs(
 ) -> Result<Reply, LifecycleError> {
     let org = match command {
         OrgCommand::List { after, limit } => {
-            let orgs = lifecycle.list_orgs(after, limit).await?;
+            let orgs = lifecycle.find_orgs(origin, after, limit).await?;
             return Ok(Reply::Orgs { orgs: orgs.iter().map(view_org).collect() });
         }
         OrgCommand::Create { name } => lifecycle.create_org(origin, &name).await?,
@@ -68,7 +68,7 @@ async fn on_keys(
             return Ok(Reply::Keys { keys: found.keys, next: found.next });
         }
         KeyCommand::Find { sha256 } => {
-            let Some(Owned { key, opens }) = lifecycle.find_secret(*sha256.as_bytes()).await? else {
+            let Some(Owned { key, opens }) = lifecycle.find_secret(origin, *sha256.as_bytes()).await? else {
                 return Ok(Reply::KeyNotFound);
             };
             return Ok(Reply::KeyFound { key: lifecycle.view_used(&key).await?, opens });

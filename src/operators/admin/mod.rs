@@ -5,7 +5,8 @@
 //!
 //! - The Unix socket ([`Server`]) has mode 0600: a user who may open it may do everything. The system says which
 //!   user that is, and the audit trail names that user, after the name that the operator claims.
-//! - TCP ([`Remote`]) needs a token from a file. The token names the operator, whatever the order says.
+//! - TCP ([`Remote`]) needs a token from a file. The token names the operator, whatever the order says, and what the
+//!   operator may do: its [`Grant`].
 
 mod answer;
 mod client;
@@ -13,12 +14,14 @@ mod execute;
 mod order;
 mod remote;
 mod reply;
+mod role;
 mod socket;
 mod token;
 
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -32,8 +35,9 @@ pub use execute::execute;
 pub use order::{AuditCommand, Command, KeyCommand, Order, OrgCommand, StoreCommand};
 pub use remote::{Host, InvalidHost, Remote, RemoteSettings};
 pub use reply::{Reply, Secret};
+pub use role::{Grant, InvalidRole, Role};
 pub use socket::Server;
-pub use token::{InvalidTokenName, NewToken, TokenFileError, TokenName};
+pub use token::{InvalidTokenName, NewToken, Token, TokenFileError, TokenName, Tokens};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -85,9 +89,14 @@ pub fn local_operator(claimed: &str, uid: u32) -> Origin {
     }
 }
 
-/// The origin of a command over TCP: the operator that the token was made for.
-fn remote_operator(token: &TokenName, address: IpAddr) -> Origin {
-    Origin { address: Some(address), ..Origin::operator(token.as_str()) }
+/// The origin of a command over TCP: the operator that the token was made for, as far as the token reaches.
+fn remote_operator(token: &Token, address: IpAddr) -> Origin {
+    let name = token.name.as_str();
+    let origin = match &token.grant.orgs {
+        None => Origin::operator(name),
+        Some(orgs) => Origin::operator_of(name, Arc::clone(orgs)),
+    };
+    Origin { address: Some(address), ..origin }
 }
 
 #[cfg(test)]

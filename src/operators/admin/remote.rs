@@ -12,9 +12,11 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 
 use super::answer::{answer, failed, reply};
-use super::token::{TokenFileError, TokenName, Tokens};
+use super::order::Command;
+use super::role::Lacking;
+use super::token::{Token, TokenFileError, Tokens};
 use super::{BindError, REMOTE_LIMITS, Settings, remote_operator};
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, Origin};
 use crate::operators::small_server::{Answer, Request, Running, SmallServer, bind_tcp};
 use crate::telemetry::Throttle;
 use crate::vocabulary::clock::{Clock, UnixMillis};
@@ -125,7 +127,9 @@ impl Gate {
             );
         }
         match self.find_token(&request).await {
-            Some(token) => answer(lifecycle, request, move |_| remote_operator(&token, address)).await,
+            Some(token) => {
+                answer(lifecycle, request, |_, command| self.admit(&token, address, command)).await
+            }
             None => {
                 let line = || format!("the admin API refused a command from {address}: no valid token");
                 self.say(line);
@@ -137,6 +141,15 @@ impl Gate {
         }
     }
 
+    /// The origin of a command, if its token is good for it.
+    fn admit(&self, token: &Token, address: IpAddr, command: &Command) -> Result<Origin, Lacking> {
+        token.grant.check(command).inspect_err(|lacking| {
+            let name = token.name.as_str();
+            self.say(|| format!("the admin API refused a command of {name} from {address}: {lacking}"));
+        })?;
+        Ok(remote_operator(token, address))
+    }
+
     fn is_called_by(&self, request: &Request) -> bool {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
@@ -144,7 +157,7 @@ impl Gate {
         host.is_some_and(|authority: Authority| self.settings.allowed_hosts.contains(&Host::of(&authority)))
     }
 
-    async fn find_token(&self, request: &Request) -> Option<TokenName> {
+    async fn find_token(&self, request: &Request) -> Option<Token> {
         let presented =
             request.headers().get(header::AUTHORIZATION)?.as_bytes().strip_prefix(b"Bearer ")?.to_vec();
         let (presented, path) = (zeroize::Zeroizing::new(presented), self.settings.tokens_file.clone());
@@ -162,6 +175,6 @@ impl Gate {
     }
 }
 
-fn find(path: &Path, presented: &[u8], now: UnixMillis) -> Result<Option<TokenName>, TokenFileError> {
+fn find(path: &Path, presented: &[u8], now: UnixMillis) -> Result<Option<Token>, TokenFileError> {
     Ok(Tokens::read(path)?.find(presented, now).cloned())
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::answer::answer;
-use super::{BindError, LIMITS, Settings, local_operator};
+use super::{BindError, Command, LIMITS, Settings, local_operator};
 use crate::lifecycle::Lifecycle;
 use crate::operators::small_server::{Running, SmallServer, Socket};
 use crate::vocabulary::clock::Clock;
@@ -47,7 +47,7 @@ impl Server {
     pub fn start(self, lifecycle: Arc<Lifecycle>, clock: Clock) -> Running {
         let server = SmallServer { socket: self, name: "the admin socket", limits: LIMITS, clock };
         server.start(move |uid, request| {
-            let origin = move |claimed: &str| local_operator(claimed, uid);
+            let origin = move |claimed: &str, _: &Command| Ok(local_operator(claimed, uid));
             answer(Arc::clone(&lifecycle), request, origin)
         })
     }

@@ -8,12 +8,15 @@ use std::thread;
 use std::time::Duration;
 
 use keygate::config::FIRSTHAND_POLICY;
+use keygate::operators::admin::{Grant, NewToken, Role, TokenName};
 use keygate::store::keeper::LinkState;
+use keygate::vocabulary::id::OrgId;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::client::{Answer, Call, fetch_over};
+use super::client::{Answer, Call, fetch, fetch_over};
 use super::description::assert_described;
+use super::desk::write_secret;
 use super::eventually;
 use super::gateway::{Gateway, GatewayBuilder};
 use super::redis::RedisServer;
@@ -44,6 +47,10 @@ macro_rules! on_both_stores {
 }
 pub(crate) use on_both_stores;
 
+/// Tests name this host in their calls.
+const ADMIN: &str = "[admin]\nlisten = \"127.0.0.1:0\"\ntokens_file = \"admin-tokens\"\n\
+                     allowed_hosts = [\"api.example.com\"]\n";
+
 /// The settings of an API.
 pub(crate) struct ApiBuilder {
     kept: Kept,
@@ -51,6 +58,7 @@ pub(crate) struct ApiBuilder {
     settings: String,
     browser_keys: &'static str,
     keys: String,
+    admin: bool,
     proxies: &'static str,
     valve: Option<Valve>,
 }
@@ -86,6 +94,12 @@ impl ApiBuilder {
         self
     }
 
+    /// With the admin API over TCP; [`Api::token`] makes tokens.
+    pub(crate) fn admin(mut self) -> Self {
+        self.admin = true;
+        self
+    }
+
     /// No X-Forwarded-For is trusted.
     pub(crate) fn no_proxies(mut self) -> Self {
         self.proxies = "";
@@ -116,10 +130,11 @@ impl ApiBuilder {
             )
         });
         let signup = format!("[signup]\n{}\n", self.signup);
+        let admin = if self.admin { ADMIN } else { "" };
         // If the clock moves ahead by an hour, the gateway sees an hour without an answer from Redis, and routes that
         // refuse then would refuse; other tests cover that.
         let policy = FIRSTHAND_POLICY.replace("on_partition = \"refuse\"\n", "");
-        let settings = [&server, &signup, &keys, &store, &self.settings].map(String::as_str).concat();
+        let settings = [&*server, &signup, admin, &keys, &store, &self.settings].concat();
         let gateway = Gateway::builder().settings(&settings).policy(&policy).api(live, test);
         match &self.valve {
             Some(valve) => gateway.store(valve.fitted()),
@@ -134,6 +149,7 @@ fn start(gateway: GatewayBuilder) -> Gateway {
     let pepper = folder.path().join("pepper");
     fs::write(&pepper, "a pepper of the tests, with at least thirty-two bytes").unwrap();
     fs::set_permissions(&pepper, fs::Permissions::from_mode(0o600)).unwrap();
+    write_secret(&folder.path().join("admin-tokens"), "# tokens\n");
     let gateway = gateway.start_in(folder);
     eventually("events arrive", || gateway.lifecycle().keeper().link_state() == LinkState::Up);
     gateway
@@ -212,6 +228,7 @@ impl Api {
             settings: String::new(),
             browser_keys: "note",
             keys: String::new(),
+            admin: false,
             proxies: "trusted_proxies = [\"127.0.0.1\"]",
             valve: None,
         }
@@ -230,6 +247,26 @@ impl Api {
 
     pub(crate) fn client(&self) -> Client {
         Client::of(&self.gateway)
+    }
+
+    /// A new token for the admin API, good for these organisations, or for all.
+    pub(crate) fn token(&self, role: Role, orgs: Option<&[&str]>) -> String {
+        let orgs = orgs.map(|orgs| orgs.iter().map(|org| OrgId::parse(org).unwrap()).collect());
+        let name = TokenName::parse(&format!("{role}-desk")).unwrap();
+        let token = NewToken::draw(&name, &Grant { role, orgs }, self.gateway.now(), 100 * HOUR).unwrap();
+        let file = self.gateway.folder().join("admin-tokens");
+        let before = fs::read_to_string(&file).unwrap();
+        write_secret(&file, &format!("{before}{}\n", token.line()));
+        token.expose().to_owned()
+    }
+
+    /// The status and the reply of the admin API to a command.
+    #[track_caller]
+    pub(crate) fn order(&self, token: &str, command: &Value) -> (u16, Value) {
+        let order = json!({ "operator": "ada", "command": command });
+        let call = Call::post("/v1/command", order.to_string()).key(token);
+        let answer = fetch(self.gateway.admin_address(), &call);
+        (answer.status, answer.json())
     }
 
     /// Another gateway on the same Redis.

@@ -220,6 +220,11 @@ impl Gateway {
         self.app.as_ref().unwrap().ops_address().unwrap()
     }
 
+    /// The address of the admin API over TCP.
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.app.as_ref().unwrap().admin_address().unwrap()
+    }
+
     /// The folder of its configuration.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
