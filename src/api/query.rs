@@ -62,11 +62,10 @@ impl<'q> Query<'q> {
     }
 
     pub(super) fn time(&mut self, name: &'static str) -> Option<UnixMillis> {
-        self.take(
-            name,
-            |text| UnixMillis::parse(text).ok(),
-            "must be a time in RFC 3339, as in 2030-01-31T12:00:00Z",
-        )
+        // A plus that is not percent-encoded is read as a blank.
+        let read =
+            |text: &str| UnixMillis::parse(text).or_else(|_| UnixMillis::parse(&text.replace(' ', "+"))).ok();
+        self.take(name, read, "must be a time in RFC 3339, as in 2030-01-31T12:00:00Z")
     }
 
     pub(super) fn cursor<C: Cursor>(&mut self) -> Option<C> {
@@ -130,6 +129,14 @@ mod tests {
         for bad in ["", "17", "zz", &"f".repeat(33), "+00000000000000f", &id.to_string()] {
             assert_eq!(<KeyId as Cursor>::parse(bad), None, "{bad}");
             assert_eq!(<u64 as Cursor>::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_time_may_have_an_offset_whose_plus_is_not_encoded() {
+        for offset in ["%2B02:00", "+02:00"] {
+            let text = format!("from=2026-09-21T16:13:20{offset}");
+            assert_eq!(Query::parse(Some(&text)).time("from"), Some(UnixMillis(1_790_000_000_000)), "{text}");
         }
     }
 

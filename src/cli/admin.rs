@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::{Outcome, token_list};
+use super::{Outcome, duration, token_list};
 use crate::operators::admin::{Grant, NewToken, Role, TokenName};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::OrgId;
@@ -43,7 +43,7 @@ enum Action {
         #[arg(long, value_name = "ORG_IDS", value_parser = OrgId::parse, value_delimiter = ',')]
         org: Vec<OrgId>,
         /// The time until the token expires
-        #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = duration::parse_token_lifetime)]
         expires_in: Duration,
         /// Print JSON instead of text
         #[arg(long)]

@@ -13,7 +13,7 @@ use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::orgs::only_org;
 use super::revoke::{self, Confirmation};
 use super::table::Column;
-use super::{Outcome, transfer};
+use super::{Outcome, duration, transfer};
 use crate::lifecycle::{KeyFilter, KeyView, NewKey, OVERLAP, Patch, parse_network};
 use crate::operators::admin::{Command, KeyCommand, Reply, Secret};
 use crate::secret_file;
@@ -126,7 +126,7 @@ pub(super) struct Create {
     #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse)]
     scopes: Option<Vec<Scope>>,
     /// The time until the key expires, as in 90d [default: never]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_optional_lifetime)]
     expires_in: Option<Duration>,
     /// The networks and addresses that may use the key, separated by commas [default: any]
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = parse_network)]
@@ -154,10 +154,10 @@ pub(super) struct Filter {
     #[arg(long, value_name = "STATUS", value_parser = parse_status)]
     status: Option<Status>,
     /// Only keys that have not been used for this time, as in 90d; for a key that was never used, its age counts
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     unused: Option<Duration>,
     /// Only keys that are older than this, as in 365d
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     older_than: Option<Duration>,
 }
 
@@ -183,7 +183,7 @@ pub(super) struct Change {
     #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse)]
     scopes: Option<Vec<Scope>>,
     /// The time until the key expires, as in 30d; it can only become earlier
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_changed_lifetime)]
     expires_in: Option<Duration>,
     /// The networks and addresses that may use the key, separated by commas; they replace the previous ones
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = parse_network)]
@@ -204,7 +204,7 @@ fn parse_status(text: &str) -> Result<Status, &'static str> {
 
 /// Parses an overlap. Less than a second would be rounded to zero, and the old secret would end at once.
 fn parse_overlap(text: &str) -> Result<Duration, String> {
-    let overlap = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let overlap = duration::parse(text)?;
     if overlap.subsec_nanos() == 0 { Ok(overlap) } else { Err("write whole seconds, as in 90s".to_owned()) }
 }
 

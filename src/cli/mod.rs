@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod demo;
 mod dev;
+mod duration;
 mod files;
 mod init;
 mod keys;

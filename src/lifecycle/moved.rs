@@ -77,7 +77,7 @@ pub struct MovedSecret {
     pub further: Further,
 }
 
-/// RFC 3339 in UTC.
+/// Written as RFC 3339 in UTC; read with any offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Time(pub UnixMillis);
 

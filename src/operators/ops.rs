@@ -124,8 +124,10 @@ fn answer(told: &Told, request: &Request) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
     }
-    match request.uri().path_and_query().map(|target| target.as_str()) {
-        Some("/metrics") => match told.metrics.render(&(told.state)()) {
+    // A query changes nothing: probes and scrapers append one out of habit, as in `/readyz?verbose`.
+    let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+    match target.split_once('?').map_or(target, |(path, _)| path) {
+        "/metrics" => match told.metrics.render(&(told.state)()) {
             Ok(metrics) => {
                 let mut answer = Answer::new(Full::new(Bytes::from(metrics)));
                 answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
@@ -136,8 +138,8 @@ fn answer(told: &Told, request: &Request) -> Answer {
                 text(StatusCode::INTERNAL_SERVER_ERROR, "see the log\n")
             }
         },
-        Some("/livez") => text(StatusCode::OK, "alive\n"),
-        Some("/readyz") => match told.readiness.judge(&told.store_has_answered) {
+        "/livez" => text(StatusCode::OK, "alive\n"),
+        "/readyz" => match told.readiness.judge(&told.store_has_answered) {
             Ok(()) => text(StatusCode::OK, "ready\n"),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
         },

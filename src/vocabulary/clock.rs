@@ -44,26 +44,65 @@ impl UnixMillis {
         format!("{weekday}, {} {month} {} {} GMT", &text[8..10], &text[..4], &text[11..19])
     }
 
-    /// Parses RFC 3339 in UTC, to the millisecond.
+    /// Parses RFC 3339 (section 5.6), to the millisecond: in UTC or with an offset, `T` and `Z` in either case, and a blank
+    /// in the place of `T`. A leap second counts as the second before it.
     ///
     /// # Errors
-    /// Any other text, including times with another offset and times before the epoch.
+    /// Any other text, and times before the epoch or after the year 9999.
     pub fn parse(text: &str) -> Result<Self, InvalidTime> {
-        let at = humantime::parse_rfc3339(text).map_err(|_| InvalidTime)?;
-        let since_epoch = at.duration_since(UNIX_EPOCH).map_err(|_| InvalidTime)?;
-        u64::try_from(since_epoch.as_millis()).map(Self).map_err(|_| InvalidTime)
+        let (local, east) = split_offset(text).ok_or(InvalidTime)?;
+        let local = humantime::parse_rfc3339(&local).map_err(|_| InvalidTime)?;
+        let local = local.duration_since(UNIX_EPOCH).map_err(|_| InvalidTime)?;
+        let local = u64::try_from(local.as_millis()).map_err(|_| InvalidTime)?;
+        let at = local.checked_add_signed(-east * 60 * 1000).ok_or(InvalidTime)?;
+        if at <= LAST { Ok(Self(at)) } else { Err(InvalidTime) }
     }
 }
 
+/// The last millisecond of the year 9999, the last that RFC 3339 can write.
+const LAST: u64 = 253_402_300_799_999;
+
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("a time is RFC 3339 in UTC, as in 2026-01-31T12:00:00Z")]
+#[error("a time is RFC 3339, as in 2026-01-31T12:00:00Z or 2026-01-31T14:00:00+02:00")]
 pub struct InvalidTime;
+
+/// A time without its offset, written as in UTC, and the offset: how many minutes its clocks are ahead of UTC.
+fn split_offset(text: &str) -> Option<(String, i64)> {
+    let (seconds, rest) = text.split_at_checked("2026-01-31T12:00:00".len())?;
+    let (date, clock) = seconds.split_once(['T', 't', ' '])?;
+    let (fraction, zone) = match rest.strip_prefix('.') {
+        None => ("0", rest),
+        Some(rest) => rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count()),
+    };
+    // Digits below the nanosecond are cut off.
+    let fraction = fraction.get(..9).unwrap_or(fraction);
+    if fraction.is_empty() {
+        return None;
+    }
+    Some((format!("{date}T{clock}.{fraction}Z"), offset(zone)?))
+}
+
+fn offset(zone: &str) -> Option<i64> {
+    if zone.eq_ignore_ascii_case("z") {
+        return Some(0);
+    }
+    let (sign, rest) = zone.split_at_checked(1)?;
+    let (hours, minutes) = rest.split_once(':')?;
+    let number = |text: &str, limit| {
+        let is_number = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<i64>().ok().filter(|number| is_number && *number < limit)
+    };
+    let offset = number(hours, 24)? * 60 + number(minutes, 60)?;
+    match sign {
+        "+" => Some(offset),
+        "-" => Some(-offset),
+        _ => None,
+    }
+}
 
 /// RFC 3339 in UTC with milliseconds, the API's notation for times.
 impl fmt::Display for UnixMillis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The calendar that `humantime` can print ends with the year 9999.
-        const LAST: u64 = 253_402_300_799_999;
         let at = UNIX_EPOCH + Duration::from_millis(self.0.min(LAST));
         fmt::Display::fmt(&humantime::format_rfc3339_millis(at), f)
     }
@@ -165,7 +204,43 @@ mod tests {
             assert_eq!(UnixMillis::parse(&UnixMillis(at).to_string()), Ok(UnixMillis(at)));
         }
         assert_eq!(UnixMillis::parse("2026-09-21T14:13:20Z"), Ok(UnixMillis(1_790_000_000_000)));
-        for bad in ["", "2026-09-21", "2026-09-21T14:13:20", "2026-09-21T14:13:20+02:00", "1790000000"] {
+        for bad in ["", "2026-09-21", "2026-09-21T14:13:20", "2026-09-21T14:13Z", "1790000000"] {
+            assert_eq!(UnixMillis::parse(bad), Err(InvalidTime), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_in_every_notation_of_rfc_3339() {
+        for (text, at) in [
+            ("2026-09-21T16:13:20+02:00", 1_790_000_000_000),
+            ("2026-09-21T08:43:20.123-05:30", 1_790_000_000_123),
+            ("2026-09-21T14:13:20-00:00", 1_790_000_000_000),
+            ("2026-09-21t14:13:20z", 1_790_000_000_000),
+            ("2026-09-21 14:13:20Z", 1_790_000_000_000),
+            ("2026-09-22T14:12:20.5+23:59", 1_790_000_000_500),
+            ("2026-09-21T14:13:20.123456789123Z", 1_790_000_000_123),
+            ("2016-12-31T23:59:60Z", 1_483_228_799_000),
+            ("1970-01-01T02:00:00+02:00", 0),
+        ] {
+            assert_eq!(UnixMillis::parse(text), Ok(UnixMillis(at)), "{text}");
+        }
+        for bad in [
+            "2026-09-21T14:13:20+0200",
+            "2026-09-21T14:13:20+2:00",
+            "2026-09-21T14:13:20+24:00",
+            "2026-09-21T14:13:20+02:60",
+            "2026-09-21T14:13:20+-2:00",
+            "2026-09-21T14:13:20.Z",
+            "2026-09-21T14:13:20,5Z",
+            "2026-09-21T14:13:20+02:00Z",
+            "2026-09-21T14:13:20Zx",
+            "2026-09-21_14:13:20Z",
+            "2026-02-29T14:13:20Z",
+            "2026-09-21T24:00:00Z",
+            "1970-01-01T01:00:00+02:00",
+            "9999-12-31T23:59:59-01:00",
+            "2026-09-21T14:13:2\u{664}Z",
+        ] {
             assert_eq!(UnixMillis::parse(bad), Err(InvalidTime), "{bad}");
         }
     }

@@ -98,6 +98,10 @@ fn a_patch_changes_what_it_names(kept: Kept) {
             json!({ "expires_at": "2999-01-01T00:00:00.000Z" }),
         ),
         (
+            json!({ "expires_at": "2998-07-01T00:30:00+02:00" }),
+            json!({ "expires_at": "2998-06-30T22:30:00.000Z" }),
+        ),
+        (
             json!({ "expires_at": "2998-01-01T00:00:00Z" }),
             json!({ "expires_at": "2998-01-01T00:00:00.000Z" }),
         ),

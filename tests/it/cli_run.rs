@@ -205,6 +205,29 @@ fn a_key_gets_the_requested_scopes_and_expiry() {
 }
 
 #[test]
+fn a_lifetime_that_is_no_duration_is_answered_with_what_to_write() {
+    let folder = TempDir::new().unwrap();
+    let create = ["keys", "create", "--name", "x", "--expires-in"];
+    let edit = ["keys", "edit", "key_01J9ZQ6T5N8XKD3V4WPYB7C2HM", "--expires-in"];
+    let token = ["admin", "token", "ada", "--expires-in"];
+    for (command, text, advice) in [
+        (&create[..], "never", "without this option a key never expires: leave it out"),
+        (&create, "2999-12-31", "write how long it shall last from now: until then it is 35"),
+        (&create, "2999-12-31T12:00:00+02:00", "write how long it shall last from now: until then it is 35"),
+        (&create, "2001-12-31", "this time is over; write how long it shall last from now, as in 90d"),
+        (&create, "soon", "write a number and a unit, as in 90d, 12h or 30m"),
+        (&edit, "Never", "without this option the end of the key stays as it is"),
+        (&token, "never", "a token always expires: write a long time, as in 365d"),
+        (&["keys", "list", "--unused"], "never", "write a number and a unit, as in 90d, 12h or 30m"),
+    ] {
+        let refused = keygate(folder.path(), &[command, &[text]].concat()).output().unwrap();
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains(advice), "{text}: {said}");
+    }
+}
+
+#[test]
 fn a_gateway_neither_logs_nor_stores_a_secret() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let folder = configured(&live, &test);

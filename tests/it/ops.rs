@@ -180,6 +180,12 @@ fn the_ops_listener_has_metrics_and_probes_only() {
     let gateway = gateway(&live, &test);
     let ask = |call: &Call| fetch(gateway.ops_address(), call).status;
     assert_eq!(ask(&Call::get("/livez")), 200);
+    for target in
+        ["/livez?verbose", "/readyz?verbose", "/readyz?", "/metrics?x=1", "/metrics?name[]=up&x=%20"]
+    {
+        assert_eq!(ask(&Call::get(target)), 200, "{target}");
+    }
+    assert_eq!(ask(&Call::get("/metricsx?x=1")), 404);
     assert_eq!(ask(&Call::get("/readyz")), 200);
     assert_eq!(ask(&Call::get("/v1/jobs")), 404);
     assert_eq!(ask(&Call::get("/metrics/../livez")), 404);
