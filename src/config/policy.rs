@@ -6,7 +6,7 @@ use super::file::Value;
 use super::mistake::{Place, quoted, suggestion};
 use super::section::Section;
 use super::server::BODY;
-use super::value::{choice, flag, only_true, parsed, size, text};
+use super::value::{DAY, INSTANT, choice, duration, flag, only_true, parsed, size, text};
 use super::{BROWSER_KEYS, ON_PARTITION};
 use crate::policy::access::Access;
 use crate::policy::pattern::Pattern;
@@ -80,6 +80,7 @@ fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
     let encoded_slash = section.or("encoded_slash", false, flag);
     let websocket = section.or("websocket", false, flag);
     let retries = section.or("retry", Retries::Safe, retries);
+    let stream_idle = section.optional("stream_idle_timeout", duration(INSTANT..=DAY));
     let on_partition = section.optional("on_partition", choice(&ON_PARTITION));
     let browser_keys = section.optional("browser_keys", choice(&BROWSER_KEYS));
     let body_limit = section.optional("body_limit", size(BODY));
@@ -101,6 +102,7 @@ fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
         encoded_slash,
         websocket,
         retries,
+        stream_idle,
         on_partition,
         browser_keys,
         body_limit,
@@ -249,7 +251,7 @@ fn refuse_senseless(section: &Section<'_>, target: Option<Target>) {
         section.wrong("environment", text);
     }
     let Some(Target::Operation(operation)) = target else { return };
-    for key in ["forward_authorization", "encoded_slash", "websocket", "retry"] {
+    for key in ["forward_authorization", "encoded_slash", "websocket", "retry", "stream_idle_timeout"] {
         if section.given(key) {
             section.wrong(key, "only valid on a route to an upstream; remove it");
         }

@@ -1,5 +1,6 @@
 //! To the upstream and back. The request that goes up is built from the canonical one and from nothing else.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -59,14 +60,29 @@ pub(super) async fn forward(
     let mut answer = sent.map_err(|error| refuse(exchange, upstream, &error))?;
     let snapshot = exchange.snapshot();
     snapshot.upstream_cells(upstream).answered(exchange.upstream_duration().unwrap_or_default());
-    let is_granted = || wants_tunnel && tunnel::is_granted(&answer.head.headers);
-    // A 101 without a request for it is no answer. Dropping it closes the connection.
-    if answer.framing == Framing::Unknown || (answer.upgrade.is_some() && !is_granted()) {
-        return Err(Rejection::BadGateway(BadGateway::InvalidAnswer));
-    }
+    // Dropping the answer closes the connection.
+    refuse_invalid(&answer, wants_tunnel).map_err(|flaw| invalid_answer(exchange, upstream, &flaw))?;
     snapshot.rules().answer(&mut answer.head.headers, exchange.id_value(), takes_trailers);
-    let stream_idle = snapshot.upstream(upstream).timeouts.stream_idle;
+    let of_route = permit.route().stream_idle;
+    of_route.into_iter().for_each(|idle| answer.body.limit_pauses(idle));
+    let stream_idle = of_route.unwrap_or(snapshot.upstream(upstream).timeouts.stream_idle);
     Ok(Forwarded { answer, stream_idle })
+}
+
+/// # Errors
+/// Why the answer cannot be passed on.
+fn refuse_invalid(answer: &Answer, wants_tunnel: bool) -> Result<(), Cow<'static, str>> {
+    match answer.framing {
+        Framing::Unknown(flaw) => Err(flaw.to_string().into()),
+        Framing::Clear | Framing::Doubtful if answer.upgrade.is_none() => Ok(()),
+        Framing::Clear | Framing::Doubtful if !wants_tunnel => {
+            Err("it is a 101, and the request asked for no upgrade".into())
+        }
+        Framing::Clear | Framing::Doubtful if !tunnel::is_granted(&answer.head.headers) => {
+            Err("it is a 101 to something else than `websocket`".into())
+        }
+        Framing::Clear | Framing::Doubtful => Ok(()),
+    }
 }
 
 /// The refusal of a request that got no answer.
@@ -76,6 +92,7 @@ fn refuse(exchange: &Exchange, upstream: UpstreamId, error: &SendError) -> Rejec
         SendError::TimedOut => Rejection::GatewayTimeout,
         SendError::Crowded => Rejection::Unavailable(Unavailable::Upstreams),
         SendError::Unreachable => Rejection::BadGateway(BadGateway::Unreachable),
+        SendError::BrokeOff(BrokenOff::Malformed(flaw)) => invalid_answer(exchange, upstream, flaw),
         SendError::BrokeOff(cause) => {
             log_broken_off(exchange, upstream, cause);
             Rejection::BadGateway(BadGateway::BrokeOff)
@@ -90,6 +107,16 @@ fn log_broken_off(exchange: &Exchange, upstream: UpstreamId, cause: &BrokenOff) 
         let upstream = &exchange.snapshot().upstream(upstream).name;
         format!("upstream {upstream} broke off before it answered {}: {cause}", exchange.id())
     });
+}
+
+/// The refusal of a request whose answer cannot be passed on. Logged: neither its client nor the metrics can say why.
+fn invalid_answer(exchange: &Exchange, upstream: UpstreamId, flaw: &str) -> Rejection {
+    let gateway = exchange.gateway();
+    gateway.invalid_answers.log(gateway.clock.mono(), || {
+        let upstream = &exchange.snapshot().upstream(upstream).name;
+        format!("upstream {upstream} gave {} an answer that cannot be passed on: {flaw}", exchange.id())
+    });
+    Rejection::BadGateway(BadGateway::InvalidAnswer)
 }
 
 impl From<BodyError> for Rejection {

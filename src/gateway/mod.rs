@@ -120,6 +120,8 @@ pub struct Gateway {
     cells: Arc<Cells>,
     /// Limits the log lines about upstreams that broke off, since many requests fail at the same time.
     broke_off: Throttle,
+    /// The same for answers that cannot be passed on.
+    invalid_answers: Throttle,
     clock: Clock,
 }
 
@@ -140,6 +142,7 @@ impl Gateway {
             records,
             cells,
             broke_off: Throttle::default(),
+            invalid_answers: Throttle::default(),
             clock,
         })
     }

@@ -177,6 +177,7 @@ pub(super) mod tests {
             target: Target::Operation(Operation::GetOwnKey),
             forward_authorization: false,
             encoded_slash: id.contains("slash"),
+            stream_idle: None,
             on_partition: None,
             browser_keys: None,
             websocket: false,

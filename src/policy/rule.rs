@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 
@@ -32,6 +33,8 @@ pub struct Route {
     pub websocket: bool,
     /// Which requests may be sent to the upstream twice.
     pub retries: Retries,
+    /// How long the body of an answer, or a WebSocket, may pause; `None` for the upstream's setting.
+    pub stream_idle: Option<Duration>,
     /// The handling of its requests while the gateway is cut off from the store; `None` for the setting of all routes.
     pub on_partition: Option<OnPartition>,
     /// The handling of live keys that a browser sends on it; `None` for the setting of all routes.

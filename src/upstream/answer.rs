@@ -27,6 +27,7 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
+use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::budget::Place;
@@ -57,7 +58,8 @@ impl Answer {
             None => (Some(lease), None),
         };
         let reusable = may_be_reused(&head, framing, is_wholly_sent);
-        let body = AnswerBody::new(incoming, lease, reusable, stream_idle);
+        let idle = IdleTimer::new(stream_idle);
+        let body = AnswerBody::new(Streaming { incoming, idle, lease, reusable, is_wholly_sent });
         Self { head, framing, body, upgrade }
     }
 }
@@ -73,8 +75,18 @@ pub enum Framing {
     Clear,
     /// By a length and a coding. The coding counts (RFC 9112, section 6.3), but the length may be an attack.
     Doubtful,
-    /// By a coding that keygate does not decode. Such an answer cannot be passed on.
-    Unknown,
+    /// In a way that has no reading, or several. Such an answer cannot be passed on.
+    Unknown(BadFraming),
+}
+
+/// The part of an answer's framing that is wrong.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum BadFraming {
+    /// A coding that keygate does not decode.
+    #[error("its Transfer-Encoding is something else than one `chunked`")]
+    Coding,
+    #[error("its Content-Length is something else than one number")]
+    Length,
 }
 
 impl Framing {
@@ -84,7 +96,7 @@ impl Framing {
         if framing == Self::Doubtful {
             headers.remove(CONTENT_LENGTH);
         } else if !has_one_length(headers) {
-            return Self::Unknown;
+            return Self::Unknown(BadFraming::Length);
         }
         framing
     }
@@ -96,7 +108,7 @@ impl Framing {
             (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
                 if headers.contains_key(CONTENT_LENGTH) { Self::Doubtful } else { Self::Clear }
             }
-            _ => Self::Unknown,
+            _ => Self::Unknown(BadFraming::Coding),
         }
     }
 }
@@ -136,11 +148,17 @@ struct Streaming {
     /// `None` once the answer has ended, or where the connection became something else.
     lease: Option<Lease>,
     reusable: bool,
+    /// Whether the request's body had ended when the answer came, so that nothing but the upstream can break it off.
+    is_wholly_sent: bool,
 }
 
 impl AnswerBody {
-    fn new(incoming: Incoming, lease: Option<Lease>, reusable: bool, idle: Duration) -> Self {
-        let mut streaming = Streaming { incoming, idle: IdleTimer::new(idle), lease, reusable };
+    /// Limits the pauses of the body to this time instead.
+    pub fn limit_pauses(&mut self, idle: Duration) {
+        self.0.idle = IdleTimer::new(idle);
+    }
+
+    fn new(mut streaming: Streaming) -> Self {
         if streaming.incoming.is_end_stream() {
             streaming.end();
         }
@@ -184,7 +202,12 @@ impl Streaming {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => self.fail(error),
+            Some(Err(flaw)) => {
+                if let Some(lease) = self.lease.as_ref().filter(|_| self.is_wholly_sent) {
+                    lease.note_broken_body(&flaw);
+                }
+                self.fail(BodyError::Broken)
+            }
             None => {
                 self.end();
                 Poll::Ready(None)
@@ -246,8 +269,8 @@ mod tests {
             (&[][..], Framing::Clear),
             (&["chunked"], Framing::Doubtful),
             (&["Chunked"], Framing::Doubtful),
-            (&["gzip, chunked"], Framing::Unknown),
-            (&["chunked", "chunked"], Framing::Unknown),
+            (&["gzip, chunked"], Framing::Unknown(BadFraming::Coding)),
+            (&["chunked", "chunked"], Framing::Unknown(BadFraming::Coding)),
         ] {
             let codings = coding.iter().map(|coding| ("transfer-encoding", *coding));
             let mut headers = fields(&codings.chain([("content-length", "5")]).collect::<Vec<_>>());
@@ -264,7 +287,7 @@ mod tests {
         assert!(may_be_reused(&current, Framing::Clear, true));
         assert!(!may_be_reused(&current, Framing::Clear, false), "not wholly sent");
         assert!(!may_be_reused(&current, Framing::Doubtful, true));
-        assert!(!may_be_reused(&current, Framing::Unknown, true));
+        assert!(!may_be_reused(&current, Framing::Unknown(BadFraming::Coding), true));
         assert!(!may_be_reused(&head(Version::HTTP_10), Framing::Clear, true));
     }
 }

@@ -25,7 +25,8 @@ pub enum SendError {
 pub enum BrokenOff {
     #[error("the connection was closed before an answer came")]
     Closed,
-    #[error("the answer cannot be read: {0}")]
+    /// The upstream said something that is no answer.
+    #[error("{0}")]
     Malformed(Box<str>),
     #[error("the connection failed: {0}")]
     Io(io::ErrorKind),

@@ -4,6 +4,7 @@
 //! has pools of its own, so a connection that carried a live key's request never carries a test key's.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -15,8 +16,10 @@ use super::budget::{Budget, Place};
 use super::connection::{Connection, Received, Unanswered, Undelivered};
 use super::dial::Dialer;
 use super::endpoint::Endpoint;
+use super::error::BrokenOff;
 use super::health::Standing;
 use super::request_body::RequestBody;
+use crate::telemetry::Throttle;
 use crate::vocabulary::clock::Clock;
 
 /// Greatest number of unused connections.
@@ -38,6 +41,8 @@ pub(super) struct Pool {
     kept: RefCell<Vec<Kept>>,
     /// Whether no more requests come here, so that no connection is worth keeping.
     retired: Cell<bool>,
+    /// Limits the log lines about answers that broke off in the middle.
+    broken_bodies: Throttle,
     clock: Clock,
 }
 
@@ -93,6 +98,23 @@ impl Lease {
         self.open.connection.unanswered()
     }
 
+    /// See [`Connection::spoke_unasked`].
+    pub(super) fn spoke_unasked(&self) -> Option<BrokenOff> {
+        self.connection.spoke_unasked()
+    }
+
+    /// See [`Connection::explained`].
+    pub(super) fn explained(&self, cause: BrokenOff) -> BrokenOff {
+        self.connection.explained(cause)
+    }
+
+    /// The body of the answer broke off. Logged, since its client cannot be told why.
+    pub(super) fn note_broken_body(&self, cause: impl fmt::Display) {
+        let Pool { broken_bodies, dialer, clock, .. } = &*self.pool;
+        let line = || format!("upstream {} broke off in the middle of an answer: {cause}", dialer.endpoint());
+        broken_bodies.log(clock.mono(), line);
+    }
+
     /// Gives the connection back. `answer.rs` decides when that is safe.
     pub(super) fn release(self) {
         let Self { open, pool, .. } = self;
@@ -126,6 +148,7 @@ impl Pool {
             idle_timeout: timeouts.idle,
             kept: RefCell::default(),
             retired: Cell::new(false),
+            broken_bodies: Throttle::default(),
             clock,
         }
     }

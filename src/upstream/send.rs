@@ -173,6 +173,7 @@ impl Side {
         sending: &Sending<'_>,
     ) -> Result<Answer, SendError> {
         let mut order = self.turns.order(self.targets.len());
+        let mut spoke_unasked = None;
         while let Some(at) = order.next(|at| self.targets[at].is_in_use()) {
             let target = &self.targets[at];
             if let Some(host) = &target.host {
@@ -191,10 +192,12 @@ impl Side {
                 };
                 sending.waits_at.set(None);
                 let unanswered = if sending.is_repeatable { lease.unanswered() } else { None };
+                let undelivered = undelivered.explained(&lease);
                 match retry::after(undelivered, lease.is_reused(), unanswered.as_ref()) {
                     Retry::SameEndpoint(unsent) => request = *unsent,
                     Retry::NextEndpoint(unsent) => {
                         request = *unsent;
+                        spoke_unasked = lease.spoke_unasked().or(spoke_unasked);
                         break;
                     }
                     Retry::OnceMore(again, cause) => {
@@ -204,7 +207,7 @@ impl Side {
                 }
             }
         }
-        Err(SendError::Unreachable)
+        Err(spoke_unasked.map_or(SendError::Unreachable, SendError::BrokeOff))
     }
 
     /// Sends a request once more, and no more than that.
@@ -222,7 +225,7 @@ impl Side {
         match lease.send(request).await {
             Ok(received) => Ok(self.answer(target, received, lease, sending)),
             Err(Undelivered::Unsent(_)) => Err(SendError::BrokeOff(cause)),
-            Err(Undelivered::BrokeOff(cause)) => Err(SendError::BrokeOff(cause)),
+            Err(Undelivered::BrokeOff(cause)) => Err(SendError::BrokeOff(lease.explained(cause))),
         }
     }
 
@@ -230,6 +233,16 @@ impl Side {
         target.pool.standing().note_answer(target.pool.endpoint());
         let is_wholly_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
         Answer::new(received, lease, is_wholly_sent, self.stream_idle_timeout)
+    }
+}
+
+impl Undelivered {
+    /// With the byte that is wrong, where the answer on this connection could not be read.
+    fn explained(self, lease: &Lease) -> Self {
+        match self {
+            Self::BrokeOff(cause) => Self::BrokeOff(lease.explained(cause)),
+            unsent @ Self::Unsent(_) => unsent,
+        }
     }
 }
 

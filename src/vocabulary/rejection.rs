@@ -140,7 +140,7 @@ pub enum BadGateway {
     Unreachable,
     /// The connection ended before a whole answer head had come.
     BrokeOff,
-    /// An answer that cannot be forwarded, for example an unrequested 101.
+    /// Something that is no answer, or an answer that cannot be passed on, for example an unrequested 101.
     InvalidAnswer,
 }
 
@@ -251,7 +251,11 @@ impl Rejection {
             Self::MissingScope(scopes) => {
                 Cow::Owned(format!("This API key lacks the required scope: {scopes}"))
             }
-            Self::BadGateway(_) => Cow::Borrowed("The service behind this gateway could not be reached"),
+            Self::BadGateway(cause) => Cow::Borrowed(match cause {
+                BadGateway::Unreachable => "The service behind this gateway could not be reached",
+                BadGateway::BrokeOff => "The service behind this gateway broke off before it answered",
+                BadGateway::InvalidAnswer => "The service behind this gateway gave an invalid answer",
+            }),
             Self::GatewayTimeout => Cow::Borrowed("The service behind this gateway took too long to answer"),
             Self::Unavailable(_) => Cow::Borrowed("Temporarily unavailable, please retry"),
         }

@@ -46,6 +46,7 @@ mod haproxy;
 mod header_rules;
 mod http2;
 mod http2_abuse;
+mod invalid_answers;
 mod lanes;
 mod leases;
 mod left_behind;

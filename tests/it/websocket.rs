@@ -175,20 +175,69 @@ fn a_101_to_something_else_than_a_websocket_is_no_answer() {
 }
 
 #[test]
-fn a_tunnel_through_which_nothing_comes_is_closed() {
-    let (live, test) = (shouting(), Upstream::start("test"));
-    let gateway = Gateway::builder()
-        .policy(POLICY)
-        .settings(&format!(
-            "[upstreams.api]\nlive = [\"{}\"]\ntest = [\"{}\"]\nstream_idle_timeout = \"200ms\"",
-            live.url(),
-            test.url()
-        ))
-        .start();
-    let mut wire = gateway.connect();
-    wire.send(&handshake("/socket").key(&gateway.live_key().secret).to_bytes());
-    assert_eq!(wire.head().unwrap().status, 101);
-    assert!(wire.is_closed());
+fn a_tunnel_through_which_nothing_comes_is_closed_and_both_sides_are_told() {
+    let live = Manual::start();
+    let gateway = impatient(&live, POLICY);
+    let key = gateway.live_key().secret;
+    let (mut client, mut upstream) = open_tunnel(gateway.connect(), &live, &key);
+    upstream.send(b"\x81\x02hi");
+    assert_eq!(client.exactly(4).unwrap(), b"\x81\x02hi");
+    assert_eq!(client.exactly(4).unwrap(), GOING_AWAY);
+    let close = upstream.exactly(8).unwrap();
+    assert_eq!(close[..2], [0x88, 0x82]);
+    assert_eq!([close[6] ^ close[2], close[7] ^ close[3]], [0x03, 0xe9]);
+    assert!(client.is_closed() && upstream.is_closed());
+}
+
+#[test]
+fn a_side_that_is_in_the_middle_of_a_frame_gets_no_close_within_it() {
+    let live = Manual::start();
+    let gateway = impatient(&live, POLICY);
+    let key = gateway.live_key().secret;
+    let (mut client, mut upstream) = open_tunnel(gateway.connect(), &live, &key);
+    upstream.send(b"\x81\x04ha");
+    assert_eq!(client.rest(), b"\x81\x04ha");
+    assert_eq!(upstream.exactly(8).unwrap()[..2], [0x88, 0x82]);
+}
+
+#[test]
+fn a_route_has_its_own_time_for_a_tunnel_through_which_nothing_comes() {
+    let live = Manual::start();
+    let patient = "[[route]]\nid = \"patient\"\nmethods = [\"GET\"]\npaths = [\"/patient\"]\nscopes = [\"a\"]\n\
+                   upstream = \"api\"\nwebsocket = true\nstream_idle_timeout = \"1h\"\n";
+    let gateway = impatient(&live, &(POLICY.to_owned() + patient));
+    let key = gateway.live_key().secret;
+    let (mut patient, mut upstream) = open_tunnel_to("/patient", gateway.connect(), &live, &key);
+    // The upstream's own time passes.
+    let (mut impatient, _upstream) = open_tunnel(gateway.connect(), &live, &key);
+    assert_eq!(impatient.exactly(4).unwrap(), GOING_AWAY);
+    upstream.send(b"\x81\x02hi");
+    assert_eq!(patient.exactly(4).unwrap(), b"\x81\x02hi");
+}
+
+#[test]
+fn a_route_has_its_own_time_for_an_answer_that_pauses() {
+    let live = Manual::start();
+    let paths = "paths = [\"/plain\"]";
+    let policy = POLICY.replace(paths, &format!("{paths}\nstream_idle_timeout = \"200ms\""));
+    let gateway = Gateway::builder().policy(&policy).upstream("api", &live.url(), &refusing()).start();
+    let mut client = gateway.connect();
+    client.send(&Call::get("/plain").key(&gateway.live_key().secret).to_bytes());
+    let mut upstream = live.accept();
+    upstream.request_head().unwrap();
+    upstream.send(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf!");
+    let answer = client.answer().unwrap();
+    assert_eq!((answer.status, answer.complete), (200, false));
+}
+
+/// A gateway that closes what is idle for 200 ms.
+fn impatient(live: &Manual, policy: &str) -> Gateway {
+    let upstream = format!(
+        "[upstreams.api]\nlive = [\"{}\"]\ntest = [\"{}\"]\nstream_idle_timeout = \"200ms\"",
+        live.url(),
+        refusing()
+    );
+    Gateway::builder().policy(policy).settings(&upstream).start()
 }
 
 #[test]
@@ -254,8 +303,12 @@ fn tunnel() -> (Gateway, Wire, Wire) {
     (gateway, client, upstream)
 }
 
-fn open_tunnel(mut client: Wire, live: &Manual, key: &str) -> (Wire, Wire) {
-    client.send(&handshake("/socket").key(key).to_bytes());
+fn open_tunnel(client: Wire, live: &Manual, key: &str) -> (Wire, Wire) {
+    open_tunnel_to("/socket", client, live, key)
+}
+
+fn open_tunnel_to(path: &str, mut client: Wire, live: &Manual, key: &str) -> (Wire, Wire) {
+    client.send(&handshake(path).key(key).to_bytes());
     let mut upstream = live.accept();
     upstream.request_head().unwrap();
     upstream.send(SWITCH.as_bytes());

@@ -2,7 +2,8 @@
 //! route that allows it.
 //!
 //! Everything before the 101 is an ordinary request and passes every stage. What flows afterwards is passed on
-//! as it is; a tunnel through which nothing passes for too long is closed.
+//! as it is. When nothing has passed for too long, each side gets a Close frame with the code 1001, unless it is in the
+//! middle of a frame, and the tunnel is closed.
 //!
 //! When the process ends, the client gets a Close frame with the code 1001 and closes the tunnel itself: its own Close
 //! goes on to the upstream, behind everything that it sent before. A client that does not has a time for it.
@@ -106,12 +107,12 @@ impl Tunnel {
         let ended = tokio::select! {
             biased;
             passed = joined.pass(&mut client, &mut upstream, &last, departure) => passed?,
-            () = silence(&last, idle) => return Ok(()),
+            () = silence(&last, idle) => End::Idle,
             () = exchange.cut().due() => End::Cut,
         };
         match ended {
             End::Closed => exchange.note_complete(),
-            End::Over => joined.leave(&mut client, &mut upstream).await,
+            End::Over | End::Idle => joined.leave(&mut client, &mut upstream).await,
             End::Cut => joined.say_farewell(&mut client, CloseCode::PolicyViolation).await,
         }
         Ok(())
@@ -124,6 +125,8 @@ enum End {
     Closed,
     /// The process does not wait any longer.
     Over,
+    /// Nothing has passed for too long.
+    Idle,
     /// The key may no longer do what it does.
     Cut,
 }
@@ -175,7 +178,7 @@ impl Joined {
         .await
     }
 
-    /// Ends a tunnel whose client did not leave when it was asked: each side gets a Close, if it has had none.
+    /// Ends a tunnel that its two sides did not end: each side gets a Close, if it has had none.
     async fn leave<C, U>(&self, client: &mut C, upstream: &mut U)
     where
         C: AsyncWrite + Unpin,

@@ -1,6 +1,7 @@
 //! HTTP/1.1 by hyper, one request at a time. hyper's client types do not leave this file.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,10 +17,11 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
+use super::flaw::flaw;
 use super::wire::{Outcome, Unanswered, Wire};
 use super::{Received, Undelivered};
 use crate::upstream::dial::Stream;
-use crate::upstream::error::{BodyError, BrokenOff};
+use crate::upstream::error::BrokenOff;
 use crate::upstream::request_body::RequestBody;
 
 /// Greatest head of an answer, in bytes. Its fields may be as many as hyper takes by itself, which is 100, as with Envoy:
@@ -69,6 +71,22 @@ impl Http1 {
         self.outcome.unanswered()
     }
 
+    pub(super) fn spoke_unasked(&self) -> Option<BrokenOff> {
+        let came = self.outcome.came();
+        let unasked =
+            (came.is_unasked && !came.beginning.is_empty()).then_some("it spoke before it was asked");
+        let flaw = unasked.map(|unasked| match flaw(&came.beginning) {
+            Some(flaw) => format!("{unasked}: {flaw}"),
+            None => unasked.to_owned(),
+        });
+        flaw.map(|flaw| BrokenOff::Malformed(flaw.into()))
+    }
+
+    pub(super) fn explained(&self, cause: BrokenOff) -> BrokenOff {
+        let BrokenOff::Malformed(words) = cause else { return cause };
+        BrokenOff::Malformed(flaw(&self.outcome.came().beginning).map_or(words, Into::into))
+    }
+
     pub(super) fn send(
         &mut self,
         request: Request<RequestBody>,
@@ -100,6 +118,7 @@ impl Http1 {
     }
 }
 
+/// Only hyper's own words go into it, which repeat nothing of the answer.
 fn broken_off(error: &hyper::Error) -> BrokenOff {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     if error.is_parse() {
@@ -119,13 +138,13 @@ pub(in crate::upstream) struct Incoming(hyper::body::Incoming);
 
 impl Body for Incoming {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = BodyFlaw;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.0).poll_frame(cx).map_err(|_| BodyError::Broken)
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyFlaw>>> {
+        Pin::new(&mut self.0).poll_frame(cx).map_err(BodyFlaw)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -134,6 +153,19 @@ impl Body for Incoming {
 
     fn size_hint(&self) -> SizeHint {
         self.0.size_hint()
+    }
+}
+
+/// Why an answer's body broke off, in hyper's words, which repeat nothing of the body.
+#[derive(Debug)]
+pub(in crate::upstream) struct BodyFlaw(hyper::Error);
+
+impl fmt::Display for BodyFlaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.source() {
+            Some(cause) => fmt::Display::fmt(cause, f),
+            None => fmt::Display::fmt(&self.0, f),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Connection`] is a closed enum: each way to speak to an upstream is one variant and one file of this
 //! folder. The types of the library that speaks the protocol stay in that file.
 
+mod flaw;
 mod http1;
 mod wire;
 
@@ -70,6 +71,20 @@ impl Connection {
     pub(super) fn unanswered(&self) -> Option<Unanswered> {
         match self {
             Self::Exclusive(connection) => connection.unanswered(),
+        }
+    }
+
+    /// After a new connection took no request: what the server said instead of waiting for it, if it said anything. Once.
+    pub(super) fn spoke_unasked(&self) -> Option<BrokenOff> {
+        match self {
+            Self::Exclusive(connection) => connection.spoke_unasked(),
+        }
+    }
+
+    /// After a request broke off: the cause, with the byte that is wrong where the answer could not be read. Once.
+    pub(super) fn explained(&self, cause: BrokenOff) -> BrokenOff {
+        match self {
+            Self::Exclusive(connection) => connection.explained(cause),
         }
     }
 

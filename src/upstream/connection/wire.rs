@@ -1,5 +1,5 @@
-//! The stream beneath HTTP/1.1: it still reads when it can no longer write, and it keeps what was sent until a byte of
-//! an answer comes.
+//! The stream beneath HTTP/1.1: it still reads when it can no longer write, it keeps what was sent until a byte of an
+//! answer comes, and then the beginning of that answer.
 //!
 //! A server may answer before it has the whole request, and close: 413, 501. The rest of the request then fails, and
 //! hyper gives up at the first failed write without looking for the answer. So a failed write is not told to hyper:
@@ -24,6 +24,9 @@ const KEPT: usize = 40 << 10;
 /// The room that is kept for the next head, in bytes.
 const ROOM: usize = 4 << 10;
 
+/// How much of an answer's beginning is kept, in bytes, to say what is wrong with one that cannot be read.
+const BEGINNING: usize = 1 << 10;
+
 /// Bytes that were sent and got not a byte in return. Never printed: it may contain a key.
 pub(in crate::upstream) struct Unanswered(Vec<u8>);
 
@@ -34,6 +37,8 @@ pub(super) struct Outcome {
     is_broken: AtomicBool,
     /// Set when the server's direction has ended.
     unanswered: Mutex<Option<Unanswered>>,
+    /// Set when the stream is dropped.
+    came: Mutex<Came>,
 }
 
 impl Outcome {
@@ -41,8 +46,28 @@ impl Outcome {
         self.is_broken.load(Ordering::Relaxed)
     }
 
+    /// What the server said last, once the connection is over.
+    pub(super) fn came(&self) -> Came {
+        std::mem::take(&mut *self.came.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(super) fn unanswered(&self) -> Option<Unanswered> {
         self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// What the server said last.
+#[derive(Default)]
+pub(super) struct Came {
+    /// The beginning of it. Never printed: it may contain what only the client may read.
+    pub(super) beginning: Vec<u8>,
+    /// Whether nothing had been sent before.
+    pub(super) is_unasked: bool,
+}
+
+impl fmt::Debug for Came {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Came")
     }
 }
 
@@ -52,6 +77,7 @@ pub(super) struct Wire {
     sent: Vec<u8>,
     /// Whether a byte came after that.
     is_answered: bool,
+    came: Came,
     has_ended: bool,
     write_failure: Option<io::Error>,
     /// The task that waits for a write that will not be done.
@@ -66,6 +92,7 @@ impl Wire {
             stream,
             sent: Vec::new(),
             is_answered: true,
+            came: Came { beginning: Vec::new(), is_unasked: true },
             has_ended: false,
             write_failure: None,
             writer: None,
@@ -77,6 +104,8 @@ impl Wire {
     fn keep(&mut self, bytes: &[u8]) {
         if self.is_answered {
             self.is_answered = false;
+            self.came.is_unasked = false;
+            self.came.beginning.clear();
             self.sent.clear();
             self.sent.shrink_to(ROOM);
         }
@@ -104,6 +133,12 @@ impl Wire {
     }
 }
 
+impl Drop for Wire {
+    fn drop(&mut self) {
+        *self.outcome.came.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.came);
+    }
+}
+
 impl AsyncRead for Wire {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -114,6 +149,11 @@ impl AsyncRead for Wire {
         match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
             Ok(()) if buf.filled().len() > before || buf.remaining() == 0 => {
                 self.is_answered = true;
+                let room = BEGINNING.saturating_sub(self.came.beginning.len());
+                if room > 0 {
+                    let came = &buf.filled()[before..];
+                    self.came.beginning.extend_from_slice(&came[..came.len().min(room)]);
+                }
                 Poll::Ready(Ok(()))
             }
             ended => Poll::Ready(self.end(ended)),
