@@ -1,6 +1,5 @@
 //! The configuration in force, and the state that metrics read from it and from other parts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::downstream::connection::Serving;
@@ -11,8 +10,8 @@ use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::keeper::{LinkState, Standing, Vitals};
-use crate::telemetry;
 use crate::telemetry::metrics::{ChangeMeter, EndpointState, Reloads, State};
+use crate::telemetry::{self, Lost};
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::{Clock, UnixMillis};
@@ -62,7 +61,7 @@ pub(super) struct Observed {
     pub(super) cache: Arc<ReadThrough>,
     pub(super) budget: Budget,
     pub(super) in_force: Arc<Mutex<InForce>>,
-    pub(super) records_dropped: Arc<AtomicU64>,
+    pub(super) records: Arc<Lost>,
     pub(super) changes: Option<Arc<ChangeMeter>>,
     pub(super) troubles: Option<Trouble>,
     pub(super) backlog: Option<Arc<Backlog>>,
@@ -103,7 +102,8 @@ impl Observed {
             changes: self.changes.clone(),
             news_waiting: self.backlog.as_ref().and_then(|backlog| backlog.waiting()),
             troubles_dropped: self.troubles.as_ref().map_or(0, Trouble::dropped),
-            records_dropped: self.records_dropped.load(Ordering::Relaxed),
+            records_lost: self.records.read(),
+            lines_lost: telemetry::lost_lines(),
             config_hash: in_force.config_hash,
             reloads: in_force.reloads,
         }

@@ -118,7 +118,7 @@ impl App {
 
         let addresses = sockets.addresses();
         let Sockets { public, trusted_proxies, admin_socket, admin_remote, ops } = sockets;
-        let accepting = public.start(Arc::clone(&workers));
+        let accepting = public.start(Arc::clone(&workers), metrics.cells());
         let mut operators = Vec::new();
         if let Some(lifecycle) = &keys.lifecycle {
             tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle), config.retention));
@@ -260,7 +260,7 @@ impl Keys {
             cache: Arc::clone(&self.cache),
             budget,
             in_force,
-            records_dropped: records.dropped(),
+            records: records.lost(),
             changes: lifecycle.map(|lifecycle| Arc::clone(lifecycle.change_meter())),
             troubles: lifecycle.map(|lifecycle| lifecycle.troubles().clone()),
             backlog,

@@ -89,6 +89,11 @@ impl Activity {
         self.phase.get() == Phase::Busy
     }
 
+    /// Whether a request has come.
+    pub(super) const fn has_served(&self) -> bool {
+        self.has_served.get()
+    }
+
     /// A part of the next head was already there when the answer before it had been written.
     pub(super) fn note_head(&self) {
         if self.phase.get() == Phase::Idle {

@@ -30,7 +30,7 @@ use super::tls::{self, Stream};
 use super::watchdog::{self, Watchdog, first_deadline};
 use crate::gateway::{self, Cut, Gateway, ResponseBody, Tunnel};
 use crate::policy::request::Limits;
-use crate::telemetry::metrics::{Connected, Excess, Protocol};
+use crate::telemetry::metrics::{Connected, Excess, Protocol, Unserved};
 use crate::vocabulary::peer::Peer;
 use crate::vocabulary::rejection::Rejection;
 
@@ -63,7 +63,14 @@ where
     let tls = serving.tls.as_ref();
     // A client that goes away, sends nothing in time or does not speak TLS gets no answer: it could not read
     // one.
-    let Some(Ok((stream, is_http2))) = watchdog.until(open(watched, tls, &activity)).await else { return };
+    let opened = watchdog.until(open(watched, tls, &activity)).await;
+    let unserved = match &opened {
+        Some(Ok(opened)) => opened.lacks_preface().then_some(Unserved::Preface),
+        Some(Err(why)) => *why,
+        None => late(&activity, &member),
+    };
+    unserved.into_iter().for_each(|why| gateway.cells().connection_unserved(why));
+    let Some(Ok(Opened { stream, is_http2, .. })) = opened else { return };
     let peer = Rc::new(if tls.is_some() { peer.over_tls() } else { peer });
     let connection =
         Connection { peer, gateway, activity: &activity, connected: &connected, member: &member };
@@ -71,6 +78,16 @@ where
         connection.serve_http2(stream, &mut watchdog, &serving.watchdog).await;
     } else {
         connection.serve_http1(stream, &mut watchdog).await;
+    }
+}
+
+/// Why a connection ended before its first request because it took too long. Not in the last call of a drain.
+fn late(activity: &Activity, member: &Member) -> Option<Unserved> {
+    match activity.phase() {
+        _ if member.stage() >= Stage::Finishing => None,
+        Phase::Handshake => Some(Unserved::HandshakeTimeout),
+        Phase::Head => Some(Unserved::HeadTimeout),
+        Phase::Busy | Phase::Idle => None,
     }
 }
 
@@ -113,6 +130,11 @@ impl Connection<'_> {
         let mut connection = http1_builder(&limits).serve_connection(io, service);
         let finish = http1::Connection::graceful_shutdown;
         let outcome = watchdog.watch(Pin::new(&mut connection), || (), finish, || cut.is_due()).await;
+        if outcome.is_none() && !self.activity.has_served() {
+            late(self.activity, self.member)
+                .into_iter()
+                .for_each(|why| self.gateway.cells().connection_unserved(why));
+        }
         if let Some(tunnel) = switch.take() {
             self.connected.speaks(Protocol::WebSocket);
             // The client has its 101. The next bytes are not HTTP.
@@ -234,23 +256,41 @@ impl Connection<'_> {
 }
 
 /// Makes the TLS handshake where there is one, and finds out whether the client speaks HTTP/2.
+///
+/// # Errors
+/// Why no request can come, where that is more than a client that went away.
 async fn open<S>(
     stream: Watched<S>,
     tls: Option<&tls::Acceptor>,
     activity: &Activity,
-) -> io::Result<(Rewound<Stream<Watched<S>>>, bool)>
+) -> Result<Opened<Rewound<Stream<Watched<S>>>>, Option<Unserved>>
 where
     S: Socket,
 {
     let Some(tls) = tls else {
-        return preface::is_http2(Stream::Plain(stream)).await;
+        let (stream, is_http2) = preface::is_http2(Stream::Plain(stream)).await.map_err(|_| None)?;
+        return Ok(Opened { stream, is_http2, has_preface: is_http2 });
     };
     activity.enter(Phase::Handshake);
     let (stream, is_http2) = tls.accept(stream).await?;
     activity.enter(Phase::Head);
     // The first bytes are read here because of their time limit. hyper judges them.
-    let (stream, _) = preface::is_http2(stream).await?;
-    Ok((stream, is_http2))
+    let (stream, has_preface) = preface::is_http2(stream).await.map_err(|_| None)?;
+    Ok(Opened { stream, is_http2, has_preface })
+}
+
+/// A connection of which the first bytes have come.
+struct Opened<S> {
+    stream: S,
+    is_http2: bool,
+    has_preface: bool,
+}
+
+impl<S> Opened<Rewound<S>> {
+    /// Whether the client agreed on HTTP/2 and then spoke something else.
+    const fn lacks_preface(&self) -> bool {
+        self.is_http2 && !self.has_preface && self.stream.has_begun()
+    }
 }
 
 fn http1_builder(limits: &Limits) -> http1::Builder {

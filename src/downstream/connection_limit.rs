@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use crate::telemetry::metrics::Unserved;
+
 /// How many connections there may be, and how many there are.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionLimit {
@@ -52,24 +54,26 @@ impl ConnectionLimit {
         }
     }
 
-    /// A place for a connection from `address`; `None` when there is none.
-    #[must_use]
-    pub(super) fn take(&self, address: IpAddr) -> Option<Slot> {
+    /// A place for a connection from `address`.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub(super) fn take(&self, address: IpAddr) -> Result<Slot, Unserved> {
         let trusted = self.trusted_proxies.borrow().iter().any(|network| network.contains(&address));
         let client = (!trusted).then(|| Client::of(address));
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.total >= self.at_most {
-            return None;
+            return Err(Unserved::MaxConnections);
         }
         if let Some(client) = client {
             let held = taken.by_client.entry(client).or_default();
             if *held >= self.per_client {
-                return None;
+                return Err(Unserved::MaxConnectionsPerClient);
             }
             *held += 1;
         }
         taken.total += 1;
-        Some(Slot { client, taken: Arc::clone(&self.taken) })
+        Ok(Slot { client, taken: Arc::clone(&self.taken) })
     }
 }
 
@@ -110,13 +114,13 @@ mod tests {
         let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
         let first = limit.take(a);
         let second = limit.take(a);
-        assert!(first.is_some() && second.is_some());
-        assert!(limit.take(a).is_none());
+        assert!(first.is_ok() && second.is_ok());
+        assert_eq!(limit.take(a).unwrap_err(), Unserved::MaxConnectionsPerClient);
         let third = limit.take(b);
-        assert!(third.is_some());
-        assert!(limit.take(b).is_none(), "all places are taken");
+        assert!(third.is_ok());
+        assert_eq!(limit.take(b).unwrap_err(), Unserved::MaxConnections, "all places are taken");
         drop((first, third));
-        assert!(limit.take(a).is_some());
+        assert!(limit.take(a).is_ok());
         drop(second);
         assert_eq!(limit.taken.lock().unwrap().total, 0);
         assert!(limit.taken.lock().unwrap().by_client.is_empty());
@@ -127,15 +131,15 @@ mod tests {
         let limit = limit(10, 1, &["192.0.2.0/24"]);
         let proxy = "192.0.2.1".parse().unwrap();
         let held: Vec<_> = (0..10).map(|_| limit.take(proxy)).collect();
-        assert!(held.iter().all(Option::is_some));
-        assert!(limit.take(proxy).is_none());
+        assert!(held.iter().all(Result::is_ok));
+        assert!(limit.take(proxy).is_err());
     }
 
     #[test]
     fn addresses_of_one_64_are_one_client() {
         let limit = limit(10, 1, &[]);
         let _held = limit.take("2001:db8::1".parse().unwrap()).unwrap();
-        assert!(limit.take("2001:db8::2".parse().unwrap()).is_none());
-        assert!(limit.take("2001:db8:0:1::1".parse().unwrap()).is_some());
+        assert!(limit.take("2001:db8::2".parse().unwrap()).is_err());
+        assert!(limit.take("2001:db8:0:1::1".parse().unwrap()).is_ok());
     }
 }

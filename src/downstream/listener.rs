@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::connection_limit::{ConnectionLimit, Slot};
 use super::worker::Worker;
 use crate::telemetry::Throttle;
+use crate::telemetry::metrics::{Cells, Unserved};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::network::CannotListen;
 use crate::vocabulary::peer::Peer;
@@ -45,7 +46,6 @@ impl Default for Settings {
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
-const FULL: &str = "refusing connections: server.max_connections or max_connections_per_client is reached";
 /// How long accepting pauses after an error that lasts, such as no descriptors left.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -100,16 +100,18 @@ impl Listener {
         self.address
     }
 
-    /// Accepts connections and hands them to the workers, until it is stopped. Must be called inside the control runtime.
+    /// Accepts connections and hands them to the workers, until it is stopped. `cells` are its own. Must be called inside the
+    /// control runtime.
     #[must_use]
-    pub fn start(self, workers: Arc<Vec<Worker>>) -> Accepting {
+    pub fn start(self, workers: Arc<Vec<Worker>>, cells: Arc<Cells>) -> Accepting {
         let (stop, stopped) = oneshot::channel();
-        Accepting { task: tokio::spawn(self.run(workers, stopped)), stop }
+        Accepting { task: tokio::spawn(self.run(workers, cells, stopped)), stop }
     }
 
-    async fn run(self, workers: Arc<Vec<Worker>>, mut stop: oneshot::Receiver<()>) {
+    async fn run(self, workers: Arc<Vec<Worker>>, cells: Arc<Cells>, mut stop: oneshot::Receiver<()>) {
         let Self { socket, limit, clock, .. } = self;
-        let intake = Intake { workers, limit, clock, full: Throttle::default() };
+        let full = [Throttle::default(), Throttle::default()];
+        let intake = Intake { workers, limit, clock, full, cells };
         let failing = Throttle::default();
         loop {
             let accepted = tokio::select! {
@@ -160,17 +162,35 @@ struct Intake {
     workers: Arc<Vec<Worker>>,
     limit: ConnectionLimit,
     clock: Clock,
-    /// Limits the log lines about connections that were refused.
-    full: Throttle,
+    /// Limits the log lines about connections that were refused: by the limit of all, and by that of a client.
+    full: [Throttle; 2],
+    cells: Arc<Cells>,
 }
 
 impl Intake {
     fn take(&self, stream: TcpStream, address: SocketAddr) {
         let peer = Peer::new(address);
         match self.limit.take(peer.address()) {
+            Ok(slot) => hand_over(&self.workers, stream, peer, slot),
             // It is closed unread: an answer would cost a place, and there is none.
-            None => self.full.log(self.clock.mono(), || FULL.to_owned()),
-            Some(slot) => hand_over(&self.workers, stream, peer, slot),
+            Err(limit) => self.refuse(&peer, limit),
+        }
+    }
+
+    fn refuse(&self, peer: &Peer, limit: Unserved) {
+        self.cells.connection_unserved(limit);
+        let [of_all, of_client] = &self.full;
+        if limit == Unserved::MaxConnectionsPerClient {
+            let client = peer.address();
+            let line = || {
+                format!(
+                    "refusing connections: {client} has server.max_connections_per_client; a proxy belongs in server.trusted_proxies"
+                )
+            };
+            of_client.log(self.clock.mono(), line);
+        } else {
+            let line = || "refusing connections: server.max_connections is reached".to_owned();
+            of_all.log(self.clock.mono(), line);
         }
     }
 }

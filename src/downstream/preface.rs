@@ -30,6 +30,13 @@ pub(super) async fn is_http2<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<
     Ok((Rewound { stream, seen, given: 0, length }, is_http2))
 }
 
+impl<S> Rewound<S> {
+    /// Whether a byte has come.
+    pub(super) const fn has_begun(&self) -> bool {
+        self.length > 0
+    }
+}
+
 /// A stream that gives the bytes already read of it once more.
 #[derive(Debug)]
 pub(super) struct Rewound<S> {

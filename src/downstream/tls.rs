@@ -31,6 +31,7 @@ use tokio_rustls::server::TlsStream;
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::pem::{PemError, read_certificates, read_key};
+use crate::telemetry::metrics::Unserved;
 use crate::vocabulary::clock::UnixMillis;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,11 +102,11 @@ impl Acceptor {
     ///
     /// # Errors
     /// When the client went away, does not speak TLS, or speaks no version or cipher of it that is supported here.
-    pub(super) async fn accept<S>(&self, stream: S) -> io::Result<(Stream<S>, bool)>
+    pub(super) async fn accept<S>(&self, stream: S) -> Result<(Stream<S>, bool), Unserved>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let stream = self.acceptor.accept(stream).await?;
+        let stream = self.acceptor.accept(stream).await.map_err(|error| why_unserved(&error))?;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
         Ok((Stream::Tls(Box::new(stream)), is_http2))
     }
@@ -114,6 +115,17 @@ impl Acceptor {
 impl fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acceptor").field("certificates", &self.certificates).finish_non_exhaustive()
+    }
+}
+
+/// Why a handshake failed.
+fn why_unserved(error: &io::Error) -> Unserved {
+    match error.get_ref().and_then(|cause| cause.downcast_ref()) {
+        None => Unserved::HandshakeBrokenOff,
+        Some(rustls::Error::InvalidMessage(_)) => Unserved::NotTls,
+        Some(rustls::Error::AlertReceived(_)) => Unserved::TlsRefused,
+        Some(rustls::Error::PeerIncompatible(_)) => Unserved::TlsUnsupported,
+        Some(_) => Unserved::TlsFailed,
     }
 }
 

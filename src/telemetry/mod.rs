@@ -4,9 +4,12 @@
 
 mod log;
 pub mod metrics;
+mod output;
+mod pace;
 mod record;
 mod throttle;
 
-pub use log::{flush_log, log, try_log};
+pub use log::{flush_log, log, lost_lines, try_log};
+pub use output::{Losses, Lost};
 pub use record::{Record, RecordSink, RecordWriter, RequestLog};
 pub use throttle::Throttle;

@@ -1,23 +1,27 @@
 //! A record of every request, on standard output.
 //!
 //! A record is written outside the request's path: each thread gathers its records and hands them over in bunches
-//! to a bounded queue, from which one thread writes. When the queue is full, records are dropped and counted. No
-//! request ever waits for it.
+//! to a bounded queue, from which one thread writes. When the queue is full, or they cannot be written, records are
+//! dropped and counted. No request ever waits for it.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use super::log::PATIENCE;
+use super::log::{PATIENCE, log};
+use super::output::{Lost, Output, Unwritten};
+use super::throttle::Throttle;
 use crate::vocabulary::cache_level::Level;
-use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::reason::Reason;
@@ -71,7 +75,7 @@ const BUNCH_DELAY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct RecordWriter {
     queue: Option<SyncSender<Vec<Record>>>,
-    dropped: Arc<AtomicU64>,
+    lost: Arc<Lost>,
     /// Disconnected when the thread has ended.
     ended: Option<Receiver<()>>,
 }
@@ -82,9 +86,9 @@ impl RecordWriter {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(format: RequestLog) -> io::Result<Self> {
-        let dropped = Arc::new(AtomicU64::new(0));
+        let lost = Arc::<Lost>::default();
         if format == RequestLog::Off {
-            return Ok(Self { queue: None, dropped, ended: None });
+            return Ok(Self { queue: None, lost, ended: None });
         }
         let json = match format {
             RequestLog::Auto => !io::stdout().is_terminal(),
@@ -93,11 +97,12 @@ impl RecordWriter {
         };
         let (queue, bunches) = sync_channel(QUEUED_BUNCHES);
         let (end, ended) = sync_channel(1);
+        let counted = Arc::clone(&lost);
         std::thread::Builder::new().name("keygate-records".to_owned()).spawn(move || {
-            write_records(&bunches, json);
+            write_records(&bunches, json, &counted);
             drop(end);
         })?;
-        Ok(Self { queue: Some(queue), dropped, ended: Some(ended) })
+        Ok(Self { queue: Some(queue), lost, ended: Some(ended) })
     }
 
     /// The queue's end for one thread.
@@ -105,16 +110,16 @@ impl RecordWriter {
     pub fn sink(&self) -> RecordSink {
         RecordSink {
             queue: self.queue.clone(),
-            dropped: Arc::clone(&self.dropped),
+            lost: Arc::clone(&self.lost),
             bunch: RefCell::default(),
             begun: Notify::new(),
         }
     }
 
-    /// The count of records that found the queue full.
+    /// The count of records that were not written.
     #[must_use]
-    pub fn dropped(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.dropped)
+    pub fn lost(&self) -> Arc<Lost> {
+        Arc::clone(&self.lost)
     }
 
     /// Writes what is queued, once every sink is dropped, and ends. Waits a second at most.
@@ -132,7 +137,7 @@ impl RecordWriter {
 #[derive(Debug)]
 pub struct RecordSink {
     queue: Option<SyncSender<Vec<Record>>>,
-    dropped: Arc<AtomicU64>,
+    lost: Arc<Lost>,
     bunch: RefCell<Vec<Record>>,
     /// Notified when a bunch gets its first record.
     begun: Notify,
@@ -171,7 +176,7 @@ impl RecordSink {
         let bunch = self.bunch.take();
         let Some(queue) = self.queue.as_ref().filter(|_| !bunch.is_empty()) else { return };
         if let Err(TrySendError::Full(bunch) | TrySendError::Disconnected(bunch)) = queue.try_send(bunch) {
-            self.dropped.fetch_add(bunch.len() as u64, Ordering::Relaxed);
+            self.lost.queue_full.fetch_add(bunch.len() as u64, Ordering::Relaxed);
         }
     }
 }
@@ -182,17 +187,61 @@ impl Drop for RecordSink {
     }
 }
 
-fn write_records(bunches: &Receiver<Vec<Record>>, json: bool) {
-    let stdout = io::stdout();
-    let colour = stdout.is_terminal();
+fn write_records(bunches: &Receiver<Vec<Record>>, json: bool, lost: &Lost) {
+    let colour = io::stdout().is_terminal();
+    let (mut writing, clock) = (Writing::default(), Clock::system());
+    let mut output = Output::new(unbuffered_stdout());
     let mut text = Vec::with_capacity(32 << 10);
     for bunch in bunches {
         text.clear();
         for record in &bunch {
             if json { write_json(&mut text, record) } else { write_text(&mut text, record, colour) }
         }
-        // When the operator closes the pipe, the gateway must go on.
-        let _ = stdout.lock().write_all(&text);
+        // When the operator closes the pipe, or the disk is full, the gateway must go on.
+        let written = output.write(&text);
+        writing.tell(written, lost, clock.mono());
+    }
+}
+
+/// Standard output without the buffer of the standard library, which keeps a part of what could not be written.
+fn unbuffered_stdout() -> Box<dyn Write> {
+    match io::stdout().as_fd().try_clone_to_owned() {
+        Ok(descriptor) => Box::new(File::from(descriptor)),
+        Err(_) => Box::new(io::stdout()),
+    }
+}
+
+/// Whether records can be written, as far as the log was told.
+#[derive(Debug, Default)]
+struct Writing {
+    /// How many had been lost when the log was told that they cannot be written.
+    failing_since: Option<u64>,
+    throttle: Throttle,
+}
+
+impl Writing {
+    /// Counts what was not written, and logs when records cannot be written any more, and when they can again.
+    fn tell(&mut self, written: Result<(), Unwritten>, lost: &Lost, now: Instant) {
+        match written {
+            Ok(()) => {
+                if let Some(before) = self.failing_since.take() {
+                    let lost = lost.read().unwritten.saturating_sub(before);
+                    log(&format!("records of requests are written again; {lost} were lost"));
+                }
+            }
+            Err(Unwritten { lines, cause }) => {
+                let before = lost.unwritten.fetch_add(lines, Ordering::Relaxed);
+                if self.failing_since.is_none() {
+                    let line = || {
+                        format!(
+                            "records of requests cannot be written to standard output: {cause}; they are lost, and counted \
+                             in keygate_records_dropped_total"
+                        )
+                    };
+                    self.failing_since = self.throttle.log(now, line).then_some(before);
+                }
+            }
+        }
     }
 }
 

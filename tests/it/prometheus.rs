@@ -171,6 +171,8 @@ fn promtool_reports_no_problem() {
         "config_hash",
         "tls_cert_not_after_timestamp_seconds",
         "records_dropped_total",
+        "log_lines_dropped_total",
+        "connections_refused_total",
         "build_info",
     ] {
         assert!(families.contains(family), "{family} in {families:#?}");

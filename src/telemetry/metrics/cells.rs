@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use prometheus::proto::MetricFamily;
 
 use super::cell::change;
-use super::connections::{self, Connected, CutConnections, Excess, OpenConnections, ResetStreams};
+use super::connections::{
+    self, Connected, CutConnections, Excess, OpenConnections, ResetStreams, Unserved, UnservedConnections,
+};
 use super::decisions::{self, Decisions};
 use super::named::Named;
 use super::requests::{self, RouteCells, UpstreamCells};
@@ -24,6 +26,7 @@ pub struct Cells {
     in_flight: AtomicI64,
     connections: Arc<OpenConnections>,
     cut_connections: CutConnections,
+    unserved_connections: UnservedConnections,
     reset_streams: Arc<ResetStreams>,
     decisions: Decisions,
 }
@@ -36,6 +39,7 @@ impl Cells {
             in_flight: AtomicI64::new(0),
             connections: Arc::default(),
             cut_connections: CutConnections::default(),
+            unserved_connections: UnservedConnections::default(),
             reset_streams: Arc::default(),
             decisions: Decisions::new(),
         }
@@ -80,6 +84,11 @@ impl Cells {
         self.cut_connections.count(why);
     }
 
+    /// A connection ended before its first request, without an answer.
+    pub fn connection_unserved(&self, why: Unserved) {
+        self.unserved_connections.count(why);
+    }
+
     /// A key was found, and it opens its request.
     pub fn authenticated(&self) {
         self.decisions.authenticated();
@@ -111,6 +120,7 @@ pub(super) fn families(threads: &[Arc<Cells>]) -> Vec<MetricFamily> {
     families.extend(decisions::families(&threads.iter().map(|cells| &cells.decisions)));
     families.push(connections::family(&threads.iter().map(|cells| &*cells.connections)));
     families.push(connections::cut_family(&threads.iter().map(|cells| &cells.cut_connections)));
+    families.push(connections::unserved_family(&threads.iter().map(|cells| &cells.unserved_connections)));
     families.push(connections::reset_family(&threads.iter().map(|cells| &*cells.reset_streams)));
     families
 }

@@ -75,6 +75,70 @@ impl CutConnections {
     }
 }
 
+/// Why a client's connection ended before its first request, without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// `server.max_connections`, or the limit of open files.
+    MaxConnections,
+    /// `server.max_connections_per_client`.
+    MaxConnectionsPerClient,
+    HandshakeTimeout,
+    /// The client closed the connection during the TLS handshake.
+    HandshakeBrokenOff,
+    /// The client speaks something else than TLS.
+    NotTls,
+    /// The client supports no version or cipher that is supported here.
+    TlsUnsupported,
+    /// The client refused the handshake, for instance because it does not trust the certificate.
+    TlsRefused,
+    /// The handshake failed for another reason.
+    TlsFailed,
+    /// The client agreed on HTTP/2 in the handshake, and then spoke something else.
+    Preface,
+    /// The first head did not come in time.
+    HeadTimeout,
+}
+
+impl Unserved {
+    const ALL: [Self; 10] = [
+        Self::MaxConnections,
+        Self::MaxConnectionsPerClient,
+        Self::HandshakeTimeout,
+        Self::HandshakeBrokenOff,
+        Self::NotTls,
+        Self::TlsUnsupported,
+        Self::TlsRefused,
+        Self::TlsFailed,
+        Self::Preface,
+        Self::HeadTimeout,
+    ];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::MaxConnections => "max_connections",
+            Self::MaxConnectionsPerClient => "max_connections_per_client",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::HandshakeBrokenOff => "handshake_broken_off",
+            Self::NotTls => "not_tls",
+            Self::TlsUnsupported => "tls_unsupported",
+            Self::TlsRefused => "tls_refused",
+            Self::TlsFailed => "tls_failed",
+            Self::Preface => "preface",
+            Self::HeadTimeout => "head_timeout",
+        }
+    }
+}
+
+/// One thread's connections that ended without a request, by [`Unserved`].
+#[derive(Debug, Default)]
+pub(super) struct UnservedConnections([AtomicU64; Unserved::ALL.len()]);
+
+impl UnservedConnections {
+    pub(super) fn count(&self, why: Unserved) {
+        add(&self.0[why as usize], 1);
+    }
+}
+
 /// Why h2 reset a stream by itself: the error code (RFC 9113, section 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StreamError {
@@ -174,6 +238,18 @@ pub(super) fn family<'t>(threads: &(impl Iterator<Item = &'t OpenConnections> + 
         "keygate_connections",
         "Open client connections, by protocol; \"opening\" until it is known.",
         series,
+    )
+}
+
+pub(super) fn unserved_family<'t>(
+    threads: &(impl Iterator<Item = &'t UnservedConnections> + Clone),
+) -> MetricFamily {
+    let unserved =
+        |why: Unserved| -> u64 { threads.clone().map(|unserved| read(&unserved.0[why as usize])).sum() };
+    counters(
+        "keygate_connections_refused_total",
+        "Client connections that ended before their first request without an answer, by cause.",
+        Unserved::ALL.map(|why| ([("reason", why.label())], unserved(why))),
     )
 }
 

@@ -26,7 +26,7 @@ use prometheus::{Encoder, TextEncoder};
 
 pub use cells::Cells;
 pub use changes::ChangeMeter;
-pub use connections::{Connected, Excess, Protocol, ResetStreams};
+pub use connections::{Connected, Excess, Protocol, ResetStreams, Unserved};
 pub use lookups::{LookupMeter, NoTurn};
 pub use requests::{Code, Finished, OTHER_METHOD, RouteCells, UpstreamCells, method_label};
 pub use state::{EndpointState, Reloads, State};

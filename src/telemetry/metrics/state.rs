@@ -7,6 +7,7 @@ use prometheus::proto::MetricFamily;
 use super::changes::ChangeMeter;
 use super::family::{counter, counters, gauge, gauges};
 use super::lookups::LookupMeter;
+use crate::telemetry::output::Losses;
 use crate::vocabulary::clock::UnixMillis;
 
 /// The state of other parts at the moment of a scrape.
@@ -35,7 +36,8 @@ pub struct State {
     /// `None` where no outbox is set up.
     pub news_waiting: Option<u64>,
     pub troubles_dropped: u64,
-    pub records_dropped: u64,
+    pub records_lost: Losses,
+    pub lines_lost: Losses,
     pub config_hash: u64,
     pub reloads: Reloads,
 }
@@ -143,7 +145,7 @@ impl State {
         ]
     }
 
-    fn of_the_process(&self) -> [MetricFamily; 6] {
+    fn of_the_process(&self) -> [MetricFamily; 7] {
         let certificates = self.certificates.iter();
         let Reloads { applied, refused } = self.reloads;
         [
@@ -152,10 +154,15 @@ impl State {
                 "Signs of trouble that are not in the audit trail: too many at once, or the store did not answer.",
                 self.troubles_dropped,
             ),
-            counter(
+            lost(
                 "keygate_records_dropped_total",
-                "Records of requests that were dropped because the queue to the log was full.",
-                self.records_dropped,
+                "Records of requests that were dropped: the queue to standard output was full, or it could not be written.",
+                self.records_lost,
+            ),
+            lost(
+                "keygate_log_lines_dropped_total",
+                "Lines about the process that were dropped: the queue to standard error was full, or it could not be written.",
+                self.lines_lost,
             ),
             counters(
                 "keygate_config_reloads_total",
@@ -179,4 +186,14 @@ impl State {
             ),
         ]
     }
+}
+
+/// Lines of an output that were lost, by what became of them.
+fn lost(name: &str, help: &str, lost: Losses) -> MetricFamily {
+    let Losses { queue_full, unwritten } = lost;
+    counters(
+        name,
+        help,
+        [([("reason", "queue_full")], queue_full), ([("reason", "write_failed")], unwritten)],
+    )
 }

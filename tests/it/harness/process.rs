@@ -24,11 +24,21 @@ impl Process {
         Self::start(keygate(folder, arguments))
     }
 
-    pub(crate) fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let out = lines(child.stdout.take().unwrap());
-        let err = lines(child.stderr.take().unwrap());
+    pub(crate) fn start(command: Command) -> Self {
+        Self::start_to(command, Stdio::piped())
+    }
+
+    /// With its standard output elsewhere: no lines can be read from that then.
+    pub(crate) fn start_to(mut command: Command, out: Stdio) -> Self {
+        command.stdout(out).stderr(Stdio::piped());
+        Self::start_as_it_is(command)
+    }
+
+    /// With both its outputs as the command says. Only lines on pipes can be read.
+    pub(crate) fn start_as_it_is(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+        let out = child.stdout.take().map_or_else(|| channel().1, lines);
+        let err = child.stderr.take().map_or_else(|| channel().1, lines);
         Self { child, out, err }
     }
 
