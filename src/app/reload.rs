@@ -19,6 +19,7 @@ use crate::operators::{admin, ops, outbox};
 use crate::policy::route::{Route, RouteTable};
 use crate::policy::wider::left_to_wider;
 use crate::store::cache;
+use crate::store::keeper::UnreadableFile;
 use crate::telemetry::{self, RequestLog};
 use crate::upstream;
 use crate::vocabulary::key::scope::ScopeSet;
@@ -33,6 +34,8 @@ pub enum Refused {
     Mistakes(#[from] Mistakes),
     #[error(transparent)]
     Tls(#[from] tls::LoadErrors),
+    #[error(transparent)]
+    Store(#[from] UnreadableFile),
     #[error(transparent)]
     Restart(#[from] NeedsRestart),
 }
@@ -82,6 +85,7 @@ impl App {
         let (fixed, new) = divide(read);
         self.fixed.compare(&fixed)?;
         let serving = serving(&new.tls, new.watchdog, &self.clock)?;
+        self.store.keeper().reread_files()?;
 
         let routes = new.routes.routes().len();
         let remarks = told.into_iter().chain(tell_wider(new.routes.routes())).collect();

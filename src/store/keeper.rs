@@ -1,13 +1,26 @@
 //! A store as its operator sees it: its state, and whether it is the store that this process knows.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::events::Seq;
 use super::prefixes::PrefixBook;
 use super::{StoreFault, StoreFuture};
 use crate::vocabulary::key::record::RecordFormat;
+
+/// A file of a store's settings that cannot be read.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct UnreadableFile(Box<str>);
+
+impl UnreadableFile {
+    pub(super) fn new(cause: impl fmt::Display) -> Self {
+        Self(cause.to_string().into())
+    }
+}
 
 /// Whether events of other gateways arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +111,15 @@ pub trait Keeper: Send + Sync {
     fn link_state(&self) -> LinkState;
 
     fn vitals(&self) -> Vitals;
+
+    /// Reads the files again that the store's settings name, such as passwords, for connections that come later. A store
+    /// without connections has none.
+    ///
+    /// # Errors
+    /// Which file cannot be read, and what to do. Then what was read before stays in use.
+    fn reread_files(&self) -> Result<(), UnreadableFile> {
+        Ok(())
+    }
 
     /// Gives up this gateway's lease for good, so that changes do not wait for it. Only for a gateway that no longer
     /// admits requests.

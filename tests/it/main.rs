@@ -66,6 +66,7 @@ mod propagation;
 mod redis_cluster;
 mod redis_fail_over;
 mod redis_gateways;
+mod redis_passwords;
 mod redis_sentinel;
 mod redis_store;
 mod redis_tls;

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -11,10 +11,12 @@ use rustls::crypto::aws_lc_rs;
 use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
+use super::login::{Login, Password};
 use super::scripts::{bytes, unexpected};
 use super::settings::{Node, OpenError, TlsFiles};
 use crate::dial::{self, Preference};
@@ -35,8 +37,7 @@ const SERVERS: usize = 32;
 pub(super) struct Dialler {
     greeting: RedisConnectionInfo,
     tls: Option<Tls>,
-    /// The configuration keys that the message about a refused login names.
-    ours: [&'static str; 2],
+    login: Arc<Login>,
     /// How long the shortest of the callers' waits for a connection is.
     patience: Duration,
     clock: Clock,
@@ -44,32 +45,21 @@ pub(super) struct Dialler {
     servers: Arc<Mutex<Vec<Arc<dial::Dialer>>>>,
 }
 
-/// The login at a server.
-pub(super) struct Credentials {
-    pub(super) username: Option<String>,
-    pub(super) password: Option<Zeroizing<String>>,
-    /// The configuration keys that they come from.
-    pub(super) keys: [&'static str; 2],
+/// Why a connection did not come about.
+enum Failure {
+    /// The server refuses the password.
+    Login,
+    /// TLS failed: our files may be out of date.
+    Tls(String),
+    Other(String),
 }
 
 impl Dialler {
-    pub(super) fn new(
-        credentials: &Credentials,
-        database: i64,
-        tls: Option<Tls>,
-        patience: Duration,
-    ) -> Self {
-        let mut greeting = RedisConnectionInfo::default().set_db(database).set_skip_set_lib_name();
-        if let Some(username) = &credentials.username {
-            greeting = greeting.set_username(username);
-        }
-        if let Some(password) = &credentials.password {
-            greeting = greeting.set_password(password.as_str());
-        }
+    pub(super) fn new(login: Login, database: i64, tls: Option<Tls>, patience: Duration) -> Self {
         Self {
-            greeting,
+            greeting: RedisConnectionInfo::default().set_db(database).set_skip_set_lib_name(),
             tls,
-            ours: credentials.keys,
+            login: Arc::new(login),
             patience,
             clock: Clock::system(),
             servers: Arc::default(),
@@ -80,22 +70,64 @@ impl Dialler {
     pub(super) async fn dial_master(&self, node: &Node) -> Result<MultiplexedConnection, StoreFault> {
         let mut connection = self.dial(node).await?;
         let hello = ::redis::cmd("HELLO").query_async(&mut connection).await;
-        let role = hello.map_err(|error| self.explain(&error)).and_then(check_server);
+        let role = hello.map_err(|error| match self.explain(&error) {
+            Failure::Login => error.to_string(),
+            Failure::Tls(cause) | Failure::Other(cause) => cause,
+        });
+        let role = role.and_then(check_server);
         role.map_err(|cause| at(node, cause)).map(|()| connection)
     }
 
-    /// A connection to a server of any role.
+    /// Reads the files of the login and of TLS again, for connections that come later.
+    pub(super) fn reread_files(&self) -> Result<(), OpenError> {
+        self.login.reread()?;
+        self.tls.as_ref().map_or(Ok(false), Tls::reread).map(drop)
+    }
+
+    /// A connection to a server of any role. Where the server refuses the login or TLS fails, the files may have changed
+    /// since they were read: then it is tried again with what they contain now.
     pub(super) async fn dial(&self, node: &Node) -> Result<MultiplexedConnection, StoreFault> {
-        let failed = |cause| at(node, cause);
+        let (mut password, mut refused, mut is_tls_renewed) = (self.login.first(), Vec::new(), false);
+        loop {
+            match self.attempt(node, password.as_ref()).await {
+                Ok(connection) => {
+                    password.into_iter().for_each(|password| self.login.note_accepted(node, password));
+                    return Ok(connection);
+                }
+                Err(Failure::Login) => {
+                    refused.extend(password.take());
+                    let other = self.login.after(&refused).await;
+                    password = Some(other.map_err(|advice| at(node, advice))?);
+                }
+                Err(Failure::Tls(_)) if !is_tls_renewed && self.renew_tls().await => is_tls_renewed = true,
+                Err(Failure::Tls(cause) | Failure::Other(cause)) => return Err(at(node, cause)),
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        node: &Node,
+        password: Option<&Password>,
+    ) -> Result<MultiplexedConnection, Failure> {
         let dialling = self.server(node);
         // Without Nagle's algorithm, which would hold a lookup back until the one before it is answered.
         let stream = dialling.dial(self.patience, &self.clock).await;
-        let stream = stream.map_err(|error| failed(error.to_string()))?;
+        let stream = stream.map_err(|error| Failure::Other(error.to_string()))?;
+        let greeting = self.login.greeting(&self.greeting, password);
         let greeted = match &self.tls {
-            None => self.greet(stream).await,
-            Some(tls) => self.greet(tls.handshake(node, stream).await.map_err(failed)?).await,
+            None => greet(stream, &greeting).await,
+            Some(tls) => greet(tls.handshake(node, stream).await.map_err(Failure::Tls)?, &greeting).await,
         };
-        greeted.map_err(|error| failed(self.explain(&error)))
+        greeted.map_err(|error| self.explain(&error))
+    }
+
+    /// Whether the files of TLS have changed, and can be read.
+    async fn renew_tls(&self) -> bool {
+        let Some(tls) = self.tls.clone() else { return false };
+        // The files may be on a disk that hangs.
+        let reread = tokio::task::spawn_blocking(move || tls.reread()).await;
+        reread.is_ok_and(|reread| reread.unwrap_or(false))
     }
 
     /// The dialer of a server, which remembers which of its addresses worked.
@@ -113,22 +145,6 @@ impl Dialler {
         server
     }
 
-    async fn greet<S>(&self, stream: S) -> Result<MultiplexedConnection, RedisError>
-    where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    {
-        // The callers have time-outs; those of the client would only be a second set.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(None)
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(QUEUE);
-        let (connection, driver) =
-            MultiplexedConnection::new_with_config(&self.greeting, stream, config).await?;
-        // It ends with the last copy of the connection.
-        tokio::spawn(driver);
-        Ok(connection)
-    }
-
     /// A hint for the message about a server that does not answer.
     pub(super) const fn hint_at_silence(&self) -> &'static str {
         // A Redis without TLS reads a handshake as the beginning of a long command, and waits.
@@ -136,18 +152,32 @@ impl Dialler {
     }
 
     /// The error with what to do, if the server's own text does not say it.
-    fn explain(&self, error: &RedisError) -> String {
+    fn explain(&self, error: &RedisError) -> Failure {
         if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
-            let [username, password_file] = self.ours;
-            return format!("it refuses the login: check {username} and {password_file}");
+            return Failure::Login;
         }
         // With TLS 1.3 a server judges our certificate after the handshake.
         let cause = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
         match (&self.tls, cause.and_then(|cause| cause.downcast_ref::<io::Error>())) {
-            (Some(tls), Some(error)) => tls.explain(error, None),
-            _ => error.to_string(),
+            (Some(tls), Some(error)) => Failure::Tls(tls.explain(error, None)),
+            _ => Failure::Other(error.to_string()),
         }
     }
+}
+
+async fn greet<S>(stream: S, greeting: &RedisConnectionInfo) -> Result<MultiplexedConnection, RedisError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    // The callers have time-outs; those of the client would only be a second set.
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None)
+        .set_pipeline_buffer_size(QUEUE);
+    let (connection, driver) = MultiplexedConnection::new_with_config(greeting, stream, config).await?;
+    // It ends with the last copy of the connection.
+    tokio::spawn(driver);
+    Ok(connection)
 }
 
 pub(super) fn at(node: &Node, cause: impl std::fmt::Display) -> StoreFault {
@@ -186,30 +216,38 @@ pub(super) fn fields<const N: usize>(
     Ok(found)
 }
 
-/// TLS towards a server: the trusted authorities, and our certificate.
+/// TLS towards a server: the trusted authorities, and our certificate. Its copies share what was read last.
 #[derive(Clone)]
 pub(super) struct Tls {
+    files: TlsFiles,
+    loaded: Arc<Mutex<Loaded>>,
+}
+
+struct Loaded {
     connector: TlsConnector,
-    has_certificate: bool,
+    /// Of the files' contents.
+    digest: [u8; 32],
 }
 
 impl Tls {
     pub(super) fn load(files: &TlsFiles) -> Result<Self, OpenError> {
-        let mut roots = RootCertStore::empty();
-        for authority in read_certificates(&files.ca)? {
-            roots.add(authority)?;
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_protocol_versions(&[&TLS13, &TLS12])?
-            .with_root_certificates(roots);
-        let config = match &files.client {
-            None => config.with_no_client_auth(),
-            Some((certificate, key)) => {
-                config.with_client_auth_cert(read_certificates(certificate)?, read_key(key)?)?
-            }
-        };
-        let connector = TlsConnector::from(Arc::new(config));
-        Ok(Self { connector, has_certificate: files.client.is_some() })
+        let loaded = Arc::new(Mutex::new(Loaded::read(files)?));
+        Ok(Self { files: files.clone(), loaded })
+    }
+
+    /// Reads the files again. Whether they have changed since.
+    fn reread(&self) -> Result<bool, OpenError> {
+        let read = Loaded::read(&self.files)?;
+        let before = std::mem::replace(&mut *self.loaded(), read).digest;
+        Ok(self.loaded().digest != before)
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    const fn has_certificate(&self) -> bool {
+        self.files.client.is_some()
     }
 
     async fn handshake(
@@ -219,7 +257,8 @@ impl Tls {
     ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
         let name = ServerName::try_from(node.host.clone())
             .map_err(|_| "the host is no name that a certificate could be for".to_owned())?;
-        let handshake = self.connector.connect(name, stream).await;
+        let connector = self.loaded().connector.clone();
+        let handshake = connector.connect(name, stream).await;
         handshake.map_err(|error| self.explain(&error, Some(&node.host)))
     }
 
@@ -249,11 +288,36 @@ impl Tls {
                 format!("it refuses our side of TLS ({alert:?}): check store.tls.cert and store.tls.key")
             }
             // A server that wants a certificate may send its refusal, or only close the connection.
-            _ if !self.has_certificate && host.is_none() => {
+            _ if !self.has_certificate() && host.is_none() => {
                 format!("{error}; should it demand a client certificate, give store.tls.cert and store.tls.key")
             }
             _ => error.to_string(),
         }
+    }
+}
+
+impl Loaded {
+    fn read(files: &TlsFiles) -> Result<Self, OpenError> {
+        let mut contents = Sha256::new();
+        let client = files.client.iter().flat_map(|(certificate, key)| [certificate, key]);
+        for file in std::iter::once(&files.ca).chain(client) {
+            // What cannot be read is reported below.
+            contents.update(std::fs::read(file).map(Zeroizing::new).unwrap_or_default());
+        }
+        let mut roots = RootCertStore::empty();
+        for authority in read_certificates(&files.ca)? {
+            roots.add(authority)?;
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&TLS13, &TLS12])?
+            .with_root_certificates(roots);
+        let config = match &files.client {
+            None => config.with_no_client_auth(),
+            Some((certificate, key)) => {
+                config.with_client_auth_cert(read_certificates(certificate)?, read_key(key)?)?
+            }
+        };
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), digest: contents.finalize().into() })
     }
 }
 

@@ -8,7 +8,7 @@ use super::ledger::Incarnation;
 use super::scripts::{Call, Meta, Reply};
 use super::{Inner, Redis};
 use crate::store::events::Seq;
-use crate::store::keeper::{Acceptance, Keeper, Lease, LinkState, Standing, Status, Vitals};
+use crate::store::keeper::{Acceptance, Keeper, Lease, LinkState, Standing, Status, UnreadableFile, Vitals};
 use crate::store::prefixes::PrefixBook;
 use crate::store::{LEASE, Propagation, StoreFault, StoreFuture};
 use crate::vocabulary::audit::Trail;
@@ -26,6 +26,10 @@ impl Keeper for Redis {
 
     fn vitals(&self) -> Vitals {
         self.inner.vitals()
+    }
+
+    fn reread_files(&self) -> Result<(), UnreadableFile> {
+        self.inner.connector.reread_files().map_err(UnreadableFile::new)
     }
 
     fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>> {

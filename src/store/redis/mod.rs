@@ -50,6 +50,7 @@ mod inspect;
 mod keeper;
 mod ledger;
 mod link;
+mod login;
 mod mutation;
 mod names;
 mod naming;
@@ -72,7 +73,7 @@ pub use self::settings::{
 };
 
 use std::fmt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -82,9 +83,10 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use self::cluster::Cluster;
-use self::connect::{Credentials, Dialler, Tls};
+use self::connect::{Dialler, Tls};
 use self::ledger::{Incarnation, Ledger};
 use self::link::Link;
+use self::login::Login;
 use self::names::Names;
 use self::recounts::Recounts;
 use self::scripts::{Call, Reply, Script, Scripts};
@@ -201,11 +203,12 @@ impl Redis {
 #[must_use]
 pub fn check_files(settings: &Settings) -> Vec<OpenError> {
     let tls = settings.tls.as_ref().and_then(|files| Tls::load(files).err());
-    let ours = credentials(&settings.username, settings.password_file.as_deref(), OURS).err();
+    let wrong = |keys: [&'static str; 2], file: &Option<PathBuf>| {
+        file.as_deref().and_then(|file| read_password(keys[1], file).err())
+    };
+    let ours = wrong(OURS, &settings.password_file);
     let theirs = match &settings.place {
-        Place::Sentinel(sentinels) => {
-            credentials(&sentinels.username, sentinels.password_file.as_deref(), OF_SENTINELS).err()
-        }
+        Place::Sentinel(sentinels) => wrong(OF_SENTINELS, &sentinels.password_file),
         Place::Fixed(_) | Place::Cluster(_) => None,
     };
     [tls, ours, theirs].into_iter().flatten().collect()
@@ -215,36 +218,27 @@ fn connector(settings: &Settings, names: &Names) -> Result<Connector, OpenError>
     let tls = settings.tls.as_ref().map(Tls::load).transpose()?;
     // Sentinels and the nodes of a cluster are asked for a quarter of the time.
     let patience = settings.connect_timeout / 4;
-    let ours = credentials(&settings.username, settings.password_file.as_deref(), OURS)?;
+    let ours = Login::open(settings.username.as_deref(), settings.password_file.clone(), OURS)?;
     let (topology, database) = match &settings.place {
         Place::Fixed(address) if address.encrypted && tls.is_none() => return Err(OpenError::NoAuthority),
         Place::Fixed(address) => (Topology::Fixed(address.node.clone()), address.database),
         Place::Sentinel(sentinels) => {
-            let password_file = sentinels.password_file.as_deref();
-            let theirs = credentials(&sentinels.username, password_file, OF_SENTINELS)?;
-            let dialler = Dialler::new(&theirs, 0, tls.clone(), patience);
-            (Topology::Sentinel(Sentinel::new(&sentinels.nodes, &sentinels.master, &dialler)), 0)
+            let password_file = sentinels.password_file.clone();
+            let theirs = Login::open(sentinels.username.as_deref(), password_file, OF_SENTINELS)?;
+            let dialler = Dialler::new(theirs, 0, tls.clone(), patience);
+            (Topology::Sentinel(Sentinel::new(&sentinels.nodes, &sentinels.master, dialler)), 0)
         }
         Place::Cluster(seeds) => {
             (Topology::Cluster(Cluster::new(seeds, settings.cell.as_str(), names.with(""))), 0)
         }
     };
-    let dialler = Dialler::new(&ours, database, tls, patience);
+    let dialler = Dialler::new(ours, database, tls, patience);
     Ok(Connector::new(settings.place.clone(), topology, dialler, settings.connect_timeout))
 }
 
 /// The configuration keys for a user's name and password.
 const OURS: [&str; 2] = ["store.username", "store.password_file"];
 const OF_SENTINELS: [&str; 2] = ["store.sentinel_username", "store.sentinel_password_file"];
-
-fn credentials(
-    username: &Option<String>,
-    password_file: Option<&Path>,
-    keys: [&'static str; 2],
-) -> Result<Credentials, OpenError> {
-    let password = password_file.map(|file| read_password(keys[1], file)).transpose()?;
-    Ok(Credentials { username: username.clone(), password, keys })
-}
 
 impl Store for Redis {
     fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup> {

@@ -10,13 +10,14 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::connect::{Dialler, at, fields};
 use super::naming::{Naming, Said, all, ranked};
 use super::scripts::unexpected;
-use super::settings::Node;
+use super::settings::{Node, OpenError};
 use crate::store::StoreFault;
 
 /// The sentinels of one master.
 pub(super) struct Sentinel {
     master: String,
     asked: Vec<(Node, Arc<Asked>)>,
+    dialler: Dialler,
 }
 
 /// One sentinel, with the connection to it that was used last.
@@ -27,12 +28,17 @@ struct Asked {
 }
 
 impl Sentinel {
-    pub(super) fn new(nodes: &[Node], master: &str, dialler: &Dialler) -> Self {
+    pub(super) fn new(nodes: &[Node], master: &str, dialler: Dialler) -> Self {
         let asked = nodes.iter().map(|node| {
             let (dialler, connection) = (dialler.clone(), AsyncMutex::default());
             (node.clone(), Arc::new(Asked { node: node.clone(), dialler, connection }))
         });
-        Self { master: master.to_owned(), asked: asked.collect() }
+        Self { master: master.to_owned(), asked: asked.collect(), dialler }
+    }
+
+    /// See [`Dialler::reread_files`].
+    pub(super) fn reread_files(&self) -> Result<(), OpenError> {
+        self.dialler.reread_files()
     }
 
     /// The masters that they name, best first.
@@ -90,7 +96,8 @@ impl Asked {
 }
 
 fn is_broken(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse)
+    // A password may be required now that was not required at the connect.
+    matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse) || error.code() == Some("NOAUTH")
 }
 
 fn parse_master(answer: Value) -> Result<Naming, RedisError> {

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::cluster::Cluster;
 use super::connect::{Dialler, at};
 use super::sentinel::Sentinel;
-use super::settings::{Node, Place};
+use super::settings::{Node, OpenError, Place};
 use crate::store::StoreFault;
 
 /// How often sentinels are asked whether the master is still the master. An old master that we can reach and they cannot
@@ -50,6 +50,14 @@ impl Connector {
     /// `patience` is how long connecting may take in all, with the check that the server is fit.
     pub(super) fn new(place: Place, topology: Topology, dialler: Dialler, patience: Duration) -> Self {
         Self { place, topology, dialler, patience, master: watch::Sender::new(None) }
+    }
+
+    /// Reads the passwords and the files of TLS again, for connections that come later.
+    pub(super) fn reread_files(&self) -> Result<(), OpenError> {
+        if let Topology::Sentinel(sentinel) = &self.topology {
+            sentinel.reread_files()?;
+        }
+        self.dialler.reread_files()
     }
 
     /// A connection to the master.
