@@ -222,8 +222,8 @@ impl Fixed {
         let KeySettings {
             prefix,
             accept_without_checksum,
-            pepper_file,
-            audit_key_file,
+            pepper_files,
+            audit_key_files,
             ack_wait,
             max_per_org,
         } = keys;
@@ -238,10 +238,10 @@ impl Fixed {
             ("server.tls (from none to some, or back)", *has_tls == other.has_tls),
             ("keys.prefix", *prefix == other.keys.prefix),
             ("keys.accept_without_checksum", *accept_without_checksum == other.keys.accept_without_checksum),
-            ("keys.pepper_file", *pepper_file == other.keys.pepper_file),
+            ("keys.pepper_files", *pepper_files == other.keys.pepper_files),
             ("keys.ack_wait", *ack_wait == other.keys.ack_wait),
             ("keys.max_per_org", *max_per_org == other.keys.max_per_org),
-            ("audit.key_file", *audit_key_file == other.keys.audit_key_file),
+            ("audit.key_files", *audit_key_files == other.keys.audit_key_files),
             ("audit.retention", *retention == other.retention),
             ("[store]", *store == other.store),
             ("[cache]", *cache == other.cache),

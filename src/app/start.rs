@@ -4,6 +4,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -39,8 +40,11 @@ use crate::telemetry::{self, RecordWriter};
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::Clock;
-use crate::vocabulary::key::{KeyFormat, Prefix};
+use crate::vocabulary::key::{KeyFormat, Misfit, Prefix};
 use crate::vocabulary::network::CannotListen;
+
+/// How long a start waits for the store to say which pepper belongs to it.
+const ASKED_AT_START: Duration = Duration::from_secs(2);
 
 /// Why a gateway does not start.
 #[derive(Debug, Error)]
@@ -53,6 +57,8 @@ pub enum StartError {
     Admin(#[from] admin::BindError),
     #[error(transparent)]
     Secret(#[from] SecretError),
+    #[error(transparent)]
+    Pepper(#[from] Misfit),
     #[error(transparent)]
     Tls(#[from] tls::LoadErrors),
     #[error("cannot start: {0}")]
@@ -75,6 +81,7 @@ impl App {
         // It may take long where a file must be repaired. Until the signals are watched, one of them kills the
         // process, so that it can be ended here at any moment.
         let store = open_store(&config.store, tools.sealer.clone(), control.handle())?;
+        refuse_misfit(&store, control.handle())?;
         // Watched before there is a lease: a gateway that is told to end while it starts must give its lease up,
         // or every change of a key waits for it.
         let signals = Signals::watch(&control, source)?;
@@ -238,7 +245,6 @@ impl Keys {
         Shared {
             plan,
             shapes: Arc::new(Shapes { format: tools.format, only_these: None }),
-            digester: tools.digester,
             keys: Arc::clone(&self.cache),
             shares: Arc::new(Shares::new(budget.clone(), threads)),
             budget,
@@ -270,7 +276,10 @@ impl Keys {
     /// The data for the operators' listener.
     fn told(&self, metrics: Arc<Metrics>, readiness: Arc<Readiness>, observed: Observed) -> Told {
         let (meter, store) = (Arc::clone(&self.meter), Arc::clone(&self.store));
-        let has_answered = move || meter.has_answered() || store.keeper().link_state() == LinkState::Up;
+        let has_answered = move || {
+            let answered = meter.has_answered() || store.keeper().link_state() == LinkState::Up;
+            answered && store.keeper().is_fit()
+        };
         Told {
             metrics,
             readiness,
@@ -280,15 +289,27 @@ impl Keys {
     }
 }
 
+/// A gateway whose pepper is not that of the store takes every good key for an unknown one. Where the store does not answer
+/// now, it is asked again with every lookup, and until then the gateway is not ready.
+fn refuse_misfit(store: &Arc<dyn Store>, control: &Handle) -> Result<(), Misfit> {
+    // Within the runtime: the time-out needs its timer.
+    let asked = async { tokio::time::timeout(ASKED_AT_START, store.keeper().misfit()).await };
+    match control.block_on(asked) {
+        Ok(Ok(Some(misfit))) => Err(misfit),
+        Ok(Ok(None) | Err(_)) | Err(_) => Ok(()),
+    }
+}
+
 /// Starts sending news to the upstream, and counting those that wait.
 fn start_outbox(
     settings: outbox::Settings,
     store: &Arc<dyn Store>,
     clock: &Clock,
 ) -> Result<Arc<Backlog>, SecretError> {
-    let key = read_secret("outbox.key_file", &settings.key_file)?;
+    let keys = settings.key_files.iter().map(|file| read_secret("outbox.key_file", file));
+    let keys = keys.collect::<Result<Vec<_>, _>>()?;
     let backlog = Arc::<Backlog>::default();
-    tokio::spawn(outbox::deliver(Arc::clone(store), settings.receiver, key, clock.clone()));
+    tokio::spawn(outbox::deliver(Arc::clone(store), settings.receiver, keys, clock.clone()));
     tokio::spawn(outbox::count(Arc::clone(store), Arc::clone(&backlog)));
     Ok(backlog)
 }

@@ -86,8 +86,10 @@ pub(super) fn run(
 fn ask_store(config: &Config) -> io::Result<Vec<Finding>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match (&config.store, KeyTools::new(&config.keys)) {
-        (StoreSettings::Embedded(settings), _) => Ok(vec![embedded::inspect(settings)]),
-        (StoreSettings::Redis(_), Err(error)) => Ok(vec![Finding::Broken(error.to_string())]),
+        (_, Err(error)) => Ok(vec![Finding::Broken(error.to_string())]),
+        (StoreSettings::Embedded(settings), Ok(tools)) => {
+            Ok(vec![embedded::inspect(settings, &tools.sealer)])
+        }
         (StoreSettings::Redis(settings), Ok(tools)) => {
             match Redis::open((**settings).clone(), tools.sealer, runtime.handle().clone()) {
                 Ok(redis) => Ok(runtime.block_on(redis.inspect(config.role))),
@@ -174,7 +176,7 @@ fn summarise_wider(routes: &[Route], out: &mut impl Write) -> io::Result<()> {
 
 fn summarise_audit(config: &Config, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "audit      kept {} days", config.retention.retention.as_secs() / (24 * 60 * 60))?;
-    if config.keys.audit_key_file.is_none() && config.keys.pepper_file.is_none() {
+    if config.keys.audit_key_files.is_empty() && config.keys.pepper_files.is_empty() {
         writeln!(out, "warning    {NO_AUDIT_KEY}")?;
     }
     Ok(())

@@ -9,19 +9,24 @@ use crate::downstream::tls::{Acceptor, Certificate, LoadError, LoadErrors};
 use crate::operators::admin::TokenFileError;
 use crate::pem::PemError;
 use crate::secret_file::SecretFileError;
+use crate::store::embedded;
 use crate::store::redis::{self, OpenError};
 
 /// Reads all files. Gives the certificates for clients, and all mistakes.
 pub(super) fn read(settings: &FileSettings) -> (Vec<Certificate>, Vec<Mistake>) {
     let mut mistakes = Vec::new();
     let FileSettings { keys, admin, outbox, store, .. } = settings;
-    let pepper_alone = KeySettings { audit_key_file: None, ..keys.clone() };
-    let audit_key_alone = KeySettings { pepper_file: None, ..keys.clone() };
-    for keys in [pepper_alone, audit_key_alone] {
-        mistakes.extend(KeyTools::new(&keys).err().map(|error| of_secret(settings, &error)));
+    let pepper_alone = KeySettings { audit_key_files: Vec::new(), ..keys.clone() };
+    let audit_key_alone = KeySettings { pepper_files: Vec::new(), ..keys.clone() };
+    let with_pepper = KeyTools::new(&pepper_alone);
+    if let (Ok(tools), Some(StoreSettings::Embedded(store))) = (&with_pepper, store) {
+        let misfit = embedded::find_misfit(store, &tools.sealer);
+        mistakes.extend(misfit.map(|misfit| Mistake::in_file(&settings.places, &PEPPER, misfit)));
     }
-    if let Some(outbox) = outbox {
-        let key = read_secret("outbox.key_file", &outbox.key_file);
+    let secrets = [with_pepper.err(), KeyTools::new(&audit_key_alone).err()];
+    mistakes.extend(secrets.iter().flatten().map(|error| of_secret(settings, error)));
+    for file in outbox.iter().flat_map(|outbox| &outbox.key_files) {
+        let key = read_secret("outbox.key_file", file);
         mistakes.extend(key.err().map(|error| of_secret(settings, &error)));
     }
     if let Some(remote) = &admin.remote {
@@ -53,8 +58,12 @@ fn at(settings: &FileSettings, keys: &[&str], text: &str) -> Mistake {
     Mistake::in_file(&settings.places, keys, text)
 }
 
+/// The settings that name peppers.
+const PEPPER: [&str; 2] = ["keys.pepper_file", "keys.pepper_files"];
+
 fn of_secret(settings: &FileSettings, error: &SecretError) -> Mistake {
-    at(settings, &[error.what()], &error.to_string())
+    let (one, several) = (error.what(), format!("{}s", error.what()));
+    at(settings, &[one, &several], &error.to_string())
 }
 
 fn of_tokens(settings: &FileSettings, error: &TokenFileError) -> Mistake {

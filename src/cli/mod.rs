@@ -15,6 +15,7 @@ mod keys;
 mod migrate;
 mod operator;
 mod orgs;
+mod reseal;
 mod revoke;
 mod serve;
 mod shape;

@@ -1,29 +1,35 @@
-//! `keygate store`: showing the state of the store, accepting it after a loss, and migrating it.
+//! `keygate store`: showing the state of the store, accepting it after a loss, sealing it under a new pepper, and migrating
+//! it.
 
 use std::io::Write;
 
 use clap::Subcommand;
 
 use super::operator::{Act, Failure, Session, unexpected};
-use super::{Outcome, migrate};
+use super::{Outcome, migrate, reseal};
 use crate::operators::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Lease, Status};
 use crate::vocabulary::key::record::RecordFormat;
 use crate::vocabulary::key::{Prefix, Prefixes};
 
-/// Show the state of the store, accept it after a loss, migrate it
+/// Show the state of the store, accept it after a loss, seal it under a new pepper, migrate it
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 If Redis loses its data, or another Redis takes its place, the gateways do not trust it: they accept the keys that they have in \
 memory, and answer 503 to all others. To recover, restore the data; the gateways then continue without a restart. Or accept the \
 store as it is; then all keys that it does not contain are refused.
 
-Exit code: 0 if the store is in order or was accepted, 1 if not.
+To replace the pepper, name the file of the new one first and that of the old one second, keys.pepper_files = [\"new\", \"old\"], and \
+restart the gateways one after the other. When the last one has both, the new pepper comes into force. Then `keygate store reseal` moves \
+everything that is under the old one, while the gateways run. When it has ended, remove the old file.
+
+Exit code: 0 if the store is in order or the command has done its work, 1 if not.
 
 Examples:
   keygate store status
   keygate store accept --yes
   keygate store accept-prefix acme
+  keygate store reseal
   keygate store migrate --config node.toml --to redis.toml")]
 pub(super) enum Action {
     /// Show the place of the store, its state and its gateways
@@ -35,6 +41,8 @@ pub(super) enum Action {
         #[arg(long)]
         yes: bool,
     },
+    /// Seal everything anew that is under the pepper before, while the gateways run. It may be interrupted, and run again
+    Reseal,
     /// Accept keys that begin with another prefix, such as imported ones; keys.prefix of a configuration is accepted by itself
     AcceptPrefix {
         /// The prefix, as acme in acme_live_sk_…
@@ -54,11 +62,9 @@ impl Act for Action {
     async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure> {
         match self {
             Self::Migrate(args) => migrate::run(args, session).await,
+            Self::Reseal => reseal::run(session).await,
             Self::Status => {
-                let Reply::StoreStatus { status } = session.ask(Command::Store(StoreCommand::Status)).await?
-                else {
-                    return Err(unexpected());
-                };
+                let status = reseal::status(session).await?;
                 show_status(&status, session)?;
                 Ok(if status.trouble.is_none() { Outcome::Done } else { Outcome::Refused })
             }
@@ -111,6 +117,8 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
         ("events", or_none(status.events.map(|events| events.to_string()))),
         ("state", Some(status.trouble.clone().unwrap_or_else(|| "fine".to_owned()))),
     ];
+    let pepper = status.pepper.iter().flat_map(reseal::describe_pepper);
+    fields.extend(pepper.map(|(name, text)| (name, Some(text))));
     fields.extend(gateways.into_iter().map(|gateway| ("gateway", Some(gateway))));
     session.print_fields(&fields)
 }

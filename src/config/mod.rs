@@ -98,10 +98,11 @@ pub struct KeySettings {
     pub prefix: Prefix,
     /// Whether keys without a checksum, which only imported keys can be, are looked up.
     pub accept_without_checksum: bool,
-    /// The file with the pepper, the installation's secret; `None` for plain digests.
-    pub pepper_file: Option<PathBuf>,
-    /// The file with the key of the audit trail; `None` to use the pepper.
-    pub audit_key_file: Option<PathBuf>,
+    /// The file with the pepper, the installation's secret; while a new one replaces it, the new one's file first. Empty for
+    /// plain digests.
+    pub pepper_files: Vec<PathBuf>,
+    /// The file with the key of the audit trail, and those with the keys before; empty to use the pepper.
+    pub audit_key_files: Vec<PathBuf>,
     /// How long revoking, narrowing or suspending waits until all gateways have confirmed it.
     pub ack_wait: Duration,
     /// The most live keys of an organisation; imports and operators may make more.
@@ -113,8 +114,8 @@ impl Default for KeySettings {
         Self {
             prefix: Prefix::default(),
             accept_without_checksum: false,
-            pepper_file: None,
-            audit_key_file: None,
+            pepper_files: Vec::new(),
+            audit_key_files: Vec::new(),
             ack_wait: Duration::from_millis(250),
             max_per_org: 1000,
         }
@@ -154,7 +155,7 @@ impl Config {
                 role,
                 admin: crate::operators::admin::Settings::default(),
                 outbox: None,
-                keys: KeySettings { audit_key_file: None, ..self.keys },
+                keys: KeySettings { audit_key_files: Vec::new(), ..self.keys },
                 ..self
             }),
             (Role::Proxy, StoreSettings::Embedded(_)) => {
@@ -258,10 +259,10 @@ fn sections(
     let (mut keys, browser_keys) =
         root.section("keys", |section| (keys(section, folder), browser_keys(section)));
     let retention = root.section("audit", |section| {
-        keys.audit_key_file = section.optional("key_file", text).map(|path| folder.join(path));
+        keys.audit_key_files = secrets(section, "key_file", "key_files", (folder, KEYS_AT_MOST));
         retention(section)
     });
-    let sealed = keys.pepper_file.is_some();
+    let sealed = !keys.pepper_files.is_empty();
     let store = root.section("store", |section| store::read(section, folder, sealed));
     let cache = root.section("cache", cache);
     let mut own = vec![Own { key: "server.listen", address: server.listener.listen }];
@@ -350,8 +351,8 @@ fn keys(section: &mut Section<'_>, folder: &Path) -> KeySettings {
     KeySettings {
         prefix: section.or("prefix", default.prefix, parsed(Prefix::parse)),
         accept_without_checksum: section.or("accept_without_checksum", default.accept_without_checksum, flag),
-        pepper_file: section.optional("pepper_file", text).map(|path| folder.join(path)),
-        audit_key_file: default.audit_key_file,
+        pepper_files: secrets(section, "pepper_file", "pepper_files", (folder, PEPPERS_AT_MOST)),
+        audit_key_files: default.audit_key_files,
         ack_wait: section.or("ack_wait", default.ack_wait, duration(Duration::ZERO..=DAY)),
         max_per_org: section.or("max_per_org", default.max_per_org, count(1..=1_000_000)),
     }
@@ -361,6 +362,35 @@ const BROWSER_KEYS: [(&str, BrowserKeys); 2] = [("note", BrowserKeys::Note), ("r
 
 fn browser_keys(section: &mut Section<'_>) -> BrowserKeys {
     section.or("browser_keys", gateway::Settings::default().browser_keys, choice(&BROWSER_KEYS))
+}
+
+/// A new pepper, and the one before.
+const PEPPERS_AT_MOST: usize = 2;
+/// A new key, and those before.
+const KEYS_AT_MOST: usize = 16;
+
+/// The files of a secret: one file under the name `one`, or a list under the name `many`, the newest first.
+fn secrets(
+    section: &mut Section<'_>,
+    one: &'static str,
+    many: &'static str,
+    (folder, most): (&Path, usize),
+) -> Vec<PathBuf> {
+    let single = section.optional(one, text);
+    let list = section.filled(many, &format!("name the file of the secret, or set `{one}`"), text);
+    if section.given(one) && section.given(many) {
+        section.wrong(many, format!("`{one}` is also set; remove one of the two"));
+    }
+    if list.as_ref().is_some_and(|list| list.len() > most) {
+        section.wrong(many, format!("at most {most} files: the new secret first, then those before"));
+    }
+    single
+        .map(|file| vec![file])
+        .or(list)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|file| folder.join(file))
+        .collect()
 }
 
 fn retention(section: &mut Section<'_>) -> RetentionSettings {
@@ -421,11 +451,12 @@ fn outbox(section: &mut Section<'_>, folder: &Path, own: &[Own]) -> Option<outbo
             None => Ok(receiver),
         }
     });
-    let key_file = section.optional("key_file", text).map(|path| folder.join(path));
-    if section.given("url") && !section.given("key_file") {
+    let key_files = secrets(section, "key_file", "key_files", (folder, PEPPERS_AT_MOST));
+    if section.given("url") && !section.given("key_file") && !section.given("key_files") {
         section.missing("key_file", "name the file that holds the key for the signatures");
     }
-    Some(outbox::Settings { receiver: receiver?, key_file: key_file? })
+    let receiver = receiver.filter(|_| !key_files.is_empty())?;
+    Some(outbox::Settings { receiver, key_files })
 }
 
 fn request_log(section: &mut Section<'_>) -> RequestLog {

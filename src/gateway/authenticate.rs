@@ -76,7 +76,7 @@ async fn resolve(
     on_partition: Option<OnPartition>,
 ) -> Result<Rc<Known<Prepared>>, Rejection> {
     let gateway = exchange.gateway();
-    let digest = gateway.digester.digest(key);
+    let digest = key.fingerprint();
     let (resolved, level) = match gateway.keys.find(&digest, exchange.started()) {
         Some(found) => found,
         None => gateway.keys.load(&digest, ClientNetwork::of(exchange.client_address(headers))).await,
@@ -96,10 +96,10 @@ async fn resolve(
         Resolved::Unavailable(_) => return Err(Rejection::Unavailable(Unavailable::Store)),
     };
     exchange.note_key(&known.found.key);
-    let Found { key: record, org } = &*known.found;
+    let Found { key: record, org, digest } = &*known.found;
     let (environment, now) = (key.environment(), exchange.started().wall);
     // The route's needs are judged by `authorize`: a limit and the 404 come in between.
-    let attempt = Attempt { digest: &known.digest, environment, needs: None, now };
+    let attempt = Attempt { digest, environment, needs: None, now };
     admit(record, org, &attempt, || Some(exchange.client_address(headers)))?;
     exchange.gateway().cells.authenticated();
     Ok(known)

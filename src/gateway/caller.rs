@@ -40,7 +40,7 @@ impl Caller {
         let Self::Holder(known) = self else { return None };
         let key = &known.found.key;
         let (org, environment) = (known.found.org.id, key.environment);
-        Some(CallingKey { id: key.id, org, environment, digest: known.digest, needs })
+        Some(CallingKey { id: key.id, org, environment, digest: known.found.digest, needs })
     }
 }
 

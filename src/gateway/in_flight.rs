@@ -152,9 +152,9 @@ fn conclude(gateway: &Gateway, digest: &Digest, places: &[usize], resolved: &Res
 impl Request {
     /// Orders its end if a new request like it would be refused.
     fn judge(&self, now: Now) {
-        let Found { key, org } = &*self.known.found;
+        let Found { key, org, digest } = &*self.known.found;
         let attempt = Attempt {
-            digest: &self.known.digest,
+            digest,
             // The prefix was compared with the record when the request came in; neither changes.
             environment: key.environment,
             needs: self.route().access.needs(),

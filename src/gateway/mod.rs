@@ -56,7 +56,6 @@ use crate::upstream::budget::Budget;
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::IdSource;
-use crate::vocabulary::key::Digester;
 use crate::vocabulary::peer::Peer;
 use crate::vocabulary::rejection::Rejection;
 
@@ -94,7 +93,6 @@ pub struct Shared {
     pub plan: Arc<Plan>,
     /// What keys may look like, until [`Gateway::accept`] is told of the store's prefixes.
     pub shapes: Arc<Shapes>,
-    pub digester: Digester,
     pub keys: Arc<ReadThrough>,
     pub budget: Budget,
     pub shares: Arc<Shares>,
@@ -109,7 +107,6 @@ pub struct Shared {
 pub struct Gateway {
     /// The snapshot of the requests that begin now.
     snapshot: RefCell<Rc<Snapshot>>,
-    digester: Digester,
     keys: ThreadCache<Prepared>,
     in_flight: InFlight,
     shares: ThreadShares,
@@ -129,7 +126,7 @@ impl Gateway {
     /// The gateway of the calling thread.
     #[must_use]
     pub fn new(shared: Shared, records: Rc<RecordSink>, cells: Arc<Cells>) -> Rc<Self> {
-        let Shared { plan, shapes, digester, keys, budget, shares, api, clock } = shared;
+        let Shared { plan, shapes, keys, budget, shares, api, clock } = shared;
         Rc::new(Self {
             snapshot: RefCell::new(Rc::new(Snapshot::new(plan, shapes, &cells, budget, clock.clone()))),
             keys: ThreadCache::new(keys),
@@ -138,7 +135,6 @@ impl Gateway {
             api,
             usage: UsageNotes::default(),
             ids: RefCell::default(),
-            digester,
             records,
             cells,
             broke_off: Throttle::default(),

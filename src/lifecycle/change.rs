@@ -112,7 +112,18 @@ impl Lifecycle {
         origin: &Origin,
         draft: impl Fn() -> Draft,
     ) -> Result<(), LifecycleError> {
-        let decide = |(): &(), _| Ok(Decided::commit(Mutation::default(), draft(), ()));
+        self.record_with(trail, origin, draft, Mutation::default).await
+    }
+
+    /// As [`Lifecycle::record`], of a kind that older gateways do not know.
+    pub(super) async fn record_with(
+        &self,
+        trail: Trail,
+        origin: &Origin,
+        draft: impl Fn() -> Draft,
+        mutation: impl Fn() -> Mutation,
+    ) -> Result<(), LifecycleError> {
+        let decide = |(): &(), _| Ok(Decided::commit(mutation(), draft(), ()));
         let line = Lane::Making.of(trail);
         self.change(line, origin, None, || ready(Ok(())), decide).await.map(|_| ())
     }
@@ -127,6 +138,7 @@ impl Lifecycle {
         draft: Draft,
     ) -> Result<Option<Committed>, LifecycleError> {
         let Ends { head, .. } = self.store.trails().ends(trail).await?;
+        mutation.under = Some(self.settings.peppers.row_name());
         let append = self.append(trail, head, origin, draft)?;
         let link = append.entry.link;
         mutation.audit = Some(append);

@@ -19,6 +19,7 @@ mod presence;
 mod principal;
 mod propagation;
 mod rehearsal;
+mod reseal;
 mod search;
 mod signup;
 mod trail;
@@ -37,7 +38,7 @@ use crate::vocabulary::audit::Chain;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::IdSource;
 use crate::vocabulary::key::scope::ScopeSet;
-use crate::vocabulary::key::{Digester, KeyFormat, Pepper, Prefix};
+use crate::vocabulary::key::{Digester, KeyFormat, Peppers, Prefix};
 
 pub use self::authority::Standing;
 pub use self::chores::RetentionSettings;
@@ -73,7 +74,7 @@ pub struct Settings {
     pub format: KeyFormat,
     pub digester: Digester,
     /// The installation's secret, under which e-mail addresses are indexed.
-    pub pepper: Option<Pepper>,
+    pub peppers: Peppers,
     pub chain: Chain,
     pub signup: SignupSettings,
     /// The most live keys of an organisation. Imports and operators may make more.

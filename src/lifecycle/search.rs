@@ -111,13 +111,13 @@ impl Lifecycle {
         origin: &Origin,
         sha256: [u8; 32],
     ) -> Result<Option<Owned>, LifecycleError> {
-        let digest = self.settings.digester.convert(sha256);
-        let Some(found) = find_digest(&self.store, digest).await? else { return Ok(None) };
-        let Found { key, org } = &*found;
+        let found = answer(self.store.lookup_secret(Digest::from_bytes(sha256)).await)?;
+        let Some(found) = found else { return Ok(None) };
+        let Found { key, org, digest } = &*found;
         if !origin.principal.reaches(org.id) {
             return Ok(None);
         }
-        let attempt = Attempt { digest: &digest, environment: key.environment, needs: None, now: self.now() };
+        let attempt = Attempt { digest, environment: key.environment, needs: None, now: self.now() };
         // An operator asks, so no client's address counts.
         let opens = admit(key, org, &attempt, || None).is_ok();
         Ok(Some(Owned { key: key.clone(), opens }))
@@ -137,7 +137,11 @@ pub(super) async fn find_digest(
     store: &Arc<dyn Store>,
     digest: Digest,
 ) -> Result<Option<Arc<Found>>, StoreFault> {
-    match store.lookup(digest).await {
+    answer(store.lookup(digest).await)
+}
+
+fn answer(lookup: Lookup) -> Result<Option<Arc<Found>>, StoreFault> {
+    match lookup {
         Lookup::Found(found) => Ok(Some(found)),
         Lookup::Absent => Ok(None),
         Lookup::Unavailable(fault) => Err(fault),

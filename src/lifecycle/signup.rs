@@ -92,7 +92,7 @@ impl Lifecycle {
             ..self.new_org(name, now)
         };
         // All of it is made whether or not the address is free, so that the time taken tells nothing.
-        let claim = EmailClaim { index: email.index(self.settings.pepper.as_ref()), org: org.id };
+        let claim = EmailClaim::under(&self.settings.peppers, &email, org.id);
         let new = NewKey::named(org.id, FIRST_KEY, Environment::Live);
         let made = self.draft_key(origin, Authority::Unbounded, &new, &Making { now, minting: &minting })?;
         let decide = |(): &(), _| {

@@ -72,8 +72,8 @@ impl fmt::Display for Receiver {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub receiver: Receiver,
-    /// The file with the key of the signatures.
-    pub key_file: PathBuf,
+    /// The file with the key of the signatures; while a new one replaces it, the files of both.
+    pub key_files: Vec<PathBuf>,
 }
 
 /// How often news are fetched from the store.
@@ -117,7 +117,7 @@ pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
 }
 
 /// Sends the news that are due, for as long as it is polled.
-pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clock: Clock) {
+pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, keys: Vec<Pepper>, clock: Clock) {
     let mut failing = false;
     let Address::Tcp { host, port } = receiver.endpoint.address();
     let server = Dialer::new(host, *port, Preference::LastGood);
@@ -131,7 +131,7 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, key: Pepper, clo
             // The time of this attempt: the news before may have taken long, and receivers refuse old signatures.
             let sending = async {
                 let stream = server.dial(PATIENCE, &clock).await?;
-                send(&receiver, stream, &key, &news, clock.now().wall).await
+                send(&receiver, stream, &keys, &news, clock.now().wall).await
             };
             let sent = timeout(PATIENCE, sending).await;
             let failed = match sent.unwrap_or(Err(SendError::TimedOut)) {
@@ -171,7 +171,7 @@ enum SendError {
 async fn send(
     receiver: &Receiver,
     stream: TcpStream,
-    key: &Pepper,
+    keys: &[Pepper],
     news: &News,
     now: UnixMillis,
 ) -> Result<(), SendError> {
@@ -182,7 +182,7 @@ async fn send(
         .header(HOST, endpoint.authority())
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
         .header("idempotency-key", news.org.to_string())
-        .header("keygate-signature", sign(key, now, &news.body))
+        .header("keygate-signature", sign(keys, now, &news.body))
         .body(Full::new(Bytes::from(news.body.clone())))?;
     let status = sender.send_request(request).await.map(|answer| answer.status());
     driver.abort();
@@ -193,16 +193,20 @@ async fn send(
 }
 
 /// `t=` the time in Unix seconds, `v1=` HMAC-SHA-256 in hexadecimal digits over that number, a dot and the body. With
-/// the time in it, an old message cannot pass for a new one.
-fn sign(key: &Pepper, now: UnixMillis, body: &[u8]) -> String {
+/// the time in it, an old message cannot pass for a new one. With several keys there is a `v1=` for each, and a receiver
+/// that knows one of them is content.
+fn sign(keys: &[Pepper], now: UnixMillis, body: &[u8]) -> String {
     let seconds = now.0 / 1000;
-    let mut mac = key.hmac("");
-    mac.update(seconds.to_string().as_bytes());
-    mac.update(b".");
-    mac.update(body);
-    let mac = mac.finalize().into_bytes();
-    let digits: String = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("t={seconds},v1={digits}")
+    let mut signature = format!("t={seconds}");
+    for key in keys {
+        let mut mac = key.hmac("");
+        mac.update(seconds.to_string().as_bytes());
+        mac.update(b".");
+        mac.update(body);
+        signature.push_str(",v1=");
+        signature.extend(mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")));
+    }
+    signature
 }
 
 #[cfg(test)]
@@ -226,11 +230,18 @@ mod tests {
     #[test]
     fn a_signature_is_what_any_hmac_library_makes_of_time_and_body() {
         // printf '1790000000.{}' | openssl dgst -sha256 -hmac "$(printf 'k%.0s' $(seq 32))"
-        let key = Pepper::new(vec![b'k'; 32]).unwrap();
-        let signature = sign(&key, UnixMillis(1_790_000_000_123), b"{}");
+        let key = |byte| Pepper::new(vec![byte; 32]).unwrap();
+        let at = UnixMillis(1_790_000_000_123);
+        let alone = "t=1790000000,v1=c4cacc6f6a3ea0cea1a40ea5fa3e180ef9daed20feb42d4b3d90b65d86d6deff";
+        assert_eq!(sign(&[key(b'k')], at, b"{}"), alone);
+        let both = sign(&[key(b'n'), key(b'k')], at, b"{}");
+        let (time, signatures) = both.split_once(',').unwrap();
+        let signatures: Vec<&str> = signatures.split(',').collect();
         assert_eq!(
-            signature,
-            "t=1790000000,v1=c4cacc6f6a3ea0cea1a40ea5fa3e180ef9daed20feb42d4b3d90b65d86d6deff"
+            format!("{time},{}", signatures[1]),
+            alone,
+            "a receiver with the old key finds its signature"
         );
+        assert_eq!(signatures.len(), 2);
     }
 }

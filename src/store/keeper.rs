@@ -9,7 +9,9 @@ use thiserror::Error;
 use super::events::Seq;
 use super::prefixes::PrefixBook;
 use super::{StoreFault, StoreFuture};
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::RecordFormat;
+use crate::vocabulary::key::{Misfit, PepperStatus, Peppers};
 
 /// A file of a store's settings that cannot be read.
 #[derive(Debug, Error)]
@@ -91,9 +93,34 @@ pub struct Status {
     /// The prefixes of its keys, as the store has them; `None` where none are written down.
     #[serde(default)]
     pub prefixes: Option<String>,
+    /// What the store says of its pepper; `None` if it was not asked yet, or does not say.
+    #[serde(default)]
+    pub pepper: Option<PepperStatus>,
     /// The gateways that hold a lease; empty for a store that has only one gateway.
     #[serde(default)]
     pub gateways: Vec<Lease>,
+}
+
+/// A record, by its kind and its id. The order in which records are sealed anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "id", rename_all = "lowercase")]
+pub enum Place {
+    Org(OrgId),
+    Key(KeyId),
+}
+
+/// The records that a store has looked at, to seal anew those that are under the pepper before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resealed {
+    pub looked_at: usize,
+    /// How many of them were under the pepper before.
+    pub moved: usize,
+    /// How many of them open under no pepper: somebody has changed them. No gateway serves them.
+    pub unreadable: usize,
+    /// Where the next call goes on; `None` at the end.
+    pub next: Option<Place>,
+    /// The organisations among the records.
+    pub orgs: Vec<OrgId>,
 }
 
 /// The outcome of accepting a store.
@@ -140,4 +167,26 @@ pub trait Keeper: Send + Sync {
     fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>>;
 
     fn prefixes(&self) -> &dyn PrefixBook;
+
+    /// Whether the peppers of this process are known to be those of the store. Until they are, the gateway is not ready.
+    fn is_fit(&self) -> bool;
+
+    /// Why the peppers of this process are not those of the store; `None` if they are, or there is no store yet.
+    ///
+    /// # Errors
+    /// The store cannot be asked now. It is asked again with every lookup.
+    fn misfit(&self) -> StoreFuture<'_, Result<Option<Misfit>, StoreFault>>;
+
+    /// Seals some records anew that are under the pepper before the current one: first organisations, then keys, from
+    /// `after` on. Each is done whole or not at all, and stays readable all the time. A change that comes in between wins.
+    fn reseal(&self, after: Option<Place>) -> StoreFuture<'_, Result<Resealed, StoreFault>>;
+
+    /// Writes down that nothing is under the pepper before any more.
+    ///
+    /// # Errors
+    /// Also if a record is.
+    fn finish_reseal(&self) -> StoreFuture<'_, Result<(), StoreFault>>;
+
+    /// Keeps the older peppers of another store, too: keys that come from there may have digests under them.
+    fn keep_peppers_of(&self, other: Peppers) -> StoreFuture<'_, Result<(), StoreFault>>;
 }

@@ -90,6 +90,11 @@ impl Store for MeasuredStore {
         Box::pin(self.measure(Operation::Lookup, answer, |lookup| !matches!(lookup, Lookup::Unavailable(_))))
     }
 
+    fn lookup_secret(&self, fingerprint: Digest) -> StoreFuture<'_, Lookup> {
+        let answer = self.store.lookup_secret(fingerprint);
+        Box::pin(self.measure(Operation::Lookup, answer, |lookup| !matches!(lookup, Lookup::Unavailable(_))))
+    }
+
     fn spared(&self) -> Option<StoreFault> {
         self.store.spared()
     }

@@ -39,8 +39,10 @@ use thiserror::Error;
 
 use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, RecordFormat, Stored, Versioned};
-use crate::vocabulary::key::{Digest, Environment};
+use crate::vocabulary::key::record::{
+    BadRecord, Email, KeyRecord, OrgRecord, RecordFormat, Stored, Versioned,
+};
+use crate::vocabulary::key::{Digest, Environment, Peppers};
 use answers::{Answers, KeptAnswer};
 use events::{EventSink, Seq, Subject};
 use indexes::{Full, Room};
@@ -74,6 +76,8 @@ pub enum Lookup {
 pub struct Found {
     pub key: KeyRecord,
     pub org: OrgRecord,
+    /// The digest of the secret that was looked up, as the key's record and events name it.
+    pub digest: Digest,
 }
 
 /// Why a store gave no answer; for the log.
@@ -134,6 +138,9 @@ pub struct Mutation {
     pub room: Option<Room>,
     /// The format that every gateway must be able to keep before this is written, beyond what the records in it need.
     pub needs: RecordFormat,
+    /// What was known of the store's pepper when the audit record was chained ([`Peppers::row_name`]). If it is another one
+    /// now, the mutation fails with [`CommitError::Conflict`].
+    pub under: Option<String>,
 }
 
 impl Mutation {
@@ -156,7 +163,17 @@ pub enum Seen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmailClaim {
     pub index: [u8; 32],
+    /// The index of the same address under the pepper before. It must be free, too.
+    pub before: Option<[u8; 32]>,
     pub org: OrgId,
+}
+
+impl EmailClaim {
+    #[must_use]
+    pub fn under(peppers: &Peppers, email: &Email, org: OrgId) -> Self {
+        let before = peppers.before().map(|before| email.index(Some(&before)));
+        Self { index: email.index(peppers.current().as_ref()), before, org }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -271,6 +288,10 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// The key that a digest opens. Revoked and expired keys are found too: the caller judges the state.
     fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup>;
+
+    /// The same for a presented secret, by its [fingerprint](crate::vocabulary::key::PresentedKey::fingerprint): under every
+    /// pepper that belongs to the store, at one moment.
+    fn lookup_secret(&self, fingerprint: Digest) -> StoreFuture<'_, Lookup>;
 
     /// The fault with which a lookup would fail at once now, if the store has failed so often that it is not asked
     /// for a while.

@@ -18,7 +18,8 @@ use thiserror::Error;
 
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{AuditRecordId, KeyId, OrgId, RequestId};
-use crate::vocabulary::key::{Environment, Pepper};
+use crate::vocabulary::key::pepper::Age;
+use crate::vocabulary::key::{Environment, Pepper, Peppers};
 
 /// A trail, by its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,6 +114,8 @@ kinds! {
     /// Keys with a prefix are not accepted any more; no key had it.
     PrefixRemoved = "prefix.removed",
     StoreMigrated = "store.migrated",
+    /// The pepper was replaced: from this record on, the trail is under the new one.
+    StoreResealed = "store.resealed",
 }
 
 impl AuditKind {
@@ -320,7 +323,7 @@ impl Default for Ends {
 /// Makes the links of chains and checks them.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
-    key: Option<Pepper>,
+    keys: Peppers,
 }
 
 /// Why an entry does not follow another.
@@ -336,20 +339,38 @@ impl Chain {
     /// Without a key the chain has plain hashes: it shows damage, but an attacker who can rewrite the store can rewrite
     /// the chain too, except for heads that were exported.
     #[must_use]
-    pub const fn new(key: Option<Pepper>) -> Self {
-        Self { key }
+    pub fn new(key: Option<Pepper>) -> Self {
+        Self::under(Peppers::new(key))
+    }
+
+    /// New entries are made under the current one of these keys, old ones may be under each.
+    #[must_use]
+    pub const fn under(keys: Peppers) -> Self {
+        Self { keys }
     }
 
     #[must_use]
-    pub const fn has_key(&self) -> bool {
-        self.key.is_some()
+    pub fn has_key(&self) -> bool {
+        self.keys.are_set()
+    }
+
+    /// Whether the newest entry of each trail is under the current key. Then a trail that ends under an older one was cut
+    /// off, and continued by somebody who has the old key.
+    #[must_use]
+    pub fn ends_under_its_current_key(&self) -> bool {
+        self.knows_when_keys_changed() && self.keys.before().is_none()
+    }
+
+    /// Whether all gateways changed their keys at one moment, so that no entry is followed by one under an older key.
+    #[must_use]
+    pub fn knows_when_keys_changed(&self) -> bool {
+        self.keys.are_learnt()
     }
 
     /// Whether `other` makes the same links.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        let link = |chain: &Self| chain.mac(Trail::Operator, &Link::ORIGIN, 0, b"");
-        link(self) == link(other)
+        self.keys.share_current(&other.keys)
     }
 
     /// The entry that follows `after` in `trail`.
@@ -357,40 +378,55 @@ impl Chain {
     pub fn extend(&self, trail: Trail, after: Link, text: Vec<u8>) -> Append {
         // No trail gets so long; a manipulated store could claim it.
         let number = after.number.saturating_add(1);
-        let mac = self.mac(trail, &after, number, &text);
+        let mac = mac(self.keys.current().as_ref(), trail, &after, number, &text);
         Append { trail, after, entry: Entry { link: Link { number, mac }, text } }
     }
 
-    /// Whether `entry` is the one after `after`.
+    /// Whether `entry` is the one after `after`, and the age of the key that says so. Along a trail, no key is followed by
+    /// an older one: whoever has only an old key can add nothing.
     ///
     /// # Errors
     /// [`Break`], if it is not.
-    pub fn check(&self, trail: Trail, after: &Link, entry: &Entry) -> Result<(), Break> {
-        if after.number.checked_add(1) != Some(entry.link.number) {
-            return Err(Break::Missing);
-        }
-        if self.mac(trail, after, entry.link.number, &entry.text) == entry.link.mac {
-            Ok(())
-        } else {
-            Err(Break::Altered)
-        }
+    pub fn check(&self, trail: Trail, after: &Link, entry: &Entry) -> Result<Age, Break> {
+        self.check_below(trail, after, entry, Age::CURRENT)
     }
 
-    fn mac(&self, trail: Trail, after: &Link, number: u64, text: &[u8]) -> [u8; 32] {
-        const PURPOSE: &str = "keygate audit chain\0";
-        let parts = [&trail.to_bytes()[..], &after.mac, &number.to_be_bytes(), text];
-        match &self.key {
-            Some(key) => {
-                let mut mac: Hmac<Sha256> = key.hmac(PURPOSE);
-                parts.iter().for_each(|part| mac.update(part));
-                mac.finalize().into_bytes().into()
-            }
-            None => {
-                let mut hash = Sha256::new();
-                hash.update(PURPOSE);
-                parts.iter().for_each(|part| Digest::update(&mut hash, part));
-                hash.finalize().into()
-            }
+    /// As [`Chain::check`], for an entry that is followed by one under a key of this age. It matters where a key was in use
+    /// twice.
+    ///
+    /// # Errors
+    /// As [`Chain::check`].
+    pub fn check_below(&self, trail: Trail, after: &Link, entry: &Entry, age: Age) -> Result<Age, Break> {
+        let number = entry.link.number;
+        if after.number.checked_add(1) != Some(number) {
+            return Err(Break::Missing);
+        }
+        let fits = |key: Option<&Pepper>| mac(key, trail, after, number, &entry.text) == entry.link.mac;
+        let keys = self.keys.all();
+        let fitting = if keys.is_empty() {
+            fits(None).then_some(Age::CURRENT)
+        } else {
+            let ages = (age.0..keys.len()).chain(0..age.0);
+            ages.map(Age).find(|age| fits(keys.get(age.0)))
+        };
+        fitting.ok_or(Break::Altered)
+    }
+}
+
+fn mac(key: Option<&Pepper>, trail: Trail, after: &Link, number: u64, text: &[u8]) -> [u8; 32] {
+    const PURPOSE: &str = "keygate audit chain\0";
+    let parts = [&trail.to_bytes()[..], &after.mac, &number.to_be_bytes(), text];
+    match key {
+        Some(key) => {
+            let mut mac: Hmac<Sha256> = key.hmac(PURPOSE);
+            parts.iter().for_each(|part| mac.update(part));
+            mac.finalize().into_bytes().into()
+        }
+        None => {
+            let mut hash = Sha256::new();
+            hash.update(PURPOSE);
+            parts.iter().for_each(|part| Digest::update(&mut hash, part));
+            hash.finalize().into()
         }
     }
 }
@@ -421,7 +457,7 @@ mod tests {
     fn verify(chain: &Chain, entries: &[Entry]) -> Result<Link, Break> {
         entries
             .iter()
-            .try_fold(Link::ORIGIN, |after, entry| chain.check(trail(), &after, entry).map(|()| entry.link))
+            .try_fold(Link::ORIGIN, |after, entry| chain.check(trail(), &after, entry).map(|_| entry.link))
     }
 
     #[test]

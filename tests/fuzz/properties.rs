@@ -327,5 +327,6 @@ fn found() -> Found {
         note: None,
         further: Further::default(),
     };
-    Found { key, org }
+    let digest = key.secrets[0].digest;
+    Found { key, org, digest }
 }

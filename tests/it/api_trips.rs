@@ -102,6 +102,10 @@ impl Store for Counted {
         self.to("lookup").lookup(digest)
     }
 
+    fn lookup_secret(&self, fingerprint: Digest) -> StoreFuture<'_, Lookup> {
+        self.to("lookup").lookup_secret(fingerprint)
+    }
+
     fn spared(&self) -> Option<StoreFault> {
         self.store.spared()
     }

@@ -130,7 +130,7 @@ fn another_pepper_and_a_newer_store_are_reported() {
     fs::set_permissions(&pepper, PermissionsExt::from_mode(0o600)).unwrap();
     configure(folder.path(), &format!("[keys]\npepper_file = \"pepper\"\n[store]\n{}", on(&server.url())));
     let (code, found) = check(folder.path());
-    assert!(code == 1 && found.contains("broken     its keys cannot be read"), "{found}");
+    assert!(code == 1 && found.contains("pepper: the store was made without a pepper"), "{found}");
     configure(folder.path(), &format!("[store]\n{}", on(&server.url())));
     server.command(&["HSET", "{kg}:meta", "schema", "9"]);
     let (code, found) = check(folder.path());

@@ -180,7 +180,7 @@ fn a_line_that_only_a_newer_keygate_can_keep_is_refused_alone_and_a_rehearsal_sa
         let org = org(&desk);
         let lines = [
             line(&secret(Environment::Live), "older", &json!({})),
-            line(&secret(Environment::Live), "newer", &json!({ "further": { "format": 4 } })),
+            line(&secret(Environment::Live), "newer", &json!({ "further": { "format": 5 } })),
         ];
         for more in [&["--dry-run"][..], &[]] {
             let words = [&["keys", "import", "-", "--json", "--org", &org], more].concat();

@@ -172,7 +172,7 @@ fn collect_pages(root: &Path, folder: &Path, found: &mut BTreeSet<PathBuf>) {
 /// A folder with every file that the pages' configurations name.
 fn folder_with_files(pages: &[Page]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["pepper", "audit-key", "outbox-key", "redis-password", "sentinel-password"] {
+    for name in ["pepper", "new-pepper", "audit-key", "outbox-key", "redis-password", "sentinel-password"] {
         let path = folder.path().join(name);
         fs::write(&path, "a secret of thirty-two bytes or more\n").unwrap();
         fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();

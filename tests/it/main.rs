@@ -59,6 +59,8 @@ mod ops;
 mod outages;
 mod outbox;
 mod parser;
+mod pepper;
+mod pepper_moves;
 mod policy_rules;
 mod prefixes;
 mod prometheus;

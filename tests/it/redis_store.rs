@@ -221,7 +221,7 @@ mod all_or_nothing {
         let mut entries = store.trails().entries(Trail::Operator, None, usize::MAX).await.unwrap();
         entries.reverse();
         let head = entries.iter().try_fold(Link::ORIGIN, |after, entry| {
-            chain.check(Trail::Operator, &after, entry).map(|()| entry.link)
+            chain.check(Trail::Operator, &after, entry).map(|_| entry.link)
         });
         let head = head.unwrap();
         assert_eq!(store.trails().ends(Trail::Operator).await, Ok(Ends { checkpoint: Link::ORIGIN, head }));

@@ -18,6 +18,9 @@ const KINDS: [(&str, &[&str]); 4] = [
         ],
     ),
 ];
+/// Secrets have one file, or several while they are replaced. The complete file of a cluster shows the latter.
+const ONE_SECRET: &[&str] = &["# The file with the pepper", "# The file with the key"];
+const MANY_SECRETS: &[&str] = &["# Instead of `pepper_file`", "# Instead of `key_file`"];
 const URL: &str = "# With kind = \"redis\": where the Redis is";
 const OTHERWISE_FOUND: &str = "# With kind = \"redis\", instead of `url`";
 const CLUSTER: &str = "# With kind = \"redis\", instead of `url`: some nodes of a cluster";
@@ -31,7 +34,8 @@ fn complete(kind: &str) -> String {
         match line.strip_prefix('#') {
             Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => {
                 // The address of a single Redis asks for TLS, and the file's example does not.
-                let is_other = others.iter().any(|other| sentence.starts_with(other))
+                let one_or_many = if kind == "cluster" { ONE_SECRET } else { MANY_SECRETS };
+                let is_other = others.iter().chain(one_or_many).any(|other| sentence.starts_with(other))
                     || (kind == "redis" && section == "[store.tls]");
                 if !is_other {
                     lines.push(key.to_owned());
@@ -74,7 +78,7 @@ fn nodes(port: u16) -> Vec<redis::Node> {
 fn assert_defaults(
     config: &Config,
     store: &StoreSettings,
-    (workers, pepper_file, audit_key_file): (Option<usize>, Option<PathBuf>, Option<PathBuf>),
+    (workers, pepper_files, audit_key_files): (Option<usize>, Vec<PathBuf>, Vec<PathBuf>),
 ) {
     let listener = listener::Settings {
         workers: workers.and_then(std::num::NonZeroUsize::new),
@@ -83,7 +87,7 @@ fn assert_defaults(
     assert_eq!(config.listener, listener);
     assert_eq!(config.watchdog, watchdog::Settings::default());
     assert_eq!(config.gateway, gateway::Settings::default());
-    assert_eq!(config.keys, KeySettings { pepper_file, audit_key_file, ..KeySettings::default() });
+    assert_eq!(config.keys, KeySettings { pepper_files, audit_key_files, ..KeySettings::default() });
     assert_eq!(config.store, *store);
     assert_eq!(config.cache, cache::Settings::default());
     assert_eq!(config.request_log, RequestLog::default());
@@ -108,7 +112,7 @@ fn assert_defaults(
 #[test]
 fn the_shipped_file_sets_nothing_but_the_defaults() {
     let config = load(DEFAULT_CONFIGURATION, FIRSTHAND_POLICY, &[]).unwrap();
-    assert_defaults(&config, &default_embedded(), (None, None, None));
+    assert_defaults(&config, &default_embedded(), (None, Vec::new(), Vec::new()));
     assert_eq!(config.tls, tls::Settings::default());
 }
 
@@ -129,7 +133,10 @@ fn what_the_shipped_file_shows_in_comments_are_the_defaults() {
         ("cluster", default_redis(redis::Place::Cluster(nodes(6379)), Some(tls))),
     ] {
         let config = load(&complete(kind), FIRSTHAND_POLICY, &[]).unwrap();
-        assert_defaults(&config, &store, (Some(4), Some("etc/pepper".into()), Some("etc/audit-key".into())));
+        let many = usize::from(kind == "cluster") + 1;
+        let files = |names: [&str; 2]| names[..many].iter().map(|name| Path::new("etc").join(name)).collect();
+        let secrets = (files(["pepper", "old-pepper"]), files(["audit-key", "old-audit-key"]));
+        assert_defaults(&config, &store, (Some(4), secrets.0, secrets.1));
         let files = tls::Files { certificate: "etc/cert.pem".into(), key: "etc/key.pem".into() };
         assert_eq!(config.tls.certificates, [files], "there is no default to show");
     }

@@ -34,7 +34,7 @@ fn every_setting_arrives_where_it_belongs() {
     assert_eq!(config.gateway.limits, limits);
     assert_eq!(config.gateway.headers.org_id, "x-org");
     assert_eq!(config.keys.prefix.as_str(), "kg");
-    assert_eq!(config.keys.pepper_file, Some("/run/pepper".into()));
+    assert_eq!(config.keys.pepper_files, [PathBuf::from("/run/pepper")]);
     let StoreSettings::Embedded(store) = &config.store else { panic!("{:?}", config.store) };
     assert_eq!(store.path, Path::new("etc/data/keys.redb"), "starts at the folder of the file");
     assert_eq!(config.request_log, RequestLog::Json);

@@ -124,6 +124,13 @@ pub async fn migrate(
     rechain: bool,
     tell: &mut dyn FnMut(&Moved),
 ) -> Result<Migration, MigrationError> {
+    // Both stores tell which pepper belongs to them.
+    source.keeper().status().await;
+    let (from, to) = (&source.settings.peppers, &target.settings.peppers);
+    if from.share_current(to) && from.all().len() > 1 {
+        target.keeper().begin().await.map_err(Target)?;
+        target.keeper().keep_peppers_of(from.clone()).await.map_err(Target)?;
+    }
     let keeps_chain = source.settings.chain.is_same(&target.settings.chain);
     if !source.settings.digester.leads_to(&target.settings.digester) {
         return Err(MigrationError::Pepper);
@@ -257,8 +264,8 @@ impl Moving {
 
     /// Returns whether the target had it already.
     async fn move_org(&self, org: OrgRecord, news: Option<News>) -> Result<bool, MigrationError> {
-        let pepper = self.target.settings.pepper.as_ref();
-        let email = org.email.as_ref().map(|email| EmailClaim { index: email.index(pepper), org: org.id });
+        let peppers = &self.target.settings.peppers;
+        let email = org.email.as_ref().map(|email| EmailClaim::under(peppers, email, org.id));
         let insert = Some(Change::Insert(org.clone()));
         match self.target.store.commit(Mutation { org: insert, email, news, ..Mutation::default() }).await {
             Ok(_) => Ok(false),

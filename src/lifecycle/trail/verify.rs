@@ -8,6 +8,7 @@ use super::{PAGE, parse};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::error::LifecycleError;
 use crate::vocabulary::audit::{AuditKind, Break, Chain, Ends, Entry, Link, PrincipalName, Trail};
+use crate::vocabulary::key::pepper::Age;
 
 /// A fault in a trail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +104,8 @@ struct Check<'c> {
     oldest: Option<Entry>,
     /// Up to which number the trail says that it was trimmed.
     trimmed_through: u64,
+    /// The age of the key of the entry that was checked last, and the entry's number.
+    key: Option<(Age, u64)>,
 }
 
 impl<'c> Check<'c> {
@@ -110,7 +113,7 @@ impl<'c> Check<'c> {
         let mut heads: HashMap<u64, Vec<Link>> = HashMap::new();
         exported.iter().for_each(|link| heads.entry(link.number).or_default().push(*link));
         let findings = Vec::new();
-        Self { chain, trail, ends, heads, findings, checked: 0, oldest: None, trimmed_through: 0 }
+        Self { chain, trail, ends, heads, findings, checked: 0, oldest: None, trimmed_through: 0, key: None }
     }
 
     fn note(&mut self, number: u64, text: impl Into<String>) {
@@ -161,11 +164,27 @@ impl<'c> Check<'c> {
 
     fn check_after(&mut self, older: &Link, newer: &Entry) {
         let number = newer.link.number;
-        match self.chain.check(self.trail, older, newer) {
-            Ok(()) => {}
+        let below = self.key.map_or(Age::CURRENT, |(age, _)| age);
+        match self.chain.check_below(self.trail, older, newer, below) {
+            Ok(age) => self.meet_key(number, age),
             Err(Break::Missing) => self.note(number.saturating_sub(1), Break::Missing.to_string()),
             // Either of the two entries: the MAC covers both.
             Err(Break::Altered) => self.note(number, Break::Altered.to_string()),
+        }
+    }
+}
+
+impl Check<'_> {
+    /// Notes an entry under a key that was replaced when the entry was made. Its maker had that key and not the newer one.
+    fn meet_key(&mut self, number: u64, age: Age) {
+        let newer = self.key.replace((age, number));
+        let late = match newer {
+            None if age > Age::CURRENT && self.chain.ends_under_its_current_key() => Some(number),
+            Some((newer, number)) if newer > age && self.chain.knows_when_keys_changed() => Some(number),
+            None | Some(_) => None,
+        };
+        if let Some(number) = late {
+            self.note(number, "was made under an older key, after that was replaced");
         }
     }
 }

@@ -121,6 +121,13 @@ async fn on_store(
         StoreCommand::RemovePrefix { prefix } => {
             show_prefixes(&lifecycle.remove_prefix(origin, &prefix).await?)
         }
+        StoreCommand::Reseal { after } => {
+            Reply::StoreResealed { done: lifecycle.reseal(origin, after).await? }
+        }
+        StoreCommand::FinishReseal => {
+            lifecycle.finish_reseal(origin).await?;
+            Reply::ResealFinished
+        }
     })
 }
 

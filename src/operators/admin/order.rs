@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{AuditFilter, KeyFilter, MovedKey, NewKey, Patch};
+use crate::store::keeper::Place;
 use crate::vocabulary::audit::{Link, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::{Digest, Prefix};
@@ -118,4 +119,10 @@ pub enum StoreCommand {
     RemovePrefix {
         prefix: Prefix,
     },
+    /// Seal some records anew, from this one on.
+    Reseal {
+        after: Option<Place>,
+    },
+    /// Note that nothing is left to reseal.
+    FinishReseal,
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{AuditRecordView, ImportedKey, KeyView, MovedKey, OrgView, Verdict};
-use crate::store::keeper::{Acceptance, Status};
+use crate::store::keeper::{Acceptance, Resealed, Status};
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::Prefix;
 
@@ -71,6 +71,10 @@ pub enum Reply {
     Prefixes {
         accepted: Vec<Prefix>,
     },
+    StoreResealed {
+        done: Resealed,
+    },
+    ResealFinished,
     Failed {
         message: String,
     },

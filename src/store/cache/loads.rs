@@ -334,7 +334,7 @@ impl Load {
             let stamp = self.cache.fence.stamp();
             let loaded_at = self.cache.clock.mono();
             let turns = self.cache.suspicion.turns();
-            match self.cache.weigh(self.cache.store.lookup(self.digest).await) {
+            match self.cache.weigh(self.cache.store.lookup_secret(self.digest).await) {
                 Lookup::Unavailable(fault) => return Outcome::Unavailable(fault),
                 // The server may have been replaced between the call and its answer: then it is unknown which server
                 // answered.
@@ -342,7 +342,7 @@ impl Load {
                 Lookup::Absent => return Outcome::Absent,
                 Lookup::Found(found) => {
                     // A result that was read before an event about it may be neither stored nor served.
-                    let judgement = self.cache.fence.judge(stamp, &self.digest, found.org.id);
+                    let judgement = self.cache.fence.judge(stamp, &found.digest, found.org.id);
                     if judgement != Judgement::Touched {
                         let found = self.cache.without_revived(found);
                         return Outcome::Known(Arc::new(self.entry(found, stamp, loaded_at)));
@@ -377,9 +377,9 @@ impl Load {
             }
             Outcome::Absent => {
                 cache.absent.insert(*digest, cache.clock.mono());
-                if cache.known.remove(digest).is_some() {
+                if let Some(gone) = cache.known.remove(digest) {
                     // It vanished without an event, and threads still hold it.
-                    cache.fence.apply(0, &[Subject::Digest(*digest)]);
+                    cache.fence.apply(0, &[Subject::Digest(gone.found.digest)]);
                 }
             }
             Outcome::Unavailable(_) => {}

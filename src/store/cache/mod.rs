@@ -1,5 +1,9 @@
 //! The read-through cache: the slots of a thread, then moka, then the store.
 //!
+//! Entries have the [fingerprint](crate::vocabulary::key::PresentedKey::fingerprint) of the presented key for their name,
+//! not the digest in the store, which depends on the pepper: a hit needs no pepper. Events name the digest in the store,
+//! which each entry has with it ([`Found::digest`]).
+//!
 //! An entry of any level is checked against the [`Fence`] and for its age when it is used. Unknown keys have a small,
 //! short-lived cache of their own, so that a flood of guesses evicts no known key.
 //!
@@ -298,15 +302,15 @@ impl ReadThrough {
     /// The cached entry, if it is current. `None` means that the store must be asked.
     fn find(&self, digest: &Digest, now: Now) -> Option<Outcome> {
         if let Some(entry) = self.known.get(digest) {
-            return self.is_fresh(&entry, digest, now).then_some(Outcome::Known(entry));
+            return self.is_fresh(&entry, now).then_some(Outcome::Known(entry));
         }
         let absent_since = self.absent.get(digest)?;
         (now.mono.saturating_duration_since(absent_since) < self.settings.negative_ttl)
             .then_some(Outcome::Absent)
     }
 
-    fn is_fresh(&self, entry: &Entry, digest: &Digest, now: Now) -> bool {
-        self.is_untouched(entry, digest) && self.is_young(entry, now)
+    fn is_fresh(&self, entry: &Entry, now: Now) -> bool {
+        self.is_untouched(entry) && self.is_young(entry, now)
     }
 
     /// Whether an entry is of an age at which it may be used without asking: while events may be lost on their
@@ -336,9 +340,9 @@ impl ReadThrough {
         self.is_silent(LEASE, self.clock.now())
     }
 
-    fn is_untouched(&self, entry: &Entry, digest: &Digest) -> bool {
+    fn is_untouched(&self, entry: &Entry) -> bool {
         let stamp = entry.stamp.load(Ordering::Relaxed);
-        match self.fence.judge(stamp, digest, entry.found.org.id) {
+        match self.fence.judge(stamp, &entry.found.digest, entry.found.org.id) {
             Judgement::Current => true,
             Judgement::Untouched(stamp) => {
                 // Two readers may renew at once with different stamps; both are right, the later is better.
@@ -376,13 +380,13 @@ impl ReadThrough {
     async fn load(self: &Arc<Self>, digest: &Digest, budget: Budget) -> (Outcome, Level) {
         let known = self.known.get(digest);
         if self.failing.load(Ordering::Relaxed)
-            && let Some(entry) = known.as_ref().filter(|entry| self.is_usable(entry, digest))
+            && let Some(entry) = known.as_ref().filter(|entry| self.is_usable(entry))
         {
             self.refresh(digest, entry, self.clock.now());
             return (Outcome::Known(Arc::clone(entry)), Level::Stale);
         }
         // An entry that was usable and no longer is missed events: the store has come back since.
-        let mut may_have_come_back = known.as_ref().is_some_and(|entry| self.is_usable(entry, digest));
+        let mut may_have_come_back = known.as_ref().is_some_and(|entry| self.is_usable(entry));
         // A known key is no guess, from any network.
         let budget = if known.is_some() { budget.of_known(may_have_come_back) } else { budget };
         let (mut may_blame_another, mut refused) = (true, None);
@@ -396,9 +400,9 @@ impl ReadThrough {
                 // The caller that began the load has left; the waiting ones begin again.
                 None => {}
                 // An event came between the load's end and this moment.
-                Some(Outcome::Known(entry)) if !self.is_untouched(&entry, digest) => {}
+                Some(Outcome::Known(entry)) if !self.is_untouched(&entry) => {}
                 Some(Outcome::Unavailable(fault)) => {
-                    let stale = self.known.get(digest).filter(|entry| self.is_usable(entry, digest));
+                    let stale = self.known.get(digest).filter(|entry| self.is_usable(entry));
                     if let Some(entry) = stale {
                         return (Outcome::Known(entry), Level::Stale);
                     }
@@ -439,8 +443,8 @@ impl ReadThrough {
     }
 
     /// Whether an entry may stand in while the store cannot answer. Never one that an event has touched.
-    fn is_usable(&self, entry: &Entry, digest: &Digest) -> bool {
-        !self.is_spent(entry, self.clock.now()) && self.is_untouched(entry, digest)
+    fn is_usable(&self, entry: &Entry) -> bool {
+        !self.is_spent(entry, self.clock.now()) && self.is_untouched(entry)
     }
 
     /// Whether an entry is too old even for that. An answer of a suspected store is no younger than the

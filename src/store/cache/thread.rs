@@ -27,6 +27,7 @@ pub enum Resolved<T> {
 /// A known key in one thread, with reference counts and prepared values that no other thread touches.
 #[derive(Debug)]
 pub struct Known<T> {
+    /// Its name in the caches.
     pub digest: Digest,
     pub found: Arc<Found>,
     /// Values that the thread prepares once for the key and uses on every request.
@@ -125,7 +126,7 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
     }
 
     fn is_untouched(&self, known: &Known<T>) -> bool {
-        match self.shared.fence.judge(known.stamp.get(), &known.digest, known.found.org.id) {
+        match self.shared.fence.judge(known.stamp.get(), &known.found.digest, known.found.org.id) {
             Judgement::Current => {}
             Judgement::Untouched(stamp) => known.stamp.set(stamp),
             Judgement::Touched => return false,

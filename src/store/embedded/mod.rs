@@ -12,6 +12,7 @@
 //! | | `indexed` | the last event when the last two tables were right: an older release does not keep them |
 //! | | `format` | the [format of records](crate::vocabulary::key::record) that opening the file takes |
 //! | | `prefixes` | the [list](crate::vocabulary::key::Prefixes) of the keys' prefixes |
+//! | | `peppers` | text: which [pepper](crate::vocabulary::key::pepper) belongs to the file |
 //! | `keys` | key id | sealed [`KeyRecord`] |
 //! | `digests` | digest of a secret | key id |
 //! | `orgs` | organisation id | sealed [`OrgRecord`] |
@@ -43,6 +44,8 @@ mod prefixes;
 mod quotas;
 mod reads;
 mod rehearsal;
+mod reseal;
+mod secrets;
 mod tables;
 mod trails;
 mod usage;
@@ -58,24 +61,26 @@ use std::time::Duration;
 use redb::{Database, ReadTransaction, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-pub use self::open::{OpenError, inspect};
+pub use self::open::{OpenError, find_misfit, inspect};
 use self::open::{open_file, open_to_read};
 use self::reads::Snapshot;
 use self::tables::{KEYS, ORGS, Tables};
 use self::writer::{Chore, Commit, Order, Outcome, Stop, Writer};
 use super::answers::Answers;
 use super::events::{EventSink, Seq};
-use super::keeper::{Acceptance, Keeper, LinkState, Status, Vitals};
+use super::keeper::{Acceptance, Keeper, LinkState, Place, Resealed, Status, Vitals};
 use super::outbox::Outbox;
 use super::prefixes::PrefixBook;
 use super::quotas::Quotas;
 use super::trails::Trails;
 use super::usage::Usage;
-use super::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
+use super::{
+    CommitError, Committed, Found, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
+};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
-use crate::vocabulary::key::{Digest, Prefixes};
+use crate::vocabulary::key::{Digest, Misfit, Peppers, Prefixes};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -110,6 +115,7 @@ impl Embedded {
     pub fn open(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
         let path = settings.path.clone();
         let (database, event) = open_file(&path, sealer.keeps())?;
+        secrets::settle(&path, &database, &sealer)?;
         Self::start(path.clone(), database, event, sealer)
             .map_err(|source| OpenError::Unreadable { path, source })
     }
@@ -121,6 +127,7 @@ impl Embedded {
     pub fn open_to_read(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
         let path = settings.path.clone();
         let (database, event) = open_to_read(&path, sealer.keeps())?;
+        secrets::settle(&path, &database, &sealer)?;
         Self::start(path.clone(), database, event, sealer)
             .map_err(|source| OpenError::Unreadable { path, source })
     }
@@ -200,14 +207,11 @@ impl Embedded {
 
 impl Store for Embedded {
     fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup> {
-        let found = self.read(move |snapshot| snapshot.lookup(&digest));
-        Box::pin(async move {
-            match found.await {
-                Ok(Some(found)) => Lookup::Found(Arc::new(found)),
-                Ok(None) => Lookup::Absent,
-                Err(fault) => Lookup::Unavailable(fault),
-            }
-        })
+        answer(self.read(move |snapshot| snapshot.lookup(&[digest])))
+    }
+
+    fn lookup_secret(&self, fingerprint: Digest) -> StoreFuture<'_, Lookup> {
+        answer(self.read(move |snapshot| snapshot.lookup(&snapshot.sealer.peppers().digests(&fingerprint))))
     }
 
     fn spared(&self) -> Option<StoreFault> {
@@ -306,6 +310,16 @@ impl Store for Embedded {
     }
 }
 
+fn answer(found: StoreFuture<'_, Result<Option<Found>, StoreFault>>) -> StoreFuture<'_, Lookup> {
+    Box::pin(async move {
+        match found.await {
+            Ok(Some(found)) => Lookup::Found(Arc::new(found)),
+            Ok(None) => Lookup::Absent,
+            Err(fault) => Lookup::Unavailable(fault),
+        }
+    })
+}
+
 /// There is nothing to accept, and no other gateway.
 impl Keeper for Embedded {
     fn link_state(&self) -> LinkState {
@@ -331,7 +345,19 @@ impl Keeper for Embedded {
             let (place, events) = (self.path.display().to_string(), Some(lock(&self.published).event));
             let (keeps, gateways) = (self.sealer.keeps(), Vec::new());
             let prefixes = self.prefixes.borrow().as_ref().map(ToString::to_string);
-            Status { place, trouble, known: found.clone(), found, events, format, keeps, prefixes, gateways }
+            let pepper = self.sealer.peppers().status();
+            Status {
+                place,
+                trouble,
+                known: found.clone(),
+                found,
+                events,
+                format,
+                keeps,
+                prefixes,
+                pepper,
+                gateways,
+            }
         })
     }
 
@@ -346,6 +372,27 @@ impl Keeper for Embedded {
 
     fn prefixes(&self) -> &dyn PrefixBook {
         self
+    }
+
+    /// A file whose pepper does not fit is not opened.
+    fn is_fit(&self) -> bool {
+        true
+    }
+
+    fn misfit(&self) -> StoreFuture<'_, Result<Option<Misfit>, StoreFault>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn reseal(&self, after: Option<Place>) -> StoreFuture<'_, Result<Resealed, StoreFault>> {
+        self.write(move |tables, sealer| tables.reseal(sealer, after))
+    }
+
+    fn finish_reseal(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
+        self.write(|tables, sealer| tables.finish_reseal(sealer))
+    }
+
+    fn keep_peppers_of(&self, other: Peppers) -> StoreFuture<'_, Result<(), StoreFault>> {
+        self.write(move |tables, sealer| tables.keep_peppers_of(sealer, &other))
     }
 }
 

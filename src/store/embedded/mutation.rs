@@ -121,8 +121,10 @@ impl Tables<'_> {
     }
 
     fn check_email(&self, email: &EmailClaim) -> Result<(), Stop> {
-        if self.emails.get(&email.index)?.is_some() {
-            return Err(CommitError::EmailTaken.into());
+        for index in [Some(email.index), email.before].into_iter().flatten() {
+            if self.emails.get(&index)?.is_some() {
+                return Err(CommitError::EmailTaken.into());
+            }
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::Settings;
 use super::mutation::NO_EVENT_NUMBER;
 use super::rehearsal::Rehearsal;
+use super::secrets;
 use super::tables::{
     ANSWER_ENDS, ANSWERS, AUDIT, AUDIT_ENDS, DIGESTS, EMAILS, EVENTS, FORMAT, INCARNATION, INDEXED, KEYS,
     LAST_EVENT, META, NEWS, NEWS_DUE, ORG_KEYS, ORGS, QUOTA_ENDS, QUOTAS, Tables, USAGE, begin_write, format,
@@ -20,7 +21,8 @@ use super::tables::{
 use crate::store::StoreFault;
 use crate::store::events::Seq;
 use crate::store::finding::Finding;
-use crate::vocabulary::key::record::RecordFormat;
+use crate::vocabulary::key::Misfit;
+use crate::vocabulary::key::record::{RecordFormat, Sealer};
 
 /// Why the file was not opened. A file that is refused for its content was left as it was.
 #[derive(Debug, Error)]
@@ -45,6 +47,8 @@ pub enum OpenError {
     NewerFormat { path: PathBuf, found: RecordFormat, kept: RecordFormat },
     #[error("the store {} is damaged: {cause}; restore it from a backup", path.display())]
     Damaged { path: PathBuf, cause: String },
+    #[error("the store {}: {misfit}", path.display())]
+    WrongPepper { path: PathBuf, misfit: Misfit },
 }
 
 /// How much of the file redb may keep in memory; bytes. Its own default is a GiB.
@@ -102,9 +106,24 @@ fn rehearse(
     Ok(Some((trial, event)))
 }
 
+/// Why the pepper is not the one of the store; `None` also if there is no store, or it cannot be opened for another reason.
+/// Changes nothing.
+#[must_use]
+pub fn find_misfit(settings: &Settings, sealer: &Sealer) -> Option<String> {
+    let path = &settings.path;
+    if !path.exists() {
+        return None;
+    }
+    let (trial, _) = rehearse(path, &claim(path).ok()?, sealer.keeps()).ok()??;
+    match secrets::settle(path, &trial, sealer) {
+        Err(wrong @ OpenError::WrongPepper { .. }) => Some(wrong.to_string()),
+        Ok(()) | Err(_) => None,
+    }
+}
+
 /// Checks whether the store can be opened. Makes and changes nothing.
 #[must_use]
-pub fn inspect(settings: &Settings) -> Finding {
+pub fn inspect(settings: &Settings, sealer: &Sealer) -> Finding {
     let path = &settings.path;
     if !path.exists() && parent(path).is_dir() {
         return Finding::Fine(format!(
@@ -113,7 +132,10 @@ pub fn inspect(settings: &Settings) -> Finding {
         ));
     }
     let opened = if path.exists() {
-        claim(path).and_then(|file| rehearse(path, &file, RecordFormat::CURRENT))
+        claim(path).and_then(|file| rehearse(path, &file, sealer.keeps())).and_then(|opened| {
+            opened.iter().try_for_each(|(trial, _)| secrets::settle(path, trial, sealer))?;
+            Ok(opened)
+        })
     } else {
         Err(OpenError::NoDirectory { path: path.clone() })
     };

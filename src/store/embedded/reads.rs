@@ -21,17 +21,20 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// `None` only if the index has no such digest. A record that the index names must exist.
-    pub(super) fn lookup(&self, digest: &Digest) -> Result<Option<Found>, StoreFault> {
-        let Some(id) = self.file.open_table(DIGESTS)?.get(digest.as_bytes())?.map(|id| *id.value()) else {
-            return Ok(None);
-        };
-        let key = self.promised::<KeyRecord>(KEYS, &id)?.record;
-        if !key.secrets.iter().any(|secret| secret.digest == *digest) {
-            return Err(StoreFault::failed("a digest leads to a key that does not have it"));
+    /// The key that one of these digests opens. `None` only if the index has none of them. A record that the index names
+    /// must exist.
+    pub(super) fn lookup(&self, digests: &[Digest]) -> Result<Option<Found>, StoreFault> {
+        let index = self.file.open_table(DIGESTS)?;
+        for digest in digests {
+            let Some(id) = index.get(digest.as_bytes())?.map(|id| *id.value()) else { continue };
+            let key = self.promised::<KeyRecord>(KEYS, &id)?.record;
+            if !key.secrets.iter().any(|secret| secret.digest == *digest) {
+                return Err(StoreFault::failed("a digest leads to a key that does not have it"));
+            }
+            let org = self.promised::<OrgRecord>(ORGS, &key.org.to_bytes())?.record;
+            return Ok(Some(Found { key, org, digest: *digest }));
         }
-        let org = self.promised::<OrgRecord>(ORGS, &key.org.to_bytes())?.record;
-        Ok(Some(Found { key, org }))
+        Ok(None)
     }
 
     pub(super) fn incarnation(&self) -> Result<String, StoreFault> {

@@ -50,6 +50,8 @@ pub(super) const INDEXED: &str = "indexed";
 pub(super) const FORMAT: &str = "format";
 /// The list of prefixes; a file of an older release lacks it.
 pub(super) const PREFIXES: &str = "prefixes";
+/// What the store says of its pepper; an old file lacks it until it is opened.
+pub(super) const PEPPERS: &str = "peppers";
 
 /// All tables within a write transaction. The methods are in the files of the orders that use them.
 pub(super) struct Tables<'t> {

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::{Call, bytes, unexpected};
 use super::topology::Connected;
-use super::{Inner, LinkState, Renewal, tenure};
+use super::{Inner, LinkState, Renewal, peppers, tenure};
 use crate::store::events::{Seq, decode};
 use crate::store::{LEASE, StoreFault};
 use crate::telemetry;
@@ -120,6 +120,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         inner.ledger.note_time(asked, answered, time);
     }
     let prefixes = reply.text().map_err(|error| inner.fault(error))?;
+    let row = reply.text().map_err(|error| inner.fault(error))?;
     let event = reply.meta.event.unwrap_or_default();
     let can_keep = reply.meta.format <= inner.sealer.keeps();
     if let (true, Some(known), Some(incarnation)) = (can_keep, &known, &reply.meta.incarnation)
@@ -138,6 +139,8 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         // The answers so far concern the store before, not the one that has just been adopted.
         return Ok(Verified { store, event: Seq::MAX, asked, renewed: None });
     }
+    // Before there is a lease: changes must not wait for a gateway that cannot read them.
+    peppers::settle(inner, connection, row.as_deref()).await?;
     if inner.link_state() != LinkState::Up {
         // Everything may have to be looked up again soon; the breakers must not refuse those lookups.
         [&inner.lookups, &inner.commands].into_iter().for_each(|link| link.forgive());
@@ -169,7 +172,8 @@ async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<
         .arg(LEASE.as_millis().to_string())
         .arg(names.leases())
         .arg(inner.sealer.keeps().to_string())
-        .arg(&*announcing);
+        .arg(&*announcing)
+        .arg(inner.sealer.peppers().checks());
     let asked = inner.clock.mono();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
     let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;

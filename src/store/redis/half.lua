@@ -2,7 +2,7 @@
 -- The part of a lookup that one node has while our slot moves to another. It has no
 -- KEYS: a node that lacks one of them
 -- would refuse the whole script. A key that the node lacks counts as missing; the caller asks the other node too. ARGV:
--- meta; the digest's pointer; the prefix of every name; the content of the pointer, if the other node has told it.
+-- meta; the pointers of the digests; the prefix of every name; the content of a pointer, if the other node has told it.
 local function here(...)
   local found = redis.pcall(...)
   if type(found) ~= 'table' or not found.err then return found end
@@ -11,12 +11,20 @@ local function here(...)
   error(found)
 end
 
-local meta = here('HMGET', ARGV[1], 'incarnation', 'schema', 'event', 'format') or {false, false, false, false}
-local answer = {meta[1], meta[2], meta[3], meta[4]}
-local owner = here('GET', ARGV[2]) or ARGV[4]
+local meta = here('HMGET', ARGV[1], 'incarnation', 'schema', 'event', 'format', 'peppers')
+  or {false, false, false, false, false}
+local answer = {meta[1], meta[2], meta[3], meta[4], meta[5]}
+local prefix, owner = ARGV[#ARGV - 1], ARGV[#ARGV]
+for n = 2, #ARGV - 2 do
+  local found = here('GET', ARGV[n])
+  if found then
+    owner = found
+    break
+  end
+end
 if owner ~= '' then
-  answer[5] = owner
-  answer[6] = here('GET', ARGV[3] .. 'id:' .. string.sub(owner, 31))
-  answer[7] = here('GET', ARGV[3] .. 'org:' .. string.sub(owner, 1, 30))
+  answer[6] = owner
+  answer[7] = here('GET', prefix .. 'id:' .. string.sub(owner, 31))
+  answer[8] = here('GET', prefix .. 'org:' .. string.sub(owner, 1, 30))
 end
 return answer

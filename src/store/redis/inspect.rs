@@ -198,7 +198,11 @@ impl Look<'_> {
         let events = meta.event.unwrap_or_default();
         let mut findings =
             vec![Fine(format!("cell {cell} holds the store {incarnation} with {events} events"))];
-        // The newest key stands for all: a wrong pepper opens none of them.
+        if let Ok(Some(misfit)) = inner.misfit().await {
+            findings.push(Broken(misfit.to_string()));
+            return findings;
+        }
+        // The newest key stands for all.
         let newest = inner.newest::<KeyRecord>(inner.names.keys(), inner.names.with("id:"), None, 1).await;
         if let Err(fault) = newest {
             findings.push(Broken(format!("its keys cannot be read: {}", told(&fault))));

@@ -2,17 +2,21 @@
 //! them.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::ledger::Incarnation;
 use super::scripts::{Call, Meta, Reply};
 use super::{Inner, Redis};
 use crate::store::events::Seq;
-use crate::store::keeper::{Acceptance, Keeper, Lease, LinkState, Standing, Status, UnreadableFile, Vitals};
+use crate::store::keeper::{
+    Acceptance, Keeper, Lease, LinkState, Place, Resealed, Standing, Status, UnreadableFile, Vitals,
+};
 use crate::store::prefixes::PrefixBook;
 use crate::store::{LEASE, Propagation, StoreFault, StoreFuture};
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::key::record::RecordFormat;
+use crate::vocabulary::key::{Misfit, Peppers};
 
 /// The longest pause between two looks at the leases.
 const PAUSE_AT_MOST: Duration = Duration::from_millis(10);
@@ -51,6 +55,26 @@ impl Keeper for Redis {
     fn prefixes(&self) -> &dyn PrefixBook {
         self
     }
+
+    fn is_fit(&self) -> bool {
+        self.inner.is_fit() || !self.inner.may_look.load(Ordering::Relaxed)
+    }
+
+    fn misfit(&self) -> StoreFuture<'_, Result<Option<Misfit>, StoreFault>> {
+        Box::pin(self.inner.misfit())
+    }
+
+    fn reseal(&self, after: Option<Place>) -> StoreFuture<'_, Result<Resealed, StoreFault>> {
+        Box::pin(self.inner.reseal(after))
+    }
+
+    fn finish_reseal(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
+        Box::pin(self.inner.finish_reseal())
+    }
+
+    fn keep_peppers_of(&self, other: Peppers) -> StoreFuture<'_, Result<(), StoreFault>> {
+        Box::pin(self.inner.keep_peppers_of(other))
+    }
 }
 
 impl Inner {
@@ -62,9 +86,10 @@ impl Inner {
     }
 
     /// All gateways, and everything that this one's lease consists of.
-    pub(super) fn places_of_lease(&self) -> [String; 4] {
+    pub(super) fn places_of_lease(&self) -> [String; 5] {
         let (names, gateway) = (&self.names, &self.gateway);
-        [names.gateways(), names.lease(gateway), names.lease_format(gateway), names.lease_prefixes(gateway)]
+        let (lease, format) = (names.lease(gateway), names.lease_format(gateway));
+        [names.gateways(), lease, format, names.lease_prefixes(gateway), names.lease_peppers(gateway)]
     }
 
     pub(super) fn vitals(&self) -> Vitals {
@@ -114,8 +139,8 @@ impl Inner {
         match self.commands.run(&call, self.settings.command_timeout).await {
             Err(fault) => {
                 let (trouble, gateways) = (Some(fault.to_string()), Vec::new());
-                let (found, events, format, prefixes) = (None, None, None, None);
-                Status { place, trouble, found, known, events, format, keeps, prefixes, gateways }
+                let (found, events, format, prefixes, pepper) = (None, None, None, None, None);
+                Status { place, trouble, found, known, events, format, keeps, prefixes, pepper, gateways }
             }
             Ok(mut reply) => {
                 let prefixes = read_prefixes(&mut reply);
@@ -123,10 +148,13 @@ impl Inner {
                 let judged = self.ledger.recognise(&reply.meta, position.last);
                 let outdated = (format > keeps).then(|| StoreFault::outdated(format, keeps).to_string());
                 let trouble = judged.err().map(|stranger| stranger.to_string()).or(outdated);
+                let misfit = self.misfit().await.ok().flatten();
+                let trouble = trouble.or(misfit.map(|misfit| misfit.to_string()));
                 // A list of gateways that cannot be read is no trouble of the store.
                 let gateways = self.gateways().await.unwrap_or_default();
                 let format = found.is_some().then_some(format);
-                Status { place, trouble, found, known, events, format, keeps, prefixes, gateways }
+                let pepper = self.sealer.peppers().status();
+                Status { place, trouble, found, known, events, format, keeps, prefixes, pepper, gateways }
             }
         }
     }
@@ -158,11 +186,13 @@ impl Inner {
             let places = [names.meta(), names.events(), names.keys(), names.orgs()];
             let places =
                 places.into_iter().chain([names.entries(Trail::Operator), names.used(), names.news()]);
-            let call =
-                Call::new(&self.scripts.begin, places).arg(fresh.as_str()).arg(FORMAT_OF_NEW.to_string());
+            let row = self.sealer.peppers().first_row().map_err(|error| self.fault(error))?;
+            let call = Call::new(&self.scripts.begin, places).arg(fresh.as_str());
+            let call = call.arg(FORMAT_OF_NEW.to_string()).arg(&*row);
             let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
             if reply.text().map_err(|error| self.fault(error))?.as_deref() == Some("begun") {
                 self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
+                self.learn(Some(&row))?;
                 return Ok(true);
             }
         }
@@ -176,7 +206,8 @@ impl Inner {
             .arg(known.as_ref().map_or("", Incarnation::as_str))
             .arg(fresh.as_str())
             .arg(FORMAT_OF_NEW.to_string())
-            .arg(self.sealer.keeps().to_string());
+            .arg(self.sealer.keeps().to_string())
+            .arg(self.sealer.peppers().first_row().map_err(|error| self.fault(error))?);
         let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
         let status = reply.text().map_err(|error| self.fault(error))?;
         if reply.meta.format > self.sealer.keeps() {

@@ -210,6 +210,11 @@ impl Ledger {
         state.sinks.len() == 1
     }
 
+    /// Whether events are followed.
+    pub(super) fn is_followed(&self) -> bool {
+        !self.lock().sinks.is_empty()
+    }
+
     pub(super) fn position(&self) -> Position {
         let state = self.lock();
         Position { known: state.known.clone(), last: state.last, mark: state.recent.back().cloned() }

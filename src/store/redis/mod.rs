@@ -6,11 +6,12 @@
 //!
 //! | key | value |
 //! |--|--|
-//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `format` (of [records](crate::vocabulary::key::record), which joining takes), `replaces` (what it was accepted for), `prefixes` (their [list](crate::vocabulary::key::Prefixes)) |
+//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `format` (of [records](crate::vocabulary::key::record), which joining takes), `replaces` (what it was accepted for), `prefixes` (their [list](crate::vocabulary::key::Prefixes)), `peppers` (which [pepper](crate::vocabulary::key::pepper) belongs to the store) |
 //! | `{kg}:gateways` | set: the names of gateways that hold a lease, or held one a while ago |
 //! | `{kg}:gateway:<name>` | a lease: the number of the last event that holds there; expires |
 //! | `{kg}:gateway:<name>:format` | the highest format of records that this gateway can keep; expires with the lease |
 //! | `{kg}:gateway:<name>:prefixes` | the list of prefixes that all workers of this gateway use; empty before; expires with the lease |
+//! | `{kg}:gateway:<name>:peppers` | the check values of the peppers that this gateway has; expires with the lease |
 //! | `{kg}:k:<digest in hex>` | organisation id, key id: where the secret with this digest leads |
 //! | `{kg}:id:<key id>` | sealed [`KeyRecord`] |
 //! | `{kg}:org:<organisation id>` | sealed [`OrgRecord`] |
@@ -55,10 +56,12 @@ mod mutation;
 mod names;
 mod naming;
 mod outbox;
+mod peppers;
 mod prefixes;
 mod quotas;
 mod reads;
 mod recounts;
+mod reseal;
 mod scripts;
 mod sentinel;
 mod settings;
@@ -103,7 +106,8 @@ use super::quotas::Quotas;
 use super::trails::Trails;
 use super::usage::Usage;
 use super::{
-    CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Role, Store, StoreFault, StoreFuture,
+    CommitError, Committed, Found, KeysOf, Lookup, Mutation, Propagation, Role, Store, StoreFault,
+    StoreFuture,
 };
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -144,6 +148,16 @@ struct Inner {
     recounts: Recounts,
     /// Whether the log was told that the store has outgrown this gateway.
     is_outdated: AtomicBool,
+    /// Whether a record of a store that says nothing of its pepper has opened.
+    has_opened: AtomicBool,
+    /// Whether the user may list records, as far as is known: one of them shows which pepper an older store has.
+    may_look: AtomicBool,
+    /// Whether the user may write down what the store says of its pepper, as far as is known.
+    may_write_peppers: AtomicBool,
+    /// Heartbeats in a row that found an older word about the pepper than the known one.
+    older_words: AtomicUsize,
+    /// The gateway of which the log was told that a new pepper waits for it.
+    waits_for: Mutex<String>,
     control: Handle,
     clock: Clock,
 }
@@ -184,6 +198,11 @@ impl Redis {
             replicas: AtomicUsize::new(0),
             recounts: Recounts::default(),
             is_outdated: AtomicBool::new(false),
+            has_opened: AtomicBool::new(false),
+            may_look: AtomicBool::new(true),
+            may_write_peppers: AtomicBool::new(true),
+            older_words: AtomicUsize::new(0),
+            waits_for: Mutex::default(),
             connector,
             control,
             clock,
@@ -242,13 +261,11 @@ const OF_SENTINELS: [&str; 2] = ["store.sentinel_username", "store.sentinel_pass
 
 impl Store for Redis {
     fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup> {
-        Box::pin(async move {
-            match self.inner.lookup(&digest).await {
-                Ok(Some(found)) => Lookup::Found(Arc::new(found)),
-                Ok(None) => Lookup::Absent,
-                Err(fault) => Lookup::Unavailable(fault),
-            }
-        })
+        Box::pin(async move { answer(self.inner.lookup(digest).await) })
+    }
+
+    fn lookup_secret(&self, fingerprint: Digest) -> StoreFuture<'_, Lookup> {
+        Box::pin(async move { answer(self.inner.lookup_secret(&fingerprint).await) })
     }
 
     fn spared(&self) -> Option<StoreFault> {
@@ -337,6 +354,14 @@ impl Store for Redis {
     }
 }
 
+fn answer(found: Result<Option<Found>, StoreFault>) -> Lookup {
+    match found {
+        Ok(Some(found)) => Lookup::Found(Arc::new(found)),
+        Ok(None) => Lookup::Absent,
+        Err(fault) => Lookup::Unavailable(fault),
+    }
+}
+
 impl Drop for Redis {
     fn drop(&mut self) {
         if let Some(follower) = self.follower.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -383,10 +408,11 @@ impl Inner {
         call.arg(self.credentials(known.as_ref()))
     }
 
-    /// The first argument of a script that writes, for `ours.lua`: the known store, and the format of records that
-    /// this process can keep.
+    /// The first argument of a script that writes, for `ours.lua`: the known store, the format of records that this process
+    /// can keep, and what it knows of the store's pepper.
     fn credentials(&self, known: Option<&Incarnation>) -> String {
-        format!("{} {}", known.map_or("", Incarnation::as_str), self.sealer.keeps())
+        let (known, row) = (known.map_or("", Incarnation::as_str), self.sealer.peppers().row_name());
+        format!("{known} {} {row}", self.sealer.keeps())
     }
 
     /// A fault if a script refused because this gateway, or another one that holds a lease, is too old.
@@ -420,6 +446,10 @@ impl Inner {
         self.check_age(status.as_deref(), &mut reply)?;
         match status.as_deref() {
             Some("done") => Ok(reply),
+            Some("peppers") => {
+                self.learn(reply.text().map_err(|error| self.fault(error))?.as_deref())?;
+                Err(self.changed())
+            }
             Some("another") => Err(self.fault("another audit trail stands there already")),
             Some("gap") => {
                 let number = reply.text().map_err(|error| self.fault(error))?.unwrap_or_default();

@@ -20,7 +20,9 @@ if kept then
   local before = redis.call('GET', kept.place)
   if before and struct.unpack('>I8', before) > tonumber(kept.made_at) then return answer('answered') end
 end
+local email_before = parts.email_before[1]
 if email and redis.call('EXISTS', email.place) == 1 then return answer('email') end
+if email_before and redis.call('EXISTS', email_before.place) == 1 then return answer('email') end
 local room, pace = parts.room[1], nil
 if room then
   if not is_indexed(room.org_list, room.live_list, room.test_list) then return answer('unindexed') end

@@ -50,11 +50,27 @@ impl Inner {
     }
 
     async fn try_commit(&self, mutation: &Mutation) -> Result<Committed, CommitError> {
+        let row = self.sealer.peppers().row_name();
+        match self.commit_once(mutation).await {
+            // It was sealed before it was known which pepper belongs to the store; now it is.
+            Err(CommitError::Conflict)
+                if mutation.under.is_none() && row != self.sealer.peppers().row_name() =>
+            {
+                self.commit_once(mutation).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn commit_once(&self, mutation: &Mutation) -> Result<Committed, CommitError> {
         if mutation.needs > self.sealer.keeps() {
             return Err(StoreFault::outdated(mutation.needs, self.sealer.keeps()).into());
         }
         let position = self.ledger.position();
         let (org_before, key_before) = self.before(mutation).await?;
+        if mutation.under.as_ref().is_some_and(|under| *under != self.sealer.peppers().row_name()) {
+            return Err(CommitError::Conflict);
+        }
         let org = mutation.org.as_ref().map(|change| self.draft(change, org_before)).transpose()?;
         let key = mutation.key.as_ref().map(|change| self.draft_key(change, key_before)).transpose()?;
         let mark = Mark::draw().map_err(|error| self.fault(error))?;
@@ -66,6 +82,11 @@ impl Inner {
             self.ledger.recognise(&reply.meta, position.last).map_err(|stranger| self.fault(stranger))?;
         let status = reply.text().map_err(|error| self.fault(error))?;
         self.check_age(status.as_deref(), &mut reply)?;
+        if status.as_deref() == Some("peppers") {
+            // What was sealed here may be under another pepper: it is decided again, under the right one.
+            self.learn(reply.text().map_err(|error| self.fault(error))?.as_deref())?;
+            return Err(CommitError::Conflict);
+        }
         self.judge(status.as_deref(), &mut reply)?;
         let event = reply.text().map_err(|error| self.fault(error))?;
         let Some(event) = event else { return Ok(Committed { event: None }) };
@@ -188,8 +209,11 @@ impl Inner {
             };
             call = call.arg("seen").key(name).arg(rev.to_be_bytes());
         }
-        if let Some(EmailClaim { index, org }) = &mutation.email {
+        if let Some(EmailClaim { index, before, org }) = &mutation.email {
             call = call.arg("email").key(names.email(index)).arg(org.to_string());
+            if let Some(before) = before {
+                call = call.arg("email_before").key(names.email(before));
+            }
         }
         if let Some(answer) = &mutation.answer {
             call = self.answer_part(call, answer);
@@ -253,7 +277,7 @@ impl Inner {
                     break;
                 }
                 let inner = Arc::clone(self);
-                under_way.push_back(self.control.spawn(async move { inner.import_batch(batch).await }));
+                under_way.push_back(self.control.spawn(async move { inner.import_batch(&batch).await }));
             }
             // After a fault the others are awaited, so that none is still running when the caller is told.
             let Some(batch) = under_way.pop_front() else { break };
@@ -265,18 +289,25 @@ impl Inner {
         failed.map_or(Ok(outcomes), Err)
     }
 
-    async fn import_batch(&self, keys: Vec<KeyRecord>) -> Result<Vec<Result<(), CommitError>>, StoreFault> {
-        let count = keys.len();
+    async fn import_batch(&self, keys: &[KeyRecord]) -> Result<Vec<Result<(), CommitError>>, StoreFault> {
+        let (count, row) = (keys.len(), self.sealer.peppers().row_name());
         let needed = keys.iter().map(Stored::format).max().unwrap_or_default();
         let mut call = self.format_part(self.writing(&self.scripts.import, []), needed);
         for key in keys {
-            let draft = self.draft_key(&Change::Insert(key), None).map_err(|refused| match refused {
-                CommitError::Fault(fault) => fault,
-                refused => self.fault(refused),
-            })?;
+            let draft =
+                self.draft_key(&Change::Insert(key.clone()), None).map_err(|refused| match refused {
+                    CommitError::Fault(fault) => fault,
+                    refused => self.fault(refused),
+                })?;
             call = self.key_part(call, &draft);
         }
-        let mut reply = self.write(&call).await?;
+        let mut reply = match self.write(&call).await {
+            // It was sealed before it was known which pepper belongs to the store; now it is.
+            Err(_) if row != self.sealer.peppers().row_name() => {
+                return Box::pin(self.import_batch(keys)).await;
+            }
+            reply => reply?,
+        };
         let mut outcomes = Vec::with_capacity(count);
         for _ in 0..count {
             let outcome = reply.text().map_err(|error| self.fault(error))?;

@@ -40,6 +40,11 @@ impl Names {
         self.with(format_args!("{LEASE}{gateway}:prefixes"))
     }
 
+    /// The check values of the peppers that a gateway has. They end with the lease.
+    pub(super) fn lease_peppers(&self, gateway: &str) -> String {
+        self.with(format_args!("{LEASE}{gateway}:peppers"))
+    }
+
     pub(super) fn leases(&self) -> String {
         self.with(LEASE)
     }

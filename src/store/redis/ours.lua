@@ -1,7 +1,7 @@
 -- Begins every script that writes. KEYS[1]: meta. ARGV[1]: the incarnation that the caller knows, or nothing; a blank; the
--- format of records that it can keep.
-local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format')
-local known, keeps = string.match(ARGV[1], '^(%S*) (%d+)$')
+-- format of records that it can keep; a blank; the name of the row about the pepper that it knows, or nothing.
+local meta = redis.call('HMGET', KEYS[1], 'incarnation', 'schema', 'event', 'format', 'peppers')
+local known, keeps, row = string.match(ARGV[1], '^(%S*) (%d+) (%S*)$')
 local is_ours = known and meta[1] and meta[2] == '1' and tonumber(meta[3]) and (known == '' or known == meta[1])
 local format = tonumber(meta[4]) or 1
 

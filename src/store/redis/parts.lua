@@ -10,7 +10,9 @@ local PARTS = {
   dropped = {{'pointer'}, {}},
   -- A record that must be as it was, by its revision.
   seen = {{'record'}, {'revision'}},
+  -- The place of an address, and a second one that must be free, too.
   email = {{'place'}, {'org'}},
+  email_before = {{'place'}, {}},
   -- Times in milliseconds; the bytes begin with the end, as 8 bytes.
   answer = {{'place'}, {'made_at', 'lifetime', 'bytes'}},
   -- Where the trail must end, and where it ends then: 40 bytes each.

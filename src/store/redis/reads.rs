@@ -1,6 +1,7 @@
 //! Reading records: by a secret, by their names, and in lists.
 
 use super::Inner;
+use super::names::Names;
 use super::scripts::{Call, Reply};
 use crate::store::{Found, KeysOf, StoreFault};
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -11,28 +12,59 @@ use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Stored, Versioned};
 pub(super) const PAGE: usize = 256;
 /// The script's word for an index in which keys are missing.
 const UNINDEXED: &str = "unindexed";
+/// How often a lookup is begun again because a new pepper came into force.
+const TRIES: usize = 4;
 /// The start of a list at its newest entry.
 pub(super) const NEWEST: &str = "+";
 
 impl Inner {
     /// `None` only if our own store, with all events that are known here, has no such digest.
-    pub(super) async fn lookup(&self, digest: &Digest) -> Result<Option<Found>, StoreFault> {
+    pub(super) async fn lookup(&self, digest: Digest) -> Result<Option<Found>, StoreFault> {
+        match self.look_up(&[digest]).await? {
+            // A digest that exists does not depend on what the store says of its pepper.
+            Looked::Renamed => self.look_up(&[digest]).await?.found(),
+            looked => looked.found(),
+        }
+    }
+
+    /// The same for a secret, whatever pepper its digest is under. If a new pepper comes into force meanwhile, the digests
+    /// are made anew.
+    pub(super) async fn lookup_secret(&self, fingerprint: &Digest) -> Result<Option<Found>, StoreFault> {
+        for _ in 0..TRIES {
+            match self.look_up(&self.sealer.peppers().digests(fingerprint)).await? {
+                Looked::Renamed => {}
+                looked => return looked.found(),
+            }
+        }
+        Err(self.changed())
+    }
+
+    async fn look_up(&self, digests: &[Digest]) -> Result<Looked, StoreFault> {
         let last = self.ledger.position().last;
-        let call = Call::new(&self.scripts.lookup, [self.names.meta(), self.names.digest(digest)])
+        let pointers = digests.iter().map(|digest| self.names.digest(digest));
+        let call = Call::new(&self.scripts.lookup, std::iter::once(self.names.meta()).chain(pointers))
             .arg(self.names.with(""))
             .or_by_halves(&self.scripts.half);
         let mut reply = self.lookups.run(&call, self.settings.lookup_timeout).await?;
         self.ledger.recognise(&reply.meta, last).map_err(|stranger| self.fault(stranger))?;
+        if self.learn(reply.text().map_err(|error| self.fault(error))?.as_deref())? {
+            return Ok(Looked::Renamed);
+        }
         let read = |reply: &mut Reply| reply.bytes().map_err(|error| self.fault(error));
-        let Some(owner) = read(&mut reply)? else { return Ok(None) };
+        let Some(owner) = read(&mut reply)? else {
+            // A pepper that does not fit finds no key at all.
+            return self.check_fit().await.map(|()| Looked::Absent);
+        };
         let (key, org) = (read(&mut reply)?, read(&mut reply)?);
         let (org_id, key_id) = self.parse_owner(&owner)?;
         let key: KeyRecord = self.promised(&key_id.to_bytes(), key)?.record;
         let org: OrgRecord = self.promised(&org_id.to_bytes(), org)?.record;
-        if key.org != org.id || !key.secrets.iter().any(|secret| secret.digest == *digest) {
+        let secret = key.secrets.iter().find(|secret| digests.contains(&secret.digest));
+        let Some(digest) = secret.map(|secret| secret.digest).filter(|_| key.org == org.id) else {
             return Err(self.fault("a digest leads to a key that does not have it"));
-        }
-        Ok(Some(Found { key, org }))
+        };
+        self.note_fit();
+        Ok(Looked::Found(Box::new(Found { key, org, digest })))
     }
 
     pub(super) fn parse_owner(&self, owner: &[u8]) -> Result<(OrgId, KeyId), StoreFault> {
@@ -145,10 +177,30 @@ impl Inner {
     }
 }
 
+/// The outcome of asking Redis once.
+enum Looked {
+    Found(Box<Found>),
+    Absent,
+    /// The store says something new of its pepper: the digests may be others now.
+    Renamed,
+}
+
+impl Looked {
+    fn found(self) -> Result<Option<Found>, StoreFault> {
+        match self {
+            Self::Found(found) => Ok(Some(*found)),
+            Self::Absent => Ok(None),
+            Self::Renamed => Err(StoreFault::failed("the pepper changed under the lookup: try again")),
+        }
+    }
+}
+
 /// A record that lists name by its id.
 pub(super) trait Listed: Stored {
     fn id(&self) -> String;
     fn place_of(id: &str) -> Option<[u8; 16]>;
+    /// The list of all, and the prefix of the records' names.
+    fn list(names: &Names) -> (String, String);
 }
 
 impl Listed for KeyRecord {
@@ -159,6 +211,10 @@ impl Listed for KeyRecord {
     fn place_of(id: &str) -> Option<[u8; 16]> {
         KeyId::parse(id).ok().map(KeyId::to_bytes)
     }
+
+    fn list(names: &Names) -> (String, String) {
+        (names.keys(), names.with("id:"))
+    }
 }
 
 impl Listed for OrgRecord {
@@ -168,5 +224,9 @@ impl Listed for OrgRecord {
 
     fn place_of(id: &str) -> Option<[u8; 16]> {
         OrgId::parse(id).ok().map(OrgId::to_bytes)
+    }
+
+    fn list(names: &Names) -> (String, String) {
+        (names.orgs(), names.with("org:"))
     }
 }

@@ -60,6 +60,8 @@ pub(super) struct Scripts {
     pub(super) accept: Script,
     pub(super) prefixes: Script,
     pub(super) rewrite_prefixes: Script,
+    pub(super) peppers: Script,
+    pub(super) reseal: Script,
     pub(super) rights: Script,
 }
 
@@ -91,9 +93,15 @@ impl Scripts {
             confirm: Script::writing(include_str!("confirm.lua")),
             confirmed: Script::reading(include_str!("confirmed.lua")),
             gateways: Script::reading(include_str!("gateways.lua")),
-            mutate: Script::writing(ours!("#!lua", "streams.lua", "parts.lua", "mutate.lua")),
-            revoke: Script::writing(ours!("#!lua flags=allow-oom", "streams.lua", "parts.lua", "mutate.lua")),
-            import: Script::writing(ours!("#!lua", "parts.lua", "import.lua")),
+            mutate: Script::writing(ours!("#!lua", "sealed.lua", "streams.lua", "parts.lua", "mutate.lua")),
+            revoke: Script::writing(ours!(
+                "#!lua flags=allow-oom",
+                "sealed.lua",
+                "streams.lua",
+                "parts.lua",
+                "mutate.lua"
+            )),
+            import: Script::writing(ours!("#!lua", "sealed.lua", "parts.lua", "import.lua")),
             index: Script::writing(ours!("#!lua", "parts.lua", "index.lua")),
             entries: Script::reading(concat!(
                 "#!lua flags=no-writes\n",
@@ -113,6 +121,8 @@ impl Scripts {
             accept: Script::writing(include_str!("accept.lua")),
             prefixes: Script::reading(include_str!("prefixes.lua")),
             rewrite_prefixes: Script::writing(ours!("#!lua", "parts.lua", "rewrite_prefixes.lua")),
+            peppers: Script::writing(ours!("#!lua", "sealed.lua", "peppers.lua")),
+            reseal: Script::writing(ours!("#!lua", "sealed.lua", "reseal.lua")),
             rights: Script::reading(include_str!("rights.lua")),
         }
     }
@@ -138,11 +148,11 @@ impl Scripts {
     }
 
     /// All scripts except the one that asks for rights.
-    fn all(&self) -> [&Script; 28] {
+    fn all(&self) -> [&Script; 30] {
         all_but_rights!(
             self: lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import, index,
             entries, trim, restore, usage, note_usage, news, backlog, claim_news, delivered, admit, begin, accept, prefixes,
-            rewrite_prefixes
+            rewrite_prefixes, peppers, reseal
         )
     }
 }
@@ -271,8 +281,9 @@ impl Reply {
     }
 
     /// An answer that was put together here.
-    pub(super) fn of(meta: Meta, rest: [Vec<u8>; 3]) -> Self {
-        Self { meta, rest: rest.map(Value::BulkString).to_vec().into_iter() }
+    pub(super) fn of(meta: Meta, rest: [Option<Vec<u8>>; 4]) -> Self {
+        let rest = rest.map(|bytes| bytes.map_or(Value::Nil, Value::BulkString));
+        Self { meta, rest: Vec::from(rest).into_iter() }
     }
 
     /// The next value, or `None` for one that is not there.

@@ -25,6 +25,7 @@ const ROUNDS: usize = 4;
 /// The keys of one node.
 struct Half {
     meta: Meta,
+    peppers: Option<Vec<u8>>,
     owner: Option<Vec<u8>>,
     key: Option<Vec<u8>>,
     org: Option<Vec<u8>>,
@@ -54,8 +55,8 @@ pub(super) async fn put_together(
 
 async fn half(call: &Call<'_>, owner: &[u8], node: &mut MultiplexedConnection) -> Result<Half, RedisError> {
     let mut reply = call.send_half(owner, node).await?;
-    let (owner, key, org) = (reply.bytes()?, reply.bytes()?, reply.bytes()?);
-    Ok(Half { meta: reply.meta, owner, key, org })
+    let (peppers, owner, key, org) = (reply.bytes()?, reply.bytes()?, reply.bytes()?, reply.bytes()?);
+    Ok(Half { meta: reply.meta, peppers, owner, key, org })
 }
 
 /// Both halves joined; `None` if they do not fit.
@@ -69,7 +70,7 @@ fn join(left: Half, arrived: Half) -> Option<Reply> {
         _ => return None,
     };
     let (key, org) = (beside_meta.key.or(apart.key)?, beside_meta.org.or(apart.org)?);
-    Some(Reply::of(beside_meta.meta, [beside_meta.owner?, key, org]))
+    Some(Reply::of(beside_meta.meta, [beside_meta.peppers, Some(beside_meta.owner?), Some(key), Some(org)]))
 }
 
 #[cfg(test)]
@@ -81,11 +82,12 @@ mod tests {
         let there = |text: &str| (!text.is_empty()).then(|| text.as_bytes().to_vec());
         let incarnation = event.map(|_| "store".to_owned());
         let meta = Meta { incarnation, event, ..Meta::default() };
-        Half { meta, owner: there(owner), key: there(key), org: there(org) }
+        Half { meta, peppers: None, owner: there(owner), key: there(key), org: there(org) }
     }
 
     fn joined(left: Half, arrived: Half) -> Option<String> {
         let mut reply = join(left, arrived)?;
+        assert_eq!(reply.text().unwrap(), None, "what the store says of its pepper");
         let mut text = || reply.text().unwrap().unwrap();
         Some([text(), text(), text()].join(" "))
     }

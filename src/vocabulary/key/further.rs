@@ -23,8 +23,11 @@ impl RecordFormat {
     /// Keys begin with several words, and secrets name theirs. A gateway that keeps no more than [`RecordFormat::OPEN`]
     /// accepts the prefix of its configuration only, and would refuse the others.
     pub const PREFIXES: Self = Self(3);
+    /// The same records, which may be sealed under a pepper that replaced another: a gateway that knows only one pepper must
+    /// not join.
+    pub const PEPPERS: Self = Self(4);
     /// The highest format that this release can keep.
-    pub const CURRENT: Self = Self::PREFIXES;
+    pub const CURRENT: Self = Self::PEPPERS;
     /// The highest number. It stands for a number that cannot be read.
     pub const MAX: Self = Self(u16::MAX);
 

@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod further;
+pub mod pepper;
 pub mod prefix;
 pub mod record;
 pub mod scope;
@@ -13,13 +14,13 @@ pub mod usage;
 
 use std::fmt;
 
-use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+pub use self::pepper::{Digester, Misfit, Pepper, PepperStatus, PepperTooShort, Peppers};
 pub use self::prefix::{InvalidPrefix, Prefix, Prefixes};
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -276,6 +277,19 @@ impl PresentedKey<'_> {
         self.token
     }
 
+    /// The plain SHA-256 of the key.
+    #[must_use]
+    pub fn sha256(&self) -> [u8; 32] {
+        Sha256::digest(self.token).into()
+    }
+
+    /// The name of the key within this process, which its caches use: the plain SHA-256. It does not depend on the pepper,
+    /// and never leaves the process.
+    #[must_use]
+    pub fn fingerprint(&self) -> Digest {
+        Digest(self.sha256())
+    }
+
     /// The environment that the prefix names. The record must name the same.
     #[must_use]
     pub const fn environment(&self) -> Environment {
@@ -373,93 +387,10 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// A secret of the installation, at least 32 bytes, kept outside the store.
-#[derive(Clone)]
-pub struct Pepper(Zeroizing<Vec<u8>>);
-
-impl Pepper {
-    pub const MIN_LEN: usize = 32;
-
-    /// # Errors
-    /// Fewer than [`Pepper::MIN_LEN`] bytes.
-    pub fn new(bytes: Vec<u8>) -> Result<Self, PepperTooShort> {
-        let bytes = Zeroizing::new(bytes);
-        if bytes.len() < Self::MIN_LEN { Err(PepperTooShort) } else { Ok(Self(bytes)) }
-    }
-
-    /// HMAC-SHA-256 (RFC 2104) under this pepper, ready for input. `purpose` keeps the uses apart.
-    pub(crate) fn hmac(&self, purpose: &'static str) -> Hmac<Sha256> {
-        #[expect(clippy::expect_used, reason = "HMAC takes a key of any length (RFC 2104, section 2)")]
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
-        mac.update(purpose.as_bytes());
-        mac
-    }
-}
-
-impl fmt::Debug for Pepper {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Pepper(redacted)")
-    }
-}
-
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("a pepper has at least {} bytes", Pepper::MIN_LEN)]
-pub struct PepperTooShort;
-
-/// Turns a presented key into its digest: `SHA-256(key)`, or with a pepper `HMAC-SHA-256(pepper, SHA-256(key))`, so
-/// that the hashes of an existing system can be imported without the keys.
-#[derive(Clone, Debug, Default)]
-pub struct Digester {
-    pepper: Option<Pepper>,
-}
-
-impl Digester {
-    #[must_use]
-    pub const fn new(pepper: Option<Pepper>) -> Self {
-        Self { pepper }
-    }
-
-    #[must_use]
-    pub fn digest(&self, key: &PresentedKey<'_>) -> Digest {
-        self.convert(Sha256::digest(key.token).into())
-    }
-
-    /// An identifier of the pepper that reveals nothing about it; `None` without a pepper.
-    #[must_use]
-    pub fn pepper_id(&self) -> Option<String> {
-        let id = self.pepper.as_ref()?.hmac("keygate pepper id\0").finalize().into_bytes();
-        Some(id.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
-    }
-
-    /// Whether digests made by this one can be turned into those of `other`.
-    #[must_use]
-    pub fn leads_to(&self, other: &Self) -> bool {
-        self.pepper.is_none() || self.pepper_id() == other.pepper_id()
-    }
-
-    /// Converts a digest of this one to that of `other`, if this one [leads](Self::leads_to) to it.
-    #[must_use]
-    pub fn carry(&self, digest: Digest, other: &Self) -> Digest {
-        if self.pepper.is_none() { other.convert(digest.0) } else { digest }
-    }
-
-    /// Converts the plain SHA-256 of a key to the digest that is stored.
-    #[must_use]
-    pub fn convert(&self, sha256: [u8; 32]) -> Digest {
-        match &self.pepper {
-            None => Digest(sha256),
-            Some(pepper) => {
-                let mut mac = pepper.hmac("");
-                mac.update(&sha256);
-                Digest(mac.finalize().into_bytes().into())
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hmac::Mac;
     use proptest::prelude::*;
 
     fn format(accept_without_checksum: bool) -> KeyFormat {

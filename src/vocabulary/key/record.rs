@@ -43,7 +43,7 @@ use thiserror::Error;
 
 pub use super::further::{Further, RecordFormat};
 use super::scope::ScopeSet;
-use super::{Digest, Environment, Pepper, Prefix};
+use super::{Digest, Environment, Pepper, Peppers, Prefix};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 
@@ -325,8 +325,17 @@ const MAC: usize = 32;
 /// offset, so that a script in the store can compare it without reading the rest.
 #[derive(Clone, Debug)]
 pub struct Sealer {
-    pepper: Option<Pepper>,
+    peppers: Peppers,
     keeps: RecordFormat,
+}
+
+/// The pepper under which a record was sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seal {
+    /// The current one, or none in a store that has none.
+    Current,
+    /// The one before: the record is to be sealed anew.
+    Before,
 }
 
 /// The revision of a sealed record, whether or not it opens; `None` for bytes that are too short.
@@ -358,13 +367,23 @@ pub enum BadRecord {
 
 impl Sealer {
     #[must_use]
-    pub const fn new(pepper: Option<Pepper>) -> Self {
-        Self { pepper, keeps: RecordFormat::CURRENT }
+    pub fn new(pepper: Option<Pepper>) -> Self {
+        Self::under(Peppers::new(pepper))
+    }
+
+    #[must_use]
+    pub const fn under(peppers: Peppers) -> Self {
+        Self { peppers, keeps: RecordFormat::CURRENT }
+    }
+
+    #[must_use]
+    pub const fn peppers(&self) -> &Peppers {
+        &self.peppers
     }
 
     /// The same, for a release that keeps formats up to this one. For tests of two releases side by side.
     #[must_use]
-    pub const fn keeping(mut self, format: RecordFormat) -> Self {
+    pub fn keeping(mut self, format: RecordFormat) -> Self {
         self.keeps = format;
         self
     }
@@ -383,11 +402,13 @@ impl Sealer {
         if format > self.keeps {
             return Err(BadRecord::Newer { found: format, kept: self.keeps });
         }
-        let mut bytes = vec![LAYOUT, if self.pepper.is_some() { SEAL_HMAC } else { SEAL_NONE }];
+        let (current, _) = self.peppers.sealing();
+        let mut bytes = vec![LAYOUT, if current.is_some() { SEAL_HMAC } else { SEAL_NONE }];
         bytes.extend_from_slice(&rev.to_be_bytes());
         serde_json::to_writer(&mut bytes, record)?;
-        if let Some(mac) = self.mac::<T>(&record.place(), &bytes) {
-            bytes.extend_from_slice(&mac.finalize().into_bytes());
+        if let Some(pepper) = current {
+            let mac = mac::<T>(&pepper, &record.place(), &bytes).finalize();
+            bytes.extend_from_slice(&mac.into_bytes());
         }
         Ok(bytes)
     }
@@ -395,22 +416,21 @@ impl Sealer {
     /// # Errors
     /// [`BadRecord`] for bytes that [`Sealer::seal`] with the same pepper has not written.
     pub fn open<T: Stored>(&self, bytes: &[u8]) -> Result<Versioned<T>, BadRecord> {
-        let head: &[u8; HEAD] = bytes.first_chunk().ok_or(BadRecord::Short)?;
-        let [layout, seal, rev @ ..] = *head;
-        if layout != LAYOUT {
-            return Err(BadRecord::Layout(layout));
+        self.open_sealed(bytes).map(|(stored, _)| stored)
+    }
+
+    /// As [`Sealer::open`]. Also tells which seal the record has.
+    ///
+    /// # Errors
+    /// As [`Sealer::open`].
+    pub fn open_sealed<T: Stored>(&self, bytes: &[u8]) -> Result<(Versioned<T>, Seal), BadRecord> {
+        let (current, before) = self.peppers.sealing();
+        match (open_under(current.as_ref(), bytes), &before) {
+            (Err(BadRecord::Seal), Some(before)) => {
+                open_under(Some(before), bytes).map(|stored| (stored, Seal::Before))
+            }
+            (opened, _) => opened.map(|stored| (stored, Seal::Current)),
         }
-        let expected = if self.pepper.is_some() { SEAL_HMAC } else { SEAL_NONE };
-        if seal != expected {
-            return Err(BadRecord::Seal);
-        }
-        let sealed = if self.pepper.is_some() { bytes.len().saturating_sub(MAC) } else { bytes.len() };
-        let payload = bytes.get(HEAD..sealed).ok_or(BadRecord::Short)?;
-        let record: T = serde_json::from_slice(payload)?;
-        if let Some(mac) = self.mac::<T>(&record.place(), &bytes[..sealed]) {
-            mac.verify_slice(&bytes[sealed..]).map_err(|_| BadRecord::Seal)?;
-        }
-        Ok(Versioned { rev: u64::from_be_bytes(rev), record })
     }
 
     /// Opens the record that is stored at `place`. A writer with access to the store could have moved a sealed record
@@ -422,13 +442,37 @@ impl Sealer {
         let stored: Versioned<T> = self.open(bytes)?;
         if stored.record.place() == *place { Ok(stored) } else { Err(BadRecord::Seal) }
     }
+}
 
-    fn mac<T: Stored>(&self, place: &[u8; 16], bytes: &[u8]) -> Option<hmac::Hmac<sha2::Sha256>> {
-        let mut mac = self.pepper.as_ref()?.hmac(T::KIND);
-        mac.update(place);
-        mac.update(bytes);
-        Some(mac)
+/// Opens a record under this pepper, or without one.
+///
+/// # Errors
+/// [`BadRecord`], if it was not sealed so.
+pub fn open_under<T: Stored>(pepper: Option<&Pepper>, bytes: &[u8]) -> Result<Versioned<T>, BadRecord> {
+    let head: &[u8; HEAD] = bytes.first_chunk().ok_or(BadRecord::Short)?;
+    let [layout, seal, rev @ ..] = *head;
+    if layout != LAYOUT {
+        return Err(BadRecord::Layout(layout));
     }
+    let expected = if pepper.is_some() { SEAL_HMAC } else { SEAL_NONE };
+    if seal != expected {
+        return Err(BadRecord::Seal);
+    }
+    let sealed = if pepper.is_some() { bytes.len().saturating_sub(MAC) } else { bytes.len() };
+    let payload = bytes.get(HEAD..sealed).ok_or(BadRecord::Short)?;
+    let record: T = serde_json::from_slice(payload)?;
+    if let Some(pepper) = pepper {
+        let mac = mac::<T>(pepper, &record.place(), &bytes[..sealed]);
+        mac.verify_slice(&bytes[sealed..]).map_err(|_| BadRecord::Seal)?;
+    }
+    Ok(Versioned { rev: u64::from_be_bytes(rev), record })
+}
+
+fn mac<T: Stored>(pepper: &Pepper, place: &[u8; 16], bytes: &[u8]) -> hmac::Hmac<sha2::Sha256> {
+    let mut mac = pepper.hmac(T::KIND);
+    mac.update(place);
+    mac.update(bytes);
+    mac
 }
 
 impl Default for Sealer {

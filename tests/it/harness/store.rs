@@ -181,16 +181,20 @@ impl Shared {
         })
     }
 
-    async fn lookup(&self, digest: Digest) -> Lookup {
+    async fn lookup(&self, is_secret: bool, digest: Digest) -> Lookup {
+        let ask = async || match is_secret {
+            true => self.store().lookup_secret(digest).await,
+            false => self.store().lookup(digest).await,
+        };
         self.begun.fetch_add(1, Ordering::SeqCst);
         let mut lookups = self.lookups.subscribe();
         let now = *lookups.borrow_and_update();
         match now {
-            Lookups::Pass => self.store().lookup(digest).await,
+            Lookups::Pass => ask().await,
             Lookups::Fail => Lookup::Unavailable(StoreFault::failed("the test says so")),
             Lookups::Hang => std::future::pending().await,
             Lookups::Hold => {
-                let read = self.store().lookup(digest).await;
+                let read = ask().await;
                 self.held.fetch_add(1, Ordering::SeqCst);
                 let _ = lookups.wait_for(|lookups| *lookups != Lookups::Hold).await;
                 self.held.fetch_sub(1, Ordering::SeqCst);
@@ -205,7 +209,11 @@ struct Valved(Arc<Shared>);
 
 impl Store for Valved {
     fn lookup(&self, digest: Digest) -> StoreFuture<'_, Lookup> {
-        Box::pin(self.0.lookup(digest))
+        Box::pin(self.0.lookup(false, digest))
+    }
+
+    fn lookup_secret(&self, fingerprint: Digest) -> StoreFuture<'_, Lookup> {
+        Box::pin(self.0.lookup(true, fingerprint))
     }
 
     fn spared(&self) -> Option<StoreFault> {

@@ -311,7 +311,7 @@ pub(crate) fn with_every_part(made: &Maker, chain: &Chain, trail: Trail, after: 
     let key = made.key(org.id, &[made.digest(), made.digest()]);
     Mutation {
         subjects: vec![Subject::Org(org.id)],
-        email: Some(EmailClaim { index: *made.digest().as_bytes(), org: org.id }),
+        email: Some(EmailClaim { index: *made.digest().as_bytes(), before: None, org: org.id }),
         answer: Some(made.answer(made.digest())),
         audit: Some(chain.extend(trail, after, made.text())),
         news: Some(News { org: org.id, due: NOW, body: made.text() }),
@@ -320,6 +320,7 @@ pub(crate) fn with_every_part(made: &Maker, chain: &Chain, trail: Trail, after: 
         org: Some(Change::Insert(org)),
         seen: Vec::new(),
         needs: RecordFormat::FIRST,
+        under: None,
     }
 }
 

@@ -154,7 +154,7 @@ pub(super) async fn of_64_concurrent_claims_of_one_email_exactly_one_wins(store:
     for index in [[1; 32], [2; 32]] {
         let signups = (0..MANY).map(|_| {
             let (store, org) = (Arc::clone(&store), made.org());
-            let email = Some(EmailClaim { index, org: org.id });
+            let email = Some(EmailClaim { index, before: None, org: org.id });
             tokio::spawn(async move { store.commit(Mutation { email, ..new_org(&org) }).await })
         });
         assert_one_of_many(signups.collect(), &CommitError::EmailTaken).await;
@@ -217,7 +217,7 @@ pub(super) async fn of_64_concurrent_appends_all_get_in_and_the_chain_holds(stor
     let end = entries
         .iter()
         .rev()
-        .try_fold(Link::ORIGIN, |after, entry| chain.check(trail, &after, entry).map(|()| entry.link));
+        .try_fold(Link::ORIGIN, |after, entry| chain.check(trail, &after, entry).map(|_| entry.link));
     assert_eq!(store.trails().ends(trail).await, Ok(Ends { checkpoint: Link::ORIGIN, head: end.unwrap() }));
 }
 

@@ -72,7 +72,7 @@ struct State {
 impl State {
     fn find(&self, digest: &Digest) -> Option<Found> {
         let key = self.keys.values().find(|key| key.secrets.iter().any(|secret| secret.digest == *digest))?;
-        Some(Found { key: key.clone(), org: self.orgs[&key.org.to_bytes()].clone() })
+        Some(Found { key: key.clone(), org: self.orgs[&key.org.to_bytes()].clone(), digest: *digest })
     }
 }
 
@@ -219,6 +219,10 @@ impl Store for Model {
             self.turn().await;
             read
         })
+    }
+
+    fn lookup_secret(&self, fingerprint: Digest) -> StoreFuture<'_, Lookup> {
+        self.lookup(fingerprint)
     }
 
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
@@ -444,8 +448,8 @@ async fn ask(thread: &ThreadCache<Bare>, digest: Digest, clock: &Clock, from: u8
 }
 
 fn is_admitted(known: &Known<Bare>, clock: &Clock) -> bool {
-    let Found { key, org } = &*known.found;
-    let (digest, now) = (&known.digest, clock.now().wall);
+    let Found { key, org, digest } = &*known.found;
+    let now = clock.now().wall;
     let attempt = Attempt { digest, environment: Environment::Live, needs: None, now };
     admit(key, org, &attempt, || None).is_ok()
 }
