@@ -48,7 +48,7 @@ def instructions(keygate, upstream, requests):
     with tempfile.TemporaryDirectory() as folder:
         folder, port = pathlib.Path(folder), free_port()
         config = configure(folder, port, f'live = ["http://127.0.0.1:{upstream}"]\nshared = true', workers=1)
-        secret = command(keygate, config, "keys", "create", "--name", "bench")["secret"]
+        secret = command(keygate, config, "keys", "create", "--org", "bench", "--all-scopes", "--name", "bench")["secret"]
         request = (f"GET /v1/jobs HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: bench\r\nAccept: */*\r\n"
                    f"Authorization: Bearer {secret}\r\n\r\n").encode()
         gateway = subprocess.Popen(["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", keygate, "serve",

@@ -68,7 +68,7 @@ class Gateway:
         self.running.append(self.gateway)
         wait_for(self.port, self.gateway)
         self.org = command(binary, self.config, "orgs", "create", "Bench")["id"]
-        self.manager = command(binary, self.config, "keys", "create", "--org", self.org, "--name", "manager")["secret"]
+        self.manager = command(binary, self.config, "keys", "create", "--org", self.org, "--all-scopes", "--name", "manager")["secret"]
 
     def move_in(self, lines):
         began = time.monotonic()

@@ -79,7 +79,7 @@ def main():
         keygate_port, haproxy_port = free_port(), free_port()
         upstreams = f"""live = ["http://127.0.0.1:{ports['LIVE_PORT']}"]\ntest = ["http://127.0.0.1:{ports['TEST_PORT']}"]"""
         config = configure(folder, keygate_port, upstreams, workers=1)
-        made = command(arguments.keygate, config, "keys", "create", "--name", "bench")
+        made = command(arguments.keygate, config, "keys", "create", "--org", "bench", "--all-scopes", "--name", "bench")
         secret, key = made["secret"], made["key"]
         for name, value in {"org": key["organization_id"], "environment": key["environment"], "key": key["id"],
                             "scopes": ",".join(key["scopes"])}.items():

@@ -6,20 +6,21 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 
 use super::Outcome;
-use super::operator::{Act, Failure, Session, to_the_second, unexpected};
-use super::orgs::{next_orgs, the_org};
-use super::table::Column;
-use crate::lifecycle::{AuditFilter, AuditRecordView, Verdict};
+use super::audit_list::list;
+use super::operator::{Act, Failure, Session, unexpected};
+use super::org_name::{OrgName, next_orgs};
+use crate::lifecycle::{AuditFilter, AuditRecordView, OrgView, Verdict};
 use crate::operators::admin::{AuditCommand, Command, Reply};
 use crate::vocabulary::audit::{AuditKind, Link, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
-use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::id::OrgId;
 
-/// The number of records that one request for a list returns.
-const PAGE: usize = 500;
+/// The number of records that one request returns.
+pub(super) const PAGE: usize = 500;
 /// The number of heads of a trail that it is checked against. Each head covers all entries before it, so the newest
 /// heads are enough.
 const HEADS: usize = 1000;
@@ -36,21 +37,14 @@ Exit code: 0 on success, 1 if a trail has been altered or the command failed.
 Examples:
   keygate audit list --type key.revoked --since 7d
   keygate audit verify --heads /var/log/keygate.log
-  keygate audit export --org org_01J9ZQ6T5N8XKD3V4WPYB7C2HM > audit.jsonl")]
+  keygate audit export --org 'Example Ltd' --since 30d > audit.jsonl")]
 pub(super) enum Action {
     /// List audit records, newest first
     List {
         #[command(flatten)]
         whose: Whose,
-        /// Only records of this type, as in key.rotated
-        #[arg(long = "type", value_name = "TYPE", value_parser = parse_kind)]
-        kind: Option<AuditKind>,
-        /// Only records since this time: a date, as in 2026-01-31T12:00:00Z, or a duration before now, as in 7d
-        #[arg(long, value_name = "TIME", value_parser = parse_moment)]
-        since: Option<UnixMillis>,
-        /// Only records before this time, in the same forms
-        #[arg(long, value_name = "TIME", value_parser = parse_moment)]
-        until: Option<UnixMillis>,
+        #[command(flatten)]
+        which: Which,
         /// The largest number of records to list
         #[arg(long, value_name = "N", default_value_t = 50)]
         limit: usize,
@@ -63,38 +57,58 @@ pub(super) enum Action {
         #[arg(long, value_name = "FILE")]
         heads: Vec<PathBuf>,
     },
-    /// Print audit records as lines of JSON, oldest first
+    /// Print audit records as lines of JSON, trail by trail, oldest first
     Export {
         #[command(flatten)]
         whose: Whose,
+        #[command(flatten)]
+        which: Which,
     },
 }
 
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct Whose {
-    /// The trail of this organisation, or `all` [default: all; with `list`: the only organisation, and not `all`]
-    #[arg(long, value_name = "ORG_ID", value_parser = parse_org)]
+    /// The trail of this organisation, by its id or its name; `all` for every trail, the operator's too [default: all]
+    #[arg(long, value_name = "ORG", value_parser = parse_org)]
     org: Option<Orgs>,
     /// The operator's own trail
     #[arg(long, conflicts_with = "org")]
     operator: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Orgs {
     All,
-    One(OrgId),
+    One(OrgName),
 }
 
-fn parse_org(text: &str) -> Result<Orgs, crate::vocabulary::id::InvalidId> {
-    if text == "all" { Ok(Orgs::All) } else { OrgId::parse(text).map(Orgs::One) }
+fn parse_org(text: &str) -> Result<Orgs, &'static str> {
+    if text == "all" { Ok(Orgs::All) } else { OrgName::parse(text).map(Orgs::One) }
 }
 
-fn parse_kind(text: &str) -> Result<AuditKind, String> {
-    AuditKind::parse(text).ok_or_else(|| {
-        let all: Vec<&str> = AuditKind::ALL.iter().map(|kind| kind.as_str()).collect();
-        format!("the record types are {}", all.join(", "))
-    })
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Which {
+    /// Only records of this type
+    #[arg(long = "type", value_name = "TYPE", value_parser = kinds())]
+    kind: Option<AuditKind>,
+    /// Only records since this time: a date, as in 2026-01-31T12:00:00Z, or a duration before now, as in 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    since: Option<UnixMillis>,
+    /// Only records before this time, in the same forms
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    until: Option<UnixMillis>,
+}
+
+impl Which {
+    const fn filter(self) -> AuditFilter {
+        AuditFilter { kind: self.kind, environment: None, from: self.since, until: self.until }
+    }
+}
+
+/// The types of records as values that a shell completes.
+fn kinds() -> impl TypedValueParser<Value = AuditKind> {
+    let names = PossibleValuesParser::new(AuditKind::ALL.iter().map(|kind| kind.as_str()));
+    names.try_map(|text| AuditKind::parse(&text).ok_or("write a type of audit records"))
 }
 
 fn parse_moment(text: &str) -> Result<UnixMillis, &'static str> {
@@ -110,22 +124,15 @@ fn parse_moment(text: &str) -> Result<UnixMillis, &'static str> {
 impl Act for Action {
     async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure> {
         match self {
-            Self::List { whose, kind, since, until, limit } => {
-                let trail = match whose {
-                    Whose { operator: true, .. } => Trail::Operator,
-                    Whose { org: Some(Orgs::One(org)), .. } => Trail::Org(org),
-                    Whose { org: Some(Orgs::All), .. } => {
-                        return Err("`audit list` shows one trail: pass --org ORG_ID or --operator".into());
-                    }
-                    Whose { org: None, .. } => the_org(session).await?.map_or(Trail::Operator, Trail::Org),
-                };
-                list(trail, AuditFilter { kind, environment: None, from: since, until }, limit, session).await
+            Self::List { whose, which, limit } => {
+                let trails = Trails::of(&whose, session).await?;
+                list(trails, which.filter(), limit, session).await
             }
-            Self::Verify { whose, heads } => verify(whose, &heads, session).await,
-            Self::Export { whose } => {
-                let mut trails = Trails::of(whose);
-                while let Some(trail) = trails.next(session).await? {
-                    export(trail, session).await?;
+            Self::Verify { whose, heads } => verify(&whose, &heads, session).await,
+            Self::Export { whose, which } => {
+                let mut trails = Trails::of(&whose, session).await?;
+                while let Some((trail, _)) = trails.next(session).await? {
+                    export(trail, which.filter(), session).await?;
                 }
                 Ok(Outcome::Done)
             }
@@ -134,108 +141,61 @@ impl Act for Action {
 }
 
 /// The requested trails, one after another.
-enum Trails {
+pub(super) enum Trails {
     One(Trail),
     /// The trails of all organisations, and then the operator's. `waiting` has the organisations that were read but not
     /// returned yet; the next ones come after `after`.
     All {
-        waiting: Vec<OrgId>,
+        waiting: Vec<OrgView>,
         after: Option<OrgId>,
     },
     None,
 }
 
 impl Trails {
-    const fn of(whose: Whose) -> Self {
-        match whose {
+    async fn of(whose: &Whose, session: &mut Session<'_>) -> Result<Self, Failure> {
+        Ok(match whose {
             Whose { operator: true, .. } => Self::One(Trail::Operator),
-            Whose { org: Some(Orgs::One(org)), .. } => Self::One(Trail::Org(org)),
+            Whose { org: Some(Orgs::One(org)), .. } => Self::One(Trail::Org(org.id(session).await?)),
             Whose { org: Some(Orgs::All) | None, .. } => Self::All { waiting: Vec::new(), after: None },
-        }
+        })
     }
 
-    async fn next(&mut self, session: &mut Session<'_>) -> Result<Option<Trail>, Failure> {
+    /// The next trail, and whose it is, for people.
+    pub(super) async fn next(
+        &mut self,
+        session: &mut Session<'_>,
+    ) -> Result<Option<(Trail, String)>, Failure> {
         let Self::All { waiting, after } = self else {
             return Ok(match std::mem::replace(self, Self::None) {
-                Self::One(trail) => Some(trail),
+                Self::One(trail) => Some((trail, String::new())),
                 Self::All { .. } | Self::None => None,
             });
         };
         if waiting.is_empty() {
             let orgs = next_orgs(after, session).await?.unwrap_or_default();
-            waiting.extend(orgs.iter().rev().map(|org| org.id));
+            waiting.extend(orgs.into_iter().rev());
         }
         if let Some(org) = waiting.pop() {
-            return Ok(Some(Trail::Org(org)));
+            return Ok(Some((Trail::Org(org.id), org.name)));
         }
         *self = Self::None;
-        Ok(Some(Trail::Operator))
+        Ok(Some((Trail::Operator, "(operator)".to_owned())))
     }
-}
-
-async fn list(
-    trail: Trail,
-    filter: AuditFilter,
-    limit: usize,
-    session: &mut Session<'_>,
-) -> Result<Outcome, Failure> {
-    const COLUMNS: [Column; 6] = [
-        Column::new("TIME", 20, 9),
-        Column::elastic("TYPE", 14, 18, 8),
-        Column::elastic("BY", 10, KeyId::LEN, 6),
-        Column::elastic("FROM", 15, 24, 2),
-        Column::new("TARGET", KeyId::LEN, 7),
-        Column::new("NOW", 12, 3),
-    ];
-    let table = session.table(&COLUMNS)?;
-    let (mut before, mut left) = (None, limit);
-    while left > 0 {
-        let command = AuditCommand::List { trail, filter, before, limit: left.min(PAGE) };
-        let Reply::AuditRecords { records, next } = session.ask(Command::Audit(command)).await? else {
-            return Err(unexpected());
-        };
-        left = left.saturating_sub(records.len());
-        for record in records {
-            if session.json {
-                session.print_json(&InTrail { trail, record: &record })?;
-                continue;
-            }
-            let (at, by) = (to_the_second(&record.created_at), record.actor.to_string());
-            let from = record.ip_address.as_deref().unwrap_or_default();
-            let target = record.target.as_deref().unwrap_or_default();
-            let row = table.row(&[&at, &record.r#type, &by, from, target, &changes(&record)]);
-            session.out.write_all(row.as_bytes())?;
-        }
-        if next.is_none() {
-            break;
-        }
-        before = next;
-    }
-    Ok(Outcome::Done)
-}
-
-/// The state after the change, according to the record.
-fn changes(record: &AuditRecordView) -> String {
-    let fields = record.after.as_ref().and_then(|after| after.as_object()).into_iter().flatten();
-    let shown = fields.map(|(name, value)| match value.as_str() {
-        Some(text) => format!("{name}={text}"),
-        None => format!("{name}={value}"),
-    });
-    shown.collect::<Vec<_>>().join(" ").replace('\n', "\\n")
 }
 
 /// An audit record and its trail.
-#[derive(Serialize)]
-struct InTrail<'e> {
-    trail: Trail,
+#[derive(Debug, Serialize)]
+pub(super) struct InTrail<'e> {
+    pub(super) trail: Trail,
     #[serde(flatten)]
-    record: &'e AuditRecordView,
+    pub(super) record: &'e AuditRecordView,
 }
 
-async fn export(trail: Trail, session: &mut Session<'_>) -> Result<(), Failure> {
+async fn export(trail: Trail, filter: AuditFilter, session: &mut Session<'_>) -> Result<(), Failure> {
     let mut after = 0;
     loop {
-        let command = AuditCommand::Export { trail, after, limit: PAGE };
+        let command = AuditCommand::Export { trail, filter, after, limit: PAGE };
         let Reply::AuditRecords { records, next } = session.ask(Command::Audit(command)).await? else {
             return Err(unexpected());
         };
@@ -249,15 +209,15 @@ async fn export(trail: Trail, session: &mut Session<'_>) -> Result<(), Failure> 
     }
 }
 
-async fn verify(whose: Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Result<Outcome, Failure> {
+async fn verify(whose: &Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Result<Outcome, Failure> {
     // The logs are read before the trails: heads that are logged later may belong to newer records.
     let mut heads = Heads::default();
     for log in logs {
         heads.read(log)?;
     }
-    let mut trails = Trails::of(whose);
+    let mut trails = Trails::of(whose, session).await?;
     let (mut checked, mut findings, mut count, mut keyed) = (0, 0, 0_u64, true);
-    while let Some(trail) = trails.next(session).await? {
+    while let Some((trail, _)) = trails.next(session).await? {
         let command = AuditCommand::Verify { trail, exported: heads.take(trail) };
         let Reply::Verdict(verdict) = session.ask(Command::Audit(command)).await? else {
             return Err(unexpected());

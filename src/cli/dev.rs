@@ -23,20 +23,20 @@ use crate::vocabulary::network::parse_address;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 It listens on loopback only. Everything that it keeps is in the folder .keygate: delete the folder to start afresh. Each start \
-revokes the keys of the start before. While it runs, other commands reach it with --config .keygate/keygate.toml.
+revokes the keys of the start before. In the same folder, other commands find it.
 
 For your own API use `keygate init`.
 
 Examples:
   keygate dev
   keygate dev --listen 127.0.0.1:8000
-  keygate keys list --config .keygate/keygate.toml")]
+  keygate keys list")]
 pub(super) struct Args {
     /// Where to listen, on loopback
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", value_parser = parse_loopback)]
     listen: SocketAddr,
     /// The folder for its configuration and its store
-    #[arg(long, value_name = "DIR", default_value = ".keygate")]
+    #[arg(long, value_name = "DIR", default_value = FOLDER)]
     dir: PathBuf,
 }
 
@@ -51,6 +51,9 @@ fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
         Err(error) => Err(error.to_string()),
     }
 }
+
+/// Where a demonstration keeps everything, and where other commands look for it.
+pub(super) const FOLDER: &str = ".keygate";
 
 /// The name of the organisation that the keys belong to, and of the operator who makes them.
 const DEV: &str = "keygate dev";

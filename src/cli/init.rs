@@ -34,11 +34,13 @@ enum Example {
 }
 
 impl Args {
-    /// The policy's text, and what is to be done about it.
-    const fn policy(&self) -> (&'static str, &'static str) {
+    /// The policy's text, what is to be done about it, and a scope of it.
+    const fn policy(&self) -> (&'static str, &'static str, &'static str) {
         match self.example {
-            None => (STARTER_POLICY, "Replace its sample routes by yours."),
-            Some(Example::Firsthand) => (FIRSTHAND_POLICY, "Its routes are those of FirstHandAPI."),
+            None => (STARTER_POLICY, "Replace its sample routes by yours.", "reports:read"),
+            Some(Example::Firsthand) => {
+                (FIRSTHAND_POLICY, "Its routes are those of FirstHandAPI.", "jobs:read")
+            }
         }
     }
 }
@@ -46,7 +48,7 @@ impl Args {
 pub(super) fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
     let configuration = args.folder.join("keygate.toml");
     let policy = args.folder.join("policy.toml");
-    let (policy_text, policy_advice) = args.policy();
+    let (policy_text, policy_advice, scope) = args.policy();
     let files = [(&configuration, DEFAULT_CONFIGURATION), (&policy, policy_text)];
     if let Some((path, _)) = files.iter().find(|(path, _)| path.symlink_metadata().is_ok()) {
         writeln!(err, "{} exists already, nothing was written; name another folder", path.display())?;
@@ -72,7 +74,7 @@ Next:
   2. Say in {policy} who may do what. {policy_advice}
   3. keygate check --config {configuration}
   4. keygate serve --config {configuration}
-  5. keygate keys create --config {configuration} --name 'my service'
+  5. keygate keys create --config {configuration} --org 'Example Ltd' --name 'my service' --scopes {scope}
 "
     )?;
     Ok(Outcome::Done)

@@ -1,6 +1,6 @@
 //! `keygate keys`: creating, changing, revoking, importing and exporting keys.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,22 +9,19 @@ use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::operator::{Act, Failure, Session, to_the_second, unexpected};
-use super::orgs::only_org;
+use super::operator::{Act, Failure, Session, unexpected};
+use super::org_name::OrgName;
+use super::orgs::owner_of_new_key;
 use super::revoke::{self, Confirmation};
-use super::table::Column;
-use super::{Outcome, duration, transfer};
-use crate::lifecycle::{KeyFilter, KeyView, NewKey, OVERLAP, Patch, parse_network};
+use super::secrecy::{parse_key_id, parse_shown_text};
+use super::{Outcome, duration, key_list, org_name, transfer};
+use crate::lifecycle::{KeyView, NewKey, OVERLAP, Patch, parse_network};
 use crate::operators::admin::{Command, KeyCommand, Reply, Secret};
 use crate::secret_file;
 use crate::vocabulary::clock::{Clock, UnixMillis};
-use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::record::Status;
+use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::scope::Scope;
 use crate::vocabulary::key::{Digest, Environment};
-
-/// The number of keys that one request for a list returns.
-const PAGE: usize = 500;
 
 /// Create, list, change, rotate, revoke, import and export keys
 #[derive(Debug, Subcommand)]
@@ -32,9 +29,11 @@ const PAGE: usize = 500;
 Exit code: 0 on success; 1 if anything failed; 2 if the arguments or the configuration cannot be read.
 
 Examples:
-  keygate keys create --name 'billing service' --scopes jobs:read,jobs:write
-  keygate keys create --name sandbox --environment test --expires-in 90d
+  keygate keys create --org 'Example Ltd' --name 'billing service' --scopes jobs:read,jobs:write
+  keygate keys create --name sandbox --environment test --expires-in 90d --all-scopes
   keygate keys list --unused 90d --status active
+  keygate keys list --expires-within 14d
+  keygate keys edit key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --expires-in 30d --reason 'ticket 4711'
   keygate keys list --owner billing --json | keygate keys revoke --stdin --yes
   keygate keys show --secret-stdin < leaked.txt
   keygate keys rotate key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --overlap 1h
@@ -45,11 +44,11 @@ pub(super) enum Action {
     /// Create a key and print its secret on standard output; the secret is never shown again
     Create(Create),
     /// List keys, newest first; secrets are masked
-    List(Filter),
+    List(key_list::Filter),
     /// Show a key, by its id or by its secret
     Show {
-        /// The id of the key
-        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse, required_unless_present_any = ["secret_stdin", "secret_file"])]
+        /// The id of the key, as `keygate keys list` shows it
+        #[arg(value_name = "KEY_ID", value_parser = parse_key_id, required_unless_present_any = ["secret_stdin", "secret_file"])]
         id: Option<KeyId>,
         /// Read a secret from standard input; show its key, and whether the secret is still valid
         #[arg(long, conflicts_with_all = ["id", "secret_file"])]
@@ -60,16 +59,16 @@ pub(super) enum Action {
     },
     /// Change a key; scopes can only be removed, and the expiry can only become earlier
     Edit {
-        /// The id of the key
-        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
+        /// The id of the key, as `keygate keys list` shows it
+        #[arg(value_name = "KEY_ID", value_parser = parse_key_id)]
         id: KeyId,
         #[command(flatten)]
         change: Change,
     },
     /// Give a key a new secret and print it on standard output; it is never shown again
     Rotate {
-        /// The id of the key
-        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
+        /// The id of the key, as `keygate keys list` shows it
+        #[arg(value_name = "KEY_ID", value_parser = parse_key_id)]
         id: KeyId,
         /// How long the old secret stays valid: from 0s, for a leaked secret, to 7d [default: 24h]
         #[arg(long, value_name = "DURATION", value_parser = parse_overlap)]
@@ -80,8 +79,8 @@ pub(super) enum Action {
     },
     /// Revoke keys; this cannot be undone
     Revoke {
-        /// The ids of the keys
-        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse, required_unless_present = "stdin", conflicts_with = "stdin")]
+        /// The ids of the keys, as `keygate keys list` shows them
+        #[arg(value_name = "KEY_ID", value_parser = parse_key_id, required_unless_present = "stdin", conflicts_with = "stdin")]
         ids: Vec<KeyId>,
         /// Read the ids from standard input: the first word of each line, or the output of `keys list --json`
         #[arg(long)]
@@ -95,14 +94,14 @@ pub(super) enum Action {
     },
     /// Disable a key until it is enabled again
     Disable {
-        /// The id of the key
-        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
+        /// The id of the key, as `keygate keys list` shows it
+        #[arg(value_name = "KEY_ID", value_parser = parse_key_id)]
         id: KeyId,
     },
     /// Enable a disabled key
     Enable {
-        /// The id of the key
-        #[arg(value_name = "KEY_ID", value_parser = KeyId::parse)]
+        /// The id of the key, as `keygate keys list` shows it
+        #[arg(value_name = "KEY_ID", value_parser = parse_key_id)]
         id: KeyId,
     },
     /// Import hashed keys, one line of JSON for each
@@ -114,17 +113,21 @@ pub(super) enum Action {
 #[derive(Debug, clap::Args)]
 pub(super) struct Create {
     /// The purpose of the key
-    #[arg(long)]
+    #[arg(long, value_parser = parse_shown_text)]
     name: String,
-    /// The organisation that owns the key [default: the only organisation; it is created if there is none]
-    #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
-    org: Option<OrgId>,
+    /// The organisation that owns the key, by its id or its name [default: the only organisation]. The first organisation of a
+    /// store is created with this name
+    #[arg(long, value_name = "ORG", value_parser = OrgName::parse)]
+    org: Option<OrgName>,
     /// The environment of the key: its requests go to the live or to the test servers
-    #[arg(long, value_name = "live|test", default_value = "live", value_parser = parse_environment)]
+    #[arg(long, value_name = "ENVIRONMENT", default_value = "live", value_parser = key_list::environments())]
     environment: Environment,
-    /// Scopes, separated by commas [default: every scope of the policy]
+    /// What the key may do, separated by commas; the policy has the scopes
     #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse)]
     scopes: Option<Vec<Scope>>,
+    /// Let the key do everything: give it every scope of the policy
+    #[arg(long, conflicts_with = "scopes")]
+    all_scopes: bool,
     /// The time until the key expires, as in 90d [default: never]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse_optional_lifetime)]
     expires_in: Option<Duration>,
@@ -132,74 +135,46 @@ pub(super) struct Create {
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = parse_network)]
     allow: Vec<IpNet>,
     /// The person or team responsible for the key
-    #[arg(long)]
+    #[arg(long, value_parser = parse_shown_text)]
     owner: Option<String>,
     /// A note about the key
-    #[arg(long)]
+    #[arg(long, value_parser = parse_shown_text)]
     note: Option<String>,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Filter {
-    /// Only keys of this organisation
-    #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
-    org: Option<OrgId>,
-    /// Only keys for which this person or team is responsible
-    #[arg(long)]
-    owner: Option<String>,
-    /// Only live keys, or only test keys
-    #[arg(long, value_name = "live|test", value_parser = parse_environment)]
-    environment: Option<Environment>,
-    /// Only keys with this status: active, disabled, expired or revoked
-    #[arg(long, value_name = "STATUS", value_parser = parse_status)]
-    status: Option<Status>,
-    /// Only keys that have not been used for this time, as in 90d; for a key that was never used, its age counts
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    unused: Option<Duration>,
-    /// Only keys that are older than this, as in 365d
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    older_than: Option<Duration>,
 }
 
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = true)]
 pub(super) struct Change {
     /// The purpose of the key
-    #[arg(long)]
+    #[arg(long, value_parser = parse_shown_text)]
     name: Option<String>,
     /// The person or team responsible for the key
-    #[arg(long)]
+    #[arg(long, value_parser = parse_shown_text)]
     owner: Option<String>,
     /// Remove the owner
     #[arg(long, conflicts_with = "owner")]
     no_owner: bool,
     /// A note about the key
-    #[arg(long)]
+    #[arg(long, value_parser = parse_shown_text)]
     note: Option<String>,
     /// Remove the note
     #[arg(long, conflicts_with = "note")]
     no_note: bool,
-    /// The scopes that the key keeps, separated by commas
+    /// The scopes that the key has from now on, separated by commas; more than before need --reason
     #[arg(long, value_name = "SCOPES", value_delimiter = ',', value_parser = Scope::parse)]
     scopes: Option<Vec<Scope>>,
-    /// The time until the key expires, as in 30d; it can only become earlier
+    /// The time until the key expires, as in 30d; a later end than before needs --reason. It lets an expired key live again
     #[arg(long, value_name = "DURATION", value_parser = duration::parse_changed_lifetime)]
     expires_in: Option<Duration>,
+    /// Let the key never expire; this needs --reason
+    #[arg(long, conflicts_with = "expires_in")]
+    no_expiry: bool,
     /// The networks and addresses that may use the key, separated by commas; they replace the previous ones
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = parse_network)]
     allow: Option<Vec<IpNet>>,
     /// Allow any address to use the key
     #[arg(long, conflicts_with = "allow")]
     allow_any: bool,
-}
-
-fn parse_environment(text: &str) -> Result<Environment, &'static str> {
-    Environment::ALL.into_iter().find(|environment| environment.as_str() == text).ok_or("write live or test")
-}
-
-fn parse_status(text: &str) -> Result<Status, &'static str> {
-    let status = Status::ALL.into_iter().find(|status| status.as_str() == text);
-    status.ok_or("write active, disabled, expired or revoked")
 }
 
 /// Parses an overlap. Less than a second would be rounded to zero, and the old secret would end at once.
@@ -211,12 +186,8 @@ fn parse_overlap(text: &str) -> Result<Duration, String> {
 impl Act for Action {
     async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure> {
         match self {
-            Self::Create(create) => {
-                let new = new_key(create, session).await?;
-                let reply = session.ask(Command::Keys(KeyCommand::Create(new))).await?;
-                show_secret(&reply, "created", session)
-            }
-            Self::List(filter) => list(filter, session).await,
+            Self::Create(new) => create(new, session).await,
+            Self::List(filter) => key_list::list(filter, session).await,
             Self::Show { id: Some(id), .. } => ask_and_show(KeyCommand::Show { id }, None, session).await,
             Self::Show { secret_file, .. } => find(read_secret(secret_file)?, session).await,
             Self::Edit { id, change } => {
@@ -225,16 +196,16 @@ impl Act for Action {
             }
             Self::Rotate { id, overlap, yes } => {
                 let overlap = overlap.unwrap_or(OVERLAP);
-                if overlap.is_zero() {
-                    session.confirm(&format!("End the present secret of {id} immediately?"), yes)?;
+                if overlap.is_zero() && !yes {
+                    let key = revoke::describe(id, session).await?;
+                    session.confirm(&format!("End the present secret of {key} immediately?"))?;
                 }
                 let command = KeyCommand::Rotate { id, overlap_seconds: overlap.as_secs() };
                 let reply = session.ask(Command::Keys(command)).await?;
                 show_secret(&reply, "rotated", session)
             }
             Self::Revoke { ids, stdin, with_children, yes } => {
-                let ids = if stdin { read_ids(&mut io::stdin().lock())? } else { ids };
-                revoke::revoke(&ids, with_children, Confirmation { stdin, yes }, session).await
+                revoke::revoke(ids, with_children, Confirmation { stdin, yes }, session).await
             }
             Self::Disable { id } => ask_and_show(KeyCommand::Disable { id }, Some("disabled"), session).await,
             Self::Enable { id } => ask_and_show(KeyCommand::Enable { id }, Some("enabled"), session).await,
@@ -248,62 +219,38 @@ fn from_now(after: Duration) -> UnixMillis {
     Clock::system().now().wall.plus(after)
 }
 
-async fn new_key(create: Create, session: &mut Session<'_>) -> Result<NewKey, Failure> {
-    let Create { name, org, environment, scopes, expires_in, allow, owner, note } = create;
-    let org = match org {
-        Some(org) => org,
-        None => only_org(session).await?,
-    };
+async fn create(create: Create, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let Create { name, org, environment, scopes, all_scopes, expires_in, allow, owner, note } = create;
+    if scopes.is_none() && !all_scopes {
+        return Err(which_scopes(session));
+    }
+    let org = owner_of_new_key(org.as_ref(), session).await?;
     let (scopes, expires_at) = (scopes.map(Into::into), expires_in.map(from_now));
-    Ok(NewKey { org, name, environment, scopes, expires_at, allowed_addresses: allow, owner, note })
+    let new = NewKey { org, name, environment, scopes, expires_at, allowed_addresses: allow, owner, note };
+    let reply = session.ask(Command::Keys(KeyCommand::Create(new))).await?;
+    show_secret(&reply, "created", session)
+}
+
+/// Which scopes there are, if this process knows the policy.
+fn which_scopes(session: &Session<'_>) -> Failure {
+    let known =
+        session.config().map(|config| config.scopes.to_string().replace(' ', ", ")).unwrap_or_default();
+    let known = if known.is_empty() { known } else { format!(". The policy has {known}") };
+    Failure::Usage(format!(
+        "say what the key may do: --scopes with some scopes of the policy, separated by commas, or --all-scopes{known}"
+    ))
 }
 
 fn patch(change: Change) -> Patch {
-    let Change { name, owner, no_owner, note, no_note, scopes, expires_in, allow, allow_any } = change;
+    let Change { name, owner, no_owner, note, no_note, scopes, expires_in, no_expiry, allow, allow_any } =
+        change;
     Patch {
         name,
         owner: owner.map(Some).or(no_owner.then_some(None)),
         note: note.map(Some).or(no_note.then_some(None)),
         scopes: scopes.map(Into::into),
-        expires_at: expires_in.map(|after| Some(from_now(after))),
+        expires_at: expires_in.map(|after| Some(from_now(after))).or(no_expiry.then_some(None)),
         allowed_addresses: allow.or(allow_any.then(Vec::new)),
-    }
-}
-
-async fn list(filter: Filter, session: &mut Session<'_>) -> Result<Outcome, Failure> {
-    const COLUMNS: [Column; 7] = [
-        Column::new("ID", KeyId::LEN, 9),
-        Column::new("KEY", 16, 7),
-        Column::new("STATUS", 8, 8),
-        Column::new("CREATED", 20, 3),
-        Column::new("LAST USED", 20, 5),
-        Column::elastic("OWNER", 12, 24, 2),
-        Column::new("NAME", 10, 6),
-    ];
-    let Filter { org, owner, environment, status, unused, older_than } = filter;
-    let filter = KeyFilter { org, owner, environment, status, unused_for: unused, older_than };
-    let table = session.table(&COLUMNS)?;
-    let mut after = None;
-    loop {
-        let command = KeyCommand::List { filter: filter.clone(), after, limit: PAGE };
-        let Reply::Keys { keys, next } = session.ask(Command::Keys(command)).await? else {
-            return Err(unexpected());
-        };
-        for key in keys {
-            if session.json {
-                session.print_json(&key)?;
-                continue;
-            }
-            let (id, created) = (key.id.to_string(), to_the_second(&key.created_at));
-            let last_used = key.last_used_at.as_deref().map_or_else(|| "never".to_owned(), to_the_second);
-            let owner = key.owner.as_deref().unwrap_or_default();
-            let row = table.row(&[&id, &key.key, &key.status, &created, &last_used, owner, &key.name]);
-            session.out.write_all(row.as_bytes())?;
-        }
-        if next.is_none() {
-            return Ok(Outcome::Done);
-        }
-        after = next;
     }
 }
 
@@ -317,18 +264,19 @@ async fn ask_and_show(
     match done {
         _ if session.json => session.print_json(&key)?,
         Some(done) => writeln!(session.out, "{done} {} ({})", key.id, key.name)?,
-        None => show(&key, session)?,
+        None => show(&key, session).await?,
     }
     Ok(Outcome::Done)
 }
 
-fn show(key: &KeyView, session: &mut Session<'_>) -> Result<(), Failure> {
+async fn show(key: &KeyView, session: &mut Session<'_>) -> Result<(), Failure> {
+    let org = org_name::described(key.organization_id, session).await;
     let joined = |list: &[Scope]| list.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ");
     let filled = |text: String| Some(text).filter(|text| !text.is_empty());
     session.print_fields(&[
         ("id", Some(key.id.to_string())),
         ("name", Some(key.name.clone())),
-        ("organisation", Some(key.organization_id.to_string())),
+        ("organisation", Some(org)),
         ("key", Some(key.key.clone())),
         ("environment", Some(key.environment.to_string())),
         ("status", Some(key.status.clone())),
@@ -374,7 +322,7 @@ async fn find(secret: Zeroizing<Vec<u8>>, session: &mut Session<'_>) -> Result<O
             if session.json {
                 session.print_json(&serde_json::json!({ "key": key, "opens": opens }))?;
             } else {
-                show(&key, session)?;
+                show(&key, session).await?;
                 let opens = if opens { "valid" } else { "no longer valid" };
                 session.print_fields(&[("this secret     ", Some(opens.to_owned()))])?;
             }
@@ -383,30 +331,6 @@ async fn find(secret: Zeroizing<Vec<u8>>, session: &mut Session<'_>) -> Result<O
         Reply::KeyNotFound => Err("no key has this secret".into()),
         _ => Err(unexpected()),
     }
-}
-
-/// Reads ids from the output of `keys list`, or from any text with an id at the beginning of each line.
-fn read_ids(lines: &mut impl BufRead) -> Result<Vec<KeyId>, Failure> {
-    let mut ids = Vec::new();
-    for (n, line) in lines.lines().enumerate() {
-        let line = line.map_err(|error| format!("cannot read the ids: {error}"))?;
-        let line = line.trim();
-        if line.is_empty() || n == 0 && line.starts_with("ID ") {
-            continue;
-        }
-        let id = if line.starts_with('{') {
-            serde_json::from_str::<serde_json::Value>(line)
-                .ok()
-                .and_then(|key| Some(key.get("id")?.as_str()?.to_owned()))
-        } else {
-            line.split_whitespace().next().map(str::to_owned)
-        };
-        let id = id.and_then(|id| KeyId::parse(&id).ok());
-        ids.push(id.ok_or_else(|| format!("line {} contains no key id; no key was revoked", n + 1))?);
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
 }
 
 fn show_secret(reply: &Reply, done: &str, session: &mut Session<'_>) -> Result<Outcome, Failure> {
@@ -452,19 +376,5 @@ mod tests {
         for odd in ["500ms", "1s 1ns", "1", "-1s", ""] {
             assert!(parse_overlap(odd).is_err(), "{odd}");
         }
-    }
-
-    #[test]
-    fn ids_are_read_from_tables_and_from_json_and_a_line_without_an_id_is_an_error() {
-        let (one, two) = ("key_01J9ZQ6T5N8XKD3V4WPYB7C2HM", "key_01J9ZQ6T5N8XKD3V4WPYB7C2HN");
-        let read = |text: &str| read_ids(&mut text.as_bytes()).map_err(|failure| format!("{failure:?}"));
-        let ids = vec![KeyId::parse(one).unwrap(), KeyId::parse(two).unwrap()];
-        assert_eq!(read(&format!("ID   KEY\n{two}  fh_live_sk_…wxyz\n\n{one}\n{two}")), Ok(ids.clone()));
-        assert_eq!(
-            read(&format!("{{\"object\":\"api_key\",\"id\":\"{one}\"}}\n{{\"id\":\"{two}\"}}")),
-            Ok(ids)
-        );
-        assert!(read(&format!("{one}\nfh_live_sk_")).unwrap_err().contains("line 2"));
-        assert!(read("{\"name\":\"x\"}").unwrap_err().contains("line 1"));
     }
 }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod audit;
+mod audit_list;
 mod check;
 mod completions;
 mod demo;
@@ -11,18 +12,22 @@ mod dev;
 mod duration;
 mod files;
 mod init;
+mod key_list;
 mod keys;
 mod migrate;
 mod operator;
+mod org_name;
 mod orgs;
 mod reseal;
 mod revoke;
+mod secrecy;
 mod serve;
 mod shape;
 mod store;
 mod table;
 mod token_list;
 mod transfer;
+mod unreachable;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -48,7 +53,7 @@ Examples:
   keygate init gateway                            write a configuration into the folder `gateway`
   keygate check --config gateway/keygate.toml     show all mistakes in it
   keygate serve --config gateway/keygate.toml     run the gateway
-  keygate keys create --name 'my service'         create a key; see `keygate keys --help`
+  keygate keys create --name jobs --all-scopes    create a key; see `keygate keys --help`
   keygate orgs list                               list the organisations
   keygate audit verify                            check that the audit trail has not been altered
   keygate store status                            show the state of the store
@@ -137,12 +142,14 @@ pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let typed = secrecy::Typed::among(&arguments);
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(usage) => return print_usage(&usage),
+        Err(usage) => return print_usage(usage, &typed),
     };
     // Not locked: while a gateway runs, its other threads also write.
-    let (out, err) = (&mut io::stdout(), &mut io::stderr());
+    let (out, err) = (&mut io::stdout(), &mut secrecy::Hiding::new(io::stderr(), typed));
     let outcome = match cli.command {
         Command::Dev(args) => dev::run(&args, environment, out, err),
         Command::Serve(args) => serve::run(&args, environment, err),
@@ -157,6 +164,7 @@ pub fn run(
         Command::OpenApi => write!(out, "{DESCRIPTION}").map(|()| Outcome::Done),
     };
     // The output cannot be written, so the error cannot be reported either.
+    let outcome = outcome.and_then(|outcome| err.flush().map(|()| outcome));
     outcome.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
@@ -185,9 +193,10 @@ fn refuse(mistakes: &Mistakes, err: &mut impl Write) -> io::Result<Outcome> {
 }
 
 /// Prints help to standard output and succeeds, or prints a wrong argument to standard error and fails.
-fn print_usage(usage: &clap::Error) -> ExitCode {
-    let printed = usage.print().is_ok();
-    if usage.use_stderr() {
+fn print_usage(usage: clap::Error, typed: &secrecy::Typed) -> ExitCode {
+    let wrong = usage.use_stderr();
+    let printed = typed.print_usage(usage).is_ok();
+    if wrong {
         Outcome::Unusable.into()
     } else if printed {
         Outcome::Done.into()

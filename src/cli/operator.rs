@@ -18,7 +18,8 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use super::table::{Column, Table};
-use super::{Outcome, load};
+use super::unreachable::explain;
+use super::{Outcome, dev, load};
 use crate::app::{KeyTools, StoreError, open_store};
 use crate::config::{Config, StoreSettings};
 use crate::lifecycle::{Lifecycle, Origin};
@@ -55,8 +56,9 @@ pub(super) trait Act: Subcommand {
 #[derive(Debug, clap::Args)]
 pub(super) struct Access {
     /// The gateway's configuration file. The command goes to the gateway's admin socket or, if no gateway runs, to its store
-    #[arg(long, short, value_name = "FILE", default_value = "keygate.toml", global = true)]
-    config: PathBuf,
+    /// [default: keygate.toml, or that of `keygate dev` in .keygate]
+    #[arg(long, short, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
     /// Send the command to a gateway on another machine: the address in its admin.listen, as in http://127.0.0.1:9465
     #[arg(long, value_name = "URL", value_parser = parse_url, global = true)]
     admin_url: Option<Authority>,
@@ -66,6 +68,9 @@ pub(super) struct Access {
     /// Print JSON instead of text
     #[arg(long, global = true)]
     json: bool,
+    /// Why you make a change; the audit trail shows it
+    #[arg(long, value_name = "TEXT", global = true)]
+    reason: Option<String>,
 }
 
 fn parse_url(text: &str) -> Result<Authority, &'static str> {
@@ -89,6 +94,8 @@ fn parse_url(text: &str) -> Result<Authority, &'static str> {
 pub(super) enum Failure {
     /// A message for the operator.
     Told(String),
+    /// The arguments do not say enough.
+    Usage(String),
     /// The output cannot be written.
     Output(io::Error),
 }
@@ -126,7 +133,8 @@ pub(super) fn run(
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (operator, json) = (Arc::new(operator), access.json);
-    let mut session = Session { operator, environment, json, out: BufWriter::new(out), err };
+    let mut session =
+        Session { operator, reason: access.reason, environment, json, out: BufWriter::new(out), err };
     let acted = runtime.block_on(action.act(&mut session));
     session.out.flush()?;
     match acted {
@@ -135,6 +143,10 @@ pub(super) fn run(
         Err(Failure::Told(message)) => {
             writeln!(session.err, "keygate: {message}")?;
             Ok(Outcome::Refused)
+        }
+        Err(Failure::Usage(message)) => {
+            writeln!(session.err, "keygate: {message}")?;
+            Ok(Outcome::Unusable)
         }
     }
 }
@@ -164,7 +176,8 @@ fn reach(
             writeln!(err, "keygate: --token-file needs --admin-url; add it, or remove --token-file")?;
             return Ok(Err(Outcome::Unusable));
         }
-        let loaded = load(&access.config, environment.iter().cloned(), err)?;
+        let path = configuration(access.config.as_deref(), err)?;
+        let loaded = load(&path, environment.iter().cloned(), err)?;
         return Ok(loaded.map(|mut config| {
             let socket = config.admin.socket.take();
             Operator::Local { socket, config: config.into(), store: OnceCell::new() }
@@ -177,6 +190,20 @@ fn reach(
             Ok(Err(Outcome::Unusable))
         }
     }
+}
+
+/// The configuration that is named, or the one of this folder: first its own, then that of a demonstration.
+fn configuration(named: Option<&Path>, err: &mut impl Write) -> io::Result<PathBuf> {
+    let own = PathBuf::from("keygate.toml");
+    let dev = Path::new(dev::FOLDER).join(&own);
+    Ok(match named {
+        Some(path) => path.to_owned(),
+        None if own.exists() || !dev.exists() => own,
+        None => {
+            writeln!(err, "keygate: this is the demonstration of `keygate dev`: {}", dev.display())?;
+            dev
+        }
+    })
 }
 
 fn find_token(file: Option<&Path>, environment: &[(OsString, OsString)]) -> Result<Secret, String> {
@@ -197,25 +224,20 @@ fn find_token(file: Option<&Path>, environment: &[(OsString, OsString)]) -> Resu
 }
 
 impl Operator {
-    async fn ask(&self, command: Command) -> Result<Reply, String> {
-        let order = Order { operator: operator_name(), command };
+    async fn ask(&self, command: Command, reason: Option<String>) -> Result<Reply, String> {
+        let order = Order { operator: operator_name(), reason, command };
         let (socket, config, store) = match self {
             Self::Local { socket, config, store } => (socket, config, store),
             Self::Remote { authority, token } => {
                 let way = Way::Remote { authority, token };
-                return admin::call(way, &order).await.map_err(|error| match error {
-                    ClientError::Absent => format!(
-                        "no gateway answers at {authority}; check the address, and that \
-                         the gateway runs"
-                    ),
-                    error => error.to_string(),
-                });
+                return admin::call(way, &order).await.map_err(|error| explain(&error, way));
             }
         };
         if let (Some(socket), false) = (socket, store.initialized()) {
-            match admin::call(Way::Socket(socket), &order).await {
+            let way = Way::Socket(socket);
+            match admin::call(way, &order).await {
                 Err(ClientError::Absent) => {}
-                replied => return replied.map_err(|error| error.to_string()),
+                replied => return replied.map_err(|error| explain(&error, way)),
             }
         }
         let open = async || {
@@ -229,7 +251,10 @@ impl Operator {
 
 async fn execute(lifecycle: &Lifecycle, order: Order) -> Reply {
     let origin = admin::local_operator(&order.operator, getuid().as_raw());
-    admin::execute(lifecycle, &origin, order.command).await
+    match origin.because(order.reason.as_deref()) {
+        Ok(origin) => admin::execute(lifecycle, &origin, order.command).await,
+        Err(mistake) => Reply::Failed { message: mistake.to_string() },
+    }
 }
 
 fn open(config: &Config) -> Result<Lifecycle, String> {
@@ -290,6 +315,7 @@ fn answered(replied: Result<Reply, String>) -> Result<Reply, Failure> {
 /// A command while it runs: its executor and its outputs.
 pub(super) struct Session<'s> {
     operator: Arc<Operator>,
+    reason: Option<String>,
     environment: Vec<(OsString, OsString)>,
     pub(super) json: bool,
     pub(super) out: BufWriter<&'s mut dyn Write>,
@@ -326,13 +352,13 @@ impl Session<'_> {
     /// # Errors
     /// The reason of a failure, here or in the gateway.
     pub(super) async fn ask(&mut self, command: Command) -> Result<Reply, Failure> {
-        answered(self.operator.ask(command).await)
+        answered(self.operator.ask(command, self.reason.clone()).await)
     }
 
     /// Begins to execute a command and returns at once.
     pub(super) fn begin(&self, command: Command) -> Begun {
-        let operator = Arc::clone(&self.operator);
-        Begun(tokio::spawn(async move { operator.ask(command).await }))
+        let (operator, reason) = (Arc::clone(&self.operator), self.reason.clone());
+        Begun(tokio::spawn(async move { operator.ask(command, reason).await }))
     }
 
     /// Prints one line of JSON.
@@ -352,7 +378,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Begins a table, as wide as the terminal if the output is one. Prints its head, except with `--json`.
+    /// Begins a table, as wide as the terminal if the output is one. Prints its head, except with `--json`; so the first
+    /// answer comes before it, and a failed command prints nothing on standard output.
     pub(super) fn table(&mut self, columns: &'static [Column]) -> Result<Table, Failure> {
         let stdout = io::stdout();
         let width =
@@ -377,29 +404,25 @@ impl Session<'_> {
         }
     }
 
-    /// Asks for confirmation on the terminal, except with `yes`.
+    /// Asks for confirmation on the terminal.
     ///
     /// # Errors
     /// If the answer is no, or standard input or standard error is not a terminal.
-    pub(super) fn confirm(&mut self, question: &str, yes: bool) -> Result<(), Failure> {
-        if yes || self.asked(question, Asked::OnStdin)? { Ok(()) } else { Err("nothing was changed".into()) }
+    pub(super) fn confirm(&mut self, question: &str) -> Result<(), Failure> {
+        if self.asked(question, Asked::OnStdin)? { Ok(()) } else { Err("nothing was changed".into()) }
     }
 
     /// As [`Self::confirm`], but reads the answer from `/dev/tty`, because standard input has other data.
-    pub(super) fn confirm_beside_stdin(&mut self, question: &str, yes: bool) -> Result<(), Failure> {
-        if yes || self.asked(question, Asked::OnTerminal)? {
-            Ok(())
-        } else {
-            Err("nothing was changed".into())
-        }
+    pub(super) fn confirm_beside_stdin(&mut self, question: &str) -> Result<(), Failure> {
+        if self.asked(question, Asked::OnTerminal)? { Ok(()) } else { Err("nothing was changed".into()) }
     }
 
     fn asked(&mut self, question: &str, place: Asked) -> Result<bool, Failure> {
-        const NO_TERMINAL: &str = "not a terminal: pass --yes";
+        let no_terminal = || format!("not a terminal: pass --yes to say yes to this: {question}");
         let interactive =
             io::stderr().is_terminal() && (matches!(place, Asked::OnTerminal) || io::stdin().is_terminal());
         if !interactive {
-            return Err(NO_TERMINAL.into());
+            return Err(no_terminal().into());
         }
         self.out.flush()?;
         write!(self.err, "{question} [y/N] ").and_then(|()| self.err.flush())?;
@@ -407,7 +430,7 @@ impl Session<'_> {
         match place {
             Asked::OnStdin => io::stdin().lock().read_line(&mut answer)?,
             Asked::OnTerminal => {
-                let terminal = std::fs::File::open("/dev/tty").map_err(|_| NO_TERMINAL)?;
+                let terminal = std::fs::File::open("/dev/tty").map_err(|_| no_terminal())?;
                 BufReader::new(terminal).read_line(&mut answer)?
             }
         };

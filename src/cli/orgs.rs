@@ -1,62 +1,73 @@
-//! `keygate orgs`: creating, listing, suspending, resuming and verifying organisations.
+//! `keygate orgs`: creating, listing, renaming, suspending, resuming and verifying organisations.
 
 use std::io::Write;
 
 use clap::Subcommand;
 
-use super::Outcome;
 use super::operator::{Act, Failure, Session, to_the_second, unexpected};
+use super::org_name::{OrgName, next_orgs};
+use super::secrecy::parse_shown_text;
 use super::table::Column;
+use super::{Outcome, org_name};
 use crate::lifecycle::OrgView;
 use crate::operators::admin::{Command, OrgCommand, Reply, StoreCommand};
 use crate::vocabulary::id::OrgId;
 
-/// The number of organisations that one request for a list returns.
-const PAGE: usize = 500;
-/// The name of the organisation that is created with the first key.
-const FIRST_ORG: &str = "default";
+/// The most organisations that a message lists.
+const LISTED: usize = 5;
 
-/// Create, list, suspend, resume and verify organisations
+/// Create, list, rename, suspend, resume and verify organisations
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
   keygate orgs create 'Example Ltd'
   keygate orgs list
+  keygate orgs rename 'Example Ltd' 'Example Group'
   keygate orgs suspend org_01J9ZQ6T5N8XKD3V4WPYB7C2HM")]
 pub(super) enum Action {
     /// Create an organisation
     Create {
         /// The name of the organisation
+        #[arg(value_name = "NAME", value_parser = parse_shown_text)]
         name: String,
     },
     /// List organisations, newest first
     List,
     /// Show an organisation
     Show {
-        /// The id of the organisation
-        #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
-        id: OrgId,
+        /// The organisation, by its id or its name
+        #[arg(value_name = "ORG", value_parser = OrgName::parse)]
+        org: OrgName,
+    },
+    /// Give an organisation another name
+    Rename {
+        /// The organisation, by its id or its name
+        #[arg(value_name = "ORG", value_parser = OrgName::parse)]
+        org: OrgName,
+        /// The new name
+        #[arg(value_name = "NAME", value_parser = parse_shown_text)]
+        name: String,
     },
     /// Refuse all keys of an organisation until it is resumed
     Suspend {
-        /// The id of the organisation
-        #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
-        id: OrgId,
+        /// The organisation, by its id or its name
+        #[arg(value_name = "ORG", value_parser = OrgName::parse)]
+        org: OrgName,
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
     /// Resume a suspended organisation
     Resume {
-        /// The id of the organisation
-        #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
-        id: OrgId,
+        /// The organisation, by its id or its name
+        #[arg(value_name = "ORG", value_parser = OrgName::parse)]
+        org: OrgName,
     },
     /// Verify an organisation that signed up, so that its keys are accepted; needed with signup.verification = true
     Verify {
-        /// The id of the organisation
-        #[arg(value_name = "ORG_ID", value_parser = OrgId::parse)]
-        id: OrgId,
+        /// The organisation, by its id or its name
+        #[arg(value_name = "ORG", value_parser = OrgName::parse)]
+        org: OrgName,
     },
 }
 
@@ -68,13 +79,25 @@ impl Act for Action {
                 begin(session).await?;
                 (OrgCommand::Create { name }, Some("created"))
             }
-            Self::Show { id } => (OrgCommand::Show { id }, None),
-            Self::Suspend { id, yes } => {
-                session.confirm(&format!("Refuse all requests with keys of {id}?"), yes)?;
+            Self::Show { org } => (OrgCommand::Show { id: org.id(session).await? }, None),
+            Self::Suspend { org, yes } => {
+                let id = org.id(session).await?;
+                if !yes {
+                    let org = org_name::show(id, session).await?;
+                    session.confirm(&format!(
+                        "Refuse all requests with keys of {} ({id}, {}, created {})?",
+                        org.name,
+                        org.email.as_deref().unwrap_or("no e-mail address"),
+                        to_the_second(&org.created_at)
+                    ))?;
+                }
                 (OrgCommand::Suspend { id }, Some("suspended"))
             }
-            Self::Resume { id } => (OrgCommand::Resume { id }, Some("resumed")),
-            Self::Verify { id } => (OrgCommand::Verify { id }, Some("verified")),
+            Self::Rename { org, name } => {
+                (OrgCommand::Rename { id: org.id(session).await?, name }, Some("renamed"))
+            }
+            Self::Resume { org } => (OrgCommand::Resume { id: org.id(session).await? }, Some("resumed")),
+            Self::Verify { org } => (OrgCommand::Verify { id: org.id(session).await? }, Some("verified")),
         };
         let Reply::Org(org) = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
         match done {
@@ -101,9 +124,10 @@ async fn list(session: &mut Session<'_>) -> Result<Outcome, Failure> {
         Column::elastic("E-MAIL", 24, 32, 4),
         Column::new("NAME", 10, 7),
     ];
-    let table = session.table(&COLUMNS)?;
     let mut after = None;
-    while let Some(orgs) = next_orgs(&mut after, session).await? {
+    let mut page = next_orgs(&mut after, session).await?;
+    let table = session.table(&COLUMNS)?;
+    while let Some(orgs) = page {
         for org in orgs {
             if session.json {
                 session.print_json(&org)?;
@@ -113,19 +137,9 @@ async fn list(session: &mut Session<'_>) -> Result<Outcome, Failure> {
             let email = org.email.as_deref().unwrap_or_default();
             session.out.write_all(table.row(&[&id, &org.status, &created, email, &org.name]).as_bytes())?;
         }
+        page = next_orgs(&mut after, session).await?;
     }
     Ok(Outcome::Done)
-}
-
-/// The next page of organisations; `None` after the last.
-pub(super) async fn next_orgs(
-    after: &mut Option<OrgId>,
-    session: &mut Session<'_>,
-) -> Result<Option<Vec<OrgView>>, Failure> {
-    let command = OrgCommand::List { after: *after, limit: PAGE };
-    let Reply::Orgs { orgs } = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
-    *after = orgs.last().map(|org| org.id).or(*after);
-    Ok(Some(orgs).filter(|orgs| !orgs.is_empty()))
 }
 
 /// Creates the store if there never was one, before the first organisation or key is created.
@@ -136,34 +150,47 @@ async fn begin(session: &mut Session<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The organisation to use without `--org`: the only one, or a new one if there is none.
-pub(super) async fn only_org(session: &mut Session<'_>) -> Result<OrgId, Failure> {
+/// The organisation of a new key: the one that is named, or the only one. The first organisation of a store is created with
+/// the name that is given.
+///
+/// # Errors
+/// If it is not clear which organisation is meant.
+pub(super) async fn owner_of_new_key(
+    named: Option<&OrgName>,
+    session: &mut Session<'_>,
+) -> Result<OrgId, Failure> {
+    if let Some(OrgName::Id(id)) = named {
+        return Ok(*id);
+    }
     begin(session).await?;
-    match the_org(session).await? {
-        Some(id) => Ok(id),
-        None => {
-            let command = OrgCommand::Create { name: FIRST_ORG.to_owned() };
-            match session.ask(Command::Orgs(command)).await? {
-                Reply::Org(org) => Ok(org.id),
-                _ => Err(unexpected()),
-            }
+    let command = OrgCommand::List { after: None, limit: LISTED + 1 };
+    let Reply::Orgs { orgs } = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
+    match (named, orgs.as_slice()) {
+        (Some(OrgName::Name(name)), []) => create_first(name, session).await,
+        (Some(OrgName::Name(name)), _) => {
+            org_name::find(name, session).await?.ok_or_else(|| org_name::nobody(name))
         }
+        (_, []) => {
+            Err("there is no organisation yet; name the first one, as in --org 'Example Ltd'".into())
+        }
+        (_, [OrgView { id, .. }]) => Ok(*id),
+        (_, orgs) if orgs.len() > LISTED => Err(format!(
+            "there are more than {LISTED} organisations; say whose key this is: pass --org with an id or a name \
+             (`keygate orgs list` shows all)"
+        )
+        .into()),
+        (_, orgs) => Err(format!(
+            "there are {} organisations; say whose key this is: {}",
+            orgs.len(),
+            org_name::as_arguments(orgs)
+        )
+        .into()),
     }
 }
 
-/// The only organisation, if there is exactly one.
-///
-/// # Errors
-/// If there are several.
-pub(super) async fn the_org(session: &mut Session<'_>) -> Result<Option<OrgId>, Failure> {
-    let command = OrgCommand::List { after: None, limit: 2 };
-    let Reply::Orgs { orgs } = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
-    match orgs.as_slice() {
-        [] => Ok(None),
-        [OrgView { id, .. }] => Ok(Some(*id)),
-        _ => {
-            Err("there is more than one organisation; pass --org ORG_ID (`keygate orgs list` shows the ids)"
-                .into())
-        }
-    }
+async fn create_first(name: &str, session: &mut Session<'_>) -> Result<OrgId, Failure> {
+    let command = OrgCommand::Create { name: name.to_owned() };
+    let Reply::Org(org) = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
+    session.remark(&format!("created the first organisation, {} ({})", org.name, org.id));
+    Ok(org.id)
 }

@@ -1,11 +1,15 @@
 //! `keygate keys revoke`: keys, and with `--with-children` what was made with them.
 
-use std::io::Write;
+use std::io::{self, BufRead, Write};
 
 use super::Outcome;
-use super::operator::{Failure, Session, unexpected};
+use super::operator::{Failure, Session, to_the_second, unexpected};
+use super::org_name;
 use crate::operators::admin::{Command, KeyCommand, Reply};
 use crate::vocabulary::id::KeyId;
+
+/// The most keys that a question shows one by one.
+const SHOWN: usize = 20;
 
 /// How the operator is asked before keys are revoked.
 #[derive(Clone, Copy, Debug)]
@@ -17,21 +21,25 @@ pub(super) struct Confirmation {
 }
 
 pub(super) async fn revoke(
-    ids: &[KeyId],
+    mut ids: Vec<KeyId>,
     with_children: bool,
     confirmation: Confirmation,
     session: &mut Session<'_>,
 ) -> Result<Outcome, Failure> {
+    let Confirmation { stdin, yes } = confirmation;
+    if stdin {
+        ids = read_ids(&mut io::stdin().lock())?;
+    }
+    if ids.is_empty() {
+        return Err("standard input contains no key ids".into());
+    }
     let mut targets = Vec::with_capacity(ids.len());
-    for id in ids {
+    for id in &ids {
         targets.push((*id, if with_children { Some(count(*id, session).await?) } else { None }));
     }
-    let Confirmation { stdin, yes } = confirmation;
-    let question = question(&targets)?;
-    if stdin {
-        session.confirm_beside_stdin(&question, yes)?;
-    } else {
-        session.confirm(&question, yes)?;
+    if !yes {
+        let question = question(&targets, session).await?;
+        if stdin { session.confirm_beside_stdin(&question)? } else { session.confirm(&question)? }
     }
     let mut failed = 0_usize;
     for (id, children) in &targets {
@@ -50,18 +58,29 @@ pub(super) async fn revoke(
     Err(format!("{failed} of {} keys were not revoked", ids.len()).into())
 }
 
-/// The question for these keys, each with the number of keys that were made with it.
-fn question(targets: &[(KeyId, Option<usize>)]) -> Result<String, Failure> {
+/// The question for these keys, each with the number of keys that were made with it. Several are shown above it, one on
+/// each line.
+async fn question(targets: &[(KeyId, Option<usize>)], session: &mut Session<'_>) -> Result<String, Failure> {
     let children = targets.iter().find_map(|(_, children)| *children).map(|_| {
         let count: usize = targets.iter().filter_map(|(_, children)| *children).sum();
         format!(" and the {} made with {}", keys(count), if targets.len() == 1 { "it" } else { "them" })
     });
     let children = children.unwrap_or_default();
-    match targets {
-        [] => Err("standard input contains no key ids".into()),
-        [(id, _)] => Ok(format!("Revoke {id}{children}? This cannot be undone.")),
-        _ => Ok(format!("Revoke {}{children}? This cannot be undone.", keys(targets.len()))),
+    if let [(id, _)] = targets {
+        return Ok(format!("Revoke {}{children}? This cannot be undone.", describe(*id, session).await?));
     }
+    for (id, _) in targets.iter().take(SHOWN) {
+        let shown = match describe(*id, session).await {
+            Ok(shown) => shown,
+            Err(Failure::Told(message)) => format!("{id}: {message}"),
+            Err(gone) => return Err(gone),
+        };
+        writeln!(session.err, "  {shown}")?;
+    }
+    if targets.len() > SHOWN {
+        writeln!(session.err, "  … and {} more", targets.len() - SHOWN)?;
+    }
+    Ok(format!("Revoke these {}{children}? This cannot be undone.", keys(targets.len())))
 }
 
 fn keys(count: usize) -> String {
@@ -91,4 +110,64 @@ async fn revoke_one(id: KeyId, confirmed: Option<usize>, session: &mut Session<'
     let children = descendants.filter(|count| *count > 0);
     let children = children.map(|count| format!(", and {} made with it", keys(count))).unwrap_or_default();
     Ok(writeln!(session.out, "revoked {} ({}){children}", key.id, key.name)?)
+}
+
+/// A key, by what tells an operator whether it is the right one.
+///
+/// # Errors
+/// If there is no such key.
+pub(super) async fn describe(id: KeyId, session: &mut Session<'_>) -> Result<String, Failure> {
+    let Reply::Key { key } = session.ask(Command::Keys(KeyCommand::Show { id })).await? else {
+        return Err(unexpected());
+    };
+    let org = org_name::described(key.organization_id, session).await;
+    let owner = key.owner.map_or_else(|| "no owner".to_owned(), |owner| format!("owner {owner}"));
+    let used = key
+        .last_used_at
+        .as_deref()
+        .map_or_else(|| "never used".to_owned(), |at| format!("last used {}", to_the_second(at)));
+    Ok(format!("{id} ({:?}, {owner}, organisation {org}, {}, {used})", key.name, key.status))
+}
+
+/// Reads ids from the output of `keys list`, or from any text with an id at the beginning of each line.
+fn read_ids(lines: &mut impl BufRead) -> Result<Vec<KeyId>, Failure> {
+    let mut ids = Vec::new();
+    for (n, line) in lines.lines().enumerate() {
+        let line = line.map_err(|error| format!("cannot read the ids: {error}"))?;
+        let line = line.trim();
+        if line.is_empty() || n == 0 && line.starts_with("ID ") {
+            continue;
+        }
+        let id = if line.starts_with('{') {
+            serde_json::from_str::<serde_json::Value>(line)
+                .ok()
+                .and_then(|key| Some(key.get("id")?.as_str()?.to_owned()))
+        } else {
+            line.split_whitespace().next().map(str::to_owned)
+        };
+        let id = id.and_then(|id| KeyId::parse(&id).ok());
+        ids.push(id.ok_or_else(|| format!("line {} contains no key id; no key was revoked", n + 1))?);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_read_from_tables_and_from_json_and_a_line_without_an_id_is_an_error() {
+        let (one, two) = ("key_01J9ZQ6T5N8XKD3V4WPYB7C2HM", "key_01J9ZQ6T5N8XKD3V4WPYB7C2HN");
+        let read = |text: &str| read_ids(&mut text.as_bytes()).map_err(|failure| format!("{failure:?}"));
+        let ids = vec![KeyId::parse(one).unwrap(), KeyId::parse(two).unwrap()];
+        assert_eq!(read(&format!("ID   KEY\n{two}  fh_live_sk_…wxyz\n\n{one}\n{two}")), Ok(ids.clone()));
+        assert_eq!(
+            read(&format!("{{\"object\":\"api_key\",\"id\":\"{one}\"}}\n{{\"id\":\"{two}\"}}")),
+            Ok(ids)
+        );
+        assert!(read(&format!("{one}\nfh_live_sk_")).unwrap_err().contains("line 2"));
+        assert!(read("{\"name\":\"x\"}").unwrap_err().contains("line 1"));
+    }
 }

@@ -69,7 +69,9 @@ impl Act for Action {
                 Ok(if status.trouble.is_none() { Outcome::Done } else { Outcome::Refused })
             }
             Self::Accept { yes } => {
-                session.confirm("Accept the store, and refuse all keys that it does not contain?", yes)?;
+                if !yes {
+                    session.confirm("Accept the store, and refuse all keys that it does not contain?")?;
+                }
                 let Reply::StoreAccepted { acceptance } =
                     session.ask(Command::Store(StoreCommand::Accept)).await?
                 else {

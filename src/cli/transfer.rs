@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::Outcome;
 use super::operator::{Begun, Failure, Session, unexpected};
+use super::org_name::OrgName;
 use super::shape::{Reading, Scheme, Shapes};
 use crate::lifecycle::{Imported, ImportedKey, Marks, MovedKey, Rehearsal};
 use crate::operators::admin::{Command, KeyCommand, Reply};
@@ -58,9 +59,9 @@ pub(super) struct Import {
     /// The file with the keys, or - for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The organisation of the keys that have no organization_id
-    #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
-    org: Option<OrgId>,
+    /// The organisation of the keys that have no organization_id, by its id or its name
+    #[arg(long, value_name = "ORG", value_parser = OrgName::parse)]
+    org: Option<OrgName>,
     /// What the imported keys look like: their prefix, and :no-checksum if keygate has not made them
     #[arg(long, value_name = "PREFIX[:no-checksum]", value_parser = Scheme::parse)]
     scheme: Option<Scheme>,
@@ -85,9 +86,9 @@ pub(super) struct Import {
      not exported."
 )]
 pub(super) struct Export {
-    /// Only keys of this organisation
-    #[arg(long, value_name = "ORG_ID", value_parser = OrgId::parse)]
-    org: Option<OrgId>,
+    /// Only keys of this organisation, by its id or its name
+    #[arg(long, value_name = "ORG", value_parser = OrgName::parse)]
+    org: Option<OrgName>,
 }
 
 /// The results of an import so far.
@@ -121,7 +122,8 @@ pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Ou
         shapes.check(scheme)?;
     }
     let secrets = shapes.filter(|_| args.secrets);
-    let reading = Reading { org: args.org, scheme: args.scheme, secrets, scopes: args.scopes };
+    let org = id_of(args.org.as_ref(), session).await?;
+    let reading = Reading { org, scheme: args.scheme, secrets, scopes: args.scopes };
     let mut lines = Lines { input: open(&args.file, args.secrets)?, number: 0 };
     let mut import = Importing { rehearsal: args.dry_run.then(Rehearsal::default), ..Importing::default() };
     import.tally.shape_known = shape_known;
@@ -155,6 +157,13 @@ pub(super) async fn import(args: Import, session: &mut Session<'_>) -> Result<Ou
     }
     summarise(&import.tally, args.dry_run, session)?;
     Ok(if import.tally.refused == 0 { Outcome::Done } else { Outcome::Refused })
+}
+
+async fn id_of(org: Option<&OrgName>, session: &mut Session<'_>) -> Result<Option<OrgId>, Failure> {
+    match org {
+        Some(org) => org.id(session).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 fn open(path: &Path, has_secrets: bool) -> Result<Box<dyn BufRead>, Failure> {
@@ -290,7 +299,7 @@ fn stopped_at(numbers: &[u64], failure: Failure) -> Failure {
         Failure::Told(message) => Failure::Told(format!(
             "{message}; all lines before line {first} are done: run the import again with --from-line {first}"
         )),
-        gone @ Failure::Output(_) => gone,
+        other @ (Failure::Usage(_) | Failure::Output(_)) => other,
     }
 }
 
@@ -319,10 +328,11 @@ fn summarise(tally: &Tally, rehearsal: bool, session: &mut Session<'_>) -> Resul
 }
 
 pub(super) async fn export(args: &Export, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let org = id_of(args.org.as_ref(), session).await?;
     let mut after: Option<KeyId> = None;
     let (mut count, mut peppered) = (0_usize, false);
     loop {
-        let command = KeyCommand::Export { org: args.org, after, limit: PAGE };
+        let command = KeyCommand::Export { org, after, limit: PAGE };
         let Reply::ExportedKeys { keys, has_more } = session.ask(Command::Keys(command)).await? else {
             return Err(unexpected());
         };

@@ -59,6 +59,16 @@ impl Draft {
     }
 }
 
+/// What is so after the change, and why it was made.
+fn with_reason(after: Option<Value>, reason: Option<&str>) -> Option<Value> {
+    let Some(reason) = reason else { return after };
+    let mut after = after.unwrap_or_else(|| Map::new().into());
+    if let Some(fields) = after.as_object_mut() {
+        fields.insert("reason".to_owned(), reason.into());
+    }
+    Some(after)
+}
+
 impl Lifecycle {
     /// The entry of a drafted record, which follows `head` in `trail`.
     pub(super) fn append(
@@ -80,7 +90,7 @@ impl Lifecycle {
             environment,
             target,
             before,
-            after,
+            after: with_reason(after, origin.reason.as_deref()),
         };
         // Made of strings, numbers and JSON, so nothing in it can fail to be written.
         let text = serde_json::to_vec(&record).map_err(StoreFault::failed)?;

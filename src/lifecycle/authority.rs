@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::error::{Escalation, LifecycleError};
+use super::input::patch::Room;
 use super::principal::{CallingKey, Origin, Principal};
 use crate::store::{Seen, Store};
 use crate::vocabulary::clock::UnixMillis;
@@ -184,6 +185,15 @@ impl<'s> Authority<'s> {
             return Err(LifecycleError::Escalation(Escalation::WiderAddresses));
         }
         Ok(())
+    }
+
+    /// How far the principal may change a key. Only an operator may give a key rights that it does not have: a key never
+    /// can, not even to another key.
+    pub(super) const fn room(self, origin: &Origin) -> Room {
+        match (self, &origin.principal) {
+            (Self::Unbounded, Principal::Operator(_)) => Room::Wider { has_reason: origin.reason.is_some() },
+            (Self::Unbounded | Self::Bounded(..), _) => Room::Narrower,
+        }
     }
 
     /// The scopes of a new key whose maker does not name any.

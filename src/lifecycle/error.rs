@@ -85,7 +85,7 @@ pub enum LifecycleError {
     SecretEnding(UnixMillis),
     #[error("{0} is revoked")]
     Revoked(KeyId),
-    #[error("{0} has expired")]
+    #[error("{0} has expired; an operator can give it a later end")]
     Expired(KeyId),
     #[error("there are as many live keys as there may be")]
     Full(Full),

@@ -154,6 +154,21 @@ impl Lifecycle {
         self.change_org(origin, line, id, AuditKind::OrgVerified, |org, _| org.pending = false).await
     }
 
+    /// Gives an organisation another name.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::suspend_org`].
+    pub async fn rename_org(
+        &self,
+        origin: &Origin,
+        id: OrgId,
+        name: &str,
+    ) -> Result<Changed<OrgRecord>, LifecycleError> {
+        let name = parse_name(name).map_err(|error| LifecycleError::Invalid(vec![error]))?;
+        let line = Lane::Making.of(Trail::Org(id));
+        self.change_org(origin, line, id, AuditKind::OrgRenamed, |org, _| org.name.clone_from(&name)).await
+    }
+
     async fn change_org(
         &self,
         origin: &Origin,
@@ -169,6 +184,7 @@ impl Lifecycle {
             let mutation = Mutation {
                 org: Some(Change::Update { rev: *rev, record: record.clone() }),
                 subjects: vec![Subject::Org(id)],
+                needs: kind.needs(),
                 ..Mutation::default()
             };
             Ok(Decided::commit(mutation, draft, record))

@@ -9,11 +9,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::input::fields::parse_text;
 use super::presence::Presence;
 use crate::vocabulary::audit::PrincipalName;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::{Digest, Environment};
+use crate::vocabulary::rejection::FieldError;
 
 /// The caller of an operation.
 #[derive(Clone, Debug)]
@@ -77,6 +79,8 @@ pub struct Origin {
     /// When the request arrived; `None`: when the change is asked for.
     pub arrived: Option<Instant>,
     pub presence: Presence,
+    /// Why, in the words of an operator.
+    pub reason: Option<String>,
 }
 
 impl Origin {
@@ -87,7 +91,14 @@ impl Origin {
     }
 
     const fn local(principal: Principal) -> Self {
-        Self { principal, address: None, request: None, arrived: None, presence: Presence::unwatched() }
+        Self {
+            principal,
+            address: None,
+            request: None,
+            arrived: None,
+            presence: Presence::unwatched(),
+            reason: None,
+        }
     }
 
     /// An operator on this machine.
@@ -100,6 +111,15 @@ impl Origin {
     #[must_use]
     pub fn operator_of(name: &str, orgs: Arc<[OrgId]>) -> Self {
         Self { principal: Principal::OperatorOf(name.to_owned(), orgs), ..Self::operator(name) }
+    }
+
+    /// The same with the reason of the change, if there is one.
+    ///
+    /// # Errors
+    /// For an empty reason, one of more than 1000 characters, and one with control characters.
+    pub fn because(self, reason: Option<&str>) -> Result<Self, FieldError> {
+        let reason = reason.map(|reason| parse_text("reason", reason)).transpose()?;
+        Ok(Self { reason, ..self })
     }
 
     /// keygate itself.

@@ -1,5 +1,6 @@
 //! Finding keys by what an operator knows of them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,9 @@ pub struct KeyFilter {
     pub unused_for: Option<Duration>,
     /// At least this old.
     pub older_than: Option<Duration>,
+    /// Neither revoked nor expired, with an end within this time from now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_within: Option<Duration>,
 }
 
 /// A part of a list of keys, newest first.
@@ -61,6 +65,10 @@ impl KeyFilter {
             && self.status.is_none_or(|status| key.status_at(now) == status)
             && before(self.unused_for, last_used)
             && before(self.older_than, key.created_at)
+            && self.expires_within.is_none_or(|within| {
+                let ended = matches!(key.status_at(now), Status::Revoked | Status::Expired);
+                !ended && key.expires_at.is_some_and(|end| end <= now.plus(within))
+            })
     }
 }
 
@@ -100,6 +108,21 @@ impl Lifecycle {
                 return Ok(FoundKeys { keys, next: after.filter(|_| page.has_more) });
             }
         }
+    }
+
+    /// The names of the organisations of these keys.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn names_of_orgs(&self, keys: &[KeyView]) -> Result<BTreeMap<OrgId, String>, LifecycleError> {
+        let orgs: BTreeSet<OrgId> = keys.iter().map(|key| key.organization_id).collect();
+        let mut names = BTreeMap::new();
+        for id in orgs {
+            if let Some(org) = self.store.org(id).await? {
+                names.insert(id, org.record.name);
+            }
+        }
+        Ok(names)
     }
 
     /// The key whose secret has this SHA-256, in any state, if the principal may see it.
@@ -190,6 +213,23 @@ mod tests {
         assert!(!filter.wants(&key(10), None, NOW), "nobody had the time to use it");
         assert!(!filter.wants(&key(100), Some(&used(89)), NOW));
         assert!(filter.wants(&key(100), Some(&used(90)), NOW));
+    }
+
+    #[test]
+    fn only_a_key_that_is_still_to_end_expires_within_a_time() {
+        let filter = KeyFilter { expires_within: Some(DAY * 7), ..KeyFilter::default() };
+        let ending = |end: Option<UnixMillis>| KeyRecord { expires_at: end, ..key(1) };
+        for (end, wanted) in [
+            (None, false),
+            (Some(NOW), false),
+            (Some(NOW.plus(DAY)), true),
+            (Some(NOW.plus(DAY * 7)), true),
+            (Some(NOW.plus(DAY * 8)), false),
+        ] {
+            assert_eq!(filter.wants(&ending(end), None, NOW), wanted, "{end:?}");
+        }
+        let revoked = KeyRecord { revoked_at: Some(NOW), ..ending(Some(NOW.plus(DAY))) };
+        assert!(!filter.wants(&revoked, None, NOW));
     }
 
     #[test]

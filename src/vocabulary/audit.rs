@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{AuditRecordId, KeyId, OrgId, RequestId};
 use crate::vocabulary::key::pepper::Age;
+use crate::vocabulary::key::record::RecordFormat;
 use crate::vocabulary::key::{Environment, Pepper, Peppers};
 
 /// A trail, by its owner.
@@ -92,6 +93,7 @@ kinds! {
     OrgVerified = "org.verified",
     OrgSuspended = "org.suspended",
     OrgResumed = "org.resumed",
+    OrgRenamed = "org.renamed",
     KeyCreated = "key.created",
     KeyUpdated = "key.updated",
     KeyRotated = "key.rotated",
@@ -122,6 +124,15 @@ impl AuditKind {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
+    }
+
+    /// The format that a gateway must keep to read such a record.
+    #[must_use]
+    pub const fn needs(self) -> RecordFormat {
+        match self {
+            Self::OrgRenamed => RecordFormat::RENAMES,
+            _ => RecordFormat::FIRST,
+        }
     }
 }
 

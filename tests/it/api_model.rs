@@ -1,18 +1,21 @@
 //! Random organisations, keys and operations, compared with a small model: every status equals the model's, no key
-//! has a right that its creator did not have, and no key sees another organisation. Among the operations are those of
-//! secrets that were rotated out, requests that are sent again, the end of a key with all its descendants, and the orders
-//! of operators whose tokens have roles and organisations.
+//! has a right that its creator did not have unless an operator gave it, and no key sees another organisation. Among the
+//! operations are those of secrets that were rotated out, requests that are sent again, the end of a key with all its
+//! descendants, and the orders of operators whose tokens have roles and organisations.
 
 use std::collections::BTreeSet;
 
+use keygate::lifecycle::Patch;
 use keygate::operators::admin::Role;
 use keygate::vocabulary::clock::UnixMillis;
+use keygate::vocabulary::id::KeyId;
+use keygate::vocabulary::key::scope::{Scope, ScopeSet};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::{Value, json};
 
 use crate::harness::api::{Api, ApiKey, HOUR, Kept, json_call, on_both_stores};
-use crate::harness::{Answer, Call};
+use crate::harness::{Answer, Call, operator};
 
 on_both_stores! {
     no_way_leads_from_one_organisation_to_another_or_from_few_scopes_to_more
@@ -87,6 +90,12 @@ enum Step {
         command: usize,
         target: usize,
     },
+    /// An operator gives a key these scopes and, with `hours`, an end so far from now, whatever it had before.
+    Operate {
+        target: usize,
+        scopes: BTreeSet<&'static str>,
+        hours: Option<u8>,
+    },
     Wait,
 }
 
@@ -148,6 +157,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => key().prop_map(|caller| Step::Audit { caller }),
         3 => key().prop_map(|caller| Step::Use { caller }),
         5 => order,
+        2 => (key(), scopes(), proptest::option::of(1..5_u8))
+            .prop_map(|(target, scopes, hours)| Step::Operate { target, scopes, hours }),
         1 => Just(Step::Wait),
     ];
     proptest::collection::vec(step, STEPS / 2..STEPS)
@@ -308,6 +319,7 @@ impl Model<'_> {
             Step::Audit { caller } => self.audit(&self.caller(*caller)),
             Step::Use { caller } => self.try_out(&self.caller(*caller)),
             Step::Order { role, bound, command, target } => self.order(*role, *bound, *command, *target),
+            Step::Operate { target, scopes, hours } => self.operate(*target, scopes, *hours),
             Step::Wait => {
                 self.api.gateway.advance(HOUR / 2);
                 Ok(())
@@ -537,6 +549,29 @@ impl Model<'_> {
         if answer.status == 200 {
             self.keys[target].place = place;
             check(&answer.json(), &self.keys[target])?;
+        }
+        Ok(())
+    }
+
+    fn operate(
+        &mut self,
+        target: usize,
+        scopes: &BTreeSet<&'static str>,
+        hours: Option<u8>,
+    ) -> Result<(), TestCaseError> {
+        let gateway = &self.api.gateway;
+        let (now, target) = (gateway.now(), target % self.keys.len());
+        let end = hours.map(|hours| now.plus(HOUR * hours.into()));
+        let key = &mut self.keys[target];
+        let wanted: ScopeSet = scopes.iter().map(|name| Scope::parse(name).unwrap()).collect();
+        let patch = Patch { scopes: Some(wanted), expires_at: end.map(Some), ..Patch::default() };
+        let origin = operator().because(Some("the model says so")).unwrap();
+        let id = KeyId::parse(&key.id).unwrap();
+        let done = gateway.block_on(gateway.lifecycle().update_key(&origin, id, &patch)).is_ok();
+        prop_assert_eq!(done, !key.revoked && (end.is_some() || !key.ended(now)), "{:?}", key);
+        if done {
+            key.scopes = scopes.iter().map(|name| (*name).to_owned()).collect();
+            key.expires_at = end.or(key.expires_at);
         }
         Ok(())
     }

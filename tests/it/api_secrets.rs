@@ -45,7 +45,13 @@ fn live_and_search(folder: &Path, store: &str) -> (Vec<String>, String) {
          [log]\nrequests = \"json\"\n[signup]\nenabled = true\n"
     );
     Gateway::builder().settings(&settings).api(&live, &test).write(folder);
-    assert!(keygate(folder, &["keys", "create", "--name", "first"]).output().unwrap().status.success());
+    assert!(
+        keygate(folder, &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "first"])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
     let process = Process::serve(folder);
     let (address, ops) = (process.address(), process.ops_address());
     let ask = |call: Call| {

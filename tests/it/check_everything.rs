@@ -322,7 +322,7 @@ policy.toml:5:24: route[orders].methods[2]: \"GET, POST\" is not a method; write
 #[test]
 fn a_misspelt_scope_of_a_new_key_is_told_with_the_right_one() {
     let folder = configured(TOML, POLICY);
-    let create = ["keys", "create", "--name", "a", "--scopes", "order:read"];
+    let create = ["keys", "create", "--org", "Example Ltd", "--name", "a", "--scopes", "order:read"];
     let said = run(folder.path(), &create);
     let expected = "keygate: scopes: there is no scope order:read; did you mean orders:read?";
     // Lines of the log may stand beside it.

@@ -82,7 +82,7 @@ Next:
   2. Say in etc/gateway/policy.toml who may do what. Replace its sample routes by yours.
   3. keygate check --config etc/gateway/keygate.toml
   4. keygate serve --config etc/gateway/keygate.toml
-  5. keygate keys create --config etc/gateway/keygate.toml --name 'my service'
+  5. keygate keys create --config etc/gateway/keygate.toml --org 'Example Ltd' --name 'my service' --scopes reports:read
 ";
     assert_eq!(ran(folder.path(), &["init", "etc/gateway"], &[]), (0, expected.to_owned(), String::new()));
     let (code, out, _) = ran(folder.path(), &["check", "--config", "etc/gateway/keygate.toml"], &[]);

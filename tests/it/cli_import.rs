@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use keygate::vocabulary::key::record::RecordFormat;
 use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -178,9 +179,10 @@ fn a_line_that_only_a_newer_keygate_can_keep_is_refused_alone_and_a_rehearsal_sa
     for settings in [String::new(), in_redis(&redis)] {
         let desk = Desk::with(Way::Socket, &settings, NOWHERE);
         let org = org(&desk);
+        let next = RecordFormat::CURRENT.number() + 1;
         let lines = [
             line(&secret(Environment::Live), "older", &json!({})),
-            line(&secret(Environment::Live), "newer", &json!({ "further": { "format": 5 } })),
+            line(&secret(Environment::Live), "newer", &json!({ "further": { "format": next } })),
         ];
         for more in [&["--dry-run"][..], &[]] {
             let words = [&["keys", "import", "-", "--json", "--org", &org], more].concat();
@@ -254,8 +256,10 @@ fn exported_keys_can_be_imported_into_another_store_unchanged() {
         let old = Desk::with(Way::Store, &from, NOWHERE);
         let org = org(&old);
         let create = |more: &[&str]| {
-            let made =
-                old.done(&[&["keys", "create", "--name", "k", "--json"], more].concat()).json().remove(0);
+            let made = old
+                .done(&[&["keys", "create", "--all-scopes", "--name", "k", "--json"], more].concat())
+                .json()
+                .remove(0);
             let text = |value: &Value| value.as_str().unwrap().to_owned();
             (text(&made["key"]["id"]), text(&made["secret"]))
         };
@@ -323,7 +327,7 @@ fn a_rotated_secret_is_never_imported_again() {
 fn digests_under_another_pepper_are_refused() {
     let peppered = "[keys]\npepper_file = \"pepper\"\n";
     let old = Desk::with(Way::Store, peppered, NOWHERE);
-    old.done(&["keys", "create", "--name", "k"]);
+    old.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "k"]);
     let lines = old.done(&["keys", "export"]).out;
     for (settings, pepper) in [("", ""), (peppered, "another pepper, and a long one it is")] {
         let new = Desk::with(Way::Store, settings, NOWHERE);

@@ -235,7 +235,7 @@ fn a_store_that_is_in_use_missing_or_not_empty_is_refused_unchanged() {
     let redis = RedisServer::start();
     let mut node = Desk::new(Way::Socket);
     let new = Desk::with(Way::Store, &in_redis(&redis), NOWHERE);
-    node.done(&["keys", "create", "--name", "a key"]);
+    node.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "a key"]);
     let held = migrate(&node, &new, &["--rechain"]);
     assert!(held.code == 1 && held.err.contains("a gateway"), "{held:?}");
     assert_eq!(redis.command(&["DBSIZE"]), ":0\r\n");
@@ -243,7 +243,7 @@ fn a_store_that_is_in_use_missing_or_not_empty_is_refused_unchanged() {
     let same = migrate(&node, &node, &[]);
     assert!(same.code == 1 && same.err.contains("the same store"), "{same:?}");
 
-    new.done(&["keys", "create", "--name", "of others"]);
+    new.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "of others"]);
     let others = redis.values();
     let occupied = migrate(&node, &new, &["--rechain"]);
     assert!(occupied.code == 1 && occupied.err.contains("empty"), "{occupied:?}");
@@ -310,7 +310,7 @@ fn a_killed_migration_continues_when_it_is_run_again() {
 fn a_damaged_trail_is_copied_unchanged_and_gets_no_new_chain() {
     let [one, other] = [RedisServer::start(), RedisServer::start()];
     let source = Desk::with(Way::Store, &in_redis(&one), NOWHERE);
-    source.done(&["keys", "create", "--name", "a key"]);
+    source.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "a key"]);
     let org = text(&listed(&source, &["orgs", "list"])[0], "id");
     assert_eq!(one.command(&["XDEL", &format!("{{kg}}:audit:{org}"), "1-0"]), ":1\r\n");
     let other_key = Desk::with(Way::Store, &[KEYED, &in_redis(&other)].concat(), NOWHERE);

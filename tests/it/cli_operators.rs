@@ -49,8 +49,20 @@ const KEY_FIELDS: [&str; 19] = [
 fn key_commands_behave_the_same_over_the_socket_over_tcp_and_at_the_store() {
     for way in Way::ALL {
         let desk = Desk::new(way);
-        let create =
-            ["keys", "create", "--name", "billing", "--owner", "team b", "--note", "one\ntwo", "--allow"];
+        let create = [
+            "keys",
+            "create",
+            "--all-scopes",
+            "--org",
+            "Example Ltd",
+            "--name",
+            "billing",
+            "--owner",
+            "team b",
+            "--note",
+            "one\ntwo",
+            "--allow",
+        ];
         let create = desk.done(&[&create[..], &["192.0.2.7,2001:db8::/32", "--json"]].concat());
         let (id, secret) = made(&create);
         let key = &create.json()[0]["key"];
@@ -76,7 +88,7 @@ fn key_commands_behave_the_same_over_the_socket_over_tcp_and_at_the_store() {
         );
         let wider = desk.run(&["keys", "edit", &id, "--scopes", "jobs:read,jobs:write"]);
         assert_eq!(wider.code, 1);
-        assert!(wider.err.contains("can only become fewer"), "{wider:?}");
+        assert!(wider.err.contains("needs a reason: pass --reason"), "{wider:?}");
 
         assert_eq!(desk.done(&["keys", "disable", &id]).out, format!("disabled {id} (jobs)\n"));
         assert_eq!(desk.done(&["keys", "show", &id, "--json"]).json()[0]["status"], "disabled");
@@ -122,9 +134,16 @@ fn organisations_are_created_suspended_and_resumed() {
         let fields_of_org = ["created_at", "email", "id", "name", "object", "status", "suspended_at"];
         assert_eq!(fields(&first), fields_of_org);
         let id = first["id"].as_str().unwrap();
-        let (key, _) = made(&desk.done(&["keys", "create", "--name", "only org needs no name", "--json"]));
+        let (key, _) = made(&desk.done(&[
+            "keys",
+            "create",
+            "--all-scopes",
+            "--name",
+            "only org needs no name",
+            "--json",
+        ]));
         desk.done(&["orgs", "create", "Second"]);
-        let unclear = desk.run(&["keys", "create", "--name", "whose?"]);
+        let unclear = desk.run(&["keys", "create", "--all-scopes", "--name", "whose?"]);
         assert!(unclear.code == 1 && unclear.err.contains("--org"), "{unclear:?}");
 
         let unasked = desk.run(&["orgs", "suspend", id]);
@@ -150,7 +169,16 @@ fn keys_are_filtered_and_revoked_together() {
     for way in Way::ALL {
         let desk = Desk::new(way);
         let key = |name: &str, more: &[&str]| {
-            made(&desk.done(&[&["keys", "create", "--name", name, "--json"], more].concat())).0
+            made(
+                &desk.done(
+                    &[
+                        &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", name, "--json"],
+                        more,
+                    ]
+                    .concat(),
+                ),
+            )
+            .0
         };
         let ids = [
             key("a", &["--owner", "b"]),
@@ -192,8 +220,26 @@ fn keys_are_filtered_and_revoked_together() {
 fn a_key_is_revoked_with_what_was_made_with_it() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let desk = Desk::with(Way::Socket, "", [&live.url(), &test.url()]);
-    let (root, secret) = made(&desk.done(&["keys", "create", "--name", "root", "--json"]));
-    let (other, _) = made(&desk.done(&["keys", "create", "--name", "other", "--json"]));
+    let (root, secret) = made(&desk.done(&[
+        "keys",
+        "create",
+        "--all-scopes",
+        "--org",
+        "Example Ltd",
+        "--name",
+        "root",
+        "--json",
+    ]));
+    let (other, _) = made(&desk.done(&[
+        "keys",
+        "create",
+        "--all-scopes",
+        "--org",
+        "Example Ltd",
+        "--name",
+        "other",
+        "--json",
+    ]));
     let create = |by: &str| {
         let call = Call::post("/v1/api_keys", r#"{"name":"made by a key"}"#).key(by);
         let made = fetch(desk.address(), &call).json();
@@ -226,7 +272,16 @@ fn a_key_is_revoked_with_what_was_made_with_it() {
 fn a_leaked_secret_is_found_without_being_an_argument() {
     for way in Way::ALL {
         let desk = Desk::new(way);
-        let (id, secret) = made(&desk.done(&["keys", "create", "--name", "leaky", "--json"]));
+        let (id, secret) = made(&desk.done(&[
+            "keys",
+            "create",
+            "--all-scopes",
+            "--org",
+            "Example Ltd",
+            "--name",
+            "leaky",
+            "--json",
+        ]));
         let trace =
             |secret: &str| desk.feed(&["keys", "show", "--secret-stdin", "--json"], &format!("{secret}\n"));
         let found = trace(&secret);
@@ -243,7 +298,16 @@ fn a_leaked_secret_is_found_without_being_an_argument() {
         assert!(unknown.code == 1 && unknown.err.contains("no key has this secret"), "{unknown:?}");
     }
     let desk = Desk::new(Way::Store);
-    let (id, secret) = made(&desk.done(&["keys", "create", "--name", "in a file", "--json"]));
+    let (id, secret) = made(&desk.done(&[
+        "keys",
+        "create",
+        "--all-scopes",
+        "--org",
+        "Example Ltd",
+        "--name",
+        "in a file",
+        "--json",
+    ]));
     write_secret(&desk.folder().join("leak"), &secret);
     assert!(desk.done(&["keys", "show", "--secret-file", "leak"]).out.contains(&id));
 }
@@ -407,7 +471,16 @@ fn a_tokens_file_that_others_can_read_stops_the_start() {
 fn disabling_suspending_and_narrowing_take_effect_at_once() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let desk = Desk::with(Way::Socket, "", [&live.url(), &test.url()]);
-    let (id, secret) = made(&desk.done(&["keys", "create", "--name", "a key", "--json"]));
+    let (id, secret) = made(&desk.done(&[
+        "keys",
+        "create",
+        "--all-scopes",
+        "--org",
+        "Example Ltd",
+        "--name",
+        "a key",
+        "--json",
+    ]));
     let org = desk.done(&["orgs", "list", "--json"]).json()[0]["id"].as_str().unwrap().to_owned();
     let status = || fetch(desk.address(), &Call::get("/v1/jobs").key(&secret)).status;
     assert_eq!(status(), 200);
@@ -449,7 +522,18 @@ fn tables_fit_the_terminal_and_show_whole_ids() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let desk = Desk::with(Way::Socket, "", [&live.url(), &test.url()]);
     let owner = "somebody.with.a.long.name@example.com";
-    let create = ["keys", "create", "--name", "a key with a name of some length", "--owner", owner, "--json"];
+    let create = [
+        "keys",
+        "create",
+        "--all-scopes",
+        "--org",
+        "Example Ltd",
+        "--name",
+        "a key with a name of some length",
+        "--owner",
+        owner,
+        "--json",
+    ];
     let (by_operator, secret) = made(&desk.done(&create));
     let create = |by: &str, scopes: &str| {
         let body = format!("{{\"name\":\"made by a key\",\"scopes\":[{scopes}]}}");

@@ -139,10 +139,25 @@ fn said(folder: &Path, arguments: &[&str]) -> String {
 fn keys_can_be_created_and_revoked_with_and_without_a_running_gateway() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let folder = configured(&live, &test);
-    let before = said(folder.path(), &["keys", "create", "--name", "made before"]);
+    let before = said(
+        folder.path(),
+        &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "made before"],
+    );
     let (mut serving, address) = serve(folder.path());
-    let during =
-        said(folder.path(), &["keys", "create", "--name", "made meanwhile", "--environment", "test"]);
+    let during = said(
+        folder.path(),
+        &[
+            "keys",
+            "create",
+            "--all-scopes",
+            "--org",
+            "Example Ltd",
+            "--name",
+            "made meanwhile",
+            "--environment",
+            "test",
+        ],
+    );
     let status = |secret: &str| fetch(address, &Call::get("/v1/jobs").key(secret.trim())).status;
     assert_eq!((status(&before), status(&during)), (200, 200));
 
@@ -177,6 +192,8 @@ fn a_key_gets_the_requested_scopes_and_expiry() {
     let narrow = [
         "keys",
         "create",
+        "--org",
+        "Example Ltd",
         "--name",
         "narrow",
         "--scopes",
@@ -197,8 +214,12 @@ fn a_key_gets_the_requested_scopes_and_expiry() {
         &["--expires-in", "soon"],
         &["--org", "org_1"],
     ] {
-        let refused =
-            keygate(folder.path(), &[&["keys", "create", "--name", "x"], wrong].concat()).output().unwrap();
+        let refused = keygate(
+            folder.path(),
+            &[&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "x"], wrong].concat(),
+        )
+        .output()
+        .unwrap();
         assert!(matches!(refused.status.code(), Some(1 | 2)), "{wrong:?}");
         assert!(refused.stdout.is_empty() && !refused.stderr.is_empty(), "{wrong:?}");
     }
@@ -232,7 +253,10 @@ fn a_gateway_neither_logs_nor_stores_a_secret() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let folder = configured(&live, &test);
     let (mut serving, address) = serve(folder.path());
-    let secret = said(folder.path(), &["keys", "create", "--name", "secret"]).trim().to_owned();
+    let secret =
+        said(folder.path(), &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "secret"])
+            .trim()
+            .to_owned();
     for call in [
         Call::get("/v1/jobs").key(&secret),
         Call::get("/v1/jobs").key(&format!("{secret}x")),

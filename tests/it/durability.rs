@@ -141,7 +141,13 @@ impl Place {
         let upstreams = [Upstream::start("live"), Upstream::start("test")];
         Gateway::builder().settings(&settings).api(&upstreams[0], &upstreams[1]).write(folder.path());
         // The first gateway creates the store if there is none.
-        assert!(run(folder.path(), &["keys", "create", "--name", "first"]).0);
+        assert!(
+            run(
+                folder.path(),
+                &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "first"]
+            )
+            .0
+        );
         let (orgs, tally) = (Vec::new(), Tally::default());
         Self { folder, gateway: None, address: None, redis, _upstreams: upstreams, orgs, tally }
     }

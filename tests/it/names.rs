@@ -48,7 +48,15 @@ impl Scene {
             names.told_to(&mut command);
             command
         };
-        let key = create_key_by(command(&["keys", "create", "--name", "a key"]));
+        let key = create_key_by(command(&[
+            "keys",
+            "create",
+            "--all-scopes",
+            "--org",
+            "Example Ltd",
+            "--name",
+            "a key",
+        ]));
         let process = Process::start(command(&["serve"]));
         Self { address: process.address(), key, _process: process, _folder: folder, _names: names }
     }

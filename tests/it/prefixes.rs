@@ -52,7 +52,10 @@ fn set_prefix(folder: &Path, prefix: &str) {
 
 /// A new key: its id and its secret.
 fn create(desk: &Desk) -> (String, String) {
-    let made = desk.done(&["keys", "create", "--name", "k", "--json"]).json().remove(0);
+    let made = desk
+        .done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "k", "--json"])
+        .json()
+        .remove(0);
     (text(&made["key"]["id"]), text(&made["secret"]))
 }
 
@@ -123,7 +126,17 @@ fn a_key_of_another_accepted_prefix_stays_in_its_environment() {
     let (live, sandbox) = (Upstream::start("live"), Upstream::start("test"));
     let mut desk = Desk::with(Way::Socket, "", [&live.url(), &sandbox.url()]);
     let make = |desk: &Desk, environment: &str| {
-        let words = ["keys", "create", "--name", "k", "--environment", environment];
+        let words = [
+            "keys",
+            "create",
+            "--all-scopes",
+            "--org",
+            "Example Ltd",
+            "--name",
+            "k",
+            "--environment",
+            environment,
+        ];
         desk.done(&words).out.trim().to_owned()
     };
     let mut keys: Vec<_> = ["live", "test"].map(|environment| (environment, make(&desk, environment))).into();
@@ -358,7 +371,12 @@ impl Pair {
     }
 
     fn create(&self, n: usize) -> String {
-        let made = keygate(self.folders[n].path(), &["keys", "create", "--name", "k"]).output().unwrap();
+        let made = keygate(
+            self.folders[n].path(),
+            &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "k"],
+        )
+        .output()
+        .unwrap();
         assert!(made.status.success(), "{made:?}");
         String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }

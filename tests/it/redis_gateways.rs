@@ -411,9 +411,15 @@ mod command_line {
         patient(&redis.url(), &upstreams).write(folder.path());
         let (well, out, _) = said(&run(folder.path(), &["store", "status"]));
         assert!(!well && out.contains("keygate keys create"), "{out}");
-        let (done, secret, told) = said(&run(folder.path(), &["keys", "create", "--name", "first"]));
+        let (done, secret, told) = said(&run(
+            folder.path(),
+            &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "first"],
+        ));
         assert!(done && told.contains("created an empty one"), "{told}");
-        let (done, second, told) = said(&run(folder.path(), &["keys", "create", "--name", "second"]));
+        let (done, second, told) = said(&run(
+            folder.path(),
+            &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "second"],
+        ));
         assert!(done && !told.contains("created an empty one"), "{told}");
         let (_, list, _) = said(&run(folder.path(), &["keys", "list", "--json"]));
         let org = serde_json::from_str::<serde_json::Value>(list.lines().next().unwrap()).unwrap();
@@ -447,14 +453,20 @@ mod command_line {
         patient(&redis.url(), &upstreams).settings("[admin]\nsocket = \"keygate.sock\"").write(folder.path());
         let gateway = Process::keygate(folder.path(), &["serve"]);
         gateway.err_line("listening on");
-        let (made, _, told) = said(&run(folder.path(), &["keys", "create", "--name", "first"]));
+        let (made, _, told) = said(&run(
+            folder.path(),
+            &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "first"],
+        ));
         assert!(made, "{told}");
         gateway.err_line("the event link is up");
         redis.command(&["FLUSHALL"]);
         gateway.err_line("keygate store accept");
         let (well, out, _) = said(&run(folder.path(), &["store", "status"]));
         assert!(!well && out.contains("the store is gone"), "{out}");
-        let (made, _, told) = said(&run(folder.path(), &["keys", "create", "--name", "second"]));
+        let (made, _, told) = said(&run(
+            folder.path(),
+            &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "second"],
+        ));
         assert!(!made && told.contains("keygate store accept"), "{told}");
         let (accepted, _, told) = said(&run(folder.path(), &["store", "accept"]));
         assert!(!accepted && told.contains("--yes"), "{told}");
@@ -463,7 +475,10 @@ mod command_line {
         let (told, out, _) = said(&run(folder.path(), &["audit", "list", "--operator"]));
         assert!(told && out.contains("store.accepted"), "{out}");
         gateway.err_line("the event link is up");
-        let (made, _, told) = said(&run(folder.path(), &["keys", "create", "--name", "second"]));
+        let (made, _, told) = said(&run(
+            folder.path(),
+            &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "second"],
+        ));
         assert!(made, "{told}");
         let (accepted, out, _) = said(&run(folder.path(), &["store", "accept", "--yes"]));
         assert!(accepted && out.contains("nothing to accept"), "{out}");

@@ -29,12 +29,13 @@ fn parse_owner(owner: &str) -> Result<String, FieldError> {
     parse_name(owner).map_err(|error| FieldError { field: "owner".into(), ..error })
 }
 
-fn parse_note(note: &str) -> Result<String, FieldError> {
+/// Parses a text of several lines.
+pub(in crate::lifecycle) fn parse_text(field: &'static str, text: &str) -> Result<String, FieldError> {
     let control = |c: char| c.is_control() && c != '\n';
-    if note.is_empty() || note.chars().count() > NOTE_LEN || note.chars().any(control) {
-        return Err(FieldError::new("note", "must be 1 to 1000 characters without control characters"));
+    if text.is_empty() || text.chars().count() > NOTE_LEN || text.chars().any(control) {
+        return Err(FieldError::new(field, "must be 1 to 1000 characters without control characters"));
     }
-    Ok(note.to_owned())
+    Ok(text.to_owned())
 }
 
 /// A name and an e-mail address with which a stranger signs up.
@@ -92,7 +93,7 @@ impl Mistakes {
     }
 
     pub(super) fn note(&mut self, note: Option<&str>) -> Option<String> {
-        note.and_then(|note| self.keep(parse_note(note)))
+        note.and_then(|note| self.keep(parse_text("note", note)))
     }
 
     /// Whether the scopes are right: at least one, and all of them known to the policy.

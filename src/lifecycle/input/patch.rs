@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::fields::Mistakes;
 use crate::vocabulary::clock::UnixMillis;
-use crate::vocabulary::key::record::KeyRecord;
+use crate::vocabulary::key::record::{KeyRecord, Status};
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::rejection::FieldError;
 
@@ -29,13 +29,24 @@ pub struct Patch {
     pub allowed_addresses: Option<Vec<IpNet>>,
 }
 
+const NO_REASON: &str = "would become wider, and that needs a reason: pass --reason";
+
+/// How far a patch may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::lifecycle) enum Room {
+    /// Scopes can only become fewer, and the end only earlier.
+    Narrower,
+    /// An operator may give more scopes and a later end, and says why.
+    Wider { has_reason: bool },
+}
+
 /// Tells `null` from a field that is absent.
 fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(field).map(Some)
 }
 
 impl Patch {
-    /// Whether it says anything about the rights of the key, which it can then only make fewer.
+    /// Whether it says anything about the rights of the key. Only an operator's patch can make them more.
     #[must_use]
     pub const fn concerns_rights(&self) -> bool {
         self.scopes.is_some() || self.expires_at.is_some() || self.allowed_addresses.is_some()
@@ -54,7 +65,14 @@ impl Patch {
         }
     }
 
-    /// The patched key. Scopes can only become fewer, and the end only earlier.
+    /// Whether the patch lets the key live again: it has expired, and the patch gives it an end that is still to come,
+    /// or none.
+    pub(in crate::lifecycle) fn revives(&self, key: &KeyRecord, now: UnixMillis) -> bool {
+        key.status_at(now) == Status::Expired
+            && self.expires_at.is_some_and(|end| end.is_none_or(|end| end > now))
+    }
+
+    /// The patched key.
     ///
     /// # Errors
     /// Every mistake.
@@ -62,7 +80,7 @@ impl Patch {
         &self,
         key: &KeyRecord,
         vocabulary: &ScopeSet,
-        now: UnixMillis,
+        (now, room): (UnixMillis, Room),
     ) -> Result<KeyRecord, Vec<FieldError>> {
         let mut mistakes = Mistakes::default();
         let mut patched = key.clone();
@@ -76,13 +94,17 @@ impl Patch {
             patched.note = mistakes.note(note.as_deref());
         }
         if let Some(scopes) = &self.scopes {
-            if mistakes.scopes(scopes, vocabulary) && key.scopes.first_missing(scopes).is_some() {
-                mistakes.add("scopes", "can only become fewer; make a new key for more");
+            let more = mistakes.scopes(scopes, vocabulary) && key.scopes.first_missing(scopes).is_some();
+            match room {
+                _ if !more => {}
+                Room::Narrower => mistakes.add("scopes", "can only become fewer; make a new key for more"),
+                Room::Wider { has_reason: false } => mistakes.add("scopes", NO_REASON),
+                Room::Wider { has_reason: true } => {}
             }
             patched.scopes = scopes.clone();
         }
         if let Some(expires_at) = self.expires_at {
-            check_end(key.expires_at, expires_at, now, &mut mistakes);
+            check_end(key.expires_at, expires_at, (now, room), &mut mistakes);
             patched.expires_at = expires_at;
         }
         if let Some(addresses) = &self.allowed_addresses {
@@ -93,15 +115,25 @@ impl Patch {
     }
 }
 
-fn check_end(before: Option<UnixMillis>, end: Option<UnixMillis>, now: UnixMillis, mistakes: &mut Mistakes) {
+fn check_end(
+    before: Option<UnixMillis>,
+    end: Option<UnixMillis>,
+    (now, room): (UnixMillis, Room),
+    mistakes: &mut Mistakes,
+) {
     let later = match (before, end) {
         (None, _) => false,
         (Some(_), None) => true,
         (Some(before), Some(end)) => end > before,
     };
-    if later {
-        mistakes.add("expires_at", "can only become earlier; make a new key for longer");
-    } else if end.is_some_and(|end| end <= now) {
+    match room {
+        Room::Narrower if later => {
+            return mistakes.add("expires_at", "can only become earlier; make a new key for longer");
+        }
+        Room::Wider { has_reason: false } if later => mistakes.add("expires_at", NO_REASON),
+        Room::Narrower | Room::Wider { .. } => {}
+    }
+    if end.is_some_and(|end| end <= now) {
         mistakes.add("expires_at", "must lie in the future; revoke the key to end it now");
     }
 }

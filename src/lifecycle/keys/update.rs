@@ -3,7 +3,7 @@
 use super::refuse_ended;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::error::LifecycleError;
-use crate::lifecycle::input::patch::Patch;
+use crate::lifecycle::input::patch::{Patch, Room};
 use crate::lifecycle::principal::Origin;
 use crate::lifecycle::propagation::Changed;
 use crate::lifecycle::turn::Lane;
@@ -13,7 +13,8 @@ use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::rejection::FieldError;
 
 impl Lifecycle {
-    /// Changes a key's fields, without giving the key more rights.
+    /// Changes a key's fields. Only an operator can give a key more rights: more scopes, or a later end, which also lets
+    /// an expired key live again. Such a change needs a reason.
     ///
     /// # Errors
     /// [`LifecycleError`]; then nothing was changed, except after a fault of the store, which leaves that open.
@@ -25,18 +26,21 @@ impl Lifecycle {
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let lane = if patch.concerns_rights() { Lane::taking(origin) } else { Lane::Making };
         self.change_key(origin, lane, id, AuditKind::KeyUpdated, |authority, key, now| {
-            refuse_ended(key, now)?;
+            let room = authority.room(origin);
+            if room == Room::Narrower || !patch.revives(key, now) {
+                refuse_ended(key, now)?;
+            }
             let vocabulary = self.vocabulary();
             authority.check_covers(key)?;
             // Before the mistakes that everybody can make: a caller that asks for more rights than it has is told so,
             // and the audit trail too.
             authority.check_gives(&patch.wanted(key, &vocabulary))?;
-            patch.apply(key, &vocabulary, now).map_err(LifecycleError::Invalid)
+            patch.apply(key, &vocabulary, (now, room)).map_err(LifecycleError::Invalid)
         })
         .await
     }
 
-    /// All mistakes in a patch of this key.
+    /// All mistakes in a patch of this key by another key, or by itself.
     ///
     /// # Errors
     /// [`LifecycleError::NoKey`] also for a key that the principal may not see; why the caller may not act; a fault
@@ -48,7 +52,7 @@ impl Lifecycle {
         patch: &Patch,
     ) -> Result<Vec<FieldError>, LifecycleError> {
         let key = self.key(origin, id).await?;
-        Ok(patch.apply(&key, &self.vocabulary(), self.now()).err().unwrap_or_default())
+        Ok(patch.apply(&key, &self.vocabulary(), (self.now(), Room::Narrower)).err().unwrap_or_default())
     }
 
     /// Disables a key until it is enabled again.

@@ -27,6 +27,21 @@ pub struct AuditFilter {
     pub until: Option<UnixMillis>,
 }
 
+impl AuditFilter {
+    /// Whether it leaves nothing out.
+    #[must_use]
+    pub fn wants_all(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn wants(&self, record: &AuditRecord) -> bool {
+        self.kind.is_none_or(|kind| kind == record.kind)
+            && self.environment.is_none_or(|environment| record.environment == Some(environment))
+            && self.from.is_none_or(|from| record.at >= from)
+            && self.until.is_none_or(|until| record.at < until)
+    }
+}
+
 /// A part of a list of records.
 #[derive(Clone, Debug)]
 pub struct AuditPage {
@@ -56,10 +71,7 @@ impl Lifecycle {
                 let record = parse(&entry)?;
                 // Times can run backwards by as much as the clocks of two gateways differ, so a record may be older
                 // than the one before it.
-                let wanted = filter.kind.is_none_or(|kind| kind == record.kind)
-                    && filter.environment.is_none_or(|environment| record.environment == Some(environment))
-                    && filter.from.is_none_or(|from| record.at >= from)
-                    && filter.until.is_none_or(|until| record.at < until);
+                let wanted = filter.wants(&record);
                 if wanted && records.len() == limit {
                     return Ok(AuditPage { records, next: before });
                 }
@@ -75,7 +87,8 @@ impl Lifecycle {
         }
     }
 
-    /// The records of a trail with numbers above `after`, oldest first, at most about `limit`; and the number to
+    /// The records of a trail with numbers above `after`, oldest first, of at most about `limit` records that are looked
+    /// at; and the number to
     /// go on after, or `None` at the end.
     ///
     /// # Errors
@@ -83,6 +96,7 @@ impl Lifecycle {
     pub async fn audit_records_after(
         &self,
         trail: Trail,
+        filter: AuditFilter,
         after: u64,
         limit: usize,
     ) -> Result<AuditPage, LifecycleError> {
@@ -93,9 +107,13 @@ impl Lifecycle {
         }
         let through = start.saturating_add(u64::try_from(limit).unwrap_or(u64::MAX)).min(head.number);
         let entries = self.store.trails().entries(trail, Some(through + 1), limit).await?;
-        let wanted = entries.iter().rev().filter(|entry| entry.link.number > start);
-        let records = wanted.map(|entry| Ok(view_audit_record(entry.link.number, parse(entry)?)));
-        let records = records.collect::<Result<_, LifecycleError>>()?;
+        let mut records = Vec::new();
+        for entry in entries.iter().rev().filter(|entry| entry.link.number > start) {
+            let record = parse(entry)?;
+            if filter.wants(&record) {
+                records.push(view_audit_record(entry.link.number, record));
+            }
+        }
         Ok(AuditPage { records, next: Some(through).filter(|through| *through < head.number) })
     }
 

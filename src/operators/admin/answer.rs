@@ -34,13 +34,17 @@ pub(super) async fn answer(
     let Ok(Ok(body)) = timeout(COMMAND_TIMEOUT, body).await else {
         return reply(StatusCode::BAD_REQUEST, &failed("the command is incomplete or too long"));
     };
-    let Order { operator, command } = match serde_json::from_slice(&body.to_bytes()) {
+    let Order { operator, reason, command } = match serde_json::from_slice(&body.to_bytes()) {
         Ok(order) => order,
         Err(error) => return reply(StatusCode::BAD_REQUEST, &failed(&format!("not a command: {error}"))),
     };
     let origin = match origin(&operator, &command) {
         Ok(origin) => origin,
         Err(lacking) => return reply(StatusCode::FORBIDDEN, &failed(&lacking.to_string())),
+    };
+    let origin = match origin.because(reason.as_deref()) {
+        Ok(origin) => origin,
+        Err(mistake) => return reply(StatusCode::OK, &failed(&mistake.to_string())),
     };
     // A task of its own: a change goes on to its end although the operator hangs up.
     match tokio::spawn(async move { execute(&lifecycle, &origin, command).await }).await {

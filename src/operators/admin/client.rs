@@ -1,20 +1,31 @@
 //! The client of the operator's API, for the command line.
 
+use std::future::pending;
 use std::io;
 use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::Authority;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{sleep, timeout};
 
 use super::order::Order;
 use super::reply::{Reply, Secret};
+
+/// The longest time without a sign of life from a gateway.
+const SILENCE: Duration = Duration::from_secs(5);
+/// As much longer for each MiB of a command, such as a batch of an import: the gateway reads it first.
+const SILENCE_PER_MIB: Duration = Duration::from_secs(10);
+/// After this time without an answer the gateway is asked for a sign of life.
+const DOUBT: Duration = Duration::from_secs(2);
 
 /// The way to a gateway.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +39,15 @@ pub enum ClientError {
     /// No gateway listens there.
     #[error("no gateway answers")]
     Absent,
+    /// There was no connection for so long.
+    #[error("no connection within {} s", .0.as_secs())]
+    Unreachable(Duration),
+    /// It takes connections, and answered nothing for so long. The command may have been carried out or not.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The socket belongs to another user.
+    #[error("the admin socket belongs to another user")]
+    Forbidden,
     #[error("the gateway cannot be reached: {0}")]
     Io(#[from] io::Error),
     #[error("the gateway broke off: {0}")]
@@ -46,24 +66,59 @@ pub enum ClientError {
 
 /// Sends a command to the gateway, which carries it out.
 ///
+/// A command may take long, so a gateway that has not answered yet is asked for a sign of life over a connection of its
+/// own, again and again.
+///
 /// # Errors
-/// [`ClientError::Absent`] where no gateway runs. When the gateway broke off, the command may have been carried out
-/// or not.
+/// [`ClientError::Absent`] where no gateway runs; [`ClientError::Silent`] after 5 s without a sign of life. When
+/// the gateway broke off, the command may have been carried out or not.
 pub async fn call(way: Way<'_>, order: &Order) -> Result<Reply, ClientError> {
     let body = Bytes::from(serde_json::to_vec(order)?);
+    let mib = u32::try_from(body.len() >> 20).unwrap_or(u32::MAX);
+    let silence = SILENCE.saturating_add(SILENCE_PER_MIB.saturating_mul(mib));
+    let mut answer = pin!(converse(way, Method::POST, "/v1/command", body));
+    loop {
+        tokio::select! {
+            answer = &mut answer => return Ok(serde_json::from_slice(&answer?)?),
+            () = sleep(DOUBT) => {}
+        }
+        // A gateway that is being stopped takes no new connections and still answers the old ones: no life sign yet.
+        let life = async {
+            match converse(way, Method::GET, "/v1/openapi.json", Bytes::new()).await {
+                Ok(_) => {}
+                Err(_) => pending().await,
+            }
+        };
+        tokio::select! {
+            answer = &mut answer => return Ok(serde_json::from_slice(&answer?)?),
+            life = timeout(silence.saturating_sub(DOUBT), life) => life.map_err(|_| ClientError::Silent(silence))?,
+        }
+    }
+}
+
+/// Sends one request over a new connection, and reads the body of the answer.
+async fn converse(
+    way: Way<'_>,
+    method: Method,
+    target: &'static str,
+    body: Bytes,
+) -> Result<Bytes, ClientError> {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from_static(target);
     match way {
         Way::Socket(path) => {
-            let stream = UnixStream::connect(path).await.map_err(connecting)?;
-            let host = HeaderValue::from_static("keygate");
-            send(stream, request(body, host)).await
+            let stream = connected(UnixStream::connect(path)).await?;
+            request.headers_mut().insert(header::HOST, HeaderValue::from_static("keygate"));
+            send(stream, request).await
         }
         Way::Remote { authority, token } => {
             let port = authority.port_u16().unwrap_or(80);
             // The brackets of an IPv6 address belong to URLs only.
             let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-            let stream = TcpStream::connect((host, port)).await.map_err(connecting)?;
+            let stream = connected(TcpStream::connect((host, port))).await?;
             let name = HeaderValue::from_str(authority.as_str()).map_err(|_| ClientError::Absent)?;
-            let mut request = request(body, name);
+            request.headers_mut().insert(header::HOST, name);
             request.headers_mut().insert(header::AUTHORIZATION, bearer(token)?);
             send(stream, request).await.map_err(|error| match error {
                 ClientError::Misdirected(_) => ClientError::Misdirected(authority.host().to_owned()),
@@ -73,11 +128,15 @@ pub async fn call(way: Way<'_>, order: &Order) -> Result<Reply, ClientError> {
     }
 }
 
-fn connecting(error: io::Error) -> ClientError {
-    match error.kind() {
+async fn connected<S>(connecting: impl Future<Output = io::Result<S>>) -> Result<S, ClientError> {
+    let connected = timeout(SILENCE, connecting).await.map_err(|_| ClientError::Unreachable(SILENCE))?;
+    connected.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::Absent,
+        io::ErrorKind::PermissionDenied => ClientError::Forbidden,
+        // The queue of connections that wait to be accepted is full.
+        io::ErrorKind::WouldBlock => ClientError::Silent(Duration::ZERO),
         _ => ClientError::Io(error),
-    }
+    })
 }
 
 fn bearer(token: &Secret) -> Result<HeaderValue, ClientError> {
@@ -87,15 +146,7 @@ fn bearer(token: &Secret) -> Result<HeaderValue, ClientError> {
     Ok(value)
 }
 
-fn request(body: Bytes, host: HeaderValue) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(body));
-    *request.method_mut() = http::Method::POST;
-    *request.uri_mut() = http::Uri::from_static("/v1/command");
-    request.headers_mut().insert(header::HOST, host);
-    request
-}
-
-async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Reply, ClientError>
+async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Bytes, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -108,6 +159,6 @@ where
     match status {
         StatusCode::UNAUTHORIZED => Err(ClientError::Unauthorized),
         StatusCode::MISDIRECTED_REQUEST => Err(ClientError::Misdirected(String::new())),
-        _ => Ok(serde_json::from_slice(&answer)?),
+        _ => Ok(answer),
     }
 }

@@ -33,6 +33,7 @@ async fn on_orgs(
         OrgCommand::Suspend { id } => lifecycle.suspend_org(origin, id).await?.record,
         OrgCommand::Resume { id } => lifecycle.resume_org(origin, id).await?.record,
         OrgCommand::Verify { id } => lifecycle.verify_org(origin, id).await?.record,
+        OrgCommand::Rename { id, name } => lifecycle.rename_org(origin, id, &name).await?.record,
     };
     Ok(Reply::Org(view_org(&org)))
 }
@@ -65,7 +66,8 @@ async fn on_keys(
         }
         KeyCommand::List { filter, after, limit } => {
             let found = lifecycle.find_keys(origin, &filter, after, limit).await?;
-            return Ok(Reply::Keys { keys: found.keys, next: found.next });
+            let organizations = lifecycle.names_of_orgs(&found.keys).await?;
+            return Ok(Reply::Keys { keys: found.keys, next: found.next, organizations });
         }
         KeyCommand::Find { sha256 } => {
             let Some(Owned { key, opens }) = lifecycle.find_secret(origin, *sha256.as_bytes()).await? else {
@@ -95,8 +97,8 @@ async fn on_audit(lifecycle: &Lifecycle, command: AuditCommand) -> Result<Reply,
         AuditCommand::List { trail, filter, before, limit } => {
             lifecycle.audit_records(trail, filter, before, limit).await?
         }
-        AuditCommand::Export { trail, after, limit } => {
-            lifecycle.audit_records_after(trail, after, limit).await?
+        AuditCommand::Export { trail, filter, after, limit } => {
+            lifecycle.audit_records_after(trail, filter, after, limit).await?
         }
         AuditCommand::Verify { trail, exported } => {
             return Ok(Reply::Verdict(lifecycle.verify_trail(trail, &exported).await?));

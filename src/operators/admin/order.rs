@@ -13,6 +13,9 @@ use crate::vocabulary::key::{Digest, Prefix};
 #[serde(deny_unknown_fields)]
 pub struct Order {
     pub operator: String,
+    /// Why; the audit record of a change has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     pub command: Command,
 }
 
@@ -35,6 +38,7 @@ pub enum OrgCommand {
     Suspend { id: OrgId },
     Resume { id: OrgId },
     Verify { id: OrgId },
+    Rename { id: OrgId, name: String },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,7 +102,13 @@ pub enum AuditCommand {
     /// Newest first, below the number `before`.
     List { trail: Trail, filter: AuditFilter, before: Option<u64>, limit: usize },
     /// Oldest first, above the number `after`.
-    Export { trail: Trail, after: u64, limit: usize },
+    Export {
+        trail: Trail,
+        #[serde(default, skip_serializing_if = "AuditFilter::wants_all")]
+        filter: AuditFilter,
+        after: u64,
+        limit: usize,
+    },
     /// Check a trail, also against its heads that were exported.
     Verify { trail: Trail, exported: Vec<Link> },
 }

@@ -1,10 +1,12 @@
 //! The answers to operators, as they are sent.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{AuditRecordView, ImportedKey, KeyView, MovedKey, OrgView, Verdict};
 use crate::store::keeper::{Acceptance, Resealed, Status};
-use crate::vocabulary::id::KeyId;
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Prefix;
 
 /// The answer to a command.
@@ -27,6 +29,9 @@ pub enum Reply {
         keys: Vec<KeyView>,
         /// The key after which the next page begins; `None` on the last page.
         next: Option<KeyId>,
+        /// The names of their organisations.
+        #[serde(default)]
+        organizations: BTreeMap<OrgId, String>,
     },
     /// The key that a secret belongs to, and whether the secret opens it.
     KeyFound {

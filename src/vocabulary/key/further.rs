@@ -23,6 +23,8 @@ impl RecordFormat {
     /// Keys begin with several words, and secrets name theirs. A gateway that keeps no more than [`RecordFormat::OPEN`]
     /// accepts the prefix of its configuration only, and would refuse the others.
     pub const PREFIXES: Self = Self(3);
+    /// Trails can have records of organisations that were renamed.
+    pub const RENAMES: Self = Self::PREFIXES;
     /// The same records, which may be sealed under a pepper that replaced another: a gateway that knows only one pepper must
     /// not join.
     pub const PEPPERS: Self = Self(4);

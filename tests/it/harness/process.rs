@@ -123,10 +123,13 @@ impl Process {
     }
 }
 
-/// Creates a live key with `keygate keys create` and returns its secret.
+/// Creates a live key with every scope with `keygate keys create`, in the only organisation or in the first one, and
+/// returns its secret.
 #[track_caller]
 pub(crate) fn create_key(folder: &Path) -> String {
-    create_key_by(keygate(folder, &["keys", "create", "--name", "a key"]))
+    let orgs = keygate(folder, &["orgs", "list", "--json"]).output().unwrap().stdout;
+    let org: &[&str] = if orgs.is_empty() { &["--org", "Example Ltd"] } else { &[] };
+    create_key_by(keygate(folder, &[&["keys", "create", "--all-scopes", "--name", "a key"], org].concat()))
 }
 
 /// The same with this command.
