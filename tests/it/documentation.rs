@@ -1,5 +1,6 @@
 //! The pages of this repository say what is so: links resolve, the binary takes every block of commands and of
-//! configuration, and the blocks that a page marks with `<!-- run: NAME -->` run in their order, word for word.
+//! configuration, and every block of commands is marked: `<!-- run: NAME -->` runs in its order, word for word, and
+//! `<!-- build -->` builds, tests or measures with what is there.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::harness::process::keygate;
-use crate::harness::{Authority, PATIENCE, Upstream, eventually};
+use crate::harness::{Authority, PATIENCE, RedisServer, Upstream, eventually};
 
 /// In the order in which somebody reads them who begins with the README.
 const PAGES: [&str; 10] = [
@@ -308,11 +309,166 @@ fn the_command_line_takes_every_command() {
     }
 }
 
+/// The blocks that run, each in one of the tests below.
+const RUN: [&str; 6] =
+    ["run: gateway", "run: api", "run: token", "run: secrets", "run: elsewhere", "run: move"];
+
+#[test]
+fn every_block_of_commands_runs_or_builds_with_what_is_there() {
+    let pages = pages();
+    let marks = |block: &Block| RUN.contains(&&*block.mark) || block.mark == "build";
+    let blocks = || pages.iter().flat_map(|page| &page.blocks).filter(|block| block.language == "sh");
+    let unmarked: Vec<&String> = blocks().filter(|block| !marks(block)).map(|block| &block.place).collect();
+    assert!(unmarked.is_empty(), "{unmarked:#?}");
+    for mark in RUN {
+        assert!(blocks().any(|block| block.mark == mark), "{mark}");
+    }
+    let mut wrong = Vec::new();
+    for block in blocks().filter(|block| block.mark == "build") {
+        for line in &block.lines {
+            let command = line.split(" #").next().unwrap_or_default();
+            if let Err(missing) = build(&command.split_whitespace().collect::<Vec<_>>()) {
+                wrong.push(format!("{}: {line}: {missing}", block.place));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Whether everything is there that a command of a build, a test or a measurement names.
+fn build(words: &[&str]) -> Result<(), String> {
+    let is_there = |there: bool, what: &str| if there { Ok(()) } else { Err(format!("there is no {what}")) };
+    let text = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    match words {
+        [] => Ok(()),
+        [variable, rest @ ..] if variable.contains('=') => {
+            let name = variable.split('=').next().unwrap_or_default();
+            is_there(any_file_has("tests", name), name)?;
+            build(rest)
+        }
+        ["chrt", "--rr", "1", rest @ ..] => build(rest),
+        ["bash" | "python3", file] => is_there(root().join(file).is_file(), file),
+        ["cargo", "build", "--profile", profile] => {
+            is_there(text("Cargo.toml").contains(&format!("[profile.{profile}]")), profile)
+        }
+        // The command line takes them, as another test says.
+        ["cargo", "run", "--release", "--", ..] => Ok(()),
+        ["cargo", "fuzz", "run", ..] => {
+            let target = words.iter().rev().nth(2).unwrap();
+            let seeds = [format!("tests/fuzz/targets/{target}.rs"), format!("tests/fuzz/seeds/{target}")];
+            seeds.iter().try_for_each(|path| is_there(root().join(path).exists(), path))
+        }
+        ["cargo", "test", rest @ ..] => {
+            let suite = rest.windows(2).any(|pair| pair == ["--test", "it"]);
+            let modules =
+                if suite { text("tests/it/main.rs").replace("mod ", "::") } else { modules_of("src") };
+            let values = ["--test", "--config", "--test-threads"];
+            let filters = rest.iter().enumerate().filter(|(n, word)| {
+                !word.starts_with('-')
+                    && !n.checked_sub(1).is_some_and(|before| values.contains(&rest[before]))
+            });
+            filters.map(|(_, filter)| filter.trim_end_matches("::")).try_for_each(|filter| {
+                let known = modules.lines().any(|line| line.contains(&format!("::{filter}")));
+                is_there(known, filter)
+            })
+        }
+        [other, ..] => Err(format!("nobody knows what {other} does")),
+    }
+}
+
+fn any_file_has(folder: &str, text: &str) -> bool {
+    let found = Command::new("grep").args(["-rqF", text, folder]).current_dir(root()).status();
+    found.unwrap().success()
+}
+
+/// The paths of all modules below a folder, one on each line, as in `::store::cache::places`.
+fn modules_of(folder: &str) -> String {
+    let found = Command::new("find").args([folder, "-name", "*.rs"]).current_dir(root()).output().unwrap();
+    let files = String::from_utf8(found.stdout).unwrap();
+    files
+        .trim_start_matches(folder)
+        .replace(&format!("\n{folder}"), "\n")
+        .replace(".rs", "")
+        .replace('/', "::")
+}
+
+/// What a page says in order, for a block that is not on a page.
+fn typed(shell: &mut Shell, commands: &str) -> Vec<(String, String)> {
+    shell.run(&Block {
+        lines: commands.lines().map(str::to_owned).collect(),
+        language: "sh".to_owned(),
+        mark: String::new(),
+        place: String::new(),
+    })
+}
+
+#[test]
+fn the_secrets_of_the_checklist_are_taken_by_the_configuration_below_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shell = Shell::start(folder.path(), &[]);
+    run_all(&mut shell, "run: secrets");
+    let page = read_page("deploy/README.md");
+    let at = page.blocks.iter().position(|block| block.mark == "run: secrets").unwrap();
+    let configuration = complete(&page.blocks[at + 1].text());
+    fs::write(folder.path().join("keygate.toml"), configuration).unwrap();
+    fs::write(folder.path().join("policy.toml"), ROUTE).unwrap();
+    let said = shell.type_in("keygate check");
+    assert!(!said.contains("neither audit.key_file nor keys.pepper_file"), "{said}");
+    let create = "keygate orgs create 'Example Ltd'\nkeygate audit verify";
+    assert!(typed(&mut shell, create)[1].1.contains(" 0 findings"));
+}
+
+#[test]
+fn an_operator_elsewhere_reaches_the_gateway_as_the_page_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = read_page("deploy/README.md");
+    let admin = page.blocks.iter().find(|block| block.text().contains("tokens_file")).unwrap().text();
+    let free = complete(&admin.replace("127.0.0.1:9465\"", "127.0.0.1:0\""))
+        + "[server]\nlisten = \"127.0.0.1:0\"\n[ops]\nlisten = \"127.0.0.1:0\"\n";
+    fs::write(folder.path().join("keygate.toml"), free).unwrap();
+    fs::write(folder.path().join("policy.toml"), ROUTE).unwrap();
+    let mut shell = Shell::start(folder.path(), &[]);
+    run_all(&mut shell, "run: token");
+    typed(&mut shell, "keygate orgs create 'Example Ltd'\nkeygate serve > records.jsonl 2> gateway.log &");
+    let mut log = String::new();
+    eventually("the gateway listens to operators", || {
+        log = fs::read_to_string(folder.path().join("gateway.log")).unwrap();
+        log.lines().any(|line| line.contains("admin API on http://"))
+    });
+    let address = log.split_once("admin API on http://").unwrap().1.lines().next().unwrap();
+    for block in page.blocks.iter().filter(|block| block.mark == "run: elsewhere") {
+        let said = typed(&mut shell, &block.text().replace("127.0.0.1:9465", address));
+        assert!(said[0].1.starts_with("ID "), "{said:?}");
+    }
+}
+
+#[test]
+fn the_move_to_redis_prints_what_the_page_shows() {
+    let (folder, redis) = (tempfile::tempdir().unwrap(), RedisServer::start());
+    let mut shell = Shell::start(folder.path(), &[]);
+    typed(&mut shell, "keygate init\nkeygate keys create --org 'Example Ltd' --name a --all-scopes > key");
+    run_all(&mut shell, "run: secrets");
+    let target = format!(
+        "[keys]\npepper_file = \"pepper\"\n[store]\nkind = \"redis\"\nurl = \"{}\"\nconnect_timeout = \"20s\"\n\
+         lookup_timeout = \"20s\"\ncommand_timeout = \"20s\"\n",
+        redis.url()
+    );
+    fs::write(folder.path().join("redis.toml"), complete(&target)).unwrap();
+    let said = run_all(&mut shell, "run: move").remove(0).1;
+    let page = read_page("deploy/README.md");
+    let at = page.blocks.iter().position(|block| block.mark == "run: move").unwrap();
+    let labels = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with("keygate: ") && !line.starts_with("copied"));
+        lines.map(|line| line.split("  ").next().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(labels(&said), labels(&page.blocks[at + 1].text()), "{said}");
+}
+
 #[test]
 fn blocks_have_a_language_and_json_reads() {
     for block in pages().iter().flat_map(|page| &page.blocks) {
         let language = block.language.as_str();
-        assert!(["", "text", "sh", "toml", "json", "ini"].contains(&language), "{}: {language}", block.place);
+        assert!(["", "text", "sh", "toml", "json"].contains(&language), "{}: {language}", block.place);
         if language == "json" {
             serde_json::from_str::<serde_json::Value>(&block.text())
                 .unwrap_or_else(|error| panic!("{}: {error}", block.place));
@@ -509,12 +665,7 @@ fn the_api_for_keys_answers_the_calls_of_its_page() {
     fs::write(&script, edits(&live, &test) + "s|^#enabled = false|enabled = true|\n").unwrap();
     let mut shell = Shell::start(folder.path(), &[]);
     let first = "keygate init --example firsthand\nsed -i -f edits.sed keygate.toml\nkeygate orgs create operator\nkeygate serve > records.jsonl 2> gateway.log &";
-    shell.run(&Block {
-        lines: first.lines().map(str::to_owned).collect(),
-        language: "sh".to_owned(),
-        mark: String::new(),
-        place: String::new(),
-    });
+    typed(&mut shell, first);
     let all = run_all(&mut shell, "run: api");
     assert!(said(&all, "curl -sf \"$API/v1/api_keys?limit=50\"").contains("nightly import"), "{all:#?}");
     assert!(said(&all, "curl -sf $API/v1/api_keys/$ID/rotate").contains("fh_test_sk_"));
