@@ -191,8 +191,10 @@ impl<'s> Authority<'s> {
     /// can, not even to another key.
     pub(super) const fn room(self, origin: &Origin) -> Room {
         match (self, &origin.principal) {
-            (Self::Unbounded, Principal::Operator(_)) => Room::Wider { has_reason: origin.reason.is_some() },
-            (Self::Unbounded | Self::Bounded(..), _) => Room::Narrower,
+            (Self::Unbounded, Principal::Operator(_)) | (Self::Within(_), Principal::OperatorOf(..)) => {
+                Room::Wider { has_reason: origin.reason.is_some() }
+            }
+            (Self::Unbounded | Self::Within(_) | Self::Bounded(..), _) => Room::Narrower,
         }
     }
 

@@ -100,12 +100,12 @@ impl Lease {
 
     /// See [`Connection::spoke_unasked`].
     pub(super) fn spoke_unasked(&self) -> Option<BrokenOff> {
-        self.connection.spoke_unasked()
+        self.open.connection.spoke_unasked()
     }
 
     /// See [`Connection::explained`].
     pub(super) fn explained(&self, cause: BrokenOff) -> BrokenOff {
-        self.connection.explained(cause)
+        self.open.connection.explained(cause)
     }
 
     /// The body of the answer broke off. Logged, since its client cannot be told why.

@@ -137,9 +137,10 @@ impl Needs {
             OrgCommand::Create { name: _ } => (Role::All, About::Everybody),
             OrgCommand::List { .. } => (Role::Read, About::Judged),
             OrgCommand::Show { id } => (Role::Read, About::Org(*id)),
-            OrgCommand::Suspend { id } | OrgCommand::Resume { id } | OrgCommand::Verify { id } => {
-                (Role::All, About::Org(*id))
-            }
+            OrgCommand::Suspend { id }
+            | OrgCommand::Resume { id }
+            | OrgCommand::Verify { id }
+            | OrgCommand::Rename { id, name: _ } => (Role::All, About::Org(*id)),
         };
         Self { role, about }
     }
@@ -180,9 +181,11 @@ impl Needs {
             // Comes before the first key, and does nothing where there is a store.
             StoreCommand::Begin => (Role::Keys, About::Judged),
             StoreCommand::Status => (Role::Read, About::Everybody),
-            StoreCommand::Accept | StoreCommand::AcceptPrefix { .. } | StoreCommand::RemovePrefix { .. } => {
-                (Role::All, About::Everybody)
-            }
+            StoreCommand::Accept
+            | StoreCommand::AcceptPrefix { .. }
+            | StoreCommand::RemovePrefix { .. }
+            | StoreCommand::Reseal { .. }
+            | StoreCommand::FinishReseal => (Role::All, About::Everybody),
         };
         Self { role, about }
     }
