@@ -243,18 +243,22 @@ fn a_process_that_is_told_to_end_while_it_starts_gives_its_lease_up() {
         .settings("[server]\nlisten = \"127.0.0.1:0\"\ndrain_delay = \"0s\"")
         .settings("[outbox]\nurl = \"http://127.0.0.1:1/news\"\nkey_file = \"outbox-key\"")
         .write(folder.path());
-    // Its start blocks on this file, which does not exist yet.
+    // Reading it blocks until somebody writes: first to look for mistakes in all files, then to start.
     let key = folder.path().join("outbox-key");
     mkfifoat(CWD, &key, Mode::RUSR | Mode::WUSR).unwrap();
+    let hand_over = || {
+        let mut opened = None;
+        eventually("it reads the file", || {
+            opened = openat(CWD, &key, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
+            opened.is_some()
+        });
+        File::from(opened.unwrap()).write_all(b"a key of thirty-two bytes or more").unwrap();
+    };
     let mut b = Process::serve(folder.path());
+    hand_over();
     eventually("it holds a lease", || listed(&a) == 2);
     b.signal(Signal::TERM);
-    let mut opened = None;
-    eventually("it reads the file all the same", || {
-        opened = openat(CWD, &key, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
-        opened.is_some()
-    });
-    File::from(opened.unwrap()).write_all(b"a key of thirty-two bytes or more").unwrap();
+    hand_over();
     assert!(b.wait().success());
     assert_eq!((revoked_at(&a).as_str(), listed(&a)), ("confirmed=1/1", 1));
 }
