@@ -138,13 +138,12 @@ impl App {
             operators.push(ops.start(keys.told(metrics, Arc::clone(&readiness), observed), clock.clone()));
         }
         drop(entered);
-        let Keys { lifecycle, store, .. } = keys;
         Ok(Self {
             addresses,
             readiness,
             operators,
-            lifecycle,
-            store,
+            lifecycle: keys.lifecycle,
+            store: keys.store,
             control,
             accepting,
             workers,

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use super::Outcome;
 use super::operator::{Failure, Session, to_the_second, unexpected};
 use super::org_name::OrgName;
 use super::table::Column;
+use super::{Outcome, duration};
 use crate::lifecycle::{KeyFilter, KeyView};
 use crate::operators::admin::{Command, KeyCommand, Reply};
 use crate::vocabulary::id::KeyId;
@@ -34,13 +34,13 @@ pub(super) struct Filter {
     #[arg(long, value_name = "STATUS", value_parser = statuses())]
     status: Option<Status>,
     /// Only keys that have not been used for this time, as in 90d; for a key that was never used, its age counts
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     unused: Option<Duration>,
     /// Only keys that are older than this, as in 365d
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     older_than: Option<Duration>,
     /// Only keys that will expire within this time, as in 14d
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     expires_within: Option<Duration>,
 }
 

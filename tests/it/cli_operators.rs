@@ -421,7 +421,7 @@ fn tokens_have_roles_and_organisations_and_the_list_shows_them() {
         (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     assert_eq!(run(&["keys", "list"]).0, 0);
-    let (code, said) = run(&["keys", "create", "--name", "mine", "--org", &org]);
+    let (code, said) = run(&["keys", "create", "--name", "mine", "--all-scopes", "--org", &org]);
     assert!(code == 1 && said.contains("has the role read, and the command needs keys"), "{said}");
     for bad in [&["x", "--role", "write"][..], &["x", "--org", "First"], &[]] {
         let refused = keygate(desk.folder(), &[&["admin", "token"], bad].concat()).output().unwrap();

@@ -352,7 +352,7 @@ fn build(words: &[&str]) -> Result<(), String> {
             is_there(text("Cargo.toml").contains(&format!("[profile.{profile}]")), profile)
         }
         // The command line takes them, as another test says.
-        ["cargo", "run", "--release", "--", ..] => Ok(()),
+        ["cargo", "run", "--release", "--", ..] | ["keygate", ..] => Ok(()),
         ["cargo", "fuzz", "run", ..] => {
             let target = words.iter().rev().nth(2).unwrap();
             let seeds = [format!("tests/fuzz/targets/{target}.rs"), format!("tests/fuzz/seeds/{target}")];
