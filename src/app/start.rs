@@ -103,8 +103,9 @@ impl App {
         clock: Clock,
     ) -> Result<Self, StartError> {
         let threads = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
-        let budget = share_out_room(&mut config.listener, threads);
+        // What the file says, which a reload is compared with.
         let fixed = Fixed::of(&config);
+        let budget = share_out_room(&mut config.listener, threads);
         let serving = serving(&config.tls, config.watchdog.clone(), &clock)?;
         let entered = control.handle().enter();
         let sockets = Sockets::bind(&config, &clock)?;

@@ -105,7 +105,12 @@ end
 local function index_key(key)
   redis.call('ZADD', key.of_environment, 0, key.id)
   for _, list in ipairs({key.live, key.made}) do
-    if key['until'] == '' then redis.call('ZREM', list, key.id) else redis.call('ZADD', list, key['until'], key.id) end
+    if key['until'] == '' then
+      -- While a cluster moves these names to another node, a list that does not exist is an error, and nothing is in it.
+      redis.pcall('ZREM', list, key.id)
+    else
+      redis.call('ZADD', list, key['until'], key.id)
+    end
   end
 end
 
