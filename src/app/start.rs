@@ -103,7 +103,6 @@ impl App {
         clock: Clock,
     ) -> Result<Self, StartError> {
         let threads = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
-        // What the file says, which a reload is compared with.
         let fixed = Fixed::of(&config);
         let budget = share_out_room(&mut config.listener, threads);
         let serving = serving(&config.tls, config.watchdog.clone(), &clock)?;
@@ -319,6 +318,7 @@ fn processors() -> usize {
 }
 
 /// Limits the connections of clients by what the process may have, and gives the connections to upstreams their budget.
+/// [`Fixed`] must have been taken before: a reload is compared with what the file says.
 fn share_out_room(listener: &mut listener::Settings, threads: usize) -> Budget {
     let room = Room::share_out(listener.max_connections, threads);
     telemetry::log(&room.described());
