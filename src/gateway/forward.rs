@@ -25,7 +25,8 @@ use crate::vocabulary::rejection::{BadGateway, Rejection, Unavailable};
 /// Sends what `permit` allows to `upstream`.
 ///
 /// # Errors
-/// 413 and 400 where the body proves to be wrong on the way, 502 and 504 where no answer comes.
+/// 413 and 400 where the body proves to be wrong on the way, 502 and 504 where no answer comes, 503 where the client, or all
+/// together, have as many requests in flight as may be.
 pub(super) async fn forward(
     exchange: &mut Exchange,
     request: CanonicalRequest<Incoming>,
@@ -38,17 +39,18 @@ pub(super) async fn forward(
     let judged = permit.holder().map(|holder| (holder, exchange.client_address(request.headers())));
     let client = match judged {
         Some((holder, _)) => Client::Key(holder.digest),
-        None => Client::Network(ClientNetwork::of(exchange.client_address(request.headers()))),
+        None => Client::Site(ClientNetwork::of(exchange.client_address(request.headers())).site()),
     };
+    // Before it waits: a key that is revoked meanwhile must not get through.
+    if let Some((holder, address)) = judged {
+        exchange.enter_flight(holder, address);
+    }
     exchange.take_part(client).await?;
     let mut request = build(exchange, request, permit)?;
     if wants_tunnel {
         tunnel::upgrade(request.headers_mut());
     } else if takes_trailers {
         headers::ask_for_trailers(request.headers_mut());
-    }
-    if let Some((holder, client)) = judged {
-        exchange.enter_flight(holder, client);
     }
     exchange.note_sending(permit.environment());
     let sent = exchange

@@ -1,7 +1,7 @@
 //! Requests in flight: judged again once a second, for as long as they last.
 //!
 //! A key is judged before its request is forwarded, and the stream that the request opened may go on for hours. So every
-//! forwarded request is in its worker's list, and a sweep decides on each as on a new request with the same key. Where
+//! request that is forwarded with a key is in its worker's list, and a sweep decides on each as on a new request with the same key. Where
 //! nothing happened, that costs a comparison with the fence. Only keys that an event has touched, or whose records are
 //! old, are looked up, through the cache and once for all requests of a key. A short request costs a place in the list and
 //! no more: mostly it has ended before a sweep.

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! guard → route → authenticate → authorize → forward | serve → respond
-//!   400              401, 403   400, 404, 403  413, 502, 504
+//!   400              401, 403   400, 404, 403  413, 502–504
 //! ```
 //!
 //! Each stage takes what only the stage before it can make: routes are found for a [`CanonicalRequest`], and nothing is
 //! forwarded without a `Permit`. The first two stages are in the [`policy`](crate::policy), the others are files here. On
-//! a cache hit no stage waits, takes a lock or leaves its thread.
+//! a cache hit no stage waits, takes a lock or leaves its thread, unless its client has as much in flight as it may.
 
 mod authenticate;
 mod authorize;
@@ -101,8 +101,8 @@ pub struct Shared {
     pub clock: Clock,
 }
 
-/// One worker's gateway: everything that a request needs. While its key is cached, a request touches nothing that another
-/// thread uses.
+/// One worker's gateway: everything that a request needs. While its key is cached and its client has places left, a request
+/// takes no lock, and of what other threads use it only reads how many places are left.
 #[derive(Debug)]
 pub struct Gateway {
     /// The snapshot of the requests that begin now.

@@ -2,10 +2,11 @@
 //!
 //! A client may have as many requests in flight as there are places left for connections to upstreams, beside a quarter of
 //! all places, which is kept for clients that have few (a dynamic threshold, as Choudhury and Hahne have it in "Dynamic queue
-//! length thresholds for shared-memory packet switches", 1998). So one that takes what it can get has three eighths of all.
-//! Many that do leave the quarter, of which each can take a 32nd part.
+//! length thresholds for shared-memory packet switches", 1998). So one that takes what it can get has three eighths of all on one
+//! thread, and on many threads up to half. Many that do leave the quarter, of which each can take a 32nd part, and at least one
+//! place on each thread.
 //!
-//! The client is the key, or on a public route the network that the request comes from. Each thread lets a number of each
+//! The client is the key, or on a public route the site that the request comes from: a /24 of IPv4, a /48 of IPv6. Each thread lets a number of each
 //! client's requests through by itself: a hit costs a look into a table of its own and a read of what is left. Only
 //! beyond that number do threads ask one another.
 
@@ -20,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::upstream::budget::Budget;
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::network::ClientNetwork;
+use crate::vocabulary::network::ClientSite;
 
 /// How long a request waits for others of its client to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -35,7 +36,7 @@ const WAITING: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Client {
     Key(Digest),
-    Network(ClientNetwork),
+    Site(ClientSite),
 }
 
 /// The shares as all threads see them.
@@ -79,15 +80,15 @@ impl Shares {
         if taken < self.few { left > 0 } else { taken + self.kept < left }
     }
 
-    /// Waits until the client may have another request in flight beyond `own`, which its thread has let through; false if
-    /// it may not in time.
-    async fn wait(&self, client: Client, own: usize) -> bool {
-        if self.takes(client, own) {
+    /// Waits until the client may have another request in flight beyond its `own`, those that its thread has let through by
+    /// then; false if it may not in time.
+    async fn wait(&self, client: Client, own: impl Fn() -> usize) -> bool {
+        if self.takes(client, own()) {
             return true;
         }
         let Some(_waiting) = Waiting::begin(self, client) else { return false };
         let turn = async {
-            while !self.takes(client, own) {
+            while !self.takes(client, own()) {
                 sleep(LOOK).await;
             }
         };
@@ -147,7 +148,7 @@ impl Drop for Waiting<'_> {
 pub(super) struct ThreadShares {
     shared: Arc<Shares>,
     of_keys: Counts<Digest, BuildHasherDefault<Leading>>,
-    of_networks: Counts<ClientNetwork, RandomState>,
+    of_sites: Counts<ClientSite, RandomState>,
 }
 
 /// A request's part of its client's share, to be [given back](ThreadShares::give_back).
@@ -159,7 +160,7 @@ pub(super) struct Part {
 
 impl ThreadShares {
     pub(super) fn new(shared: Arc<Shares>) -> Self {
-        Self { shared, of_keys: Counts::default(), of_networks: Counts::default() }
+        Self { shared, of_keys: Counts::default(), of_sites: Counts::default() }
     }
 
     /// A part of the client's share, where this thread can give it by itself.
@@ -167,16 +168,16 @@ impl ThreadShares {
         let admits = |taken| taken < self.shared.by_thread && self.shared.admits(taken);
         let is_free = match client {
             Client::Key(digest) => self.of_keys.take(digest, admits),
-            Client::Network(network) => self.of_networks.take(network, admits),
+            Client::Site(site) => self.of_sites.take(site, admits),
         };
         is_free.then_some(Part { client, is_beyond: false })
     }
 
     /// Waits for a part beyond those that this thread gives by itself; `None` if none is given back in time.
     pub(super) async fn part_beyond(&self, client: Client) -> Option<Part> {
-        let own = match client {
+        let own = || match client {
             Client::Key(digest) => self.of_keys.of(&digest),
-            Client::Network(network) => self.of_networks.of(&network),
+            Client::Site(site) => self.of_sites.of(&site),
         };
         self.shared.wait(client, own).await.then_some(Part { client, is_beyond: true })
     }
@@ -185,7 +186,7 @@ impl ThreadShares {
         match *part {
             Part { client, is_beyond: true } => self.shared.change(client, |beyond| beyond.in_flight -= 1),
             Part { client: Client::Key(digest), .. } => self.of_keys.give_back(&digest),
-            Part { client: Client::Network(network), .. } => self.of_networks.give_back(&network),
+            Part { client: Client::Site(site), .. } => self.of_sites.give_back(&site),
         }
     }
 }

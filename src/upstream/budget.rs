@@ -49,6 +49,11 @@ impl Budget {
         self.left() < self.at_most.div_ceil(8)
     }
 
+    /// Whether so few places are left that clients could be refused for those that are kept without use.
+    pub(super) fn is_short(&self) -> bool {
+        self.left() < self.at_most.div_ceil(2)
+    }
+
     /// The places, for attempts to connect that run side by side.
     pub(super) fn places(&self) -> Arc<Semaphore> {
         Arc::clone(&self.places)

@@ -201,6 +201,8 @@ impl Side {
                         break;
                     }
                     Retry::OnceMore(again, cause) => {
+                        // Its place is needed for the new connection.
+                        drop(lease);
                         return Box::pin(self.deliver_again(at, *again, cause, sending)).await;
                     }
                     Retry::Never(cause) => return Err(SendError::BrokeOff(cause)),
