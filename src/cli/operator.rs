@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
+use super::secrecy::parse_shown_text;
 use super::table::{Column, Table};
 use super::unreachable::explain;
 use super::{Outcome, dev, load};
@@ -69,7 +70,7 @@ pub(super) struct Access {
     #[arg(long, global = true)]
     json: bool,
     /// Why you make a change; the audit trail shows it
-    #[arg(long, value_name = "TEXT", global = true)]
+    #[arg(long, value_name = "TEXT", value_parser = parse_shown_text, global = true)]
     reason: Option<String>,
 }
 

@@ -11,7 +11,7 @@ use super::audit::Draft;
 use super::error::LifecycleError;
 use super::moved::{Imported, ImportedKey, MovedKey, compare, export};
 use super::principal::Origin;
-use super::search::find_digest;
+use super::search::{answer, find_digest};
 use crate::store::{CommitError, KeysOf, Store, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -23,6 +23,8 @@ use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
 /// Lookups under way at once while keys are compared with those in the store. A store takes its commands in turn, so
 /// more would wait, and delay those that requests need.
 const LOOKUPS: usize = 64;
+/// What is told of a line whose id or secret is taken.
+const OTHERS: &str = "its id or its secret is another key's";
 
 impl Lifecycle {
     /// Imports keys, each on its own; the outcomes are in their order. A key that is in the store already, with the
@@ -59,14 +61,16 @@ impl Lifecycle {
         // If the first key is there, the import was probably done before. Then all keys are looked up first, so that
         // the trail does not count keys that were there; for a new import that would only be slow.
         let done_before = !self.taken(&keys, &records[..records.len().min(1)]).await?.is_empty();
-        if rehearsal || done_before {
-            records = self.settle_taken(&keys, records, &mut outcomes).await?;
+        // A secret can be in the store under an older pepper, where its new digest does not meet it.
+        let has_older = self.settings.peppers.all().len() > 1;
+        if rehearsal || done_before || has_older {
+            records = self.settle_taken(origin, &keys, records, &mut outcomes).await?;
         }
         if !rehearsal {
             records = self.insert(origin, records, &mut outcomes).await?;
-            records = self.settle_taken(&keys, records, &mut outcomes).await?;
+            records = self.settle_taken(origin, &keys, records, &mut outcomes).await?;
             for (n, _) in records {
-                outcomes.refuse(n, "its id or its secret is another key's");
+                outcomes.refuse(n, OTHERS);
             }
         }
         Ok(outcomes.finish())
@@ -124,6 +128,7 @@ impl Lifecycle {
     /// Sets the outcomes of keys whose id or secret is in the store already, and returns the others.
     async fn settle_taken(
         &self,
+        origin: &Origin,
         keys: &[MovedKey],
         records: Vec<(usize, KeyRecord)>,
         outcomes: &mut Outcomes,
@@ -132,6 +137,8 @@ impl Lifecycle {
         let mut rest = Vec::new();
         for (n, record) in records {
             match taken.remove(&n) {
+                // Of a key that the operator may not see nothing is told.
+                Some(there) if !origin.principal.reaches(there.org) => outcomes.refuse(n, OTHERS),
                 Some(there) => {
                     outcomes.settle(n, compare(&keys[n], &record, &there));
                     outcomes.judge(n, &there, self.now());
@@ -159,9 +166,13 @@ impl Lifecycle {
             if looking.len() == LOOKUPS {
                 keep(next(&mut looking).await?, &mut taken);
             }
-            let (n, id, store) = (*n, keys[*n].id, Arc::clone(&self.store));
+            let (n, moved, store) = (*n, &keys[*n], Arc::clone(&self.store));
+            let (id, old) = (moved.id, moved.old_secret.as_ref());
+            let plain: Vec<Digest> =
+                [moved.sha256, old.and_then(|old| old.sha256)].into_iter().flatten().collect();
             let digests: Vec<Digest> = record.secrets.iter().map(|secret| secret.digest).collect();
-            looking.spawn(async move { find_either(&store, digests, id).await.map(|there| (n, there)) });
+            looking
+                .spawn(async move { find_either(&store, plain, digests, id).await.map(|there| (n, there)) });
         }
         while !looking.is_empty() {
             keep(next(&mut looking).await?, &mut taken);
@@ -249,11 +260,19 @@ async fn next<T: 'static>(looking: &mut JoinSet<Result<T, StoreFault>>) -> Resul
     }
 }
 
+/// The key that a secret opens, else that has a digest, else the id. `plain` is the SHA-256 of secrets, which the store looks for
+/// under every pepper.
 async fn find_either(
     store: &Arc<dyn Store>,
+    plain: Vec<Digest>,
     digests: Vec<Digest>,
     id: Option<KeyId>,
 ) -> Result<Option<KeyRecord>, StoreFault> {
+    for sha256 in plain {
+        if let Some(found) = answer(store.lookup_secret(sha256).await)? {
+            return Ok(Some(found.key.clone()));
+        }
+    }
     for digest in digests {
         if let Some(found) = find_digest(store, digest).await? {
             return Ok(Some(found.key.clone()));

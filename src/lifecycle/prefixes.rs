@@ -175,7 +175,8 @@ impl Lifecycle {
         Err(LifecycleError::Contended(Trail::Operator))
     }
 
-    /// The keys that can still be used, now or after they are enabled, by a secret with this prefix.
+    /// The keys that can still be used by a secret with this prefix: now, after they are enabled, or after an operator gave
+    /// them a later end.
     async fn count_keys_with(&self, list: &Prefixes, prefix: &Prefix) -> Result<u64, LifecycleError> {
         let (mut count, mut after) = (0, None);
         loop {
@@ -186,7 +187,10 @@ impl Lifecycle {
                     && secret.ends_at.is_none_or(|end| end > now)
             };
             let found = keys.iter().filter(|key| {
-                let (Status::Active | Status::Disabled) = key.record.status_at(now) else { return false };
+                // An operator can let an expired key live again.
+                if key.record.status_at(now) == Status::Revoked {
+                    return false;
+                }
                 key.record.secrets.iter().any(has)
             });
             count += found.count() as u64;

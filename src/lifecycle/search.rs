@@ -163,7 +163,7 @@ pub(super) async fn find_digest(
     answer(store.lookup(digest).await)
 }
 
-fn answer(lookup: Lookup) -> Result<Option<Arc<Found>>, StoreFault> {
+pub(super) fn answer(lookup: Lookup) -> Result<Option<Arc<Found>>, StoreFault> {
     match lookup {
         Lookup::Found(found) => Ok(Some(found)),
         Lookup::Absent => Ok(None),

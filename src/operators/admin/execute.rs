@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
 use super::reply::{Reply, Secret};
-use crate::lifecycle::{KeyView, Lifecycle, LifecycleError, Made, Origin, Owned, view_org};
+use crate::lifecycle::{KeyView, Lifecycle, LifecycleError, Made, Origin, Owned, Principal, view_org};
 use crate::vocabulary::key::Prefixes;
 
 /// Carries a command out for an operator. A failure is a reply too.
@@ -114,6 +114,10 @@ async fn on_store(
 ) -> Result<Reply, LifecycleError> {
     let keeper = lifecycle.keeper();
     Ok(match command {
+        // An operator of some organisations makes no store for all.
+        StoreCommand::Begin if matches!(origin.principal, Principal::OperatorOf(..)) => {
+            Reply::StoreBegun { made: false }
+        }
         StoreCommand::Begin => Reply::StoreBegun { made: keeper.begin().await? },
         StoreCommand::Status => Reply::StoreStatus { status: keeper.status().await },
         StoreCommand::Accept => Reply::StoreAccepted { acceptance: lifecycle.accept_store(origin).await? },
