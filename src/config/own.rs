@@ -16,9 +16,7 @@ pub(super) fn taken(own: &[Own], address: SocketAddr) -> Option<&'static str> {
     let (ip, port) = (address.ip().to_canonical(), address.port());
     let overlaps = |one: &&Own| {
         let other = one.address.ip().to_canonical();
-        port != 0
-            && one.address.port() == port
-            && (ip == other || ip.is_unspecified() || other.is_unspecified())
+        port != 0 && one.address.port() == port && (ip == other || includes(ip, other) || includes(other, ip))
     };
     own.iter().find(overlaps).map(|one| one.key)
 }
@@ -29,13 +27,18 @@ pub(super) fn reached(own: &[Own], endpoint: &Endpoint) -> Option<&'static str> 
     own.iter().find(|one| one.address.port() == *port && leads_to(host, one.address.ip())).map(|one| one.key)
 }
 
+/// Whether a listener on `wide` takes connections to `ip`; `[::]` takes those over IPv4 too.
+fn includes(wide: IpAddr, ip: IpAddr) -> bool {
+    wide.is_unspecified() && (wide.is_ipv6() || ip.is_ipv4())
+}
+
 fn leads_to(host: &str, listener: IpAddr) -> bool {
     let listener = listener.to_canonical();
     match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
         Ok(ip) if ip == listener => true,
         // A connection to the unspecified address comes to this machine.
         Ok(ip) if ip.is_unspecified() => listener.is_loopback() || listener.is_unspecified(),
-        Ok(ip) => listener.is_unspecified() && is_of_this_machine(ip),
+        Ok(ip) => includes(listener, ip) && is_of_this_machine(ip),
         Err(_) => {
             // RFC 6761, section 6.3.
             let host = host.trim_end_matches('.').to_ascii_lowercase();
@@ -67,6 +70,7 @@ mod tests {
             ("127.0.0.1:80", "http://127.0.0.1", true),
             ("0.0.0.0:8080", "http://127.0.0.2:8080", true),
             ("0.0.0.0:8080", "http://192.0.2.1:8080", false),
+            ("0.0.0.0:8080", "http://[::1]:8080", false),
             ("[::1]:8080", "http://[::1]:8080", true),
             ("[::]:8080", "http://127.0.0.1:8080", true),
             ("[::]:8080", "http://api.internal:8080", false),

@@ -64,7 +64,7 @@ upstream = \"api\"
 fn the_gateway_is_no_upstream_of_its_own() {
     let toml = "\
 [server]
-listen = \"0.0.0.0:8080\"
+listen = \"[::]:8080\"
 plaintext = \"behind a TLS terminator\"
 [admin]
 listen = \"127.0.0.1:8080\"

@@ -47,6 +47,7 @@ fn misplaced(secret: &str) -> Vec<Vec<String>> {
         "keys revoke SECRET",
         "keys revoke KEY SECRET --yes",
         "keys disable SECRET",
+        "keys disable KEY --reason SECRET",
         "keys enable SECRET",
         "keys create --name SECRET --scopes jobs:read",
         "keys create --name x --owner SECRET --scopes jobs:read",

@@ -450,6 +450,8 @@ fn lookups_of_a_gateway_without_a_renewed_lease_count_for_one_lease_only() {
     let trio = Trio::start("");
     let [a, b, _] = &trio.gateways;
     let (key, [new, colder]) = (trio.known_key(), [(); 2].map(|()| a.live_key()));
+    // Its connection for commands is there; a new one would be refused by what is no master.
+    assert_eq!(b.fetch(&Call::get("/v1/api_keys").key(&key.secret)).status, 200);
     assert_eq!(trio.redis.command(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
     eventually("it says so", || !is_linked(b));
     let manage = Call::get("/v1/api_keys").key(&new.secret);

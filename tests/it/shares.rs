@@ -18,7 +18,7 @@ use crate::harness::http2::{connect, request, runtime};
 use crate::harness::metrics::{scrape, value};
 use crate::harness::process::{Process, create_key, keygate};
 use crate::harness::transport::Transport;
-use crate::harness::{Call, Tuned, eventually};
+use crate::harness::{Call, Tuned, eventually, is_long};
 
 const POLICY: &str = r#"
 scopes = ["a"]
@@ -211,14 +211,9 @@ fn one_client_over_http2_leaves_others_half_of_all_connections() {
 }
 
 #[test]
-fn one_client_over_http2_leaves_others_half_of_more_connections_too() {
-    if std::env::var_os("KEYGATE_LONG").is_none() {
-        // The short form is the test above.
-        return one_client_that_holds_all_it_can(512);
-    }
-    for files in [4000, 20_000] {
-        one_client_that_holds_all_it_can(files);
-    }
+fn one_client_over_http2_leaves_others_half_of_fewer_and_of_more_connections_too() {
+    let files: &[usize] = if is_long() { &[512, 4000, 20_000] } else { &[512] };
+    files.iter().for_each(|files| one_client_that_holds_all_it_can(*files));
 }
 
 #[test]
