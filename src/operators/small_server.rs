@@ -286,23 +286,31 @@ mod tests {
         answer
     }
 
+    /// Answers that are held back.
+    #[derive(Clone, Default)]
+    struct Gate {
+        begun: Arc<Notify>,
+        go_on: Arc<Notify>,
+    }
+
+    impl Gate {
+        async fn answer(self) -> Answer {
+            self.begun.notify_one();
+            self.go_on.notified().await;
+            answer(StatusCode::OK)
+        }
+    }
+
     #[tokio::test]
     async fn an_answer_under_way_is_finished_when_the_server_stops() {
         let (server, address) = server(LIMITS);
-        let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let (beginning, going_on) = (Arc::clone(&begun), Arc::clone(&go_on));
-        let running = server.start(move |_, _| {
-            let (beginning, going_on) = (Arc::clone(&beginning), Arc::clone(&going_on));
-            async move {
-                beginning.notify_one();
-                going_on.notified().await;
-                answer(StatusCode::OK)
-            }
-        });
+        let gate = Gate::default();
+        let held = gate.clone();
+        let running = server.start(move |_, _| held.clone().answer());
         let stream = connect(address, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        begun.notified().await;
+        gate.begun.notified().await;
         let stopping = tokio::spawn(running.stop(WITHIN));
-        go_on.notify_one();
+        gate.go_on.notify_one();
         // The end of the text is the end of the connection, although the client keeps it open.
         assert!(read(stream).await.ends_with("said"));
         stopping.await.unwrap();
@@ -329,27 +337,26 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_waits_for_its_client_makes_room() {
         let (server, address) = server(Limits { connections: 4, ..LIMITS });
-        let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let (beginning, going_on) = (Arc::clone(&begun), Arc::clone(&go_on));
+        let gate = Gate::default();
+        let held = gate.clone();
         let running = server.start(move |_, request| {
-            let (beginning, going_on) = (Arc::clone(&beginning), Arc::clone(&going_on));
+            let held = held.clone();
             async move {
-                if request.method() == Method::POST {
-                    beginning.notify_one();
-                    going_on.notified().await;
+                match *request.method() {
+                    Method::POST => held.answer().await,
+                    _ => answer(StatusCode::OK),
                 }
-                answer(StatusCode::OK)
             }
         });
         let close = |method: &str| format!("{method} / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
         let slow = connect(address, &close("POST")).await;
-        begun.notified().await;
+        gate.begun.notified().await;
         let mut silent = Vec::new();
         for _ in 0..20 {
             silent.push(connect(address, "").await);
             assert!(read(connect(address, &close("GET")).await).await.ends_with("said"));
         }
-        go_on.notify_one();
+        gate.go_on.notify_one();
         assert!(read(slow).await.ends_with("said"), "an answer under way is not given up");
         running.stop(WITHIN).await;
     }
@@ -357,22 +364,15 @@ mod tests {
     #[tokio::test]
     async fn where_every_place_works_for_its_client_another_one_is_closed() {
         let (server, address) = server(LIMITS);
-        let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let (beginning, going_on) = (Arc::clone(&begun), Arc::clone(&go_on));
-        let running = server.start(move |_, _| {
-            let (beginning, going_on) = (Arc::clone(&beginning), Arc::clone(&going_on));
-            async move {
-                beginning.notify_one();
-                going_on.notified().await;
-                answer(StatusCode::OK)
-            }
-        });
+        let gate = Gate::default();
+        let held = gate.clone();
+        let running = server.start(move |_, _| held.clone().answer());
         let close = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
         let slow = connect(address, close).await;
-        begun.notified().await;
+        gate.begun.notified().await;
         let mut refused = connect(address, "").await;
         assert_eq!(refused.read(&mut [0]).await.unwrap(), 0);
-        go_on.notify_one();
+        gate.go_on.notify_one();
         assert!(read(slow).await.ends_with("said"));
         running.stop(WITHIN).await;
     }

@@ -3,9 +3,9 @@
 
 use keygate::operators::admin::Role;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::harness::api::{Api, ApiKey, Kept, on_both_stores};
+use crate::harness::moved::{moved_key, sha256};
 
 on_both_stores! {
     a_token_that_may_read_makes_and_changes_nothing
@@ -28,11 +28,7 @@ fn sign_up(api: &Api, email: &str) -> Org {
 
 /// A line for an import.
 fn moved(org: &str, secret: &str) -> Value {
-    let sha256: String = Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect();
-    json!({
-        "organization_id": org, "name": "moved", "environment": "live", "scopes": ["jobs:read"], "sha256": sha256,
-        "last_four": &secret[secret.len() - 4..],
-    })
+    moved_key(secret, "moved", &json!({ "organization_id": org }))
 }
 
 fn new_key(org: &str) -> Value {
@@ -52,13 +48,12 @@ fn audit(trail: &str) -> Value {
 }
 
 fn looks(Org { id, key, .. }: &Org) -> Vec<Value> {
-    let sha256: String = Sha256::digest(&key.secret).iter().map(|byte| format!("{byte:02x}")).collect();
     vec![
         json!({ "orgs": { "list": { "after": null, "limit": 100 } } }),
         json!({ "orgs": { "show": { "id": id } } }),
         list(Some(id)),
         json!({ "keys": { "show": { "id": key.id } } }),
-        json!({ "keys": { "find": { "sha256": sha256 } } }),
+        json!({ "keys": { "find": { "sha256": sha256(&key.secret) } } }),
         json!({ "keys": { "descendants": { "id": key.id } } }),
         audit(id),
         json!({ "audit": { "export": { "trail": id, "after": 0, "limit": 100 } } }),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use keygate::vocabulary::clock::UnixMillis;
 use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 
-use crate::harness::{Answer, Call, Gateway, Upstream, Valve, Wire, eventually};
+use crate::harness::{Answer, Call, Gateway, TestKey, Upstream, Valve, Wire, eventually};
 
 const BARE: &str = "Bearer realm=\"keygate\"";
 const INVALID: &str = "Bearer realm=\"keygate\", error=\"invalid_token\"";
@@ -389,18 +389,22 @@ fn a_lookup_whose_callers_all_hang_up_still_fills_the_cache() {
     assert_eq!(world.valve.lookups(), 1);
 }
 
-#[test]
-fn a_lookup_that_began_before_a_revocation_is_not_served_after_it() {
+/// A request whose lookup has read a good key and waits with its answer, while the key is revoked.
+#[track_caller]
+fn overtaken_by_a_revocation() -> (World, TestKey, Wire) {
     let world = World::with("[cache]\nlookup_timeout = \"20s\"");
     let key = world.gateway.live_key();
     world.valve.hold();
     let mut wire = world.gateway.connect();
-    wire.send(
-        format!("GET /v1/jobs HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {}\r\n\r\n", key.secret)
-            .as_bytes(),
-    );
+    wire.send(&Call::get("/v1/jobs").key(&key.secret).to_bytes());
     eventually("the lookup has read a valid key", || world.valve.held() == 1);
     world.gateway.revoke(&key);
+    (world, key, wire)
+}
+
+#[test]
+fn a_lookup_that_began_before_a_revocation_is_not_served_after_it() {
+    let (world, key, mut wire) = overtaken_by_a_revocation();
     world.valve.pass();
     wire.answer().unwrap().refusal(401, "authentication_error");
     assert_eq!(world.valve.lookups(), 2, "what was read is thrown away, and read again");
@@ -410,16 +414,7 @@ fn a_lookup_that_began_before_a_revocation_is_not_served_after_it() {
 
 #[test]
 fn a_lookup_overtaken_by_a_revocation_while_the_store_goes_down_is_503_and_never_served() {
-    let world = World::with("[cache]\nlookup_timeout = \"20s\"");
-    let key = world.gateway.live_key();
-    world.valve.hold();
-    let mut wire = world.gateway.connect();
-    wire.send(
-        format!("GET /v1/jobs HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {}\r\n\r\n", key.secret)
-            .as_bytes(),
-    );
-    eventually("the lookup has read a valid key", || world.valve.held() == 1);
-    world.gateway.revoke(&key);
+    let (world, key, mut wire) = overtaken_by_a_revocation();
     world.valve.fail();
     wire.answer().unwrap().refusal(503, "service_unavailable");
     world.valve.pass();

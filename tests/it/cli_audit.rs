@@ -130,7 +130,7 @@ fn six_events(settings: &str) -> (Desk, Trail) {
     write_secret(&desk.folder().join("audit-key"), &"audit key".repeat(8));
     desk.serve();
     for name in ["a", "b", "c", "d", "e"] {
-        desk.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", name]);
+        desk.create_key(name);
     }
     let org = desk.done(&["orgs", "list", "--json"]).json()[0]["id"].as_str().unwrap().to_owned();
     let log = desk.stop();
@@ -209,8 +209,8 @@ fn every_change_to_a_stored_trail_is_detected() {
             &["record 6 was exported to the log and is missing: the trail was cut off"],
         );
         // The same, followed by new events.
-        desk.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "after"]);
-        desk.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "the cut"]);
+        desk.create_key("after");
+        desk.create_key("the cut");
         assert_finds(&against_log(), &["record 6 is not the one whose head was exported"]);
         intruder.write(trail, &whole);
         assert_finds(&against_log(), &[]);
@@ -229,7 +229,7 @@ fn every_change_to_a_stored_trail_is_detected() {
         });
         let emptied = "record 1 is missing: every organisation's trail begins with org.created";
         assert_finds(&verify(), &[emptied]);
-        desk.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "after all is gone"]);
+        desk.create_key("after all is gone");
         assert_finds(&verify(), &[emptied]);
         // The largest number, after which no event can follow, is a finding and not a failure.
         tamper(&|raw| raw.head.number = u64::MAX);
@@ -247,7 +247,7 @@ fn a_trail_verifies_only_with_its_own_key() {
     assert_eq!(verdicts[0]["findings"].as_array().unwrap().len(), 6, "{ran:?}");
     assert_eq!(verdicts[0]["keyed"], true);
     let unkeyed = Desk::new(Way::Store);
-    unkeyed.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "a"]);
+    unkeyed.create_key("a");
     let ran = unkeyed.done(&["audit", "verify"]);
     assert!(ran.err.contains("neither audit.key_file nor"), "{ran:?}");
 }
@@ -257,15 +257,7 @@ fn events_are_listed_by_type_and_time_and_exported_oldest_first() {
     for way in Way::ALL {
         let desk = Desk::new(way);
         for n in 0..3 {
-            desk.done(&[
-                "keys",
-                "create",
-                "--all-scopes",
-                "--org",
-                "Example Ltd",
-                "--name",
-                &format!("key {n}"),
-            ]);
+            desk.create_key(&format!("key {n}"));
         }
         let list = |more: &[&str]| desk.done(&[&["audit", "list", "--json"], more].concat()).json();
         assert_eq!(list(&[]).len(), 4);

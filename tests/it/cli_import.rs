@@ -5,28 +5,17 @@ use std::fs;
 use keygate::vocabulary::key::record::RecordFormat;
 use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::harness::desk::{Desk, NOWHERE, Ran, Way, in_redis, write_secret};
+use crate::harness::moved::{moved_key, sha256};
 use crate::harness::{Call, RedisServer, Upstream, fetch};
 
 fn secret(environment: Environment) -> String {
     KeyFormat::new(&Prefix::default(), false).mint(environment).unwrap().expose().to_owned()
 }
 
-fn sha256(secret: &str) -> String {
-    Sha256::digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A line for this key, with more fields or others.
 fn line(secret: &str, name: &str, more: &Value) -> String {
-    let environment = if secret.contains("_live_") { "live" } else { "test" };
-    let mut line = json!({
-        "sha256": sha256(secret), "name": name, "environment": environment, "scopes": ["jobs:read"],
-        "last_four": &secret[secret.len() - 4..],
-    });
-    line.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    line.to_string()
+    moved_key(secret, name, more).to_string()
 }
 
 fn org(desk: &Desk) -> String {

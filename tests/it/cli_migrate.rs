@@ -11,10 +11,10 @@ use keygate::vocabulary::key::usage::{Usage, Used};
 use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::harness::api::{json_call, sign_up};
 use crate::harness::desk::{Desk, NOWHERE, Ran, Way, in_redis, write_secret};
+use crate::harness::moved::sha256;
 use crate::harness::process::keygate;
 use crate::harness::{Call, Process, RedisServer, Upstream, eventually, fetch};
 
@@ -66,9 +66,7 @@ fn move_in(desk: &Desk) -> Customers {
     desk.done(&["keys", "disable", &disabled.0]);
     let expired =
         KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned();
-    let sha256: String =
-        Sha256::digest(expired.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-    let line = json!({ "sha256": sha256, "name": "expired", "environment": "live", "scopes": ["jobs:read"],
+    let line = json!({ "sha256": sha256(&expired), "name": "expired", "environment": "live", "scopes": ["jobs:read"],
         "created_at": "2024-01-01T00:00:00Z", "expires_at": "2024-02-01T00:00:00Z" });
     assert_eq!(desk.feed(&["keys", "import", "-", "--org", &org], &line.to_string()).code, 0);
     desk.done(&["orgs", "suspend", &text(&second, "organization_id"), "--yes"]);
@@ -235,7 +233,7 @@ fn a_store_that_is_in_use_missing_or_not_empty_is_refused_unchanged() {
     let redis = RedisServer::start();
     let mut node = Desk::new(Way::Socket);
     let new = Desk::with(Way::Store, &in_redis(&redis), NOWHERE);
-    node.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "a key"]);
+    node.create_key("a key");
     let held = migrate(&node, &new, &["--rechain"]);
     assert!(held.code == 1 && held.err.contains("a gateway"), "{held:?}");
     assert_eq!(redis.command(&["DBSIZE"]), ":0\r\n");
@@ -243,7 +241,7 @@ fn a_store_that_is_in_use_missing_or_not_empty_is_refused_unchanged() {
     let same = migrate(&node, &node, &[]);
     assert!(same.code == 1 && same.err.contains("the same store"), "{same:?}");
 
-    new.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "of others"]);
+    new.create_key("of others");
     let others = redis.values();
     let occupied = migrate(&node, &new, &["--rechain"]);
     assert!(occupied.code == 1 && occupied.err.contains("empty"), "{occupied:?}");
@@ -265,9 +263,7 @@ fn a_killed_migration_continues_when_it_is_run_again() {
     let node = Desk::new(Way::Store);
     let org = text(&node.done(&["orgs", "create", "Mover", "--json"]).json()[0], "id");
     let line = |n: usize| {
-        let sha256: String =
-            Sha256::digest(n.to_be_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-        json!({ "sha256": sha256, "name": format!("key {n}"), "environment": "live", "scopes": ["jobs:read"] })
+        json!({ "sha256": sha256(n.to_be_bytes()), "name": format!("key {n}"), "environment": "live", "scopes": ["jobs:read"] })
             .to_string()
             + "\n"
     };
@@ -310,7 +306,7 @@ fn a_killed_migration_continues_when_it_is_run_again() {
 fn a_damaged_trail_is_copied_unchanged_and_gets_no_new_chain() {
     let [one, other] = [RedisServer::start(), RedisServer::start()];
     let source = Desk::with(Way::Store, &in_redis(&one), NOWHERE);
-    source.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "a key"]);
+    source.create_key("a key");
     let org = text(&listed(&source, &["orgs", "list"])[0], "id");
     assert_eq!(one.command(&["XDEL", &format!("{{kg}}:audit:{org}"), "1-0"]), ":1\r\n");
     let other_key = Desk::with(Way::Store, &[KEYED, &in_redis(&other)].concat(), NOWHERE);

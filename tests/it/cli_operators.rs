@@ -220,26 +220,8 @@ fn keys_are_filtered_and_revoked_together() {
 fn a_key_is_revoked_with_what_was_made_with_it() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let desk = Desk::with(Way::Socket, "", [&live.url(), &test.url()]);
-    let (root, secret) = made(&desk.done(&[
-        "keys",
-        "create",
-        "--all-scopes",
-        "--org",
-        "Example Ltd",
-        "--name",
-        "root",
-        "--json",
-    ]));
-    let (other, _) = made(&desk.done(&[
-        "keys",
-        "create",
-        "--all-scopes",
-        "--org",
-        "Example Ltd",
-        "--name",
-        "other",
-        "--json",
-    ]));
+    let (root, secret) = desk.create_key("root");
+    let (other, _) = desk.create_key("other");
     let create = |by: &str| {
         let call = Call::post("/v1/api_keys", r#"{"name":"made by a key"}"#).key(by);
         let made = fetch(desk.address(), &call).json();
@@ -272,16 +254,7 @@ fn a_key_is_revoked_with_what_was_made_with_it() {
 fn a_leaked_secret_is_found_without_being_an_argument() {
     for way in Way::ALL {
         let desk = Desk::new(way);
-        let (id, secret) = made(&desk.done(&[
-            "keys",
-            "create",
-            "--all-scopes",
-            "--org",
-            "Example Ltd",
-            "--name",
-            "leaky",
-            "--json",
-        ]));
+        let (id, secret) = desk.create_key("leaky");
         let trace =
             |secret: &str| desk.feed(&["keys", "show", "--secret-stdin", "--json"], &format!("{secret}\n"));
         let found = trace(&secret);
@@ -298,16 +271,7 @@ fn a_leaked_secret_is_found_without_being_an_argument() {
         assert!(unknown.code == 1 && unknown.err.contains("no key has this secret"), "{unknown:?}");
     }
     let desk = Desk::new(Way::Store);
-    let (id, secret) = made(&desk.done(&[
-        "keys",
-        "create",
-        "--all-scopes",
-        "--org",
-        "Example Ltd",
-        "--name",
-        "in a file",
-        "--json",
-    ]));
+    let (id, secret) = desk.create_key("in a file");
     write_secret(&desk.folder().join("leak"), &secret);
     assert!(desk.done(&["keys", "show", "--secret-file", "leak"]).out.contains(&id));
 }
@@ -471,16 +435,7 @@ fn a_tokens_file_that_others_can_read_stops_the_start() {
 fn disabling_suspending_and_narrowing_take_effect_at_once() {
     let (live, test) = (Upstream::start("live"), Upstream::start("test"));
     let desk = Desk::with(Way::Socket, "", [&live.url(), &test.url()]);
-    let (id, secret) = made(&desk.done(&[
-        "keys",
-        "create",
-        "--all-scopes",
-        "--org",
-        "Example Ltd",
-        "--name",
-        "a key",
-        "--json",
-    ]));
+    let (id, secret) = desk.create_key("a key");
     let org = desk.done(&["orgs", "list", "--json"]).json()[0]["id"].as_str().unwrap().to_owned();
     let status = || fetch(desk.address(), &Call::get("/v1/jobs").key(&secret)).status;
     assert_eq!(status(), 200);

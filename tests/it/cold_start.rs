@@ -18,7 +18,7 @@ use http_body_util::Full;
 use crate::harness::distance::Distance;
 use crate::harness::http2::{connect, read, runtime};
 use crate::harness::metrics::{scrape, value};
-use crate::harness::traffic::{Outcome, at_rate, once_each, percentile, with_status};
+use crate::harness::traffic::{Outcome, at_rate, by_status, once_each, percentile, with_status};
 use crate::harness::{
     Call, Chaos, Gateway, RedisServer, TestKey, Transport, Valve, Weather, Wire, eventually, guess, is_long,
     lenient,
@@ -96,14 +96,6 @@ fn with_key(secret: &str, from: Option<&str>) -> Call {
     from.map_or_else(|| call.clone(), |from| call.clone().field("x-forwarded-for", from))
 }
 
-fn tally(outcomes: &[Outcome]) -> BTreeMap<u16, usize> {
-    let mut tally = BTreeMap::new();
-    for outcome in outcomes {
-        *tally.entry(outcome.status).or_default() += 1;
-    }
-    tally
-}
-
 #[track_caller]
 fn assert_all_let_in(what: &str, scene: &Scene, from: impl Fn(usize) -> Option<String> + Sync) {
     let (outcomes, took) = scene.first_requests(from);
@@ -112,10 +104,10 @@ fn assert_all_let_in(what: &str, scene: &Scene, from: impl Fn(usize) -> Option<S
     println!(
         "{what}: {:?} in {took:.2?}, p50 {half:.2?}, slowest {slowest:.2?}, over {} connections; without a turn because the \
          queue was full, it was late, the store failed: {refused:?}",
-        tally(&outcomes),
+        by_status(&outcomes),
         size().1
     );
-    assert_eq!(tally(&outcomes), BTreeMap::from([(404, scene.secrets.len())]), "{what}");
+    assert_eq!(by_status(&outcomes), BTreeMap::from([(404, scene.secrets.len())]), "{what}");
     assert!(!is_long() || took < Duration::from_secs(3), "{what}: {took:?}");
 }
 
@@ -184,18 +176,23 @@ fn no_good_key_fails_beside_guesses_from_its_own_network() {
                 once_each(address, some.len(), size().1, |n| with_key(&secrets[some[n]], Some(GUESSER)));
             let refused = outcomes.iter().filter(|outcome| outcome.status == 503);
             let next: Vec<usize> = refused.map(|outcome| left[outcome.number]).collect();
-            assert_eq!(with_status(&outcomes, 404) + next.len(), outcomes.len(), "{:?}", tally(&outcomes));
+            assert_eq!(
+                with_status(&outcomes, 404) + next.len(),
+                outcomes.len(),
+                "{:?}",
+                by_status(&outcomes)
+            );
             tries.push(outcomes);
             left = next;
         }
         assert!(left.is_empty(), "{} of {} good keys failed {TRIES} times", left.len(), secrets.len());
         tries
     });
-    let told: Vec<_> = tries.iter().map(|outcomes| tally(outcomes)).collect();
+    let told: Vec<_> = tries.iter().map(|outcomes| by_status(outcomes)).collect();
     println!(
         "beside {} guesses in {span:?}, {:?}: good keys of the same network {told:?}, p50 {:.2?}, slowest {:.2?}",
         guesses.len(),
-        tally(&guesses),
+        by_status(&guesses),
         percentile(&tries[0], 50.0),
         percentile(&tries[0], 100.0),
     );
@@ -236,7 +233,7 @@ fn guesses_from_one_network_delay_newcomers_from_others_little() {
         queued() - queued_alone
     );
     for outcomes in [&alone, &beside_guesses] {
-        assert_eq!(with_status(outcomes, 404), outcomes.len(), "{:?}", tally(outcomes));
+        assert_eq!(with_status(outcomes, 404), outcomes.len(), "{:?}", by_status(outcomes));
     }
     let [[alone, ..], [beside_guesses, ..]] = told;
     assert!(beside_guesses < 3 * alone + lenient(Duration::ZERO), "{beside_guesses:?}, {alone:?} alone");

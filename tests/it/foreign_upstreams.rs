@@ -3,7 +3,7 @@
 //! `KEYGATE_LONG=1 cargo test --test it foreign_upstreams -- --nocapture` also stops one of three processes under load.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::process::Process;
 use crate::harness::traffic::{Outcome, at_rate};
-use crate::harness::{Call, Gateway, Tuned, eventually, is_long, unhurried};
+use crate::harness::{Call, Gateway, Tuned, eventually, free_address, is_long, unhurried};
 
 /// Any key may send any request.
 const POLICY: &str = r#"
@@ -35,17 +35,11 @@ fn python() -> Command {
     Command::new(std::env::var_os("KEYGATE_TEST_PYTHON").unwrap_or_else(|| "python3".into()))
 }
 
-/// A port that was just free: these servers do not print a port of their own choice.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn start(arguments: impl Fn(u16) -> Vec<String>, folder: &Path) -> (Process, SocketAddr) {
-    let port = free_port();
+    let address = free_address();
     let mut command = python();
-    command.args(arguments(port)).current_dir(folder);
+    command.args(arguments(address.port())).current_dir(folder);
     let process = Process::start(command);
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
     eventually("the server listens", || TcpStream::connect(address).is_ok());
     (process, address)
 }
@@ -133,11 +127,6 @@ fn httpbin_receives_the_request_and_the_client_receives_its_answer() {
     assert_eq!(cookies.fields.iter().filter(|(name, _)| name == "set-cookie").count(), 2);
 }
 
-/// An address on which no process listens.
-fn free_address() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], free_port()))
-}
-
 /// The statuses of uploads of 4 MiB to a server that answers before it has read them.
 fn uploads(gateway: &Gateway, key: &str, target: &str, count: usize) -> Vec<u16> {
     let upload = |_| {
@@ -161,7 +150,7 @@ fn uploads(gateway: &Gateway, key: &str, target: &str, count: usize) -> Vec<u16>
 fn an_early_answer_of_pythons_server_reaches_a_client_that_is_still_sending() {
     let folder = TempDir::new().unwrap();
     let (_live, live) = start(file_server, folder.path());
-    let gateway = in_front_of(live, SocketAddr::from(([127, 0, 0, 1], free_port())));
+    let gateway = in_front_of(live, free_address());
     let key = gateway.live_key().secret;
     assert_eq!(uploads(&gateway, &key, "/upload", 30), [501; 30]);
 }
@@ -181,7 +170,7 @@ fn an_early_answer_of_gunicorn_reaches_a_client_that_is_still_sending() {
             .to_vec()
     };
     let (_live, live) = start(server, folder.path());
-    let gateway = in_front_of(live, SocketAddr::from(([127, 0, 0, 1], free_port())));
+    let gateway = in_front_of(live, free_address());
     let key = gateway.live_key().secret;
     assert_eq!(uploads(&gateway, &key, "/upload", 30), [413; 30]);
 }

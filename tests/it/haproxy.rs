@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::harness::haproxy::{Haproxy, free_address};
+use crate::harness::haproxy::Haproxy;
 use crate::harness::http2::{DATA, Frames, GOAWAY, HEADERS, RESET};
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{
-    Call, Process, RedisServer, Tuned, Upstream, Wire, create_key, eventually, fetch, is_long, unhurried,
+    Call, Process, RedisServer, Tuned, Upstream, Wire, create_key, eventually, fetch, free_address, is_long,
+    unhurried,
 };
 
 /// Those that leave, and those that stay.

@@ -7,7 +7,6 @@
 
 #![expect(clippy::print_stdout, reason = "what was measured is told")]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::harness::traffic::{Outcome, at_rate, at_will, percentile, with_status};
+use crate::harness::traffic::{Outcome, at_rate, at_will, by_status, percentile, with_status};
 use crate::harness::{
     Call, Chaos, Gateway, Process, RedisServer, TestKey, Upstream, Weather, create_key, eventually, fetch,
     guess, is_long, lenient,
@@ -196,11 +195,11 @@ fn endure(what: &str, left: Left, begin: impl FnOnce(&mut Scene), end: impl FnOn
          {refused:.1?}; back after {recovered:.2?}; {} KiB, then {} KiB",
         with_status(&known, 200),
         known.len(),
-        tally(&others),
+        by_status(&others),
         before >> 10,
         after >> 10,
     );
-    assert_eq!(with_status(&known, 200), known.len(), "{what}: {:?}", tally(&known));
+    assert_eq!(with_status(&known, 200), known.len(), "{what}: {:?}", by_status(&known));
     for Outcome { number, status, .. } in &others {
         let is_good = number % 2 == 0;
         match (status, left) {
@@ -223,14 +222,6 @@ fn endure(what: &str, left: Left, begin: impl FnOnce(&mut Scene), end: impl FnOn
             other => panic!("{what}: a known key got {other}"),
         });
     }
-}
-
-fn tally(outcomes: &[Outcome]) -> BTreeMap<u16, usize> {
-    let mut tally = BTreeMap::new();
-    for outcome in outcomes {
-        *tally.entry(outcome.status).or_default() += 1;
-    }
-    tally
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::thread;
 use tempfile::TempDir;
 
 use crate::harness::desk::{in_redis, write_secret};
+use crate::harness::moved::moved_key;
 use crate::harness::process::{Process, create_key, keygate};
 use crate::harness::{
     Call, Chaos, Gateway, RedisServer, Upstream, Weather, eventually, fetch, guess, is_long, unhurried,
@@ -336,13 +337,10 @@ fn make_keys(folder: &Path, count: usize) -> Vec<String> {
     let org = done(folder, &["orgs", "list", "--json"]);
     let org: serde_json::Value = serde_json::from_str(org.lines().next().unwrap()).unwrap();
     let secrets: Vec<String> = (0..count).map(|_| guess()).collect();
-    let lines = secrets.iter().enumerate().map(|(n, secret)| {
-        let sha256 = <sha2::Sha256 as sha2::Digest>::digest(secret.as_bytes());
-        let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-        serde_json::json!({
-            "name": format!("key {n}"), "environment": "live", "scopes": ["jobs:read"], "sha256": sha256,
-        })
-    });
+    let lines = secrets
+        .iter()
+        .enumerate()
+        .map(|(n, secret)| moved_key(secret, &format!("key {n}"), &serde_json::json!({})));
     fs::write(folder.join("keys.ndjson"), lines.map(|line| format!("{line}\n")).collect::<String>()).unwrap();
     done(folder, &["keys", "import", "keys.ndjson", "--org", org["id"].as_str().unwrap()]);
     secrets

@@ -21,7 +21,7 @@ use keygate::vocabulary::key::usage::{Usage, Used};
 use keygate::vocabulary::key::{Digest, Environment, Pepper};
 use tokio::runtime::Handle;
 
-use crate::harness::{Chaos, PATIENCE, RedisServer, Weather, lenient};
+use crate::harness::{Chaos, PATIENCE, RedisServer, Weather, lenient, soon};
 use crate::store_contract::{
     Call, Heard, Maker, NOW, Shared, assert_found, event, insert, insert_org, inserted, new_key, new_org,
     only_audit, update_key, with_digests, with_every_part,
@@ -56,15 +56,6 @@ async fn begun(server: &RedisServer) -> Shared {
     let store = open(server);
     assert_eq!(store.keeper().begin().await, Ok(true));
     store
-}
-
-/// Repeats until the condition holds, or fails the test.
-async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < until, "it never came to pass that {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 async fn linked(store: &Shared) {
@@ -1048,7 +1039,7 @@ mod the_way_there {
             insert_org(&store, &made.org()).await;
             server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
             assert!(matches!(store.lookup(made.digest()).await, Lookup::Absent));
-            // Longer than a connection is used without a check.
+            // Longer than a connection is used without a check. That is a span of the store's own clock, and no state.
             tokio::time::sleep(Duration::from_millis(1100)).await;
         }
     }

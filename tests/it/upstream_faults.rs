@@ -198,6 +198,7 @@ fn a_server_that_closes_just_when_the_next_request_comes_costs_no_request() {
     let mut client = gateway.connect();
     let statuses: Vec<u16> = (0..250)
         .map(|_| {
+            // No state to wait for: the request and the end of the connection are to meet on their way.
             thread::sleep(idle);
             client.call(&Call::get("/things").key(&key)).unwrap().status
         })

@@ -11,7 +11,7 @@ use redb::{ReadableDatabase, TableDefinition};
 use tempfile::TempDir;
 
 use super::{NEXT, additions, embedded, extended, further, next, outdated, redis, sealers};
-use crate::harness::{PATIENCE, RedisServer};
+use crate::harness::{RedisServer, soon};
 use crate::store_contract::{
     Heard, Maker, NOW, Shared, assert_found, event, insert, new_key, new_org, update_key, update_org,
 };
@@ -135,11 +135,7 @@ async fn a_newer_record_in_a_file_is_served_by_the_release_before_and_not_writte
 async fn linked(store: &Shared) -> Arc<Heard> {
     let heard = Arc::new(Heard::default());
     store.subscribe(heard.sink());
-    let until = std::time::Instant::now() + PATIENCE;
-    while store.keeper().link_state() != LinkState::Up {
-        assert!(std::time::Instant::now() < until, "{:?}", store.keeper().link_state());
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-    }
+    soon("the event link is up", async || store.keeper().link_state() == LinkState::Up).await;
     heard
 }
 
@@ -234,10 +230,12 @@ async fn does_not_join(older: &Shared, key: &KeyRecord) {
     older.subscribe(Heard::default().sink());
     let trouble = older.keeper().status().await.trouble.unwrap();
     assert!(trouble.contains(&format!("format {NEXT}")), "{trouble}");
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    assert!(
-        matches!(older.keeper().link_state(), LinkState::Down(cause) if cause.contains(&format!("format {NEXT}")))
-    );
+    let newer = format!("format {NEXT}");
+    soon(
+        "its link says why it is down",
+        async || matches!(older.keeper().link_state(), LinkState::Down(cause) if cause.contains(&newer)),
+    )
+    .await;
     let leases = older.keeper().status().await.gateways;
     assert!(leases.iter().all(|lease| !lease.own), "{leases:?}");
 }

@@ -16,6 +16,7 @@ pub(crate) mod haproxy;
 pub(crate) mod http2;
 pub(crate) mod manual;
 pub(crate) mod metrics;
+pub(crate) mod moved;
 pub(crate) mod names;
 pub(crate) mod process;
 pub(crate) mod redis;
@@ -25,6 +26,7 @@ pub(crate) mod traffic;
 pub(crate) mod transport;
 pub(crate) mod upstream;
 
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 pub(crate) use authority::Authority;
@@ -52,6 +54,15 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The same on a runtime.
+pub(crate) async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < until, "it never came to pass that {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 /// The same for servers with their own time-outs: checks less often, and for longer.
 #[track_caller]
 pub(crate) fn unhurried(what: &str, mut holds: impl FnMut() -> bool) {
@@ -71,4 +82,9 @@ pub(crate) fn lenient(promised: Duration) -> Duration {
 /// Whether to run the long forms of the tests, which take minutes.
 pub(crate) fn is_long() -> bool {
     std::env::var_os("KEYGATE_LONG").is_some()
+}
+
+/// An address of this machine that is free now, for servers of others, which do not tell a port of their own choice.
+pub(crate) fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

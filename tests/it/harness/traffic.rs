@@ -1,5 +1,6 @@
 //! Many requests: at a given rate, or as many as possible.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::thread;
@@ -118,4 +119,13 @@ pub(crate) fn percentile(outcomes: &[Outcome], percent: f64) -> Duration {
 /// The number of answers with this status.
 pub(crate) fn with_status(outcomes: &[Outcome], status: u16) -> usize {
     outcomes.iter().filter(|outcome| outcome.status == status).count()
+}
+
+/// The number of answers with each status.
+pub(crate) fn by_status(outcomes: &[Outcome]) -> BTreeMap<u16, usize> {
+    let mut counts = BTreeMap::new();
+    for outcome in outcomes {
+        *counts.entry(outcome.status).or_default() += 1;
+    }
+    counts
 }
