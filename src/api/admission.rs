@@ -32,8 +32,11 @@ const TIDIED: usize = 1024;
 /// What an operation does, as far as its places are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Pool {
-    /// New keys, new secrets, new names.
+    /// New keys, new names.
     Making,
+    /// New secrets, which end those that they replace: with one key, a thief's creations must not stand in the way of the
+    /// owner's rotation.
+    Rotating,
     SigningUp,
     Listing,
     /// One key.
@@ -64,7 +67,8 @@ impl Pool {
     const fn of(operation: Operation) -> Self {
         match operation {
             Operation::Signup => Self::SigningUp,
-            Operation::CreateKey | Operation::RotateKey => Self::Making,
+            Operation::CreateKey => Self::Making,
+            Operation::RotateKey => Self::Rotating,
             Operation::ListKeys | Operation::ListAuditRecords => Self::Listing,
             Operation::GetOwnKey | Operation::GetKey => Self::Reading,
             Operation::RevokeKey => Self::Revoking,
@@ -82,6 +86,9 @@ impl Pool {
             (Self::Making, Whose::Key(_)) => amount(64, 512),
             (Self::Making, Whose::Org(_)) => amount(128, 1 << 10),
             (Self::Making, _) => amount(512, 8 << 10),
+            (Self::Rotating, Whose::Key(_)) => amount(16, 128),
+            (Self::Rotating, Whose::Org(_)) => amount(32, 256),
+            (Self::Rotating, _) => amount(256, 4 << 10),
             (Self::SigningUp, Whose::Network(_)) => amount(64, 512),
             (Self::SigningUp, _) => amount(256, 4 << 10),
             (Self::Listing, Whose::Key(_)) => amount(16, 0),
@@ -389,7 +396,7 @@ mod tests {
         assert_eq!(fill(&admissions, Operation::CreateKey, &first, None, 1000).len(), 8);
         assert_eq!(fill(&admissions, Operation::CreateKey, &first, Some(BODY_LEN), 1000).len(), 8);
         let held = fill(&admissions, Operation::CreateKey, &first, Some(BODY_LEN), 7);
-        let small = fill(&admissions, Operation::RotateKey, &first, Some(2), 1000);
+        let small = fill(&admissions, Operation::CreateKey, &first, Some(2), 1000);
         assert_eq!((held.len(), small.len()), (7, 57), "small ones find the room that is left");
         assert_eq!(fill(&admissions, Operation::CreateKey, &second, None, 1000).len(), 8);
     }
@@ -413,6 +420,18 @@ mod tests {
         assert!(matches!(waiting.as_mut().poll(&mut context), Poll::Ready(Ok(_))));
         drop((waiting, making, narrowing));
         assert!(lock(&admissions.waited_for).is_empty() && lock(&admissions.taken).is_empty());
+    }
+
+    #[test]
+    fn rotations_have_places_of_their_own() {
+        let (admissions, mut callers) = (Arc::<Admissions>::default(), Callers::new());
+        let org = callers.org();
+        let (thief, owner) = (callers.key(org), callers.key(org));
+        let fill = |operation, caller: &CallingKey| fill(&admissions, operation, caller, Some(22), 1000);
+        let making = [fill(Operation::CreateKey, &thief), fill(Operation::CreateKey, &owner)];
+        let rotating = [fill(Operation::RotateKey, &thief), fill(Operation::RotateKey, &owner)];
+        assert_eq!(making.each_ref().map(Vec::len), [64, 64]);
+        assert_eq!(rotating.each_ref().map(Vec::len), [16, 16]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Turns: changes to one organisation are made one after the other, and those that take rights away come first.
+//! Turns: changes to one organisation are made one after the other, and those that take rights away come first, then new
+//! secrets for keys, which end others.
 //!
 //! An audit record follows the last record of its trail, so of two changes to one organisation only one can be
 //! committed on the same end; the other is decided again. Within a process the changes take turns, so that this
@@ -21,6 +22,8 @@ pub(super) enum Lane {
     Operators,
     /// Keys take rights away: they revoke and narrow.
     Taking,
+    /// Keys get new secrets, which end others.
+    Rotating,
     /// Everything else.
     Making,
 }
@@ -165,13 +168,13 @@ mod tests {
         let turns = Turns::default();
         let line = |lane: Lane| lane.of(Trail::Operator);
         let first = polled(pin!(turns.take(line(Lane::Making)))).unwrap();
-        let lanes = [Lane::Making, Lane::Taking, Lane::Making, Lane::Operators, Lane::Taking];
+        let lanes = [Lane::Making, Lane::Taking, Lane::Rotating, Lane::Operators, Lane::Taking, Lane::Making];
         let mut waiting: Vec<_> = lanes.into_iter().map(|lane| Box::pin(turns.take(line(lane)))).collect();
         for one in &mut waiting {
             assert!(polled(one.as_mut()).is_none());
         }
         let mut turn = first;
-        for next in [3, 1, 4, 0, 2] {
+        for next in [3, 1, 4, 2, 0, 5] {
             drop(turn);
             let called: Vec<usize> = (0..waiting.len()).filter(|n| *n == next).collect();
             assert_eq!(called, [next]);

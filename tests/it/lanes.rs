@@ -27,6 +27,8 @@ on_both_stores! {
     a_creation_whose_caller_has_left_is_not_begun
     a_list_whose_caller_has_left_is_not_read_on
     revoking_overtakes_the_creations_that_wait
+    a_rotation_overtakes_the_creations_that_wait
+    a_rotation_has_places_beside_those_of_creations
     suspending_overtakes_the_creations_that_wait
     no_organisation_waits_for_another
     the_time_of_a_revocation_counts_from_its_arrival
@@ -70,6 +72,12 @@ impl Scene {
 
     fn creation(&self) -> Call {
         json_call("POST", "/v1/api_keys", &json!({"name":"another"})).key(&self.thief.secret)
+    }
+
+    /// Gives the thief's key a new secret, in place of the one that it has.
+    fn rotation(&self, key: &str) -> Call {
+        let path = format!("{}/rotate", self.thief.path());
+        json_call("POST", &path, &json!({"overlap_seconds":0})).key(key)
     }
 
     /// The thief's creations: one that the store holds back, and [`WAITING`] that wait for it.
@@ -154,6 +162,56 @@ fn revoking_overtakes_the_creations_that_wait(kept: Kept) {
     assert_eq!(first.answer().unwrap().status, 200, "it had begun");
     assert_all(&answers(waiting), 401);
     assert_eq!(scene.keys() - before, 1, "creations came before the revocation");
+}
+
+/// With no overlap it takes away what a thief has of the key.
+fn a_rotation_overtakes_the_creations_that_wait(kept: Kept) {
+    let scene = Scene::start(kept);
+    let before = scene.keys();
+    let (mut first, waiting) = scene.creations();
+    let read = scene.valve.records_read();
+    let mut rotation = scene.send(&scene.rotation(&scene.owner.secret));
+    // The calling key, its organisation, and the key that is to be rotated.
+    eventually("it waits too", || scene.valve.records_read() == read + 3);
+    scene.valve.let_go();
+    assert_eq!(rotation.answer().unwrap().status, 200);
+    assert_eq!(first.answer().unwrap().status, 200, "it had begun");
+    assert_all(&answers(waiting), 401);
+    assert_eq!(scene.keys() - before, 1, "creations came before the rotation");
+}
+
+/// Both have the same key, so they share what there is of it.
+fn a_rotation_has_places_beside_those_of_creations(kept: Kept) {
+    const CREATIONS: usize = 64;
+    const ROTATIONS: usize = 16;
+    let scene = Scene::start(kept);
+    let begun = |call: &Call, count: usize| -> Vec<Wire> {
+        let whole = call.to_bytes();
+        let head = &whole[..whole.len() - call.body.len()];
+        let begin = |_| {
+            let mut wire = scene.api.gateway.connect();
+            wire.send(head);
+            wire
+        };
+        (0..count).map(begin).collect()
+    };
+    let refused = |route: &str, count: usize| {
+        let series = format!("keygate_rate_limited_total{{route=\"{route}\"}}");
+        eventually("one is refused", || scene.metric(&series) > count as f64 - 0.5);
+    };
+    let creations = begun(&scene.creation(), CREATIONS + 1);
+    refused("keys.create", 1);
+    let rotation = scene.rotation(&scene.thief.secret);
+    let rotated = scene.api.ask(&rotation);
+    assert_eq!(rotated.status, 200, "{}", rotated.text());
+    assert!(!scene.api.works(&scene.thief.secret), "it ended at once");
+
+    // They are bounded as well.
+    let rotations = begun(&scene.rotation(&scene.owner.secret), ROTATIONS + 1);
+    refused("keys.rotate", 1);
+    let own = scene.api.create(&scene.owner.secret, &json!({"name":"another"}));
+    assert_eq!(scene.api.ask(&Call::new("DELETE", &own.path()).key(&scene.owner.secret)).status, 204);
+    drop((creations, rotations));
 }
 
 fn suspending_overtakes_the_creations_that_wait(kept: Kept) {

@@ -73,7 +73,7 @@ impl Lifecycle {
     ) -> Result<Outcome<Made>, LifecycleError> {
         let key = self.visible(standing.admit(origin, self.now())?, id).await?;
         let minting = self.minting().await?;
-        let line = Lane::Making.of(Trail::Org(key.record.org));
+        let line = Lane::Rotating.of(Trail::Org(key.record.org));
         let decide = |begun: &Outcome<Target>, now: UnixMillis| {
             let Target { standing, key: Versioned { rev, record: before } } = match begun {
                 Outcome::Repeated(answer) => return Ok(Decided::nothing(Outcome::Repeated(answer.clone()))),
