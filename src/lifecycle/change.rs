@@ -149,6 +149,11 @@ impl Lifecycle {
                 Ok(Some(committed))
             }
             Err(CommitError::Conflict | CommitError::Answered | CommitError::Unindexed) => Ok(None),
+            Err(CommitError::PrefixRemoved) => {
+                // An operator has removed it in this moment: the next key is made with another one.
+                self.read_prefixes().await;
+                Err(LifecycleError::Contended(trail))
+            }
             Err(CommitError::Full(full)) => Err(LifecycleError::Full(full)),
             Err(CommitError::TooFast { retry_after }) => Err(LifecycleError::QuotaExceeded { retry_after }),
             Err(CommitError::Missing) => Err(missing),

@@ -17,7 +17,7 @@ use crate::store::prefixes::Register;
 use crate::store::{KeysOf, StoreFault};
 use crate::telemetry;
 use crate::vocabulary::audit::{AuditKind, Trail};
-use crate::vocabulary::key::record::{KeyRecord, Secret, Status};
+use crate::vocabulary::key::record::{KeyRecord, Secret};
 use crate::vocabulary::key::{Prefix, Prefixes};
 
 /// How often a change of the list is tried when another gateway changes it at the same time.
@@ -161,12 +161,15 @@ impl Lifecycle {
             if *prefix == self.settings.prefix {
                 return Err(PrefixError::Configured(prefix.clone()).into());
             }
+            let book = self.keeper().prefixes();
+            // A key with it that comes from now on, at whichever gateway, is not counted, but ends the removal.
+            book.begin_removal(prefix).await?;
             let keys = self.count_keys_with(&list, prefix).await?;
             if keys > 0 {
                 return Err(PrefixError::InUse { prefix: prefix.clone(), keys }.into());
             }
             let after = list.without(prefix);
-            if self.keeper().prefixes().rewrite(Some(list), after.clone()).await? {
+            if book.remove(list, prefix).await? {
                 self.tell_change(origin, AuditKind::PrefixRemoved, prefix).await?;
                 self.note_prefixes(after.clone());
                 return Ok(after);
@@ -182,18 +185,10 @@ impl Lifecycle {
         loop {
             let keys = self.store.keys(KeysOf::All, after, PAGE).await?;
             let now = self.now();
-            let has = |secret: &Secret| {
-                secret.prefix.as_ref().unwrap_or_else(|| list.first()) == prefix
-                    && secret.ends_at.is_none_or(|end| end > now)
-            };
-            let found = keys.iter().filter(|key| {
-                // An operator can let an expired key live again.
-                if key.record.status_at(now) == Status::Revoked {
-                    return false;
-                }
-                key.record.secrets.iter().any(has)
-            });
-            count += found.count() as u64;
+            let begins = |secret: &Secret| secret.prefix.as_ref().unwrap_or_else(|| list.first()) == prefix;
+            let has =
+                |key: &KeyRecord| key.secrets.iter().any(|secret| begins(secret) && key.can_use(secret, now));
+            count += keys.iter().filter(|key| has(&key.record)).count() as u64;
             after = keys.last().map(|key| key.record.id);
             if keys.len() < PAGE {
                 return Ok(count);

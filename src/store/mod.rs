@@ -272,6 +272,9 @@ pub enum CommitError {
     /// Not all keys of the organisation are in its indexes. No caller of a store sees it.
     #[error("keys are missing in the indexes")]
     Unindexed,
+    /// The store does not accept what a new secret begins with.
+    #[error("keys with this prefix are not accepted any more")]
+    PrefixRemoved,
     /// The id or a digest is taken.
     #[error("the record exists already")]
     Exists,

@@ -9,7 +9,9 @@
 use tokio::sync::watch;
 
 use super::{StoreFault, StoreFuture};
-use crate::vocabulary::key::Prefixes;
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::record::KeyRecord;
+use crate::vocabulary::key::{Digest, Prefix, Prefixes};
 
 /// What a store says of its prefixes, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,13 @@ pub trait PrefixBook: Send + Sync {
 
     fn register(&self) -> StoreFuture<'_, Result<Register, StoreFault>>;
 
+    /// Begins to remove a prefix. Every new secret with it from now on, whoever makes it, ends the removal.
+    fn begin_removal(&self, prefix: &Prefix) -> StoreFuture<'_, Result<(), StoreFault>>;
+
+    /// Accepts a prefix no longer, if the store still has `before` and the removal of this prefix, which was begun last,
+    /// has not ended; returns whether that was so. Later a secret with it cannot be written.
+    fn remove(&self, before: Prefixes, prefix: &Prefix) -> StoreFuture<'_, Result<bool, StoreFault>>;
+
     /// Replaces the list, if the store still has `before`; returns whether it had.
     ///
     /// # Errors
@@ -41,4 +50,27 @@ pub trait PrefixBook: Send + Sync {
     /// Has the lease of this gateway announce this list, and returns when it does. Before the call every worker must accept
     /// these prefixes; only after it they may refuse others.
     fn announce(&self, prefixes: &Prefixes) -> StoreFuture<'_, ()>;
+}
+
+/// What a secret begins with, as far as it must be accepted where the secret is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begins<'k> {
+    With(&'k Prefix),
+    /// With the first of the store's list.
+    WithTheFirst,
+    /// It opens nothing any more.
+    WithAnything,
+}
+
+/// The digests of a key, each with what its secret begins with.
+pub(super) fn digests(key: &KeyRecord, now: UnixMillis) -> Vec<(Digest, Begins<'_>)> {
+    let each = key.secrets.iter().map(|secret| {
+        let begins = match &secret.prefix {
+            _ if !key.can_use(secret, now) => Begins::WithAnything,
+            Some(prefix) => Begins::With(prefix),
+            None => Begins::WithTheFirst,
+        };
+        (secret.digest, begins)
+    });
+    each.collect()
 }

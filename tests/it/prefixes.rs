@@ -13,15 +13,23 @@ use std::sync::{Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use keygate::lifecycle::{Imported, LifecycleError, MovedKey, PrefixError};
 use keygate::vocabulary::key::{ApiKey, Environment, Prefix};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::harness::api::{Api, Kept, on_both_stores};
 use crate::harness::desk::{Desk, NOWHERE, Way, in_redis, write_secret};
+use crate::harness::moved::moved_key;
 use crate::harness::process::{Process, keygate};
 use crate::harness::{
-    Call, Chaos, Gateway, RedisServer, Upstream, Weather, Wire, eventually, fetch, is_linked, is_long,
+    Call, Chaos, Gateway, PATIENCE, RedisServer, Upstream, Valve, Weather, Wire, eventually, fetch,
+    is_linked, is_long, operator, unhurried,
 };
+
+on_both_stores! {
+    a_key_that_comes_while_a_prefix_is_removed_keeps_it
+}
 
 /// A well-formed secret that no store has.
 fn guess(prefix: &str) -> String {
@@ -52,11 +60,7 @@ fn set_prefix(folder: &Path, prefix: &str) {
 
 /// A new key: its id and its secret.
 fn create(desk: &Desk) -> (String, String) {
-    let made = desk
-        .done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "k", "--json"])
-        .json()
-        .remove(0);
-    (text(&made["key"]["id"]), text(&made["secret"]))
+    desk.create_key("k")
 }
 
 fn text(value: &Value) -> String {
@@ -297,6 +301,40 @@ fn a_prefix_is_accepted_and_removed_by_a_command_but_not_while_a_key_has_it() {
     }
 }
 
+/// The keys were counted, and the prefix is not removed yet.
+fn a_key_that_comes_while_a_prefix_is_removed_keeps_it(kept: Kept) {
+    let valve = Valve::new();
+    let api = Api::builder(kept).valve(&valve).start();
+    let (org, _) = api.sign_up("ada@example.com");
+    let (secret, acme) = (guess("acme"), Prefix::parse("acme").unwrap());
+    let line = moved_key(&secret, "moved", &json!({ "organization_id": org, "prefix": "acme" }));
+    let moved: MovedKey = serde_json::from_value(line).unwrap();
+    let (lifecycle, operator) = (api.gateway.lifecycle(), operator());
+    api.gateway.block_on(async {
+        lifecycle.accept_prefix(&operator, &acme).await.unwrap();
+        valve.hold_answers();
+        let removing = lifecycle.remove_prefix(&operator, &acme);
+        let importing = async {
+            let counted = async {
+                while valve.keys_listed() == 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, counted).await.expect("keys are counted");
+            let imported = lifecycle.import_keys(&operator, vec![moved], false).await.unwrap();
+            assert_eq!(imported[0].outcome, Imported::New);
+            valve.let_go();
+        };
+        let (removed, ()) = tokio::join!(removing, importing);
+        let removed = removed.map(|list| list.to_string());
+        assert!(
+            matches!(removed, Err(LifecycleError::Prefix(PrefixError::InUse { keys: 1, .. }))),
+            "{removed:?}"
+        );
+    });
+    assert!(api.works(&secret));
+}
+
 #[test]
 fn a_migration_takes_the_prefixes_along() {
     let redis = RedisServer::start();
@@ -440,7 +478,10 @@ fn no_good_key_is_refused_while_the_prefix_changes_at_one_gateway_after_the_othe
         text(&listed["id"])
     };
     let secrets: Vec<String> = (1..count).map(|_| guess("fh")).collect();
-    let lines: Vec<String> = secrets.iter().map(|secret| import_line(secret, &org)).collect();
+    let lines: Vec<String> = secrets
+        .iter()
+        .map(|secret| moved_key(secret, "moved", &json!({ "organization_id": org })).to_string())
+        .collect();
     fs::write(pair.folders[0].path().join("keys.jsonl"), lines.join("\n")).unwrap();
     let imported = keygate(pair.folders[0].path(), &["keys", "import", "keys.jsonl"]).output().unwrap();
     assert!(imported.status.success(), "{imported:?}");
@@ -455,7 +496,7 @@ fn no_good_key_is_refused_while_the_prefix_changes_at_one_gateway_after_the_othe
         // Every key at both gateways, before, between and after the restarts.
         let round = || {
             let until = next.load(Ordering::Relaxed) + 2 * keys.read().unwrap().len();
-            eventually_within(Duration::from_secs(300), || next.load(Ordering::Relaxed) >= until);
+            unhurried("every key was used at both", || next.load(Ordering::Relaxed) >= until);
         };
         round();
         for n in 0..2 {
@@ -486,22 +527,4 @@ fn no_good_key_is_refused_while_the_prefix_changes_at_one_gateway_after_the_othe
     );
     assert!(tally.keys().all(|(status, _)| *status == 404), "a good key was refused: {tally:?}");
     assert!(tally.contains_key(&(404, true)) && tally.contains_key(&(404, false)), "{tally:?}");
-}
-
-fn eventually_within(span: Duration, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + span;
-    while !holds() {
-        assert!(Instant::now() < until, "the load does not come round");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn import_line(secret: &str, org: &str) -> String {
-    use sha2::{Digest, Sha256};
-    let sha256: String = Sha256::digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-    json!({
-        "sha256": sha256, "name": "moved", "environment": "live", "scopes": ["jobs:read"], "organization_id": org,
-        "last_four": &secret[secret.len() - 4..],
-    })
-    .to_string()
 }

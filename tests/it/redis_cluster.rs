@@ -5,19 +5,23 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keygate::store::events::Subject;
 use keygate::store::finding::Finding;
+use keygate::store::indexes::Room;
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::redis::{Node, Place, Redis, Settings};
 use keygate::store::{Change, CommitError, Lookup, Mutation, Role, Store};
 use keygate::vocabulary::key::Digest;
-use keygate::vocabulary::key::record::{KeyRecord, Sealer};
+use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer};
 use tokio::runtime::Handle;
 
 use crate::harness::cluster::{Cluster, SLOT, id};
 use crate::harness::fail_over::{FailsOver, Pair, assert_prompt};
-use crate::harness::{PATIENCE, RedisServer, unhurried};
+use crate::harness::{PATIENCE, RedisServer, soon, unhurried};
 use crate::redis_store::RIGHTS;
-use crate::store_contract::{Heard, Maker, NOW, Shared, assert_found, insert, new_org};
+use crate::store_contract::{
+    Heard, Maker, NOW, Shared, assert_found, insert, new_key, new_org, update_key, update_org,
+};
 
 /// The store's slot and its keys while they move, as with `redis-cli --cluster reshard`.
 struct Move<'c> {
@@ -74,11 +78,7 @@ impl<'c> Move<'c> {
 }
 
 async fn linked(store: &dyn Store) {
-    let until = Instant::now() + PATIENCE;
-    while store.keeper().link_state() != LinkState::Up {
-        assert!(Instant::now() < until, "{:?}", store.keeper().link_state());
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    soon("the event link is up", async || store.keeper().link_state() == LinkState::Up).await;
 }
 
 #[test]
@@ -204,6 +204,56 @@ async fn the_copy_on_the_node_with_the_stores_state_counts() {
     assert_found(&store, digest, &key, &org).await;
     moving.finish();
     assert_found(&store, digest, &key, &org).await;
+}
+
+/// The lists of an organisation's keys need not exist, or may have moved already.
+#[tokio::test]
+async fn rights_are_taken_away_while_a_slot_moves_whatever_lists_are_there() {
+    let cluster = Cluster::start();
+    let store: Shared = Arc::new(cluster.open());
+    assert_eq!(store.keeper().begin().await, Ok(true));
+    let made = Maker::new();
+    let mut tenants = Vec::new();
+    for _ in 0..2 {
+        let (org, digest) = (made.org(), made.digest());
+        let key = made.key(org.id, &[digest]);
+        insert(&store, &org, &key).await;
+        let child = KeyRecord { created_by: key.id.to_string(), ..made.key(org.id, &[made.digest()]) };
+        store.commit(new_key(&child)).await.unwrap();
+        tenants.push((org, key, child));
+    }
+    store.commit(crate::store_contract::event(tenants[0].0.id)).await.unwrap();
+    let lists = |n: usize| {
+        let (org, key, _) = &tenants[n];
+        ["keys:test".to_owned(), "live".to_owned(), format!("made:{}", key.id)]
+            .map(|list| format!("{{kg}}:org:{}:{list}", org.id))
+    };
+    // As a gateway of an older release leaves it.
+    let absent = lists(0);
+    assert_eq!(cluster.server(0).command(&["DEL", &absent[0], &absent[1], &absent[2]]), ":3\r\n");
+    let moving = Move::begin(cluster.server(0), &cluster.nodes[1]);
+    moving.migrate(&[&lists(1)[..], &named(&["keys", "orgs"])].concat());
+    for (org, key, child) in &tenants {
+        for key in [child, key] {
+            let record = KeyRecord { revoked_at: Some(NOW), ..key.clone() };
+            let subjects = vec![Subject::Revoked(key.secrets[0].digest)];
+            store.commit(Mutation { subjects, ..update_key(1, &record) }).await.expect("it is revoked");
+        }
+        let suspended = OrgRecord { suspended_at: Some(NOW), ..org.clone() };
+        let subjects = vec![Subject::Org(org.id)];
+        store.commit(Mutation { subjects, ..update_org(1, &suspended) }).await.expect("it is suspended");
+    }
+    moving.finish();
+    for (org, key, child) in &tenants {
+        for key in [key, child] {
+            let Lookup::Found(found) = store.lookup(key.secrets[0].digest).await else { panic!("{key:?}") };
+            assert_eq!((found.key.revoked_at, found.org.suspended_at), (Some(NOW), Some(NOW)));
+        }
+        // Both were entered into the lists, or taken out of them, when these were needed.
+        let room = Room { most: 1, most_of_maker: 1, ..made.room(key.id) };
+        let new = made.key(org.id, &[made.digest()]);
+        store.commit(Mutation { room: Some(room), ..new_key(&new) }).await.expect("there is room for one");
+    }
 }
 
 /// The names of the keys that a lookup reads.

@@ -7,13 +7,14 @@ use super::writer::{Outcome, Stop};
 use crate::store::answers::KeptAnswer;
 use crate::store::events::{Seq, Subject, encode};
 use crate::store::indexes::Indexed;
+use crate::store::prefixes::digests;
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::{Append, Ends};
 use crate::vocabulary::id::OrgId;
-use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::record::{
     KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned, revision,
 };
+use crate::vocabulary::key::{Digest, Prefix};
 
 /// Events kept in the file.
 pub(super) const EVENTS_KEPT: u64 = 100_000;
@@ -170,15 +171,19 @@ impl Tables<'_> {
             }
             Some(_) => {}
         }
-        let digests: Vec<Digest> = record.secrets.iter().map(|secret| secret.digest).collect();
-        for digest in &digests {
-            if self.digests.get(digest.as_bytes())?.is_some_and(|owner| *owner.value() != write.place) {
-                return Err(CommitError::Exists.into());
+        let mut new_prefixes = Vec::new();
+        for (digest, begins) in digests(record, self.now) {
+            match self.digests.get(digest.as_bytes())?.map(|owner| *owner.value()) {
+                Some(owner) if owner != write.place => return Err(CommitError::Exists.into()),
+                Some(_) => {}
+                None => new_prefixes.extend(self.check_prefix(begins)?),
             }
         }
+        let digests: Vec<Digest> = record.secrets.iter().map(|secret| secret.digest).collect();
         let before = write.before.iter().flat_map(|before| &before.secrets).map(|secret| secret.digest);
         let dropped = before.filter(|digest| !digests.contains(digest)).collect();
-        Ok(KeyWrite { org: record.org, indexed: Indexed::from(record), digests, dropped, record: write })
+        let indexed = Indexed::from(record);
+        Ok(KeyWrite { org: record.org, indexed, digests, dropped, new_prefixes, record: write })
     }
 
     fn write_key(&mut self, key: &KeyWrite) -> Result<(), Stop> {
@@ -192,7 +197,7 @@ impl Tables<'_> {
         for digest in &key.digests {
             self.digests.insert(digest.as_bytes(), &id)?;
         }
-        Ok(())
+        key.new_prefixes.iter().try_for_each(|prefix| self.end_removal(prefix))
     }
 
     fn write_answer(&mut self, answer: &KeptAnswer) -> Result<(), Stop> {
@@ -260,6 +265,8 @@ struct KeyWrite {
     digests: Vec<Digest>,
     /// Digests that no longer open the key.
     dropped: Vec<Digest>,
+    /// What the new secrets begin with.
+    new_prefixes: Vec<Prefix>,
 }
 
 /// The checks for every kind of record: an inserted record is new; an updated one exists and is as its caller saw it.

@@ -5,12 +5,12 @@ use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use tokio::sync::watch;
 
 use super::Embedded;
-use super::tables::{KEYS, META, PREFIXES, Tables};
+use super::tables::{KEYS, META, PREFIXES, REMOVING, Tables};
 use super::writer::Stop;
-use crate::store::prefixes::{PrefixBook, Register};
-use crate::store::{StoreFault, StoreFuture};
-use crate::vocabulary::key::Prefixes;
+use crate::store::prefixes::{Begins, PrefixBook, Register};
+use crate::store::{CommitError, StoreFault, StoreFuture};
 use crate::vocabulary::key::record::{RecordFormat, Sealer};
+use crate::vocabulary::key::{Prefix, Prefixes};
 
 impl PrefixBook for Embedded {
     fn followed(&self) -> watch::Receiver<Option<Prefixes>> {
@@ -44,6 +44,31 @@ impl PrefixBook for Embedded {
         })
     }
 
+    fn begin_removal(&self, prefix: &Prefix) -> StoreFuture<'_, Result<(), StoreFault>> {
+        let prefix = prefix.clone();
+        self.write(move |tables, _| {
+            tables.meta.insert(REMOVING, prefix.as_str().as_bytes())?;
+            Ok(())
+        })
+    }
+
+    fn remove(&self, before: Prefixes, prefix: &Prefix) -> StoreFuture<'_, Result<bool, StoreFault>> {
+        let (prefix, after) = (prefix.clone(), before.without(prefix));
+        Box::pin(async move {
+            let list = after.clone();
+            let removed = self
+                .write(move |tables, sealer| {
+                    Ok(tables.is_removing(&prefix)?
+                        && tables.rewrite_prefixes(sealer, Some(&before), &list)?)
+                })
+                .await?;
+            if removed {
+                self.prefixes.send_replace(Some(after));
+            }
+            Ok(removed)
+        })
+    }
+
     /// There is no other gateway.
     fn announce(&self, _: &Prefixes) -> StoreFuture<'_, ()> {
         Box::pin(async {})
@@ -65,7 +90,33 @@ impl Tables<'_> {
         let format = self.check_format(sealer, needed)?;
         self.raise_format(format)?;
         self.meta.insert(PREFIXES, after.to_string().as_bytes())?;
+        self.meta.remove(REMOVING)?;
         Ok(true)
+    }
+
+    fn is_removing(&self, prefix: &Prefix) -> Result<bool, Stop> {
+        Ok(self.meta.get(REMOVING)?.is_some_and(|row| row.value() == prefix.as_str().as_bytes()))
+    }
+
+    /// A key with this prefix has come.
+    pub(super) fn end_removal(&mut self, prefix: &Prefix) -> Result<(), Stop> {
+        if self.is_removing(prefix)? {
+            self.meta.remove(REMOVING)?;
+        }
+        Ok(())
+    }
+
+    /// The prefix of a new secret, which the store must accept, as far as it has a list.
+    pub(super) fn check_prefix(&self, begins: Begins<'_>) -> Result<Option<Prefix>, Stop> {
+        let Some(list) = read(self.meta.get(PREFIXES)?.as_ref().map(|row| row.value()))? else {
+            return Ok(None);
+        };
+        let prefix = match begins {
+            Begins::With(prefix) => prefix,
+            Begins::WithTheFirst => list.first(),
+            Begins::WithAnything => return Ok(None),
+        };
+        if list.accepts(prefix) { Ok(Some(prefix.clone())) } else { Err(CommitError::PrefixRemoved.into()) }
     }
 }
 

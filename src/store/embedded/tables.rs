@@ -50,6 +50,8 @@ pub(super) const INDEXED: &str = "indexed";
 pub(super) const FORMAT: &str = "format";
 /// The list of prefixes; a file of an older release lacks it.
 pub(super) const PREFIXES: &str = "prefixes";
+/// The prefix that is being removed, until a key with it comes.
+pub(super) const REMOVING: &str = "removing";
 /// What the store says of its pepper; an old file lacks it until it is opened.
 pub(super) const PEPPERS: &str = "peppers";
 
@@ -73,6 +75,8 @@ pub(super) struct Tables<'t> {
     pub(super) quota_ends: Table<'t, (Number, &'static str), ()>,
     pub(super) environment_keys: Table<'t, (Id, u8, Id), ()>,
     pub(super) live_keys: Table<'t, (Id, Id), LiveKey>,
+    /// The present time. Before [`Tables::at`] every other time lies ahead.
+    pub(super) now: UnixMillis,
 }
 
 impl<'t> Tables<'t> {
@@ -96,7 +100,12 @@ impl<'t> Tables<'t> {
             quota_ends: transaction.open_table(QUOTA_ENDS)?,
             environment_keys: transaction.open_table(ENVIRONMENT_KEYS)?,
             live_keys: transaction.open_table(LIVE_KEYS)?,
+            now: UnixMillis(0),
         })
+    }
+
+    pub(super) fn at(self, now: UnixMillis) -> Self {
+        Self { now, ..self }
     }
 }
 

@@ -67,7 +67,7 @@ impl Writer {
         let transaction = begin_write(database)?;
         let mut done = Done::Nothing;
         {
-            let mut tables = Tables::open(&transaction)?;
+            let mut tables = Tables::open(&transaction)?.at(self.clock.now().wall);
             for order in batch {
                 if order.carry_out(&mut tables, &self.sealer)? == Done::Something {
                     done = Done::Something;

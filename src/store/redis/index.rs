@@ -26,9 +26,8 @@ impl Inner {
                 let (name, id, indexed) =
                     (self.names.key(record.id), record.id.to_string(), Indexed::from(record));
                 let call = call.arg("key").key(name).key(self.names.org(org));
-                let call = call.key(self.names.keys()).key(self.names.keys_of(org));
-                let call = self.index_keys(call, org, &indexed).arg(rev.to_be_bytes());
-                call.arg("").arg(id).arg("").arg(until(indexed.live))
+                let call = call.arg(rev.to_be_bytes()).arg("").arg(id).arg("");
+                self.list_key(call, org, &indexed)
             });
             let entered = self.write(&call).await?.text().map_err(|error| self.fault(error))?;
             if page.len() < PAGE || !whole && entered.as_deref() == Some("all") {
@@ -44,11 +43,13 @@ impl Inner {
         [self.names.keys_of(org), live, test]
     }
 
-    /// The lists that a key is entered into. A key that no key has made is entered twice into the same one.
-    pub(super) fn index_keys<'s>(&self, call: Call<'s>, org: OrgId, key: &Indexed) -> Call<'s> {
-        let live = self.names.live_keys(org);
-        let made = key.maker.map_or_else(|| live.clone(), |maker| self.names.made_by(org, maker));
-        call.key(self.names.keys_in(org, key.environment)).key(live).key(made)
+    /// The end of a part for a key: until when it is live, and the lists that it is entered into. A key that no key has
+    /// made is entered twice into the same one.
+    pub(super) fn list_key<'s>(&self, call: Call<'s>, org: OrgId, key: &Indexed) -> Call<'s> {
+        let (names, live) = (&self.names, self.names.live_keys(org));
+        let made = key.maker.map_or_else(|| live.clone(), |maker| names.made_by(org, maker));
+        let call = call.arg(until(key.live)).arg(names.keys()).arg(names.keys_of(org));
+        call.arg(names.keys_in(org, key.environment)).arg(live).arg(made)
     }
 
     pub(super) fn room_part<'s>(&self, call: Call<'s>, org: OrgId, room: &Room) -> Call<'s> {
@@ -62,7 +63,7 @@ impl Inner {
 }
 
 /// Until when a key is live, as the scripts read it.
-pub(super) fn until(live: Live) -> String {
+fn until(live: Live) -> String {
     match live {
         Live::Revoked => String::new(),
         Live::Until(end) => end.0.to_string(),

@@ -6,7 +6,7 @@
 //!
 //! | key | value |
 //! |--|--|
-//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `format` (of [records](crate::vocabulary::key::record), which joining takes), `replaces` (what it was accepted for), `prefixes` (their [list](crate::vocabulary::key::Prefixes)), `peppers` (which [pepper](crate::vocabulary::key::pepper) belongs to the store) |
+//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `format` (of [records](crate::vocabulary::key::record), which joining takes), `replaces` (what it was accepted for), `prefixes` (their [list](crate::vocabulary::key::Prefixes)), `removing` (the prefix whose keys are counted), `peppers` (which [pepper](crate::vocabulary::key::pepper) belongs to the store) |
 //! | `{kg}:gateways` | set: the names of gateways that hold a lease, or held one a while ago |
 //! | `{kg}:gateway:<name>` | a lease: the number of the last event that holds there; expires |
 //! | `{kg}:gateway:<name>:format` | the highest format of records that this gateway can keep; expires with the lease |

@@ -48,7 +48,7 @@ end
 if org then
   local refusal = differs(org.expected, org.record)
   if refusal then return answer(refusal) end
-  check_list(org.list)
+  check_list(org.list, org.expected == '+')
 end
 if key then
   local refusal = refuse_key(key, org and org.expected == '+' and org.record == key.org)
@@ -64,7 +64,7 @@ if audit then
 end
 if news then
   redis.call('HLEN', news.bodies)
-  check_list(news.due)
+  check_list(news.due, true)
 end
 
 -- The writes. The event comes first, because it can still fail: the stream may refuse the number.
@@ -81,7 +81,7 @@ end
 raise_format(parts.format[1])
 if org then
   redis.call('SET', org.record, org.bytes)
-  redis.call('ZADD', org.list, 0, org.id)
+  on_list(org.expected == '+', 'ZADD', org.list, 0, org.id)
 end
 if pace then
   redis.call('SET', room.pace, pace[1], 'PX', pace[2])

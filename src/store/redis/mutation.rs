@@ -9,13 +9,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Inner;
-use super::index::until;
 use super::ledger::{Event, Mark, Position, RedisTime};
 use super::reads::Listed;
 use super::scripts::{Call, Reply};
 use crate::store::answers::KeptAnswer;
 use crate::store::events::encode;
 use crate::store::indexes::{Full, Indexed};
+use crate::store::prefixes::{Begins, digests};
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -107,6 +107,7 @@ impl Inner {
             Some("exists") => Err(CommitError::Exists),
             Some("missing") => Err(CommitError::Missing),
             Some("conflict") => Err(CommitError::Conflict),
+            Some("prefix") => Err(CommitError::PrefixRemoved),
             Some("unindexed") => Err(CommitError::Unindexed),
             Some("full") => Err(CommitError::Full(match next()?.as_deref() {
                 Some("maker") => Full::Maker,
@@ -169,9 +170,10 @@ impl Inner {
         if draft.before.as_ref().is_some_and(moved) {
             return Err(CommitError::Missing);
         }
-        let digests: Vec<Digest> = record.secrets.iter().map(|secret| secret.digest).collect();
+        let found = digests(record, self.clock.now().wall);
         let before = draft.before.iter().flat_map(|before| &before.secrets).map(|secret| secret.digest);
-        let dropped = before.filter(|digest| !digests.contains(digest)).collect();
+        let dropped = before.filter(|gone| found.iter().all(|(digest, _)| digest != gone)).collect();
+        let digests = found.into_iter().map(|(digest, begins)| (digest, word(begins))).collect();
         let indexed = Indexed::from(record);
         Ok(KeyDraft { org: record.org, key: record.id, indexed, digests, dropped, draft })
     }
@@ -193,8 +195,8 @@ impl Inner {
             .arg(position.mark.as_ref().map_or("", Mark::as_str));
         call = self.format_part(call, mutation.format());
         if let Some(org) = org {
-            call = call.arg("org").key(names.with(format_args!("org:{}", org.id))).key(names.orgs());
-            call = call.arg(&*org.expected).arg(&*org.sealed).arg(&*org.id);
+            call = call.arg("org").key(names.with(format_args!("org:{}", org.id)));
+            call = call.arg(&*org.expected).arg(&*org.sealed).arg(&*org.id).arg(names.orgs());
         }
         if let Some(key) = key {
             call = self.key_part(call, key);
@@ -246,11 +248,11 @@ impl Inner {
     fn key_part<'s>(&self, call: Call<'s>, key: &KeyDraft) -> Call<'s> {
         let (names, KeyDraft { draft, org, key, indexed, digests, dropped }) = (&self.names, key);
         let call = call.arg("key").key(names.key(*key)).key(names.org(*org));
-        let call = call.key(names.keys()).key(names.keys_of(*org));
-        let call = self.index_keys(call, *org, indexed);
         let call = call.arg(&*draft.expected).arg(&*draft.sealed).arg(&*draft.id).arg(format!("{org}{key}"));
-        let call = call.arg(until(indexed.live));
-        let digest = |call: Call<'s>, digest| call.arg("digest").key(names.digest(digest));
+        let call = self.list_key(call, *org, indexed);
+        let digest = |call: Call<'s>, (digest, word): &(Digest, String)| {
+            call.arg("digest").key(names.digest(digest)).arg(&**word)
+        };
         let call = digests.iter().fold(call, digest);
         dropped.iter().fold(call, |call, digest| call.arg("dropped").key(names.digest(digest)))
     }
@@ -335,9 +337,18 @@ struct KeyDraft {
     org: OrgId,
     key: KeyId,
     indexed: Indexed,
-    digests: Vec<Digest>,
+    /// Each with the word for what its secret begins with, as `parts.lua` has it.
+    digests: Vec<(Digest, String)>,
     /// Digests that no longer open the key.
     dropped: Vec<Digest>,
+}
+
+fn word(begins: Begins<'_>) -> String {
+    match begins {
+        Begins::With(prefix) => prefix.to_string(),
+        Begins::WithTheFirst => "*".to_owned(),
+        Begins::WithAnything => String::new(),
+    }
 }
 
 const fn updated<T>(change: &Change<T>) -> Option<&T> {

@@ -2,11 +2,13 @@
 -- the order below.
 local PARTS = {
   -- A record. Expected: `+` does not exist, `!` stale, else the 8 bytes of its revision.
-  org = {{'record', 'list'}, {'expected', 'bytes', 'id'}},
+  org = {{'record'}, {'expected', 'bytes', 'id', 'list'}},
   -- Until: when it stops being live, `inf`, or nothing for a revoked key.
-  key = {{'record', 'org', 'list', 'org_list', 'of_environment', 'live', 'made'}, {'expected', 'bytes', 'id', 'owner', 'until'}},
-  -- A digest that the last key gets, and one that it gives up.
-  digest = {{'pointer'}, {}},
+  key = {{'record', 'org'},
+    {'expected', 'bytes', 'id', 'owner', 'until', 'list', 'org_list', 'of_environment', 'live', 'made'}},
+  -- A digest that the last key gets, and one that it gives up. Word: what its secret begins with, `*` for the first
+  -- prefix of the store, or nothing for one that has ended.
+  digest = {{'pointer'}, {'word'}},
   dropped = {{'pointer'}, {}},
   -- A record that must be as it was, by its revision.
   seen = {{'record'}, {'revision'}},
@@ -24,6 +26,9 @@ local PARTS = {
   -- The format of the change; the prefix of every lease.
   format = {{'gateways'}, {'needed', 'leases'}},
 }
+
+-- The lists are no KEYS. While a cluster moves our names to another node, it refuses a script if one of its KEYS is not
+-- here, and rights must be taken away also where a list does not exist or has moved.
 
 -- All parts by name, from these KEYS and ARGV on. A key contains its digests.
 local function read_parts(next_key, next_arg)
@@ -44,7 +49,7 @@ local function read_parts(next_key, next_arg)
     if name == 'key' then
       part.digests, part.dropped, key = {}, {}, part
     elseif name == 'digest' then
-      table.insert(key.digests, part.pointer)
+      table.insert(key.digests, part)
     elseif name == 'dropped' then
       table.insert(key.dropped, part.pointer)
     end
@@ -75,13 +80,31 @@ local function raise_format(needed)
   if needed and tonumber(needed.needed) > format then redis.call('HSET', KEYS[1], 'format', needed.needed) end
 end
 
+-- Runs a command on a list. Nothing happens if the list is not on this node and only an existing record changes: an entry
+-- that is missing then, or left over, is like one that an older gateway wrote, and found in the same way. A new record
+-- needs its entries.
+local function on_list(is_new, command, name, ...)
+  local done = redis.pcall(command, name, ...)
+  local failed = type(done) == 'table' and done.err
+  if failed and (is_new or not string.find(failed, 'non local key', 1, true)) then error(done) end
+end
+
 -- Fails if this is no list. Checks once: no write of a script changes the type.
 local lists = {}
-local function check_list(name)
+local function check_list(name, is_new)
   if not lists[name] then
-    redis.call('ZCARD', name)
+    on_list(is_new, 'ZCARD', name)
     lists[name] = true
   end
+end
+
+-- The prefix that a word of a new secret means. Then whether the store accepts it, as far as that is known.
+local function find_prefix(word)
+  local list = redis.call('HGET', KEYS[1], 'prefixes')
+  if not list then return word, true end
+  list = string.gsub(list, '^%? ', '')
+  if word == '*' then word = string.match(list, '^%-?(%w+)') or '' end
+  return word, string.find(' ' .. list .. ' ', ' ' .. word .. ' ', 1, true)
 end
 
 -- Why a key cannot be written, if so. An entry of a wrong type fails here.
@@ -89,27 +112,31 @@ local function refuse_key(key, comes_with_its_org)
   local refusal = differs(key.expected, key.record)
   if refusal then return refusal end
   if key.expected == '+' and not comes_with_its_org and not redis.call('GET', key.org) then return 'missing' end
-  for _, pointer in ipairs(key.digests) do
-    local owner = redis.call('GET', pointer)
+  key.is_new, key.words = key.expected == '+', {}
+  for _, digest in ipairs(key.digests) do
+    local owner = redis.call('GET', digest.pointer)
     if owner and owner ~= key.owner then return 'exists' end
+    if not owner and digest.word ~= '' then
+      local word, is_accepted = find_prefix(digest.word)
+      if not is_accepted then return 'prefix' end
+      table.insert(key.words, word)
+    end
   end
-  check_list(key.list)
-  check_list(key.org_list)
-  check_list(key.of_environment)
-  check_list(key.live)
-  check_list(key.made)
+  for _, list in ipairs({key.list, key.org_list, key.of_environment, key.live, key.made}) do
+    check_list(list, key.is_new)
+  end
   return nil
 end
 
 -- The entries of a key in the lists of its environment, of the live keys, and of those that its maker has made.
 local function index_key(key)
-  redis.call('ZADD', key.of_environment, 0, key.id)
+  on_list(key.is_new, 'ZADD', key.of_environment, 0, key.id)
   for _, list in ipairs({key.live, key.made}) do
     if key['until'] == '' then
-      -- While a cluster moves these names to another node, a list that does not exist is an error, and nothing is in it.
-      redis.pcall('ZREM', list, key.id)
+      -- The last entry takes its list along, and both may be the same list.
+      on_list(false, 'ZREM', list, key.id)
     else
-      redis.call('ZADD', list, key['until'], key.id)
+      on_list(key.is_new, 'ZADD', list, key['until'], key.id)
     end
   end
 end
@@ -121,11 +148,15 @@ end
 
 local function write_key(key)
   redis.call('SET', key.record, key.bytes)
-  redis.call('ZADD', key.list, 0, key.id)
-  redis.call('ZADD', key.org_list, 0, key.id)
+  on_list(key.is_new, 'ZADD', key.list, 0, key.id)
+  on_list(key.is_new, 'ZADD', key.org_list, 0, key.id)
   index_key(key)
-  for _, pointer in ipairs(key.digests) do
-    redis.call('SET', pointer, key.owner)
+  for _, digest in ipairs(key.digests) do
+    redis.call('SET', digest.pointer, key.owner)
+  end
+  for _, word in ipairs(key.words) do
+    -- The keys with a prefix that is being removed are to be counted again.
+    if redis.call('HGET', KEYS[1], 'removing') == word then redis.call('HDEL', KEYS[1], 'removing') end
   end
   for _, pointer in ipairs(key.dropped) do
     -- It may belong to another key by now.

@@ -8,8 +8,8 @@ use super::scripts::{Call, Reply};
 use super::{Inner, Redis};
 use crate::store::prefixes::{PrefixBook, Register};
 use crate::store::{StoreFault, StoreFuture};
-use crate::vocabulary::key::Prefixes;
 use crate::vocabulary::key::record::RecordFormat;
+use crate::vocabulary::key::{Prefix, Prefixes};
 
 impl PrefixBook for Redis {
     fn followed(&self) -> watch::Receiver<Option<Prefixes>> {
@@ -25,7 +25,23 @@ impl PrefixBook for Redis {
         before: Option<Prefixes>,
         after: Prefixes,
     ) -> StoreFuture<'_, Result<bool, StoreFault>> {
-        Box::pin(async move { self.inner.rewrite(before.as_ref(), after).await })
+        Box::pin(async move { self.inner.rewrite(before.as_ref(), after, None).await })
+    }
+
+    fn begin_removal(&self, prefix: &Prefix) -> StoreFuture<'_, Result<(), StoreFault>> {
+        let prefix = prefix.clone();
+        Box::pin(async move {
+            let inner = &self.inner;
+            let call = inner.writing(&inner.scripts.begin_removal, []).arg(prefix.as_str());
+            inner.write(&call).await.map(drop)
+        })
+    }
+
+    fn remove(&self, before: Prefixes, prefix: &Prefix) -> StoreFuture<'_, Result<bool, StoreFault>> {
+        let prefix = prefix.clone();
+        Box::pin(
+            async move { self.inner.rewrite(Some(&before), before.without(&prefix), Some(&prefix)).await },
+        )
     }
 
     fn announce(&self, prefixes: &Prefixes) -> StoreFuture<'_, ()> {
@@ -86,12 +102,18 @@ impl Inner {
         Ok(Register { prefixes, has_keys: keys.as_deref() != Some("0"), gateways })
     }
 
-    async fn rewrite(&self, before: Option<&Prefixes>, after: Prefixes) -> Result<bool, StoreFault> {
+    async fn rewrite(
+        &self,
+        before: Option<&Prefixes>,
+        after: Prefixes,
+        removed: Option<&Prefix>,
+    ) -> Result<bool, StoreFault> {
         let after_text = after.to_string();
         let call = self
             .writing(&self.scripts.rewrite_prefixes, [])
             .arg(before.map(Prefixes::to_string).unwrap_or_default())
-            .arg(&*after_text);
+            .arg(&*after_text)
+            .arg(removed.map_or("", Prefix::as_str));
         let needed = if after.is_plain() { RecordFormat::FIRST } else { RecordFormat::PREFIXES };
         let mut reply = self.write(&self.format_part(call, needed).durably()).await?;
         let outcome = reply.text().map_err(|error| self.fault(error))?;

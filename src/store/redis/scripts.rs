@@ -60,6 +60,7 @@ pub(super) struct Scripts {
     pub(super) accept: Script,
     pub(super) prefixes: Script,
     pub(super) rewrite_prefixes: Script,
+    pub(super) begin_removal: Script,
     pub(super) peppers: Script,
     pub(super) reseal: Script,
     pub(super) rights: Script,
@@ -121,6 +122,7 @@ impl Scripts {
             accept: Script::writing(include_str!("accept.lua")),
             prefixes: Script::reading(include_str!("prefixes.lua")),
             rewrite_prefixes: Script::writing(ours!("#!lua", "parts.lua", "rewrite_prefixes.lua")),
+            begin_removal: Script::writing(ours!("#!lua", "begin_removal.lua")),
             peppers: Script::writing(ours!("#!lua", "sealed.lua", "peppers.lua")),
             reseal: Script::writing(ours!("#!lua", "sealed.lua", "reseal.lua")),
             rights: Script::reading(include_str!("rights.lua")),
@@ -148,11 +150,11 @@ impl Scripts {
     }
 
     /// All scripts except the one that asks for rights.
-    fn all(&self) -> [&Script; 30] {
+    fn all(&self) -> [&Script; 31] {
         all_but_rights!(
             self: lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import, index,
             entries, trim, restore, usage, note_usage, news, backlog, claim_news, delivered, admit, begin, accept, prefixes,
-            rewrite_prefixes, peppers, reseal
+            rewrite_prefixes, begin_removal, peppers, reseal
         )
     }
 }

@@ -157,6 +157,13 @@ impl KeyRecord {
         "note",
     ];
 
+    /// Whether one of its secrets can still be used: now, after the key is enabled, or after an operator gave it a later
+    /// end.
+    #[must_use]
+    pub fn can_use(&self, secret: &Secret, now: UnixMillis) -> bool {
+        self.revoked_at.is_none() && secret.ends_at.is_none_or(|end| end > now)
+    }
+
     #[must_use]
     pub fn status_at(&self, now: UnixMillis) -> Status {
         if self.revoked_at.is_some() {

@@ -38,6 +38,8 @@ struct Shared {
     lookups: watch::Sender<Lookups>,
     /// Whether new keys of existing organisations wait before they are committed, and pages of keys before they are read.
     holds: watch::Sender<bool>,
+    /// Whether pages of keys that were read are delayed.
+    holds_answers: watch::Sender<bool>,
     creations: AtomicUsize,
     lists: AtomicUsize,
     lists_read: AtomicUsize,
@@ -53,6 +55,7 @@ impl Valve {
         Self(Arc::new(Shared {
             lookups: watch::Sender::new(Lookups::Pass),
             holds: watch::Sender::new(false),
+            holds_answers: watch::Sender::new(false),
             creations: AtomicUsize::new(0),
             lists: AtomicUsize::new(0),
             lists_read: AtomicUsize::new(0),
@@ -87,8 +90,14 @@ impl Valve {
         self.0.holds.send_replace(true);
     }
 
+    /// Pages of keys are read, and told after [`Valve::let_go`] only.
+    pub(crate) fn hold_answers(&self) {
+        self.0.holds_answers.send_replace(true);
+    }
+
     pub(crate) fn let_go(&self) {
         self.0.holds.send_replace(false);
+        self.0.holds_answers.send_replace(false);
     }
 
     /// The number of new keys that came to be committed.
@@ -240,6 +249,7 @@ impl Store for Valved {
             self.0.lists_read.fetch_add(1, Ordering::SeqCst);
             let keys = self.0.store().keys(of, after, limit).await;
             self.0.keys_listed.fetch_add(keys.as_ref().map_or(0, Vec::len), Ordering::SeqCst);
+            let _ = self.0.holds_answers.subscribe().wait_for(|holds| !holds).await;
             keys
         })
     }

@@ -9,6 +9,7 @@ mod embedded_file;
 mod import;
 mod outbox;
 mod parts;
+mod prefixes;
 mod quotas;
 mod records;
 mod room;
@@ -149,6 +150,10 @@ contract! {
         each_key_is_imported_for_itself
         an_import_repeated_inserts_nothing_twice
         an_import_is_no_event
+    }
+    prefixes {
+        a_new_secret_needs_a_prefix_that_is_accepted
+        secrets_that_have_ended_need_none
     };
     quotas {
         quotas_go_on_in_a_store_that_is_opened_again
