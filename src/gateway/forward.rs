@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
@@ -151,6 +152,11 @@ impl Forwarded {
             head.headers.remove(CONTENT_LENGTH);
         }
         exchange.note_forwarded(head.status);
+        if head.status == StatusCode::RESET_CONTENT {
+            // It has no body (RFC 9110, section 15.3.6), and a client that knows this would take one for the next answer.
+            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+            return (Response::from_parts(head, ResponseBody::own(Bytes::new(), exchange)), None);
+        }
         if let Some(upstream) = upgrade {
             tunnel::upgrade(&mut head.headers);
             let tunnel = Box::new(Tunnel { upstream, idle: stream_idle, exchange });

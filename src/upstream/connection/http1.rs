@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
 use super::flaw::flaw;
+use super::interim::TooMany;
 use super::wire::{Outcome, Unanswered, Wire};
 use super::{Received, Undelivered};
 use crate::upstream::dial::Stream;
@@ -118,11 +119,13 @@ impl Http1 {
     }
 }
 
-/// Only hyper's own words go into it, which repeat nothing of the answer.
+/// Only hyper's words and ours go into it, which repeat nothing of the answer.
 fn broken_off(error: &hyper::Error) -> BrokenOff {
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     if error.is_parse() {
         BrokenOff::Malformed(error.to_string().into())
+    } else if let Some(flaw) = io.and_then(io::Error::get_ref).and_then(|io| io.downcast_ref::<TooMany>()) {
+        BrokenOff::Malformed(flaw.to_string().into())
     } else if let Some(io) = io {
         BrokenOff::Io(io.kind())
     } else if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {

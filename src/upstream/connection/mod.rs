@@ -5,6 +5,7 @@
 
 mod flaw;
 mod http1;
+mod interim;
 mod wire;
 
 use std::io;

@@ -16,6 +16,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::interim::Interims;
 use crate::upstream::dial::Stream;
 use crate::upstream::request_body::RequestBody;
 
@@ -78,6 +79,7 @@ pub(super) struct Wire {
     /// Whether a byte came after that.
     is_answered: bool,
     came: Came,
+    interims: Interims,
     has_ended: bool,
     write_failure: Option<io::Error>,
     /// The task that waits for a write that will not be done.
@@ -93,6 +95,7 @@ impl Wire {
             sent: Vec::new(),
             is_answered: true,
             came: Came { beginning: Vec::new(), is_unasked: true },
+            interims: Interims::new(),
             has_ended: false,
             write_failure: None,
             writer: None,
@@ -106,6 +109,7 @@ impl Wire {
             self.is_answered = false;
             self.came.is_unasked = false;
             self.came.beginning.clear();
+            self.interims.ask();
             self.sent.clear();
             self.sent.shrink_to(ROOM);
         }
@@ -149,12 +153,12 @@ impl AsyncRead for Wire {
         match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
             Ok(()) if buf.filled().len() > before || buf.remaining() == 0 => {
                 self.is_answered = true;
+                let came = &buf.filled()[before..];
                 let room = BEGINNING.saturating_sub(self.came.beginning.len());
                 if room > 0 {
-                    let came = &buf.filled()[before..];
                     self.came.beginning.extend_from_slice(&came[..came.len().min(room)]);
                 }
-                Poll::Ready(Ok(()))
+                Poll::Ready(self.interims.see(came))
             }
             ended => Poll::Ready(self.end(ended)),
         }
