@@ -89,8 +89,11 @@ impl Lifecycle {
                 Some(basis) => basis,
                 None => load().await?,
             };
+            // Read before the decision, which uses the pepper, too: a change that was decided under another one is stale.
+            let under = self.settings.peppers.row_name();
             let Decided { write, outcome } = decide(&basis, self.now())?;
             let Some((mutation, draft)) = write else { return Ok((outcome, None)) };
+            let mutation = Mutation { under: Some(under), ..mutation };
             let (environment, target) = (draft.environment, draft.target.clone());
             if let Some(Committed { event }) = self.commit(trail, origin, mutation, draft).await? {
                 return Ok((outcome, Some(MadeChange { trail, environment, target, event, arrived })));
@@ -138,7 +141,6 @@ impl Lifecycle {
         draft: Draft,
     ) -> Result<Option<Committed>, LifecycleError> {
         let Ends { head, .. } = self.store.trails().ends(trail).await?;
-        mutation.under = Some(self.settings.peppers.row_name());
         let append = self.append(trail, head, origin, draft)?;
         let link = append.entry.link;
         mutation.audit = Some(append);

@@ -91,23 +91,23 @@ impl Lifecycle {
             email: Some(email.clone()),
             ..self.new_org(name, now)
         };
-        // All of it is made whether or not the address is free, so that the time taken tells nothing.
-        let claim = EmailClaim::under(&self.settings.peppers, &email, org.id);
         let new = NewKey::named(org.id, FIRST_KEY, Environment::Live);
-        let made = self.draft_key(origin, Authority::Unbounded, &new, &Making { now, minting: &minting })?;
         let decide = |(): &(), _| {
+            // All of it is made whether or not the address is free, so that the time taken tells nothing.
+            let making = Making { now, minting: &minting };
+            let made = self.draft_key(origin, Authority::Unbounded, &new, &making)?;
             let mutation = Mutation {
                 org: Some(Change::Insert(org.clone())),
                 key: Some(Change::Insert(made.key.clone())),
-                email: Some(claim),
+                email: Some(EmailClaim::under(&self.settings.peppers, &email, org.id)),
                 news: self.settings.signup.news.then(|| self.news_of(&org, now)),
                 ..Mutation::default()
             };
             let about = json!({ "organization": describe_org(&org), "key": self.describe(&made.key) });
-            Ok(Decided::commit(mutation, Draft::of_org(AuditKind::OrgCreated, org.id).after(about), ()))
+            Ok(Decided::commit(mutation, Draft::of_org(AuditKind::OrgCreated, org.id).after(about), made))
         };
         let line = Lane::Making.of(Trail::Org(org.id));
-        self.change(line, origin, None, || ready(Ok(())), decide).await?;
+        let (made, _) = self.change(line, origin, None, || ready(Ok(())), decide).await?;
         Ok(SignedUp { org, key: made.key, secret: made.secret })
     }
 

@@ -138,8 +138,8 @@ pub struct Mutation {
     pub room: Option<Room>,
     /// The format that every gateway must be able to keep before this is written, beyond what the records in it need.
     pub needs: RecordFormat,
-    /// What was known of the store's pepper when the audit record was chained ([`Peppers::row_name`]). If it is another one
-    /// now, the mutation fails with [`CommitError::Conflict`].
+    /// What was known of the store's pepper before anything of this was made ([`Peppers::row_name`]): its digests, the index of
+    /// an address, the audit record. If it is another one now, the mutation fails with [`CommitError::Conflict`].
     pub under: Option<String>,
 }
 
@@ -171,8 +171,9 @@ pub struct EmailClaim {
 impl EmailClaim {
     #[must_use]
     pub fn under(peppers: &Peppers, email: &Email, org: OrgId) -> Self {
-        let before = peppers.before().map(|before| email.index(Some(&before)));
-        Self { index: email.index(peppers.current().as_ref()), before, org }
+        let (current, before) = peppers.sealing();
+        let before = before.map(|before| email.index(Some(&before)));
+        Self { index: email.index(current.as_ref()), before, org }
     }
 }
 

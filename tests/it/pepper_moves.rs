@@ -6,12 +6,14 @@ use std::fs;
 use keygate::lifecycle::{Lifecycle, LifecycleError};
 use keygate::store::keeper::Resealed;
 use keygate::vocabulary::audit::Trail;
+use keygate::vocabulary::id::OrgId;
 use tempfile::TempDir;
 
 use crate::harness::api::{json_call, sign_up};
 use crate::harness::desk::write_secret;
 use crate::harness::{
-    Call, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, eventually, is_linked, operator, status,
+    Call, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, Valve, eventually, is_linked, operator,
+    status,
 };
 
 const PEPPERS: [&str; 3] = ["first", "second", "third"];
@@ -86,6 +88,10 @@ fn rotate(gateway: &mut Gateway, from: &str, to: &str) {
 
 fn stores() -> [Option<RedisServer>; 2] {
     [None, Some(RedisServer::start())]
+}
+
+const fn place(redis: Option<&RedisServer>) -> &'static str {
+    if redis.is_some() { "Redis" } else { "file" }
 }
 
 fn upstreams() -> (Upstream, Upstream) {
@@ -178,6 +184,43 @@ fn an_address_stays_taken_at_every_stage_and_a_repeated_request_gets_its_answer(
             (409, 200)
         );
     }
+}
+
+#[test]
+fn an_address_stays_taken_though_its_organisation_was_changed_before_the_reseal() {
+    let upstreams = upstreams();
+    for redis in stores() {
+        let mut gateway = start(builder(redis.as_ref(), &upstreams), &["first"]);
+        let signs_up = |gateway: &Gateway, email: &str| gateway.fetch(&sign_up(email)).status;
+        let answer = gateway.fetch(&sign_up("ada@example.com")).json();
+        let org = OrgId::parse(answer["organization_id"].as_str().unwrap()).unwrap();
+        restart(&mut gateway, &["second", "first"]);
+        eventually("the new pepper is in force", || is_in_force(&gateway));
+        // Every change seals the record anew, so the reseal has nothing to do there.
+        gateway.block_on(gateway.lifecycle().rename_org(&operator(), org, "Another name")).unwrap();
+        gateway.block_on(reseal(gateway.lifecycle())).unwrap();
+        assert_eq!(signs_up(&gateway, "ada@example.com"), 409, "{}", place(redis.as_ref()));
+        restart(&mut gateway, &["second"]);
+        assert_eq!(signs_up(&gateway, "ada@example.com"), 409, "{}", place(redis.as_ref()));
+    }
+}
+
+#[test]
+fn one_address_signs_up_once_though_a_new_pepper_comes_into_force_meanwhile() {
+    let (redis, upstreams, valve) = (RedisServer::start(), upstreams(), Valve::new());
+    let mut other = start(builder(Some(&redis), &upstreams), &["first"]);
+    let slow = builder(Some(&redis), &upstreams).org(other.org).store(valve.fitted());
+    let slow = start(slow, &["second", "first"]);
+    eventually("both are linked", || is_linked(&slow) && is_linked(&other));
+    valve.hold_back();
+    let mut early = slow.connect();
+    early.send(&sign_up("ada@example.com").to_bytes());
+    eventually("it comes to be committed", || valve.signups() == 1);
+    restart(&mut other, &["second", "first"]);
+    eventually("the new pepper is in force", || is_in_force(&slow) && is_in_force(&other));
+    assert_eq!(other.fetch(&sign_up("ada@example.com")).status, 200);
+    valve.let_go();
+    assert_eq!(early.answer().unwrap().status, 409, "it was decided under the pepper before");
 }
 
 #[test]

@@ -34,21 +34,30 @@ impl Tables<'_> {
 
     fn reseal_orgs(&mut self, sealer: &Sealer, after: Option<OrgId>) -> Result<Resealed, Stop> {
         let page = page::<OrgRecord>(&self.orgs, sealer, after.map(OrgId::to_bytes))?;
-        for (place, bytes, record) in &page.stale {
+        for (place, bytes, org) in &page.stale {
             self.orgs.insert(place, &bytes[..])?;
-            let claim =
-                record.email.as_ref().map(|email| EmailClaim::under(sealer.peppers(), email, record.id));
-            if let Some(EmailClaim { index, before: Some(before), .. }) = claim
-                && self.emails.get(&before)?.is_some_and(|owner| owner.value() == place)
-            {
-                self.emails.remove(&before)?;
-                self.emails.insert(&index, place)?;
-            }
+            self.move_email(sealer, org)?;
+        }
+        // A change has sealed the record anew, and left the address where it was.
+        for org in &page.current {
+            self.move_email(sealer, org)?;
         }
         let next = page.last.map(OrgId::from_bytes).map(Place::Org);
         let orgs = page.places.into_iter().map(OrgId::from_bytes).collect();
         let (looked_at, moved, unreadable) = (page.looked_at, page.stale.len(), page.unreadable);
         Ok(Resealed { looked_at, moved, unreadable, next, orgs })
+    }
+
+    /// Moves the entry of an organisation's address in the index to the new pepper, if it is under the one before.
+    fn move_email(&mut self, sealer: &Sealer, org: &OrgRecord) -> Result<(), Stop> {
+        let claim = org.email.as_ref().map(|email| EmailClaim::under(sealer.peppers(), email, org.id));
+        let Some(EmailClaim { index, before: Some(before), .. }) = claim else { return Ok(()) };
+        let place = org.id.to_bytes();
+        if self.emails.get(&before)?.is_some_and(|owner| *owner.value() == place) {
+            self.emails.remove(&before)?;
+            self.emails.insert(&index, &place)?;
+        }
+        Ok(())
     }
 
     fn reseal_keys(&mut self, sealer: &Sealer, after: Option<KeyId>) -> Result<Resealed, Stop> {
@@ -92,6 +101,8 @@ struct Page<T> {
     places: Vec<[u8; 16]>,
     looked_at: usize,
     unreadable: usize,
+    /// Those under the current pepper.
+    current: Vec<T>,
     /// Those under the pepper before: where they are, sealed anew, and open.
     stale: Vec<([u8; 16], Vec<u8>, T)>,
     /// The last one, if more may follow.
@@ -104,11 +115,12 @@ fn page<T: Stored>(
     after: Option<[u8; 16]>,
 ) -> Result<Page<T>, Stop> {
     let start = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-    let mut page = Page { places: Vec::new(), looked_at: 0, unreadable: 0, stale: Vec::new(), last: None };
+    let (places, current, stale) = (Vec::new(), Vec::new(), Vec::new());
+    let mut page = Page { places, looked_at: 0, unreadable: 0, current, stale, last: None };
     for entry in table.range::<&[u8; 16]>((start, Bound::Unbounded))?.take(PAGE) {
         let (place, bytes) = entry?;
         match sealer.open_sealed::<T>(bytes.value()) {
-            Ok((_, Seal::Current)) => {}
+            Ok((stored, Seal::Current)) => page.current.push(stored.record),
             Ok((stored, Seal::Before)) => {
                 let anew = sealer.seal(stored.rev, &stored.record).map_err(StoreFault::from)?;
                 page.stale.push((*place.value(), anew, stored.record));

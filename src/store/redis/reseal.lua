@@ -1,23 +1,23 @@
--- Replaces records by the same records under a new seal, each if it is still as it was read. For an organisation with an
--- e-mail address, its entry in the index of addresses moves along.
--- KEYS: meta, then for each record: the record; if it has an address, its new entry and the one before. ARGV: what `ours.lua`
--- needs, then for each record: the bytes as they were, the new bytes, the organisation's id or nothing.
-local moved, at = 0, 2
-for n = 2, #ARGV, 3 do
-  local record, org = KEYS[at], ARGV[n + 2]
-  at = at + 1
-  local unchanged = redis.call('GET', record) == ARGV[n]
-  if unchanged then
-    redis.call('SET', record, ARGV[n + 1])
-    moved = moved + 1
-  end
-  if org ~= '' then
-    local entry, before = KEYS[at], KEYS[at + 1]
-    at = at + 2
-    if unchanged and redis.call('GET', before) == org then
+-- Replaces records by the same records under a new seal, each if it is still as it was read, and moves entries of the index of
+-- e-mail addresses, each if it is still that organisation's.
+-- KEYS: meta, then those of the parts. ARGV: what `ours.lua` needs, then the parts. For a record: `record`, the bytes as they
+-- were, the new bytes; one key. For an address: `email`, the organisation's id; the new entry and the one before.
+local moved, key, arg = 0, 2, 2
+while arg <= #ARGV do
+  if ARGV[arg] == 'record' then
+    local record = KEYS[key]
+    if redis.call('GET', record) == ARGV[arg + 1] then
+      redis.call('SET', record, ARGV[arg + 2])
+      moved = moved + 1
+    end
+    key, arg = key + 1, arg + 3
+  else
+    local entry, before, org = KEYS[key], KEYS[key + 1], ARGV[arg + 1]
+    if redis.call('GET', before) == org then
       redis.call('SET', entry, org)
       redis.call('DEL', before)
     end
+    key, arg = key + 2, arg + 2
   end
 end
 return answer('done', moved)

@@ -16,6 +16,8 @@ const PAGE: usize = 64;
 struct Page<T> {
     ids: Vec<String>,
     unreadable: usize,
+    /// Those under the current pepper.
+    current: Vec<T>,
     /// Those under the pepper before: as they are, sealed anew, and open.
     stale: Vec<(Vec<u8>, Vec<u8>, T)>,
 }
@@ -37,20 +39,18 @@ impl Inner {
     }
 
     async fn reseal_orgs(&self, after: Option<OrgId>) -> Result<Resealed, StoreFault> {
-        let page: Page<OrgRecord> = self.page(after.map(|id| id.to_string()).as_deref()).await?;
+        // Before the page: if something else is known of the pepper when the page is sealed, the script refuses.
         let mut call = self.writing(&self.scripts.reseal, []);
-        for (before, anew, record) in &page.stale {
-            call = call.key(self.names.org(record.id)).arg(&**before).arg(&**anew);
-            let claim =
-                record.email.as_ref().map(|email| EmailClaim::under(self.sealer.peppers(), email, record.id));
-            call = match claim {
-                Some(EmailClaim { index, before: Some(before), org }) => {
-                    call.key(self.names.email(&index)).key(self.names.email(&before)).arg(org.to_string())
-                }
-                Some(EmailClaim { before: None, .. }) | None => call.arg(""),
-            };
+        let page: Page<OrgRecord> = self.page(after.map(|id| id.to_string()).as_deref()).await?;
+        for (before, anew, org) in &page.stale {
+            call = call.arg("record").key(self.names.org(org.id)).arg(&**before).arg(&**anew);
         }
-        let moved = self.replace(&call, page.stale.len()).await?;
+        // Also of those whose seal is new: a change has sealed the record, and left the address where it was.
+        let entries = self.email_entries(&page);
+        for (entry, before, org) in &entries {
+            call = call.arg("email").key(entry.clone()).key(before.clone()).arg(org.to_string());
+        }
+        let moved = self.replace(&call, page.stale.len() + entries.len()).await?;
         let last = page.last().and_then(|id| OrgId::parse(id).ok());
         let orgs: Vec<OrgId> = page.ids.iter().filter_map(|id| OrgId::parse(id).ok()).collect();
         let mut done =
@@ -69,10 +69,10 @@ impl Inner {
     }
 
     async fn reseal_keys(&self, after: Option<KeyId>) -> Result<Resealed, StoreFault> {
-        let page: Page<KeyRecord> = self.page(after.map(|id| id.to_string()).as_deref()).await?;
         let mut call = self.writing(&self.scripts.reseal, []);
-        for (before, anew, record) in &page.stale {
-            call = call.key(self.names.key(record.id)).arg(&**before).arg(&**anew).arg("");
+        let page: Page<KeyRecord> = self.page(after.map(|id| id.to_string()).as_deref()).await?;
+        for (before, anew, key) in &page.stale {
+            call = call.arg("record").key(self.names.key(key.id)).arg(&**before).arg(&**anew);
         }
         let moved = self.replace(&call, page.stale.len()).await?;
         let next = page.last().and_then(|id| KeyId::parse(id).ok()).map(Place::Key);
@@ -80,8 +80,20 @@ impl Inner {
         Ok(Resealed { looked_at, moved, unreadable, next, orgs: Vec::new() })
     }
 
-    async fn replace(&self, call: &Call<'_>, count: usize) -> Result<usize, StoreFault> {
-        if count == 0 {
+    /// For each address in the index that may be under the pepper before: its entry, the one before, and whose it is.
+    fn email_entries(&self, page: &Page<OrgRecord>) -> Vec<(String, String, OrgId)> {
+        let orgs = page.current.iter().chain(page.stale.iter().map(|(_, _, org)| org));
+        let claims = orgs.filter_map(|org| {
+            let EmailClaim { index, before, org } =
+                EmailClaim::under(self.sealer.peppers(), org.email.as_ref()?, org.id);
+            Some((self.names.email(&index), self.names.email(&before?), org))
+        });
+        claims.collect()
+    }
+
+    /// Runs the script, if it has anything to do.
+    async fn replace(&self, call: &Call<'_>, parts: usize) -> Result<usize, StoreFault> {
+        if parts == 0 {
             return Ok(0);
         }
         let moved = self.write(call).await?.text().map_err(|error| self.fault(error))?;
@@ -94,12 +106,12 @@ impl Inner {
         let (index, records) = T::list(&self.names);
         let call = Call::new(&self.scripts.list, [self.names.meta(), index]);
         let mut reply = self.ask(&call.arg(records).arg(from).arg(PAGE.to_string())).await?;
-        let mut page = Page { ids: Vec::new(), unreadable: 0, stale: Vec::new() };
+        let mut page = Page { ids: Vec::new(), unreadable: 0, current: Vec::new(), stale: Vec::new() };
         while !reply.is_empty() {
             let id = reply.text().map_err(|error| self.fault(error))?.unwrap_or_default();
             let bytes = reply.bytes().map_err(|error| self.fault(error))?.unwrap_or_default();
             match self.sealer.open_sealed::<T>(&bytes) {
-                Ok((_, Seal::Current)) => {}
+                Ok((stored, Seal::Current)) => page.current.push(stored.record),
                 Ok((stored, Seal::Before)) => {
                     let anew =
                         self.sealer.seal(stored.rev, &stored.record).map_err(|bad| self.bad_record(bad))?;

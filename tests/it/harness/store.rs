@@ -36,11 +36,12 @@ pub(crate) struct Valve(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     lookups: watch::Sender<Lookups>,
-    /// Whether new keys of existing organisations wait before they are committed, and pages of keys before they are read.
+    /// Whether new keys wait before they are committed, and pages of keys before they are read.
     holds: watch::Sender<bool>,
     /// Whether pages of keys that were read are delayed.
     holds_answers: watch::Sender<bool>,
     creations: AtomicUsize,
+    signups: AtomicUsize,
     lists: AtomicUsize,
     lists_read: AtomicUsize,
     keys_listed: AtomicUsize,
@@ -57,6 +58,7 @@ impl Valve {
             holds: watch::Sender::new(false),
             holds_answers: watch::Sender::new(false),
             creations: AtomicUsize::new(0),
+            signups: AtomicUsize::new(0),
             lists: AtomicUsize::new(0),
             lists_read: AtomicUsize::new(0),
             keys_listed: AtomicUsize::new(0),
@@ -100,9 +102,14 @@ impl Valve {
         self.0.holds_answers.send_replace(false);
     }
 
-    /// The number of new keys that came to be committed.
+    /// The number of new keys of existing organisations that came to be committed.
     pub(crate) fn creations(&self) -> usize {
         self.0.creations.load(Ordering::SeqCst)
+    }
+
+    /// The number of keys that came to be committed together with their organisations.
+    pub(crate) fn signups(&self) -> usize {
+        self.0.signups.load(Ordering::SeqCst)
     }
 
     /// The number of pages of keys that were asked for.
@@ -263,10 +270,11 @@ impl Store for Valved {
     }
 
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {
-        let is_creation = matches!(mutation.key, Some(Change::Insert(_))) && mutation.org.is_none();
+        let is_creation = matches!(mutation.key, Some(Change::Insert(_)));
         Box::pin(async move {
             if is_creation {
-                self.0.creations.fetch_add(1, Ordering::SeqCst);
+                let count = if mutation.org.is_some() { &self.0.signups } else { &self.0.creations };
+                count.fetch_add(1, Ordering::SeqCst);
                 self.0.held_back().await;
             }
             self.0.store().commit(mutation).await

@@ -85,10 +85,6 @@ impl Peppers {
         Arc::clone(&self.0.known.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn set(&self, known: InForce) {
-        *self.0.known.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
-    }
-
     fn file(&self) -> Box<str> {
         self.0.held.first().map_or_else(Box::default, |held| held.file.clone())
     }
@@ -129,7 +125,7 @@ impl Peppers {
     /// # Errors
     /// [`Misfit`]; then what was known before stays.
     pub fn learn(&self, row: &str) -> Result<bool, Misfit> {
-        if self.is_older(row) { Ok(false) } else { self.learn_anyway(row) }
+        self.learn_unless(row, Row::is_older_than)
     }
 
     /// Whether a row is older than the known one of the same store.
@@ -137,7 +133,7 @@ impl Peppers {
     pub fn is_older(&self, row: &str) -> bool {
         let known = self.known();
         let (Some(known), Some(row)) = (&known.row, Row::parse(row)) else { return false };
-        known.salt == row.salt && row.number < known.number
+        row.is_older_than(known)
     }
 
     /// As [`Peppers::learn`], also for an older row: of a store that has lost its last changes.
@@ -145,10 +141,28 @@ impl Peppers {
     /// # Errors
     /// As [`Peppers::learn`].
     pub fn learn_anyway(&self, row: &str) -> Result<bool, Misfit> {
-        if self.know(row) {
+        self.learn_unless(row, |_, _| false)
+    }
+
+    /// Judges a row and takes it in as one step, under one lock: of several answers that come at the same moment, an older
+    /// one must not replace a newer one that was taken in after the older one was judged.
+    fn learn_unless(&self, text: &str, is_overtaken: impl Fn(&Row, &Row) -> bool) -> Result<bool, Misfit> {
+        // Nearly always it is known, and then nobody has to wait for a writer.
+        if self.know(text) {
             return Ok(false);
         }
-        let row = Row::parse(row).ok_or(Misfit::Unreadable)?;
+        let row = Row::parse(text).ok_or(Misfit::Unreadable)?;
+        let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
+        let is_no_news = |known: &Row| known.text == row.text || is_overtaken(&row, known);
+        if known.row.as_ref().is_some_and(is_no_news) {
+            return Ok(false);
+        }
+        *known = Arc::new(self.read(row)?);
+        Ok(true)
+    }
+
+    /// The peppers with the tasks that a row gives them.
+    fn read(&self, row: Row) -> Result<InForce, Misfit> {
         let current = self.find_current(&row)?;
         let before = match &row.before {
             None => None,
@@ -167,8 +181,7 @@ impl Peppers {
                 .collect::<Option<Vec<_>>>()
                 .ok_or(Misfit::Unreadable)?,
         };
-        self.set(InForce { row: Some(row), current, before, retired });
-        Ok(true)
+        Ok(InForce { row: Some(row), current, before, retired })
     }
 
     fn find_current(&self, row: &Row) -> Result<Option<Pepper>, Misfit> {
@@ -333,8 +346,9 @@ impl Peppers {
         })
     }
 
-    /// The pepper under which records are sealed, and the one whose seals are valid too.
-    pub(in crate::vocabulary::key) fn sealing(&self) -> (Option<Pepper>, Option<Pepper>) {
+    /// The pepper under which records are sealed and indexes are written, and the one before while its seals are valid too:
+    /// both of one moment.
+    pub(crate) fn sealing(&self) -> (Option<Pepper>, Option<Pepper>) {
         let known = self.known();
         (known.current.clone(), known.before.clone())
     }
@@ -398,6 +412,29 @@ mod tests {
 
     fn digests(peppers: &Peppers) -> Vec<Digest> {
         peppers.digests(&Digest::from_bytes([7; 32]))
+    }
+
+    #[test]
+    fn of_rows_that_come_at_the_same_moment_the_newest_stays() {
+        const ROWS: u64 = 8;
+        let row = |number, salt: &str| {
+            let check = pepper(1).check(salt);
+            Row::draw((number, salt.to_owned()), Some(check), None, Vec::new()).unwrap().text
+        };
+        for round in 0..500 {
+            let (peppers, salt) = (process(&[1]), format!("{round:032x}"));
+            let together = std::sync::Barrier::new(usize::try_from(ROWS).unwrap());
+            std::thread::scope(|scope| {
+                for number in 1..=ROWS {
+                    let (peppers, together, row) = (&peppers, &together, row(number, &salt));
+                    scope.spawn(move || {
+                        together.wait();
+                        peppers.learn(&row).unwrap();
+                    });
+                }
+            });
+            assert!(peppers.row_name().starts_with(&format!("{ROWS}-")), "{}", peppers.row_name());
+        }
     }
 
     #[test]

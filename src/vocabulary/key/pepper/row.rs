@@ -56,6 +56,11 @@ impl Row {
         (self.number.saturating_add(1), self.salt.clone())
     }
 
+    /// Whether a store has said this before it said `other`.
+    pub(super) fn is_older_than(&self, other: &Self) -> bool {
+        self.salt == other.salt && self.number < other.number
+    }
+
     /// A row that follows another one, or the first.
     pub(super) fn draw(
         (number, salt): (u64, String),
