@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::secrecy::parse_shown_text;
 use super::{Outcome, duration, token_list};
@@ -43,7 +44,7 @@ enum Action {
         #[arg(value_name = "NAME", value_parser = parse_name, required = true)]
         name: Option<TokenName>,
         /// The commands that the token is good for: read only looks; keys also makes, changes and revokes keys; plans also changes plans; all may do everything
-        #[arg(long, value_name = "ROLE", value_parser = Role::parse, default_value = "all")]
+        #[arg(long, value_name = "ROLE", value_parser = roles(), default_value = "all")]
         role: Role,
         /// The organisations that the token is good for, separated by commas [default: all]
         #[arg(long, value_name = "ORG_IDS", value_parser = OrgId::parse, value_delimiter = ',')]
@@ -58,6 +59,11 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The roles as values that a shell completes.
+fn roles() -> impl TypedValueParser<Value = Role> {
+    PossibleValuesParser::new(Role::ALL.map(Role::as_str)).try_map(|text| Role::parse(&text))
 }
 
 fn parse_name(text: &str) -> Result<TokenName, String> {

@@ -57,7 +57,7 @@ pub(super) enum Action {
         #[arg(long, value_name = "FILE", conflicts_with = "id")]
         secret_file: Option<PathBuf>,
     },
-    /// Change a key; scopes can only be removed, and the expiry can only become earlier
+    /// Change a key; more scopes and a later end need a --reason
     Edit {
         /// The id of the key, as `keygate keys list` shows it
         #[arg(value_name = "KEY_ID", value_parser = parse_key_id)]

@@ -7,6 +7,7 @@ use super::operator::{Failure, Session, to_the_second, unexpected};
 use super::org_name;
 use crate::operators::admin::{Command, KeyCommand, Reply};
 use crate::vocabulary::id::KeyId;
+use crate::vocabulary::line_numbers::describe_lines;
 
 /// The most keys that a question shows one by one.
 const SHOWN: usize = 20;
@@ -131,7 +132,7 @@ pub(super) async fn describe(id: KeyId, session: &mut Session<'_>) -> Result<Str
 
 /// Reads ids from the output of `keys list`, or from any text with an id at the beginning of each line.
 fn read_ids(lines: &mut impl BufRead) -> Result<Vec<KeyId>, Failure> {
-    let mut ids = Vec::new();
+    let (mut ids, mut wrong) = (Vec::new(), Vec::new());
     for (n, line) in lines.lines().enumerate() {
         let line = line.map_err(|error| format!("cannot read the ids: {error}"))?;
         let line = line.trim();
@@ -145,8 +146,13 @@ fn read_ids(lines: &mut impl BufRead) -> Result<Vec<KeyId>, Failure> {
         } else {
             line.split_whitespace().next().map(str::to_owned)
         };
-        let id = id.and_then(|id| KeyId::parse(&id).ok());
-        ids.push(id.ok_or_else(|| format!("line {} contains no key id; no key was revoked", n + 1))?);
+        match id.and_then(|id| KeyId::parse(&id).ok()) {
+            Some(id) => ids.push(id),
+            None => wrong.push(n + 1),
+        }
+    }
+    if !wrong.is_empty() {
+        return Err(format!("no key id in {}; no key was revoked", describe_lines(&wrong)).into());
     }
     ids.sort_unstable();
     ids.dedup();
@@ -168,6 +174,6 @@ mod tests {
             Ok(ids)
         );
         assert!(read(&format!("{one}\nfh_live_sk_")).unwrap_err().contains("line 2"));
-        assert!(read("{\"name\":\"x\"}").unwrap_err().contains("line 1"));
+        assert!(read(&format!("{{\"name\":\"x\"}}\n{one}\nnone")).unwrap_err().contains("lines 1 and 3"));
     }
 }

@@ -1,5 +1,7 @@
 //! The addresses on which the gateway itself listens: no other listener may have them, and no request may be sent there.
 
+use std::fs::File;
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use crate::upstream::endpoint::{Address, Endpoint};
@@ -21,10 +23,63 @@ pub(super) fn taken(own: &[Own], address: SocketAddr) -> Option<&'static str> {
     own.iter().find(overlaps).map(|one| one.key)
 }
 
-/// The key of the listener that an endpoint leads to. Names are not resolved, except for `localhost`.
+/// The key of the listener that an endpoint leads to on every machine: by an address, or by `localhost`.
 pub(super) fn reached(own: &[Own], endpoint: &Endpoint) -> Option<&'static str> {
     let Address::Tcp { host, port } = endpoint.address();
     own.iter().find(|one| one.address.port() == *port && leads_to(host, one.address.ip())).map(|one| one.key)
+}
+
+/// The key of the listener that an endpoint leads to by a name which this machine gives itself: in /etc/hosts, or as its host
+/// name. DNS is not asked: where it does not answer, as on the machine of a build, a check would wait.
+pub(super) fn reached_by_name(own: &[Own], endpoint: &Endpoint) -> Option<&'static str> {
+    let Address::Tcp { host, port } = endpoint.address();
+    let has_port = |one: &Own| one.address.port() == *port;
+    if host.parse::<IpAddr>().is_ok() || !own.iter().any(has_port) {
+        return None;
+    }
+    let names = OwnNames::read();
+    own.iter().find(|one| has_port(one) && names.lead_to(host, one.address.ip())).map(|one| one.key)
+}
+
+/// What this machine knows of names without asking another.
+struct OwnNames {
+    /// In the format of hosts(5).
+    hosts: String,
+    /// Its host name.
+    machine: String,
+}
+
+impl OwnNames {
+    /// Without a file there are no names.
+    fn read() -> Self {
+        let text = |path| {
+            const LONGEST: u64 = 1 << 20;
+            let mut bytes = Vec::new();
+            let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut bytes));
+            read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        };
+        Self { hosts: text("/etc/hosts"), machine: text("/proc/sys/kernel/hostname").trim().to_owned() }
+    }
+
+    fn lead_to(&self, host: &str, listener: IpAddr) -> bool {
+        let host = host.trim_end_matches('.');
+        let mut addresses = self.addresses(host).peekable();
+        if addresses.peek().is_some() {
+            return addresses.any(|ip| leads_to(&ip.to_string(), listener));
+        }
+        // Elsewhere than in the file, a machine's own name leads to the addresses that others know it by.
+        !self.machine.is_empty()
+            && host.eq_ignore_ascii_case(&self.machine)
+            && !listener.to_canonical().is_loopback()
+    }
+
+    fn addresses(&self, host: &str) -> impl Iterator<Item = IpAddr> {
+        self.hosts.lines().filter_map(move |line| {
+            let mut words = line.split('#').next()?.split_whitespace();
+            let ip = words.next()?.parse().ok()?;
+            words.any(|name| name.eq_ignore_ascii_case(host)).then_some(ip)
+        })
+    }
 }
 
 /// Whether a listener on `wide` takes connections to `ip`; `[::]` takes those over IPv4 too.
@@ -56,6 +111,29 @@ fn is_of_this_machine(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_leads_to_a_listener_if_this_machine_gives_it_to_itself() {
+        let hosts = "127.0.0.1 localhost\n127.0.1.1\tgate.internal GATE # api.internal\n\n192.0.2.1 api.internal api\nnonsense gate2\n";
+        let names = OwnNames { hosts: hosts.to_owned(), machine: "node7".to_owned() };
+        for (host, listener, leads) in [
+            ("gate", "0.0.0.0", true),
+            ("Gate.Internal.", "::", true),
+            ("gate", "127.0.1.1", true),
+            ("gate", "127.0.0.1", false),
+            ("gate2", "0.0.0.0", false),
+            ("api.internal", "0.0.0.0", false),
+            ("node7", "0.0.0.0", true),
+            ("NODE7.", "10.0.0.4", true),
+            ("node7", "127.0.0.1", false),
+            ("node7.internal", "0.0.0.0", false),
+            ("elsewhere", "0.0.0.0", false),
+        ] {
+            assert_eq!(names.lead_to(host, listener.parse().unwrap()), leads, "{host} {listener}");
+        }
+        let nameless = OwnNames { hosts: String::new(), machine: String::new() };
+        assert!(!nameless.lead_to("", "0.0.0.0".parse().unwrap()));
+    }
 
     #[test]
     fn an_endpoint_leads_to_a_listener_by_every_name_of_this_machine() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::file::Value;
-use super::own::{Own, reached};
+use super::own::{Own, reached, reached_by_name};
 use super::section::Section;
 use super::value::{DAY, INSTANT, choice, duration, flag, text};
 use crate::upstream::{Endpoint, HostField, Settings, Timeouts};
@@ -36,6 +36,20 @@ fn endpoints(section: &mut Section<'_>, own: &[Own]) -> Option<(Vec<Endpoint>, V
     let endpoint = |value: &Value| endpoint(value, own);
     let (live, live_is_right) = section.required_list("live", EMPTY, endpoint);
     let (test, test_is_right) = section.filled_in_part("test", EMPTY, endpoint);
+    for (key, endpoints) in [("live", &live), ("test", &test)] {
+        for endpoint in endpoints {
+            // A warning, because another machine may give the name another meaning.
+            if let Some(own) = reached_by_name(own, endpoint) {
+                section.warn(
+                    key,
+                    format!(
+                        "{endpoint} is this gateway itself ({own}) by the names that this machine has in /etc/hosts and for \
+                         itself, so requests would come back to it; name the address of your API"
+                    ),
+                );
+            }
+        }
+    }
     let shared = section.or("shared", false, flag);
     match (section.given("test"), shared) {
         (true, true) => {

@@ -6,6 +6,7 @@ pub mod cache_level;
 pub mod clock;
 pub mod id;
 pub mod key;
+pub mod line_numbers;
 pub mod network;
 pub mod partition;
 pub mod peer;

@@ -3,7 +3,6 @@
 use std::fs::{self, OpenOptions};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -99,6 +98,45 @@ keygate.toml:16:30: upstreams.api.test[1]: http://127.0.0.1:9464 is this gateway
 5 mistakes
 ",
     );
+}
+
+#[test]
+fn a_name_that_this_machine_gives_itself_is_told_as_a_warning() {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let name = name.trim();
+    let toml = TOML
+        .replace(
+            "\"127.0.0.1:0\"\n",
+            "\"0.0.0.0:8080\"\nplaintext = \"behind a TLS terminator\"\ntrusted_proxies = [\"192.0.2.7\"]\n",
+        )
+        .replace("9000\"", &format!("9000\", \"http://{name}:8080\""))
+        .replace("9001\"", "9001\", \"http://api.invalid:8080\"");
+    let (code, out, err) = run(configured(toml, POLICY).path(), &["check"]);
+    assert_eq!((code, &*err), (0, ""));
+    let warnings: Vec<&str> = out.lines().filter(|line| line.starts_with("warning ")).collect();
+    let said = format!(
+        "warning    keygate.toml:8:8: upstreams.api.live: http://{name}:8080 is this gateway itself (server.listen) by the \
+         names that this machine has in /etc/hosts and for itself, so requests would come back to it; name the address of \
+         your API"
+    );
+    assert_eq!(warnings[..1], [said], "{out}");
+    assert!(!out.contains("warning    keygate.toml:9"), "{out}");
+}
+
+#[test]
+fn every_wrong_line_of_a_file_of_tokens_is_told() {
+    let admin = "[admin]\nlisten = \"127.0.0.1:0\"\ntokens_file = \"tokens\"\n";
+    let folder = configured(format!("{TOML}{admin}"), POLICY);
+    let made = run(folder.path(), &["admin", "token", "ada", "--add", "tokens"]);
+    assert_eq!(made.0, 0, "{made:?}");
+    let good = fs::read_to_string(folder.path().join("tokens")).unwrap();
+    fs::write(folder.path().join("tokens"), format!("ada 12\n{good}# a word\n\nkgadmin_secret\n{good}bob\n"))
+        .unwrap();
+    let said = "tokens, lines 1, 5 and 7: expected a name, 64 hexadecimal digits and a time, perhaps a role and organisations, as \
+                `keygate admin token` prints them\n";
+    assert_check_says(folder.path(), &format!("keygate.toml:12:15: admin.tokens_file: {said}\n1 mistake\n"));
+    let (code, out, err) = run(folder.path(), &["serve"]);
+    assert!(code == 1 && out.is_empty() && err.contains(said), "{err}");
 }
 
 #[test]
@@ -354,23 +392,70 @@ fn an_address_that_cannot_be_had_is_told_with_what_to_do() {
          set server.listen (KEYGATE__SERVER__LISTEN) to an address that is free\n"
     );
     assert_eq!(without_room(run(folder.path(), &["serve"])), (1, String::new(), said));
+}
 
-    // Only root can become a user who may not have such a port, and some machines let everybody have it.
-    let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
-    if !geteuid().is_root() || first_free.trim() != "1024" {
-        return;
-    }
-    let folder = configured(TOML.replace("127.0.0.1:0", "127.0.0.1:443"), POLICY);
+/// The configuration of a gateway on 127.0.0.1 that anybody can start, and a command that does so without the rights of
+/// root. The user and the group are those that are nobody's. `capabilities` are the only ones that it may have.
+fn on_port(port: u16, capabilities: &[&str]) -> (TempDir, Command) {
+    let toml = TOML.replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+    let folder = configured(format!("{toml}[ops]\nlisten = \"off\"\n"), POLICY);
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    if !geteuid().is_root() {
+        let command = keygate(folder.path(), &["serve"]);
+        return (folder, command);
+    }
     // The binary may lie in a folder that only root can enter.
     let binary = folder.path().join("keygate");
     fs::copy(env!("CARGO_BIN_EXE_keygate"), &binary).unwrap();
-    let mut command = Command::new(binary);
-    command.arg("serve").current_dir(folder.path()).env_clear().uid(65_534).gid(65_534);
+    let only =
+        capabilities.iter().fold("-all".to_owned(), |only, capability| format!("{only},+{capability}"));
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]);
+    for set in ["bounding-set", "inh-caps", "ambient-caps"] {
+        command.arg(format!("--{set}={only}"));
+    }
+    command.arg(binary).arg("serve").current_dir(folder.path());
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    (folder, command)
+}
+
+/// The capabilities that the shipped unit gives, in the spelling of setpriv(1).
+fn capabilities_of_the_unit() -> Vec<String> {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd/keygate.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let given = unit.lines().find_map(|line| line.strip_prefix("AmbientCapabilities=")).unwrap();
+    given.split_whitespace().map(|name| name.trim_start_matches("CAP_").to_ascii_lowercase()).collect()
+}
+
+#[test]
+fn ports_below_1024_take_the_capability_of_the_unit_and_nothing_more() {
+    let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    if first_free.trim() != "1024" {
+        println!("not tested: on this machine everybody may have ports from {} on", first_free.trim());
+        return;
+    }
+    let (_folder, command) = on_port(443, &[]);
     let said = "keygate: cannot listen on 127.0.0.1:443: Permission denied (os error 13); ports below 1024 need the right \
                 CAP_NET_BIND_SERVICE, and deploy/README.md shows how to give it; or set server.listen \
                 (KEYGATE__SERVER__LISTEN) to a higher port\n";
     assert_eq!(without_room(ran(command)), (1, String::new(), said.to_owned()));
+    if !geteuid().is_root() {
+        println!("not tested: only root can give the capability, and this is not root");
+        return;
+    }
+    let port = (600..1024).rev().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
+    let given = capabilities_of_the_unit();
+    let (_folder, command) = on_port(port, &given.iter().map(String::as_str).collect::<Vec<_>>());
+    let serving = Process::start(command);
+    let address = serving.address();
+    assert_eq!(address.port(), port);
+    let status = fs::read_to_string(format!("/proc/{}/status", serving.id())).unwrap();
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    // CAP_NET_BIND_SERVICE is number 10 (capability.h).
+    assert_eq!((&*field("CapEff:"), &*field("Uid:")), ("0000000000000400", "65534\t65534\t65534\t65534"));
+    assert_eq!(fetch(address, &Call::get("/orders")).status, 401);
+    serving.end();
 }
 
 /// What a start said after its first line, which tells how much room there is.

@@ -291,6 +291,7 @@ fn a_shell_completes_values_of_a_closed_list_and_offers_files_only_for_files() {
         (&["keygate", "keys", "create", "--environment", "t"], "test"),
         (&["keygate", "audit", "list", "--type", "org.s"], "org.suspended"),
         (&["keygate", "serve", "--role", ""], "full proxy"),
+        (&["keygate", "admin", "token", "--role", ""], "read keys plans all"),
         (&["keygate", "keys", "list", "--org", ""], ""),
         (&["keygate", "keys", "create", "--scopes", ""], ""),
         (&["keygate", "keys", "create", "--expires-in", ""], ""),

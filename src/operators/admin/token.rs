@@ -20,6 +20,7 @@ use crate::secret_file::{self, SecretFileError};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::{Digest, random_token};
+use crate::vocabulary::line_numbers::describe_lines;
 
 /// The beginning of every token. It distinguishes tokens from keys, for people and for scanners.
 const HEAD: &str = "kgadmin_";
@@ -107,10 +108,11 @@ pub enum TokenFileError {
     #[error(transparent)]
     File(#[from] SecretFileError),
     #[error(
-        "admin.tokens_file {path}, line {line}: expected a name, 64 hexadecimal digits and a time, perhaps a role and \
-         organisations, as `keygate admin token` prints them"
+        "admin.tokens_file {path}, {}: expected a name, 64 hexadecimal digits and a time, perhaps a role and organisations, as \
+         `keygate admin token` prints them",
+        describe_lines(lines)
     )]
-    Line { path: PathBuf, line: usize },
+    Lines { path: PathBuf, lines: Vec<usize> },
 }
 
 /// The tokens of a file.
@@ -128,16 +130,24 @@ pub struct Token {
 
 impl Tokens {
     /// # Errors
-    /// When the file cannot be read, when others can read it too, or when a line is not a token.
+    /// When the file cannot be read, when others can read it too, or when lines are not tokens: all of them are named.
     pub fn read(path: &Path) -> Result<Self, TokenFileError> {
         let bytes = secret_file::read("admin.tokens_file", path)?;
         let text = String::from_utf8_lossy(&bytes);
         let lines = text.lines().map(str::trim).enumerate();
         let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-        let parse = |(n, line)| {
-            parse(line).ok_or_else(|| TokenFileError::Line { path: path.to_owned(), line: n + 1 })
-        };
-        lines.map(parse).collect::<Result<_, _>>().map(Self)
+        let (mut tokens, mut wrong) = (Vec::new(), Vec::new());
+        for (n, line) in lines {
+            match parse(line) {
+                Some(token) => tokens.push(token),
+                None => wrong.push(n + 1),
+            }
+        }
+        if wrong.is_empty() {
+            Ok(Self(tokens))
+        } else {
+            Err(TokenFileError::Lines { path: path.to_owned(), lines: wrong })
+        }
     }
 
     /// All of them, in the order of the file.
@@ -232,6 +242,19 @@ mod tests {
             assert!(error.contains("line 2"), "{bad}: {error}");
         }
     }
+
+    #[test]
+    fn every_wrong_line_is_named() {
+        let ada = TokenName::parse("ada").unwrap();
+        let line = NewToken::draw(&ada, &Grant::EVERYTHING, NOW, HOUR).unwrap().line().to_owned();
+        let lines = |text: &str| {
+            let error = Tokens::read(file(text, 0o600).path()).unwrap_err().to_string();
+            error.split_once(", line").unwrap().1.split_once(": expected a name").unwrap().0.to_owned()
+        };
+        assert_eq!(lines(&format!("{line}\n\nbad\n# fine\n")), " 3");
+        assert_eq!(lines(&format!("bad\n{line}\nbad\nbad\n")), "s 1, 3 and 4");
+    }
+
     #[test]
     fn a_line_says_what_its_token_may_do_and_one_without_a_role_is_for_everything() {
         let ada = TokenName::parse("ada").unwrap();
