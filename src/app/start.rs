@@ -18,7 +18,7 @@ use super::prefixes::{self, Followers};
 use super::reload::{Fixed, Source, tell_remarks, tell_wider};
 use super::room::Room;
 use super::signals::Signals;
-use super::store::{StoreError, attend_revived, open_store};
+use super::store::{StoreError, attend_revived, open_store, open_verified};
 use super::{Addresses, App};
 use crate::api::Api;
 use crate::config::Config;
@@ -31,6 +31,7 @@ use crate::operators::admin;
 use crate::operators::ops::{self, Readiness, Told};
 use crate::operators::outbox::{self, Backlog};
 use crate::store::cache::ReadThrough;
+use crate::store::embedded::Verified;
 use crate::store::events::EventSink;
 use crate::store::keeper::LinkState;
 use crate::store::measured::MeasuredStore;
@@ -67,20 +68,25 @@ pub enum StartError {
 
 impl App {
     /// Opens the store, watches the signals, binds the sockets, starts the threads. When it returns, connections
-    /// are accepted. SIGHUP is watched only where there is a `source` to read the configuration from again.
+    /// are accepted. SIGHUP is watched only where there is a `source` to read the configuration from again. A file of an
+    /// embedded store that was `verified` already is not read as a whole again.
     ///
     /// # Errors
     /// [`StartError`] says what to do. Nothing is left running.
     pub fn start(
         config: Config,
         source: Option<Source>,
+        verified: Option<&Verified>,
         clock: Clock,
     ) -> Result<(Self, Signals), StartError> {
         let tools = KeyTools::new(&config.keys)?;
         let control = Control::start()?;
         // It may take long where a file must be repaired. Until the signals are watched, one of them kills the
         // process, so that it can be ended here at any moment.
-        let store = open_store(&config.store, tools.sealer.clone(), control.handle())?;
+        let store = match verified {
+            Some(verified) => open_verified(verified, tools.sealer.clone())?,
+            None => open_store(&config.store, tools.sealer.clone(), control.handle())?,
+        };
         refuse_misfit(&store, control.handle())?;
         // Watched before there is a lease: a gateway that is told to end while it starts must give its lease up,
         // or every change of a key waits for it.

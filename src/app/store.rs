@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::control::BLOCKED_AT_MOST;
 use crate::config::StoreSettings;
 use crate::lifecycle::{Lifecycle, LifecycleError, Origin};
-use crate::store::embedded::{self, Embedded};
+use crate::store::embedded::{self, Embedded, Verified};
 use crate::store::redis::{self, Redis};
 use crate::store::{LEASE, Store, StoreFault};
 use crate::telemetry;
@@ -43,6 +43,14 @@ pub fn open_store(
             Ok(Arc::new(Redis::open((**settings).clone(), sealer, control.clone())?))
         }
     }
+}
+
+/// Opens a file that was just verified, which is not read as a whole again.
+///
+/// # Errors
+/// As [`open_store`].
+pub(super) fn open_verified(verified: &Verified, sealer: Sealer) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(Arc::new(Embedded::open_verified(verified, sealer)?))
 }
 
 /// Opens the store that the configuration names, only to read it: the file of an embedded store stays as it is.

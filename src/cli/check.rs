@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{Outcome, RoleArg, files, refuse};
+use super::files::{self, Files};
+use super::{Outcome, RoleArg, refuse};
 use crate::app::KeyTools;
 use crate::config::{Config, StoreSettings};
 use crate::downstream::tls::Certificate;
@@ -64,7 +65,8 @@ pub(super) fn run(
             (Err(mistakes), settings)
         }
     };
-    let (certificates, mut more) = settings.as_ref().map(files::read).unwrap_or_default();
+    let Files { certificates, mistakes: mut more, .. } =
+        settings.as_ref().map(files::read).unwrap_or_default();
     more.extend(settings.as_ref().and_then(|settings| settings.misfit(role)));
     let config = match loaded {
         Ok(config) => {

@@ -86,7 +86,7 @@ pub(super) fn run(
         writeln!(err, "keygate: dev listens on loopback only, and {listen} is not; use init and serve")?;
         return Ok(Outcome::Refused);
     }
-    let (app, signals) = match App::start(config, None, Clock::system()) {
+    let (app, signals) = match App::start(config, None, None, Clock::system()) {
         Ok(started) => started,
         Err(error) => {
             writeln!(err, "keygate: {error}")?;

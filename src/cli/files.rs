@@ -9,19 +9,35 @@ use crate::downstream::tls::{Acceptor, Certificate, LoadError, LoadErrors};
 use crate::operators::admin::TokenFileError;
 use crate::pem::PemError;
 use crate::secret_file::SecretFileError;
-use crate::store::embedded;
+use crate::store::embedded::{self, Verified};
 use crate::store::redis::{self, OpenError};
 
-/// Reads all files. Gives the certificates for clients, and all mistakes.
-pub(super) fn read(settings: &FileSettings) -> (Vec<Certificate>, Vec<Mistake>) {
-    let mut mistakes = Vec::new();
+/// What the files have.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// The certificates for clients.
+    pub(super) certificates: Vec<Certificate>,
+    /// The file of an embedded store; `None` also if it cannot be opened, which the start tells.
+    pub(super) store: Option<Verified>,
+    /// All mistakes.
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+/// Reads all files.
+pub(super) fn read(settings: &FileSettings) -> Files {
+    let (mut mistakes, mut verified) = (Vec::new(), None);
     let FileSettings { keys, admin, outbox, store, .. } = settings;
     let pepper_alone = KeySettings { audit_key_files: Vec::new(), ..keys.clone() };
     let audit_key_alone = KeySettings { pepper_files: Vec::new(), ..keys.clone() };
     let with_pepper = KeyTools::new(&pepper_alone);
     if let (Ok(tools), Some(StoreSettings::Embedded(store))) = (&with_pepper, store) {
-        let misfit = embedded::find_misfit(store, &tools.sealer);
-        mistakes.extend(misfit.map(|misfit| Mistake::in_file(&settings.places, &PEPPER, misfit)));
+        match embedded::verify(store, &tools.sealer) {
+            Ok(store) => verified = store,
+            Err(wrong @ embedded::OpenError::WrongPepper { .. }) => {
+                mistakes.push(Mistake::in_file(&settings.places, &PEPPER, wrong.to_string()));
+            }
+            Err(_) => {}
+        }
     }
     let secrets = [with_pepper.err(), KeyTools::new(&audit_key_alone).err()];
     mistakes.extend(secrets.iter().flatten().map(|error| of_secret(settings, error)));
@@ -37,7 +53,7 @@ pub(super) fn read(settings: &FileSettings) -> (Vec<Certificate>, Vec<Mistake>) 
     }
     let (certificates, of_tls) = read_certificates(settings);
     mistakes.extend(of_tls);
-    (certificates, mistakes)
+    Files { certificates, store: verified, mistakes }
 }
 
 /// Reads the certificates for clients and their keys.

@@ -46,9 +46,9 @@ pub(super) fn run(
         Ok(config) => config,
         Err(mistakes) => return refuse(&mistakes, err),
     };
-    let (_, mistakes) = files::read(&config.files());
-    if !mistakes.is_empty() {
-        return refuse(&mistakes.into(), err);
+    let files = files::read(&config.files());
+    if !files.mistakes.is_empty() {
+        return refuse(&files.mistakes.into(), err);
     }
     let read = move || {
         let config = load()?;
@@ -57,7 +57,8 @@ pub(super) fn run(
     };
     let routes = config.routes.routes().len();
     let scheme = if config.tls.certificates.is_empty() { "http" } else { "https" };
-    let (app, signals) = match App::start(config, Some(Box::new(read)), Clock::system()) {
+    let (app, signals) = match App::start(config, Some(Box::new(read)), files.store.as_ref(), Clock::system())
+    {
         Ok(started) => started,
         Err(error) => {
             let _ = writeln!(err, "keygate: {error}");

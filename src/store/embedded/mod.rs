@@ -61,8 +61,8 @@ use std::time::Duration;
 use redb::{Database, ReadTransaction, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-pub use self::open::{OpenError, find_misfit, inspect};
-use self::open::{open_file, open_to_read};
+pub use self::open::{OpenError, Verified, inspect, verify};
+use self::open::{open_file, open_to_read, open_verified};
 use self::reads::Snapshot;
 use self::tables::{KEYS, ORGS, Tables};
 use self::writer::{Chore, Commit, Order, Outcome, Stop, Writer};
@@ -115,6 +115,18 @@ impl Embedded {
     pub fn open(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
         let path = settings.path.clone();
         let (database, event) = open_file(&path, sealer.keeps())?;
+        secrets::settle(&path, &database, &sealer)?;
+        Self::start(path.clone(), database, event, sealer)
+            .map_err(|source| OpenError::Unreadable { path, source })
+    }
+
+    /// As [`Embedded::open`], for a file that was just [verified](verify): it is not read as a whole again.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`].
+    pub fn open_verified(verified: &Verified, sealer: Sealer) -> Result<Self, OpenError> {
+        let path = verified.path.clone();
+        let (database, event) = open_verified(verified, sealer.keeps())?;
         secrets::settle(&path, &database, &sealer)?;
         Self::start(path.clone(), database, event, sealer)
             .map_err(|source| OpenError::Unreadable { path, source })

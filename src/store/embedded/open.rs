@@ -57,12 +57,40 @@ const CACHE_BYTES: usize = 64 << 20;
 const SCHEMA: u64 = 1;
 const SCHEMA_NUMBER: &str = "schema";
 
+/// A file that was read and verified as a whole, to be opened without that.
+#[derive(Debug)]
+pub struct Verified {
+    pub(super) path: PathBuf,
+    file: File,
+}
+
+/// Verifies the whole file and its pepper, and changes nothing. `None` if there is no store yet.
+///
+/// # Errors
+/// Why a store could not be opened there.
+pub fn verify(settings: &Settings, sealer: &Sealer) -> Result<Option<Verified>, OpenError> {
+    let path = &settings.path;
+    if !path.exists() {
+        return Ok(None);
+    }
+    let file = claim(path)?;
+    let Some((trial, _)) = rehearse(path, &file, sealer.keeps())? else { return Ok(None) };
+    secrets::settle(path, &trial, sealer)?;
+    Ok(Some(Verified { path: path.clone(), file }))
+}
+
 /// Opens the file, whose records must be of formats up to `keeps`, and reads the number of its last event.
 pub(super) fn open_file(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
     let file = claim(path)?;
-    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
     rehearse(path, &file, keeps)?;
-    let (database, event) = open_on(path, backend(&file).map_err(unreadable)?, keeps)?;
+    open_verified(&Verified { path: path.to_owned(), file }, keeps)
+}
+
+/// The same for a file that was verified. Another process may have opened it since; then that has verified it.
+pub(super) fn open_verified(verified: &Verified, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
+    let Verified { path, file } = verified;
+    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.clone(), source };
+    let (database, event) = open_on(path, backend(file).map_err(unreadable)?, keeps)?;
     if let Some(event) = event {
         return Ok((database, event));
     }
@@ -104,21 +132,6 @@ fn rehearse(
     let trial = builder.create_with_backend(rehearsal).map_err(|error| refuse(path, error))?;
     let event = survey(path, &trial, keeps)?;
     Ok(Some((trial, event)))
-}
-
-/// Why the pepper is not the one of the store; `None` also if there is no store, or it cannot be opened for another reason.
-/// Changes nothing.
-#[must_use]
-pub fn find_misfit(settings: &Settings, sealer: &Sealer) -> Option<String> {
-    let path = &settings.path;
-    if !path.exists() {
-        return None;
-    }
-    let (trial, _) = rehearse(path, &claim(path).ok()?, sealer.keeps()).ok()??;
-    match secrets::settle(path, &trial, sealer) {
-        Err(wrong @ OpenError::WrongPepper { .. }) => Some(wrong.to_string()),
-        Ok(()) | Err(_) => None,
-    }
 }
 
 /// Checks whether the store can be opened. Makes and changes nothing.
