@@ -252,6 +252,53 @@ fn a_trail_verifies_only_with_its_own_key() {
     assert!(ran.err.contains("neither audit.key_file nor"), "{ran:?}");
 }
 
+/// Gives the audit trail these keys, the new one first.
+fn set_audit_keys(desk: &Desk, files: &[&str]) {
+    let path = desk.folder().join("keygate.toml");
+    let toml = fs::read_to_string(&path).unwrap();
+    let is_key = |line: &&str| line.starts_with("key_file =") || line.starts_with("key_files =");
+    let old = toml.lines().find(is_key).unwrap().to_owned();
+    fs::write(&path, toml.replace(&old, &format!("key_files = {files:?}"))).unwrap();
+}
+
+#[test]
+fn trails_from_before_and_after_a_new_audit_key_verify_while_the_old_file_is_named() {
+    let redis = RedisServer::start();
+    for settings in [KEYED.to_owned(), [KEYED, &in_redis(&redis)].concat()] {
+        let (mut desk, trail) = six_events(&settings);
+        let heads = ["audit", "verify", "--heads", "gateway.log"];
+        write_secret(&desk.folder().join("new-key"), &"the new audit key".repeat(3));
+        let make = |desk: &mut Desk, name: &str| {
+            desk.serve();
+            desk.done(&["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", name]);
+            // A running gateway verifies too.
+            assert_finds(&desk.done(&["audit", "verify"]), &[]);
+            desk.stop()
+        };
+        set_audit_keys(&desk, &["new-key", "audit-key"]);
+        assert_finds(&desk.done(&heads), &[]);
+        let log = make(&mut desk, "under the new key");
+        assert!(log.iter().any(|line| line.contains(&format!("audit head {trail} 7:"))), "{log:#?}");
+        assert_finds(&desk.done(&heads), &[]);
+        // As another gateway writes that has not been restarted yet: with the old key in use, and the new one known.
+        set_audit_keys(&desk, &["audit-key", "new-key"]);
+        make(&mut desk, "under the old key once more");
+        set_audit_keys(&desk, &["new-key", "audit-key"]);
+        make(&mut desk, "and the new one");
+        assert_finds(&desk.done(&heads), &[]);
+        let told = desk.done(&["audit", "list", "--json"]);
+        assert_eq!(told.json().len(), 9, "{told:?}");
+        // Without a key what it has made cannot be told from what was altered, on either side.
+        for (only, findings) in [("new-key", 7), ("audit-key", 2)] {
+            set_audit_keys(&desk, &[only]);
+            let ran = desk.run(&["audit", "verify", "--org", "Example Ltd"]);
+            assert_eq!(ran.code, 1, "{ran:?}");
+            let found = ran.out.lines().filter(|line| line.contains("was altered")).count();
+            assert_eq!(found, findings, "{only}: {ran:?}");
+        }
+    }
+}
+
 #[test]
 fn events_are_listed_by_type_and_time_and_exported_oldest_first() {
     for way in Way::ALL {

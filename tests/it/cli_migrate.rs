@@ -228,6 +228,78 @@ fn a_store_with_the_same_pepper_migrates_there_and_back_unchanged() {
     assert_all_as_it_was(&back, &customers);
 }
 
+/// Names other peppers in a configuration.
+fn set_peppers(desk: &Desk, line: &str) {
+    let path = desk.folder().join("keygate.toml");
+    let toml = fs::read_to_string(&path).unwrap();
+    let old = toml.lines().find(|line| line.starts_with("pepper_file")).unwrap().to_owned();
+    fs::write(&path, toml.replace(&old, line)).unwrap();
+}
+
+#[test]
+fn a_store_whose_pepper_was_replaced_migrates_there_and_back_without_the_old_one() {
+    let upstreams = [Upstream::start("live"), Upstream::start("test")];
+    let (redis, receiver) = (RedisServer::start(), Upstream::start("taken"));
+    let urls = [&*upstreams[0].url(), &*upstreams[1].url()];
+    let (old, new) = ("pepper".repeat(8), "the pepper after that".repeat(3));
+    let sealed = "[keys]\npepper_file = \"pepper\"\n";
+    let mut node = Desk::with(Way::Socket, &[SIGNUP, OUTBOX, sealed].concat(), urls);
+    let customers = move_in(&node);
+    let once = || {
+        let body = json!({ "name": "made once", "scopes": ["jobs:read"] });
+        json_call("POST", "/v1/api_keys", &body).key(&customers.root).field("idempotency-key", "once")
+    };
+    let made = ask(&node, &once());
+    node.stop();
+    for (file, pepper) in [("pepper", &old), ("second", &new)] {
+        write_secret(&node.folder().join(file), pepper);
+    }
+    set_peppers(&node, "pepper_files = [\"second\", \"pepper\"]");
+    node.serve();
+    let since =
+        ask(&node, &json_call("POST", "/v1/api_keys", &json!({ "name": "since" })).key(&customers.root));
+    let shown = listed(&node, &["keys", "show", &text(&made, "id")]);
+    let org = text(&shown[0], "organization_id");
+    node.done(&["orgs", "rename", &org, "Renamed"]);
+    node.done(&["store", "reseal"]);
+    assert_eq!(ask(&node, &once()), made, "the answer is kept");
+    node.stop();
+    set_peppers(&node, "pepper_file = \"second\"");
+
+    let mut there = Desk::with(Way::Store, &[SIGNUP, &in_redis(&redis)].concat(), urls);
+    let refused = migrate(&node, &there, &[]);
+    assert!(refused.code == 1 && refused.err.contains("keys.pepper_file"), "{refused:?}");
+    assert_eq!(redis.command(&["DBSIZE"]), ":0\r\n", "the target has the old pepper");
+    let news = format!("[outbox]\nurl = \"{}/news\"\nkey_file = \"pepper\"\n", receiver.url());
+    let mut back = Desk::with(Way::Store, &[SIGNUP, &news, sealed].concat(), urls);
+    let moves = |from: &Desk, to: &mut Desk| {
+        write_secret(&to.folder().join("pepper"), &new);
+        let moved = migrate(from, to, &[]);
+        assert_eq!(moved.code, 0, "{moved:?}");
+        assert!(moved.out.contains("\nnotifications    2\n"), "{moved:?}");
+        to.serve();
+        assert_all_as_it_was(to, &customers);
+        for key in [&made, &since] {
+            let answer = fetch(to.address(), &Call::get("/v1/jobs").key(&text(key, "secret")));
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+        assert!(to.done(&["audit", "verify"]).out.ends_with(" 0 findings\n"));
+        for taken in ["ADA@example.com", "eve@example.com"] {
+            assert_eq!(fetch(to.address(), &sign_up(taken)).status, 409, "{taken}");
+        }
+        to.stop();
+    };
+    moves(&node, &mut there);
+    moves(&there, &mut back);
+    // Answers are not moved: the request is carried out again.
+    back.serve();
+    assert_ne!(ask(&back, &once())["id"], made["id"]);
+    let late = text(&ask(&back, &sign_up("late@example.com")), "organization_id");
+    eventually("news are sent from here", || {
+        receiver.seen().iter().any(|seen| seen.value("idempotency-key") == late)
+    });
+}
+
 #[test]
 fn a_store_that_is_in_use_missing_or_not_empty_is_refused_unchanged() {
     let redis = RedisServer::start();

@@ -12,6 +12,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tempfile::TempDir;
 
+use crate::harness::desk::write_secret;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{Call, Gateway, Reply, Seen, Upstream, eventually, operator};
 
@@ -42,15 +43,21 @@ fn about<'s>(seen: &'s [Seen], org: &str) -> Vec<&'s Seen> {
     seen.iter().filter(|seen| seen.value("idempotency-key") == org).collect()
 }
 
-/// As a receiver in any language would.
 fn is_signed(seen: &Seen) -> bool {
+    is_signed_under(KEY, seen)
+}
+
+/// As a receiver in any language would find out, which has this key.
+fn is_signed_under(key: &[u8], seen: &Seen) -> bool {
     let signature = seen.value("keygate-signature");
-    let (time, digits) = signature.strip_prefix("t=").unwrap().split_once(",v1=").unwrap();
-    let mut mac = Hmac::<Sha256>::new_from_slice(KEY).unwrap();
+    let mut parts = signature.strip_prefix("t=").unwrap().split(",v1=");
+    let time = parts.next().unwrap();
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
     mac.update(time.as_bytes());
     mac.update(b".");
     mac.update(&seen.body);
-    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>() == digits
+    let own: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    parts.any(|digits| digits == own)
 }
 
 #[test]
@@ -102,6 +109,53 @@ fn refused_notifications_are_sent_again_unchanged() {
     let news = about(&seen, &org);
     assert_eq!(news.len(), 3, "what was taken is not sent again");
     assert!(news.iter().all(|sent| sent.body == news[0].body && is_signed(sent)));
+}
+
+/// Restarts the gateway with these keys for its signatures, the new one first.
+fn restart_with_keys(gateway: &mut Gateway, files: &[&str]) {
+    let path = gateway.folder().join("keygate.toml");
+    let toml = fs::read_to_string(&path).unwrap();
+    let old = toml.lines().find(|line| line.starts_with("key_file")).unwrap().to_owned();
+    fs::write(&path, toml.replace(&old, &format!("key_files = {files:?}"))).unwrap();
+    gateway.restart();
+}
+
+#[test]
+fn a_new_key_signs_beside_the_one_before_until_that_is_removed() {
+    const NEW: &[u8] = b"another key of thirty-two bytes or more";
+    let takes = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&takes);
+    let receiver = Upstream::with(move |_| {
+        if told.load(Ordering::SeqCst) {
+            Reply::ok("")
+        } else {
+            Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+        }
+    });
+    let mut gateway = gateway(&receiver);
+    write_secret(&gateway.folder().join("new-key"), std::str::from_utf8(NEW).unwrap());
+    let signed = |org: &str| {
+        let seen = receiver.seen();
+        let last = *about(&seen, org).last().unwrap();
+        (is_signed_under(KEY, last), is_signed_under(NEW, last))
+    };
+    // A receiver has one of the keys, and nothing waits for ever: not what was there before the change either.
+    let early = sign_up(&gateway, "ada@example.com");
+    eventually("it is refused", || !about(&receiver.seen(), &early).is_empty());
+    assert_eq!(signed(&early), (true, false));
+    restart_with_keys(&mut gateway, &["new-key", "outbox-key"]);
+    let refused = about(&receiver.seen(), &early).len();
+    takes.store(true, Ordering::SeqCst);
+    gateway.advance(Duration::from_secs(60));
+    eventually("it is sent again", || about(&receiver.seen(), &early).len() > refused);
+    assert_eq!(signed(&early), (true, true));
+    let between = sign_up(&gateway, "bob@example.com");
+    eventually("it is told", || !about(&receiver.seen(), &between).is_empty());
+    assert_eq!(signed(&between), (true, true));
+    restart_with_keys(&mut gateway, &["new-key"]);
+    let late = sign_up(&gateway, "eve@example.com");
+    eventually("it is told", || !about(&receiver.seen(), &late).is_empty());
+    assert_eq!(signed(&late), (false, true));
 }
 
 fn signed_at(seen: &Seen) -> u64 {

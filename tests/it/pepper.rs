@@ -15,7 +15,6 @@ use std::time::Instant;
 use keygate::store::embedded::{Embedded, Settings};
 use keygate::vocabulary::key::record::Sealer;
 use keygate::vocabulary::key::{Pepper, Peppers};
-
 use tempfile::TempDir;
 
 use crate::harness::cluster::Cluster;
