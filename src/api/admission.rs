@@ -2,7 +2,8 @@
 //! bytes of their bodies. A request that finds no place is refused with 429 before its body is read.
 //!
 //! What takes rights away has places of its own and is never refused: where one key or organisation has too many such
-//! requests, its further ones wait here, each on its own connection, and nobody else does.
+//! requests, its further ones wait here, each on its own connection, and nobody else does. A place among those of the
+//! organisation is taken when the body has come ([`Place::begin`]): a client that sends it slowly holds up its own key alone.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,15 +17,15 @@ use super::BODY_LEN;
 use crate::lifecycle::CallingKey;
 use crate::policy::target::Operation;
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::network::ClientNetwork;
+use crate::vocabulary::network::{ClientNetwork, ClientSite};
 use crate::vocabulary::rejection::Rejection;
 
 /// When a refused client may come back. A place becomes free within milliseconds.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// A change of a key whose body is longer than this, or of unknown length, shares [`LONG_CHANGES`] with all others.
+/// A change of a key whose body is longer than this has a place among the long ones, of its organisation and of all.
 const SHORT: u64 = 4 << 10;
-/// Long bodies of changes that are read or carried out at once. With 64 KiB each they have 4 MiB.
-const LONG_CHANGES: usize = 64;
+/// Long bodies of changes that are read or carried out at once. With 64 KiB each they have 16 MiB.
+const LONG_CHANGES: usize = 256;
 
 /// Organisations that pause, before those are forgotten whose pause is over.
 const TIDIED: usize = 1024;
@@ -44,6 +45,8 @@ enum Pool {
     Revoking,
     /// Changes of a key that may take rights away.
     Narrowing,
+    /// Those with long bodies.
+    LongNarrowing,
 }
 
 /// Whose places are counted.
@@ -53,6 +56,7 @@ enum Whose {
     Org(OrgId),
     /// For callers without a key.
     Network(ClientNetwork),
+    Site(ClientSite),
     Everybodys,
 }
 
@@ -86,10 +90,12 @@ impl Pool {
             (Self::Making, Whose::Key(_)) => amount(64, 512),
             (Self::Making, Whose::Org(_)) => amount(128, 1 << 10),
             (Self::Making, _) => amount(512, 8 << 10),
-            (Self::Rotating, Whose::Key(_)) => amount(16, 128),
-            (Self::Rotating, Whose::Org(_)) => amount(32, 256),
-            (Self::Rotating, _) => amount(256, 4 << 10),
+            (Self::Rotating, Whose::Key(_)) => amount(64, 256),
+            (Self::Rotating, Whose::Org(_)) => amount(128, 512),
+            (Self::Rotating, _) => amount(512, 4 << 10),
             (Self::SigningUp, Whose::Network(_)) => amount(64, 512),
+            // Who has one site cannot keep all others from signing up.
+            (Self::SigningUp, Whose::Site(_)) => amount(128, 2 << 10),
             (Self::SigningUp, _) => amount(256, 4 << 10),
             (Self::Listing, Whose::Key(_)) => amount(16, 0),
             (Self::Listing, Whose::Org(_)) => amount(32, 0),
@@ -101,28 +107,21 @@ impl Pool {
             (Self::Revoking, Whose::Org(_)) => amount(64, 0),
             (Self::Narrowing, Whose::Key(_)) => amount(8, 0),
             (Self::Narrowing, Whose::Org(_)) => amount(16, 0),
-            (Self::Revoking | Self::Narrowing, _) => UNLIMITED,
+            (Self::LongNarrowing, Whose::Org(_)) => amount(4, 0),
+            (Self::LongNarrowing, Whose::Everybodys) => amount(LONG_CHANGES, 0),
+            (Self::Revoking | Self::Narrowing | Self::LongNarrowing, _) => UNLIMITED,
         }
     }
 }
 
 /// All places at this gateway.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Admissions {
     taken: Mutex<HashMap<(Pool, Whose), Amount>>,
     /// The places for which callers wait. Each key and each organisation has its own.
     waited_for: Mutex<HashMap<(Pool, Whose), Arc<Semaphore>>>,
-    long_changes: Arc<Semaphore>,
     /// Until when organisations may make no more keys.
     paused: Mutex<HashMap<OrgId, Instant>>,
-}
-
-impl Default for Admissions {
-    fn default() -> Self {
-        let long_changes = Arc::new(Semaphore::new(LONG_CHANGES));
-        let (taken, waited_for, paused) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { taken, waited_for, long_changes, paused }
-    }
 }
 
 /// The place of an operation. It is free again when this is dropped.
@@ -131,7 +130,17 @@ pub struct Place {
     admissions: Arc<Admissions>,
     holder: Holder,
     counted: Option<(Pool, u64)>,
+    /// What it still needs of a place, for what waits for its places.
+    lacks: Option<Lacks>,
     permits: Vec<Permit>,
+}
+
+/// The places that a request which takes rights away has not taken yet.
+#[derive(Clone, Copy, Debug)]
+struct Lacks {
+    pool: Pool,
+    /// Whether its body may be long.
+    is_short: bool,
 }
 
 /// Whose request it is: the key and its organisation, or the network of a caller without a key.
@@ -149,13 +158,13 @@ impl Holder {
         )
     }
 
-    /// Everybody in whose name the request takes a place.
-    fn all(self) -> impl Iterator<Item = Whose> + Clone {
+    /// Everybody in whose name the request takes a place, the narrowest first.
+    fn all(self) -> [Whose; 3] {
         let (first, second) = match self {
-            Self::Key(key, org) => (Whose::Key(key), Some(Whose::Org(org))),
-            Self::Stranger(network) => (Whose::Network(network), None),
+            Self::Key(key, org) => (Whose::Key(key), Whose::Org(org)),
+            Self::Stranger(network) => (Whose::Network(network), Whose::Site(network.site())),
         };
-        [Some(first), second, Some(Whose::Everybodys)].into_iter().flatten()
+        [first, second, Whose::Everybodys]
     }
 }
 
@@ -163,8 +172,7 @@ impl Holder {
 #[derive(Debug)]
 struct Permit {
     admissions: Arc<Admissions>,
-    /// `None` for a place that everybody shares.
-    of: Option<(Pool, Whose)>,
+    of: (Pool, Whose),
     held: Option<OwnedSemaphorePermit>,
 }
 
@@ -185,14 +193,14 @@ impl Admissions {
         if !operation.takes_away() {
             return self.count(pool, holder, bytes);
         }
-        let mut permits = Vec::new();
-        for whose in holder.all().filter(|whose| *whose != Whose::Everybodys) {
-            permits.push(self.wait((pool, whose)).await);
+        let [first, ..] = holder.all();
+        let permits = vec![self.wait((pool, first)).await];
+        let lacks = Some(Lacks { pool, is_short: true });
+        let mut place = Place { admissions: Arc::clone(self), holder, counted: None, lacks, permits };
+        if operation.takes_body() && length.is_some_and(|length| length > SHORT) {
+            place.lengthen().await;
         }
-        if bytes > SHORT {
-            permits.push(self.wait_to_be_long().await);
-        }
-        Ok(Place { admissions: Arc::clone(self), holder, counted: None, permits })
+        Ok(place)
     }
 
     /// An organisation has made as many keys as it may make for a while: until then its requests for further ones are
@@ -229,7 +237,7 @@ impl Admissions {
                 taken.places < limit.places && taken.bytes.saturating_add(bytes) <= limit.bytes
             })
         };
-        if !holder.all().all(fits) {
+        if !holder.all().into_iter().all(fits) {
             return Err(Rejection::RateLimited(RETRY_AFTER));
         }
         for whose in holder.all() {
@@ -238,7 +246,8 @@ impl Admissions {
             taken.bytes += bytes;
         }
         drop(taken);
-        Ok(Place { admissions: Arc::clone(self), holder, counted: Some((pool, bytes)), permits: Vec::new() })
+        let counted = Some((pool, bytes));
+        Ok(Place { admissions: Arc::clone(self), holder, counted, lacks: None, permits: Vec::new() })
     }
 
     fn give_back(&self, pool: Pool, holder: Holder, bytes: u64) {
@@ -261,19 +270,37 @@ impl Admissions {
             Arc::clone(places)
         };
         // Made first: it tidies up also after a caller that stops waiting.
-        let mut permit = Permit { admissions: Arc::clone(self), of: Some(of), held: None };
+        let mut permit = Permit { admissions: Arc::clone(self), of, held: None };
         // No such semaphore is ever closed.
         permit.held = places.acquire_owned().await.ok();
         permit
     }
-
-    async fn wait_to_be_long(self: &Arc<Self>) -> Permit {
-        let held = Arc::clone(&self.long_changes).acquire_owned().await.ok();
-        Permit { admissions: Arc::clone(self), of: None, held }
-    }
 }
 
 impl Place {
+    /// The bytes of a body that may come before [`Place::lengthen`] is needed.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        if self.lacks.is_some_and(|lacks| lacks.is_short) { SHORT } else { u64::MAX }
+    }
+
+    /// Waits for a place among the long ones, for more of the body.
+    pub async fn lengthen(&mut self) {
+        let Some(lacks) = self.lacks.as_mut().filter(|lacks| lacks.is_short) else { return };
+        lacks.is_short = false;
+        let [_, others @ ..] = self.holder.all();
+        for whose in others {
+            self.permits.push(self.admissions.wait((Pool::LongNarrowing, whose)).await);
+        }
+    }
+
+    /// The request is complete: waits for the places in which it is carried out.
+    pub async fn begin(&mut self) {
+        let Some(Lacks { pool, .. }) = self.lacks.take() else { return };
+        let [_, second, _] = self.holder.all();
+        self.permits.push(self.admissions.wait((pool, second)).await);
+    }
+
     /// Gives the place up for one among those of new keys: the request takes no right away.
     ///
     /// # Errors
@@ -295,7 +322,7 @@ impl Drop for Place {
 impl Drop for Permit {
     fn drop(&mut self) {
         drop(self.held.take());
-        let Some(of) = self.of else { return };
+        let of = self.of;
         let mut all = lock(&self.admissions.waited_for);
         // Whoever waits or holds a place has a share in it.
         if all.get(&of).is_some_and(|places| Arc::strong_count(places) == 1) {
@@ -423,6 +450,60 @@ mod tests {
     }
 
     #[test]
+    fn slow_bodies_hold_up_their_own_key_alone() {
+        let (admissions, mut callers) = (Arc::<Admissions>::default(), Callers::new());
+        let org = callers.org();
+        let owner = callers.key(org);
+        let slow: Vec<Place> = (0..4)
+            .flat_map(|_| fill(&admissions, Operation::UpdateKey, &callers.key(org), Some(10), 1000))
+            .collect();
+        assert_eq!(slow.len(), 4 * 8);
+        let mut narrowing = fill(&admissions, Operation::UpdateKey, &owner, Some(10), 1);
+        assert!(polled(narrowing[0].begin()).is_some(), "no other key's body is waited for");
+        let mut begun: Vec<Place> = Vec::new();
+        for mut place in slow {
+            if polled(place.begin()).is_some() {
+                begun.push(place);
+            }
+        }
+        assert_eq!(begun.len(), 15, "and the organisation has 16 at once");
+    }
+
+    #[test]
+    fn long_bodies_of_one_organisation_hold_up_no_other() {
+        let (admissions, mut callers) = (Arc::<Admissions>::default(), Callers::new());
+        let mut held = Vec::new();
+        for _ in 0..16 {
+            let org = callers.org();
+            for _ in 0..2 {
+                held.extend(fill(&admissions, Operation::UpdateKey, &callers.key(org), Some(BODY_LEN), 1000));
+            }
+        }
+        assert_eq!(held.len(), 16 * 4);
+        let org = callers.org();
+        let owner = callers.key(org);
+        assert_eq!(fill(&admissions, Operation::UpdateKey, &owner, Some(BODY_LEN), 1000).len(), 4);
+        let mut chunked = fill(&admissions, Operation::UpdateKey, &callers.key(org), None, 1000);
+        assert_eq!(chunked.len(), 8, "one whose length is not known is short at first");
+        assert_eq!(chunked[0].length(), SHORT);
+        assert!(polled(chunked[0].begin()).is_some());
+    }
+
+    #[test]
+    fn one_site_has_half_of_the_places_for_signing_up() {
+        let admissions = Arc::<Admissions>::default();
+        let sign_up = |address: &str| {
+            polled(admissions.admit(Operation::Signup, None, address.parse().unwrap(), Some(50))).unwrap()
+        };
+        let networks = (0..8).map(|n| format!("2001:db8:1:{n}::1"));
+        let places: Vec<Place> = networks
+            .flat_map(|network| (0..1000).map_while(|_| sign_up(&network).ok()).collect::<Vec<_>>())
+            .collect();
+        assert_eq!(places.len(), 128);
+        assert!(sign_up("2001:db8:2::1").is_ok());
+    }
+
+    #[test]
     fn rotations_have_places_of_their_own() {
         let (admissions, mut callers) = (Arc::<Admissions>::default(), Callers::new());
         let org = callers.org();
@@ -431,7 +512,7 @@ mod tests {
         let making = [fill(Operation::CreateKey, &thief), fill(Operation::CreateKey, &owner)];
         let rotating = [fill(Operation::RotateKey, &thief), fill(Operation::RotateKey, &owner)];
         assert_eq!(making.each_ref().map(Vec::len), [64, 64]);
-        assert_eq!(rotating.each_ref().map(Vec::len), [16, 16]);
+        assert_eq!(rotating.each_ref().map(Vec::len), [64, 64]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Requests for keygate's own operations: the body is read here, then the API carries the operation out on the control
 //! runtime.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::authenticate::presented_key;
 use super::authorize::Permit;
 use super::exchange::Exchange;
-use crate::api::{self, Answer, BODY_LEN, Call};
+use crate::api::{self, Answer, BODY_LEN, Call, Place};
 use crate::policy::request::{CanonicalRequest, Parts};
 use crate::policy::target::Operation;
 use crate::upstream::request_body::RequestBody;
@@ -43,9 +43,10 @@ pub(super) async fn serve(
     let mut call = Call::new(operation, place, address, exchange.id(), exchange.started().mono);
     if operation.takes_body() {
         let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
-        let gathering = gather(body, limit, exchange.snapshot().settings().body_idle_timeout);
-        call.body = timeout(BODY_TIME, gathering).await.unwrap_or(Err(Rejection::BodyStalled))?;
+        let idle = exchange.snapshot().settings().body_idle_timeout;
+        call.body = gather(body, limit, idle, &mut call.place).await?;
     }
+    call.place.begin().await;
     call.idempotency = match idempotency_key(&headers)? {
         Some(name) if caller.is_some() => {
             let presented = presented_key(exchange, &headers)?;
@@ -58,18 +59,41 @@ pub(super) async fn serve(
     api.serve(call).await
 }
 
-async fn gather(incoming: Incoming, limit: u64, idle: Duration) -> Result<Bytes, Rejection> {
+async fn gather(
+    incoming: Incoming,
+    limit: u64,
+    idle: Duration,
+    place: &mut Place,
+) -> Result<Bytes, Rejection> {
     if incoming.size_hint().lower() > limit {
         return Err(Rejection::BodyTooLarge);
     }
     let mut body = pin!(RequestBody::new(incoming, limit, idle));
     let mut gathered = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            gathered.extend_from_slice(&data);
-        }
+    if !read_on(body.as_mut(), &mut gathered, place.length()).await? {
+        // The body does not come while this waits.
+        place.lengthen().await;
+        read_on(body, &mut gathered, u64::MAX).await?;
     }
     Ok(gathered.freeze())
+}
+
+/// Reads until the body has ended, or more than `length` bytes are there; returns whether it has ended.
+async fn read_on(
+    mut body: Pin<&mut RequestBody>,
+    gathered: &mut BytesMut,
+    length: u64,
+) -> Result<bool, Rejection> {
+    let reading = async {
+        while gathered.len() as u64 <= length {
+            let Some(frame) = body.frame().await else { return Ok(true) };
+            if let Ok(data) = frame?.into_data() {
+                gathered.extend_from_slice(&data);
+            }
+        }
+        Ok(false)
+    };
+    timeout(BODY_TIME, reading).await.unwrap_or(Err(Rejection::BodyStalled))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&[u8]>, Rejection> {

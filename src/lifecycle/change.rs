@@ -20,6 +20,9 @@ use std::time::Instant;
 
 /// How often a change is decided before the caller is told to try again.
 const TRIES: usize = 16;
+/// The same for one that takes rights away: other gateways that change the same organisation all the time must not keep it
+/// from being made.
+const TRIES_OF_TAKING: usize = 1024;
 
 /// The outcome of a decision: the records to write, if any, and the answer for the caller.
 pub(super) struct Decided<T> {
@@ -57,8 +60,8 @@ impl Lifecycle {
     /// `decide` is given the moment of the decision, by which it judges everything that ends with time.
     ///
     /// # Errors
-    /// [`LifecycleError::Contended`] after 16 decisions that could not be committed, [`LifecycleError::CallerLeft`], and
-    /// the errors of `load`, `decide` and the store.
+    /// [`LifecycleError::Contended`] after 16 decisions that could not be committed, or 1,024 where rights are taken away;
+    /// [`LifecycleError::CallerLeft`], and the errors of `load`, `decide` and the store.
     pub(super) async fn change<B, T, L: Future<Output = Result<B, LifecycleError>> + Send>(
         &self,
         line: Line,
@@ -84,7 +87,7 @@ impl Lifecycle {
         let (arrived, trail) = (origin.arrived.unwrap_or_else(|| self.clock.mono()), line.trail);
         let _turn = self.turns.take(line).await;
         origin.presence.begin()?;
-        for _ in 0..TRIES {
+        for _ in 0..if line.takes_away() { TRIES_OF_TAKING } else { TRIES } {
             let basis = match first.take() {
                 Some(basis) => basis,
                 None => load().await?,

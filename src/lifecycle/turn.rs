@@ -16,7 +16,7 @@ use super::principal::{Origin, Principal};
 use crate::vocabulary::audit::Trail;
 
 /// The lane of a change. Whoever waits in an earlier one overtakes all that wait in a later one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Lane {
     /// Operators, and keygate itself, take rights away.
     Operators,
@@ -44,10 +44,17 @@ impl Lane {
 }
 
 /// Where a change waits for its turn.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Line {
     pub(super) trail: Trail,
     lane: Lane,
+}
+
+impl Line {
+    /// Whether the change takes rights away.
+    pub(super) const fn takes_away(self) -> bool {
+        matches!(self.lane, Lane::Operators | Lane::Taking)
+    }
 }
 
 /// The turns to change trails. The lock is never held while somebody waits.

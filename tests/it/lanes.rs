@@ -29,6 +29,10 @@ on_both_stores! {
     revoking_overtakes_the_creations_that_wait
     a_rotation_overtakes_the_creations_that_wait
     a_rotation_has_places_beside_those_of_creations
+    a_narrowing_waits_for_no_other_keys_body
+    other_gateways_do_not_keep_rights_from_being_taken_away
+    an_operator_looks_through_keys_beside_those_who_wait_for_it
+    whoever_waits_to_look_through_keys_does_not_once_the_key_is_dead
     suspending_overtakes_the_creations_that_wait
     no_organisation_waits_for_another
     the_time_of_a_revocation_counts_from_its_arrival
@@ -183,7 +187,7 @@ fn a_rotation_overtakes_the_creations_that_wait(kept: Kept) {
 /// Both have the same key, so they share what there is of it.
 fn a_rotation_has_places_beside_those_of_creations(kept: Kept) {
     const CREATIONS: usize = 64;
-    const ROTATIONS: usize = 16;
+    const ROTATIONS: usize = 64;
     let scene = Scene::start(kept);
     let begun = |call: &Call, count: usize| -> Vec<Wire> {
         let whole = call.to_bytes();
@@ -212,6 +216,123 @@ fn a_rotation_has_places_beside_those_of_creations(kept: Kept) {
     let own = scene.api.create(&scene.owner.secret, &json!({"name":"another"}));
     assert_eq!(scene.api.ask(&Call::new("DELETE", &own.path()).key(&scene.owner.secret)).status, 204);
     drop((creations, rotations));
+}
+
+/// Those of its organisation, and of all: with and without a length, short and long.
+fn a_narrowing_waits_for_no_other_keys_body(kept: Kept) {
+    const OF_A_KEY: usize = 8;
+    let scene = Scene::start(kept);
+    let long = format!("{{\"scopes\":[\"jobs:read\"]{}}}", " ".repeat(8 << 10));
+    let chunked = |key: &ApiKey, by: &str| {
+        format!(
+            "PATCH {} HTTP/1.1\r\nhost: api.example.com\r\nauthorization: Bearer {by}\r\n\
+             content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
+            key.path()
+        )
+    };
+    let mut slow = Vec::new();
+    let mut begin = |head: &str| {
+        let mut wire = scene.api.gateway.connect();
+        wire.send(head.as_bytes());
+        slow.push(wire);
+    };
+    // The thief has made keys: together they fill every place of the organisation.
+    for _ in 0..2 {
+        let key = scene.api.create(&scene.thief.secret, &json!({"name":"another"}));
+        (0..OF_A_KEY).for_each(|_| {
+            begin(&format!(
+                "PATCH {} HTTP/1.1\r\nhost: api.example.com\r\nauthorization: Bearer {}\r\n\
+                 content-type: application/json\r\ncontent-length: 30\r\n\r\n",
+                key.path(),
+                key.secret
+            ));
+        });
+    }
+    // And organisations: together they fill what all have for long bodies, of which each sends a part.
+    for n in 0..4 {
+        let (_, first) = scene.api.sign_up(&format!("thief{n}@example.com"));
+        for _ in 0..2 {
+            let key = scene.api.create(&first, &json!({"name":"another"}));
+            (0..OF_A_KEY)
+                .for_each(|_| begin(&format!("{}5000\r\n{}", chunked(&key, &key.secret), &long[..5000])));
+        }
+    }
+    eventually("all have begun", || scene.in_flight() > slow.len() as f64 - 0.5);
+    let doomed = scene.api.create(&scene.owner.secret, &json!({"name":"doomed"}));
+    let narrow =
+        scene.api.patch(&scene.owner.secret, &doomed.path(), &json!({"scopes":["jobs:read","jobs:write"]}));
+    assert_eq!(narrow.status, 200, "{}", narrow.text());
+    let mut wire = scene.api.gateway.connect();
+    wire.send(
+        format!("{}{:x}\r\n{long}\r\n0\r\n\r\n", chunked(&doomed, &scene.owner.secret), long.len())
+            .as_bytes(),
+    );
+    assert_eq!(wire.answer_to("PATCH").unwrap().status, 200);
+}
+
+/// They change the same organisation all the time, and each of their changes comes before this one.
+fn other_gateways_do_not_keep_rights_from_being_taken_away(kept: Kept) {
+    const OVERTAKEN: usize = 100;
+    let scene = Scene::start(kept);
+    scene.valve.overtake(OVERTAKEN);
+    let refused = scene.api.ask(&scene.creation());
+    assert!(refused.refusal(409, "conflict").contains("please retry"), "{}", refused.text());
+    scene.valve.overtake(OVERTAKEN);
+    let narrowed =
+        scene.api.patch(&scene.owner.secret, &scene.thief.path(), &json!({"scopes":["keys:manage"]}));
+    assert_eq!((narrowed.status, scene.valve.overtaken()), (200, 0), "{}", narrowed.text());
+    scene.valve.overtake(OVERTAKEN);
+    let revoked = scene.api.ask(&Call::new("DELETE", &scene.thief.path()).key(&scene.owner.secret));
+    assert_eq!((revoked.status, scene.valve.overtaken()), (204, 0), "{}", revoked.text());
+}
+
+/// Requests of one key that revoke it with what it made; their number is wrong.
+fn wait_to_look(scene: &Scene, count: usize) -> Vec<Wire> {
+    let target = format!("{}?descendants=true&expected=7", scene.thief.path());
+    let (read, lists) = (scene.valve.records_read(), scene.valve.lists());
+    scene.valve.hold_back();
+    let waiting: Vec<Wire> =
+        (0..count).map(|_| scene.send(&Call::new("DELETE", &target).key(&scene.thief.secret))).collect();
+    eventually("one looks", || scene.valve.lists() > lists);
+    // Each has read its key and the organisation, and the first one has done so again.
+    eventually("the others wait", || scene.valve.records_read() >= read + 2 * count);
+    waiting
+}
+
+fn an_operator_looks_through_keys_beside_those_who_wait_for_it(kept: Kept) {
+    let scene = Scene::start(kept);
+    let before = scene.valve.lists();
+    let _waiting = wait_to_look(&scene, WAITING);
+    let (lifecycle, operator) = (scene.api.gateway.lifecycle(), operator());
+    let id = KeyId::parse(&scene.thief.id).unwrap();
+    let revoked = scene.api.gateway.block_on(async {
+        let revoking = lifecycle.revoke_with_descendants(&operator, id, 0);
+        let looks = async {
+            let looks = async {
+                while scene.valve.lists() < before + 2 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, looks).await.expect("the operator waits for the key's requests");
+            scene.valve.let_go();
+        };
+        tokio::join!(revoking, looks).0
+    });
+    revoked.unwrap();
+    assert!(!scene.api.works(&scene.thief.secret));
+}
+
+fn whoever_waits_to_look_through_keys_does_not_once_the_key_is_dead(kept: Kept) {
+    let scene = Scene::start(kept);
+    let before = scene.valve.lists();
+    let waiting = wait_to_look(&scene, WAITING);
+    let revoked = scene.api.ask(&Call::new("DELETE", &scene.thief.path()).key(&scene.owner.secret));
+    assert_eq!(revoked.status, 204);
+    scene.valve.let_go();
+    let told: Vec<u16> =
+        waiting.into_iter().map(|mut wire| wire.answer_to("DELETE").unwrap().status).collect();
+    assert_eq!(told.iter().filter(|status| **status == 401).count(), WAITING - 1, "{told:?}");
+    assert_eq!(scene.valve.lists() - before, 1, "keys were looked through for a dead key");
 }
 
 fn suspending_overtakes_the_creations_that_wait(kept: Kept) {

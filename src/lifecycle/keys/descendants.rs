@@ -2,7 +2,7 @@
 //! ways back, so a key can be revoked together with them.
 //!
 //! A key knows its maker ([`KeyRecord::created_by`]), and no key its children, so all keys of the organisation are
-//! read: page by page, by one request for each organisation at a time.
+//! read: page by page, by one request for each organisation at a time, and one of an operator beside it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
@@ -14,7 +14,7 @@ use crate::lifecycle::change::Decided;
 use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::principal::Origin;
 use crate::lifecycle::propagation::Changed;
-use crate::lifecycle::turn::Lane;
+use crate::lifecycle::turn::{Lane, Line};
 use crate::store::{KeysOf, Propagation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -27,17 +27,17 @@ const PAGE: usize = 256;
 /// whose makers were alive the time before, so more than two are rare.
 const ROUNDS: usize = 64;
 
-/// One request at a time for each organisation that looks through its keys.
+/// One request at a time for each organisation that looks through its keys. Operators wait for no key.
 #[derive(Debug, Default)]
-pub(in crate::lifecycle) struct Lineages(StdMutex<HashMap<OrgId, Weak<Mutex<()>>>>);
+pub(in crate::lifecycle) struct Lineages(StdMutex<HashMap<Line, Weak<Mutex<()>>>>);
 
 impl Lineages {
-    async fn take(&self, org: OrgId) -> OwnedMutexGuard<()> {
+    async fn take(&self, line: Line) -> OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             turns.retain(|_, turn| turn.strong_count() > 0);
-            let turn = turns.get(&org).and_then(Weak::upgrade).unwrap_or_default();
-            turns.insert(org, Arc::downgrade(&turn));
+            let turn = turns.get(&line).and_then(Weak::upgrade).unwrap_or_default();
+            turns.insert(line, Arc::downgrade(&turn));
             turn
         };
         turn.lock_owned().await
@@ -52,8 +52,21 @@ impl Lifecycle {
     /// of the store.
     pub async fn count_descendants(&self, origin: &Origin, id: KeyId) -> Result<usize, LifecycleError> {
         let org = self.key(origin, id).await?.org;
-        let _turn = self.lineages.take(org).await;
+        let _turn = self.take_lineage(origin, org, id).await?;
         Ok(self.living_descendants(org, id).await?.len())
+    }
+
+    /// The turn to look through the keys of an organisation. Whoever may not act any more when it comes does not: so a
+    /// thief's requests that wait here end with the key.
+    async fn take_lineage(
+        &self,
+        origin: &Origin,
+        org: OrgId,
+        id: KeyId,
+    ) -> Result<OwnedMutexGuard<()>, LifecycleError> {
+        let turn = self.lineages.take(Lane::taking(origin).of(Trail::Org(org))).await;
+        self.key(origin, id).await?;
+        Ok(turn)
     }
 
     /// Revokes a key and its descendants, for ever; also those that are made while this runs. `expected` is the number
@@ -69,7 +82,7 @@ impl Lifecycle {
         expected: usize,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let org = self.key(origin, id).await?.org;
-        let _turn = self.lineages.take(org).await;
+        let _turn = self.take_lineage(origin, org, id).await?;
         let mut living = self.living_descendants(org, id).await?;
         if living.len() != expected {
             return Err(LifecycleError::Descendants { key: id, found: living.len() });

@@ -42,6 +42,8 @@ struct Shared {
     holds_answers: watch::Sender<bool>,
     creations: AtomicUsize,
     signups: AtomicUsize,
+    /// How many commits come too late from now on.
+    conflicts: AtomicUsize,
     lists: AtomicUsize,
     lists_read: AtomicUsize,
     keys_listed: AtomicUsize,
@@ -59,6 +61,7 @@ impl Valve {
             holds_answers: watch::Sender::new(false),
             creations: AtomicUsize::new(0),
             signups: AtomicUsize::new(0),
+            conflicts: AtomicUsize::new(0),
             lists: AtomicUsize::new(0),
             lists_read: AtomicUsize::new(0),
             keys_listed: AtomicUsize::new(0),
@@ -100,6 +103,16 @@ impl Valve {
     pub(crate) fn let_go(&self) {
         self.0.holds.send_replace(false);
         self.0.holds_answers.send_replace(false);
+    }
+
+    /// From now on so many commits come too late: something moved since it was read, as if other gateways were faster.
+    pub(crate) fn overtake(&self, commits: usize) {
+        self.0.conflicts.store(commits, Ordering::SeqCst);
+    }
+
+    /// The number of commits that are still to come too late.
+    pub(crate) fn overtaken(&self) -> usize {
+        self.0.conflicts.load(Ordering::SeqCst)
     }
 
     /// The number of new keys of existing organisations that came to be committed.
@@ -276,6 +289,10 @@ impl Store for Valved {
                 let count = if mutation.org.is_some() { &self.0.signups } else { &self.0.creations };
                 count.fetch_add(1, Ordering::SeqCst);
                 self.0.held_back().await;
+            }
+            let one_less = |left: usize| left.checked_sub(1);
+            if self.0.conflicts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+                return Err(CommitError::Conflict);
             }
             self.0.store().commit(mutation).await
         })
