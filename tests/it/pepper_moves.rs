@@ -209,6 +209,8 @@ fn an_address_stays_taken_though_its_organisation_was_changed_before_the_reseal(
 fn one_address_signs_up_once_though_a_new_pepper_comes_into_force_meanwhile() {
     let (redis, upstreams, valve) = (RedisServer::start(), upstreams(), Valve::new());
     let mut other = start(builder(Some(&redis), &upstreams), &["first"]);
+    // Its lease holds the new pepper back.
+    eventually("it is linked", || is_linked(&other));
     let slow = builder(Some(&redis), &upstreams).org(other.org).store(valve.fitted());
     let slow = start(slow, &["second", "first"]);
     eventually("both are linked", || is_linked(&slow) && is_linked(&other));
