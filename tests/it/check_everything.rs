@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
-use crate::harness::process::{Process, keygate};
+use crate::harness::process::{Process, copy_binary, keygate};
 use crate::harness::transport::Certificate;
 use crate::harness::{Call, Gateway, eventually, fetch};
 
@@ -405,8 +405,7 @@ fn on_port(port: u16, capabilities: &[&str]) -> (TempDir, Command) {
         return (folder, command);
     }
     // The binary may lie in a folder that only root can enter.
-    let binary = folder.path().join("keygate");
-    fs::copy(env!("CARGO_BIN_EXE_keygate"), &binary).unwrap();
+    let binary = copy_binary(folder.path());
     let only =
         capabilities.iter().fold("-all".to_owned(), |only, capability| format!("{only},+{capability}"));
     let mut command = Command::new("setpriv");

@@ -13,7 +13,7 @@ use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use tempfile::TempDir;
 
 use crate::harness::desk::{Desk, Ran, Way, write_secret};
-use crate::harness::process::keygate;
+use crate::harness::process::{copy_binary, keygate};
 
 /// The exit code and the outputs of a command without a gateway.
 fn ran(folder: &TempDir, arguments: &[&str]) -> Ran {
@@ -231,7 +231,7 @@ fn as_nobody(folder: &TempDir, arguments: &[&str]) -> Command {
     const NOBODY: u32 = 65_534;
     let copy = folder.path().join("keygate");
     if !copy.exists() {
-        fs::copy(env!("CARGO_BIN_EXE_keygate"), &copy).unwrap();
+        copy_binary(folder.path());
     }
     let mut command = Command::new(copy);
     command.args(arguments).current_dir(folder.path()).env_clear();

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -153,6 +153,16 @@ pub(crate) fn keygate(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keygate"));
     command.args(arguments).current_dir(folder).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
     command
+}
+
+/// Puts the binary into a folder, for a user who may not enter the one where it is. Another process writes the file: a process
+/// that another test starts meanwhile would inherit it open from this one, and a file that is open for writing cannot be run.
+#[track_caller]
+pub(crate) fn copy_binary(folder: &Path) -> PathBuf {
+    let copy = folder.join("keygate");
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_keygate")).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    copy
 }
 
 fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
