@@ -15,6 +15,7 @@ use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::key::{ApiKey, Environment};
 use crate::vocabulary::network::parse_number;
 use crate::vocabulary::rejection::{NotFound, Rejection};
+use crate::vocabulary::text::to_json;
 
 /// A key with its secret: the one answer that shows it.
 #[derive(Serialize)]
@@ -167,5 +168,5 @@ fn answer(
 fn render(lifecycle: &Lifecycle, key: &KeyRecord, secret: &ApiKey) -> Vec<u8> {
     let answer = WithSecret { key: lifecycle.view_key(key, None), secret: Shown::new(secret) };
     // Made of strings and lists of strings, so serialising it cannot fail.
-    serde_json::to_vec(&answer).unwrap_or_default()
+    to_json(&answer).unwrap_or_default()
 }

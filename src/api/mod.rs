@@ -34,6 +34,7 @@ use crate::telemetry;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::key::PresentedKey;
 use crate::vocabulary::rejection::{Conflict, FieldError, NotFound, Rejection, Unavailable};
+use crate::vocabulary::text::to_json;
 
 pub use self::admission::Place;
 
@@ -112,7 +113,7 @@ pub struct Answer {
 
 impl Answer {
     fn json(value: &impl Serialize) -> Result<Self, Rejection> {
-        let body = serde_json::to_vec(value).map_err(|error| internal(&error))?;
+        let body = to_json(value).map_err(|error| internal(&error))?;
         Ok(Self { status: StatusCode::OK, body: body.into(), propagation: None })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -236,7 +236,7 @@ async fn verify(whose: &Whose, logs: &[PathBuf], session: &mut Session<'_>) -> R
         if session.json {
             session.print_json(&serde_json::json!({ "trail": trail, "findings": [{ "text": GONE }] }))?;
         } else {
-            writeln!(session.out, "{trail}: {GONE}")?;
+            session.print_line(&format!("{trail}: {GONE}"))?;
         }
     }
     if !keyed {
@@ -246,7 +246,7 @@ async fn verify(whose: &Whose, logs: &[PathBuf], session: &mut Session<'_>) -> R
         );
     }
     if !session.json {
-        writeln!(session.out, "{checked} records in {count} trails, {findings} findings")?;
+        session.print_line(&format!("{checked} records in {count} trails, {findings} findings"))?;
     }
     Ok(if findings == 0 { Outcome::Done } else { Outcome::Refused })
 }
@@ -258,7 +258,7 @@ fn show(verdict: &Verdict, session: &mut Session<'_>) -> Result<(), Failure> {
         return session.print_json(verdict);
     }
     for finding in &verdict.findings {
-        writeln!(session.out, "{}: record {} {}", verdict.trail, finding.number, finding.text)?;
+        session.print_line(&format!("{}: record {} {}", verdict.trail, finding.number, finding.text))?;
     }
     Ok(())
 }

@@ -91,5 +91,5 @@ fn changes(record: &AuditRecordView) -> String {
         Some(text) => format!("{name}={text}"),
         None => format!("{name}={value}"),
     });
-    shown.collect::<Vec<_>>().join(" ").replace('\n', "\\n")
+    shown.collect::<Vec<_>>().join(" ")
 }

@@ -263,7 +263,7 @@ async fn ask_and_show(
     let Reply::Key { key } = session.ask(Command::Keys(command)).await? else { return Err(unexpected()) };
     match done {
         _ if session.json => session.print_json(&key)?,
-        Some(done) => writeln!(session.out, "{done} {} ({})", key.id, key.name)?,
+        Some(done) => session.print_line(&format!("{done} {} ({})", key.id, key.name))?,
         None => show(&key, session).await?,
     }
     Ok(Outcome::Done)

@@ -1,6 +1,5 @@
 //! `keygate store migrate`: copies everything in one store to another.
 
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -68,7 +67,7 @@ pub(super) async fn run(args: Args, session: &mut Session<'_>) -> Result<Outcome
         Migration::Done(moved) => summarise(&moved, session)?,
         Migration::DoneBefore { at } if session.json => session.print_json(&json!({ "done_before": at }))?,
         Migration::DoneBefore { at } => {
-            writeln!(session.out, "nothing to do: the migration was completed at {at}")?;
+            session.print_line(&format!("nothing to do: the migration was completed at {at}"))?;
         }
     }
     Ok(Outcome::Done)
@@ -134,5 +133,5 @@ fn summarise(moved: &Moved, session: &mut Session<'_>) -> Result<(), Failure> {
         ("audit records", count(moved.audit_records)),
         ("chains", Some(if moved.rechained { "new" } else { "unchanged" }.to_owned())),
     ])?;
-    Ok(writeln!(session.out, "compared with the source: the target is complete")?)
+    session.print_line("compared with the source: the target is complete")
 }

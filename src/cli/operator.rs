@@ -31,6 +31,7 @@ use crate::store::embedded::OpenError;
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::record::Sealer;
 use crate::vocabulary::network::Server;
+use crate::vocabulary::text::{escaped, escaped_lines, to_json};
 
 /// The variable with the token for `--admin-url`, used without `--token-file`.
 const TOKEN_VARIABLE: &str = "KEYGATE_ADMIN_TOKEN";
@@ -142,11 +143,11 @@ pub(super) fn run(
         Ok(outcome) => Ok(outcome),
         Err(Failure::Output(error)) => Err(error),
         Err(Failure::Told(message)) => {
-            writeln!(session.err, "keygate: {message}")?;
+            writeln!(session.err, "keygate: {}", escaped_lines(&message))?;
             Ok(Outcome::Refused)
         }
         Err(Failure::Usage(message)) => {
-            writeln!(session.err, "keygate: {message}")?;
+            writeln!(session.err, "keygate: {}", escaped_lines(&message))?;
             Ok(Outcome::Unusable)
         }
     }
@@ -364,8 +365,13 @@ impl Session<'_> {
 
     /// Prints one line of JSON.
     pub(super) fn print_json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
-        serde_json::to_writer(&mut self.out, value).map_err(io::Error::from)?;
+        self.out.write_all(&to_json(value).map_err(io::Error::from)?)?;
         Ok(writeln!(self.out)?)
+    }
+
+    /// Prints a line of text. Characters that deceive its reader are escaped, also within a name in it.
+    pub(super) fn print_line(&mut self, text: &str) -> Result<(), Failure> {
+        Ok(writeln!(self.out, "{}", escaped(text))?)
     }
 
     /// Prints names and values, one pair per line, without the pairs that have no value.
@@ -373,7 +379,7 @@ impl Session<'_> {
         let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, value) in fields {
             if let Some(value) = value {
-                writeln!(self.out, "{name:<width$}  {}", value.replace('\n', "\\n"))?;
+                writeln!(self.out, "{name:<width$}  {}", escaped(value))?;
             }
         }
         Ok(())
@@ -395,7 +401,7 @@ impl Session<'_> {
     /// Prints a remark on standard error.
     pub(super) fn remark(&mut self, text: &str) {
         // If standard error cannot be written, there is no other place for the remark.
-        let _ = writeln!(self.err, "keygate: {text}");
+        let _ = writeln!(self.err, "keygate: {}", escaped_lines(text));
     }
 
     /// Shows the progress on a line that the next progress replaces; only on a terminal.
@@ -419,6 +425,7 @@ impl Session<'_> {
     }
 
     fn asked(&mut self, question: &str, place: Asked) -> Result<bool, Failure> {
+        let question = escaped_lines(question);
         let no_terminal = || format!("not a terminal: pass --yes to say yes to this: {question}");
         let interactive =
             io::stderr().is_terminal() && (matches!(place, Asked::OnTerminal) || io::stdin().is_terminal());

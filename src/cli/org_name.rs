@@ -5,6 +5,7 @@ use super::secrecy::{NOT_AN_ARGUMENT, looks_secret};
 use crate::lifecycle::OrgView;
 use crate::operators::admin::{Command, OrgCommand, Reply};
 use crate::vocabulary::id::OrgId;
+use crate::vocabulary::text::Unseen;
 
 /// The number of organisations that one request for a list returns.
 const PAGE: usize = 500;
@@ -88,7 +89,8 @@ pub(super) async fn described(id: OrgId, session: &mut Session<'_>) -> String {
 pub(super) fn as_arguments(orgs: &[OrgView]) -> String {
     let one = |org: &OrgView| {
         let others = orgs.iter().filter(|other| other.name == org.name).count();
-        if others == 1 && OrgName::parse(&org.name).is_ok() {
+        let can_be_typed = OrgName::parse(&org.name).is_ok() && Unseen::first_in(&org.name).is_none();
+        if others == 1 && can_be_typed {
             format!("--org '{}'", org.name.replace('\'', "'\\''"))
         } else {
             format!("--org {}", org.id)

@@ -102,7 +102,7 @@ impl Act for Action {
         let Reply::Org(org) = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
         match done {
             _ if session.json => session.print_json(&org)?,
-            Some(done) => writeln!(session.out, "{done} {} ({})", org.id, org.name)?,
+            Some(done) => session.print_line(&format!("{done} {} ({})", org.id, org.name))?,
             None => session.print_fields(&[
                 ("id", Some(org.id.to_string())),
                 ("name", Some(org.name)),

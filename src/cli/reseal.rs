@@ -1,7 +1,5 @@
 //! `keygate store reseal`, and what `keygate store status` says of peppers.
 
-use std::io::Write;
-
 use serde_json::json;
 
 use super::Outcome;
@@ -86,14 +84,17 @@ fn told(session: &mut Session<'_>, done: &Resealed, pepper: &PepperStatus) -> Re
         return Ok(Outcome::Done);
     }
     if done.looked_at > 0 {
-        writeln!(session.out, "{} records, {} of them moved to the new pepper", done.looked_at, done.moved)?;
+        session.print_line(&format!(
+            "{} records, {} of them moved to the new pepper",
+            done.looked_at, done.moved
+        ))?;
     } else {
         let why = if pepper.current.is_some() {
             "everything is under the pepper in force"
         } else {
             "the store has no pepper"
         };
-        writeln!(session.out, "nothing to move: {why}")?;
+        session.print_line(&format!("nothing to move: {why}"))?;
     }
     if done.unreadable > 0 {
         session.remark(&format!(
@@ -102,7 +103,7 @@ fn told(session: &mut Session<'_>, done: &Resealed, pepper: &PepperStatus) -> Re
         ));
     }
     for file in &pepper.unneeded {
-        writeln!(session.out, "no longer needed: {file}; remove it from the configuration")?;
+        session.print_line(&format!("no longer needed: {file}; remove it from the configuration"))?;
     }
     Ok(Outcome::Done)
 }

@@ -1,6 +1,6 @@
 //! `keygate keys revoke`: keys, and with `--with-children` what was made with them.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead};
 
 use super::Outcome;
 use super::operator::{Failure, Session, to_the_second, unexpected};
@@ -8,6 +8,7 @@ use super::org_name;
 use crate::operators::admin::{Command, KeyCommand, Reply};
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::line_numbers::describe_lines;
+use crate::vocabulary::text::escaped;
 
 /// The most keys that a question shows one by one.
 const SHOWN: usize = 20;
@@ -76,7 +77,7 @@ async fn question(targets: &[(KeyId, Option<usize>)], session: &mut Session<'_>)
             Err(Failure::Told(message)) => format!("{id}: {message}"),
             Err(gone) => return Err(gone),
         };
-        writeln!(session.err, "  {shown}")?;
+        writeln!(session.err, "  {}", escaped(&shown))?;
     }
     if targets.len() > SHOWN {
         writeln!(session.err, "  … and {} more", targets.len() - SHOWN)?;
@@ -110,7 +111,7 @@ async fn revoke_one(id: KeyId, confirmed: Option<usize>, session: &mut Session<'
     }
     let children = descendants.filter(|count| *count > 0);
     let children = children.map(|count| format!(", and {} made with it", keys(count))).unwrap_or_default();
-    Ok(writeln!(session.out, "revoked {} ({}){children}", key.id, key.name)?)
+    session.print_line(&format!("revoked {} ({}){children}", key.id, key.name))
 }
 
 /// A key, by what tells an operator whether it is the right one.

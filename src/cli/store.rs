@@ -1,8 +1,6 @@
 //! `keygate store`: showing the state of the store, accepting it after a loss, sealing it under a new pepper, and migrating
 //! it.
 
-use std::io::Write;
-
 use clap::Subcommand;
 
 use super::operator::{Act, Failure, Session, unexpected};
@@ -98,7 +96,7 @@ async fn change_prefixes(command: StoreCommand, session: &mut Session<'_>) -> Re
         session.print_json(&serde_json::json!({ "accepted": accepted }))?;
     } else {
         let accepted: Vec<&str> = accepted.iter().map(Prefix::as_str).collect();
-        writeln!(session.out, "accepted prefixes: {}", accepted.join(", "))?;
+        session.print_line(&format!("accepted prefixes: {}", accepted.join(", ")))?;
     }
     Ok(Outcome::Done)
 }
@@ -161,9 +159,9 @@ fn show_acceptance(acceptance: &Acceptance, session: &mut Session<'_>) -> Result
     }
     let Acceptance { store, changed } = acceptance;
     if *changed {
-        writeln!(session.out, "accepted: the store is now {store}")?;
+        session.print_line(&format!("accepted: the store is now {store}"))?;
     } else {
-        writeln!(session.out, "nothing to accept: the store is still {store}")?;
+        session.print_line(&format!("nothing to accept: the store is still {store}"))?;
     }
     Ok(())
 }

@@ -1,4 +1,6 @@
-//! Tables for terminals: each row fits on one line, at any width.
+//! Tables for terminals: each row fits on one line, at any width, and shows every character of its cells.
+
+use crate::vocabulary::text::{escaped, trimmed_to_seen};
 
 /// A column. If the table is too narrow, the columns with the smallest `keep` are left out first.
 #[derive(Clone, Copy, Debug)]
@@ -61,12 +63,12 @@ impl Table {
         let mut line = String::new();
         let mut used = 0;
         for (place, (n, width)) in self.shown.iter().enumerate() {
-            let (cell, column) = (cells.get(*n).copied().unwrap_or_default(), &self.columns[*n]);
+            let (cell, column) = (escaped(cells.get(*n).copied().unwrap_or_default()), &self.columns[*n]);
             let last = place + 1 == self.shown.len();
             let cell = match self.width {
-                Some(room) if last => cut(cell, room.saturating_sub(used).max(*width)),
-                Some(_) if column.is_elastic() => shorten(cell, *width),
-                _ => cell.to_owned(),
+                Some(room) if last => cut(&cell, room.saturating_sub(used).max(*width)),
+                Some(_) if column.is_elastic() => shorten(&cell, *width),
+                _ => cell.into_owned(),
             };
             used += cell.chars().count().max(*width) + GAP.len();
             line += &format!("{cell:<width$}{GAP}");
@@ -107,7 +109,8 @@ fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    let cut: String = text.chars().take(width.saturating_sub(1)).chain(['…']).collect();
+    trimmed_to_seen(&cut)
 }
 
 /// Shortens a text by leaving out its middle.
@@ -118,12 +121,16 @@ fn shorten(text: &str, width: usize) -> String {
     }
     let head = width.saturating_sub(1) / 2;
     let tail = width.saturating_sub(1) - head;
-    text.chars().take(head).chain(['…']).chain(text.chars().skip(len - tail)).collect()
+    let ends: String = text.chars().take(head).chain(['…']).chain(text.chars().skip(len - tail)).collect();
+    trimmed_to_seen(&ends)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::vocabulary::text::Unseen;
 
     const COLUMNS: [Column; 3] =
         [Column::new("ID", 6, 9), Column::new("STATUS", 8, 1), Column::new("NAME", 4, 5)];
@@ -138,6 +145,41 @@ mod tests {
         assert_eq!(row(Some(14)), "key_01  a lon…\n");
         assert_eq!(row(Some(3)), "key_01\n", "an id is never cut");
         assert_eq!(Table::new(&COLUMNS, Some(20)).head(), "ID      NAME\n");
+    }
+
+    /// Texts of ordinary characters, of those that deceive, and of those that are taken only beside others.
+    fn odd_text() -> impl Strategy<Value = String> {
+        let pool: Vec<char> =
+            "ab é…👩💻❤1ی\u{20E3}\u{94D}\u{DCA}\u{202E}\u{2066}\u{200B}\u{200C}\u{200D}\u{200F}\u{FE0E}\
+             \u{FE0F}\u{E0041}\u{E0100}\u{AD}\u{FEFF}\u{2028}\u{85}\u{1B}\n\r\t\0\u{7F}\u{E000}\u{10FFFF}"
+                .chars()
+                .collect();
+        let one = prop_oneof![4 => proptest::sample::select(pool), 1 => any::<char>()];
+        proptest::collection::vec(one, 0..24).prop_map(String::from_iter)
+    }
+
+    proptest! {
+        #[test]
+        fn no_row_has_a_character_that_deceives(
+            cells in proptest::collection::vec(odd_text(), 3),
+            width in proptest::option::of(1_usize..60),
+        ) {
+            const ODD: [Column; 3] =
+                [Column::elastic("ID", 3, 12, 9), Column::new("STATUS", 8, 6), Column::new("NAME", 4, 5)];
+            let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
+            let row = Table::new(&ODD, width).row(&cells);
+            let line = row.strip_suffix('\n').unwrap();
+            prop_assert_eq!(Unseen::first_in(line), None, "{:?}", row);
+        }
+    }
+
+    #[test]
+    fn what_deceives_is_shown_as_its_escape() {
+        let row = Table::new(&COLUMNS, Some(80)).row(&["key_01", "active", "a\u{202E}b\u{E0041}\nc"]);
+        assert_eq!(row, "key_01  active    a\\u{202e}b\\u{e0041}\\nc\n");
+        let row = |width| Table::new(&COLUMNS, Some(width)).row(&["key_01", "active", "ab👩\u{200D}💻cd"]);
+        assert_eq!(row(30), "key_01  active    ab👩\u{200D}💻cd\n");
+        assert_eq!(row(23), "key_01  active    ab👩…\n");
     }
 
     #[test]

@@ -309,14 +309,14 @@ fn summarise(tally: &Tally, rehearsal: bool, session: &mut Session<'_>) -> Resul
     }
     let Tally { imported, present, refused, usable, unusable, shape_known, .. } = tally;
     let moved = if rehearsal { "would be imported" } else { "imported" };
-    writeln!(session.out, "{imported} {moved}, {present} already present, {refused} refused")?;
+    session.print_line(&format!("{imported} {moved}, {present} already present, {refused} refused"))?;
     let all = imported + present;
     if all == 0 {
         return Ok(());
     }
     let others: String = unusable.iter().map(|(reason, count)| format!(", {count} {reason}")).collect();
     if *shape_known {
-        writeln!(session.out, "{usable} of {all} could be used as things stand{others}")?;
+        session.print_line(&format!("{usable} of {all} could be used as things stand{others}"))?;
     } else {
         writeln!(
             session.out,

@@ -10,6 +10,7 @@ use super::response_body::ResponseBody;
 use crate::api::Answer;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::rejection::{FieldError, Rejection};
+use crate::vocabulary::text::to_json;
 
 /// Tells how many gateways have confirmed a change.
 const PROPAGATION: HeaderName = HeaderName::from_static("keygate-propagation");
@@ -76,5 +77,5 @@ fn envelope(rejection: &Rejection, request_id: RequestId) -> Bytes {
     let details = rejection.details();
     let error = Error { r#type: rejection.error_type().as_str(), message: &message, request_id, details };
     // It has only strings, so it cannot fail to serialise.
-    serde_json::to_vec(&Envelope { error }).unwrap_or_default().into()
+    to_json(&Envelope { error }).unwrap_or_default().into()
 }

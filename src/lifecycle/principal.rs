@@ -116,7 +116,7 @@ impl Origin {
     /// The same with the reason of the change, if there is one.
     ///
     /// # Errors
-    /// For an empty reason, one of more than 1000 characters, and one with control characters.
+    /// For an empty reason, one of more than 1000 characters, and one with characters that deceive its readers.
     pub fn because(self, reason: Option<&str>) -> Result<Self, FieldError> {
         let reason = reason.map(|reason| parse_text("reason", reason)).transpose()?;
         Ok(Self { reason, ..self })

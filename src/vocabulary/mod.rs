@@ -13,5 +13,6 @@ pub mod peer;
 pub mod reason;
 pub mod rejection;
 pub mod spelling;
+pub mod text;
 mod unsafe_message;
 pub mod upstream;

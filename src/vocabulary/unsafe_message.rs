@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::vocabulary::reason::Reason;
+use crate::vocabulary::text::deceives;
 
 /// The reason why a request cannot be forwarded safely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,7 @@ impl fmt::Display for Unescaped {
         match self {
             Self::Character(' ') => f.write_str("a blank")?,
             Self::Character(character) if character.is_control() => f.write_str("a control character")?,
+            Self::Character(character) if deceives(*character) => write!(f, "U+{:04X}", *character as u32)?,
             Self::Character(character) => write!(f, "'{character}'")?,
             Self::Octet(_) => f.write_str("an octet that is not UTF-8")?,
         }

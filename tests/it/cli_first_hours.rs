@@ -120,7 +120,10 @@ fn an_operator_gives_more_rights_and_a_later_end_with_a_reason_that_the_trail_ke
     let unknown = edit(&["--scopes", "jobs:read,jobs:rite", "--reason", "x"]);
     assert!(unknown.code == 1 && unknown.err.contains("there is no scope jobs:rite"), "{unknown:?}");
     let odd = edit(&[&more[..], &["--reason", "\u{7}"]].concat());
-    assert_refused(&odd, "keygate: reason: must be 1 to 1000 characters without control characters\n");
+    assert_refused(
+        &odd,
+        "keygate: reason: has U+0007 as character 1: it is a control character; leave it out\n",
+    );
 
     let done = edit(&[&more[..], &["--reason", "ticket 4711"]].concat());
     assert_eq!((done.code, done.out, done.err), (0, format!("changed {id} (billing)\n"), String::new()));

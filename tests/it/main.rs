@@ -86,5 +86,6 @@ mod streaming;
 mod tls;
 mod trailers;
 mod transports;
+mod unseen_characters;
 mod upstream_faults;
 mod websocket;

@@ -8,6 +8,7 @@ use crate::vocabulary::key::record::Email;
 use crate::vocabulary::key::scope::{Scope, ScopeSet};
 use crate::vocabulary::rejection::FieldError;
 use crate::vocabulary::spelling::nearest;
+use crate::vocabulary::text::Unseen;
 
 /// The longest name, in characters. Names are shown in tables and answers; longer ones would hide what follows them.
 const NAME_LEN: usize = 200;
@@ -17,12 +18,20 @@ const NOTE_LEN: usize = 1000;
 const ADDRESSES: usize = 100;
 
 pub(in crate::lifecycle) fn parse_name(name: &str) -> Result<String, FieldError> {
-    let message = "must be 1 to 200 characters without control characters";
-    let name = name.trim();
-    if name.is_empty() || name.chars().count() > NAME_LEN || name.chars().any(char::is_control) {
-        return Err(FieldError::new("name", message));
+    let trimmed = name.trim();
+    if trimmed.is_empty() || trimmed.chars().count() > NAME_LEN {
+        return Err(FieldError::new("name", "must be 1 to 200 characters"));
     }
-    Ok(name.to_owned())
+    let before = name.chars().take_while(|one| one.is_whitespace()).count();
+    refuse("name", Unseen::first_in(trimmed).map(|unseen| unseen.after(before)))?;
+    Ok(trimmed.to_owned())
+}
+
+/// # Errors
+/// For a character that deceives who reads the text.
+fn refuse(field: &'static str, unseen: Option<Unseen>) -> Result<(), FieldError> {
+    let error = |unseen: Unseen| FieldError { field: field.into(), message: unseen.to_string().into() };
+    unseen.map_or(Ok(()), |unseen| Err(error(unseen)))
 }
 
 fn parse_owner(owner: &str) -> Result<String, FieldError> {
@@ -31,10 +40,10 @@ fn parse_owner(owner: &str) -> Result<String, FieldError> {
 
 /// Parses a text of several lines.
 pub(in crate::lifecycle) fn parse_text(field: &'static str, text: &str) -> Result<String, FieldError> {
-    let control = |c: char| c.is_control() && c != '\n';
-    if text.is_empty() || text.chars().count() > NOTE_LEN || text.chars().any(control) {
-        return Err(FieldError::new(field, "must be 1 to 1000 characters without control characters"));
+    if text.is_empty() || text.chars().count() > NOTE_LEN {
+        return Err(FieldError::new(field, "must be 1 to 1000 characters"));
     }
+    refuse(field, Unseen::first_in_lines(text))?;
     Ok(text.to_owned())
 }
 
