@@ -30,7 +30,8 @@ use crate::lifecycle::{
 use crate::policy::target::Operation;
 use crate::store::Propagation;
 use crate::store::indexes::Full;
-use crate::telemetry;
+use crate::telemetry::Event;
+use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::key::PresentedKey;
 use crate::vocabulary::rejection::{Conflict, FieldError, NotFound, Rejection, Unavailable};
@@ -285,8 +286,8 @@ fn refuse(error: LifecycleError) -> Rejection {
         LifecycleError::QuotaExceeded { retry_after } => Rejection::RateLimited(retry_after),
         LifecycleError::Contended(_) => Rejection::Conflict(Conflict::Contended),
         LifecycleError::Store(fault) => {
-            // The cache logs an outage once. Operations are rare enough for a line each.
-            telemetry::log(&format!("an operation could not be carried out: {fault}"));
+            let line = || format!("an operation could not be carried out: {fault}");
+            Event::OperationUnavailable.log(Clock::system().mono(), line);
             Rejection::Unavailable(Unavailable::Store)
         }
         // Nobody reads it.
@@ -302,7 +303,7 @@ fn refuse(error: LifecycleError) -> Rejection {
 }
 
 fn internal(error: &dyn std::error::Error) -> Rejection {
-    telemetry::log(&format!("an operation failed: {error}"));
+    Event::OperationFailed.log(Clock::system().mono(), || format!("an operation failed: {error}"));
     Rejection::Internal
 }
 

@@ -104,6 +104,7 @@ impl Observed {
             troubles_dropped: self.troubles.as_ref().map_or(0, Trouble::dropped),
             records_lost: self.records.read(),
             lines_lost: telemetry::lost_lines(),
+            lines_withheld: telemetry::withheld_lines(),
             config_hash: in_force.config_hash,
             reloads: in_force.reloads,
         }

@@ -14,7 +14,7 @@ use crate::lifecycle::{Lifecycle, LifecycleError, Origin};
 use crate::store::embedded::{self, Embedded, Verified};
 use crate::store::redis::{self, Redis};
 use crate::store::{LEASE, Store, StoreFault};
-use crate::telemetry;
+use crate::telemetry::{self, Event};
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::record::Sealer;
 
@@ -87,7 +87,8 @@ pub(super) async fn attend_revived(lifecycle: Option<Arc<Lifecycle>>, mut revive
         for key in keys.drain(..) {
             match &lifecycle {
                 Some(lifecycle) => {
-                    telemetry::log(&format!("the store has lost the revocation of {key}: revoking it again"));
+                    let line = || format!("the store has lost the revocation of {key}: revoking it again");
+                    Event::RevocationLost.log(lifecycle.clock().mono(), line);
                     revoke_again(lifecycle, key).await;
                 }
                 None if said.len() < SAID_AT_MOST && said.insert(key) => telemetry::log(&format!(

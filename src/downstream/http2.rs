@@ -24,7 +24,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::allowance::Allowance;
 use crate::gateway::Cut;
 use crate::policy::request::Limits;
-use crate::telemetry;
+use crate::telemetry::Event;
 
 /// Requests at once on one connection.
 const STREAMS: u32 = 100;
@@ -175,10 +175,12 @@ impl Pairing {
     }
 
     fn break_off(what: &str) -> Self {
-        telemetry::log(&format!(
-            "HTTP/2: {what}; ending this and every later stream of the connection. This is a fault in keygate: please \
-             report it"
-        ));
+        Event::StreamsMixedUp.log(Instant::now().into_std(), || {
+            format!(
+                "HTTP/2: {what}; ending this and every later stream of the connection. This is a fault in keygate: please \
+                 report it"
+            )
+        });
         Self::Broken
     }
 }

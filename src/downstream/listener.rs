@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::connection_limit::{ConnectionLimit, Slot};
 use super::worker::Worker;
-use crate::telemetry::Throttle;
+use crate::telemetry::Event;
 use crate::telemetry::metrics::{Cells, Unserved};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::network::CannotListen;
@@ -110,9 +110,7 @@ impl Listener {
 
     async fn run(self, workers: Arc<Vec<Worker>>, cells: Arc<Cells>, mut stop: oneshot::Receiver<()>) {
         let Self { socket, limit, clock, .. } = self;
-        let full = [Throttle::default(), Throttle::default()];
-        let intake = Intake { workers, limit, clock, full, cells };
-        let failing = Throttle::default();
+        let intake = Intake { workers, limit, clock, cells };
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -125,7 +123,7 @@ impl Listener {
                 Err(error) if is_of_the_client(&error) => {}
                 Err(error) => {
                     let line = || format!("cannot accept connections: {error}; trying again");
-                    failing.log(intake.clock.mono(), line);
+                    Event::CannotAccept.log_of("requests", intake.clock.mono(), line);
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -162,8 +160,6 @@ struct Intake {
     workers: Arc<Vec<Worker>>,
     limit: ConnectionLimit,
     clock: Clock,
-    /// Limits the log lines about connections that were refused: by the limit of all, and by that of a client.
-    full: [Throttle; 2],
     cells: Arc<Cells>,
 }
 
@@ -179,7 +175,6 @@ impl Intake {
 
     fn refuse(&self, peer: &Peer, limit: Unserved) {
         self.cells.connection_unserved(limit);
-        let [of_all, of_client] = &self.full;
         if limit == Unserved::MaxConnectionsPerClient {
             let client = peer.address();
             let line = || {
@@ -187,10 +182,10 @@ impl Intake {
                     "refusing connections: {client} has server.max_connections_per_client; a proxy belongs in server.trusted_proxies"
                 )
             };
-            of_client.log(self.clock.mono(), line);
+            Event::ClientFull.log(self.clock.mono(), line);
         } else {
             let line = || "refusing connections: server.max_connections is reached".to_owned();
-            of_all.log(self.clock.mono(), line);
+            Event::ConnectionsFull.log(self.clock.mono(), line);
         }
     }
 }

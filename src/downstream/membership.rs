@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::gateway::Departure;
-use crate::telemetry::Throttle;
+use crate::telemetry::Event;
 
 /// How far the end of the process has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,8 +34,6 @@ pub(super) struct Connections {
     next: Cell<u64>,
     open: RefCell<HashMap<u64, Option<Waker>>>,
     all_closed: Notify,
-    /// Limits the log lines about connections that were cut.
-    cuts: Throttle,
 }
 
 impl Connections {
@@ -97,9 +95,9 @@ impl Member {
         }
     }
 
-    /// Logs that the connection is cut, unless another was logged a moment ago.
+    /// Logs that the connection is cut, unless many were a moment ago.
     pub(super) fn log_cut(&self, line: impl FnOnce() -> String) {
-        self.connections.cuts.log(Instant::now().into_std(), line);
+        Event::ConnectionCut.log(Instant::now().into_std(), line);
     }
 }
 

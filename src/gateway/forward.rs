@@ -16,6 +16,7 @@ use super::response_body::ResponseBody;
 use super::shares::Client;
 use super::tunnel::{self, Tunnel};
 use crate::policy::request::{CanonicalRequest, Parts};
+use crate::telemetry::Event;
 use crate::upstream::UpstreamId;
 use crate::upstream::answer::{Answer, Framing};
 use crate::upstream::error::{BodyError, BrokenOff, SendError};
@@ -105,18 +106,16 @@ fn refuse(exchange: &Exchange, upstream: UpstreamId, error: &SendError) -> Rejec
 
 /// Logged, since the upstream may have carried out what was sent.
 fn log_broken_off(exchange: &Exchange, upstream: UpstreamId, cause: &BrokenOff) {
-    let gateway = exchange.gateway();
-    gateway.broke_off.log(gateway.clock.mono(), || {
-        let upstream = &exchange.snapshot().upstream(upstream).name;
+    let upstream = &exchange.snapshot().upstream(upstream).name;
+    Event::UpstreamBrokeOff.log_of(upstream, exchange.gateway().clock.mono(), || {
         format!("upstream {upstream} broke off before it answered {}: {cause}", exchange.id())
     });
 }
 
 /// The refusal of a request whose answer cannot be passed on. Logged: neither its client nor the metrics can say why.
 fn invalid_answer(exchange: &Exchange, upstream: UpstreamId, flaw: &str) -> Rejection {
-    let gateway = exchange.gateway();
-    gateway.invalid_answers.log(gateway.clock.mono(), || {
-        let upstream = &exchange.snapshot().upstream(upstream).name;
+    let upstream = &exchange.snapshot().upstream(upstream).name;
+    Event::UpstreamInvalidAnswer.log_of(upstream, exchange.gateway().clock.mono(), || {
         format!("upstream {upstream} gave {} an answer that cannot be passed on: {flaw}", exchange.id())
     });
     Rejection::BadGateway(BadGateway::InvalidAnswer)

@@ -50,8 +50,8 @@ use crate::policy::request::{CanonicalRequest, Limits};
 use crate::policy::route::Route;
 use crate::policy::target::Target;
 use crate::store::cache::{ReadThrough, ThreadCache};
+use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::{Cells, OTHER_METHOD, method_label};
-use crate::telemetry::{RecordSink, Throttle};
 use crate::upstream::budget::Budget;
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::clock::{Clock, Now};
@@ -115,10 +115,6 @@ pub struct Gateway {
     ids: RefCell<IdSource>,
     records: Rc<RecordSink>,
     cells: Arc<Cells>,
-    /// Limits the log lines about upstreams that broke off, since many requests fail at the same time.
-    broke_off: Throttle,
-    /// The same for answers that cannot be passed on.
-    invalid_answers: Throttle,
     clock: Clock,
 }
 
@@ -137,8 +133,6 @@ impl Gateway {
             ids: RefCell::default(),
             records,
             cells,
-            broke_off: Throttle::default(),
-            invalid_answers: Throttle::default(),
             clock,
         })
     }

@@ -12,7 +12,7 @@ use super::audit::Draft;
 use super::propagation::follow_changes;
 use super::trouble::TroubleSeen;
 use crate::store::quotas::{Admission, Quota};
-use crate::telemetry;
+use crate::telemetry::{self, Event};
 use crate::vocabulary::audit::{AuditKind, Link, Trail};
 
 /// How long audit records are kept.
@@ -147,7 +147,8 @@ async fn trim_trails(lifecycle: Weak<Lifecycle>, retention: Duration) {
             let operator = Some(Trail::Operator).filter(|_| after.is_none());
             for trail in orgs.iter().map(|org| Trail::Org(org.id)).chain(operator) {
                 if let Err(error) = lifecycle.trim_trail(trail, retention).await {
-                    telemetry::log(&format!("cannot trim the audit trail of {trail}: {error}"));
+                    let line = || format!("cannot trim the audit trail of {trail}: {error}");
+                    Event::TrailNotTrimmed.log(lifecycle.clock().mono(), line);
                 }
             }
             if after.is_none() {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -11,7 +11,7 @@ use http_body_util::Full;
 use tokio::net::TcpListener;
 
 use super::small_server::{Answer, Limits, Request, Running, SmallServer, bind_tcp};
-use crate::telemetry;
+use crate::telemetry::Event;
 use crate::telemetry::metrics::{Metrics, State};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::network::CannotListen;
@@ -115,12 +115,13 @@ impl Server {
     /// Starts to serve. Must be called inside the control runtime.
     pub fn start(self, told: Told, clock: Clock) -> Running {
         let told = Arc::new(told);
+        let now = clock.clone();
         let server = SmallServer { socket: self.listener, name: "metrics and probes", limits: LIMITS, clock };
-        server.start(move |_, request| std::future::ready(answer(&told, &request)))
+        server.start(move |_, request| std::future::ready(answer(&told, &request, now.mono())))
     }
 }
 
-fn answer(told: &Told, request: &Request) -> Answer {
+fn answer(told: &Told, request: &Request, now: Instant) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
     }
@@ -134,7 +135,7 @@ fn answer(told: &Told, request: &Request) -> Answer {
                 answer
             }
             Err(error) => {
-                telemetry::log(&format!("cannot write the metrics: {error}"));
+                Event::MetricsFailed.log(now, || format!("cannot write the metrics: {error}"));
                 text(StatusCode::INTERNAL_SERVER_ERROR, "see the log\n")
             }
         },

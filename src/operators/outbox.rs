@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 use crate::dial::{Dialer, Preference};
 use crate::store::Store;
 use crate::store::outbox::News;
-use crate::telemetry;
+use crate::telemetry::{self, Event};
 use crate::upstream::endpoint::{Address, Endpoint, InvalidEndpoint};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::key::Pepper;
@@ -118,7 +118,7 @@ pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
 
 /// Sends the news that are due, for as long as it is polled.
 pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, keys: Vec<Pepper>, clock: Clock) {
-    let mut failing = false;
+    let mut is_told = false;
     let Address::Tcp { host, port } = receiver.endpoint.address();
     let server = Dialer::new(host, *port, Preference::LastGood);
     loop {
@@ -138,14 +138,19 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, keys: Vec<Pepper
                 Ok(()) => store.outbox().delivered(org).await.err().map(|fault| fault.to_string()),
                 Err(error) => Some(error.to_string()),
             };
-            match (&failed, failing) {
-                (Some(error), false) => telemetry::log(&format!(
-                    "news of {org} could not be delivered to {receiver}: {error}; trying again until they are accepted"
-                )),
-                (None, true) => telemetry::log(&format!("news are delivered to {receiver} again")),
-                _ => {}
+            match failed {
+                Some(error) if !is_told => {
+                    is_told = Event::NewsNotDelivered.log(clock.mono(), || {
+                        format!(
+                            "news of {org} could not be delivered to {receiver}: {error}; trying again until they are accepted"
+                        )
+                    });
+                }
+                None if std::mem::take(&mut is_told) => {
+                    telemetry::log(&format!("news are delivered to {receiver} again"));
+                }
+                Some(_) | None => {}
             }
-            failing = failed.is_some();
         }
         if is_last {
             sleep(EVERY).await;

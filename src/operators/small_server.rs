@@ -27,7 +27,7 @@ use tokio::task::{AbortHandle, Id, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::paced::{Paced, Progress};
-use crate::telemetry::Throttle;
+use crate::telemetry::Event;
 use crate::vocabulary::clock::Clock;
 
 /// A request whose body ends with an error at the limit.
@@ -108,7 +108,6 @@ impl<S: Socket> SmallServer<S> {
         F: Future<Output = Answer> + Send + 'static,
     {
         let Self { socket, name, limits, clock } = self;
-        let failing = Throttle::default();
         // Dropped with this task, which cuts the connections.
         let mut connections = JoinSet::new();
         let mut open = Open { entries: Vec::new(), at_most: limits.connections };
@@ -140,7 +139,7 @@ impl<S: Socket> SmallServer<S> {
                 }
                 Err(error) => {
                     let line = || format!("cannot accept connections for {name}: {error}; trying again");
-                    failing.log(clock.mono(), line);
+                    Event::CannotAccept.log_of(name, clock.mono(), line);
                     sleep(PAUSE).await;
                 }
             }

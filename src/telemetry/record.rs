@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use super::log::{PATIENCE, log};
 use super::output::{Lost, Output, Unwritten};
-use super::throttle::Throttle;
+use super::throttle::Event;
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
@@ -216,7 +216,6 @@ fn unbuffered_stdout() -> Box<dyn Write> {
 struct Writing {
     /// How many had been lost when the log was told that they cannot be written.
     failing_since: Option<u64>,
-    throttle: Throttle,
 }
 
 impl Writing {
@@ -238,7 +237,7 @@ impl Writing {
                              in keygate_records_dropped_total"
                         )
                     };
-                    self.failing_since = self.throttle.log(now, line).then_some(before);
+                    self.failing_since = Event::RecordsNotWritten.log(now, line).then_some(before);
                 }
             }
         }

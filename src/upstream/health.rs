@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::endpoint::Endpoint;
-use crate::telemetry;
+use crate::telemetry::{self, Event};
 use crate::vocabulary::key::Environment;
 
 /// For how long an endpoint is passed over at first, and at most.
@@ -61,6 +61,9 @@ struct State {
     origin: OnceLock<Instant>,
     /// Whether the last attempt to connect failed.
     is_unreachable: AtomicBool,
+    /// Whether the log says that it cannot be reached, and that it does not answer.
+    is_told_unreachable: AtomicBool,
+    is_told_silent: AtomicBool,
     unreachable: Spell,
     silent: Spell,
     /// Time-outs since the last answer.
@@ -142,18 +145,20 @@ impl Standing {
 
     /// Notes how an attempt to connect to `endpoint` ended, and logs it if the one before ended otherwise.
     pub(super) fn note_connecting(&self, endpoint: &Endpoint, failure: Option<&io::Error>, now: Instant) {
-        let State { is_unreachable, unreachable, .. } = &*self.0;
+        let State { is_unreachable, is_told_unreachable, unreachable, .. } = &*self.0;
         let was_unreachable = is_unreachable.swap(failure.is_some(), Ordering::Relaxed);
         match failure {
             Some(error) => {
                 unreachable.begin(self.since_origin(now));
                 if !was_unreachable {
-                    telemetry::log(&format!("upstream {endpoint} cannot be reached: {error}"));
+                    let line = || format!("upstream {endpoint} cannot be reached: {error}");
+                    let is_told = Event::UpstreamUnreachable.log_of(&endpoint.to_string(), now, line);
+                    is_told_unreachable.store(is_told, Ordering::Relaxed);
                 }
             }
             None => {
                 unreachable.end();
-                if was_unreachable {
+                if was_unreachable && is_told_unreachable.swap(false, Ordering::Relaxed) {
                     telemetry::log(&format!("upstream {endpoint} is reachable again"));
                 }
             }
@@ -162,32 +167,36 @@ impl Standing {
 
     /// Notes that the endpoint answered a request. Of every answer, so it writes only what is not so already.
     pub(super) fn note_answer(&self, endpoint: &Endpoint) {
-        let State { silent, silences, has_answered, .. } = &*self.0;
+        let State { silent, silences, has_answered, is_told_silent, .. } = &*self.0;
         if !has_answered.load(Ordering::Relaxed) {
             has_answered.store(true, Ordering::Relaxed);
         }
         if silences.load(Ordering::Relaxed) != 0 {
             silences.store(0, Ordering::Relaxed);
         }
-        if silent.end() {
+        if silent.end() && is_told_silent.swap(false, Ordering::Relaxed) {
             telemetry::log(&format!("upstream {endpoint} answers again"));
         }
     }
 
     /// Notes that a request got no answer for `waited`, which is as long as answers may take.
-    pub(super) fn note_silence(&self, endpoint: &Endpoint, waited: Duration, now: Instant) {
-        let State { silent, silences, has_answered, last_answer, .. } = &*self.0;
-        let now = self.since_origin(now);
+    pub(super) fn note_silence(&self, endpoint: &Endpoint, waited: Duration, at: Instant) {
+        let State { silent, silences, has_answered, last_answer, is_told_silent, .. } = &*self.0;
+        let now = self.since_origin(at);
         let began = now.saturating_sub(millis(waited));
         if has_answered.load(Ordering::Relaxed) || last_answer.load(Ordering::Relaxed) > began {
             return;
         }
         let in_a_row = silences.fetch_add(1, Ordering::Relaxed) + 1;
         if in_a_row >= SILENCES && silent.begin(now) {
-            telemetry::log(&format!(
-                "upstream {endpoint} left {in_a_row} requests in a row without an answer; where there is another endpoint, \
-                 one request now and then tries it"
-            ));
+            let line = || {
+                format!(
+                    "upstream {endpoint} left {in_a_row} requests in a row without an answer; where there is another endpoint, \
+                     one request now and then tries it"
+                )
+            };
+            let is_told = Event::UpstreamSilent.log_of(&endpoint.to_string(), at, line);
+            is_told_silent.store(is_told, Ordering::Relaxed);
         }
     }
 

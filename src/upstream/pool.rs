@@ -19,7 +19,7 @@ use super::endpoint::Endpoint;
 use super::error::BrokenOff;
 use super::health::Standing;
 use super::request_body::RequestBody;
-use crate::telemetry::Throttle;
+use crate::telemetry::Event;
 use crate::vocabulary::clock::Clock;
 
 /// Greatest number of unused connections.
@@ -41,8 +41,6 @@ pub(super) struct Pool {
     kept: RefCell<Vec<Kept>>,
     /// Whether no more requests come here, so that no connection is worth keeping.
     retired: Cell<bool>,
-    /// Limits the log lines about answers that broke off in the middle.
-    broken_bodies: Throttle,
     clock: Clock,
 }
 
@@ -110,9 +108,10 @@ impl Lease {
 
     /// The body of the answer broke off. Logged, since its client cannot be told why.
     pub(super) fn note_broken_body(&self, cause: impl fmt::Display) {
-        let Pool { broken_bodies, dialer, clock, .. } = &*self.pool;
-        let line = || format!("upstream {} broke off in the middle of an answer: {cause}", dialer.endpoint());
-        broken_bodies.log(clock.mono(), line);
+        let Pool { dialer, clock, .. } = &*self.pool;
+        let endpoint = dialer.endpoint().to_string();
+        let line = || format!("upstream {endpoint} broke off in the middle of an answer: {cause}");
+        Event::UpstreamBrokenBody.log_of(&endpoint, clock.mono(), line);
     }
 
     /// Gives the connection back. `answer.rs` decides when that is safe.
@@ -148,7 +147,6 @@ impl Pool {
             idle_timeout: timeouts.idle,
             kept: RefCell::default(),
             retired: Cell::new(false),
-            broken_bodies: Throttle::default(),
             clock,
         }
     }

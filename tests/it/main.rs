@@ -54,6 +54,7 @@ mod lanes;
 mod leases;
 mod left_behind;
 mod limits;
+mod log_floods;
 mod lost_lines;
 mod memory;
 mod names;

@@ -15,7 +15,7 @@ use super::role::Lacking;
 use crate::api::DESCRIPTION;
 use crate::lifecycle::{Lifecycle, Origin};
 use crate::operators::small_server::{Answer, Request};
-use crate::telemetry;
+use crate::telemetry::Event;
 
 /// Answers an admitted request: carries its command out. `origin` makes the origin of the command from the name that
 /// the operator claims, or says what the operator lacks for it.
@@ -46,11 +46,13 @@ pub(super) async fn answer(
         Ok(origin) => origin,
         Err(mistake) => return reply(StatusCode::OK, &failed(&mistake.to_string())),
     };
+    let clock = lifecycle.clock().clone();
     // A task of its own: a change goes on to its end although the operator hangs up.
     match tokio::spawn(async move { execute(&lifecycle, &origin, command).await }).await {
         Ok(answer) => reply(StatusCode::OK, &answer),
         Err(error) => {
-            telemetry::log(&format!("an operator's command failed: {error}"));
+            let line = || format!("an operator's command failed: {error}");
+            Event::CommandFailed.log(clock.mono(), line);
             reply(StatusCode::INTERNAL_SERVER_ERROR, &failed("internal error, see the gateway's log"))
         }
     }

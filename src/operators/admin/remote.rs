@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use http::uri::Authority;
 use http::{HeaderValue, StatusCode, header};
@@ -18,7 +18,7 @@ use super::token::{Token, TokenFileError, Tokens};
 use super::{BindError, REMOTE_LIMITS, Settings, remote_operator};
 use crate::lifecycle::{Lifecycle, Origin};
 use crate::operators::small_server::{Answer, Request, Running, SmallServer, bind_tcp};
-use crate::telemetry::Throttle;
+use crate::telemetry::Event;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::network::{CannotListen, Server};
 
@@ -88,7 +88,7 @@ impl Remote {
         settings.check()?;
         let failed = |cause| CannotListen { listen: settings.listen, cause, key: "admin.listen" };
         let (listener, address) = bind_tcp(settings.listen).map_err(failed)?;
-        let gate = Gate { settings, clock, refusals: Mutex::default() };
+        let gate = Gate { settings, clock };
         Ok(Some(Self { listener, address, gate }))
     }
 
@@ -115,7 +115,6 @@ impl Remote {
 struct Gate {
     settings: RemoteSettings,
     clock: Clock,
-    refusals: Mutex<Throttle>,
 }
 
 impl Gate {
@@ -132,7 +131,7 @@ impl Gate {
             }
             None => {
                 let line = || format!("the admin API refused a command from {address}: no valid token");
-                self.say(line);
+                Event::AdminStranger.log(self.clock.mono(), line);
                 let mut response = reply(StatusCode::UNAUTHORIZED, &failed("no valid token"));
                 let scheme = HeaderValue::from_static("Bearer");
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
@@ -145,7 +144,8 @@ impl Gate {
     fn admit(&self, token: &Token, address: IpAddr, command: &Command) -> Result<Origin, Lacking> {
         token.grant.check(command).inspect_err(|lacking| {
             let name = token.name.as_str();
-            self.say(|| format!("the admin API refused a command of {name} from {address}: {lacking}"));
+            let line = || format!("the admin API refused a command of {name} from {address}: {lacking}");
+            Event::AdminLacking.log(self.clock.mono(), line);
         })?;
         Ok(remote_operator(token, address))
     }
@@ -164,14 +164,9 @@ impl Gate {
         let now = self.clock.now().wall;
         let found = tokio::task::spawn_blocking(move || find(&path, &presented, now)).await;
         found.ok()?.unwrap_or_else(|error| {
-            self.say(|| error.to_string());
+            Event::AdminTokens.log(self.clock.mono(), || error.to_string());
             None
         })
-    }
-
-    /// Logs with a throttle: strangers must not fill the log.
-    fn say(&self, line: impl FnOnce() -> String) {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).log(self.clock.mono(), line);
     }
 }
 

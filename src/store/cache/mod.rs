@@ -33,8 +33,8 @@ use self::suspicion::Suspicion;
 use super::events::{EventSink, Seq, Subject};
 use super::fence::{Fence, Judgement};
 use super::{Found, LEASE, Store, StoreFault};
-use crate::telemetry;
 use crate::telemetry::metrics::LookupMeter;
+use crate::telemetry::{self, Event};
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::KeyId;
@@ -100,8 +100,6 @@ const CROWDED_FOR: Duration = Duration::from_millis(100);
 const ASKED_EVERY: Duration = Duration::from_millis(250);
 /// Keys that may wait to be revoked again. A key that finds no room is told again when it is looked up again.
 const REVIVED_AT_ONCE: usize = 1024;
-/// How often an outage is said to begin.
-const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// A known key as the process caches it.
 #[derive(Debug)]
@@ -155,9 +153,8 @@ pub struct ReadThrough {
     failing: AtomicBool,
     /// From when on entries are loaded ahead of their time again.
     uncrowded: Moment,
-    /// From when on the beginning of an outage may be said again, and whether this one was.
-    sayable: Moment,
-    said: AtomicBool,
+    /// Whether the log says so.
+    is_told: AtomicBool,
     /// Takes the keys that are to be revoked again.
     revive: mpsc::Sender<KeyId>,
     revived: Mutex<Option<mpsc::Receiver<KeyId>>>,
@@ -266,8 +263,7 @@ impl ReadThrough {
             meter: Arc::default(),
             failing: AtomicBool::new(false),
             uncrowded: Moment::default(),
-            sayable: Moment::default(),
-            said: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
             revive,
             revived: Mutex::new(Some(revived)),
             store,
@@ -425,17 +421,17 @@ impl ReadThrough {
     /// Remembers whether the store answers, and says so when that changes.
     fn note_store(&self, fault: Option<&StoreFault>) {
         let was_failing = self.failing.swap(fault.is_some(), Ordering::Relaxed);
-        let now = self.since_began(self.clock.now());
         match fault {
-            Some(fault) if !was_failing && self.sayable.has_come(now) => {
-                self.sayable.set(now + millis(SAID_EVERY));
-                self.said.store(true, Ordering::Relaxed);
-                telemetry::log(&format!(
-                    "keys cannot be looked up: {fault}; known keys are served for up to {:?} more",
-                    self.settings.stale_window
-                ));
+            Some(fault) if !was_failing => {
+                let is_told = Event::LookupsFail.log(self.clock.mono(), || {
+                    format!(
+                        "keys cannot be looked up: {fault}; known keys are served for up to {:?} more",
+                        self.settings.stale_window
+                    )
+                });
+                self.is_told.store(is_told, Ordering::Relaxed);
             }
-            None if was_failing && self.said.swap(false, Ordering::Relaxed) => {
+            None if was_failing && self.is_told.swap(false, Ordering::Relaxed) => {
                 telemetry::log("keys can be looked up again");
             }
             _ => {}

@@ -43,7 +43,9 @@ async fn keep_following(inner: &Inner) {
         let down = LinkState::Down(fault.to_string().into());
         let before = inner.set_link_state(down.clone());
         if before != down {
-            telemetry::log(&format!("the event link is down: {fault}"));
+            let line = || format!("the event link is down: {fault}");
+            let is_told = telemetry::Event::EventLink.log(inner.clock.mono(), line);
+            inner.is_link_untold.store(!is_told, Ordering::Relaxed);
         }
         if before == LinkState::Up {
             wait = FIRST_WAIT;
@@ -70,7 +72,9 @@ async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Resu
         let mut word = Some((asked, renewed));
         if inner.set_link_state(LinkState::Up) != LinkState::Up {
             let place = inner.connector.whereabouts();
-            telemetry::log(&format!("the event link is up: Redis at {place}, store {store}"));
+            if !inner.is_link_untold.swap(false, Ordering::Relaxed) {
+                telemetry::log(&format!("the event link is up: Redis at {place}, store {store}"));
+            }
             warn_of_eviction(inner, &mut connection).await?;
         }
         let until = inner.clock.now().mono + HEARTBEAT;

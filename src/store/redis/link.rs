@@ -19,7 +19,7 @@ use super::settings::Node;
 use super::split;
 use super::topology::{Connected, Connector};
 use crate::store::StoreFault;
-use crate::telemetry;
+use crate::telemetry::Event;
 use crate::vocabulary::clock::Clock;
 
 /// How long a change waits for a replica.
@@ -244,11 +244,13 @@ impl Link {
         command.arg(1).arg(REPLICA_PATIENCE.as_millis().to_string());
         let reached = command.query_async::<usize>(&mut opened.connection).await;
         if !matches!(reached, Ok(1..)) {
-            telemetry::log(&format!(
-                "a change has reached no replica of Redis at {} within {REPLICA_PATIENCE:?}: should that Redis be lost \
-                 now, the change is lost with it",
-                self.connector.whereabouts()
-            ));
+            Event::NotReplicated.log(self.clock.mono(), || {
+                format!(
+                    "a change has reached no replica of Redis at {} within {REPLICA_PATIENCE:?}: should that Redis be lost \
+                     now, the change is lost with it",
+                    self.connector.whereabouts()
+                )
+            });
         }
     }
 

@@ -148,6 +148,8 @@ struct Inner {
     recounts: Recounts,
     /// Whether the log was told that the store has outgrown this gateway.
     is_outdated: AtomicBool,
+    /// Whether the event link is down, and the line that says so was withheld.
+    is_link_untold: AtomicBool,
     /// Whether a record of a store that says nothing of its pepper has opened.
     has_opened: AtomicBool,
     /// Whether the user may list records, as far as is known: one of them shows which pepper an older store has.
@@ -198,6 +200,7 @@ impl Redis {
             replicas: AtomicUsize::new(0),
             recounts: Recounts::default(),
             is_outdated: AtomicBool::new(false),
+            is_link_untold: AtomicBool::new(false),
             has_opened: AtomicBool::new(false),
             may_look: AtomicBool::new(true),
             may_write_peppers: AtomicBool::new(true),

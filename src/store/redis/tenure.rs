@@ -18,7 +18,7 @@ use super::Inner;
 use super::scripts::Call;
 use super::settings::Node;
 use crate::store::LEASE;
-use crate::telemetry;
+use crate::telemetry::Event;
 
 /// Whether a server is believed to be the master.
 #[derive(Debug)]
@@ -64,7 +64,8 @@ pub(super) fn confirm(inner: &Inner, asked: Instant) {
     if inner.tenure.show(asked) {
         inner.ledger.suspect(None);
         let place = inner.connector.whereabouts();
-        telemetry::log(&format!("Redis at {place} takes changes: what it says of keys counts again"));
+        let line = || format!("Redis at {place} takes changes: what it says of keys counts again");
+        Event::StoreDoubted.log(inner.clock.mono(), line);
     }
 }
 
@@ -89,11 +90,12 @@ pub(super) async fn question(inner: &Inner) {
 fn suspect(inner: &Inner, node: &Node, error: &RedisError) {
     if let Some(since) = inner.tenure.doubt() {
         inner.ledger.suspect(Some(since));
-        telemetry::log(&format!(
-            "Redis at {node} answers lookups and takes no changes, so that another may have taken its place ({error}): \
-             what it says of keys counts until {:?} after the last heartbeat",
-            LEASE
-        ));
+        Event::StoreDoubted.log(inner.clock.mono(), || {
+            format!(
+                "Redis at {node} answers lookups and takes no changes, so that another may have taken its place ({error}): \
+                 what it says of keys counts until {LEASE:?} after the last heartbeat"
+            )
+        });
     }
 }
 

@@ -38,6 +38,8 @@ pub struct State {
     pub troubles_dropped: u64,
     pub records_lost: Losses,
     pub lines_lost: Losses,
+    /// Lines of the log that were withheld, by their events.
+    pub lines_withheld: Vec<(&'static str, u64)>,
     pub config_hash: u64,
     pub reloads: Reloads,
 }
@@ -145,7 +147,7 @@ impl State {
         ]
     }
 
-    fn of_the_process(&self) -> [MetricFamily; 7] {
+    fn of_the_process(&self) -> [MetricFamily; 8] {
         let certificates = self.certificates.iter();
         let Reloads { applied, refused } = self.reloads;
         [
@@ -163,6 +165,11 @@ impl State {
                 "keygate_log_lines_dropped_total",
                 "Lines about the process that were dropped: the queue to standard error was full, or it could not be written.",
                 self.lines_lost,
+            ),
+            counters(
+                "keygate_log_lines_withheld_total",
+                "Lines about the process that were not written because there were many of the same event.",
+                self.lines_withheld.iter().map(|(event, count)| ([("event", *event)], *count)),
             ),
             counters(
                 "keygate_config_reloads_total",

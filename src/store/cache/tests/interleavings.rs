@@ -67,8 +67,6 @@ fn run(numbers: Range<u64>) -> u64 {
         lookup_timeout: Duration::from_secs(3600),
         ..Settings::default()
     });
-    // Thousands of outages are nothing to tell of.
-    bench.cache.sayable.set(u64::MAX);
     let mut revived = bench.cache.revived().unwrap();
     let threads = [(); 2].map(|()| Rc::new(ThreadCache::new(Arc::clone(&bench.cache))));
     let mut admitted = 0;
