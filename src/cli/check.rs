@@ -10,6 +10,7 @@ use crate::app::KeyTools;
 use crate::config::{Config, StoreSettings};
 use crate::downstream::tls::Certificate;
 use crate::policy::access::Access;
+use crate::policy::foreign::read_as_narrow;
 use crate::policy::route::Route;
 use crate::policy::wider::left_to_wider;
 use crate::store::Role;
@@ -164,14 +165,23 @@ fn summarise(
     summarise_wider(routes, out)
 }
 
+/// The lines of each of the lists that are shown.
+const MOST: usize = 100;
+
 fn summarise_wider(routes: &[Route], out: &mut impl Write) -> io::Result<()> {
-    const MOST: usize = 100;
     let (wider, more) = left_to_wider(routes, MOST);
     for left in wider {
         writeln!(out, "wider      {left}")?;
     }
     if more {
         writeln!(out, "wider      and more")?;
+    }
+    let (literals, more) = read_as_narrow(routes, MOST);
+    for literal in literals {
+        writeln!(out, "literal    {literal}")?;
+    }
+    if more {
+        writeln!(out, "literal    and more")?;
     }
     Ok(())
 }

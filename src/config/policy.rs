@@ -78,6 +78,7 @@ fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
     let target = target(section, names);
     let forward_authorization = section.or("forward_authorization", false, flag);
     let encoded_slash = section.or("encoded_slash", false, flag);
+    let literal = section.or("literal", false, flag);
     let websocket = section.or("websocket", false, flag);
     let retries = section.or("retry", Retries::Safe, retries);
     let stream_idle = section.optional("stream_idle_timeout", duration(INSTANT..=DAY));
@@ -100,6 +101,7 @@ fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
         target: target.unwrap_or(Target::Upstream(UpstreamId(0))),
         forward_authorization,
         encoded_slash,
+        literal,
         websocket,
         retries,
         stream_idle,
@@ -251,7 +253,9 @@ fn refuse_senseless(section: &Section<'_>, target: Option<Target>) {
         section.wrong("environment", text);
     }
     let Some(Target::Operation(operation)) = target else { return };
-    for key in ["forward_authorization", "encoded_slash", "websocket", "retry", "stream_idle_timeout"] {
+    for key in
+        ["forward_authorization", "encoded_slash", "literal", "websocket", "retry", "stream_idle_timeout"]
+    {
         if section.given(key) {
             section.wrong(key, "only valid on a route to an upstream; remove it");
         }

@@ -9,10 +9,9 @@ use super::Gateway;
 use super::caller::{Caller, Prepared};
 use super::exchange::Exchange;
 use super::snapshot::Shapes;
-use crate::policy::access::Access;
 use crate::policy::request::CanonicalRequest;
-use crate::policy::route::Route;
-use crate::store::cache::{Known, OnPartition, Resolved};
+use crate::policy::route::Match;
+use crate::store::cache::{Known, Resolved};
 use crate::store::{Found, StoreFault};
 use crate::vocabulary::key::admission::{Attempt, admit};
 use crate::vocabulary::key::{Environment, Malformed, PresentedKey};
@@ -26,15 +25,14 @@ use crate::vocabulary::rejection::{Rejection, Unauthenticated, Unavailable};
 pub(super) async fn authenticate<B>(
     exchange: &mut Exchange,
     request: &CanonicalRequest<B>,
-    route: Option<&Route>,
+    found: Option<Match<'_>>,
 ) -> Result<Caller, Rejection> {
     let headers = request.headers();
-    if let Some(Route { access: Access::Public { .. }, .. }) = route {
+    if found.is_some_and(Match::is_public) {
         return Ok(Caller::Anyone { environment: named_environment(exchange, headers) });
     }
     let key = presented_key(exchange, headers)?;
-    let on_partition = route.and_then(|route| route.on_partition);
-    let known = resolve(exchange, headers, &key, on_partition).await?;
+    let known = resolve(exchange, headers, &key, found).await?;
     Ok(Caller::Holder(known))
 }
 
@@ -73,7 +71,7 @@ async fn resolve(
     exchange: &mut Exchange,
     headers: &HeaderMap,
     key: &PresentedKey<'_>,
-    on_partition: Option<OnPartition>,
+    found: Option<Match<'_>>,
 ) -> Result<Rc<Known<Prepared>>, Rejection> {
     let gateway = exchange.gateway();
     let digest = key.fingerprint();
@@ -84,8 +82,12 @@ async fn resolve(
     exchange.note_level(level);
     let gateway = exchange.gateway();
     gateway.cells.looked_up(level);
+    let is_fenced = || match found {
+        Some(found) => found.rules().any(|rule| gateway.keys.is_fenced(rule.on_partition)),
+        None => gateway.keys.is_fenced(None),
+    };
     let known = match resolved {
-        Resolved::Known(_) | Resolved::Absent if gateway.keys.is_fenced(on_partition) => {
+        Resolved::Known(_) | Resolved::Absent if is_fenced() => {
             return Err(Rejection::Unavailable(Unavailable::Store));
         }
         Resolved::Known(known) => known,

@@ -14,7 +14,7 @@ use super::caller::Caller;
 use super::exchange::Exchange;
 use crate::lifecycle::{CallingKey, Origin, Principal, TroubleSeen};
 use crate::policy::request::CanonicalRequest;
-use crate::policy::route::Route;
+use crate::policy::route::{Match, Route};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::key::Environment;
@@ -33,7 +33,7 @@ pub(super) fn judge(
     exchange: &Exchange,
     request: &CanonicalRequest<Incoming>,
     caller: &Caller,
-    route: Option<&Route>,
+    found: Option<Match<'_>>,
 ) -> Result<(), Rejection> {
     let Caller::Holder(known) = caller else { return Ok(()) };
     if known.found.key.environment != Environment::Live || !is_from_browser(request.headers()) {
@@ -42,13 +42,15 @@ pub(super) fn judge(
     if !known.prepared.noted.in_browser.replace(true)
         && let Some(calling) = caller.calling_key(Needs::default())
     {
-        report(exchange, calling, exchange.client_address(request.headers()), route);
+        report(exchange, calling, exchange.client_address(request.headers()), found.map(|found| found.route));
     }
     let general = exchange.snapshot().settings().browser_keys;
-    match route.and_then(|route| route.browser_keys).unwrap_or(general) {
-        BrowserKeys::Note => Ok(()),
-        BrowserKeys::Refuse => Err(Rejection::Forbidden(Forbidden::Browser)),
-    }
+    let refuses = |own: Option<BrowserKeys>| own.unwrap_or(general) == BrowserKeys::Refuse;
+    let is_refused = match found {
+        Some(found) => found.rules().any(|rule| refuses(rule.browser_keys)),
+        None => refuses(None),
+    };
+    if is_refused { Err(Rejection::Forbidden(Forbidden::Browser)) } else { Ok(()) }
 }
 
 fn is_from_browser(headers: &HeaderMap) -> bool {

@@ -12,7 +12,7 @@ use super::cut::Cut;
 use super::headers::request_id_value;
 use super::shares::{Client, Part};
 use super::snapshot::Snapshot;
-use crate::policy::route::Match;
+use crate::policy::route::{Match, RuleNumbers};
 use crate::store::cache::Known;
 use crate::telemetry::Record;
 use crate::telemetry::metrics::{Code, Finished};
@@ -36,7 +36,7 @@ pub(super) struct Exchange {
     id: RequestId,
     id_value: HeaderValue,
     method: &'static str,
-    route: Option<usize>,
+    rules: Option<RuleNumbers>,
     key: Option<(KeyId, OrgId)>,
     environment: Option<Environment>,
     level: Option<Level>,
@@ -74,7 +74,7 @@ impl Exchange {
             id,
             id_value: request_id_value(id),
             method,
-            route: None,
+            rules: None,
             key: None,
             environment: None,
             level: None,
@@ -125,12 +125,12 @@ impl Exchange {
     }
 
     pub(super) fn note_route(&mut self, found: Option<Match<'_>>) {
-        self.route = found.map(|found| found.number);
+        self.rules = found.map(|found| found.numbers());
     }
 
     /// The number of the route that it falls under.
-    pub(super) const fn route(&self) -> Option<usize> {
-        self.route
+    pub(super) fn route(&self) -> Option<usize> {
+        self.rules.map(|rules| rules.route)
     }
 
     pub(super) const fn note_key(&mut self, key: &KeyRecord) {
@@ -145,9 +145,9 @@ impl Exchange {
     /// Enters the request into the list of those in flight: from now on it is ended when its key, used by this client, may
     /// no longer do what it does.
     pub(super) fn enter_flight(&mut self, holder: &Rc<Known<Prepared>>, client: IpAddr) {
-        if let Some(route) = self.route {
+        if let Some(rules) = self.rules {
             let (known, snapshot) = (Rc::clone(holder), Rc::clone(&self.snapshot));
-            let place = self.gateway.in_flight.enter(known, client, snapshot, route, self.cut.clone());
+            let place = self.gateway.in_flight.enter(known, client, snapshot, rules, self.cut.clone());
             self.place = Some(place);
         }
     }
@@ -249,7 +249,7 @@ impl Drop for Exchange {
         }
         let duration = self.gateway.clock.mono().saturating_duration_since(self.started.mono);
         self.gateway.cells.end();
-        self.snapshot.route_cells(self.route).finish(&Finished {
+        self.snapshot.route_cells(self.route()).finish(&Finished {
             method: self.method,
             code: self.code,
             environment: self.environment,
@@ -263,7 +263,7 @@ impl Drop for Exchange {
             at: self.started.wall,
             request: self.id,
             method: self.method,
-            route: self.route.map(|number| self.snapshot.routes().routes()[number].id.clone()),
+            route: self.route().map(|number| self.snapshot.routes().routes()[number].id.clone()),
             status: self.code.status(),
             reason: self.reason,
             key: self.key.map(|(key, _)| key),

@@ -21,7 +21,7 @@ use super::Gateway;
 use super::caller::Prepared;
 use super::cut::Cut;
 use super::snapshot::Snapshot;
-use crate::policy::route::Route;
+use crate::policy::route::{Route, RuleNumbers};
 use crate::store::Found;
 use crate::store::cache::{Known, Resolved};
 use crate::vocabulary::clock::Now;
@@ -46,9 +46,9 @@ struct Request {
     known: Rc<Known<Prepared>>,
     /// The client's address, which the key's list of addresses is compared with.
     client: IpAddr,
-    /// The snapshot that handles it, and the number of its route there.
+    /// The snapshot that handles it, and the rules that it must satisfy there.
     snapshot: Rc<Snapshot>,
-    route: usize,
+    rules: RuleNumbers,
     cut: Cut,
 }
 
@@ -59,10 +59,10 @@ impl InFlight {
         known: Rc<Known<Prepared>>,
         client: IpAddr,
         snapshot: Rc<Snapshot>,
-        route: usize,
+        rules: RuleNumbers,
         cut: Cut,
     ) -> usize {
-        self.requests.borrow_mut().insert(Request { known, client, snapshot, route, cut })
+        self.requests.borrow_mut().insert(Request { known, client, snapshot, rules, cut })
     }
 
     pub(super) fn leave(&self, place: usize) {
@@ -153,28 +153,31 @@ impl Request {
     /// Orders its end if a new request like it would be refused.
     fn judge(&self, now: Now) {
         let Found { key, org, digest } = &*self.known.found;
-        let attempt = Attempt {
-            digest,
-            // The prefix was compared with the record when the request came in; neither changes.
-            environment: key.environment,
-            needs: self.route().access.needs(),
-            now: now.wall,
-        };
-        if let Err(why) = admit(key, org, &attempt, || Some(self.client)) {
+        let admitted = self.rules().try_for_each(|rule| {
+            let attempt = Attempt {
+                digest,
+                // The prefix was compared with the record when the request came in; neither changes.
+                environment: key.environment,
+                needs: rule.access.needs(),
+                now: now.wall,
+            };
+            admit(key, org, &attempt, || Some(self.client))
+        });
+        if let Err(why) = admitted {
             self.cut.order(why.into());
         }
     }
 
     /// Orders its end if its route refuses every key now; tells whether it did.
     fn ends_where_fenced(&self, gateway: &Gateway) -> bool {
-        let fenced = gateway.keys.is_fenced(self.route().on_partition);
+        let fenced = self.rules().any(|rule| gateway.keys.is_fenced(rule.on_partition));
         if fenced {
             self.cut.order(Rejection::Unavailable(Unavailable::Store));
         }
         fenced
     }
 
-    fn route(&self) -> &Route {
-        &self.snapshot.routes().routes()[self.route]
+    fn rules(&self) -> impl Iterator<Item = &Route> {
+        self.rules.of(self.snapshot.routes())
     }
 }

@@ -254,9 +254,9 @@ async fn decide<'s>(
     let routed = snapshot.routes().find(request);
     let found = routed.ok().flatten();
     exchange.note_route(found);
-    let route = found.map(|found| found.route).filter(|route| exchange.gateway().serves(route));
-    let caller = authenticate(exchange, request, route).await?;
-    browser::judge(exchange, request, &caller, route)?;
+    let found = found.filter(|found| exchange.gateway().serves(found.route));
+    let caller = authenticate(exchange, request, found).await?;
+    browser::judge(exchange, request, &caller, found)?;
     // A path with two readings is refused only now: which paths have two shows which rules there are.
     authorize(exchange.gateway(), routed, caller)
 }

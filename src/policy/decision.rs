@@ -2,9 +2,9 @@
 //! key.
 
 use super::access::Access;
-use super::reading::Ambiguity;
+use super::reading::{Ambiguity, OtherReading};
 use super::request::CanonicalRequest;
-use super::route::{Match, RouteTable, Routed};
+use super::route::{Match, Route, RouteTable, Routed};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Lacking;
 use crate::vocabulary::key::scope::ScopeSet;
@@ -67,6 +67,12 @@ pub fn decide<'t, B>(
 /// The first reason in the order of refusals. A sender without a key is refused before anything shows which rules
 /// there are.
 pub fn judge<'t>(routed: Routed<'t>, asker: &Asker<'_>) -> Result<Allowed<'t>, Denial<'t>> {
+    let routed = match routed {
+        Ok(Some(found)) if !found.others.is_empty() && !satisfies_all(found, asker) => {
+            Err(Ambiguity::Reading(OtherReading::Foreign))
+        }
+        routed => routed,
+    };
     let public = match routed {
         Ok(Some(found)) => match found.route.access {
             Access::Public { environment } => Some((found, environment)),
@@ -90,6 +96,22 @@ pub fn judge<'t>(routed: Routed<'t>, asker: &Asker<'_>) -> Result<Allowed<'t>, D
             Ok(Allowed { found, environment: *environment })
         }
     }
+}
+
+/// Whether a sender may do all that a request can mean to some router, and all of it has one target.
+fn satisfies_all(found: Match<'_>, asker: &Asker<'_>) -> bool {
+    let environment_of = |rule: &Route| match (asker, &rule.access) {
+        (Asker::Anyone { environment: None }, Access::Public { environment }) => Some(*environment),
+        (Asker::Anyone { environment }, _) => *environment,
+        (Asker::Holder { environment, .. }, _) => Some(*environment),
+    };
+    let satisfies = |rule: &Route| match (&rule.access, asker) {
+        (Access::Public { .. }, _) | (Access::AnyKey, Asker::Holder { .. }) => true,
+        (Access::Scopes(needs), Asker::Holder { scopes, .. }) => needs.check(scopes).is_ok(),
+        (Access::AnyKey | Access::Scopes(_), Asker::Anyone { .. }) => false,
+    };
+    let target = (found.route.target, environment_of(found.route));
+    found.rules().all(|rule| (rule.target, environment_of(rule)) == target && satisfies(rule))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::fmt;
 
 use http::Method;
 
+use super::foreign::Others;
 use super::pattern::{Pattern, Segment, parts};
 use super::reading::Reading;
 use super::request::CanonicalRequest;
@@ -89,13 +90,18 @@ impl RouteTable {
         let (path, found) = (request.path(), self.find(request));
         let rules = || {
             self.routes().iter().enumerate().flat_map(|(number, route)| {
-                route.patterns.iter().map(move |pattern| (Match { number, route }, pattern))
+                route
+                    .patterns
+                    .iter()
+                    .map(move |pattern| (Match { number, route, others: Others::default() }, pattern))
             })
         };
         let last = self.last_pattern(path, request.method());
+        let others = found.ok().flatten().map(|found| found.others.numbers()).unwrap_or_default();
         let mut near: Vec<Near<'_>> = rules()
             .filter_map(|(rule, pattern)| {
                 let why = match last {
+                    _ if others.contains(&Some(rule.number)) => RuledOut::Reading(OtherReading::Foreign),
                     _ if !pattern.matches(path) => rule_out_by_path(pattern, path)?,
                     _ if !rule.route.takes(request.method()) => RuledOut::Method,
                     Some(Last { pattern: last, has_method }) if last.segments() != pattern.segments() => {

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod decision;
 pub mod explain;
+pub mod foreign;
 mod path;
 pub mod pattern;
 mod reading;

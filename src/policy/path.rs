@@ -18,6 +18,8 @@ pub(super) struct Shape {
     pub(super) encoded_slash: bool,
     /// A `;`, a `?` or a `#`, plain or encoded, where some servers end a path or a segment.
     pub(super) cuts: bool,
+    /// A dot in the last segment, or at the end of any segment.
+    pub(super) dots: bool,
     /// The path ends with a slash, and is more than one.
     pub(super) trailing_slash: bool,
 }
@@ -42,7 +44,8 @@ pub(super) fn canonicalise(path: &str) -> Result<(Cow<'_, str>, Shape), Unsafe> 
             }
             shape.trailing_slash = !segments.is_empty();
         } else {
-            let canonical = check_segment(segment, &mut shape)?;
+            let is_last = next.is_none_or(str::is_empty);
+            let canonical = check_segment(segment, is_last, &mut shape)?;
             if canonical.is_some() && rewritten.is_none() {
                 // Everything before this segment is canonical already.
                 rewritten = Some(path[..path.len() - remaining.len()].to_owned());
@@ -60,20 +63,26 @@ pub(super) fn canonicalise(path: &str) -> Result<(Cow<'_, str>, Shape), Unsafe> 
 }
 
 /// The canonical form of one segment; `None` where it is canonical already.
-fn check_segment(segment: &str, shape: &mut Shape) -> Result<Option<String>, Unsafe> {
-    let mut escaped = false;
+fn check_segment(segment: &str, is_last: bool, shape: &mut Shape) -> Result<Option<String>, Unsafe> {
+    let (mut escaped, mut dotted) = (false, false);
     for byte in segment.bytes() {
         match CLASS[usize::from(byte)] {
             Class::Plain => {}
+            Class::Dot => dotted = true,
             Class::Semicolon => shape.cuts = true,
             Class::Percent => escaped = true,
             Class::Forbidden => return Err(forbidden_in(segment)),
         }
     }
     if !escaped {
-        return if is_dot_segment(segment.as_bytes()) { Err(Unsafe::PathDotSegment) } else { Ok(None) };
+        if dotted && is_dot_segment(segment.as_bytes()) {
+            return Err(Unsafe::PathDotSegment);
+        }
+        shape.dots |= dotted && (is_last || segment.ends_with('.'));
+        return Ok(None);
     }
     let canonical = normalise_escapes(segment)?;
+    shape.dots |= canonical.ends_with('.') || is_last && canonical.contains('.');
     let decoded = decode(&canonical);
     check_decoded(&decoded, shape)?;
     shape.escapes |= canonical.contains('%');
@@ -176,6 +185,7 @@ const fn hex_value(digit: u8) -> Option<u8> {
 #[derive(Clone, Copy)]
 enum Class {
     Plain,
+    Dot,
     Semicolon,
     Percent,
     Forbidden,
@@ -190,6 +200,7 @@ const CLASS: [Class; 256] = {
         table[plain[n] as usize] = Class::Plain;
         n += 1;
     }
+    table[b'.' as usize] = Class::Dot;
     table[b';' as usize] = Class::Semicolon;
     table[b'%' as usize] = Class::Percent;
     table

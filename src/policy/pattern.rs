@@ -156,6 +156,22 @@ impl Pattern {
         self.overlaps(other, |one, other| decode(one).eq_ignore_ascii_case(&decode(other)))
     }
 
+    /// Whether a reading that changes what stands in the place of a parameter or a rest of this pattern could match
+    /// `other`. Says yes where it is not sure.
+    pub(super) fn may_be_read_as(&self, other: &Self) -> bool {
+        for (number, segment) in self.segments.iter().enumerate() {
+            let Segment::Literal(text) = segment else { return true };
+            match other.segments.get(number) {
+                None => return false,
+                Some(Segment::Rest) => return true,
+                Some(Segment::Param) => {}
+                Some(Segment::Literal(other)) if decode(text).eq_ignore_ascii_case(&decode(other)) => {}
+                Some(Segment::Literal(_)) => return false,
+            }
+        }
+        false
+    }
+
     fn overlaps(&self, other: &Self, is_same: impl Fn(&str, &str) -> bool) -> bool {
         let length = self.segments.len().max(other.segments.len());
         for number in 0..length {

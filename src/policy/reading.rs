@@ -48,6 +48,8 @@ pub enum OtherReading {
     Lax,
     /// As [`OtherReading::Lax`], with a slash at the end that the path does not have, or without the one that it has.
     Slash,
+    /// One of those that some routers have; see [`foreign`](super::foreign).
+    Foreign,
 }
 
 impl fmt::Display for OtherReading {
@@ -56,6 +58,10 @@ impl fmt::Display for OtherReading {
             Self::Decoded => "decoded",
             Self::Lax => "decoded, in letters of any case, cut off at `;`, `?` or `#`",
             Self::Slash => "with the slash at its end added or removed",
+            Self::Foreign => {
+                "of some routers: cut off at an encoded `?` or `#`, without blanks and dots at the end of a segment, \
+                 without what follows the last dot, with decoded slashes"
+            }
         })
     }
 }

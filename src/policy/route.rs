@@ -9,6 +9,9 @@ use std::cell::Cell;
 use http::Method;
 use thiserror::Error;
 
+use super::access::Access;
+use super::foreign::{MOST_OTHERS, Others, REFUSED, readings, with_rivals};
+use super::path::Shape;
 use super::pattern::Pattern;
 use super::reading::{Ambiguity, OtherReading, Reading, has_vanishing_segment};
 use super::request::CanonicalRequest;
@@ -44,6 +47,8 @@ pub struct RouteTable {
     root: Node,
     /// Whether a slash at the end makes a difference to any pattern.
     minds_trailing_slash: bool,
+    /// For each route, whether another one could claim a reading of its paths that only some routers have.
+    has_rival: Vec<bool>,
 }
 
 /// A route that was found.
@@ -52,6 +57,41 @@ pub struct Match<'t> {
     /// Its number in the policy, from 0.
     pub number: usize,
     pub route: &'t Route,
+    /// The rules under which some routers would find the request, mostly none. Its sender must satisfy them too.
+    pub others: Others<'t>,
+}
+
+impl<'t> Match<'t> {
+    /// All rules that the sender must satisfy, that of the route first.
+    pub fn rules(self) -> impl Iterator<Item = &'t Route> {
+        std::iter::once(self.route).chain(self.others.rules())
+    }
+
+    /// Whether the request needs no key.
+    #[must_use]
+    pub fn is_public(self) -> bool {
+        self.rules().all(|rule| matches!(rule.access, Access::Public { .. }))
+    }
+
+    #[must_use]
+    pub fn numbers(&self) -> RuleNumbers {
+        RuleNumbers { route: self.number, others: self.others.numbers() }
+    }
+}
+
+/// The numbers of the rules of a [`Match`], for as long as its table is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleNumbers {
+    pub route: usize,
+    others: [Option<usize>; MOST_OTHERS],
+}
+
+impl RuleNumbers {
+    /// The rules, as in [`Match::rules`].
+    pub fn of(self, table: &RouteTable) -> impl Iterator<Item = &Route> {
+        let numbers = std::iter::once(self.route).chain(self.others.into_iter().flatten());
+        numbers.filter_map(|number| table.routes.get(number))
+    }
 }
 
 /// The result of [`RouteTable::find`]: the route of a request, `None` where there is none.
@@ -99,6 +139,7 @@ impl RouteTable {
         }
         table.minds_trailing_slash =
             routes.iter().flat_map(|route| &route.patterns).any(Pattern::minds_trailing_slash);
+        table.has_rival = with_rivals(&routes);
         table.routes = routes;
         if conflicts.is_empty() { Ok(table) } else { Err(conflicts) }
     }
@@ -112,6 +153,8 @@ impl RouteTable {
     ///
     /// A path can be canonical and still mean something else to an upstream that decodes it, cuts it off at `;` or at a
     /// decoded `?`, or ignores letters' case or a slash at the end. All those readings must fall under the same route.
+    /// Readings that only some routers have may fall under others, which the [`Match`] names; see
+    /// [`foreign`](super::foreign).
     ///
     /// # Errors
     /// The reading that does not, or the encoded slash that the route does not allow.
@@ -143,11 +186,55 @@ impl RouteTable {
             None if self.minds_trailing_slash => find(path, Reading::Lax, End::Beneath),
             None => None,
         };
-        // If no rule takes the path in that reading, it is harmless.
-        if !matches!(otherwise, None | Some(Found::Denied)) && otherwise != found {
+        // If no rule has the path in that reading, it is harmless.
+        if !matches!(otherwise, None | Some(Found::Nothing)) && otherwise != found {
             return Err(Ambiguity::Reading(OtherReading::Slash));
         }
-        Ok(Some(Match { number, route: &self.routes[number] }))
+        let others = if (shape.dots || shape.escapes) && self.has_rival[number] {
+            self.others(path, shape, request.method(), number)?
+        } else {
+            Others::default()
+        };
+        Ok(Some(Match { number, route: &self.routes[number], others }))
+    }
+
+    /// The other rules that claim a reading of a path which was found to fall under the rule with this number.
+    ///
+    /// # Errors
+    /// When a reading falls under a rule that denies the method, or when there are too many of them.
+    #[cold]
+    fn others(
+        &self,
+        path: &str,
+        shape: Shape,
+        method: &Method,
+        number: usize,
+    ) -> Result<Others<'_>, Ambiguity> {
+        let (mut others, route) = (Others::default(), &self.routes[number]);
+        let matching = route.patterns.iter().filter(|pattern| pattern.matches(path));
+        let Some(pattern) = matching.min_by(|one, other| one.compare(other)) else { return Ok(others) };
+        for reading in readings(path, pattern, shape, route.encoded_slash).ok_or(REFUSED)? {
+            for found in self.claims(&reading, method) {
+                match found {
+                    None | Some(Found::Nothing) => {}
+                    Some(Found::Route(other)) if other == number => {}
+                    Some(Found::Route(other)) => others.add(other, &self.routes[other])?,
+                    Some(Found::Denied | Found::Torn) => return Err(REFUSED),
+                }
+            }
+        }
+        Ok(others)
+    }
+
+    /// What a path in one reading falls under: with and without regard to letters' case, and with the slash at its end
+    /// added or removed.
+    fn claims(&self, path: &str, method: &Method) -> [Option<Found>; 3] {
+        let find = |path, reading, end| self.search(path, Search { method, reading, end });
+        let otherwise = match path.strip_suffix('/') {
+            Some(without) => find(without, Reading::Lax, End::Here),
+            None => find(path, Reading::Lax, End::Beneath),
+        };
+        [find(path, Reading::Decoded, End::Here), find(path, Reading::Lax, End::Here), otherwise]
     }
 
     fn search(&self, path: &str, search: Search<'_>) -> Option<Found> {
@@ -177,6 +264,7 @@ pub(super) mod tests {
             target: Target::Operation(Operation::GetOwnKey),
             forward_authorization: false,
             encoded_slash: id.contains("slash"),
+            literal: false,
             stream_idle: None,
             on_partition: None,
             browser_keys: None,

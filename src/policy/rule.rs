@@ -29,6 +29,9 @@ pub struct Route {
     pub forward_authorization: bool,
     /// Whether `%2F` and `%5C` may stand in a segment, as opaque data.
     pub encoded_slash: bool,
+    /// Whether its upstream reads a path exactly as it is written. Else it may read it as other routers do; see
+    /// [`foreign`](super::foreign).
+    pub literal: bool,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
     /// Which requests may be sent to the upstream twice.

@@ -79,8 +79,10 @@ fn compare(one: &Pattern, other: &Pattern) -> Ordering {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
     Route(usize),
-    /// By a rule that denies other methods, or because there is none.
+    /// A rule denies other methods.
     Denied,
+    /// There is no rule.
+    Nothing,
 }
 
 /// The most specific pattern that has the method, unless a more specific one denies it.
@@ -102,7 +104,7 @@ fn search(routes: &[Route], method: &Method, is_matched: impl Fn(&Pattern) -> bo
             return Expected::Denied;
         }
     }
-    Expected::Denied
+    Expected::Nothing
 }
 
 /// `None`: refused because of another reading.
@@ -110,8 +112,8 @@ fn expect(routes: &[Route], method: &Method, path: &Path) -> Option<Expected> {
     let [canonical, decoded, lax] = [1, 2, 3].map(|form| spell(path, form));
     let same_in_any_case = |literal: &str, part: &str| literal.eq_ignore_ascii_case(part);
     let found = search(routes, method, |pattern| matches(pattern, &canonical, |a, b| a == b));
-    if found == Expected::Denied {
-        return Some(found);
+    if !matches!(found, Expected::Route(_)) {
+        return Some(Expected::Nothing);
     }
     let vanishes = canonical.iter().zip(&lax).any(|(whole, cut)| !whole.is_empty() && cut.is_empty());
     let decoded = search(routes, method, |pattern| matches(pattern, &decoded, |a, b| a == b));
@@ -132,7 +134,7 @@ fn expect(routes: &[Route], method: &Method, path: &Path) -> Option<Expected> {
             })
         }
     };
-    (slash == Expected::Denied || slash == found).then_some(found)
+    (slash == Expected::Nothing || slash == found).then_some(found)
 }
 
 fn patterns() -> impl Strategy<Value = String> {
@@ -189,7 +191,7 @@ proptest! {
             let (method, target) = (&METHODS[method], format!("/{}", spell(&path, 0).join("/")));
             let found = match table.find(&request(method, &target)) {
                 Ok(Some(found)) => Some(Expected::Route(found.number)),
-                Ok(None) => Some(Expected::Denied),
+                Ok(None) => Some(Expected::Nothing),
                 Err(_) => None,
             };
             prop_assert_eq!(found, expect(&routes, method, &path), "{} {}", method, target);

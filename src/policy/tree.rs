@@ -12,6 +12,8 @@ use super::rule::Route;
 pub(super) struct Claims {
     /// Each method with the number of the route that takes it. Empty where no rule has the pattern.
     pub(super) by_method: Vec<(Method, usize)>,
+    /// Whether a rule denies the methods that are not among them.
+    pub(super) denies: bool,
     /// Whether the search ends here for a method that is not among them. It does where a rule denies other methods,
     /// and where no wider pattern could take one: a search that finds nothing is not made.
     pub(super) ends_search: bool,
@@ -20,7 +22,8 @@ pub(super) struct Claims {
 impl Claims {
     /// Adds a route with this number. A method that another route has stays with that one.
     pub(super) fn add(&mut self, route: &Route, number: usize) {
-        self.ends_search |= route.denies_other_methods;
+        self.denies |= route.denies_other_methods;
+        self.ends_search |= self.denies;
         for method in &route.methods {
             if self.named(method).is_none() {
                 self.by_method.push((method.clone(), number));
@@ -42,7 +45,8 @@ impl Claims {
     fn result(&self, method: &Method) -> Option<Found> {
         match self.taker(method) {
             Some(route) => Some(Found::Route(route)),
-            None if self.ends_search => Some(Found::Denied),
+            None if self.denies => Some(Found::Denied),
+            None if self.ends_search => Some(Found::Nothing),
             None => None,
         }
     }
@@ -53,8 +57,10 @@ impl Claims {
 pub(super) enum Found {
     /// The number of a route.
     Route(usize),
-    /// No route, and wider patterns do not count.
+    /// No route: a rule has the path and denies the method, and wider patterns do not count.
     Denied,
+    /// No route, and no wider pattern could have one.
+    Nothing,
     /// Several results: literals that this reading does not tell apart lead to different ones.
     Torn,
 }

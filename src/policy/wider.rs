@@ -111,9 +111,11 @@ impl Rules<'_> {
         self.pattern.compare(other.pattern) == Ordering::Less
     }
 
-    /// Whether a search that came here and did not find the method could find it there, in any reading of a path.
+    /// Whether a search that came here and did not find the method could find it there, or that it is denied there, in
+    /// any reading of a path.
     fn may_leave_to(&self, other: &Self) -> bool {
-        let has_more = other.claims.by_method.iter().any(|(method, _)| self.claims.taker(method).is_none());
+        let mut methods = other.claims.by_method.iter();
+        let has_more = other.claims.denies || methods.any(|(method, _)| self.claims.taker(method).is_none());
         if !has_more || !self.pattern.overlaps_in_any_reading(other.pattern) {
             return false;
         }

@@ -60,6 +60,7 @@ mod memory;
 mod names;
 mod open_streams;
 mod ops;
+mod other_routers;
 mod outages;
 mod outbox;
 mod parser;

@@ -76,8 +76,8 @@ upstream = \"api\"
                  a path has no empty or dot segments, no needless percent-encoding and no `;`",
             "etc/policy.toml:7:1: route[Jobs Read].retries: unknown key `retries`; the keys here are `id`, \
                  `methods`, `paths`, `other_methods`, `public`, `any_key`, `scopes`, `any_scope`, `environment`, \
-                 `upstream`, `serve`, `forward_authorization`, `encoded_slash`, `websocket`, `retry`, \
-                 `stream_idle_timeout`, `on_partition`, `browser_keys`, `body_limit`",
+                 `upstream`, `serve`, `forward_authorization`, `encoded_slash`, `literal`, `websocket`, \
+                 `retry`, `stream_idle_timeout`, `on_partition`, `browser_keys`, `body_limit`",
             "etc/policy.toml:8:1: route[1].id: missing; give the route a name for logs and metrics, as in id = \
                  \"jobs.read\"",
             "etc/policy.toml:8:1: route[1].paths: missing; list at least one path, as in [\"/v1/jobs\"]",
@@ -126,7 +126,7 @@ fn keygates_own_operations_are_asked_as_they_can_be_served() {
             .to_owned(),
         route(
             "e",
-            "methods = [\"POST\"]\npublic = true\nserve = \"signup\"\nenvironment = \"live\"\nencoded_slash = true",
+            "methods = [\"POST\"]\npublic = true\nserve = \"signup\"\nenvironment = \"live\"\nencoded_slash = true\nliteral = true",
         ),
         route("f", "methods = [\"POST\"]\nany_key = true\nupstream = \"api\"\nenvironment = \"test\""),
     ];
@@ -143,7 +143,8 @@ fn keygates_own_operations_are_asked_as_they_can_be_served() {
                  braces",
             "etc/policy.toml:31:15: route[e].environment: only valid on a public route to an upstream; remove it",
             "etc/policy.toml:32:17: route[e].encoded_slash: only valid on a route to an upstream; remove it",
-            "etc/policy.toml:39:15: route[f].environment: only valid on a public route to an upstream; remove it",
+            "etc/policy.toml:33:11: route[e].literal: only valid on a route to an upstream; remove it",
+            "etc/policy.toml:40:15: route[f].environment: only valid on a public route to an upstream; remove it",
         ],
     );
 }

@@ -158,9 +158,10 @@ fn a_public_route_goes_live_unless_it_says_test() {
         load(&around(""), &policy, &[]).unwrap().routes.routes()[0].clone()
     };
     assert_eq!(route("").access, Access::Public { environment: Environment::Live });
-    let test = route("environment = \"test\"\nforward_authorization = true\nencoded_slash = true");
+    let test =
+        route("environment = \"test\"\nforward_authorization = true\nencoded_slash = true\nliteral = true");
     assert_eq!(test.access, Access::Public { environment: Environment::Test });
-    assert!(test.forward_authorization && test.encoded_slash);
+    assert!(test.forward_authorization && test.encoded_slash && test.literal);
 }
 
 #[test]
