@@ -18,6 +18,7 @@ use crate::store::embedded;
 use crate::store::finding::Finding;
 use crate::store::redis::Redis;
 use crate::upstream::{Endpoint, Settings};
+use crate::vocabulary::believed::NAMES;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::key::Environment;
 
@@ -151,6 +152,18 @@ fn summarise(
     }
     if let Some(remote) = &config.admin.remote {
         writeln!(out, "admin      http://{}", remote.listen)?;
+    }
+    let names = |names: &[http::HeaderName]| {
+        names.iter().map(http::HeaderName::as_str).collect::<Vec<_>>().join(", ")
+    };
+    let headers = &config.gateway.headers;
+    writeln!(out, "removed    from requests, in every spelling: {}", NAMES.join(", "))?;
+    for (list, what) in
+        [(&headers.strip, "removed    also"), (&headers.keep_from_trusted, "kept       from trusted proxies")]
+    {
+        if !list.is_empty() {
+            writeln!(out, "{what}: {}", names(list))?;
+        }
     }
     for upstream in &config.upstreams {
         writeln!(out, "upstream   {}", describe_upstream(upstream))?;

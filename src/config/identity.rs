@@ -67,16 +67,24 @@ pub(super) fn read(section: &mut Section<'_>, trusted_proxies: Vec<IpNet>) -> he
         scopes: section.or("scopes", default.scopes, parsed(name)),
         request_id: section.or("request_id", default.request_id, parsed(name)),
         trusted_proxies,
+        ..default
     };
     refuse_doubles(section, &settings);
     settings
 }
 
+pub(super) fn parse_name(text: &str) -> Result<HeaderName, String> {
+    HeaderName::from_bytes(text.as_bytes()).map_err(|_| "write a header name, as in \"X-Org-Id\"".to_owned())
+}
+
+/// Whether a folded name has a meaning in HTTP.
+pub(super) fn is_taken(folded: &str) -> bool {
+    TAKEN.contains(&folded) || TAKEN_FAMILIES.iter().any(|family| folded.starts_with(family))
+}
+
 fn name(text: &str) -> Result<HeaderName, String> {
-    let name = HeaderName::from_bytes(text.as_bytes())
-        .map_err(|_| "write a header name, as in \"X-Org-Id\"".to_owned())?;
-    let folded = fold(&name);
-    if TAKEN.contains(&&*folded) || TAKEN_FAMILIES.iter().any(|family| folded.starts_with(family)) {
+    let name = parse_name(text)?;
+    if is_taken(&fold(&name)) {
         return Err("HTTP reserves this header; choose another name, as in \"X-Org-Id\"".to_owned());
     }
     Ok(name)

@@ -13,6 +13,7 @@ mod mistake;
 mod own;
 mod policy;
 mod repair;
+mod request_headers;
 mod section;
 mod server;
 mod statement;
@@ -254,8 +255,9 @@ fn sections(
 ) -> (Option<Config>, FileSettings) {
     let server = root.section("server", |section| server::read(section, folder));
     let limits = root.section("limits", server::limits);
-    let headers =
+    let mut headers =
         root.section("identity_headers", |section| identity::read(section, server.trusted_proxies.clone()));
+    root.section("request_headers", |section| request_headers::read(section, &mut headers));
     let (mut keys, browser_keys) =
         root.section("keys", |section| (keys(section, folder), browser_keys(section)));
     let retention = root.section("audit", |section| {

@@ -16,11 +16,12 @@ use super::response_body::ResponseBody;
 use super::shares::Client;
 use super::tunnel::{self, Tunnel};
 use crate::policy::request::{CanonicalRequest, Parts};
-use crate::telemetry::Event;
+use crate::telemetry::{Event, log};
 use crate::upstream::UpstreamId;
 use crate::upstream::answer::{Answer, Framing};
 use crate::upstream::error::{BodyError, BrokenOff, SendError};
 use crate::upstream::request_body::RequestBody;
+use crate::vocabulary::believed::RemovedSet;
 use crate::vocabulary::network::ClientNetwork;
 use crate::vocabulary::rejection::{BadGateway, Rejection, Unavailable};
 
@@ -165,6 +166,24 @@ impl Forwarded {
     }
 }
 
+/// Counts fields that were removed because upstreams believe them, and logs each kind once, so that nobody who misses
+/// one searches for long.
+#[cold]
+fn note_removed(exchange: &Exchange, removed: RemovedSet) {
+    for removed in removed.iter() {
+        exchange.gateway().cells.field_removed(removed);
+        if exchange.snapshot().rules().is_news(removed) {
+            let id = exchange.id();
+            let label = removed.label();
+            log(&format!(
+                "request {id} had a header that upstreams believe ({label}), so it was removed; [request_headers] in the \
+                 configuration says which are kept. keygate_request_headers_removed_total counts them; this line comes \
+                 once for each name"
+            ));
+        }
+    }
+}
+
 fn build(
     exchange: &Exchange,
     request: CanonicalRequest<Incoming>,
@@ -180,7 +199,11 @@ fn build(
         // First, while there are few fields: to remove one of many costs more.
         headers.remove(AUTHORIZATION);
     }
-    snapshot.rules().forward(&mut headers, exchange.peer(), &host, exchange.id_value(), permit.identity());
+    let rules = snapshot.rules();
+    let removed = rules.forward(&mut headers, exchange.peer(), &host, exchange.id_value(), permit.identity());
+    if !removed.is_empty() {
+        note_removed(exchange, removed);
+    }
     let body = RequestBody::new(body, limit, snapshot.settings().body_idle_timeout);
     match body.size_hint().exact() {
         // Written anew: `0010` is ten here, and could be eight there.

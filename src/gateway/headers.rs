@@ -1,17 +1,19 @@
 //! Which header fields cross the gateway: hop-by-hop first, identity last.
 //!
-//! A field is reserved if any upstream could take it for one of ours: names are compared after every byte
-//! that is no letter or digit has become the same one, since CGI and its heirs turn `X-Org_Id` and `x.org.id`
-//! into one variable. Reserved fields of the client's are removed on every route; then ours are set, or they
+//! A field is reserved if any upstream could take it for one of ours, or believes it
+//! ([`believed`](crate::vocabulary::believed)): names are compared after every byte that is no letter or digit has become
+//! the same one, since CGI and its heirs turn `X-Org_Id` and `x.org.id` into one variable. Reserved fields of the client's are removed on every route; then ours are set, or they
 //! stay away. There is no third way.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::header::{CONNECTION, COOKIE, HOST, TE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use crate::store::Found;
+use crate::vocabulary::believed::{NAMES, Removed, RemovedSet, fold, is_of_family};
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::peer::Peer;
 
@@ -37,36 +39,6 @@ const HOP_BY_HOP: [&str; 11] = [
     "upgrade",
     "expect",
     "http2-settings",
-];
-
-/// Two kinds of fields: those that an upstream trusts, because only keygate or a trusted proxy can know their values,
-/// and those that could make an upstream act on another path or method than the one that was judged.
-const RESERVED: [&str; 25] = [
-    "forwarded",
-    "proxy",
-    "true-client-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-uri",
-    "x-forwarded-method",
-    "x-forwarded-path",
-    "x-forwarded-scheme",
-    "x-forwarded-server",
-    "x-forwarded-ssl",
-    "x-real-ip",
-    "x-original-url",
-    "x-original-uri",
-    "x-original-host",
-    "x-original-method",
-    "x-rewrite-url",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
 ];
 
 /// Fields that describe a body. Other spellings of them are removed: `Content_Length` means nothing to keygate, but an
@@ -121,6 +93,10 @@ pub struct Settings {
     pub request_id: HeaderName,
     /// Peers whose X-Forwarded-For is used. Empty: no X-Forwarded-For is used.
     pub trusted_proxies: Vec<IpNet>,
+    /// Names that upstreams believe and that pass in this spelling if a trusted proxy sends them.
+    pub keep_from_trusted: Vec<HeaderName>,
+    /// Names that are removed beside those of the closed list.
+    pub strip: Vec<HeaderName>,
 }
 
 impl Default for Settings {
@@ -132,6 +108,8 @@ impl Default for Settings {
             scopes: HeaderName::from_static("x-scopes"),
             request_id: HeaderName::from_static("x-request-id"),
             trusted_proxies: Vec::new(),
+            keep_from_trusted: Vec::new(),
+            strip: Vec::new(),
         }
     }
 }
@@ -172,25 +150,35 @@ pub struct HeaderRules {
     hop_by_hop: NameSet,
     /// Dropped from what comes behind an answer's body.
     not_in_trailers: NameSet,
+    /// Those of the removed names that keygate itself sets.
+    identity: NameSet,
+    /// Whether the removal of a kind of fields was logged, by its number.
+    logged: [AtomicBool; Removed::COUNT],
 }
 
 impl HeaderRules {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let Settings { org_id, environment, key_id, scopes, request_id, trusted_proxies: _ } = &settings;
+        let Settings { org_id, environment, key_id, scopes, request_id, strip, .. } = &settings;
         let identity = [org_id, environment, key_id, scopes, request_id].map(HeaderName::as_str);
         let defaults = ["x-org-id", "x-environment", "x-key-id", "x-scopes", "x-request-id"];
-        let removed = HOP_BY_HOP.iter().chain(&RESERVED).chain(&identity).chain(&defaults).copied();
+        let identity = identity.into_iter().chain(defaults);
+        let listed = NAMES.into_iter().filter(|name| !name.ends_with('*'));
+        let added = strip.iter().map(HeaderName::as_str);
+        let removed = HOP_BY_HOP.into_iter().chain(listed).chain(identity.clone()).chain(added);
         Self {
             removed: NameSet::new(removed.clone()),
             aliased: NameSet::new(FRAMING.into_iter()),
             hop_by_hop: NameSet::new(HOP_BY_HOP.into_iter()),
             not_in_trailers: NameSet::new(removed.chain(NOT_IN_TRAILERS)),
+            identity: NameSet::new(identity),
+            logged: [const { AtomicBool::new(false) }; Removed::COUNT],
             settings,
         }
     }
 
-    /// Makes a client's fields into those of the upstream request. `identity` is `None` on public routes.
+    /// Makes a client's fields into those of the upstream request. `identity` is `None` on public routes. Returns what was
+    /// removed because upstreams believe it.
     pub fn forward(
         &self,
         headers: &mut HeaderMap,
@@ -198,10 +186,21 @@ impl HeaderRules {
         host: &HeaderValue,
         request_id: &HeaderValue,
         identity: Option<&Identity>,
-    ) {
-        let forwarding = self.forwarding(headers, peer, host);
+    ) -> RemovedSet {
+        let is_trusted = self.trusts(peer.address());
+        let forwarding = Self::forwarding(headers, peer, host, is_trusted);
         remove_connection_options(headers);
-        remove_if(headers, |name| self.removed.contains(name) || self.aliased.is_alias(name));
+        let mut removed = RemovedSet::default();
+        for name in condemned(headers, |name| self.is_removed(name) || self.aliased.is_alias(name)) {
+            if !is_trusted {
+                removed.extend(self.kind(&name));
+            } else if self.settings.keep_from_trusted.contains(&name) {
+                continue;
+            } else if ![X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST].contains(&name) {
+                removed.extend(self.kind(&name));
+            }
+            headers.remove(name);
+        }
         join_cookies(headers);
         // Room for all of ours and more: a full table is searched longer. hyper uses it again for what comes next.
         headers.reserve(ROOM);
@@ -217,6 +216,27 @@ impl HeaderRules {
             headers.insert(self.settings.key_id.clone(), identity.key_id.clone());
             headers.insert(self.settings.scopes.clone(), identity.scopes.clone());
         }
+        removed
+    }
+
+    fn is_removed(&self, name: &str) -> bool {
+        self.removed.contains(name) || is_of_family(name)
+    }
+
+    /// The kind of a removed field; `None` where it belongs to one hop or describes a body.
+    fn kind(&self, name: &HeaderName) -> Option<Removed> {
+        let name = name.as_str();
+        if self.hop_by_hop.contains(name) || self.aliased.contains(name) {
+            return None;
+        }
+        let own = || if self.identity.contains(name) { Removed::IDENTITY } else { Removed::ADDED };
+        Some(Removed::named(name).unwrap_or_else(own))
+    }
+
+    /// Whether the removal of this kind was not logged yet. Says so once for each configuration.
+    #[must_use]
+    pub fn is_news(&self, removed: Removed) -> bool {
+        !self.logged[removed.number()].swap(true, Ordering::Relaxed)
     }
 
     /// Makes an upstream's fields into those of the answer. A client that `takes_trailers` is told which come.
@@ -235,14 +255,15 @@ impl HeaderRules {
         let fields = headers.get_all(TRAILER).iter();
         let names = fields.flat_map(|field| field.as_bytes().split(|byte| *byte == b','));
         let names = names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok());
-        let names: Vec<_> = names.filter(|name| !self.not_in_trailers.contains(name.as_str())).collect();
+        let is_passed = |name: &str| !(self.not_in_trailers.contains(name) || is_of_family(name));
+        let names: Vec<_> = names.filter(|name| is_passed(name.as_str())).collect();
         let names: Vec<&str> = names.iter().map(HeaderName::as_str).collect();
         HeaderValue::try_from(names.join(", ")).ok().filter(|names| !names.is_empty())
     }
 
     /// Makes an upstream's trailers into those of the answer; there may be none left.
     pub fn trailers(&self, trailers: &mut HeaderMap) {
-        remove_if(trailers, |name| self.not_in_trailers.contains(name));
+        remove_if(trailers, |name| self.not_in_trailers.contains(name) || is_of_family(name));
     }
 
     /// The one header that every answer has, of the upstream's or keygate's own.
@@ -275,13 +296,13 @@ impl HeaderRules {
     }
 
     /// The forwarding fields: a trusted proxy's are continued, anybody else's are replaced.
-    fn forwarding(&self, headers: &HeaderMap, peer: &Peer, host: &HeaderValue) -> Forwarding {
+    fn forwarding(headers: &HeaderMap, peer: &Peer, host: &HeaderValue, is_trusted: bool) -> Forwarding {
         let plain = Forwarding {
             for_: peer.forwarded_for().clone(),
             proto: HeaderValue::from_static(peer.scheme()),
             host: host.clone(),
         };
-        if !self.trusts(peer.address()) {
+        if !is_trusted {
             return plain;
         }
         let mut chain = Vec::new();
@@ -406,16 +427,15 @@ pub(super) fn request_id_value(id: RequestId) -> HeaderValue {
     HeaderValue::from_bytes(&id.to_array()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-fn remove_if(headers: &mut HeaderMap, condemned: impl Fn(&str) -> bool) {
-    // Most requests have few such fields or none, so the list is seldom allocated.
-    let found: Vec<HeaderName> = headers.keys().filter(|name| condemned(name.as_str())).cloned().collect();
-    for name in found {
+fn remove_if(headers: &mut HeaderMap, is_condemned: impl Fn(&str) -> bool) {
+    for name in condemned(headers, is_condemned) {
         headers.remove(name);
     }
 }
 
-const fn fold(byte: u8) -> u8 {
-    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
+/// Most requests have few such fields or none, so the list is seldom allocated.
+fn condemned(headers: &HeaderMap, is_condemned: impl Fn(&str) -> bool) -> Vec<HeaderName> {
+    headers.keys().filter(|name| is_condemned(name.as_str())).cloned().collect()
 }
 
 const fn letter(byte: u8) -> u32 {
@@ -472,6 +492,33 @@ mod tests {
         for name in ["x-org", "x-org-ids", "xorgid", "accept", "cookie", "x-keyid", "user-agent"] {
             let headers = forwarded(&rules(&[]), &[(name, "mine")]);
             assert!(headers.values().any(|value| value == "mine"), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_upstreams_believe_is_told_and_passes_only_as_it_is_kept_and_from_a_trusted_proxy() {
+        let told = |trusted: &[&str], name: &'static str| {
+            let mut rules = rules(trusted);
+            rules.settings.keep_from_trusted = vec![HeaderName::from_static("cf-connecting-ip")];
+            let mut headers = HeaderMap::from_iter([(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_static("sent"),
+            )]);
+            let (host, id) = (HeaderValue::from_static("h"), HeaderValue::from_static("req_1"));
+            let removed = rules.forward(&mut headers, &peer(), &host, &id, None);
+            (headers.values().any(|value| value == "sent"), removed.iter().map(Removed::label).next())
+        };
+        let network = &["192.0.2.0/24"][..];
+        assert_eq!(told(&[], "cf-connecting-ip"), (false, Some("cf-connecting-ip")));
+        assert_eq!(told(network, "cf-connecting-ip"), (true, None));
+        assert_eq!(told(network, "cf_connecting_ip"), (false, Some("cf-connecting-ip")));
+        assert_eq!(told(network, "x-auth-request-user"), (false, Some("x-auth-request-*")));
+        assert_eq!(told(&[], "x-forwarded-for"), (false, Some("x-forwarded-for")));
+        assert_eq!(told(&[], "x_org_id"), (false, Some("identity")));
+        assert_eq!(told(&[], "proxy-authorization"), (false, None));
+        assert_eq!(told(&[], "content_length"), (false, None));
+        for passes in ["x-amzn-trace-id", "traceparent", "cf-ray", "tracestate", "x-b3-traceid", "baggage"] {
+            assert_eq!(told(&[], passes), (true, None), "{passes}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The vocabulary of the rest of keygate: keys, ids, records, refusals, times, addresses. Values and rules, no I/O.
 
 pub mod audit;
+pub mod believed;
 pub mod browser_keys;
 pub mod cache_level;
 pub mod clock;

@@ -38,6 +38,7 @@ listen     127.0.0.1:8080
 store      embedded, keygate.redb
 audit      kept 400 days
 warning    neither audit.key_file nor keys.pepper_file is set, so every process that can write to the store can forge the audit trail
+removed    from requests, in every spelling: cf-connecting-ip, client-ip, fastly-client-ip, forwarded, proxy, true-client-ip, x-auth-request-*, x-client-ip, x-cluster-client-ip, x-envoy-external-address, x-envoy-internal, x-envoy-original-path, x-forwarded-client-cert, x-forwarded-email, x-forwarded-for, x-forwarded-groups, x-forwarded-host, x-forwarded-method, x-forwarded-path, x-forwarded-port, x-forwarded-preferred-username, x-forwarded-prefix, x-forwarded-proto, x-forwarded-scheme, x-forwarded-server, x-forwarded-ssl, x-forwarded-uri, x-forwarded-user, x-host, x-http-method, x-http-method-override, x-method-override, x-middleware-subrequest, x-original-host, x-original-method, x-original-path, x-original-uri, x-original-url, x-real-ip, x-remote-user, x-rewrite-url
 upstream   api: live http://127.0.0.1:9000; test http://127.0.0.1:9001
 routes     11, of which 1 public
 public     health: GET /healthz

@@ -1,6 +1,12 @@
 //! Header fields: identity cannot be forged, hop-by-hop fields are removed, and all others are unchanged.
 
-use crate::harness::{Answer, Call, Gateway, GatewayBuilder, Reply, Seen, Upstream};
+use keygate::vocabulary::believed::NAMES;
+use rustix::process::Signal;
+
+use crate::harness::metrics::{scrape, value};
+use crate::harness::{
+    Answer, Call, Gateway, GatewayBuilder, Process, Reply, Seen, Transport, Upstream, create_key, fetch,
+};
 
 /// A route of each kind of access; `/kept` forwards the credentials.
 const POLICY: &str = r#"
@@ -432,4 +438,94 @@ fn a_key_does_not_apply_to_the_next_request_on_the_connection() {
     assert_eq!(ids.len(), 3);
     assert_eq!((ids[0] == ids[2], ids[1]), (true, &*other.id().to_string()));
     assert_ne!(ids[0], ids[1]);
+}
+
+#[test]
+fn a_name_that_upstreams_believe_is_removed_in_every_spelling_and_what_traces_a_request_passes() {
+    for transport in [Transport::Http1, Transport::Http2] {
+        let world = World::with(Gateway::builder().transport(transport));
+        for name in NAMES {
+            let name = name.replace('*', "Access-Token");
+            for spelling in [name.clone(), name.replace('-', "_"), name.replacen('-', ".", 1)] {
+                for target in ["/keyed", "/open"] {
+                    let seen = world.seen(target, &[(&spelling, "forged")]);
+                    assert!(
+                        !seen.head.iter().any(|line| line.contains("forged")),
+                        "{spelling}: {:#?}",
+                        seen.head
+                    );
+                }
+            }
+        }
+        for name in [
+            "x-amzn-trace-id",
+            "traceparent",
+            "tracestate",
+            "cf-ray",
+            "x-b3-traceid",
+            "baggage",
+            "x-auth-request",
+        ] {
+            assert_eq!(world.seen("/keyed", &[(name, "mine")]).value(name), "mine");
+        }
+    }
+}
+
+#[test]
+fn what_a_trusted_proxy_sends_is_kept_where_the_configuration_says_so_and_in_that_spelling_only() {
+    let settings = "[request_headers]\nkeep_from_trusted = [\"CF-Connecting-IP\", \"X-Auth-Request-User\"]\nstrip = \
+                    [\"X-Debug\"]\n";
+    for (trusted, kept) in [("127.0.0.0/8\", \"::1", &["1"][..]), ("192.0.2.0/24", &[])] {
+        for transport in [Transport::Http1, Transport::Http2] {
+            let server = format!("{SERVER}trusted_proxies = [\"{trusted}\"]\n");
+            let world =
+                World::with(Gateway::builder().settings(&server).settings(settings).transport(transport));
+            let seen = world.seen(
+                "/keyed",
+                &[
+                    ("cf-connecting-ip", "1"),
+                    ("cf_connecting_ip", "2"),
+                    ("x-auth-request-user", "1"),
+                    ("x-auth-request-email", "2"),
+                    ("true-client-ip", "2"),
+                    ("x_debug", "2"),
+                    ("x-debug", "2"),
+                ],
+            );
+            assert_eq!(seen.values("cf-connecting-ip"), kept, "{trusted}");
+            assert_eq!(seen.values("x-auth-request-user"), kept, "{trusted}");
+            for name in ["cf_connecting_ip", "x-auth-request-email", "true-client-ip", "x_debug", "x-debug"] {
+                assert_eq!(seen.values(name), [""; 0], "{name} from {trusted}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_removed_name_is_counted_for_each_request_and_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (live, test) = (Upstream::start("live"), Upstream::start("test"));
+    Gateway::builder()
+        .policy(POLICY)
+        .settings("[ops]\nlisten = \"127.0.0.1:0\"\n[server]\nlisten = \"127.0.0.1:0\"\nworkers = 2\n")
+        .api(&live, &test)
+        .write(folder.path());
+    let key = create_key(folder.path());
+    let gateway = Process::serve(folder.path());
+    for _ in 0..5 {
+        let call =
+            Call::get("/keyed").key(&key).field("X_Forwarded_User", "root").field("cf-connecting-ip", "::1");
+        assert_eq!(fetch(gateway.address(), &call.field("x-org-id", "mine")).status, 200);
+    }
+    let text = scrape(gateway.ops_address());
+    for name in ["x-forwarded-user", "cf-connecting-ip", "identity"] {
+        let series = format!("keygate_request_headers_removed_total{{name=\"{name}\"}}");
+        assert_eq!(value(&text, &series), Some(5.0), "{name}");
+    }
+    gateway.signal(Signal::TERM);
+    let (_, said) = gateway.end();
+    for name in ["x-forwarded-user", "cf-connecting-ip", "identity"] {
+        let told = said.lines().filter(|line| line.contains(&format!("upstreams believe ({name})"))).count();
+        assert_eq!(told, 1, "{name}: {said}");
+    }
 }

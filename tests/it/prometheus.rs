@@ -147,6 +147,7 @@ fn promtool_reports_no_problem() {
         "auth_decisions_total",
         "messages_refused_total",
         "streams_reset_total",
+        "request_headers_removed_total",
         "cache_lookups_total",
         "cache_entries",
         "lookups_waiting",

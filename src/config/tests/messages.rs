@@ -38,7 +38,7 @@ requests = \"text\"
             "etc/keygate.toml:10:2: logg: unknown key `logg`; did you mean `log`?",
             "KEYGATE__LOG__REQUESTS: log.requests: invalid value \"jsn\"; did you mean \"json\"?",
             "KEYGATE__NO__SUCH: no: unknown key `no`; the keys here are `server`, `limits`, `identity_headers`, \
-                 `keys`, `audit`, `store`, `cache`, `ops`, `admin`, `upstreams`, `policy`, `outbox`, `signup`, `log`",
+                 `request_headers`, `keys`, `audit`, `store`, `cache`, `ops`, `admin`, `upstreams`, `policy`, `outbox`, `signup`, `log`",
         ],
     );
 }
@@ -152,6 +152,32 @@ fn a_certificate_has_a_file_and_a_key() {
         about("[server]\ntls = { cert = \"a\", key = \"b\" }"),
         &["etc/keygate.toml:2:7: server.tls: expected a list of sections, found a section; write a list, \
                  tls = [{ … }], or [[server.tls]] for each of them"],
+    );
+}
+
+#[test]
+fn only_headers_of_the_list_are_kept_and_none_that_http_needs_is_removed() {
+    assert_says(
+        about(
+            "[server]\ntrusted_proxies = [\"192.0.2.1\"]\n[request_headers]\nkeep_from_trusted = [\"CF-Connecting-IP\", \
+             \"CF-Ray\", \"cf_connecting_ip\",\n  \"X-Forwarded-For\", \"X-Org-Id\", \"X-Auth-Request-User\", \
+             \"X-Real-I\"]\nstrip = [\"X-Debug\", \"Content-Type\", \"a b\"]",
+        ),
+        &[
+            "etc/keygate.toml:4:42: request_headers.keep_from_trusted[1]: invalid value \"CF-Ray\"; it is not on the list of headers that are \
+                 removed; a name that is not on the list passes anyway; `keygate check` prints the list",
+            "etc/keygate.toml:4:52: request_headers.keep_from_trusted[2]: invalid value \"cf_connecting_ip\"; it is not on the list of headers \
+                 that are removed; write \"cf-connecting-ip\", with dashes: other spellings are never kept",
+            "etc/keygate.toml:5:3: request_headers.keep_from_trusted[3]: invalid value \"X-Forwarded-For\"; keygate itself sets this header, so it cannot be \
+                 kept; remove it",
+            "etc/keygate.toml:5:22: request_headers.keep_from_trusted[4]: invalid value \"X-Org-Id\"; keygate itself sets this header, so it cannot be kept; \
+                 remove it",
+            "etc/keygate.toml:5:57: request_headers.keep_from_trusted[6]: invalid value \"X-Real-I\"; it is not on the list of headers that are \
+                 removed; did you mean \"x-real-ip\"?",
+            "etc/keygate.toml:6:21: request_headers.strip[1]: invalid value \"Content-Type\"; HTTP needs this header, so it cannot be removed from every \
+                 request",
+            "etc/keygate.toml:6:37: request_headers.strip[2]: invalid value \"a b\"; write a header name, as in \"X-Org-Id\"",
+        ],
     );
 }
 

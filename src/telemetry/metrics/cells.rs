@@ -11,7 +11,8 @@ use super::connections::{
 };
 use super::decisions::{self, Decisions};
 use super::named::Named;
-use super::requests::{self, RouteCells, UpstreamCells};
+use super::requests::{self, RemovedFields, RouteCells, UpstreamCells};
+use crate::vocabulary::believed::Removed;
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::reason::Reason;
 
@@ -29,6 +30,7 @@ pub struct Cells {
     unserved_connections: UnservedConnections,
     reset_streams: Arc<ResetStreams>,
     decisions: Decisions,
+    removed_fields: RemovedFields,
 }
 
 impl Cells {
@@ -42,6 +44,7 @@ impl Cells {
             unserved_connections: UnservedConnections::default(),
             reset_streams: Arc::default(),
             decisions: Decisions::new(),
+            removed_fields: RemovedFields::default(),
         }
     }
 
@@ -104,6 +107,11 @@ impl Cells {
         self.decisions.cut(reason);
     }
 
+    /// A field of this kind was removed from a request.
+    pub fn field_removed(&self, removed: Removed) {
+        self.removed_fields.count(removed);
+    }
+
     /// A key was looked up, and this level answered.
     pub fn looked_up(&self, level: Level) {
         self.decisions.looked_up(level);
@@ -122,6 +130,7 @@ pub(super) fn families(threads: &[Arc<Cells>]) -> Vec<MetricFamily> {
     families.push(connections::cut_family(&threads.iter().map(|cells| &cells.cut_connections)));
     families.push(connections::unserved_family(&threads.iter().map(|cells| &cells.unserved_connections)));
     families.push(connections::reset_family(&threads.iter().map(|cells| &*cells.reset_streams)));
+    families.push(requests::removed_family(&threads.iter().map(|cells| &cells.removed_fields)));
     families
 }
 

@@ -11,8 +11,37 @@ use super::cell::{add, read};
 use super::family::{counters, gauge, histograms};
 use super::histogram::Histogram;
 use super::named::Gathered;
+use crate::vocabulary::believed::Removed;
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::reason::ErrorStatus;
+
+/// One thread's fields that were removed from requests, by [`Removed`].
+#[derive(Debug)]
+pub(super) struct RemovedFields([AtomicU64; Removed::COUNT]);
+
+impl Default for RemovedFields {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; Removed::COUNT])
+    }
+}
+
+impl RemovedFields {
+    pub(super) fn count(&self, removed: Removed) {
+        add(&self.0[removed.number()], 1);
+    }
+}
+
+pub(super) fn removed_family<'t>(
+    threads: &(impl Iterator<Item = &'t RemovedFields> + Clone),
+) -> MetricFamily {
+    let removed =
+        |name: Removed| -> u64 { threads.clone().map(|fields| read(&fields.0[name.number()])).sum() };
+    counters(
+        "keygate_request_headers_removed_total",
+        "Requests from which a header was removed because upstreams believe it.",
+        Removed::all().map(|name| ([("name", name.label())], removed(name))),
+    )
+}
 
 /// One finished request, as it is counted.
 #[derive(Debug)]
