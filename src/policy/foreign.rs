@@ -16,7 +16,8 @@ use super::target::Target;
 
 /// The rules beside the one that was found which a request can fall under. A request with more is refused.
 pub const MOST_OTHERS: usize = 2;
-/// The readings of a path that are looked at; a path that has more is refused. The name of a file has three at most.
+/// The readings of a path that are looked at; a path that has more is refused. The name of a file seldom has more than
+/// three.
 const MOST_READINGS: usize = 32;
 /// The paths of one entry that are shown.
 const PATHS: usize = 3;
@@ -103,7 +104,12 @@ pub(super) fn readings(path: &str, pattern: &Pattern, shape: Shape, slashes: boo
         take(&mut all, &[cut_segments]);
     }
     take(&mut all, &[trim_last, trim_all]);
-    take(&mut all, &[drop_format]);
+    // At each dot: Rails takes what follows the last one, a `.:format` of Sinatra all that follows the first.
+    let mut before = 0;
+    while before < all.len() && all.len() <= MOST_READINGS {
+        before = all.len();
+        take(&mut all, &[drop_format]);
+    }
     take(&mut all, &[trim_last]);
     (all.len() <= MOST_READINGS).then(|| all[1..].iter().map(|parts| join(parts)).collect())
 }
@@ -334,12 +340,12 @@ mod tests {
             ("/v1/a.json", "/v1/a.json", &[]),
             ("/v1/a.json/", "/v1/{*r}", &["/v1/a/"]),
             ("/v1/a%2ejson", "/v1/{*r}", &["/v1/a"]),
-            ("/v1/a.b.c", "/v1/{*r}", &["/v1/a.b"]),
+            ("/v1/a.b.c", "/v1/{*r}", &["/v1/a.b", "/v1/a"]),
             ("/v1/a.", "/v1/{x}", &["/v1/a"]),
             ("/v1/a%20./b%20", "/v1/{x}/{y}", &["/v1/a%20./b", "/v1/a/b"]),
             ("/v1/a%20.json", "/v1/{x}", &["/v1/a%20", "/v1/a"]),
             ("/v1/%20/a", "/v1/{*r}", &["/v1/a"]),
-            ("/v1/...", "/v1/{*r}", &["/v1/", "/v1/.."]),
+            ("/v1/...", "/v1/{*r}", &["/v1/", "/v1/..", "/v1/."]),
             ("/v1/x%3F/y", "/v1/{x}/y", &["/v1/x", "/v1/x/y"]),
             ("/v1/x.json%23y", "/v1/{x}", &["/v1/x.json", "/v1/x"]),
             ("/v1/x.json;v=1.2", "/v1/{x}", &["/v1/x.json", "/v1/x.json;v=1", "/v1/x"]),

@@ -60,7 +60,7 @@ impl fmt::Display for OtherReading {
             Self::Slash => "with the slash at its end added or removed",
             Self::Foreign => {
                 "of some routers: cut off at an encoded `?` or `#`, without blanks and dots at the end of a segment, \
-                 without what follows the last dot, with decoded slashes"
+                 without what follows a dot of the last segment, with decoded slashes"
             }
         })
     }

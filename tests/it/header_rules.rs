@@ -512,12 +512,13 @@ fn a_removed_name_is_counted_for_each_request_and_told_once() {
         .write(folder.path());
     let key = create_key(folder.path());
     let gateway = Process::serve(folder.path());
+    let (address, ops) = (gateway.address(), gateway.ops_address());
     for _ in 0..5 {
         let call =
             Call::get("/keyed").key(&key).field("X_Forwarded_User", "root").field("cf-connecting-ip", "::1");
-        assert_eq!(fetch(gateway.address(), &call.field("x-org-id", "mine")).status, 200);
+        assert_eq!(fetch(address, &call.field("x-org-id", "mine")).status, 200);
     }
-    let text = scrape(gateway.ops_address());
+    let text = scrape(ops);
     for name in ["x-forwarded-user", "cf-connecting-ip", "identity"] {
         let series = format!("keygate_request_headers_removed_total{{name=\"{name}\"}}");
         assert_eq!(value(&text, &series), Some(5.0), "{name}");
