@@ -1,10 +1,11 @@
 //! `/v1/api_keys`: the caller's keys.
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::body::{Body, networks, nullable_text, nullable_time, scopes, seconds, text};
 use super::query::{Cursor, Query};
-use super::{Answer, Call, List, Shown, refuse};
+use super::{Answer, Call, List, Shown, refuse, render_secret};
 use crate::lifecycle::{
     CallingKey, Changed, Keep, KeyPage, KeyView, Lifecycle, LifecycleError, Made, NewKey, OVERLAP, Outcome,
     Patch,
@@ -15,7 +16,6 @@ use crate::vocabulary::key::record::KeyRecord;
 use crate::vocabulary::key::{ApiKey, Environment};
 use crate::vocabulary::network::parse_number;
 use crate::vocabulary::rejection::{NotFound, Rejection};
-use crate::vocabulary::text::to_json;
 
 /// A key with its secret: the one answer that shows it.
 #[derive(Serialize)]
@@ -30,7 +30,7 @@ pub(super) async fn create(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
     let begun = lifecycle.begin(&origin, None, call.idempotency.as_ref()).await.map_err(refuse)?;
     let standing = match begun {
         Outcome::Fresh(standing) => standing,
-        Outcome::Repeated(body) => return Ok(Answer::made(body)),
+        Outcome::Repeated(body) => return Ok(Answer::secret(body)),
     };
     let mut body = Body::parse(&call.body)?;
     let name = body.require("name", text);
@@ -54,7 +54,7 @@ pub(super) async fn rotate(lifecycle: &Lifecycle, call: &Call) -> Result<Answer,
     let begun = lifecycle.begin(&origin, Some(id), call.idempotency.as_ref()).await.map_err(refuse)?;
     let standing = match begun {
         Outcome::Fresh(standing) => standing,
-        Outcome::Repeated(body) => return Ok(Answer::made(body)),
+        Outcome::Repeated(body) => return Ok(Answer::secret(body)),
     };
     let mut body = Body::parse(&call.body)?;
     let overlap = body.take("overlap_seconds", seconds).unwrap_or(OVERLAP);
@@ -159,14 +159,14 @@ fn answer(
 ) -> Result<Answer, Rejection> {
     match outcome.map_err(refuse)? {
         Outcome::Fresh(Made { key, secret, propagation }) => {
-            Ok(Answer::made(render(lifecycle, &key, &secret)).propagated(propagation))
+            Ok(Answer::secret(render(lifecycle, &key, &secret)).propagated(propagation))
         }
-        Outcome::Repeated(body) => Ok(Answer::made(body)),
+        Outcome::Repeated(body) => Ok(Answer::secret(body)),
     }
 }
 
-fn render(lifecycle: &Lifecycle, key: &KeyRecord, secret: &ApiKey) -> Vec<u8> {
+fn render(lifecycle: &Lifecycle, key: &KeyRecord, secret: &ApiKey) -> Zeroizing<Vec<u8>> {
     let answer = WithSecret { key: lifecycle.view_key(key, None), secret: Shown::new(secret) };
     // Made of strings and lists of strings, so serialising it cannot fail.
-    to_json(&answer).unwrap_or_default()
+    render_secret(&answer).unwrap_or_default()
 }

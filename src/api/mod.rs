@@ -35,7 +35,7 @@ use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::key::PresentedKey;
 use crate::vocabulary::rejection::{Conflict, FieldError, NotFound, Rejection, Unavailable};
-use crate::vocabulary::text::to_json;
+use crate::vocabulary::text::{append_json, to_json};
 
 pub use self::admission::Place;
 
@@ -118,9 +118,9 @@ impl Answer {
         Ok(Self { status: StatusCode::OK, body: body.into(), propagation: None })
     }
 
-    /// A body that is rendered already.
-    fn made(body: Vec<u8>) -> Self {
-        Self { status: StatusCode::OK, body: body.into(), propagation: None }
+    /// A body with a secret, which is wiped when the last part of it has been handed to the connection.
+    fn secret(body: Zeroizing<Vec<u8>>) -> Self {
+        Self { status: StatusCode::OK, body: Bytes::from_owner(body), propagation: None }
     }
 
     fn propagated(self, propagation: Option<Propagation>) -> Self {
@@ -305,6 +305,17 @@ fn refuse(error: LifecycleError) -> Rejection {
 fn internal(error: &dyn std::error::Error) -> Rejection {
     Event::OperationFailed.log(Clock::system().mono(), || format!("an operation failed: {error}"));
     Rejection::Internal
+}
+
+/// The room for an answer with a secret, in bytes. A longer one, of a key with hundreds of scopes, leaves copies of its
+/// beginning behind.
+const SECRET_ROOM: usize = 8 << 10;
+
+/// The JSON of an answer with a secret.
+fn render_secret(answer: &impl Serialize) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+    let mut body = Zeroizing::new(Vec::with_capacity(SECRET_ROOM));
+    append_json(answer, &mut body)?;
+    Ok(body)
 }
 
 /// A secret on its way to its owner, once.

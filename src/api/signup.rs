@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::body::{Body, text};
-use super::{Answer, Call, Shown, refuse};
+use super::{Answer, Call, Shown, internal, refuse, render_secret};
 use crate::lifecycle::{Lifecycle, parse_signup};
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::rejection::{NotFound, Rejection};
@@ -25,9 +25,10 @@ pub(super) async fn sign_up(lifecycle: &Lifecycle, call: &Call) -> Result<Answer
     let (name, email) = (name.unwrap_or_default(), email.unwrap_or_default());
     body.finish_with(parse_signup(&name, &email).err().unwrap_or_default())?;
     let made = lifecycle.sign_up(&call.origin(), &name, &email).await.map_err(refuse)?;
-    Answer::json(&SignedUp {
+    let answer = SignedUp {
         organization_id: made.org.id,
         api_key: Shown::new(&made.secret),
         credits_cents: settings.free_credits_cents,
-    })
+    };
+    render_secret(&answer).map(Answer::secret).map_err(|error| internal(&error))
 }

@@ -148,6 +148,9 @@ pub fn run(
         Ok(cli) => cli,
         Err(usage) => return print_usage(usage, &typed),
     };
+    if !matches!(&cli.command, Command::Serve(args) if args.allow_core_dumps) {
+        refuse_core_dumps();
+    }
     // Not locked: while a gateway runs, its other threads also write.
     let (out, err) = (&mut io::stdout(), &mut secrecy::Hiding::new(io::stderr(), typed));
     let outcome = match cli.command {
@@ -166,6 +169,14 @@ pub fn run(
     // The output cannot be written, so the error cannot be reported either.
     let outcome = outcome.and_then(|outcome| err.flush().map(|()| outcome));
     outcome.map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// Keeps the keys and secrets in this process's memory out of core files, and out of the reach of other processes of its
+/// user (`PR_SET_DUMPABLE`, prctl(2)).
+fn refuse_core_dumps() {
+    // A kernel that knows the call takes this value of it.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
 /// Loads a configuration. If it has mistakes, prints them and returns the outcome of the command.

@@ -31,6 +31,9 @@ pub(super) struct Args {
     config: PathBuf,
     #[command(flatten)]
     role: RoleArg,
+    /// Let the system write core files of this process, and debuggers attach: they see keys and secrets in plain text
+    #[arg(long)]
+    pub(super) allow_core_dumps: bool,
 }
 
 pub(super) fn run(

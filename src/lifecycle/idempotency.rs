@@ -68,7 +68,7 @@ impl Idempotency {
 
     /// # Errors
     /// [`LifecycleError::IdempotencyMismatch`] for the answer to another request.
-    pub(super) fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, LifecycleError> {
+    pub(super) fn open(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, LifecycleError> {
         let (nonce, text) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(LifecycleError::KeptAnswer)?;
         let mut text = Zeroizing::new(text.to_vec());
         let opened = self.cipher()?.open_in_place(Nonce::from(nonce), Aad::from(self.index), &mut text);
@@ -76,7 +76,7 @@ impl Idempotency {
         let (fingerprint, answer) =
             opened.split_first_chunk::<FINGERPRINT>().ok_or(LifecycleError::KeptAnswer)?;
         if *fingerprint == self.fingerprint {
-            Ok(answer.to_vec())
+            Ok(Zeroizing::new(answer.to_vec()))
         } else {
             Err(LifecycleError::IdempotencyMismatch)
         }
@@ -107,7 +107,7 @@ fn expand(secret: &Prk, purpose: &[u8], name: &[u8]) -> Result<[u8; 32], Lifecyc
 pub struct Keep<'k> {
     pub request: &'k Idempotency,
     /// The answer's body: a JSON object with the key's `id`, by which the answer is judged when it is given again.
-    pub render: &'k (dyn Fn(&KeyRecord, &ApiKey) -> Vec<u8> + Send + Sync),
+    pub render: &'k (dyn Fn(&KeyRecord, &ApiKey) -> Zeroizing<Vec<u8>> + Send + Sync),
 }
 
 impl std::fmt::Debug for Keep<'_> {
@@ -117,11 +117,19 @@ impl std::fmt::Debug for Keep<'_> {
 }
 
 /// The outcome of a request that may be sent twice.
-#[derive(Debug)]
 pub enum Outcome<T> {
     Fresh(T),
     /// The body of the answer to the first such request.
-    Repeated(Vec<u8>),
+    Repeated(Zeroizing<Vec<u8>>),
+}
+
+impl<T: std::fmt::Debug> std::fmt::Debug for Outcome<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fresh(fresh) => f.debug_tuple("Fresh").field(fresh).finish(),
+            Self::Repeated(_) => f.write_str("Repeated(redacted)"),
+        }
+    }
 }
 
 impl<T> Outcome<T> {
@@ -149,7 +157,7 @@ pub(super) fn keep_answer(
     now: UnixMillis,
 ) -> Result<Option<KeptAnswer>, LifecycleError> {
     let Some(Keep { request, render }) = keep else { return Ok(None) };
-    let sealed = request.seal(&Zeroizing::new(render(key, secret)))?;
+    let sealed = request.seal(&render(key, secret))?;
     let ends_at = now.plus(ANSWER_KEPT);
     Ok(Some(KeptAnswer { index: request.index(), sealed, made_at: now, ends_at }))
 }
@@ -183,7 +191,7 @@ mod tests {
         let sealed = first.seal(b"the answer").unwrap();
         let again = request(&own, b"n", 1);
         assert_eq!(again.index(), first.index());
-        assert_eq!(again.open(&sealed).unwrap(), b"the answer");
+        assert_eq!(*again.open(&sealed).unwrap(), b"the answer");
         assert!(matches!(request(&own, b"n", 2).open(&sealed), Err(LifecycleError::IdempotencyMismatch)));
         for stranger in [request(&other, b"n", 1), request(&own, b"m", 1)] {
             assert_ne!(stranger.index(), first.index());

@@ -123,8 +123,16 @@ pub fn trimmed_to_seen(part: &str) -> String {
 /// If the value has no form in JSON.
 pub fn to_json(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut json = Vec::with_capacity(256);
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, Escaping))?;
+    append_json(value, &mut json)?;
     Ok(json)
+}
+
+/// The same, behind what is in `json`.
+///
+/// # Errors
+/// If the value has no form in JSON.
+pub fn append_json(value: &impl Serialize, json: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    value.serialize(&mut serde_json::Serializer::with_formatter(json, Escaping))
 }
 
 /// Writes JSON without blanks, and without characters that deceive.

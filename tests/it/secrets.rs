@@ -2,12 +2,17 @@
 //! not in its store.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
+use memchr::memmem;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::harness::metrics::scrape;
@@ -227,4 +232,77 @@ fn the_search_finds_a_part_of_a_secret() {
     for leak in ["01234567", "dump\0ABCDEFGHI\0", "?key=fh_live_sk_0123456789abcdefghij"] {
         assert!(planted.find_in(leak.as_bytes()).is_some(), "{leak}");
     }
+}
+
+/// A gateway with one key, started by a shell that allows core files; and whether one was written when it was aborted.
+fn is_dumped(options: &str) -> bool {
+    let folder = TempDir::new().unwrap();
+    Gateway::builder().upstream("api", &refusing(), &refusing()).write(folder.path());
+    let mut command = Command::new("sh");
+    let serve = format!("ulimit -c unlimited; exec {} serve {options}", env!("CARGO_BIN_EXE_keygate"));
+    command.args(["-c", &serve]).current_dir(folder.path());
+    let mut gateway = Process::start(command);
+    gateway.address();
+    gateway.signal(Signal::ABORT);
+    gateway.wait().core_dumped()
+}
+
+#[test]
+fn a_gateway_leaves_no_core_file_unless_it_is_asked_to() {
+    let folder = TempDir::new().unwrap();
+    let here =
+        Command::new("sh").args(["-c", "ulimit -c unlimited; kill -ABRT $$"]).current_dir(&folder).status();
+    assert!(!is_dumped(""));
+    // Where the machine writes none at all, there is none for the gateway either.
+    assert_eq!(is_dumped("--allow-core-dumps"), here.unwrap().core_dumped());
+}
+
+/// All memory of a process that can be read and written.
+fn memory(process: u32) -> Vec<u8> {
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+    let file = File::open(format!("/proc/{process}/mem")).unwrap();
+    let ranges = maps.lines().filter(|line| line.contains(" rw")).filter_map(|line| {
+        let (begin, end) = line.split(' ').next()?.split_once('-')?;
+        Some((u64::from_str_radix(begin, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+    });
+    let mut all = Vec::new();
+    for (begin, end) in ranges {
+        let mut part = vec![0; usize::try_from(end - begin).unwrap()];
+        // Some ranges belong to the kernel.
+        if file.read_exact_at(&mut part, begin).is_ok() {
+            all.append(&mut part);
+        }
+    }
+    all
+}
+
+#[test]
+fn new_secrets_are_not_in_memory_once_they_are_handed_over() {
+    let folder = TempDir::new().unwrap();
+    Gateway::builder()
+        .upstream("api", &refusing(), &refusing())
+        .settings("[server]\nlisten = \"127.0.0.1:0\"\nworkers = 1\n")
+        .write(folder.path());
+    let admin = create_key(folder.path());
+    let gateway = Process::keygate(folder.path(), &["serve", "--allow-core-dumps"]);
+    let address = gateway.address();
+    let create = Call::post("/v1/api_keys", "{\"name\":\"made and forgotten\"}").key(&admin);
+    let secrets: Vec<String> = (0..20)
+        .map(|_| {
+            let answer = fetch(address, &create);
+            assert_eq!(answer.status, 200);
+            answer.json()["secret"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let all = memory(gateway.id());
+    let copies = |part: &str| memmem::find_iter(&all, part).count();
+    let left: Vec<usize> = secrets.iter().map(|secret| copies(secret)).collect();
+    // Of the name, which is no secret, each request leaves copies, so the search finds what there is.
+    assert!(
+        copies("made and forgotten") >= left.len(),
+        "{} copies of the name",
+        copies("made and forgotten")
+    );
+    // The library's buffers keep what went through them last.
+    assert!(left.iter().filter(|copies| **copies > 0).count() <= 3, "{left:?}");
 }
