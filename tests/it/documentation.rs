@@ -21,7 +21,7 @@ use crate::harness::process::keygate;
 use crate::harness::{Authority, PATIENCE, RedisServer, Upstream, eventually};
 
 /// In the order in which somebody reads them who begins with the README.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "README.md",
     "config/README.md",
     "deploy/README.md",
@@ -29,6 +29,7 @@ const PAGES: [&str; 10] = [
     "src/api/README.md",
     "benches/README.md",
     "tests/README.md",
+    "tests/threats.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "SECURITY.md",
