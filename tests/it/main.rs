@@ -86,6 +86,7 @@ mod shares;
 mod slow_clients;
 mod store_contract;
 mod streaming;
+mod supply_chain;
 mod threats;
 mod tls;
 mod trailers;
