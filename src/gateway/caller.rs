@@ -1,9 +1,10 @@
 //! The caller: what authentication makes of a request's credentials.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
 use super::headers::Identity;
+use super::shares::OfOrg;
 use crate::lifecycle::CallingKey;
 use crate::policy::decision::Asker;
 use crate::store::Found;
@@ -49,11 +50,13 @@ impl Caller {
 pub(super) struct Prepared {
     pub(super) identity: Identity,
     pub(super) noted: Noted,
+    /// What the key's organisation has in flight on this thread; there from the first forwarded request on.
+    pub(super) of_org: OnceCell<Rc<OfOrg>>,
 }
 
 impl From<&Found> for Prepared {
     fn from(found: &Found) -> Self {
-        Self { identity: Identity::from(found), noted: Noted::default() }
+        Self { identity: Identity::from(found), noted: Noted::default(), of_org: OnceCell::new() }
     }
 }
 

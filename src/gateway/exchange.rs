@@ -155,9 +155,9 @@ impl Exchange {
     /// Takes a part of the client's share of the requests that are forwarded at once.
     ///
     /// # Errors
-    /// When as many of the client's requests are in flight as may be, and none ends in time.
+    /// When as many requests of the client, or of its organisation, are in flight as may be, and none ends in time.
     pub(super) async fn take_part(&mut self, client: Client) -> Result<(), Rejection> {
-        self.part = self.gateway.shares.part(client);
+        self.part = self.gateway.shares.part(&client);
         if self.part.is_none() {
             let gateway = Rc::clone(&self.gateway);
             self.part = Box::pin(gateway.shares.part_beyond(client)).await;

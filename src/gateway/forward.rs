@@ -1,6 +1,7 @@
 //! To the upstream and back. The request that goes up is built from the canonical one and from nothing else.
 
 use std::borrow::Cow;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,12 +11,14 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use super::authorize::Permit;
+use super::caller::Prepared;
 use super::exchange::Exchange;
 use super::headers;
 use super::response_body::ResponseBody;
-use super::shares::Client;
+use super::shares::{Client, OfOrg};
 use super::tunnel::{self, Tunnel};
 use crate::policy::request::{CanonicalRequest, Parts};
+use crate::store::cache::Known;
 use crate::telemetry::{Event, log};
 use crate::upstream::UpstreamId;
 use crate::upstream::answer::{Answer, Framing};
@@ -28,8 +31,8 @@ use crate::vocabulary::rejection::{BadGateway, Rejection, Unavailable};
 /// Sends what `permit` allows to `upstream`.
 ///
 /// # Errors
-/// 413 and 400 where the body proves to be wrong on the way, 502 and 504 where no answer comes, 503 where the client, or all
-/// together, have as many requests in flight as may be.
+/// 413 and 400 where the body proves to be wrong on the way, 502 and 504 where no answer comes, 503 where the client, its
+/// organisation, or all together have as many requests in flight as may be.
 pub(super) async fn forward(
     exchange: &mut Exchange,
     request: CanonicalRequest<Incoming>,
@@ -41,7 +44,7 @@ pub(super) async fn forward(
     // Read before the client's own fields are removed.
     let judged = permit.holder().map(|holder| (holder, exchange.client_address(request.headers())));
     let client = match judged {
-        Some((holder, _)) => Client::Key(holder.digest),
+        Some((holder, _)) => Client::Key(holder.digest, of_org(exchange, holder)),
         None => Client::Site(ClientNetwork::of(exchange.client_address(request.headers())).site()),
     };
     // Before it waits: a key that is revoked meanwhile must not get through.
@@ -72,6 +75,12 @@ pub(super) async fn forward(
     of_route.into_iter().for_each(|idle| answer.body.limit_pauses(idle));
     let stream_idle = of_route.unwrap_or(snapshot.upstream(upstream).timeouts.stream_idle);
     Ok(Forwarded { answer, stream_idle })
+}
+
+/// What the organisation of a key has in flight on this thread.
+fn of_org(exchange: &Exchange, holder: &Known<Prepared>) -> Rc<OfOrg> {
+    let of_org = holder.prepared.of_org.get_or_init(|| exchange.gateway().shares.of_org(holder.found.org.id));
+    Rc::clone(of_org)
 }
 
 /// # Errors

@@ -1,25 +1,36 @@
-//! One client's share of the requests that are forwarded at once, so that no client can take the places of all.
+//! One client's share of the requests that are forwarded at once, so that no client can take the places of all, nor the keys
+//! of one organisation together.
 //!
 //! A client may have as many requests in flight as there are places left for connections to upstreams, beside a quarter of
 //! all places, which is kept for clients that have few (a dynamic threshold, as Choudhury and Hahne have it in "Dynamic queue
 //! length thresholds for shared-memory packet switches", 1998). So one that takes what it can get has three eighths of all on one
-//! thread, and on many threads up to half. Many that do leave the quarter, of which each can take a 32nd part, and at least one
-//! place on each thread.
+//! thread, and on many threads up to seven sixteenths. Many that do leave the quarter, of which each can take a 32nd part, and at
+//! least one place on each thread.
 //!
-//! The client is the key, or on a public route the site that the request comes from: a /24 of IPv4, a /48 of IPv6. Each thread lets a number of each
-//! client's requests through by itself: a hit costs a look into a table of its own and a read of what is left. Only
-//! beyond that number do threads ask one another.
+//! The client is the key, or on a public route the site that the request comes from: a /24 of IPv4, a /48 of IPv6.
+//!
+//! The keys of an organisation are bounded together by the same rule, with twice as many as there are places left for keys
+//! that have many in flight, and three times as many for keys that have few. So keys that take what they can get have half of
+//! all and leave their sister keys a sixteenth; all keys together have nine sixteenths on one thread, and on many threads up to
+//! five eighths. Less would waste the places of a gateway with one large customer; with more, little beside the kept quarter
+//! would be left for all other customers.
+//!
+//! Each thread lets a number of the requests of each client and organisation through by itself: a hit costs a look into a
+//! table of its own, a count that the cached key has at hand, and a read of what is left. Only beyond that number do threads ask
+//! one another.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
 use crate::upstream::budget::Budget;
+use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::network::ClientSite;
 
@@ -27,32 +38,89 @@ use crate::vocabulary::network::ClientSite;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(20);
-/// The clients for each of which a part of the kept places is enough.
+/// The clients for each of which a part of the kept places is enough. The same holds for organisations.
 const CLIENTS: usize = 32;
 /// The requests of one client that wait. More are refused at once.
 const WAITING: usize = 128;
+/// Those of one organisation's keys.
+const WAITING_OF_ORG: usize = 4 * WAITING;
+/// Those of all. Each looks under the lock at every [`LOOK`].
+const WAITING_OF_ALL: usize = 8 * WAITING_OF_ORG;
+/// Organisations that a thread has counts of, before those are forgotten that have none of its keys.
+const TIDIED: usize = 1024;
 
 /// The sender of forwarded requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(super) enum Client {
+    /// A key, and what its organisation has in flight on this thread.
+    Key(Digest, Rc<OfOrg>),
+    Site(ClientSite),
+}
+
+impl Client {
+    /// Everybody of whose share its requests are a part, the narrowest first.
+    fn sharers(&self) -> impl Iterator<Item = Sharer> {
+        let (first, second) = match self {
+            Self::Key(digest, of_org) => (Sharer::Key(*digest), Some(Sharer::Org(of_org.org))),
+            Self::Site(site) => (Sharer::Site(*site), None),
+        };
+        std::iter::once(first).chain(second)
+    }
+}
+
+/// The requests of an organisation's keys that one thread has let through by itself.
+#[derive(Debug)]
+pub(super) struct OfOrg {
+    org: OrgId,
+    taken: Cell<usize>,
+}
+
+/// The holder of a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Sharer {
     Key(Digest),
     Site(ClientSite),
+    Org(OrgId),
+}
+
+impl Sharer {
+    const fn waiting_at_most(self) -> usize {
+        match self {
+            Self::Key(_) | Self::Site(_) => WAITING,
+            Self::Org(_) => WAITING_OF_ORG,
+        }
+    }
+}
+
+/// The requests that a client has in flight, and its organisation's.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    by_client: usize,
+    by_org: Option<usize>,
 }
 
 /// The shares as all threads see them.
 #[derive(Debug)]
 pub struct Shares {
     budget: Budget,
-    /// The requests of one client that a thread forwards by itself.
+    /// The requests of one organisation, or of one site, that a thread forwards by itself.
     by_thread: usize,
-    /// The requests of one client that a thread forwards even where only the kept places are left.
+    /// Those that a thread forwards even where only the kept places are left.
     few: usize,
     kept: usize,
     patience: Duration,
-    clients: Mutex<HashMap<Client, Beyond>>,
+    beyond: Mutex<AllBeyond>,
 }
 
-/// The requests of one client beyond those that the threads let through by themselves.
+/// The requests beyond those that the threads let through by themselves.
+#[derive(Debug, Default)]
+struct AllBeyond {
+    of: HashMap<Sharer, Beyond>,
+    /// How many wait in all.
+    waiting: usize,
+}
+
+/// Those of one holder of a share.
 #[derive(Clone, Copy, Debug, Default)]
 struct Beyond {
     in_flight: usize,
@@ -60,29 +128,35 @@ struct Beyond {
 }
 
 impl Shares {
-    /// The threads forward at most a quarter of `budget` for one client by themselves.
+    /// Of one organisation, or of one site, all threads together forward a sixteenth of `budget` without asking one another.
+    /// By so much it can exceed its share.
     #[must_use]
     pub fn new(budget: Budget, threads: usize) -> Self {
-        let quarter = (budget.at_most() / 4).max(1);
+        let (quarter, sixteenth) = ((budget.at_most() / 4).max(1), budget.at_most() / 16);
         Self {
             budget,
-            by_thread: (quarter / threads.max(1)).max(1),
+            by_thread: (sixteenth / threads.max(1)).max(1),
             few: (quarter / CLIENTS / threads.max(1)).max(1),
             kept: quarter,
             patience: PATIENCE,
-            clients: Mutex::default(),
+            beyond: Mutex::default(),
         }
     }
 
     /// Whether a client with so many requests in flight may have another one.
-    fn admits(&self, taken: usize) -> bool {
+    fn admits(&self, taken: Taken) -> bool {
         let left = self.budget.left();
-        if taken < self.few { left > 0 } else { taken + self.kept < left }
+        let beside_kept = left.saturating_sub(self.kept);
+        let is_free = |taken, of_what_is_left: usize| {
+            if taken < self.few { left > 0 } else { taken < of_what_is_left * beside_kept }
+        };
+        let of_org = if taken.by_client < self.few { 3 } else { 2 };
+        is_free(taken.by_client, 1) && taken.by_org.is_none_or(|taken| is_free(taken, of_org))
     }
 
     /// Waits until the client may have another request in flight beyond its `own`, those that its thread has let through by
     /// then; false if it may not in time.
-    async fn wait(&self, client: Client, own: impl Fn() -> usize) -> bool {
+    async fn wait(&self, client: &Client, own: impl Fn() -> Taken) -> bool {
         if self.takes(client, own()) {
             return true;
         }
@@ -95,43 +169,56 @@ impl Shares {
         timeout(self.patience, turn).await.is_ok()
     }
 
-    fn takes(&self, client: Client, own: usize) -> bool {
-        self.change(client, |beyond| {
-            let is_free = self.admits(own + beyond.in_flight);
-            beyond.in_flight += usize::from(is_free);
-            is_free
-        })
-    }
-
-    /// Changes the counts of a client, and forgets a client without any.
-    fn change<T>(&self, client: Client, change: impl FnOnce(&mut Beyond) -> T) -> T {
-        let mut clients = self.lock();
-        let beyond = clients.entry(client).or_default();
-        let changed = change(beyond);
-        if beyond.in_flight + beyond.waiting == 0 {
-            clients.remove(&client);
+    fn takes(&self, client: &Client, own: Taken) -> bool {
+        let mut beyond = self.lock();
+        let mut in_flight = client.sharers().map(|sharer| beyond.of(sharer).in_flight);
+        let by_client = own.by_client + in_flight.next().unwrap_or_default();
+        let by_org = own.by_org.map(|own| own + in_flight.next().unwrap_or_default());
+        drop(in_flight);
+        let is_free = self.admits(Taken { by_client, by_org });
+        if is_free {
+            beyond.change(client, |beyond| beyond.in_flight += 1);
         }
-        changed
+        is_free
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Client, Beyond>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, AllBeyond> {
+        self.beyond.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AllBeyond {
+    fn of(&self, sharer: Sharer) -> Beyond {
+        self.of.get(&sharer).copied().unwrap_or_default()
+    }
+
+    /// Changes the counts of all of whose share the client's requests are a part, and forgets who has none.
+    fn change(&mut self, client: &Client, change: impl Fn(&mut Beyond)) {
+        for sharer in client.sharers() {
+            let beyond = self.of.entry(sharer).or_default();
+            change(beyond);
+            if beyond.in_flight + beyond.waiting == 0 {
+                self.of.remove(&sharer);
+            }
+        }
     }
 }
 
 /// A request that waits; it stops when this is dropped, also where its client leaves.
 struct Waiting<'s> {
     shares: &'s Shares,
-    client: Client,
+    client: &'s Client,
 }
 
 impl<'s> Waiting<'s> {
-    fn begin(shares: &'s Shares, client: Client) -> Option<Self> {
-        let has_room = shares.change(client, |beyond| {
-            let has_room = beyond.waiting < WAITING;
-            beyond.waiting += usize::from(has_room);
-            has_room
-        });
+    fn begin(shares: &'s Shares, client: &'s Client) -> Option<Self> {
+        let mut beyond = shares.lock();
+        let has_room = beyond.waiting < WAITING_OF_ALL
+            && client.sharers().all(|sharer| beyond.of(sharer).waiting < sharer.waiting_at_most());
+        if has_room {
+            beyond.change(client, |beyond| beyond.waiting += 1);
+            beyond.waiting += 1;
+        }
         // Made only where it counts: its end is counted too.
         has_room.then(|| Self { shares, client })
     }
@@ -139,7 +226,9 @@ impl<'s> Waiting<'s> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.shares.change(self.client, |beyond| beyond.waiting -= 1);
+        let mut beyond = self.shares.lock();
+        beyond.change(self.client, |beyond| beyond.waiting -= 1);
+        beyond.waiting -= 1;
     }
 }
 
@@ -149,6 +238,9 @@ pub(super) struct ThreadShares {
     shared: Arc<Shares>,
     of_keys: Counts<Digest, BuildHasherDefault<Leading>>,
     of_sites: Counts<ClientSite, RandomState>,
+    of_orgs: RefCell<HashMap<OrgId, Rc<OfOrg>>>,
+    /// How many organisations there may be before they are tidied.
+    tidied: Cell<usize>,
 }
 
 /// A request's part of its client's share, to be [given back](ThreadShares::give_back).
@@ -160,33 +252,64 @@ pub(super) struct Part {
 
 impl ThreadShares {
     pub(super) fn new(shared: Arc<Shares>) -> Self {
-        Self { shared, of_keys: Counts::default(), of_sites: Counts::default() }
+        Self {
+            shared,
+            of_keys: Counts::default(),
+            of_sites: Counts::default(),
+            of_orgs: RefCell::default(),
+            tidied: Cell::new(TIDIED),
+        }
+    }
+
+    /// What an organisation has in flight on this thread. To be kept with its keys: this takes a hash.
+    pub(super) fn of_org(&self, org: OrgId) -> Rc<OfOrg> {
+        let mut all = self.of_orgs.borrow_mut();
+        if all.len() >= self.tidied.get() {
+            all.retain(|_, of_org| Rc::strong_count(of_org) > 1);
+            self.tidied.set(TIDIED.max(2 * all.len()));
+        }
+        Rc::clone(all.entry(org).or_insert_with(|| Rc::new(OfOrg { org, taken: Cell::new(0) })))
     }
 
     /// A part of the client's share, where this thread can give it by itself.
-    pub(super) fn part(&self, client: Client) -> Option<Part> {
-        let admits = |taken| taken < self.shared.by_thread && self.shared.admits(taken);
-        let is_free = match client {
-            Client::Key(digest) => self.of_keys.take(digest, admits),
-            Client::Site(site) => self.of_sites.take(site, admits),
+    pub(super) fn part(&self, client: &Client) -> Option<Part> {
+        // No key has more than its organisation.
+        let admits = |by_client: usize, by_org: Option<usize>| {
+            by_org.unwrap_or(by_client) < self.shared.by_thread
+                && self.shared.admits(Taken { by_client, by_org })
         };
-        is_free.then_some(Part { client, is_beyond: false })
+        let is_free = match client {
+            Client::Key(digest, of_org) => {
+                let by_org = of_org.taken.get();
+                let is_free = self.of_keys.take(*digest, |by_key| admits(by_key, Some(by_org)));
+                of_org.taken.set(by_org + usize::from(is_free));
+                is_free
+            }
+            Client::Site(site) => self.of_sites.take(*site, |by_site| admits(by_site, None)),
+        };
+        is_free.then(|| Part { client: client.clone(), is_beyond: false })
     }
 
     /// Waits for a part beyond those that this thread gives by itself; `None` if none is given back in time.
     pub(super) async fn part_beyond(&self, client: Client) -> Option<Part> {
-        let own = || match client {
-            Client::Key(digest) => self.of_keys.of(&digest),
-            Client::Site(site) => self.of_sites.of(&site),
+        let own = || match &client {
+            Client::Key(digest, of_org) => {
+                Taken { by_client: self.of_keys.of(digest), by_org: Some(of_org.taken.get()) }
+            }
+            Client::Site(site) => Taken { by_client: self.of_sites.of(site), by_org: None },
         };
-        self.shared.wait(client, own).await.then_some(Part { client, is_beyond: true })
+        let is_free = self.shared.wait(&client, own).await;
+        is_free.then_some(Part { client, is_beyond: true })
     }
 
     pub(super) fn give_back(&self, part: &Part) {
-        match *part {
-            Part { client, is_beyond: true } => self.shared.change(client, |beyond| beyond.in_flight -= 1),
-            Part { client: Client::Key(digest), .. } => self.of_keys.give_back(&digest),
-            Part { client: Client::Site(site), .. } => self.of_sites.give_back(&site),
+        match &part.client {
+            client if part.is_beyond => self.shared.lock().change(client, |beyond| beyond.in_flight -= 1),
+            Client::Key(digest, of_org) => {
+                of_org.taken.set(of_org.taken.get() - 1);
+                self.of_keys.give_back(digest);
+            }
+            Client::Site(site) => self.of_sites.give_back(site),
         }
     }
 }
@@ -250,27 +373,53 @@ mod tests {
     use super::*;
     use crate::upstream::budget::Place;
 
-    const fn key(number: u8) -> Client {
-        Client::Key(Digest::from_bytes([number; 32]))
+    impl ThreadShares {
+        /// A key of this organisation.
+        fn key(&self, number: u8, org: u8) -> Client {
+            Client::Key(Digest::from_bytes([number; 32]), self.of_org(OrgId::from_bytes([org; 16])))
+        }
     }
 
     fn impatient(budget: &Budget, threads: usize) -> Arc<Shares> {
         Arc::new(Shares { patience: Duration::ZERO, ..Shares::new(budget.clone(), threads) })
     }
 
-    /// Takes as many parts for the client as there are, and the place of a connection for each.
-    async fn take_all(thread: &ThreadShares, budget: &Budget, client: Client) -> Vec<(Part, Place)> {
+    /// Takes as many parts for the client as there are, but `at_most` so many, and the place of a connection for each.
+    async fn take(
+        thread: &ThreadShares,
+        budget: &Budget,
+        client: &Client,
+        at_most: usize,
+    ) -> Vec<(Part, Place)> {
         let mut parts = Vec::new();
-        loop {
+        while parts.len() < at_most {
             let part = match thread.part(client) {
                 Some(part) => part,
-                None => match thread.part_beyond(client).await {
+                None => match thread.part_beyond(client.clone()).await {
                     Some(part) => part,
                     None => return parts,
                 },
             };
             parts.push((part, budget.place().await.unwrap()));
         }
+        parts
+    }
+
+    async fn take_all(thread: &ThreadShares, budget: &Budget, client: &Client) -> Vec<(Part, Place)> {
+        take(thread, budget, client, usize::MAX).await
+    }
+
+    /// Lets so many requests of the client begin to wait, where there is room; tells how many are refused at once.
+    async fn refused_of(waiting: &mut [impl Future<Output = Option<Part>> + Unpin]) -> usize {
+        let mut refused = 0;
+        std::future::poll_fn(|cx| {
+            for one in &mut *waiting {
+                refused += usize::from(std::pin::Pin::new(one).poll(cx).is_ready());
+            }
+            std::task::Poll::Ready(())
+        })
+        .await;
+        refused
     }
 
     #[tokio::test]
@@ -279,13 +428,58 @@ mod tests {
             let budget = Budget::new(800);
             let thread = ThreadShares::new(impatient(&budget, 1));
             let mut all = Vec::new();
-            for client in 0..clients {
-                let parts = take_all(&thread, &budget, key(client)).await;
+            for number in 0..clients {
+                let parts = take_all(&thread, &budget, &thread.key(number, number)).await;
                 assert!(of_one.contains(&parts.len()), "{} of {clients}", parts.len());
                 all.push(parts);
             }
-            assert!(thread.part(key(200)).is_some(), "{} places are left", budget.left());
+            assert!(thread.part(&thread.key(200, 200)).is_some(), "{} places are left", budget.left());
         }
+    }
+
+    #[tokio::test]
+    async fn the_keys_of_an_organisation_get_half_and_leave_other_organisations_more_than_the_kept_quarter() {
+        let budget = Budget::new(800);
+        let thread = ThreadShares::new(impatient(&budget, 1));
+        let mut all = Vec::new();
+        for number in 0..100 {
+            all.extend(take_all(&thread, &budget, &thread.key(number, 0)).await);
+        }
+        // Nine sixteenths, where the last keys have few.
+        assert!((400..=450).contains(&all.len()), "{}", all.len());
+        let other = take_all(&thread, &budget, &thread.key(200, 1)).await;
+        assert!((75..=100).contains(&other.len()), "{}", other.len());
+        assert!(budget.left() >= 200);
+    }
+
+    #[tokio::test]
+    async fn two_greedy_keys_leave_their_sisters_places() {
+        let budget = Budget::new(800);
+        let thread = ThreadShares::new(impatient(&budget, 1));
+        let mut all = take_all(&thread, &budget, &thread.key(0, 0)).await;
+        all.extend(take_all(&thread, &budget, &thread.key(1, 0)).await);
+        assert_eq!(all.len(), 400);
+        for number in 2..10 {
+            let few = take(&thread, &budget, &thread.key(number, 0), 5).await;
+            assert_eq!(few.len(), 5, "key {number}");
+            all.extend(few);
+        }
+    }
+
+    #[tokio::test]
+    async fn where_only_the_kept_places_are_left_an_organisation_has_few_of_them() {
+        let budget = Budget::new(800);
+        let thread = ThreadShares::new(impatient(&budget, 1));
+        let mut places = Vec::new();
+        for _ in 0..700 {
+            places.push(budget.place().await);
+        }
+        let mut all = Vec::new();
+        for number in 0..100 {
+            all.extend(take_all(&thread, &budget, &thread.key(number, 0)).await);
+        }
+        assert_eq!(all.len(), 6);
+        assert_eq!(take_all(&thread, &budget, &thread.key(200, 1)).await.len(), 6);
     }
 
     #[tokio::test]
@@ -295,21 +489,37 @@ mod tests {
         let mut all = Vec::new();
         for _ in 0..2 {
             let thread = ThreadShares::new(Arc::clone(&shared));
-            let parts = take_all(&thread, &budget, key(1)).await;
+            let parts = take_all(&thread, &budget, &thread.key(1, 1)).await;
             all.push((thread, parts));
         }
         let together: usize = all.iter().map(|(_, parts)| parts.len()).sum();
         assert!((24..=32).contains(&together), "{together}");
-        assert!(all[0].0.part(key(2)).is_some());
+        assert!(all[0].0.part(&all[0].0.key(2, 2)).is_some());
+    }
+
+    #[tokio::test]
+    async fn threads_together_give_one_organisation_five_eighths_at_most() {
+        for threads in [2, 4, 16] {
+            let budget = Budget::new(3200);
+            let shared = impatient(&budget, threads);
+            let mut all = Vec::new();
+            for _ in 0..threads {
+                let thread = ThreadShares::new(Arc::clone(&shared));
+                for number in 0..100 {
+                    all.extend(take_all(&thread, &budget, &thread.key(number, 0)).await);
+                }
+            }
+            assert!((1600..=2000).contains(&all.len()), "{} on {threads} threads", all.len());
+        }
     }
 
     #[tokio::test]
     async fn a_request_that_waits_goes_on_when_another_ends() {
         let budget = Budget::new(4);
         let thread = ThreadShares::new(Arc::new(Shares::new(budget.clone(), 1)));
-        let first = thread.part_beyond(key(1)).await.unwrap();
+        let first = thread.part_beyond(thread.key(1, 1)).await.unwrap();
         let _places = (budget.place().await, budget.place().await);
-        let (second, ()) = tokio::join!(thread.part_beyond(key(1)), async {
+        let (second, ()) = tokio::join!(thread.part_beyond(thread.key(1, 1)), async {
             tokio::task::yield_now().await;
             thread.give_back(&first);
         });
@@ -317,24 +527,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_than_128_requests_of_a_client_wait() {
-        let budget = Budget::new(4);
+    async fn no_more_than_128_requests_of_a_client_wait_512_of_an_organisation_and_4096_of_all() {
+        let budget = Budget::new(1);
         let thread = ThreadShares::new(Arc::new(Shares::new(budget.clone(), 1)));
-        let first = thread.part_beyond(key(1)).await.unwrap();
-        let _places = (budget.place().await, budget.place().await);
-        let mut waiting: Vec<_> = (0..2 * WAITING).map(|_| Box::pin(thread.part_beyond(key(1)))).collect();
-        let mut refused = 0;
-        std::future::poll_fn(|cx| {
-            for one in &mut waiting {
-                refused += usize::from(one.as_mut().poll(cx).is_ready());
-            }
-            std::task::Poll::Ready(())
-        })
-        .await;
-        assert_eq!(refused, WAITING);
-        drop(waiting);
-        thread.give_back(&first);
-        assert!(thread.shared.lock().is_empty());
+        let _place = budget.place().await;
+        let thread = &thread;
+        for (keys, orgs, most) in [(1, 1, 128), (6, 1, 512), (6, 9, 4096)] {
+            let clients = (0..orgs).flat_map(|org| (0..keys).map(move |key| thread.key(10 * org + key, org)));
+            let asked = clients.flat_map(|client| vec![client; 2 * WAITING]);
+            let mut waiting: Vec<_> = asked.map(|client| Box::pin(thread.part_beyond(client))).collect();
+            let refused = refused_of(&mut waiting).await;
+            assert_eq!(waiting.len() - refused, most, "{keys} keys of {orgs} organisations");
+        }
+        assert!(thread.shared.lock().of.is_empty());
+        assert_eq!(thread.shared.lock().waiting, 0);
     }
 
     #[tokio::test]
@@ -344,13 +550,24 @@ mod tests {
         let thread = ThreadShares::new(Arc::clone(&shared));
         let _places = (budget.place().await, budget.place().await);
         for number in 0..100 {
-            let own = thread.part(key(number)).unwrap();
-            assert!(thread.part_beyond(key(number)).await.is_none());
+            let own = thread.part(&thread.key(number, number)).unwrap();
+            assert!(thread.part_beyond(thread.key(number, number)).await.is_none());
             thread.give_back(&own);
-            let beyond = thread.part_beyond(key(number)).await.unwrap();
+            let beyond = thread.part_beyond(thread.key(number, number)).await.unwrap();
             thread.give_back(&beyond);
         }
         assert!(thread.of_keys.0.borrow().is_empty());
-        assert!(shared.lock().is_empty());
+        assert!(shared.lock().of.is_empty());
+    }
+
+    #[tokio::test]
+    async fn organisations_without_keys_on_a_thread_are_forgotten() {
+        let thread = ThreadShares::new(impatient(&Budget::new(4), 1));
+        let org = |number: u128| thread.of_org(OrgId::from_bytes(number.to_be_bytes()));
+        let kept = org(0);
+        kept.taken.set(3);
+        (1..10 * TIDIED as u128).for_each(|number| drop(org(number)));
+        assert!(thread.of_orgs.borrow().len() <= TIDIED);
+        assert_eq!(org(0).taken.get(), 3);
     }
 }

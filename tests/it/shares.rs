@@ -1,4 +1,4 @@
-//! One client that takes all it can get costs the others nothing: descriptors, connections to upstreams, operators' listeners.
+//! One client that takes all it can get costs the others nothing, nor do all keys of one organisation: descriptors, connections to upstreams, operators' listeners.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -9,19 +9,21 @@ use std::thread;
 
 use bytes::Bytes;
 use http_body_util::Empty;
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
+use crate::harness::api::json_call;
 use crate::harness::client::{Wire, fetch};
 use crate::harness::http2::{connect, request, runtime};
 use crate::harness::metrics::{scrape, value};
-use crate::harness::process::{Process, create_key, keygate};
+use crate::harness::process::{Process, create_key, create_key_by, keygate};
 use crate::harness::transport::Transport;
 use crate::harness::{Call, Tuned, eventually, is_long};
 
 const POLICY: &str = r#"
-scopes = ["a"]
+scopes = ["a", "manage"]
 
 [[route]]
 id = "things"
@@ -30,6 +32,13 @@ paths = ["/things", "/things/{*rest}"]
 any_key = true
 upstream = "api"
 websocket = true
+
+[[route]]
+id = "keys"
+methods = ["POST"]
+paths = ["/v1/api_keys"]
+scopes = ["manage"]
+serve = "keys.create"
 "#;
 
 const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
@@ -118,6 +127,22 @@ impl Limited {
 
     fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The first key of a new organisation.
+    fn key_of(&self, org: &str) -> String {
+        let made = keygate(self.path(), &["orgs", "create", org]).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let words = ["keys", "create", "--all-scopes", "--name", "a key", "--org", org];
+        create_key_by(keygate(self.path(), &words))
+    }
+
+    /// So many further keys of the organisation of `key`.
+    fn sisters_of(&self, key: &str, number: usize) -> Vec<String> {
+        let mut wire = Wire::connect(self.address);
+        let call = json_call("POST", "/v1/api_keys", &json!({ "name": "a sister" })).key(key);
+        let made = (0..number).map(|_| wire.call(&call).unwrap().json());
+        made.map(|key| key["secret"].as_str().unwrap().to_owned()).collect()
     }
 
     /// Asserts that a customer with `key`, probes and operators are served.
@@ -220,14 +245,42 @@ fn one_client_over_http2_leaves_others_half_of_fewer_and_of_more_connections_too
 fn twenty_clients_that_hold_all_they_can_leave_room_for_another() {
     let upstream = Holding::start();
     let gateway = Limited::start(1024, &upstream);
-    let other = create_key(gateway.path());
-    let greedy: Vec<_> = (0..20).map(|_| create_key(gateway.path())).collect();
+    let other = gateway.key_of("Other Ltd");
+    let greedy: Vec<_> = (0..20).map(|number| gateway.key_of(&format!("Greedy Ltd {number}"))).collect();
     let held: Vec<_> = greedy.iter().map(|key| Held::begin(gateway.address, key, 100)).collect();
     let refused = || held.iter().map(Held::refused).sum::<usize>();
     eventually("what is too much is refused", || refused() + upstream.open() >= 2000);
     gateway.assert_serves_others(&other);
     let most = upstream.most.load(Ordering::SeqCst);
     assert!(most < gateway.upstreams, "{most} of {}", gateway.upstreams);
+}
+
+#[test]
+fn the_keys_of_one_organisation_together_leave_other_organisations_places() {
+    let upstream = Holding::start();
+    let gateway = Limited::start(1024, &upstream);
+    let [first, other] = ["Greedy Ltd", "Other Ltd"].map(|org| gateway.key_of(org));
+    let greedy = gateway.sisters_of(&first, 64);
+    // Keys that have few in flight could each take some more: first four take what they can get, then sixty.
+    let (mut held, mut asked): (Vec<Held>, usize) = (Vec::new(), 0);
+    for (keys, requests) in [(&greedy[..4], 200), (&greedy[4..], 10)] {
+        held.extend(keys.iter().map(|key| Held::begin(gateway.address, key, requests)));
+        asked += keys.len() * requests;
+        eventually("what is too much is refused", || {
+            held.iter().map(Held::refused).sum::<usize>() + upstream.open() >= asked
+        });
+    }
+    let taken = upstream.open();
+    gateway.assert_serves_others(&other);
+    // One for each thread: it looks before its connection is counted.
+    assert!(taken <= gateway.upstreams * 9 / 16 + 2, "{taken} of {}", gateway.upstreams);
+    let others = Held::begin(gateway.address, &other, 20);
+    eventually("the other organisation's requests are forwarded", || upstream.open() >= taken + 20);
+    assert_eq!(others.refused(), 0);
+    drop(held);
+    eventually("the places come back", || {
+        fetch(gateway.address, &Call::get("/things").key(&first)).status == 200 && upstream.open() < 40
+    });
 }
 
 #[test]
