@@ -47,6 +47,20 @@ methods = ["POST"]
 paths = ["/upload"]
 scopes = ["write"]
 upstream = "api"
+
+[[route]]
+id = "files"
+methods = ["GET"]
+paths = ["/files/{*rest}"]
+scopes = ["read"]
+upstream = "api"
+
+[[route]]
+id = "drafts"
+methods = ["GET"]
+paths = ["/files/events"]
+scopes = ["write"]
+upstream = "api"
 "#;
 
 const MANAGE: &str = r#"
@@ -125,8 +139,12 @@ fn open_socket(gateway: &Gateway, key: &TestKey) -> Wire {
 
 /// Opens a stream of events and reads the first.
 fn open_events(gateway: &Gateway, key: &TestKey) -> Wire {
+    open_events_of(gateway, "/events", key)
+}
+
+fn open_events_of(gateway: &Gateway, path: &str, key: &TestKey) -> Wire {
     let mut wire = gateway.connect();
-    wire.send(&Call::get("/events").key(&key.secret).to_bytes());
+    wire.send(&Call::get(path).key(&key.secret).to_bytes());
     assert_eq!(wire.head().unwrap().status, 200);
     assert_eq!(wire.chunk().unwrap(), b"data: 1\n\n");
     wire
@@ -186,11 +204,15 @@ fn a_revocation_ends_the_keys_streams_and_none_of_a_thousand_others() {
 /// A stream of each of two keys; `end` takes the right away from the first key. Its stream ends in time, and
 /// the second one continues.
 fn assert_ends(what: &str, reason: &str, end: impl FnOnce(&Gateway, &Valve, &TestKey)) {
+    assert_ends_at("/events", what, reason, end);
+}
+
+fn assert_ends_at(path: &str, what: &str, reason: &str, end: impl FnOnce(&Gateway, &Valve, &TestKey)) {
     let (live, valve) = (streaming(), Valve::new());
     let gateway = builder(&live).store(valve.fitted()).start();
     let (key, other) = (gateway.live_key(), gateway.key_in_another_org());
-    let mut stream = open_events(&gateway, &key);
-    let untouched = open_events(&gateway, &other);
+    let mut stream = open_events_of(&gateway, path, &key);
+    let untouched = open_events_of(&gateway, path, &other);
     end(&gateway, &valve, &key);
     let ended = Instant::now();
     assert!(stream.is_closed(), "{what}");
@@ -218,6 +240,21 @@ fn a_key_that_is_narrowed_below_the_route_ends_its_streams_there() {
         let narrow = ScopeSet::from_iter([Scope::parse("write").unwrap()]);
         change(gateway, valve, key, |record| record.scopes = narrow);
     });
+}
+
+#[test]
+fn a_stream_whose_path_falls_under_two_rules_ends_when_its_key_loses_the_scope_of_either() {
+    for (lost, left) in [("read", "write"), ("write", "read")] {
+        assert_ends_at(
+            "/files/events.json",
+            &format!("{lost} is lost"),
+            "scope_missing",
+            |gateway, valve, key| {
+                let left = ScopeSet::from_iter([Scope::parse(left).unwrap()]);
+                change(gateway, valve, key, |record| record.scopes = left);
+            },
+        );
+    }
 }
 
 /// A stream from each of two clients behind a proxy; their key is then bound to the network of the
