@@ -101,6 +101,7 @@ impl Observed {
             breakers,
             changes: self.changes.clone(),
             news_waiting: self.backlog.as_ref().and_then(|backlog| backlog.waiting()),
+            news_held: self.backlog.as_ref().and_then(|backlog| backlog.held()),
             troubles_dropped: self.troubles.as_ref().map_or(0, Trouble::dropped),
             records_lost: self.records.read(),
             lines_lost: telemetry::lost_lines(),

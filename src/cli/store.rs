@@ -117,6 +117,10 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
         ("events", or_none(status.events.map(|events| events.to_string()))),
         ("state", Some(status.trouble.clone().unwrap_or_else(|| "fine".to_owned()))),
     ];
+    let held = (status.held_news > 0).then(|| {
+        format!("{} have no proof and are not told; `keygate store accept` makes them anew", status.held_news)
+    });
+    fields.push(("news", held));
     let pepper = status.pepper.iter().flat_map(reseal::describe_pepper);
     fields.extend(pepper.map(|(name, text)| (name, Some(text))));
     fields.extend(gateways.into_iter().map(|gateway| ("gateway", Some(gateway))));
@@ -157,11 +161,20 @@ fn show_acceptance(acceptance: &Acceptance, session: &mut Session<'_>) -> Result
     if session.json {
         return session.print_json(acceptance);
     }
-    let Acceptance { store, changed } = acceptance;
+    let Acceptance { store, changed, news, news_removed } = acceptance;
     if *changed {
         session.print_line(&format!("accepted: the store is now {store}"))?;
-    } else {
+    } else if *news + *news_removed == 0 {
         session.print_line(&format!("nothing to accept: the store is still {store}"))?;
+    }
+    if *news > 0 {
+        session.print_line(&format!(
+            "news of {news} organizations were made anew and are told to the upstream"
+        ))?;
+    }
+    if *news_removed > 0 {
+        session
+            .print_line(&format!("news of {news_removed} organizations that do not exist were removed"))?;
     }
     Ok(())
 }

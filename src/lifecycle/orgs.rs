@@ -57,7 +57,7 @@ impl Lifecycle {
     pub(super) fn news_of(&self, org: &OrgRecord, now: UnixMillis) -> News {
         let body = json!({
             "type": "org.created",
-            "created_at": now.to_string(),
+            "created_at": org.created_at.to_string(),
             "data": {
                 "organization_id": org.id,
                 "name": org.name,

@@ -86,18 +86,41 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// The number of news sent one after the other before the store is asked again.
 const BATCH: usize = 16;
 
-/// The number of news that wait, for metrics; `None` until they were counted for the first time.
+/// The number of news that wait, and of those that are held, for metrics; `None` until they were counted for the first
+/// time.
 #[derive(Debug, Default)]
-pub struct Backlog(Mutex<Option<u64>>);
+pub struct Backlog(Mutex<(Option<u64>, Option<u64>)>);
 
 impl Backlog {
     #[must_use]
     pub fn waiting(&self) -> Option<u64> {
+        self.counts().0
+    }
+
+    /// News without a proof that keygate has written them.
+    #[must_use]
+    pub fn held(&self) -> Option<u64> {
+        self.counts().1
+    }
+
+    fn counts(&self) -> (Option<u64>, Option<u64>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, waiting: u64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiting);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(waiting);
+    }
+
+    /// Logs that there are some, each time there are more.
+    fn note_held(&self, held: u64) {
+        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).1.replace(held);
+        if held > before.unwrap_or(0) {
+            telemetry::log(&format!(
+                "{held} news of organisations in the store have no proof that this installation has written them, and are not \
+                 delivered: a gateway of an older release wrote them, or somebody else who can write to the store; when all \
+                 gateways are upgraded, `keygate store accept` has them made anew from the records of the organisations"
+            ));
+        }
     }
 }
 
@@ -111,6 +134,9 @@ pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
         // While the store cannot answer, the number stays what it was.
         if let Ok(waiting) = store.outbox().backlog().await {
             backlog.note(waiting);
+        }
+        if let Ok((held, _)) = store.outbox().held(None, 1).await {
+            backlog.note_held(held);
         }
         sleep(COUNTED_EVERY).await;
     }

@@ -96,6 +96,9 @@ pub struct Status {
     /// What the store says of its pepper; `None` if it was not asked yet, or does not say.
     #[serde(default)]
     pub pepper: Option<PepperStatus>,
+    /// How many news of organisations have no proof that keygate has written them, and wait until they are accepted.
+    #[serde(default)]
+    pub held_news: u64,
     /// The gateways that hold a lease; empty for a store that has only one gateway.
     #[serde(default)]
     pub gateways: Vec<Lease>,
@@ -128,8 +131,14 @@ pub struct Resealed {
 pub struct Acceptance {
     /// The identifier of the accepted store.
     pub store: String,
-    /// Whether anything was changed.
+    /// Whether another store was accepted.
     pub changed: bool,
+    /// How many news were held and are told to the upstream now, made anew from the records of their organisations.
+    #[serde(default)]
+    pub news: u64,
+    /// How many of them were removed, because their organisations do not exist.
+    #[serde(default)]
+    pub news_removed: u64,
 }
 
 /// The operator's side of a store. Every [`Store`](super::Store) has one; a wrapper returns that of the store behind

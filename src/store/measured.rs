@@ -238,6 +238,18 @@ impl Outbox for MeasuredStore {
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>> {
         self.measured(Operation::Outbox, self.store.outbox().delivered(org))
     }
+
+    fn held(
+        &self,
+        after: Option<OrgId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<(u64, Vec<OrgId>), StoreFault>> {
+        self.measured(Operation::Outbox, self.store.outbox().held(after, limit))
+    }
+
+    fn release(&self, news: News, rev: u64) -> StoreFuture<'_, Result<(), StoreFault>> {
+        self.measured(Operation::Outbox, self.store.outbox().release(news, rev))
+    }
 }
 
 impl Quotas for MeasuredStore {

@@ -34,4 +34,21 @@ pub trait Outbox: Send + Sync {
 
     /// Removes the news of an organisation, which the upstream has taken.
     fn delivered(&self, org: OrgId) -> StoreFuture<'_, Result<(), StoreFault>>;
+
+    /// News without a proof that this installation has written them: an older release has, or somebody who can write to
+    /// the store. They are not claimed until they are released. Tells how many there are, and the organisations of at most
+    /// `limit` of them, after this one. A store to which only keygate can write has none.
+    fn held(
+        &self,
+        _after: Option<OrgId>,
+        _limit: usize,
+    ) -> StoreFuture<'_, Result<(u64, Vec<OrgId>), StoreFault>> {
+        Box::pin(async { Ok((0, Vec::new())) })
+    }
+
+    /// Puts these news in the place of held ones of the same organisation, if there are any. `rev` is the revision of its
+    /// record.
+    fn release(&self, _news: News, _rev: u64) -> StoreFuture<'_, Result<(), StoreFault>> {
+        Box::pin(async { Ok(()) })
+    }
 }

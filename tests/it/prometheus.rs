@@ -132,7 +132,8 @@ fn promtool_reports_no_problem() {
         scrape(gateway.ops_address()).contains("# TYPE keygate_revocation_lag_seconds ")
     });
     eventually("the news are counted", || {
-        scrape(gateway.ops_address()).contains("\nkeygate_outbox_waiting ")
+        let text = scrape(gateway.ops_address());
+        ["waiting", "held"].iter().all(|kind| text.contains(&format!("\nkeygate_outbox_{kind} ")))
     });
     let text = scrape(gateway.ops_address());
     let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE keygate_"));
@@ -162,6 +163,7 @@ fn promtool_reports_no_problem() {
         "lease_held",
         "store_breaker_open",
         "outbox_waiting",
+        "outbox_held",
         "store_suspect",
         "rate_limited_total",
         "audit_troubles_dropped_total",

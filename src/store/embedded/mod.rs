@@ -368,6 +368,7 @@ impl Keeper for Embedded {
                 keeps,
                 prefixes,
                 pepper,
+                held_news: 0,
                 gateways,
             }
         })
@@ -379,7 +380,10 @@ impl Keeper for Embedded {
 
     fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
         let incarnation = self.read(|snapshot| snapshot.incarnation());
-        Box::pin(async move { Ok(Acceptance { store: incarnation.await?, changed: false }) })
+        Box::pin(async move {
+            let store = incarnation.await?;
+            Ok(Acceptance { store, changed: false, news: 0, news_removed: 0 })
+        })
     }
 
     fn prefixes(&self) -> &dyn PrefixBook {

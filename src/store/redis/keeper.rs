@@ -140,7 +140,20 @@ impl Inner {
             Err(fault) => {
                 let (trouble, gateways) = (Some(fault.to_string()), Vec::new());
                 let (found, events, format, prefixes, pepper) = (None, None, None, None, None);
-                Status { place, trouble, found, known, events, format, keeps, prefixes, pepper, gateways }
+                let held_news = 0;
+                Status {
+                    place,
+                    trouble,
+                    found,
+                    known,
+                    events,
+                    format,
+                    keeps,
+                    prefixes,
+                    pepper,
+                    held_news,
+                    gateways,
+                }
             }
             Ok(mut reply) => {
                 let prefixes = read_prefixes(&mut reply);
@@ -154,7 +167,20 @@ impl Inner {
                 let gateways = self.gateways().await.unwrap_or_default();
                 let format = found.is_some().then_some(format);
                 let pepper = self.sealer.peppers().status();
-                Status { place, trouble, found, known, events, format, keeps, prefixes, pepper, gateways }
+                let held_news = self.held_news(None, 1).await.map_or(0, |(count, _)| count);
+                Status {
+                    place,
+                    trouble,
+                    found,
+                    known,
+                    events,
+                    format,
+                    keeps,
+                    prefixes,
+                    pepper,
+                    held_news,
+                    gateways,
+                }
             }
         }
     }
@@ -218,7 +244,8 @@ impl Inner {
             self.ledger.adopt(&found, reply.meta.event.unwrap_or_default());
         }
         self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
-        Ok(Acceptance { store: found, changed: status.as_deref() != Some("kept") })
+        let changed = status.as_deref() != Some("kept");
+        Ok(Acceptance { store: found, changed, news: 0, news_removed: 0 })
     }
 }
 

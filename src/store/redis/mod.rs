@@ -25,6 +25,8 @@
 //! | `{kg}:idem:<index in hex>` | a kept answer: when it ends (8 bytes), then sealed; expires |
 //! | `{kg}:used` | hash: by key id, the text of its [`Usage`](crate::vocabulary::key::usage::Usage) |
 //! | `{kg}:news`, `{kg}:news:due` | hash: what the upstream is to be told, by organisation; sorted set: when |
+//! | `{kg}:news:proofs` | hash: by organisation, the revision of its record (8 bytes) and the [proof](crate::vocabulary::key::proof) of its news |
+//! | `{kg}:news:held` | sorted set: the organisations whose news have no proof; they are told when an operator accepts them |
 //! | `{kg}:quota:<name>` | when its window ends, and how many there were; expires |
 //! | `{kg}:events` | stream: the newest 100,000 events, each `<number>-0` with its `subjects` and a random `mark` |
 //!

@@ -64,6 +64,7 @@ if audit then
 end
 if news then
   redis.call('HLEN', news.bodies)
+  redis.call('HLEN', news.proofs)
   check_list(news.due, true)
 end
 
@@ -97,6 +98,11 @@ if audit then
 end
 if news then
   redis.call('HSET', news.bodies, news.org, news.body)
+  if news.proof == '' then
+    redis.call('HDEL', news.proofs, news.org)
+  else
+    redis.call('HSET', news.proofs, news.org, news.proof)
+  end
   redis.call('ZADD', news.due, news.due_at, news.org)
 end
 return answer('done', number or false, written)

@@ -20,7 +20,7 @@ use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, S
 use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Stored};
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Stored, revision};
 
 /// Events kept in the stream.
 const EVENTS_KEPT: u32 = 100_000;
@@ -226,8 +226,10 @@ impl Inner {
             call = call.arg(entry.link.number.to_string()).arg(&*entry.text);
         }
         if let Some(news) = &mutation.news {
-            call = call.arg("news").key(names.news()).key(names.news_due());
+            let rev = org.and_then(|org| revision(&org.sealed)).unwrap_or_default();
+            call = call.arg("news").key(names.news()).key(names.news_due()).key(names.news_proofs());
             call = call.arg(news.org.to_string()).arg(news.due.0.to_string()).arg(&*news.body);
+            call = call.arg(self.prove_news(news, rev));
         }
         if !mutation.subjects.is_empty() {
             call = call.arg("event").arg(encode(&mutation.subjects));

@@ -124,6 +124,16 @@ impl Names {
         self.with("news:due")
     }
 
+    /// The proofs of news.
+    pub(super) fn news_proofs(&self) -> String {
+        self.with("news:proofs")
+    }
+
+    /// News without a proof, which wait until an operator accepts them.
+    pub(super) fn news_held(&self) -> String {
+        self.with("news:held")
+    }
+
     pub(super) fn quota(&self, name: &str) -> String {
         self.with(format_args!("quota:{name}"))
     }

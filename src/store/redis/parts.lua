@@ -21,7 +21,8 @@ local PARTS = {
   audit = {{'entries', 'ends'}, {'after', 'head', 'number', 'text'}},
   -- The room for a new key: the lists of live keys, how many each may have, and the quota of new keys, with its window.
   room = {{'live', 'made', 'pace', 'org_list', 'live_list', 'test_list'}, {'now', 'most', 'most_made', 'quota', 'window'}},
-  news = {{'bodies', 'due'}, {'org', 'due_at', 'body'}},
+  -- Proof: that the body is ours, or nothing in a store without a pepper.
+  news = {{'bodies', 'due', 'proofs'}, {'org', 'due_at', 'body', 'proof'}},
   event = {{}, {'subjects', 'mark', 'kept'}},
   -- The format of the change; the prefix of every lease.
   format = {{'gateways'}, {'needed', 'leases'}},

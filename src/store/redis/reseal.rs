@@ -50,9 +50,15 @@ impl Inner {
         for (entry, before, org) in &entries {
             call = call.arg("email").key(entry.clone()).key(before.clone()).arg(org.to_string());
         }
-        let moved = self.replace(&call, page.stale.len() + entries.len()).await?;
-        let last = page.last().and_then(|id| OrgId::parse(id).ok());
         let orgs: Vec<OrgId> = page.ids.iter().filter_map(|id| OrgId::parse(id).ok()).collect();
+        let news = self.written_news(&orgs).await?.into_iter().flatten().map(|(news, _)| news);
+        let news: Vec<_> = news.filter(|news| self.judge_news(news) == Some(Seal::Before)).collect();
+        for news in &news {
+            call = call.arg("news").key(self.names.news_proofs()).arg(news.org.to_string());
+            call = call.arg(&*news.proof).arg(self.prove_anew(news));
+        }
+        let moved = self.replace(&call, page.stale.len() + entries.len() + news.len()).await?;
+        let last = page.last().and_then(|id| OrgId::parse(id).ok());
         let mut done =
             Resealed { looked_at: page.ids.len(), moved, unreadable: page.unreadable, next: None, orgs };
         match last {

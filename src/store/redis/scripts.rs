@@ -53,7 +53,10 @@ pub(super) struct Scripts {
     pub(super) note_usage: Script,
     pub(super) news: Script,
     pub(super) backlog: Script,
+    pub(super) held_news: Script,
     pub(super) claim_news: Script,
+    pub(super) hold_news: Script,
+    pub(super) release_news: Script,
     pub(super) delivered: Script,
     pub(super) admit: Script,
     pub(super) begin: Script,
@@ -115,7 +118,10 @@ impl Scripts {
             note_usage: Script::writing(ours!("#!lua", "note_usage.lua")),
             news: Script::reading(include_str!("news.lua")),
             backlog: Script::reading(include_str!("backlog.lua")),
-            claim_news: Script::writing(ours!("#!lua flags=allow-oom", "claim_news.lua")),
+            held_news: Script::reading(include_str!("held_news.lua")),
+            claim_news: Script::writing(ours!("#!lua flags=allow-oom", "sealed.lua", "claim_news.lua")),
+            hold_news: Script::writing(ours!("#!lua flags=allow-oom", "sealed.lua", "hold_news.lua")),
+            release_news: Script::writing(ours!("#!lua", "sealed.lua", "release_news.lua")),
             delivered: Script::writing(ours!("#!lua flags=allow-oom", "delivered.lua")),
             admit: Script::writing(ours!("#!lua", "admit.lua")),
             begin: Script::writing(include_str!("begin.lua")),
@@ -150,11 +156,11 @@ impl Scripts {
     }
 
     /// All scripts except the one that asks for rights.
-    fn all(&self) -> [&Script; 31] {
+    fn all(&self) -> [&Script; 34] {
         all_but_rights!(
             self: lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import, index,
-            entries, trim, restore, usage, note_usage, news, backlog, claim_news, delivered, admit, begin, accept, prefixes,
-            rewrite_prefixes, begin_removal, peppers, reseal
+            entries, trim, restore, usage, note_usage, news, backlog, held_news, claim_news, hold_news, release_news, delivered,
+            admit, begin, accept, prefixes, rewrite_prefixes, begin_removal, peppers, reseal
         )
     }
 }

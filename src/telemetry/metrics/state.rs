@@ -35,6 +35,8 @@ pub struct State {
     pub changes: Option<Arc<ChangeMeter>>,
     /// `None` where no outbox is set up.
     pub news_waiting: Option<u64>,
+    /// The same for news without a proof.
+    pub news_held: Option<u64>,
     pub troubles_dropped: u64,
     pub records_lost: Losses,
     pub lines_lost: Losses,
@@ -112,7 +114,7 @@ impl State {
         ]
     }
 
-    fn of_the_upstreams(&self) -> [MetricFamily; 5] {
+    fn of_the_upstreams(&self) -> [MetricFamily; 6] {
         [
             gauge(
                 "keygate_upstream_connections",
@@ -143,6 +145,12 @@ impl State {
                 "keygate_outbox_waiting",
                 "News that the upstream has not accepted yet, of all gateways together; absent without an outbox.",
                 self.news_waiting.map(|waiting| waiting as f64),
+            ),
+            gauge(
+                "keygate_outbox_held",
+                "News without a proof that keygate has written them: they wait for `keygate store accept`; absent without an \
+                 outbox.",
+                self.news_held.map(|held| held as f64),
             ),
         ]
     }

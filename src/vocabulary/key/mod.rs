@@ -8,6 +8,7 @@ pub mod admission;
 pub mod further;
 pub mod pepper;
 pub mod prefix;
+pub mod proof;
 pub mod record;
 pub mod scope;
 pub mod usage;
