@@ -21,7 +21,7 @@ use crate::harness::process::keygate;
 use crate::harness::{Authority, PATIENCE, RedisServer, Upstream, eventually};
 
 /// In the order in which somebody reads them who begins with the README.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 12] = [
     "README.md",
     "config/README.md",
     "deploy/README.md",
@@ -29,6 +29,8 @@ const PAGES: [&str; 10] = [
     "src/api/README.md",
     "benches/README.md",
     "tests/README.md",
+    "tests/threats.md",
+    "tests/supply_chain.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "SECURITY.md",
@@ -353,6 +355,7 @@ fn build(words: &[&str]) -> Result<(), String> {
         }
         // The command line takes them, as another test says.
         ["cargo", "run", "--release", "--", ..] | ["keygate", ..] => Ok(()),
+        ["cargo", "deny", "check"] => is_there(root().join("deny.toml").is_file(), "deny.toml"),
         ["cargo", "fuzz", "run", ..] => {
             let target = words.iter().rev().nth(2).unwrap();
             let seeds = [format!("tests/fuzz/targets/{target}.rs"), format!("tests/fuzz/seeds/{target}")];

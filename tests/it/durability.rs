@@ -256,7 +256,8 @@ impl Place {
         for key in &listed {
             let (id, name, status) = (text(&key["id"]), text(&key["name"]), text(&key["status"]));
             if name != "Default" {
-                assert_eq!(told.get(&*id), Some(&(&*name, &*status)), "{id} is listed");
+                let is_told = told.get(&*id) == Some(&(&*name, &*status));
+                assert!(is_told, "of organisation {org}, {id} is in {listed:#?}, but told were {told:#?}");
             }
         }
         assert_eq!(listed.len(), told.len() + 1, "every key is in the list, and once");
