@@ -8,6 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::demo;
+use super::program::{Program, word};
 use super::{Outcome, refuse};
 use crate::app::App;
 use crate::config::{Config, FIRSTHAND_POLICY};
@@ -41,8 +42,7 @@ pub(super) struct Args {
 }
 
 fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
-    const ELSEWHERE: &str =
-        "dev listens on loopback only; for other addresses use `keygate init` and `keygate serve`";
+    const ELSEWHERE: &str = "dev listens on loopback only; for other addresses use init and serve";
     let is_elsewhere = |ip: IpAddr| !ip.to_canonical().is_loopback();
     match parse_address(text) {
         Ok(address) if is_elsewhere(address.ip()) => Err(ELSEWHERE.to_owned()),
@@ -60,6 +60,7 @@ const DEV: &str = "keygate dev";
 
 pub(super) fn run(
     args: &Args,
+    program: &Program,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     out: &mut impl Write,
     err: &mut impl Write,
@@ -99,7 +100,7 @@ pub(super) fn run(
     // A gateway whose configuration says nothing of its role is a full one.
     let Some(lifecycle) = app.lifecycle().cloned() else { return Ok(Outcome::Refused) };
     match app.block_on(fresh_keys(&lifecycle)) {
-        Ok(keys) => welcome(out, &app, &file, &keys)?,
+        Ok(keys) => welcome(out, &app, (program, &file), &keys)?,
         Err(error) => {
             writeln!(err, "keygate: cannot make the keys: {error}")?;
             return Ok(Outcome::Refused);
@@ -200,13 +201,18 @@ async fn make_key(
     Ok(lifecycle.create_key(&Origin::operator(DEV), new).await?.secret)
 }
 
-fn welcome(out: &mut impl Write, app: &App, file: &Path, keys: &Keys) -> io::Result<()> {
+fn welcome(
+    out: &mut impl Write,
+    app: &App,
+    (program, file): (&Program, &Path),
+    keys: &Keys,
+) -> io::Result<()> {
     let url = format!("http://{}", app.address());
     write!(
         out,
         "\
 keygate listens on {url}
-  This is a demonstration: its routes are those of FirstHandAPI. For your own API use `keygate init`.
+  This is a demonstration: its routes are those of FirstHandAPI. For your own API use `{program} init`.
   live and test keys go to two demo upstreams on this machine
   metrics are on http://{}/metrics
 
@@ -221,7 +227,7 @@ curl -i {url}/v1/jobs -H \"Authorization: Bearer $FIRSTHAND_TEST_KEY\"          
 curl -i {url}/v1/jobs -H \"Authorization: Bearer $FIRSTHAND_READ_KEY\" -d '{{}}'  # 403: the key may only read
 curl -i {url}/v1/jobs                                                         # 401: no key
 
-To look at its keys: keygate keys list --config {}
+To look at its keys: {program} keys list --config {}
 
 Each request is shown below. Ctrl-C ends it.
 
@@ -230,7 +236,7 @@ Each request is shown below. Ctrl-C ends it.
         keys.live.expose(),
         keys.test.expose(),
         keys.read_only.expose(),
-        file.display(),
+        word(&file.to_string_lossy()),
     )?;
     out.flush()
 }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::Outcome;
+use super::program::{Program, word};
 use crate::config::{DEFAULT_CONFIGURATION, FIRSTHAND_POLICY, STARTER_POLICY};
 
 /// Write keygate.toml and policy.toml to start from; files that exist are left as they are
@@ -45,7 +46,12 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+pub(super) fn run(
+    args: &Args,
+    program: &Program,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> io::Result<Outcome> {
     let configuration = args.folder.join("keygate.toml");
     let policy = args.folder.join("policy.toml");
     let (policy_text, policy_advice, scope) = args.policy();
@@ -64,7 +70,9 @@ pub(super) fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> io
             return Ok(Outcome::Refused);
         }
     }
-    let (configuration, policy) = (configuration.display(), policy.display());
+    let (typed, configuration, policy) =
+        (configuration.to_string_lossy(), configuration.display(), policy.display());
+    let typed = word(&typed);
     write!(
         out,
         "Wrote {configuration} and {policy}.
@@ -72,9 +80,9 @@ pub(super) fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> io
 Next:
   1. Say in {configuration} where your API is: `live` and `test` under [upstreams.api].
   2. Say in {policy} who may do what. {policy_advice}
-  3. keygate check --config {configuration}
-  4. keygate serve --config {configuration}
-  5. keygate keys create --config {configuration} --org 'Example Ltd' --name 'my service' --scopes {scope}
+  3. {program} check --config {typed}
+  4. {program} serve --config {typed}
+  5. {program} keys create --config {typed} --org 'Example Ltd' --name 'my service' --scopes {scope}
 "
     )?;
     Ok(Outcome::Done)

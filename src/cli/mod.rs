@@ -18,6 +18,7 @@ mod migrate;
 mod operator;
 mod org_name;
 mod orgs;
+mod program;
 mod reseal;
 mod revoke;
 mod secrecy;
@@ -36,6 +37,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use self::program::Program;
 use crate::api::DESCRIPTION;
 use crate::config::{Config, Mistakes};
 use crate::store::Role;
@@ -144,6 +146,7 @@ pub fn run(
 ) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let typed = secrecy::Typed::among(&arguments);
+    let program = Program::called(arguments.first());
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(usage) => return print_usage(usage, &typed),
@@ -154,10 +157,10 @@ pub fn run(
     // Not locked: while a gateway runs, its other threads also write.
     let (out, err) = (&mut io::stdout(), &mut secrecy::Hiding::new(io::stderr(), typed));
     let outcome = match cli.command {
-        Command::Dev(args) => dev::run(&args, environment, out, err),
+        Command::Dev(args) => dev::run(&args, &program, environment, out, err),
         Command::Serve(args) => serve::run(&args, environment, err),
         Command::Check(args) => check::run(&args, environment, out, err),
-        Command::Init(args) => init::run(&args, out, err),
+        Command::Init(args) => init::run(&args, &program, out, err),
         Command::Keys(args) => operator::run(args, environment, out, err),
         Command::Orgs(args) => operator::run(args, environment, out, err),
         Command::Audit(args) => operator::run(args, environment, out, err),

@@ -1,6 +1,7 @@
 //! Organisations in arguments: by their id, or by their name if no other has it.
 
 use super::operator::{Failure, Session, unexpected};
+use super::program::quoted;
 use super::secrecy::{NOT_AN_ARGUMENT, looks_secret};
 use crate::lifecycle::OrgView;
 use crate::operators::admin::{Command, OrgCommand, Reply};
@@ -91,7 +92,7 @@ pub(super) fn as_arguments(orgs: &[OrgView]) -> String {
         let others = orgs.iter().filter(|other| other.name == org.name).count();
         let can_be_typed = OrgName::parse(&org.name).is_ok() && Unseen::first_in(&org.name).is_none();
         if others == 1 && can_be_typed {
-            format!("--org '{}'", org.name.replace('\'', "'\\''"))
+            format!("--org {}", quoted(&org.name))
         } else {
             format!("--org {}", org.id)
         }

@@ -375,7 +375,7 @@ fn dev_says_that_it_listens_on_loopback_only() {
         let (code, out, err) = run(folder.path(), &["dev", "--listen", address]);
         let said = format!(
             "error: invalid value '{address}' for '--listen <ADDRESS>': dev listens on loopback only; for other addresses use \
-             `keygate init` and `keygate serve`\n"
+             init and serve\n"
         );
         assert!(code == 2 && out.is_empty() && err.starts_with(&said), "{err}");
     }

@@ -75,17 +75,20 @@ fn the_example_that_init_writes_passes_check_and_is_the_whole_contract() {
 #[test]
 fn init_makes_the_folder_and_says_what_comes_next() {
     let folder = tempfile::tempdir().unwrap();
-    let expected = "\
+    let program = env!("CARGO_BIN_EXE_keygate");
+    let expected = format!(
+        "\
 Wrote etc/gateway/keygate.toml and etc/gateway/policy.toml.
 
 Next:
   1. Say in etc/gateway/keygate.toml where your API is: `live` and `test` under [upstreams.api].
   2. Say in etc/gateway/policy.toml who may do what. Replace its sample routes by yours.
-  3. keygate check --config etc/gateway/keygate.toml
-  4. keygate serve --config etc/gateway/keygate.toml
-  5. keygate keys create --config etc/gateway/keygate.toml --org 'Example Ltd' --name 'my service' --scopes reports:read
-";
-    assert_eq!(ran(folder.path(), &["init", "etc/gateway"], &[]), (0, expected.to_owned(), String::new()));
+  3. {program} check --config etc/gateway/keygate.toml
+  4. {program} serve --config etc/gateway/keygate.toml
+  5. {program} keys create --config etc/gateway/keygate.toml --org 'Example Ltd' --name 'my service' --scopes reports:read
+"
+    );
+    assert_eq!(ran(folder.path(), &["init", "etc/gateway"], &[]), (0, expected, String::new()));
     let (code, out, _) = ran(folder.path(), &["check", "--config", "etc/gateway/keygate.toml"], &[]);
     assert_eq!(code, 0);
     assert!(out.contains("store      embedded, etc/gateway/keygate.redb\n"), "{out}");
