@@ -19,7 +19,7 @@ use crate::lifecycle::{KeyView, NewKey, OVERLAP, Patch, parse_network};
 use crate::operators::admin::{Command, KeyCommand, Reply, Secret};
 use crate::secret_file;
 use crate::vocabulary::clock::{Clock, UnixMillis};
-use crate::vocabulary::id::KeyId;
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::scope::Scope;
 use crate::vocabulary::key::{Digest, Environment};
 
@@ -219,14 +219,25 @@ fn from_now(after: Duration) -> UnixMillis {
     Clock::system().now().wall.plus(after)
 }
 
+/// In the place of an organisation that is not known yet.
+const NOBODY: OrgId = OrgId::from_bytes([0; 16]);
+
 async fn create(create: Create, session: &mut Session<'_>) -> Result<Outcome, Failure> {
     let Create { name, org, environment, scopes, all_scopes, expires_in, allow, owner, note } = create;
     if scopes.is_none() && !all_scopes {
         return Err(which_scopes(session));
     }
-    let org = owner_of_new_key(org.as_ref(), session).await?;
     let (scopes, expires_at) = (scopes.map(Into::into), expires_in.map(from_now));
-    let new = NewKey { org, name, environment, scopes, expires_at, allowed_addresses: allow, owner, note };
+    let mut new =
+        NewKey { org: NOBODY, name, environment, scopes, expires_at, allowed_addresses: allow, owner, note };
+    new.org = match org {
+        Some(OrgName::Id(id)) => id,
+        org => {
+            // First: this may make the store and its first organisation, and a mistake must change nothing.
+            session.ask(Command::Keys(KeyCommand::Check(new.clone()))).await?;
+            owner_of_new_key(org.as_ref(), session).await?
+        }
+    };
     let reply = session.ask(Command::Keys(KeyCommand::Create(new))).await?;
     show_secret(&reply, "created", session)
 }

@@ -180,6 +180,20 @@ fn an_expired_key_lives_again_by_an_operator_and_a_revoked_one_never() {
 }
 
 #[test]
+fn a_first_key_with_a_mistake_makes_no_organisation() {
+    for way in Way::ALL {
+        let desk = Desk::new(way);
+        let create = ["keys", "create", "--org", "Example Ltd", "--name", "a"];
+        let ran = desk.run(&[&create[..], &["--scopes", "jobs:raed"]].concat());
+        assert!(ran.code == 1 && ran.out.is_empty() && ran.err.contains("jobs:raed"), "{ran:?}");
+        assert!(!ran.err.contains("created"), "{ran:?}");
+        let right = desk.done(&[&create[..], &["--scopes", "jobs:read"]].concat());
+        assert!(right.err.contains("created the first organisation"), "{right:?}");
+        assert_eq!(desk.done(&["orgs", "list", "--json"]).json().len(), 1);
+    }
+}
+
+#[test]
 fn an_organisation_is_meant_by_its_name_wherever_an_id_may_stand() {
     for way in Way::ALL {
         let desk = Desk::new(way);

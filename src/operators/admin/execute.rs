@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
 use super::reply::{Reply, Secret};
-use crate::lifecycle::{KeyView, Lifecycle, LifecycleError, Made, Origin, Owned, Principal, view_org};
+use crate::lifecycle::{
+    KeyView, Lifecycle, LifecycleError, Made, NewKey, Origin, Owned, Principal, view_org,
+};
 use crate::vocabulary::key::Prefixes;
 
 /// Carries a command out for an operator. A failure is a reply too.
@@ -59,6 +61,7 @@ async fn on_keys(
         KeyCommand::Descendants { id } => {
             return Ok(Reply::Descendants { count: lifecycle.count_descendants(origin, id).await? });
         }
+        KeyCommand::Check(new) => return check(lifecycle, &new),
         KeyCommand::Create(new) => return Ok(show_made(lifecycle, lifecycle.create_key(origin, new).await?)),
         KeyCommand::Rotate { id, overlap_seconds } => {
             let overlap = Duration::from_secs(overlap_seconds);
@@ -90,6 +93,11 @@ async fn on_keys(
         }
     };
     Ok(Reply::Key { key: lifecycle.view_used(&key).await? })
+}
+
+fn check(lifecycle: &Lifecycle, new: &NewKey) -> Result<Reply, LifecycleError> {
+    let mistakes = lifecycle.mistakes_in_new(new);
+    if mistakes.is_empty() { Ok(Reply::NoMistakes) } else { Err(LifecycleError::Invalid(mistakes)) }
 }
 
 async fn on_audit(lifecycle: &Lifecycle, command: AuditCommand) -> Result<Reply, LifecycleError> {

@@ -45,6 +45,8 @@ pub enum OrgCommand {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum KeyCommand {
     Create(NewKey),
+    /// Tell the mistakes in a new key, whose organisation is not looked at, and change nothing.
+    Check(NewKey),
     List {
         filter: KeyFilter,
         after: Option<KeyId>,

@@ -25,6 +25,8 @@ pub enum Reply {
     Key {
         key: KeyView,
     },
+    /// A key that is to be made has no mistakes.
+    NoMistakes,
     Keys {
         keys: Vec<KeyView>,
         /// The key after which the next page begins; `None` on the last page.

@@ -157,7 +157,8 @@ impl Needs {
             | KeyCommand::Disable { .. }
             | KeyCommand::Enable { .. }
             | KeyCommand::Revoke { .. }
-            | KeyCommand::Import { .. } => (Role::Keys, About::Judged),
+            | KeyCommand::Import { .. }
+            | KeyCommand::Check(_) => (Role::Keys, About::Judged),
             KeyCommand::Shapes => (Role::Read, About::Judged),
             // Digests of imported secrets, which people may have chosen, can be guessed at.
             KeyCommand::Export { org, .. } => (Role::Keys, about(*org)),
