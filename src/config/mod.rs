@@ -10,10 +10,12 @@ mod file;
 mod files;
 mod identity;
 mod mistake;
+mod outbox;
 mod own;
 mod policy;
 mod repair;
 mod request_headers;
+mod secrets;
 mod section;
 mod server;
 mod statement;
@@ -36,6 +38,7 @@ use sha2::{Digest as _, Sha256};
 use self::mistake::{Document, Report};
 use self::own::Own;
 use self::policy::Policy;
+use self::secrets::{KEYS_AT_MOST, PEPPERS_AT_MOST, secrets};
 use self::section::Section;
 use self::value::{CENTURY, DAY, INSTANT, address_or_off, choice, count, duration, flag, parsed, text};
 use crate::downstream::listener;
@@ -45,7 +48,7 @@ use crate::downstream::worker::DrainSettings;
 use crate::gateway;
 use crate::lifecycle::{RetentionSettings, SignupSettings};
 use crate::operators::ops;
-use crate::operators::outbox;
+use crate::operators::outbox::Settings as OutboxSettings;
 use crate::policy::route::RouteTable;
 use crate::store::cache::OnPartition;
 use crate::store::{Role, cache, embedded, redis};
@@ -81,7 +84,7 @@ pub struct Config {
     pub scopes: ScopeSet,
     pub signup: SignupSettings,
     /// `None` if no service is notified of new organisations.
-    pub outbox: Option<outbox::Settings>,
+    pub outbox: Option<OutboxSettings>,
     pub retention: RetentionSettings,
     pub admin: crate::operators::admin::Settings,
     pub ops: ops::Settings,
@@ -279,7 +282,7 @@ fn sections(
     let names: Vec<&str> = upstreams.iter().map(|upstream| &*upstream.name).collect();
     let names = are_known.then_some(&names[..]);
     let policy = root.section("policy", |section| policy(section, folder, names, files, report));
-    let outbox = root.section("outbox", |section| outbox(section, folder, &own));
+    let outbox = root.section("outbox", |section| outbox::read(section, folder, &own));
     let signup = root.section("signup", |section| signup(section, outbox.is_some()));
     let request_log = root.section("log", request_log);
 
@@ -304,7 +307,7 @@ struct Rest {
     gateway: gateway::Settings,
     cache: cache::Settings,
     admin: crate::operators::admin::Settings,
-    outbox: Option<outbox::Settings>,
+    outbox: Option<OutboxSettings>,
     signup: SignupSettings,
     retention: RetentionSettings,
     ops: ops::Settings,
@@ -366,35 +369,6 @@ fn browser_keys(section: &mut Section<'_>) -> BrowserKeys {
     section.or("browser_keys", gateway::Settings::default().browser_keys, choice(&BROWSER_KEYS))
 }
 
-/// A new pepper, and the one before.
-const PEPPERS_AT_MOST: usize = 2;
-/// A new key, and those before.
-const KEYS_AT_MOST: usize = 16;
-
-/// The files of a secret: one file under the name `one`, or a list under the name `many`, the newest first.
-fn secrets(
-    section: &mut Section<'_>,
-    one: &'static str,
-    many: &'static str,
-    (folder, most): (&Path, usize),
-) -> Vec<PathBuf> {
-    let single = section.optional(one, text);
-    let list = section.filled(many, &format!("name the file of the secret, or set `{one}`"), text);
-    if section.given(one) && section.given(many) {
-        section.wrong(many, format!("`{one}` is also set; remove one of the two"));
-    }
-    if list.as_ref().is_some_and(|list| list.len() > most) {
-        section.wrong(many, format!("at most {most} files: the new secret first, then those before"));
-    }
-    single
-        .map(|file| vec![file])
-        .or(list)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|file| folder.join(file))
-        .collect()
-}
-
 fn retention(section: &mut Section<'_>) -> RetentionSettings {
     let default = RetentionSettings::default();
     RetentionSettings { retention: section.or("retention", default.retention, duration(DAY..=CENTURY)) }
@@ -439,26 +413,6 @@ fn ops(section: &mut Section<'_>, own: &[Own]) -> ops::Settings {
         admin::refuse_taken(section, listen, own);
     }
     ops::Settings { listen }
-}
-
-/// `own` are the gateway's listeners, which receive no news.
-fn outbox(section: &mut Section<'_>, folder: &Path, own: &[Own]) -> Option<outbox::Settings> {
-    let receiver = section.optional("url", |value| {
-        let receiver = outbox::Receiver::parse(&text(value)?)
-            .map_err(|error| format!("invalid address for notifications; {error}"))?;
-        match own::reached(own, receiver.endpoint()) {
-            Some(key) => {
-                Err(format!("this is the gateway itself ({key}); name the service that is notified"))
-            }
-            None => Ok(receiver),
-        }
-    });
-    let key_files = secrets(section, "key_file", "key_files", (folder, PEPPERS_AT_MOST));
-    if section.given("url") && !section.given("key_file") && !section.given("key_files") {
-        section.missing("key_file", "name the file that holds the key for the signatures");
-    }
-    let receiver = receiver.filter(|_| !key_files.is_empty())?;
-    Some(outbox::Settings { receiver, key_files })
 }
 
 fn request_log(section: &mut Section<'_>) -> RequestLog {

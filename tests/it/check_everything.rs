@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
+use crate::harness::desk::write_secret;
 use crate::harness::process::{Process, copy_binary, keygate};
 use crate::harness::transport::Certificate;
 use crate::harness::{Call, Gateway, eventually, fetch};
@@ -110,16 +111,23 @@ fn a_name_that_this_machine_gives_itself_is_told_as_a_warning() {
             "\"0.0.0.0:8080\"\nplaintext = \"behind a TLS terminator\"\ntrusted_proxies = [\"192.0.2.7\"]\n",
         )
         .replace("9000\"", &format!("9000\", \"http://{name}:8080\""))
-        .replace("9001\"", "9001\", \"http://api.invalid:8080\"");
-    let (code, out, err) = run(configured(toml, POLICY).path(), &["check"]);
+        .replace("9001\"", "9001\", \"http://api.invalid:8080\"")
+        + &format!("[outbox]\nurl = \"http://{name}:8080/orgs\"\nkey_file = \"key\"\n");
+    let folder = configured(toml, POLICY);
+    write_secret(&folder.path().join("key"), "0123456789abcdef0123456789abcdef");
+    let (code, out, err) = run(folder.path(), &["check"]);
     assert_eq!((code, &*err), (0, ""));
     let warnings: Vec<&str> = out.lines().filter(|line| line.starts_with("warning ")).collect();
-    let said = format!(
+    let upstream = format!(
         "warning    keygate.toml:8:8: upstreams.api.live: http://{name}:8080 is this gateway itself (server.listen) by the \
          names that this machine has in /etc/hosts and for itself, so requests would come back to it; name the address of \
          your API"
     );
-    assert_eq!(warnings[..1], [said], "{out}");
+    let outbox = format!(
+        "warning    keygate.toml:13:7: outbox.url: http://{name}:8080 is this gateway itself (server.listen) by the names \
+         that this machine has in /etc/hosts and for itself; name the service that is notified"
+    );
+    assert_eq!(warnings[..2], [upstream, outbox], "{out}");
     assert!(!out.contains("warning    keygate.toml:9"), "{out}");
 }
 
