@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use keygate::config::FIRSTHAND_POLICY;
 use tempfile::TempDir;
 
-use crate::harness::{Call, Gateway, PATIENCE, Process, Reply, Upstream, is_long, unhurried};
+use crate::harness::{Call, Gateway, PATIENCE, Process, TestKey, World, is_long, unhurried};
 
 /// Under each prefix a wide rule, whose key the attacker has, and a narrow one.
 const RULES: [(&str, &[&str], &[&str], &str); 5] = [
@@ -38,51 +38,29 @@ fn policy(more: &str) -> String {
     policy
 }
 
-struct World {
-    live: Upstream,
-    /// Its requests are not looked at.
-    _test: Upstream,
-    gateway: Gateway,
-}
-
-impl World {
-    fn with(policy: &str) -> Self {
-        let (live, test) = (Upstream::with(|_| Reply::ok("")), Upstream::start("test"));
-        let gateway = Gateway::builder().policy(policy).api(&live, &test).start();
-        Self { live, _test: test, gateway }
+/// The targets that reach the upstream, of these.
+fn forwarded(world: &World, targets: &[String], key: &TestKey) -> Vec<String> {
+    let (mut wire, mut forwarded) = (world.gateway.connect(), Vec::new());
+    for target in targets {
+        world.live.forget();
+        let call = Call::get(target).key(&key.secret);
+        let answer = wire.call(&call).unwrap_or_else(|| {
+            // A refusal may have closed the connection.
+            wire = world.gateway.connect();
+            wire.call(&call).unwrap_or_else(|| panic!("no answer to {target}"))
+        });
+        let seen = world.live.seen();
+        assert_eq!(seen.len(), usize::from(answer.status == 200), "{target}: {}", answer.status);
+        forwarded.extend(seen.iter().map(|seen| seen.request_line().split(' ').nth(1).unwrap().to_owned()));
     }
-
-    #[track_caller]
-    fn status(&self, target: &str, key: Option<&str>) -> u16 {
-        let call = Call::get(target);
-        self.gateway.fetch(&key.iter().fold(call, |call, key| call.key(key))).status
-    }
-
-    /// The targets that reach the upstream, of these.
-    fn forwarded(&self, targets: &[String], key: &str) -> Vec<String> {
-        let (mut wire, mut forwarded) = (self.gateway.connect(), Vec::new());
-        for target in targets {
-            let call = Call::get(target).key(key);
-            let answer = wire.call(&call).unwrap_or_else(|| {
-                // A refusal may have closed the connection.
-                wire = self.gateway.connect();
-                wire.call(&call).unwrap_or_else(|| panic!("no answer to {target}"))
-            });
-            let seen = self.live.seen();
-            self.live.forget();
-            assert_eq!(seen.len(), usize::from(answer.status == 200), "{target}: {}", answer.status);
-            forwarded
-                .extend(seen.iter().map(|seen| seen.request_line().split(' ').nth(1).unwrap().to_owned()));
-        }
-        forwarded
-    }
+    forwarded
 }
 
 #[test]
 fn a_path_that_some_router_reads_as_another_rules_needs_the_access_of_both_rules() {
     let world = World::with(&policy(""));
     let [wide, narrow, both] = [&["wide"][..], &["narrow"], &["wide", "narrow"]];
-    let [wide, narrow, both] = [wide, narrow, both].map(|scopes| world.gateway.key_with(scopes).secret);
+    let [wide, narrow, both] = [wide, narrow, both].map(|scopes| world.gateway.key_with(scopes));
     for concerned in [
         "/a/admin.json",
         "/a/admin.json/",
@@ -106,9 +84,9 @@ fn a_path_that_some_router_reads_as_another_rules_needs_the_access_of_both_rules
         "/e/admin/files/x.json",
         "/e/admin%3F/files/y",
     ] {
-        let statuses = [&wide, &narrow, &both].map(|key| world.status(concerned, Some(key)));
+        let statuses = [&wide, &narrow, &both].map(|key| world.status("GET", concerned, Some(key)));
         assert_eq!(statuses, [400, 400, 200], "{concerned}");
-        assert_eq!(world.status(concerned, None), 401, "{concerned}");
+        assert_eq!(world.status("GET", concerned, None), 401, "{concerned}");
     }
     for (harmless, status) in [
         ("/a/index.html", 200),
@@ -128,20 +106,20 @@ fn a_path_that_some_router_reads_as_another_rules_needs_the_access_of_both_rules
         // Of the narrow rule itself, in every reading.
         ("/a/admin/x.json", 403),
     ] {
-        assert_eq!(world.status(harmless, Some(&wide)), status, "{harmless}");
+        assert_eq!(world.status("GET", harmless, Some(&wide)), status, "{harmless}");
     }
-    assert_eq!(world.status("/a/admin/x.json", Some(&narrow)), 200);
+    assert_eq!(world.status("GET", "/a/admin/x.json", Some(&narrow)), 200);
 }
 
 #[test]
 fn a_rule_can_say_that_its_upstream_reads_paths_exactly() {
     let world = World::with(&policy("literal = true\n"));
-    let key = world.gateway.key_with(&["wide"]).secret;
+    let key = world.gateway.key_with(&["wide"]);
     for target in ["/a/admin.json", "/a/admin%20", "/b/admin%2Fx", "/d/x%3F/audit", "/e/admin.json"] {
-        assert_eq!(world.status(target, Some(&key)), 200, "{target}");
+        assert_eq!(world.status("GET", target, Some(&key)), 200, "{target}");
     }
     for target in ["/a/Admin", "/a/admin;x", "/a/admin%3F", "/d/x%2F/audit"] {
-        assert_eq!(world.status(target, Some(&key)), 400, "{target} has two readings in any case");
+        assert_eq!(world.status("GET", target, Some(&key)), 400, "{target} has two readings in any case");
     }
 }
 
@@ -209,14 +187,14 @@ serve = "keys.self"
 #[test]
 fn behind_a_proxy_of_decoded_paths_the_shipped_policy_keeps_its_rules_apart() {
     let world = World::with(FIRSTHAND_POLICY);
-    let [auditor, reader] = ["audit:read", "jobs:read"].map(|scope| world.gateway.key_with(&[scope]).secret);
+    let [auditor, reader] = ["audit:read", "jobs:read"].map(|scope| world.gateway.key_with(&[scope]));
     for target in ["/v1/jobs/X%3F/audit", "/v1/jobs/X%23/audit", "/v1/jobs/X%3Fa=b/audit"] {
-        assert_eq!(world.status(target, Some(&auditor)), 400, "{target}");
-        assert_eq!(world.status(target, Some(&reader)), 400, "{target}");
+        assert_eq!(world.status("GET", target, Some(&auditor)), 400, "{target}");
+        assert_eq!(world.status("GET", target, Some(&reader)), 400, "{target}");
     }
-    assert_eq!(world.status("/v1/jobs/X/audit", Some(&auditor)), 200);
+    assert_eq!(world.status("GET", "/v1/jobs/X/audit", Some(&auditor)), 200);
     for target in ["/v1/jobs/X%3F", "/v1/jobs/a.b", "/v1/submissions/summary.json"] {
-        assert_eq!(world.status(target, Some(&reader)), 200, "{target}");
+        assert_eq!(world.status("GET", target, Some(&reader)), 200, "{target}");
     }
 }
 
@@ -643,7 +621,7 @@ fn no_handler_of_the_narrow_rule_runs_for_a_key_of_the_wide_one_whatever_the_rou
     let paths = odd_paths(if is_long() { 20_000 } else { 1_500 });
     let forwarded = |more: &str| {
         let world = World::with(&policy(more));
-        world.forwarded(&paths, &world.gateway.key_with(&["wide"]).secret)
+        forwarded(&world, &paths, &world.gateway.key_with(&["wide"]))
     };
     // Where the rules promise an upstream that reads exactly, the same paths do reach handlers of the narrow rule.
     let (mended, promised) = (forwarded(""), forwarded("literal = true\n"));

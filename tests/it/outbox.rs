@@ -111,6 +111,20 @@ fn refused_notifications_are_sent_again_unchanged() {
     assert!(news.iter().all(|sent| sent.body == news[0].body && is_signed(sent)));
 }
 
+/// A receiver that refuses everything, and from when it is told so answers by `taken`.
+fn refusing_at_first(taken: impl Fn() -> Reply + Send + Sync + 'static) -> (Upstream, Arc<AtomicBool>) {
+    let takes = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&takes);
+    let receiver = Upstream::with(move |_| {
+        if told.load(Ordering::SeqCst) {
+            taken()
+        } else {
+            Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+        }
+    });
+    (receiver, takes)
+}
+
 /// Restarts the gateway with these keys for its signatures, the new one first.
 fn restart_with_keys(gateway: &mut Gateway, files: &[&str]) {
     let path = gateway.folder().join("keygate.toml");
@@ -123,15 +137,7 @@ fn restart_with_keys(gateway: &mut Gateway, files: &[&str]) {
 #[test]
 fn a_new_key_signs_beside_the_one_before_until_that_is_removed() {
     const NEW: &[u8] = b"another key of thirty-two bytes or more";
-    let takes = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&takes);
-    let receiver = Upstream::with(move |_| {
-        if told.load(Ordering::SeqCst) {
-            Reply::ok("")
-        } else {
-            Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
-        }
-    });
+    let (receiver, takes) = refusing_at_first(|| Reply::ok(""));
     let mut gateway = gateway(&receiver);
     write_secret(&gateway.folder().join("new-key"), std::str::from_utf8(NEW).unwrap());
     let signed = |org: &str| {
@@ -165,13 +171,9 @@ fn signed_at(seen: &Seen) -> u64 {
 
 #[test]
 fn notifications_are_signed_when_they_are_sent() {
-    let takes = Arc::new(AtomicBool::new(false));
     let (release, released) = mpsc::channel::<()>();
-    let (told, released) = (Arc::clone(&takes), Mutex::new(released));
-    let receiver = Upstream::with(move |_| {
-        if !told.load(Ordering::SeqCst) {
-            return Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
-        }
+    let released = Mutex::new(released);
+    let (receiver, takes) = refusing_at_first(move || {
         // The first delivery waits; the later ones find the sender gone.
         let _ = released.lock().unwrap().recv();
         Reply::ok("")
@@ -200,15 +202,7 @@ fn waiting(gateway: &Gateway) -> Option<f64> {
 
 #[test]
 fn waiting_notifications_are_counted() {
-    let takes = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&takes);
-    let receiver = Upstream::with(move |_| {
-        if told.load(Ordering::SeqCst) {
-            Reply::ok("")
-        } else {
-            Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
-        }
-    });
+    let (receiver, takes) = refusing_at_first(|| Reply::ok(""));
     let gateway = gateway(&receiver);
     for email in ["ada@example.com", "bob@example.com"] {
         sign_up(&gateway, email);

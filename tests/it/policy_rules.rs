@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::harness::api::json_call;
 use crate::harness::process::keygate;
-use crate::harness::{Call, Gateway, Process, TestKey, Upstream, create_key, fetch};
+use crate::harness::{Call, Gateway, Process, Upstream, World, create_key, fetch};
 
 /// A rule for reading with a wide path, and one for creating with a path within it.
 const ORDERS: &str = r#"
@@ -29,36 +29,6 @@ paths = ["/api/orders"]
 scopes = ["orders:write"]
 upstream = "api"
 "#;
-
-struct World {
-    live: Upstream,
-    /// Its requests are not looked at.
-    _test: Upstream,
-    gateway: Gateway,
-}
-
-impl World {
-    fn with(policy: &str) -> Self {
-        let (live, test) = (Upstream::start("live"), Upstream::start("test"));
-        let gateway = Gateway::builder().policy(policy).api(&live, &test).start();
-        Self { live, _test: test, gateway }
-    }
-
-    /// The status of a request; its only trace at the upstream is the request that was sent.
-    #[track_caller]
-    fn status(&self, method: &str, target: &str, key: Option<&TestKey>) -> u16 {
-        self.live.forget();
-        let call = Call::new(method, target);
-        let answer = self.gateway.fetch(&match key {
-            Some(key) => call.key(&key.secret),
-            None => call,
-        });
-        let seen: Vec<String> = self.live.seen().iter().map(|seen| seen.request_line().to_owned()).collect();
-        let expected = format!("{method} {target} HTTP/1.1");
-        assert_eq!(seen, if answer.status == 200 { vec![expected] } else { Vec::new() });
-        answer.status
-    }
-}
 
 #[test]
 fn a_path_with_a_rule_for_one_method_falls_under_the_wider_rule_with_every_other() {

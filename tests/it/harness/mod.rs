@@ -25,6 +25,7 @@ pub(crate) mod store;
 pub(crate) mod traffic;
 pub(crate) mod transport;
 pub(crate) mod upstream;
+pub(crate) mod world;
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -40,6 +41,7 @@ pub(crate) use redis::RedisServer;
 pub(crate) use store::Valve;
 pub(crate) use transport::Transport;
 pub(crate) use upstream::{Reply, Seen, Upstream};
+pub(crate) use world::World;
 
 /// Longer than anything takes on a busy machine; only a failing test waits for this time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
