@@ -190,8 +190,8 @@ fn summarise_wider(routes: &[Route], out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "wider      and more")?;
     }
     let (literals, more) = read_as_narrow(routes, MOST);
-    for literal in literals {
-        writeln!(out, "literal    {literal}")?;
+    for wide in literals {
+        writeln!(out, "literal    {wide}")?;
     }
     if more {
         writeln!(out, "literal    and more")?;

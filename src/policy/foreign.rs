@@ -19,8 +19,8 @@ pub const MOST_OTHERS: usize = 2;
 /// The readings of a path that are looked at; a path that has more is refused. The name of a file seldom has more than
 /// three.
 const MOST_READINGS: usize = 32;
-/// The paths of one entry that are shown.
-const PATHS: usize = 3;
+/// The rules of one list that are shown.
+const SHOWN: usize = 24;
 
 pub(super) const REFUSED: Ambiguity = Ambiguity::Reading(OtherReading::Foreign);
 
@@ -230,61 +230,61 @@ fn first_of(text: &str, wanted: &[&str]) -> Option<usize> {
     wanted.iter().filter_map(|wanted| text.find(wanted)).min()
 }
 
-/// Literals of a narrow rule that some routers find in paths of a wider one.
+/// A rule with paths that some routers read as those of narrower rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadAsNarrow<'r> {
-    pub narrow: &'r Route,
     /// The rule that such paths fall under.
     pub wide: &'r Route,
-    /// The first of the narrow rule's paths. Never empty.
-    pub paths: Vec<&'r Pattern>,
-    /// The number of paths that are not among them.
-    pub further_paths: usize,
+    /// The narrower rules whose access is needed too.
+    pub both: Vec<&'r Route>,
+    /// Those that have another target, so that such a path is refused.
+    pub refused: Vec<&'r Route>,
 }
 
 impl fmt::Display for ReadAsNarrow<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { narrow, wide, .. } = self;
-        let paths: Vec<&str> = self.paths.iter().map(|path| path.as_str()).collect();
-        f.write_str(&paths.join(" "))?;
-        if self.further_paths > 0 {
-            write!(f, " and {} more", self.further_paths)?;
-        }
+        let Self { wide, both, refused } = self;
         write!(
             f,
-            " of {} ({}): a path of {} ({}) that some routers read as such, as with \".json\" or \"%20\" at its end, ",
-            narrow.id, narrow.place, wide.id, wide.place
+            "{} ({}): some routers read paths of it as those of other rules, as with \".json\" or \"%20\" at the end; \
+             literal = true in {} if its upstream reads paths exactly",
+            wide.id, wide.place, wide.id
         )?;
-        if narrow.target == wide.target {
-            write!(f, "needs the access of both rules")?;
-        } else {
-            write!(f, "is refused, since the targets differ")?;
+        for (what, narrow) in
+            [("needs the access of both rules", both), ("refused, since the targets differ", refused)]
+        {
+            if !narrow.is_empty() {
+                let shown: Vec<&str> = narrow.iter().take(SHOWN).map(|narrow| &*narrow.id).collect();
+                write!(f, "\n           {what}: {}", shown.join(", "))?;
+            }
+            if narrow.len() > SHOWN {
+                write!(f, " and {} more", narrow.len() - SHOWN)?;
+            }
         }
-        write!(f, "; literal = true in {} if its upstream reads paths exactly", wide.id)
+        Ok(())
     }
 }
 
-/// The literals that further readings of paths concern, in the order of the file, two rules in each entry. Leaves out
-/// rules that let in everybody whom the wider rule lets in. There are `most` entries at most; the flag tells whether there
-/// are more.
+/// The rules with paths that some routers read as those of narrower rules, in the order of the file. Leaves out narrower rules
+/// that let in everybody whom the wider rule lets in. There are `most` entries at most; the flag tells whether there are
+/// more.
 #[must_use]
 pub fn read_as_narrow(routes: &[Route], most: usize) -> (Vec<ReadAsNarrow<'_>>, bool) {
     let mut entries = Vec::new();
     for wide in routes.iter().filter(|wide| reads_otherwise(wide)) {
-        for narrow in routes.iter().filter(|narrow| is_rival(wide, narrow) && !lets_in_all(wide, narrow)) {
-            let is_read = |path: &&Pattern| wide.patterns.iter().any(|of| has_literal_within(of, wide, path));
-            let mut paths: Vec<&Pattern> = narrow.patterns.iter().filter(is_read).collect();
-            if paths.is_empty() || std::ptr::eq(wide, narrow) {
-                continue;
-            }
-            let further_paths = paths.len().saturating_sub(PATHS);
-            paths.truncate(PATHS);
-            entries.push(ReadAsNarrow { narrow, wide, paths, further_paths });
-            if entries.len() > most {
-                entries.truncate(most);
-                return (entries, true);
-            }
+        let (both, refused): (Vec<&Route>, _) = routes
+            .iter()
+            .filter(|narrow| !std::ptr::eq(wide, *narrow) && is_rival(wide, narrow))
+            .filter(|narrow| !lets_in_all(wide, narrow))
+            .filter(|narrow| pairs(wide, narrow).any(|(of, path)| has_literal_within(of, wide, path)))
+            .partition(|narrow| narrow.target == wide.target);
+        if both.is_empty() && refused.is_empty() {
+            continue;
         }
+        if entries.len() == most {
+            return (entries, true);
+        }
+        entries.push(ReadAsNarrow { wide, both, refused });
     }
     (entries, false)
 }

@@ -199,27 +199,43 @@ fn behind_a_proxy_of_decoded_paths_the_shipped_policy_keeps_its_rules_apart() {
 }
 
 #[test]
-fn check_lists_the_literals_that_some_routers_find_in_paths_of_a_wider_rule() {
+fn check_lists_the_rules_with_paths_that_some_routers_read_as_those_of_others() {
     let folder = tempfile::tempdir().unwrap();
     let [live, test] = ["http://127.0.0.1:9", "http://127.0.0.1:10"];
-    let write = |more: &str| {
-        Gateway::builder().policy(&policy(more)).upstream("api", live, test).write(folder.path());
+    let listed = |policy: &str| {
+        Gateway::builder().policy(policy).upstream("api", live, test).write(folder.path());
         let ran =
             Command::new(env!("CARGO_BIN_EXE_keygate")).arg("check").current_dir(folder.path()).output();
         let text = String::from_utf8(ran.unwrap().stdout).unwrap();
-        text.lines().filter(|line| line.starts_with("literal")).map(str::to_owned).collect::<Vec<_>>()
+        let lines = text.lines().skip_while(|line| !line.starts_with("literal"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
     };
-    let listed = write("");
+    let lines = listed(&policy(""));
     assert_eq!(
-        listed[0],
-        "literal    /a/admin /a/admin/{*rest} of a.narrow (policy.toml:8): a path of a.wide (policy.toml:2) that some \
-         routers read as such, as with \".json\" or \"%20\" at its end, needs the access of both rules; literal = true in \
-         a.wide if its upstream reads paths exactly"
+        lines[..2],
+        [
+            "literal    a.wide (policy.toml:2): some routers read paths of it as those of other rules, as with \".json\" or \
+             \"%20\" at the end; literal = true in a.wide if its upstream reads paths exactly",
+            "           needs the access of both rules: a.narrow",
+        ]
     );
-    let of: Vec<&str> = listed.iter().map(|line| line.split(" of ").nth(1).unwrap()).collect();
-    assert!(of.iter().zip(["a.n", "b.n", "c.n", "e.n"]).all(|(line, rule)| line.starts_with(rule)), "{of:?}");
-    assert_eq!(of.len(), 4, "the path /d/{{id}} has no literal within /d/{{id}}/audit: {listed:#?}");
-    assert_eq!(write("literal = true\n"), [""; 0]);
+    let of: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("literal    ")).collect();
+    assert!(of.iter().zip(["a.w", "b.w", "c.w", "e.w"]).all(|(line, rule)| line.starts_with(rule)), "{of:?}");
+    assert_eq!(of.len(), 4, "the path /d/{{id}} has no literal within /d/{{id}}/audit: {lines:#?}");
+    assert_eq!(listed(&policy("literal = true\n")), [""; 0]);
+
+    let wide = "[[route]]\nid = \"rest\"\nmethods = [\"GET\", \"POST\"]\npaths = [\"/v1/{*rest}\"]\nany_key = \
+                true\nupstream = \"api\"\n";
+    let lines = listed(&format!("{FIRSTHAND_POLICY}\n{wide}"));
+    assert_eq!(lines.len(), 3, "one for both, one for refused: {lines:#?}");
+    assert!(
+        lines[1].starts_with("           needs the access of both rules: jobs.read, jobs.audit, "),
+        "{lines:#?}"
+    );
+    assert!(
+        lines[2].starts_with("           refused, since the targets differ: auth.signup, "),
+        "{lines:#?}"
+    );
 }
 
 /// Paths that are odd in up to three ways, always the same ones.
