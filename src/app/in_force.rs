@@ -9,7 +9,7 @@ use crate::lifecycle::Trouble;
 use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
-use crate::store::keeper::{LinkState, Standing, Vitals};
+use crate::store::keeper::{LinkState, MemoryVitals, Standing, Vitals};
 use crate::telemetry::metrics::{ChangeMeter, EndpointState, Reloads, State};
 use crate::telemetry::{self, Lost};
 use crate::upstream::budget::Budget;
@@ -72,7 +72,7 @@ impl Observed {
     pub(super) fn state(&self) -> State {
         let in_force = lock(&self.in_force);
         let keeper = self.store.keeper();
-        let Vitals { standing, breakers, is_suspect } = keeper.vitals();
+        let Vitals { standing, breakers, is_suspect, memory } = keeper.vitals();
         let (lease_held, leases) = match standing {
             Standing::Alone => (None, None),
             Standing::Out => (Some(false), None),
@@ -99,6 +99,8 @@ impl Observed {
             leases,
             store_suspect: is_suspect,
             breakers,
+            memory: memory
+                .map(|MemoryVitals { records, set_back, dropped, .. }| (records, set_back, dropped)),
             changes: self.changes.clone(),
             news_waiting: self.backlog.as_ref().and_then(|backlog| backlog.waiting()),
             news_held: self.backlog.as_ref().and_then(|backlog| backlog.held()),

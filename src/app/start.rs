@@ -18,7 +18,7 @@ use super::prefixes::{self, Followers};
 use super::reload::{Fixed, Source, tell_remarks, tell_wider};
 use super::room::Room;
 use super::signals::Signals;
-use super::store::{StoreError, attend_revived, open_store, open_verified};
+use super::store::{StoreError, attend_revived, attend_set_back, open_store, open_verified};
 use super::{Addresses, App};
 use crate::api::Api;
 use crate::config::Config;
@@ -220,6 +220,10 @@ impl Keys {
         let cache = ReadThrough::new(settings, max_waiting, Arc::clone(&store), runtime, clock.clone());
         if let Some(revived) = cache.revived() {
             tokio::spawn(attend_revived(lifecycle.clone(), revived));
+        }
+        if let Some(reported) = store.keeper().set_back() {
+            let (store, lifecycle, clock) = (Arc::clone(&store), lifecycle.clone(), clock.clone());
+            tokio::spawn(attend_set_back(store, lifecycle, reported, clock));
         }
         store.subscribe(Arc::clone(&meter) as Arc<dyn EventSink>);
         let shape = (tools.format.clone(), tools.prefix.clone());

@@ -12,9 +12,11 @@ use super::control::BLOCKED_AT_MOST;
 use crate::config::StoreSettings;
 use crate::lifecycle::{Lifecycle, LifecycleError, Origin};
 use crate::store::embedded::{self, Embedded, Verified};
+use crate::store::keeper::{Place, Remembrance};
 use crate::store::redis::{self, Redis};
 use crate::store::{LEASE, Store, StoreFault};
 use crate::telemetry::{self, Event};
+use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::record::Sealer;
 
@@ -96,6 +98,52 @@ pub(super) async fn attend_revived(lifecycle: Option<Arc<Lifecycle>>, mut revive
                 )),
                 None => {}
             }
+        }
+    }
+}
+
+/// Attends to records that are older in the store than this process remembers: the remembered ones count here, and a
+/// gateway that may write writes them again.
+pub(super) async fn attend_set_back(
+    store: Arc<dyn Store>,
+    lifecycle: Option<Arc<Lifecycle>>,
+    mut reported: mpsc::Receiver<Place>,
+    clock: Clock,
+) {
+    let mut places = Vec::new();
+    while reported.recv_many(&mut places, 64).await > 0 {
+        let some: HashSet<Place> = places.drain(..).collect();
+        for place in some {
+            // An answer that a change has overtaken looks like an older record. It is none any more.
+            let found = store.keeper().compare(place).await;
+            let (lost, event) = match found {
+                Ok(Remembrance::RevocationLost) => ("the revocation", Event::RevocationLost),
+                Ok(Remembrance::ChangeLost) => ("the last change", Event::ChangeLost),
+                // If the store does not answer, the next lookup reports it.
+                Ok(Remembrance::Agrees) | Err(_) => continue,
+            };
+            let then = match &lifecycle {
+                Some(_) => "this gateway remembers it and writes it again",
+                None => "it holds here; a gateway of role full must write it again",
+            };
+            event.log(clock.mono(), || {
+                format!(
+                    "the store has lost {lost} of {place}: {then}. Redis failed over, an older backup was restored (`keygate store \
+                     accept --older` accepts that), or somebody has put an old record back"
+                )
+            });
+            if let Some(lifecycle) = &lifecycle {
+                restore(lifecycle, place).await;
+            }
+        }
+    }
+}
+
+async fn restore(lifecycle: &Lifecycle, place: Place) {
+    for _ in 0..REVOKED_TRIES {
+        match lifecycle.restore(place).await {
+            Ok(()) => return,
+            Err(_) => tokio::time::sleep(REVOKED_PAUSE).await,
         }
     }
 }

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use super::operator::{Act, Failure, Session, unexpected};
 use super::{Outcome, migrate, reseal};
 use crate::operators::admin::{Command, Reply, StoreCommand};
-use crate::store::keeper::{Acceptance, Lease, Status};
+use crate::store::keeper::{Acceptance, Lease, MemoryVitals, Status};
 use crate::vocabulary::key::record::RecordFormat;
 use crate::vocabulary::key::{Prefix, Prefixes};
 
@@ -38,6 +38,9 @@ pub(super) enum Action {
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
+        /// Accept records that are older than gateways remember, too: after an older backup was restored on purpose
+        #[arg(long)]
+        older: bool,
     },
     /// Seal everything anew that is under the pepper before, while the gateways run. It may be interrupted, and run again
     Reseal,
@@ -66,15 +69,23 @@ impl Act for Action {
                 show_status(&status, session)?;
                 Ok(if status.trouble.is_none() { Outcome::Done } else { Outcome::Refused })
             }
-            Self::Accept { yes } => {
+            Self::Accept { yes, older } => {
+                let (question, command) = if older {
+                    const OLDER: &str = "Accept the store, refuse all keys that it does not contain, and let go of every \
+                        change that gateways remember and the store does not have, also revocations?";
+                    (OLDER, StoreCommand::AcceptOlder)
+                } else {
+                    ("Accept the store, and refuse all keys that it does not contain?", StoreCommand::Accept)
+                };
                 if !yes {
-                    session.confirm("Accept the store, and refuse all keys that it does not contain?")?;
+                    session.confirm(question)?;
                 }
-                let Reply::StoreAccepted { acceptance } =
-                    session.ask(Command::Store(StoreCommand::Accept)).await?
-                else {
+                let Reply::StoreAccepted { acceptance } = session.ask(Command::Store(command)).await? else {
                     return Err(unexpected());
                 };
+                if older && !session.json {
+                    session.print_line("what gateways remembered until now does not count any more")?;
+                }
                 show_acceptance(&acceptance, session)?;
                 Ok(Outcome::Done)
             }
@@ -121,6 +132,13 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
         format!("{} have no proof and are not told; `keygate store accept` makes them anew", status.held_news)
     });
     fields.push(("news", held));
+    let memory = status.memory.map(|MemoryVitals { records, bytes, set_back, .. }| {
+        format!(
+            "{records} changed records ({} KiB), the store had an older one {set_back} times",
+            bytes.div_ceil(1024)
+        )
+    });
+    fields.push(("remembers", memory));
     let pepper = status.pepper.iter().flat_map(reseal::describe_pepper);
     fields.extend(pepper.map(|(name, text)| (name, Some(text))));
     fields.extend(gateways.into_iter().map(|gateway| ("gateway", Some(gateway))));

@@ -275,6 +275,7 @@ fn sections(
     own.extend(ops.listen.map(|address| Own { key: "ops.listen", address }));
     let admin = root.section("admin", |section| admin::read(section, folder, &own));
     own.extend(admin.remote.as_ref().map(|remote| Own { key: "admin.listen", address: remote.listen }));
+    let store = store.map(|store| store::remembering(store, admin.socket.as_deref()));
     let (upstreams, are_known) = root.section("upstreams", |section| {
         let upstreams = section.named(|name, section| upstreams::read(name, section, &own));
         (upstreams, !section.is_broken() && !report.is_incomplete(Document::Configuration))

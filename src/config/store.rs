@@ -18,7 +18,7 @@ enum Kind {
 const KINDS: [(&str, Kind); 2] = [("embedded", Kind::Embedded), ("redis", Kind::Redis)];
 /// The keys that only one kind has.
 const OF_EMBEDDED: [&str; 1] = ["path"];
-const OF_REDIS: [&str; 13] = [
+const OF_REDIS: [&str; 14] = [
     "url",
     "sentinels",
     "master_name",
@@ -28,6 +28,7 @@ const OF_REDIS: [&str; 13] = [
     "username",
     "password_file",
     "cell",
+    "memory_file",
     "connect_timeout",
     "lookup_timeout",
     "command_timeout",
@@ -51,6 +52,17 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path, sealed: bool) -> Op
             redis.map(|settings| StoreSettings::Redis(Box::new(settings)))
         }
     }
+}
+
+/// The store with the place of its memory: beside the socket, where no file is named.
+pub(super) fn remembering(store: StoreSettings, socket: Option<&Path>) -> StoreSettings {
+    let StoreSettings::Redis(mut redis) = store else { return store };
+    redis.memory_file = redis.memory_file.or_else(|| {
+        let mut path = socket?.as_os_str().to_owned();
+        path.push(".memory");
+        Some(path.into())
+    });
+    StoreSettings::Redis(redis)
 }
 
 fn refuse(section: &Section<'_>, keys: &[&str], kind: &str) {
@@ -81,6 +93,7 @@ fn redis(section: &mut Section<'_>, folder: &Path, wanted: bool, sealed: bool) -
         username: section.optional("username", text),
         password_file: section.optional("password_file", text).map(|path| folder.join(path)),
         cell: section.or("cell", known.cell, parsed(redis::Cell::parse)),
+        memory_file: section.optional("memory_file", text).map(|path| folder.join(path)),
         connect_timeout: section.or("connect_timeout", known.connect_timeout, duration(INSTANT..=DAY)),
         lookup_timeout: section.or("lookup_timeout", known.lookup_timeout, duration(INSTANT..=DAY)),
         command_timeout: section.or("command_timeout", known.command_timeout, duration(INSTANT..=DAY)),

@@ -15,17 +15,19 @@ use crate::vocabulary::key::record::Versioned;
 const PAGE: usize = 64;
 
 impl Lifecycle {
-    /// Accepts the store as it is, and the news in it that have no proof, and says so in the operator's trail.
+    /// Accepts the store as it is, and the news in it that have no proof, and says so in the operator's trail. With `older`,
+    /// records that are older than gateways remember count, too.
     ///
     /// # Errors
     /// When the store cannot answer.
-    pub async fn accept_store(&self, origin: &Origin) -> Result<Acceptance, LifecycleError> {
-        let mut acceptance = self.keeper().accept().await?;
+    pub async fn accept_store(&self, origin: &Origin, older: bool) -> Result<Acceptance, LifecycleError> {
+        let mut acceptance = self.keeper().accept(older).await?;
         (acceptance.news, acceptance.news_removed) = self.accept_news().await?;
         let Acceptance { store, changed, news, news_removed } = &acceptance;
-        if *changed || *news + *news_removed > 0 {
+        if *changed || older || *news + *news_removed > 0 {
             let accepted = || {
-                let about = json!({ "store": store, "news": news, "news_removed": news_removed });
+                let about =
+                    json!({ "store": store, "older": older, "news": news, "news_removed": news_removed });
                 Draft::about(AuditKind::StoreAccepted, None, None).after(about)
             };
             self.record(Trail::Operator, origin, accepted).await?;

@@ -20,6 +20,7 @@ mod principal;
 mod propagation;
 mod rehearsal;
 mod reseal;
+mod restore;
 mod search;
 mod signup;
 mod trail;

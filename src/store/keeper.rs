@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::mpsc;
 
 use super::events::Seq;
 use super::prefixes::PrefixBook;
@@ -41,6 +42,31 @@ pub struct Vitals {
     /// Whether the store answers and refuses changes, as a replaced master does; `None` for a store that cannot be
     /// replaced.
     pub is_suspect: Option<bool>,
+    /// `None` for a store that cannot be set back.
+    pub memory: Option<MemoryVitals>,
+}
+
+/// What a gateway remembers of changed records, in case its store is set back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryVitals {
+    pub records: usize,
+    /// Roughly.
+    pub bytes: usize,
+    /// How often the store had an older record than was remembered.
+    pub set_back: u64,
+    /// How many were forgotten because there was no room.
+    pub dropped: u64,
+}
+
+/// How a record of the store stands to what this gateway remembers of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remembrance {
+    /// It is no older, or nothing is remembered.
+    Agrees,
+    /// The key is remembered as revoked, and the store has it from before.
+    RevocationLost,
+    /// It is older.
+    ChangeLost,
 }
 
 /// The place of a gateway among those of its store.
@@ -99,17 +125,29 @@ pub struct Status {
     /// How many news of organisations have no proof that keygate has written them, and wait until they are accepted.
     #[serde(default)]
     pub held_news: u64,
+    /// What this gateway remembers; `None` for a store that cannot be set back.
+    #[serde(default)]
+    pub memory: Option<MemoryVitals>,
     /// The gateways that hold a lease; empty for a store that has only one gateway.
     #[serde(default)]
     pub gateways: Vec<Lease>,
 }
 
 /// A record, by its kind and its id. The order in which records are sealed anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "id", rename_all = "lowercase")]
 pub enum Place {
     Org(OrgId),
     Key(KeyId),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Org(org) => org.fmt(f),
+            Self::Key(key) => key.fmt(f),
+        }
+    }
 }
 
 /// The records that a store has looked at, to seal anew those that are under the pepper before.
@@ -172,8 +210,24 @@ pub trait Keeper: Send + Sync {
     fn begin(&self) -> StoreFuture<'_, Result<bool, StoreFault>>;
 
     /// Accepts the store as it is, for every process that knows the same store as this one: a key that it does not
-    /// have is unknown from now on.
-    fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>>;
+    /// have is unknown from now on. With `older`, and wherever it is another store, records that are older than gateways
+    /// remember count, too.
+    fn accept(&self, older: bool) -> StoreFuture<'_, Result<Acceptance, StoreFault>>;
+
+    /// Tells, once for each store, of records that may be older than this gateway remembers.
+    fn set_back(&self) -> Option<mpsc::Receiver<Place>> {
+        None
+    }
+
+    /// Reads a record again, and compares it with what is remembered of it. Counts those that are older.
+    fn compare(&self, _place: Place) -> StoreFuture<'_, Result<Remembrance, StoreFault>> {
+        Box::pin(async { Ok(Remembrance::Agrees) })
+    }
+
+    /// Whether the store had an older record than this gateway remembers when it was last read.
+    fn is_set_back(&self, _place: Place) -> bool {
+        false
+    }
 
     fn prefixes(&self) -> &dyn PrefixBook;
 

@@ -63,6 +63,8 @@ events! {
     EventLink = "event_link" "the event link is down",
     /// The store has lost a revocation.
     RevocationLost = "revocation_lost" "the store has lost the revocation of a key",
+    /// The store has an older record than this gateway remembers.
+    ChangeLost = "change_lost" "the store has lost the last change of a key or an organisation",
     TrailNotTrimmed = "trail_not_trimmed" "an audit trail cannot be trimmed",
     /// All connections that there may be are there.
     ConnectionsFull = "connections_full" "refusing connections: server.max_connections is reached",

@@ -289,7 +289,7 @@ mod without_redis {
         assert_goes_on("empty", &gateway, &known);
         assert!(gateway.block_on(gateway.lifecycle().create_org(&operator(), "another")).is_err());
         eventually("the operator accepts it", || {
-            gateway.block_on(gateway.lifecycle().keeper().accept()).is_ok()
+            gateway.block_on(gateway.lifecycle().keeper().accept(false)).is_ok()
         });
         for key in &known {
             eventually("what it does not have is unknown", || status(&gateway, key) == 401);

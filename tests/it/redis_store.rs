@@ -581,7 +581,7 @@ mod whose_store_it_is {
             let told = assert_refuses_everything(&store, &org, &key, stranger).await;
             assert!(told.contains("keygate store accept"), "{told}");
             assert_eq!(server.contents(), [], "nothing was written by being asked");
-            assert!(store.keeper().accept().await.unwrap().changed);
+            assert!(store.keeper().accept(false).await.unwrap().changed);
             assert!(matches!(store.lookup(digest).await, Lookup::Absent));
             assert_eq!(store.keeper().status().await.trouble, None);
             insert(&store, &org, &key).await;
@@ -605,8 +605,8 @@ mod whose_store_it_is {
         proxy.turn(Weather::Cut);
         server.command(&["FLUSHALL"]);
         soon("it is noticed", async || second.keeper().link_state() != LinkState::Up).await;
-        assert!(first.keeper().accept().await.unwrap().changed);
-        assert!(!first.keeper().accept().await.unwrap().changed);
+        assert!(first.keeper().accept(false).await.unwrap().changed);
+        assert!(!first.keeper().accept(false).await.unwrap().changed);
         proxy.turn(Weather::Fair);
         linked(&second).await;
         linked(&third).await;
@@ -629,7 +629,7 @@ mod whose_store_it_is {
         server.command(&["HSET", "{kg}:meta", "incarnation", &theirs, "schema", "1", "event", "0"]);
         let told = assert_refuses_everything(&store, &org, &key, made.digest()).await;
         assert!(told.contains(&theirs), "{told}");
-        let accepted = store.keeper().accept().await.unwrap();
+        let accepted = store.keeper().accept(false).await.unwrap();
         assert_eq!((accepted.store, accepted.changed), (theirs, true));
         assert!(matches!(store.lookup(digest).await, Lookup::Absent));
     }
@@ -653,7 +653,7 @@ mod whose_store_it_is {
         let store = open(&server);
         let told = assert_unavailable(&store.lookup(Maker::new().digest()).await);
         assert!(told.contains("newer keygate (schema 2"), "{told}");
-        assert!(store.keeper().accept().await.is_err());
+        assert!(store.keeper().accept(false).await.is_err());
         assert!(store.commit(new_org(&Maker::new().org())).await.is_err());
     }
 
@@ -980,7 +980,7 @@ mod the_way_there {
         let news = store.outbox().claim(NOW, NOW, 9).await.unwrap();
         store.outbox().delivered(news[0].org).await.unwrap();
         server.command(&["FLUSHALL"]);
-        assert!(store.keeper().accept().await.unwrap().changed);
+        assert!(store.keeper().accept(false).await.unwrap().changed);
         linked(&store).await;
     }
 

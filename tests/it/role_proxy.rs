@@ -212,7 +212,7 @@ fn a_revocation_that_redis_lost_stays_in_force_at_a_proxy_which_logs_it() {
     scene.redis.command(&["COPY", "before", &record, "REPLACE"]);
     scene.redis.command(&["DEL", "{kg}:events"]);
     let told = proxy.process.err_line("has lost the revocation");
-    assert!(told.contains(&key.id().to_string()) && told.contains("is refused here"), "{told}");
+    assert!(told.contains(&key.id().to_string()) && told.contains("it holds here"), "{told}");
     assert_eq!(proxy.status(&key.secret), 401);
     assert_eq!(scene.refused(), "*0\r\n");
 }

@@ -138,6 +138,11 @@ fn subjects(key: &KeyRecord) -> Vec<Subject> {
     key.secrets.iter().map(|secret| Subject::Digest(secret.digest)).collect()
 }
 
+/// Everything that caches hold of a key as it is now.
+pub(super) fn subjects_of(key: &KeyRecord) -> Vec<Subject> {
+    if key.revoked_at.is_some() { revoked(key) } else { subjects(key) }
+}
+
 /// The same for a revoked key. The caches remember its secrets in case the store forgets the revocation.
 fn revoked(key: &KeyRecord) -> Vec<Subject> {
     key.secrets.iter().map(|secret| Subject::Revoked(secret.digest)).collect()

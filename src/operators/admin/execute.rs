@@ -128,7 +128,12 @@ async fn on_store(
         }
         StoreCommand::Begin => Reply::StoreBegun { made: keeper.begin().await? },
         StoreCommand::Status => Reply::StoreStatus { status: keeper.status().await },
-        StoreCommand::Accept => Reply::StoreAccepted { acceptance: lifecycle.accept_store(origin).await? },
+        StoreCommand::Accept => {
+            Reply::StoreAccepted { acceptance: lifecycle.accept_store(origin, false).await? }
+        }
+        StoreCommand::AcceptOlder => {
+            Reply::StoreAccepted { acceptance: lifecycle.accept_store(origin, true).await? }
+        }
         StoreCommand::AcceptPrefix { prefix } => {
             show_prefixes(&lifecycle.accept_prefix(origin, &prefix).await?)
         }

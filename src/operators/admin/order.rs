@@ -123,6 +123,8 @@ pub enum StoreCommand {
     Status,
     /// Accept the store as it is as the right one.
     Accept,
+    /// The same, also where its records are older than gateways remember.
+    AcceptOlder,
     /// Accept keys with this prefix too.
     AcceptPrefix {
         prefix: Prefix,

@@ -183,6 +183,7 @@ impl Needs {
             StoreCommand::Begin => (Role::Keys, About::Judged),
             StoreCommand::Status => (Role::Read, About::Everybody),
             StoreCommand::Accept
+            | StoreCommand::AcceptOlder
             | StoreCommand::AcceptPrefix { .. }
             | StoreCommand::RemovePrefix { .. }
             | StoreCommand::Reseal { .. }

@@ -369,6 +369,7 @@ impl Keeper for Embedded {
                 prefixes,
                 pepper,
                 held_news: 0,
+                memory: None,
                 gateways,
             }
         })
@@ -378,7 +379,7 @@ impl Keeper for Embedded {
         Box::pin(async { Ok(false) })
     }
 
-    fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
+    fn accept(&self, _: bool) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
         let incarnation = self.read(|snapshot| snapshot.incarnation());
         Box::pin(async move {
             let store = incarnation.await?;

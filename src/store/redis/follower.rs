@@ -16,10 +16,11 @@ use tokio::time::timeout;
 use super::ledger::{Event, Incarnation, Mark, Position, RedisTime};
 use super::scripts::{Call, bytes, unexpected};
 use super::topology::Connected;
-use super::{Inner, LinkState, Renewal, peppers, tenure};
-use crate::store::events::{Seq, decode};
+use super::{Inner, LinkState, Renewal, memory, memory_file, peppers, tenure};
+use crate::store::events::{Seq, Subject, decode};
 use crate::store::{LEASE, StoreFault};
 use crate::telemetry;
+use crate::vocabulary::key::proof::ProofOf;
 
 /// How often the last event seen is checked.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -33,7 +34,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LAST_WAIT: Duration = Duration::from_millis(500);
 
 pub(super) async fn run(inner: Arc<Inner>) {
-    tokio::join!(keep_following(&inner), confirm(&inner));
+    tokio::join!(keep_following(&inner), confirm(&inner), memory::listen(&inner), memory_file::keep(&inner));
 }
 
 async fn keep_following(inner: &Inner) {
@@ -125,6 +126,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     }
     let prefixes = reply.text().map_err(|error| inner.fault(error))?;
     let row = reply.text().map_err(|error| inner.fault(error))?;
+    let older = reply.text().map_err(|error| inner.fault(error))?;
     let event = reply.meta.event.unwrap_or_default();
     let can_keep = reply.meta.format <= inner.sealer.keeps();
     if let (true, Some(known), Some(incarnation)) = (can_keep, &known, &reply.meta.incarnation)
@@ -145,6 +147,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     }
     // Before there is a lease: changes must not wait for a gateway that cannot read them.
     peppers::settle(inner, connection, row.as_deref()).await?;
+    inner.hear_acceptance(older.as_deref());
     if inner.link_state() != LinkState::Up {
         // Everything may have to be looked up again soon; the breakers must not refuse those lookups.
         [&inner.lookups, &inner.commands].into_iter().for_each(|link| link.forgive());
@@ -266,7 +269,7 @@ async fn read(
     let entries = entries(answer).map_err(|error| inner.fault(error))?;
     let mut expected = last + 1;
     for entry in entries {
-        let (seq, event) = parse(entry).map_err(|error| inner.fault(error))?;
+        let (seq, event) = parse(inner, entry).map_err(|error| inner.fault(error))?;
         match event {
             Some(event) if seq == expected => inner.ledger.follow(store, event),
             // Some events were trimmed before they were read, or this one is of a kind that only a newer keygate
@@ -295,23 +298,37 @@ fn entries(answer: Value) -> Result<Vec<Value>, RedisError> {
 }
 
 /// The number of an entry, and its event; `None` for an event that cannot be read.
-fn parse(entry: Value) -> Result<(Seq, Option<Event>), RedisError> {
+///
+/// An event without a proof, which an older gateway has written or somebody else, has everything looked up again that it
+/// names. That a secret is revoked for ever is believed with a proof only, or when the key's record says so.
+fn parse(inner: &Inner, entry: Value) -> Result<(Seq, Option<Event>), RedisError> {
     let Value::Array(entry) = entry else { return Err(unexpected()) };
     let [id, Value::Array(fields)] = <[Value; 2]>::try_from(entry).map_err(|_| unexpected())? else {
         return Err(unexpected());
     };
     let id = String::from_utf8(bytes(id)?).map_err(|_| unexpected())?;
     let seq = id.split('-').next().and_then(|seq| seq.parse().ok()).ok_or_else(unexpected)?;
-    let (mut subjects, mut mark, mut written) = (None, None, None);
+    let (mut subjects, mut mark, mut written) = (Vec::new(), None, None);
+    let mut proof = Vec::new();
     let mut fields = fields.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
         match &bytes(name)?[..] {
-            b"subjects" => subjects = decode(&bytes(value)?),
+            b"subjects" => subjects = bytes(value)?,
+            b"proof" => proof = bytes(value)?,
             b"mark" => mark = String::from_utf8(bytes(value)?).ok().map(Mark::from_text),
             b"written" => written = str::from_utf8(&bytes(value)?).ok().and_then(RedisTime::parse),
             _ => {}
         }
     }
-    let event = mark.zip(subjects).map(|(mark, subjects)| Event { seq, mark, subjects, written });
-    Ok((seq, event))
+    let Some((mark, named)) = mark.zip(decode(&subjects)) else { return Ok((seq, None)) };
+    let proven = inner.sealer.check_proof(ProofOf::Event, &[mark.as_str().as_bytes(), &subjects], &proof);
+    let subjects = if proven.is_some() { named } else { named.into_iter().map(unproven).collect() };
+    Ok((seq, Some(Event { seq, mark, subjects, written })))
+}
+
+const fn unproven(subject: Subject) -> Subject {
+    match subject {
+        Subject::Revoked(digest) => Subject::Digest(digest),
+        Subject::Digest(_) | Subject::Org(_) => subject,
+    }
 }

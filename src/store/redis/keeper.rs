@@ -5,16 +5,23 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use super::ledger::Incarnation;
 use super::scripts::{Call, Meta, Reply};
 use super::{Inner, Redis};
 use crate::store::events::Seq;
 use crate::store::keeper::{
-    Acceptance, Keeper, Lease, LinkState, Place, Resealed, Standing, Status, UnreadableFile, Vitals,
+    Acceptance, Keeper, Lease, LinkState, Place, Remembrance, Resealed, Standing, Status, UnreadableFile,
+    Vitals,
 };
 use crate::store::prefixes::PrefixBook;
 use crate::store::{LEASE, Propagation, StoreFault, StoreFuture};
+use crate::telemetry;
 use crate::vocabulary::audit::Trail;
+use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::key::pepper::{hex, unhex};
+use crate::vocabulary::key::proof::ProofOf;
 use crate::vocabulary::key::record::RecordFormat;
 use crate::vocabulary::key::{Misfit, Peppers};
 
@@ -48,8 +55,20 @@ impl Keeper for Redis {
         Box::pin(self.inner.begin())
     }
 
-    fn accept(&self) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
-        Box::pin(self.inner.accept())
+    fn accept(&self, older: bool) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
+        Box::pin(self.inner.accept(older))
+    }
+
+    fn set_back(&self) -> Option<mpsc::Receiver<Place>> {
+        self.inner.memory.reported()
+    }
+
+    fn compare(&self, place: Place) -> StoreFuture<'_, Result<Remembrance, StoreFault>> {
+        Box::pin(self.inner.compare(place))
+    }
+
+    fn is_set_back(&self, place: Place) -> bool {
+        self.inner.memory.is_set_back(place)
     }
 
     fn prefixes(&self) -> &dyn PrefixBook {
@@ -81,6 +100,7 @@ impl Inner {
     pub(super) async fn leave(&self) -> Result<(), StoreFault> {
         *self.left.lock().await = true;
         self.note_lease(None);
+        self.write_memory().await;
         let call = Call::new(&self.scripts.leave, self.places_of_lease()).arg(&*self.gateway);
         self.commands.run(&call, self.settings.command_timeout).await.map(drop)
     }
@@ -101,6 +121,7 @@ impl Inner {
             standing: held.map_or(Standing::Out, |renewal| Standing::Among(renewal.leases)),
             breakers: links.map(|(name, link)| (name, link.turns_away().is_some())).to_vec(),
             is_suspect: Some(self.tenure.is_in_doubt()),
+            memory: Some(self.memory.vitals()),
         }
     }
 
@@ -140,7 +161,7 @@ impl Inner {
             Err(fault) => {
                 let (trouble, gateways) = (Some(fault.to_string()), Vec::new());
                 let (found, events, format, prefixes, pepper) = (None, None, None, None, None);
-                let held_news = 0;
+                let (held_news, memory) = (0, Some(self.memory.vitals()));
                 Status {
                     place,
                     trouble,
@@ -152,6 +173,7 @@ impl Inner {
                     prefixes,
                     pepper,
                     held_news,
+                    memory,
                     gateways,
                 }
             }
@@ -167,6 +189,7 @@ impl Inner {
                 let gateways = self.gateways().await.unwrap_or_default();
                 let format = found.is_some().then_some(format);
                 let pepper = self.sealer.peppers().status();
+                let memory = Some(self.memory.vitals());
                 let held_news = self.held_news(None, 1).await.map_or(0, |(count, _)| count);
                 Status {
                     place,
@@ -179,6 +202,7 @@ impl Inner {
                     prefixes,
                     pepper,
                     held_news,
+                    memory,
                     gateways,
                 }
             }
@@ -214,18 +238,64 @@ impl Inner {
                 places.into_iter().chain([names.entries(Trail::Operator), names.used(), names.news()]);
             let row = self.sealer.peppers().first_row().map_err(|error| self.fault(error))?;
             let call = Call::new(&self.scripts.begin, places).arg(fresh.as_str());
-            let call = call.arg(FORMAT_OF_NEW.to_string()).arg(&*row);
+            let (older, now) = self.word_for_older();
+            let call = call.arg(FORMAT_OF_NEW.to_string()).arg(&*row).arg(older);
             let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
             if reply.text().map_err(|error| self.fault(error))?.as_deref() == Some("begun") {
                 self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
                 self.learn(Some(&row))?;
+                self.memory.forget_before(now);
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    async fn accept(&self) -> Result<Acceptance, StoreFault> {
+    /// The word that records older than gateways remember count until now, and this moment.
+    fn word_for_older(&self) -> (String, UnixMillis) {
+        let now = self.clock.now().wall;
+        let proof = self.sealer.prove(ProofOf::Acceptance, &self.parts_of_acceptance(&now.0.to_be_bytes()));
+        (format!("{} {}", now.0, hex(&proof.unwrap_or_default())), now)
+    }
+
+    fn parts_of_acceptance<'p>(&'p self, at: &'p [u8; 8]) -> [&'p [u8]; 2] {
+        [at, self.settings.cell.as_str().as_bytes()]
+    }
+
+    /// Forgets what was remembered before an operator accepted older records, if the word for it is proven.
+    pub(super) fn hear_acceptance(&self, word: Option<&str>) {
+        let Some((at, proof)) = word.and_then(|word| word.split_once(' ')) else { return };
+        let (Ok(at), Some(proof)) = (at.parse(), unhex(proof)) else { return };
+        let parts = u64::to_be_bytes(at);
+        let parts = self.parts_of_acceptance(&parts);
+        if self.sealer.check_proof(ProofOf::Acceptance, &parts, &proof).is_none() {
+            return;
+        }
+        if let Some(forgotten) = self.memory.forget_before(UnixMillis(at)).filter(|forgotten| *forgotten > 0)
+        {
+            telemetry::log(&format!(
+                "an operator has accepted the store as it is: {forgotten} changed records that this gateway remembered do not \
+                 count any more"
+            ));
+        }
+    }
+
+    async fn compare(&self, place: Place) -> Result<Remembrance, StoreFault> {
+        // An operator may have accepted the older record while this gateway did not run.
+        let call = Call::new(&self.scripts.watch, [self.names.meta(), self.names.events()]).arg("0");
+        let mut reply = self.ask(&call).await?;
+        let word = (0..5).try_for_each(|_| reply.text().map(drop)).and_then(|()| reply.text());
+        self.hear_acceptance(word.map_err(|error| self.fault(error))?.as_deref());
+        if !self.is_set_back(place).await? {
+            return Ok(Remembrance::Agrees);
+        }
+        self.memory.count_set_back();
+        let is_revoked = self.memory.is_revoked(place);
+        Ok(if is_revoked { Remembrance::RevocationLost } else { Remembrance::ChangeLost })
+    }
+
+    async fn accept(&self, older: bool) -> Result<Acceptance, StoreFault> {
+        let (word, now) = self.word_for_older();
         let known = self.ledger.position().known;
         let fresh = Incarnation::draw().map_err(|error| self.fault(error))?;
         let call = Call::new(&self.scripts.accept, [self.names.meta(), self.names.events()])
@@ -233,7 +303,9 @@ impl Inner {
             .arg(fresh.as_str())
             .arg(FORMAT_OF_NEW.to_string())
             .arg(self.sealer.keeps().to_string())
-            .arg(self.sealer.peppers().first_row().map_err(|error| self.fault(error))?);
+            .arg(self.sealer.peppers().first_row().map_err(|error| self.fault(error))?)
+            .arg(word)
+            .arg(if older { "1" } else { "" });
         let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
         let status = reply.text().map_err(|error| self.fault(error))?;
         if reply.meta.format > self.sealer.keeps() {
@@ -245,6 +317,9 @@ impl Inner {
         }
         self.ledger.recognise(&reply.meta, 0).map_err(|stranger| self.fault(stranger))?;
         let changed = status.as_deref() != Some("kept");
+        if changed || older {
+            self.memory.forget_before(now);
+        }
         Ok(Acceptance { store: found, changed, news: 0, news_removed: 0 })
     }
 }

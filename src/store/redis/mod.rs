@@ -6,7 +6,7 @@
 //!
 //! | key | value |
 //! |--|--|
-//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `format` (of [records](crate::vocabulary::key::record), which joining takes), `replaces` (what it was accepted for), `prefixes` (their [list](crate::vocabulary::key::Prefixes)), `removing` (the prefix whose keys are counted), `peppers` (which [pepper](crate::vocabulary::key::pepper) belongs to the store) |
+//! | `{kg}:meta` | hash: `incarnation`, `schema`, `event` (number of the last one), `format` (of [records](crate::vocabulary::key::record), which joining takes), `replaces` (what it was accepted for), `prefixes` (their [list](crate::vocabulary::key::Prefixes)), `removing` (the prefix whose keys are counted), `peppers` (which [pepper](crate::vocabulary::key::pepper) belongs to the store), `older` (until when an operator has accepted older records, with its [proof](crate::vocabulary::key::proof)) |
 //! | `{kg}:gateways` | set: the names of gateways that hold a lease, or held one a while ago |
 //! | `{kg}:gateway:<name>` | a lease: the number of the last event that holds there; expires |
 //! | `{kg}:gateway:<name>:format` | the highest format of records that this gateway can keep; expires with the lease |
@@ -28,7 +28,7 @@
 //! | `{kg}:news:proofs` | hash: by organisation, the revision of its record (8 bytes) and the [proof](crate::vocabulary::key::proof) of its news |
 //! | `{kg}:news:held` | sorted set: the organisations whose news have no proof; they are told when an operator accepts them |
 //! | `{kg}:quota:<name>` | when its window ends, and how many there were; expires |
-//! | `{kg}:events` | stream: the newest 100,000 events, each `<number>-0` with its `subjects` and a random `mark` |
+//! | `{kg}:events` | stream: the newest 100,000 events, each `<number>-0` with its `subjects`, a random `mark` and a proof of both |
 //!
 //! No data that decides whether a key is valid has an expiry: under a memory limit Redis evicts such entries first,
 //! and a key that vanished would be answered with 401. Kept answers and quotas have an expiry: without the answer a
@@ -54,6 +54,8 @@ mod keeper;
 mod ledger;
 mod link;
 mod login;
+mod memory;
+mod memory_file;
 mod mutation;
 mod names;
 mod naming;
@@ -92,6 +94,8 @@ use self::connect::{Dialler, Tls};
 use self::ledger::{Incarnation, Ledger};
 use self::link::Link;
 use self::login::Login;
+use self::memory::Memory;
+use self::memory_file::MemoryFile;
 use self::names::Names;
 use self::recounts::Recounts;
 use self::scripts::{Call, Reply, Script, Scripts};
@@ -148,6 +152,8 @@ struct Inner {
     /// The number of replicas of the master.
     replicas: AtomicUsize,
     recounts: Recounts,
+    memory: Arc<Memory>,
+    memory_file: Option<MemoryFile>,
     /// Whether the log was told that the store has outgrown this gateway.
     is_outdated: AtomicBool,
     /// Whether the event link is down, and the line that says so was withheld.
@@ -201,6 +207,11 @@ impl Redis {
             gateway: format!("{:016x}", fastrand::u64(..)).into(),
             replicas: AtomicUsize::new(0),
             recounts: Recounts::default(),
+            memory: Arc::default(),
+            memory_file: settings
+                .memory_file
+                .clone()
+                .map(|path| MemoryFile::new(path, format!("{}, cell {}", settings.place, settings.cell))),
             is_outdated: AtomicBool::new(false),
             is_link_untold: AtomicBool::new(false),
             has_opened: AtomicBool::new(false),
@@ -329,6 +340,8 @@ impl Store for Redis {
     /// Events are followed from the first sink on.
     fn subscribe(&self, sink: Arc<dyn EventSink>) {
         if self.inner.ledger.subscribe(sink) {
+            self.inner.read_memory();
+            self.inner.ledger.subscribe(Arc::clone(&self.inner.memory) as Arc<dyn EventSink>);
             let task = self.inner.control.spawn(follower::run(Arc::clone(&self.inner)));
             *self.follower.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
         }

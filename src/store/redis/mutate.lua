@@ -75,8 +75,11 @@ for _, part in ipairs(parts.event) do
   local time = redis.pcall('TIME')
   if not time.err then written = string.format('%d%06d', time[1], time[2]) end
   number = string.format('%.0f', event + 1)
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', part.kept, number .. '-0', 'subjects', part.subjects, 'mark', part.mark,
-    'written', written)
+  local fields = {'subjects', part.subjects, 'mark', part.mark, 'written', written}
+  if part.proof ~= '' then
+    fields[7], fields[8] = 'proof', part.proof
+  end
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', part.kept, number .. '-0', unpack(fields))
   redis.call('HSET', KEYS[1], 'event', number)
 end
 raise_format(parts.format[1])

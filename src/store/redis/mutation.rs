@@ -10,17 +10,19 @@ use std::time::Duration;
 
 use super::Inner;
 use super::ledger::{Event, Mark, Position, RedisTime};
-use super::reads::Listed;
+use super::memory::Remembered;
 use super::scripts::{Call, Reply};
 use crate::store::answers::KeptAnswer;
 use crate::store::events::encode;
 use crate::store::indexes::{Full, Indexed};
+use crate::store::keeper::Place;
 use crate::store::prefixes::{Begins, digests};
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Stored, revision};
+use crate::vocabulary::key::proof::ProofOf;
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Stored, Versioned, revision};
 
 /// Events kept in the stream.
 const EVENTS_KEPT: u32 = 100_000;
@@ -75,6 +77,11 @@ impl Inner {
         let key = mutation.key.as_ref().map(|change| self.draft_key(change, key_before)).transpose()?;
         let mark = Mark::draw().map_err(|error| self.fault(error))?;
         let call = self.mutate(&position, org.as_ref(), key.as_ref(), mutation, &mark);
+        let mut call = call;
+        for seen in &mutation.seen {
+            let (name, rev) = self.expected(seen).await?;
+            call = call.arg("seen").key(name).arg(rev.to_be_bytes());
+        }
         let has_replica = self.replicas.load(Ordering::Relaxed) > 0;
         let call = if has_replica && !mutation.subjects.is_empty() { call.durably() } else { call };
         let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
@@ -90,11 +97,39 @@ impl Inner {
         self.judge(status.as_deref(), &mut reply)?;
         let event = reply.text().map_err(|error| self.fault(error))?;
         let Some(event) = event else { return Ok(Committed { event: None }) };
+        self.remember_own(mutation, org.as_ref(), key.as_ref());
         let seq = event.parse().map_err(|_| self.fault("the number of the event does not read"))?;
         let subjects = mutation.subjects.clone();
         let written = reply.text().map_err(|error| self.fault(error))?.and_then(|at| RedisTime::parse(&at));
         self.ledger.apply_own(&store, Event { seq, mark, subjects, written }).await;
         Ok(Committed { event: Some(seq) })
+    }
+
+    /// At once, and not when the event comes: from now on nothing older counts.
+    fn remember_own(&self, mutation: &Mutation, org: Option<&Draft<OrgRecord>>, key: Option<&KeyDraft>) {
+        let now = self.clock.now().wall;
+        if let Some((org, draft)) = mutation.org.as_ref().and_then(updated).zip(org) {
+            self.memory.note(revision(&draft.sealed).unwrap_or_default(), org, now);
+        }
+        if let Some((key, draft)) = mutation.key.as_ref().and_then(updated).zip(key) {
+            self.memory.note(revision(&draft.draft.sealed).unwrap_or_default(), key, now);
+        }
+    }
+
+    /// The revision that a record must have in Redis, of one that a decision has seen. Where Redis has an older one than is
+    /// remembered, the remembered one was seen.
+    async fn expected(&self, seen: &Seen) -> Result<(String, u64), StoreFault> {
+        let (name, place, rev) = match seen {
+            Seen::Key { id, rev } => (self.names.key(*id), Place::Key(*id), *rev),
+            Seen::Org { id, rev } => (self.names.org(*id), Place::Org(*id), *rev),
+        };
+        if !self.memory.is_set_back(place) {
+            return Ok((name, rev));
+        }
+        let call = Call::new(&self.scripts.read, [self.names.meta(), name.clone()]);
+        let stored = self.ask(&call).await?.bytes().map_err(|error| self.fault(error))?;
+        let stored = stored.as_deref().and_then(revision).unwrap_or(rev);
+        Ok((name, if self.memory.stands_for(place, rev, stored) { stored } else { rev }))
     }
 
     /// The outcome that a script reports.
@@ -140,16 +175,24 @@ impl Inner {
 
     /// A change that is stale already still goes to the script: the same request may have been carried out before,
     /// and the script reports that first.
-    fn draft<T: Listed>(&self, change: &Change<T>, before: Option<Vec<u8>>) -> Result<Draft<T>, CommitError> {
+    fn draft<T: Remembered>(
+        &self,
+        change: &Change<T>,
+        before: Option<Vec<u8>>,
+    ) -> Result<Draft<T>, CommitError> {
         let (record, rev, expected, before) = match change {
             Change::Insert(record) => (record, 1, ABSENT.to_vec(), None),
             Change::Update { rev, record } => {
                 let stored = before.map(|bytes| self.unseal::<T>(&record.place(), &bytes)).transpose()?;
-                match stored.filter(|stored| stored.rev == *rev) {
+                // Redis may have an older one than was seen: the remembered one was.
+                let is_seen = |stored: &Versioned<T>| {
+                    stored.rev == *rev || self.memory.stands_for(record.keeper_place(), *rev, stored.rev)
+                };
+                match stored.filter(is_seen) {
                     Some(stored) => {
                         let next =
                             rev.checked_add(1).ok_or_else(|| self.fault("the record has no next number"))?;
-                        (record, next, rev.to_be_bytes().to_vec(), Some(stored.record))
+                        (record, next, stored.rev.to_be_bytes().to_vec(), Some(stored.record))
                     }
                     None => (record, 0, STALE.to_vec(), None),
                 }
@@ -204,13 +247,6 @@ impl Inner {
         if let Some((room, key)) = mutation.room.as_ref().zip(key) {
             call = self.room_part(call, key.org, room);
         }
-        for seen in &mutation.seen {
-            let (name, rev) = match seen {
-                Seen::Key { id, rev } => (names.key(*id), rev),
-                Seen::Org { id, rev } => (names.org(*id), rev),
-            };
-            call = call.arg("seen").key(name).arg(rev.to_be_bytes());
-        }
         if let Some(EmailClaim { index, before, org }) = &mutation.email {
             call = call.arg("email").key(names.email(index)).arg(org.to_string());
             if let Some(before) = before {
@@ -232,8 +268,10 @@ impl Inner {
             call = call.arg(self.prove_news(news, rev));
         }
         if !mutation.subjects.is_empty() {
-            call = call.arg("event").arg(encode(&mutation.subjects));
-            call = call.arg(mark.as_str()).arg(EVENTS_KEPT.to_string());
+            let subjects = encode(&mutation.subjects);
+            let proof = self.sealer.prove(ProofOf::Event, &[mark.as_str().as_bytes(), &subjects]);
+            call = call.arg("event").arg(subjects).arg(mark.as_str()).arg(EVENTS_KEPT.to_string());
+            call = call.arg(proof.unwrap_or_default());
         }
         call
     }

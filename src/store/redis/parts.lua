@@ -23,7 +23,8 @@ local PARTS = {
   room = {{'live', 'made', 'pace', 'org_list', 'live_list', 'test_list'}, {'now', 'most', 'most_made', 'quota', 'window'}},
   -- Proof: that the body is ours, or nothing in a store without a pepper.
   news = {{'bodies', 'due', 'proofs'}, {'org', 'due_at', 'body', 'proof'}},
-  event = {{}, {'subjects', 'mark', 'kept'}},
+  -- Proof: that subjects and mark are ours, or nothing in a store without a pepper.
+  event = {{}, {'subjects', 'mark', 'kept', 'proof'}},
   -- The format of the change; the prefix of every lease.
   format = {{'gateways'}, {'needed', 'leases'}},
 }

@@ -1,6 +1,7 @@
 //! Reading records: by a secret, by their names, and in lists.
 
 use super::Inner;
+use super::memory::Remembered;
 use super::names::Names;
 use super::scripts::{Call, Reply};
 use crate::store::{Found, KeysOf, StoreFault};
@@ -57,14 +58,25 @@ impl Inner {
         };
         let (key, org) = (read(&mut reply)?, read(&mut reply)?);
         let (org_id, key_id) = self.parse_owner(&owner)?;
-        let key: KeyRecord = self.promised(&key_id.to_bytes(), key)?.record;
+        let key: Versioned<KeyRecord> = self.promised(&key_id.to_bytes(), key)?;
         let org: OrgRecord = self.promised(&org_id.to_bytes(), org)?.record;
-        let secret = key.secrets.iter().find(|secret| digests.contains(&secret.digest));
-        let Some(digest) = secret.map(|secret| secret.digest).filter(|_| key.org == org.id) else {
+        let secret = key.record.secrets.iter().find(|secret| digests.contains(&secret.digest));
+        let Some(digest) = secret.map(|secret| secret.digest).filter(|_| key.record.org == org.id) else {
             return Err(self.fault("a digest leads to a key that does not have it"));
         };
         self.note_fit();
-        Ok(Looked::Found(Box::new(Found { key, org, digest })))
+        Ok(Looked::Found(Box::new((key.rev, Found { key: key.record, org, digest }))))
+    }
+
+    /// The record of the key that a digest opens.
+    pub(super) async fn key_of(&self, digest: Digest) -> Result<Option<Versioned<KeyRecord>>, StoreFault> {
+        match self.look_up(&[digest]).await? {
+            Looked::Found(found) => {
+                let (rev, Found { key: record, .. }) = *found;
+                Ok(Some(Versioned { rev, record }))
+            }
+            Looked::Absent | Looked::Renamed => Ok(None),
+        }
     }
 
     pub(super) fn parse_owner(&self, owner: &[u8]) -> Result<(OrgId, KeyId), StoreFault> {
@@ -75,14 +87,20 @@ impl Inner {
         parts.ok_or_else(|| self.fault("a digest leads to nothing that keygate has written"))
     }
 
-    pub(super) async fn record<T: Stored>(
+    /// A record, or what this gateway remembers in the place of an older one.
+    pub(super) async fn record<T: Remembered>(
         &self,
         name: String,
         place: [u8; 16],
     ) -> Result<Option<Versioned<T>>, StoreFault> {
         let mut reply = self.ask(&Call::new(&self.scripts.read, [self.names.meta(), name])).await?;
         let bytes = reply.bytes().map_err(|error| self.fault(error))?;
-        bytes.map(|bytes| self.unseal(&place, &bytes)).transpose()
+        let stored = bytes.map(|bytes| self.unseal(&place, &bytes)).transpose()?;
+        Ok(stored.map(|stored| self.newest_known(stored)))
+    }
+
+    fn newest_known<T: Remembered>(&self, stored: Versioned<T>) -> Versioned<T> {
+        self.memory.newest(stored, self.clock.now().wall)
     }
 
     pub(super) fn unseal<T: Stored>(
@@ -93,14 +111,14 @@ impl Inner {
         self.sealer.open_at(place, bytes).map_err(|bad| self.bad_record(bad))
     }
 
-    /// A record that another entry names, so that it must exist.
-    pub(super) fn promised<T: Stored>(
+    /// The same of a record that another entry names, so that it must exist.
+    pub(super) fn promised<T: Remembered>(
         &self,
         place: &[u8; 16],
         bytes: Option<Vec<u8>>,
     ) -> Result<Versioned<T>, StoreFault> {
         let bytes = bytes.ok_or_else(|| self.fault("a record that another one names is missing"))?;
-        self.unseal(place, &bytes)
+        self.unseal(place, &bytes).map(|stored| self.newest_known(stored))
     }
 
     /// The newest keys of a list.
@@ -132,7 +150,7 @@ impl Inner {
     }
 
     /// The newest records of an index, page by page.
-    pub(super) async fn newest<T: Listed>(
+    pub(super) async fn newest<T: Remembered>(
         &self,
         index: String,
         records: String,
@@ -143,7 +161,7 @@ impl Inner {
     }
 
     /// The same for the first of these lists. The others show whether it is whole; `None` if it is not.
-    async fn try_newest<T: Listed>(
+    async fn try_newest<T: Remembered>(
         &self,
         lists: &[String],
         records: &str,
@@ -179,7 +197,8 @@ impl Inner {
 
 /// The outcome of asking Redis once.
 enum Looked {
-    Found(Box<Found>),
+    /// With the revision of the key's record.
+    Found(Box<(u64, Found)>),
     Absent,
     /// The store says something new of its pepper: the digests may be others now.
     Renamed,
@@ -188,7 +207,7 @@ enum Looked {
 impl Looked {
     fn found(self) -> Result<Option<Found>, StoreFault> {
         match self {
-            Self::Found(found) => Ok(Some(*found)),
+            Self::Found(found) => Ok(Some(found.1)),
             Self::Absent => Ok(None),
             Self::Renamed => Err(StoreFault::failed("the pepper changed under the lookup: try again")),
         }

@@ -21,6 +21,8 @@ pub struct Settings {
     pub password_file: Option<PathBuf>,
     /// The hash tag. Stores of several installations can share one Redis.
     pub cell: Cell,
+    /// The file for what a gateway remembers of changed records; `None` for none.
+    pub memory_file: Option<PathBuf>,
     /// How long connecting may take, finding the master included. A lookup gives up earlier.
     pub connect_timeout: Duration,
     /// How long a lookup may take, connecting included.
@@ -45,6 +47,7 @@ impl Settings {
             username: None,
             password_file: None,
             cell: Cell::default(),
+            memory_file: None,
             connect_timeout: Duration::from_secs(1),
             lookup_timeout: Duration::from_millis(100),
             command_timeout: Duration::from_secs(1),

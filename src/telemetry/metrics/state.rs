@@ -31,6 +31,9 @@ pub struct State {
     pub store_suspect: Option<bool>,
     /// Whether each link to the store is closed to callers at the moment, by the name of the link.
     pub breakers: Vec<(&'static str, bool)>,
+    /// Changed records that are remembered, how often the store had an older one, and how many were forgotten because there
+    /// was no room; `None` with a store that cannot be set back.
+    pub memory: Option<(usize, u64, u64)>,
     /// `None` at a gateway that makes no changes.
     pub changes: Option<Arc<ChangeMeter>>,
     /// `None` where no outbox is set up.
@@ -67,6 +70,7 @@ impl State {
     pub(super) fn families(&self) -> Vec<MetricFamily> {
         let mut families = Vec::new();
         families.extend(self.of_the_store());
+        families.extend(self.of_the_memory());
         families.extend(self.of_the_upstreams());
         families.extend(self.of_the_process());
         families
@@ -110,6 +114,27 @@ impl State {
                 "keygate_store_breaker_open",
                 "Whether callers of a link are refused at the moment without asking the store.",
                 breakers.map(|(link, open)| ([("link", *link)], f64::from(*open))),
+            ),
+        ]
+    }
+
+    fn of_the_memory(&self) -> [MetricFamily; 3] {
+        let memory = self.memory;
+        [
+            gauge(
+                "keygate_records_remembered",
+                "Changed keys and organisations of which this gateway remembers the newest record.",
+                memory.map(|(records, ..)| records as f64),
+            ),
+            counters(
+                "keygate_records_set_back_total",
+                "How often the store had an older record of a key or an organisation than this gateway remembers.",
+                memory.map(|(_, set_back, _)| ([("found_by", "memory")], set_back)),
+            ),
+            counters(
+                "keygate_records_forgotten_total",
+                "Remembered records that had to make room for newer ones.",
+                memory.map(|(_, _, dropped)| ([("why", "full")], dropped)),
             ),
         ]
     }

@@ -14,12 +14,21 @@ use super::record::{Seal, Sealer};
 pub enum ProofOf {
     /// News of an organisation: its id (16 bytes), the revision of its record, the body.
     News,
+    /// An event: its mark (32 digits), its subjects.
+    Event,
+    /// An operator has accepted a store: the moment (8 bytes), the cell.
+    Acceptance,
+    /// The file with what a gateway remembers: all of it.
+    MemoryFile,
 }
 
 impl ProofOf {
     const fn purpose(self) -> &'static str {
         match self {
             Self::News => "keygate proof news\0",
+            Self::Event => "keygate proof event\0",
+            Self::Acceptance => "keygate proof acceptance\0",
+            Self::MemoryFile => "keygate proof memory file\0",
         }
     }
 }
@@ -42,6 +51,12 @@ impl Sealer {
             return Some(Seal::Current);
         }
         before.filter(fits).map(|_| Seal::Before)
+    }
+
+    /// The same under any pepper that the store has had: for what stands where only keygate's machine can write.
+    #[must_use]
+    pub fn check_proof_of_any_age(&self, of: ProofOf, parts: &[&[u8]], proof: &[u8]) -> bool {
+        self.peppers().all().iter().any(|pepper| mac(pepper, of, parts).verify_slice(proof).is_ok())
     }
 }
 

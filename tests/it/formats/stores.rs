@@ -217,7 +217,7 @@ async fn still_serves(older: &Shared, key: &KeyRecord, name: &str) {
     let status = older.keeper().status().await;
     assert!(status.trouble.is_some_and(|trouble| trouble.contains("makes no changes")));
     assert_eq!((status.format, status.keeps), (Some(NEXT), RecordFormat::CURRENT));
-    assert!(matches!(older.keeper().accept().await, Err(StoreFault::Outdated(_))));
+    assert!(matches!(older.keeper().accept(false).await, Err(StoreFault::Outdated(_))));
 }
 
 /// One that starts now.

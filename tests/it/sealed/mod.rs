@@ -1,6 +1,7 @@
 //! Somebody can write to Redis and has no pepper. What such a writer forges, moves, or puts back is not acted upon.
 
 mod news;
+mod records;
 
 use std::path::Path;
 

@@ -73,6 +73,7 @@ fn forged_news_are_never_told_by_running_restarted_or_several_gateways_and_their
     let second = telling(&redis, &receiver, Some(first.org));
     let honest = sign_up(&first, "ada@example.com");
     eventually("honest news arrive", || about(&receiver.seen(), &honest).len() == 1);
+    eventually("nothing waits", || redis.command(&["EXISTS", "{kg}:news"]) == ":0\r\n");
     // Of an organisation that exists and was told before, and of one that does not exist.
     let invented = "org_01ARZ3NDEKTSV4RRFFQ69G5FAV";
     for org in [&*honest, invented] {
