@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::downstream::connection::Serving;
 use crate::downstream::{tls, watchdog};
 use crate::gateway::Plan;
-use crate::lifecycle::Trouble;
+use crate::lifecycle::{Swept, Trouble};
 use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
@@ -63,6 +63,7 @@ pub(super) struct Observed {
     pub(super) in_force: Arc<Mutex<InForce>>,
     pub(super) records: Arc<Lost>,
     pub(super) changes: Option<Arc<ChangeMeter>>,
+    pub(super) swept: Option<Swept>,
     pub(super) troubles: Option<Trouble>,
     pub(super) backlog: Option<Arc<Backlog>>,
 }
@@ -102,6 +103,7 @@ impl Observed {
             memory: memory
                 .map(|MemoryVitals { records, set_back, dropped, .. }| (records, set_back, dropped)),
             changes: self.changes.clone(),
+            older_than_trail: self.swept.as_ref().map(Swept::older),
             news_waiting: self.backlog.as_ref().and_then(|backlog| backlog.waiting()),
             news_held: self.backlog.as_ref().and_then(|backlog| backlog.held()),
             troubles_dropped: self.troubles.as_ref().map_or(0, Trouble::dropped),

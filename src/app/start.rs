@@ -277,6 +277,7 @@ impl Keys {
             in_force,
             records: records.lost(),
             changes: lifecycle.map(|lifecycle| Arc::clone(lifecycle.change_meter())),
+            swept: lifecycle.map(|lifecycle| lifecycle.swept().clone()),
             troubles: lifecycle.map(|lifecycle| lifecycle.troubles().clone()),
             backlog,
         }

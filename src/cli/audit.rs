@@ -32,7 +32,7 @@ Every organisation has its own trail; the operator's trail has the records that 
 logs the heads of all trails that have changed (`audit head …`). Keep this log where processes that can write to the store cannot \
 change it; with it, `verify --heads` also detects records that were removed from the end of a trail.
 
-Exit code: 0 on success, 1 if a trail has been altered or the command failed.
+Exit code: 0 on success, 1 if a trail has been altered, a key or an organization is older than its trail says, or the command failed.
 
 Examples:
   keygate audit list --type key.revoked --since 7d
@@ -49,7 +49,8 @@ pub(super) enum Action {
         #[arg(long, value_name = "N", default_value_t = 50)]
         limit: usize,
     },
-    /// Check that no record has been altered, removed or added
+    /// Check that no record has been altered, removed or added, and that no key or organization has rights that its trail says
+    /// were taken away
     Verify {
         #[command(flatten)]
         whose: Whose,

@@ -1,5 +1,5 @@
 //! The work beside the requests: writing signs of trouble down, following changes to their end, exporting the heads of
-//! trails to the log, writing down the use of keys, trimming old audit records.
+//! trails to the log, writing down the use of keys, trimming old audit records, comparing records with their trails.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, Weak};
@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::Lifecycle;
 use super::audit::Draft;
 use super::propagation::follow_changes;
+use super::sweep::sweep;
 use super::trouble::TroubleSeen;
 use crate::store::quotas::{Admission, Quota};
 use crate::telemetry::{self, Event};
@@ -69,7 +70,8 @@ impl Lifecycle {
             write_troubles(lifecycle.clone(), waiting),
             export_heads(lifecycle.clone()),
             write_usage(lifecycle.clone()),
-            trim_trails(lifecycle, retention.retention),
+            trim_trails(lifecycle.clone(), retention.retention),
+            sweep(lifecycle),
         );
     }
 

@@ -23,6 +23,7 @@ mod reseal;
 mod restore;
 mod search;
 mod signup;
+mod sweep;
 mod trail;
 mod trouble;
 mod turn;
@@ -57,6 +58,7 @@ pub use self::propagation::Changed;
 pub use self::rehearsal::{Marks, Rehearsal};
 pub use self::search::{FoundKeys, KeyFilter, Owned};
 pub use self::signup::{SignedUp, SignupSettings};
+pub use self::sweep::Swept;
 pub use self::trail::{AuditFilter, AuditPage, Finding, Verdict};
 pub use self::trouble::{Trouble, TroubleSeen};
 pub use self::usage::UsageLog;
@@ -99,6 +101,7 @@ pub struct Lifecycle {
     troubles: Trouble,
     usage: UsageLog,
     following: Following,
+    swept: Swept,
     changes: Arc<ChangeMeter>,
     clock: Clock,
 }
@@ -121,6 +124,7 @@ impl Lifecycle {
             troubles,
             usage,
             following: Following::default(),
+            swept: Swept::default(),
             changes: Arc::default(),
             clock,
         }

@@ -65,6 +65,7 @@ events! {
     RevocationLost = "revocation_lost" "the store has lost the revocation of a key",
     /// The store has an older record than this gateway remembers.
     ChangeLost = "change_lost" "the store has lost the last change of a key or an organisation",
+    TrailNotCompared = "trail_not_compared" "records cannot be compared with an audit trail",
     TrailNotTrimmed = "trail_not_trimmed" "an audit trail cannot be trimmed",
     /// All connections that there may be are there.
     ConnectionsFull = "connections_full" "refusing connections: server.max_connections is reached",

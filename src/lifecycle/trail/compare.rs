@@ -4,7 +4,7 @@
 //! Only rights count, and only what the record has too much: a trail that was cut off says less than its records, and that
 //! is [another finding](super::verify).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -13,14 +13,16 @@ use super::verify::Finding;
 use super::{PAGE, parse};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::error::LifecycleError;
-use crate::store::KeysOf;
+use crate::store::StoreFault;
 use crate::vocabulary::audit::{AuditKind, AuditRecord, Link, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 
 /// The records of one trail that are compared at most.
 const TARGETS: usize = 1 << 16;
+/// Records that are read one after the other without a pause.
+const AT_ONCE: usize = 16;
 /// How often a trail is read again because it went on meanwhile.
 const TRIES: usize = 4;
 /// What takes rights away or gives them, as the trail names it.
@@ -30,7 +32,8 @@ const FIELDS: [&str; 6] = ["status", "scopes", "expires_at", "allowed_addresses"
 type Said = BTreeMap<&'static str, (u64, Value)>;
 
 impl Lifecycle {
-    /// The records of an organisation that are older than its trail says, with a pause after each page that is read.
+    /// The records of an organisation that are older than its trail says, with a pause after each page of the trail
+    /// and after every 16 records.
     ///
     /// # Errors
     /// When the store cannot answer.
@@ -40,14 +43,21 @@ impl Lifecycle {
         pause: Duration,
     ) -> Result<Vec<Finding>, LifecycleError> {
         let trail = Trail::Org(org);
+        let (mut suspects, mut pause) = (None, pause);
         for _ in 0..TRIES {
             let head = self.store.trails().ends(trail).await?.head;
-            let said = self.last_words(trail, head, pause).await?;
-            let findings = self.compare(org, said, pause).await?;
+            let mut said = self.last_words(trail, head, pause).await?;
+            if let Some(suspects) = &suspects {
+                said.retain(|target, _| HashSet::contains(suspects, target));
+            }
+            let found = self.compare(org, said, pause).await?;
             // A change that came in between is in the records and was not in the trail.
-            if findings.is_empty() || self.store.trails().ends(trail).await?.head == head {
+            if found.is_empty() || self.store.trails().ends(trail).await?.head == head {
+                let mut findings: Vec<Finding> = found.into_values().collect();
+                findings.sort_by_key(|finding| finding.number);
                 return Ok(findings);
             }
+            (suspects, pause) = (Some(found.into_keys().collect::<HashSet<_>>()), Duration::ZERO);
         }
         Ok(Vec::new())
     }
@@ -66,7 +76,9 @@ impl Lifecycle {
                 before = Some(entry.link.number);
                 // One that cannot be read was altered, which is another finding.
                 let Ok(record) = parse(entry) else { continue };
-                if targets.len() < TARGETS || record.target.as_ref().is_some_and(|at| targets.contains_key(at)) {
+                if targets.len() < TARGETS
+                    || record.target.as_ref().is_some_and(|at| targets.contains_key(at))
+                {
                     note(&mut targets, entry.link.number, record);
                 }
             }
@@ -77,39 +89,44 @@ impl Lifecycle {
         }
     }
 
+    /// By their targets.
     async fn compare(
         &self,
         org: OrgId,
-        mut said: HashMap<String, Said>,
+        said: HashMap<String, Said>,
         pause: Duration,
-    ) -> Result<Vec<Finding>, LifecycleError> {
-        let mut findings = Vec::new();
-        if let Some(said) = said.remove(&org.to_string()) {
-            let found = self.store.org(org).await?.map(|org| org.record);
-            findings.extend(older(&said, org, found.as_ref(), org_has_more));
-        }
-        let mut after: Option<KeyId> = None;
-        while !said.is_empty() {
-            let keys = self.store.keys(KeysOf::Org(org), after, PAGE).await?;
-            after = keys.last().map(|key| key.record.id);
-            for key in keys.into_iter().map(|key| key.record) {
-                if let Some(said) = said.remove(&key.id.to_string()) {
-                    findings.extend(older(&said, key.id, Some(&key), key_has_more));
-                }
+    ) -> Result<HashMap<String, Finding>, LifecycleError> {
+        let mut found = HashMap::new();
+        for (n, (target, said)) in said.into_iter().enumerate() {
+            // Each by its id: somebody may have cut the lists.
+            let finding = if target == org.to_string() {
+                let record = self.store.org(org).await;
+                self.judge(org, record, |org| older(&said, &target, org, org_has_more)).await?
+            } else if let Ok(id) = KeyId::parse(&target) {
+                let record = self.store.key(id).await;
+                self.judge(org, record, |key| older(&said, &target, key, key_has_more)).await?
+            } else {
+                None
+            };
+            found.extend(finding.map(|finding| (target, finding)));
+            if n % AT_ONCE == AT_ONCE - 1 {
+                tokio::time::sleep(pause).await;
             }
-            if after.is_none() {
-                break;
-            }
-            tokio::time::sleep(pause).await;
         }
-        // They are in no list, which somebody may have cut.
-        for (target, said) in said {
-            let Ok(id) = KeyId::parse(&target) else { continue };
-            let found = self.store.key(id).await?.map(|key| key.record);
-            findings.extend(older(&said, id, found.as_ref(), key_has_more));
+        Ok(found)
+    }
+
+    /// A record that cannot be read, while the store answers, was damaged: no gateway serves it, and the others count.
+    async fn judge<T>(
+        &self,
+        org: OrgId,
+        record: Result<Option<Versioned<T>>, StoreFault>,
+        judge: impl FnOnce(Option<&T>) -> Option<Finding>,
+    ) -> Result<Option<Finding>, LifecycleError> {
+        match record {
+            Ok(record) => Ok(judge(record.map(|record| record.record).as_ref())),
+            Err(_) => self.store.trails().ends(Trail::Org(org)).await.map(|_| None).map_err(Into::into),
         }
-        findings.sort_by_key(|finding| finding.number);
-        Ok(findings)
     }
 }
 
@@ -127,7 +144,9 @@ fn note(targets: &mut HashMap<String, Said>, number: u64, record: AuditRecord) {
             | AuditKind::OrgSuspended
             | AuditKind::OrgResumed
     );
-    let (true, Some(target), Some(Value::Object(after))) = (tells, record.target, record.after) else { return };
+    let (true, Some(target), Some(Value::Object(after))) = (tells, record.target, record.after) else {
+        return;
+    };
     let said = targets.entry(target).or_default();
     for field in FIELDS {
         if let Some(value) = after.get(field) {
@@ -139,7 +158,7 @@ fn note(targets: &mut HashMap<String, Said>, number: u64, record: AuditRecord) {
 /// What is wrong with a record, by what was said of it.
 fn older<T>(
     said: &Said,
-    id: impl std::fmt::Display,
+    id: &str,
     record: Option<&T>,
     has_more: impl Fn(&T, &str, &Value) -> bool,
 ) -> Option<Finding> {
@@ -161,7 +180,8 @@ fn org_has_more(org: &OrgRecord, field: &str, said: &Value) -> bool {
 
 fn key_has_more(key: &KeyRecord, field: &str, said: &Value) -> bool {
     let text = said.as_str();
-    let lists = |one: &str| said.as_array().is_some_and(|all| all.iter().any(|said| said.as_str() == Some(one)));
+    let lists =
+        |one: &str| said.as_array().is_some_and(|all| all.iter().any(|said| said.as_str() == Some(one)));
     match field {
         _ if key.revoked_at.is_some() => false,
         "status" => match text {

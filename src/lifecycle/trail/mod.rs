@@ -1,5 +1,6 @@
 //! Audit trails: read page by page, verified, trimmed.
 
+mod compare;
 mod list;
 mod trim;
 mod verify;

@@ -1,6 +1,7 @@
 //! Verifying a trail: whether all of it is there, as it was written.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +33,8 @@ pub struct Verdict {
 }
 
 impl Lifecycle {
-    /// Checks a whole trail against its key, its ends and the heads that were exported earlier.
+    /// Checks a whole trail against its key, its ends and the heads that were exported earlier, and the records against the
+    /// trail.
     ///
     /// # Errors
     /// When the store cannot answer. Faults of the trail are in the verdict.
@@ -56,7 +58,11 @@ impl Lifecycle {
         if !self.begins_rightly(trail, ends, check.oldest.as_ref()).await? {
             check.note(1, "is missing: every organisation's trail begins with org.created");
         }
-        Ok(check.finish(checkpoint))
+        let mut verdict = check.finish(checkpoint);
+        if let Trail::Org(org) = trail {
+            verdict.findings.extend(self.compare_with_trail(org, Duration::ZERO).await?);
+        }
+        Ok(verdict)
     }
 
     /// Whether a trail begins as it must. A trail that was emptied would begin with another record.

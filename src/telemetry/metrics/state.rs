@@ -34,6 +34,8 @@ pub struct State {
     /// Changed records that are remembered, how often the store had an older one, and how many were forgotten because there
     /// was no room; `None` with a store that cannot be set back.
     pub memory: Option<(usize, u64, u64)>,
+    /// Records that are older than their audit trails say; `None` at a gateway that makes no changes.
+    pub older_than_trail: Option<u64>,
     /// `None` at a gateway that makes no changes.
     pub changes: Option<Arc<ChangeMeter>>,
     /// `None` where no outbox is set up.
@@ -118,7 +120,7 @@ impl State {
         ]
     }
 
-    fn of_the_memory(&self) -> [MetricFamily; 3] {
+    fn of_the_memory(&self) -> [MetricFamily; 4] {
         let memory = self.memory;
         [
             gauge(
@@ -135,6 +137,12 @@ impl State {
                 "keygate_records_forgotten_total",
                 "Remembered records that had to make room for newer ones.",
                 memory.map(|(_, _, dropped)| ([("why", "full")], dropped)),
+            ),
+            gauge(
+                "keygate_records_older_than_trail",
+                "Keys and organisations that have rights which their audit trails say were taken away, as the slow sweep found \
+                 them.",
+                self.older_than_trail.map(|older| older as f64),
             ),
         ]
     }

@@ -2,6 +2,7 @@
 
 mod news;
 mod records;
+mod trails;
 
 use std::path::Path;
 
