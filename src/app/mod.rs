@@ -3,6 +3,7 @@
 mod control;
 mod in_force;
 mod key_tools;
+mod memory;
 mod prefixes;
 mod reload;
 mod room;

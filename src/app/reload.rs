@@ -218,7 +218,8 @@ impl Fixed {
             ops,
             request_log,
         } = self;
-        let listener::Settings { listen, workers, max_connections, max_connections_per_client } = listener;
+        let listener::Settings { listen, workers, memory, max_connections, max_connections_per_client } =
+            listener;
         let KeySettings {
             prefix,
             accept_without_checksum,
@@ -230,6 +231,7 @@ impl Fixed {
         let same = [
             ("server.listen", *listen == other.listener.listen),
             ("server.workers", *workers == other.listener.workers),
+            ("server.memory", *memory == other.listener.memory),
             ("server.max_connections", *max_connections == other.listener.max_connections),
             (
                 "server.max_connections_per_client",

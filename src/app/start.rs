@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::control::Control;
 use super::in_force::{InForce, Observed, serving};
 use super::key_tools::{KeyTools, SecretError, read_secret};
+use super::memory;
 use super::prefixes::{self, Followers};
 use super::reload::{Fixed, Source, tell_remarks, tell_wider};
 use super::room::Room;
@@ -108,9 +109,8 @@ impl App {
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        let threads = config.listener.workers.map_or_else(processors, NonZeroUsize::get);
         let fixed = Fixed::of(&config);
-        let budget = share_out_room(&mut config.listener, threads);
+        let (threads, room, budget) = share_out_room(&mut config.listener);
         let serving = serving(&config.tls, config.watchdog.clone(), &clock)?;
         let entered = control.handle().enter();
         let sockets = Sockets::bind(&config, &clock)?;
@@ -123,11 +123,12 @@ impl App {
         let metrics = Arc::new(Metrics::new(Arc::clone(&keys.meter)));
         let shared = keys.shared(plan, tools, (budget.clone(), threads), &clock);
         let start = |n| {
-            let (records, cells) = (records.sink(), metrics.cells());
-            Worker::start(n, Parts { shared: shared.clone(), records, cells, serving: serving.clone() })
+            let (records, cells, serving) = (records.sink(), metrics.cells(), serving.clone());
+            Worker::start(n, Parts { shared: shared.clone(), records, cells, serving })
         };
         let workers = Arc::new((0..threads).map(start).collect::<Result<Vec<_>, _>>()?);
         keys.follow_prefixes(&workers);
+        memory::start(room, &workers);
 
         let addresses = sockets.addresses();
         let Sockets { public, trusted_proxies, admin_socket, admin_remote, ops } = sockets;
@@ -328,11 +329,13 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-/// Limits the connections of clients by what the process may have, and gives the connections to upstreams their budget.
+/// Decides how many threads there are, limits the connections of clients by what the process may have, and gives the connections
+/// to upstreams their budget.
 /// [`Fixed`] must have been taken before: a reload is compared with what the file says.
-fn share_out_room(listener: &mut listener::Settings, threads: usize) -> Budget {
-    let room = Room::share_out(listener.max_connections, threads);
+fn share_out_room(listener: &mut listener::Settings) -> (usize, Room, Budget) {
+    let threads = listener.workers.map_or_else(processors, NonZeroUsize::get);
+    let room = Room::share_out(listener.max_connections, listener.memory, threads);
     telemetry::log(&room.described());
     listener.max_connections = room.clients;
-    Budget::new(room.upstreams)
+    (threads, room, Budget::new(room.upstreams))
 }

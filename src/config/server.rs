@@ -70,11 +70,15 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Server {
     }
 }
 
+/// The memory that can be planned with, in bytes.
+const MEMORY: std::ops::RangeInclusive<u64> = 64 << 20..=1 << 50;
+
 fn listener(section: &mut Section<'_>) -> listener::Settings {
     let default = listener::Settings::default();
     listener::Settings {
         listen: section.or("listen", default.listen, address),
         workers: section.optional("workers", count(1..=1024)).and_then(NonZeroUsize::new).or(default.workers),
+        memory: section.optional("memory", size(MEMORY)).or(default.memory),
         max_connections: section.or("max_connections", default.max_connections, count(1..=10_000_000)),
         max_connections_per_client: section.or(
             "max_connections_per_client",

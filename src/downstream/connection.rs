@@ -32,7 +32,7 @@ use crate::gateway::{self, Cut, Gateway, ResponseBody, Tunnel};
 use crate::policy::request::Limits;
 use crate::telemetry::metrics::{Connected, Excess, Protocol, Unserved};
 use crate::vocabulary::peer::Peer;
-use crate::vocabulary::rejection::Rejection;
+use crate::vocabulary::rejection::{Rejection, Unavailable};
 
 /// How connections are served. A reload replaces it for connections that come later.
 #[derive(Clone, Debug)]
@@ -126,14 +126,18 @@ impl Connection<'_> {
             }
         });
         let limits = self.gateway.limits();
-        let io = TokioIo::new(Http1Stream::new(stream, Rc::clone(&messages)));
+        let io = TokioIo::new(Http1Stream::new(stream, Rc::clone(&messages), Rc::clone(self.member.held())));
         let mut connection = http1_builder(&limits).serve_connection(io, service);
         let finish = http1::Connection::graceful_shutdown;
-        let outcome = watchdog.watch(Pin::new(&mut connection), || (), finish, || cut.is_due()).await;
-        if outcome.is_none() && !self.activity.has_served() {
-            late(self.activity, self.member)
-                .into_iter()
-                .for_each(|why| self.gateway.cells().connection_unserved(why));
+        // What a request under way holds is counted with those in flight.
+        let is_excess = || self.member.held().must_go() && !self.activity.is_busy();
+        let is_over = || cut.is_due() || is_excess();
+        let outcome = watchdog.watch(Pin::new(&mut connection), || (), finish, is_over).await;
+        if outcome.is_none() && is_excess() {
+            return self.note_cut("HTTP/1.1", Excess::Memory);
+        }
+        if outcome.is_none() {
+            self.note_unserved();
         }
         if let Some(tunnel) = switch.take() {
             self.connected.speaks(Protocol::WebSocket);
@@ -155,6 +159,12 @@ impl Connection<'_> {
             let (method, rejection) = (unread.method(), unread.rejection(&error, &limits));
             self.refuse(io.into_inner(), method.as_ref(), &rejection, watchdog).await;
         }
+    }
+
+    /// Counts the connection if it was ended before its first request.
+    fn note_unserved(&self) {
+        let why = if self.activity.has_served() { None } else { late(self.activity, self.member) };
+        why.into_iter().for_each(|why| self.gateway.cells().connection_unserved(why));
     }
 
     /// The answer with what its framing needs. The connection `ends` with it if nobody knows where the next request
@@ -205,9 +215,9 @@ impl Connection<'_> {
     {
         self.connected.speaks(Protocol::Http2);
         self.activity.share();
-        let (outgoing, limits) =
-            (Http2Stream::new(stream, self.gateway.cells().reset_streams()), self.gateway.limits());
-        let streams = Streams::new(settings.write_timeout);
+        let (held, limits) = (self.member.held(), self.gateway.limits());
+        let outgoing = Http2Stream::new(stream, self.gateway.cells().reset_streams(), held);
+        let streams = Streams::new(settings.write_timeout, held);
         let service = service_fn(|mut request: Request<Incoming>| {
             let (busy, pace) = (Busy::begin(self.activity), streams.open());
             let (gateway, peer, cut) = (Rc::clone(&self.gateway), Rc::clone(&self.peer), pace.cut().clone());
@@ -216,9 +226,15 @@ impl Connection<'_> {
                 outgoing.announce_end();
             }
             async move {
-                // It never makes a tunnel: HTTP/2 has no `Upgrade`, and a request with one is refused as
-                // malformed.
-                let (response, _) = gateway::handle(&gateway, peer, request, &cut).await;
+                let has_place = pace.place().has_place() || Box::pin(pace.place().wait()).await;
+                let response = if has_place {
+                    // It never makes a tunnel: HTTP/2 has no `Upgrade`, and a request with one is refused as
+                    // malformed.
+                    gateway::handle(&gateway, peer, request, &cut).await.0
+                } else {
+                    let why = Rejection::Unavailable(Unavailable::Requests);
+                    gateway::refuse_unread(&gateway, peer, Some(request.method()), &why)
+                };
                 Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked::new(body, busy), pace)))
             }
         });
@@ -226,7 +242,8 @@ impl Connection<'_> {
         let is_over = || {
             let cancelled = || streams.are_abused().then_some(Excess::CancelledRequests);
             let reset = || outgoing.has_reset_too_many().then_some(Excess::StreamsReset);
-            excess.set(cancelled().or_else(reset));
+            let memory = || held.must_go().then_some(Excess::Memory);
+            excess.set(cancelled().or_else(reset).or_else(memory));
             excess.get().is_some()
         };
         {
@@ -237,21 +254,22 @@ impl Connection<'_> {
             let _ = watchdog.watch(connection, || outgoing.announce_end(), finish, is_over).await;
         }
         if let Some(why) = excess.get() {
-            self.note_cut(why);
+            self.note_cut("HTTP/2", why);
             outgoing.end(Some(ErrorCode::EnhanceYourCalm)).await;
         } else if outgoing.was_calmed() {
             // h2 has written the GOAWAY.
-            self.note_cut(Excess::Flood);
+            self.note_cut("HTTP/2", Excess::Flood);
             outgoing.end(None).await;
         }
     }
 
     /// Counts and logs that the connection is cut.
-    fn note_cut(&self, why: Excess) {
+    fn note_cut(&self, version: &str, why: Excess) {
         self.gateway.cells().connection_cut(why);
         let client = self.peer.address();
-        self.member
-            .log_cut(|| format!("cutting an HTTP/2 connection: its client, {client}, {}", why.described()));
+        self.member.log_cut(|| {
+            format!("cutting an {version} connection: its client, {client}, {}", why.described())
+        });
     }
 }
 

@@ -84,6 +84,13 @@ pub(super) struct Slot {
     taken: Arc<Mutex<Taken>>,
 }
 
+impl Slot {
+    /// Whether the connection is of a trusted proxy, and so of many clients.
+    pub(super) const fn is_of_a_proxy(&self) -> bool {
+        self.client.is_none()
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);

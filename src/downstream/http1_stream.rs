@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::activity::Activity;
 use super::framing::{Follows, Framing};
+use super::held::Held;
 use crate::policy::request::Fragment;
 
 /// The state that the stream and the service of one connection share.
@@ -102,14 +103,16 @@ impl Messages {
 pub(super) struct Http1Stream<S> {
     stream: S,
     messages: Rc<Messages>,
+    held: Rc<Held>,
     /// The bytes that were read beyond the end of a piece, and the number of them that were given already.
     rest: Vec<u8>,
     given: usize,
 }
 
 impl<S> Http1Stream<S> {
-    pub(super) const fn new(stream: S, messages: Rc<Messages>) -> Self {
-        Self { stream, messages, rest: Vec::new(), given: 0 }
+    /// `held` counts what the client makes hyper hold.
+    pub(super) const fn new(stream: S, messages: Rc<Messages>, held: Rc<Held>) -> Self {
+        Self { stream, messages, held, rest: Vec::new(), given: 0 }
     }
 
     /// Gives what is left of what was read, up to the end of a piece.
@@ -141,6 +144,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http1Stream<S> {
         if !self.rest.is_empty() {
             return Poll::Ready(self.give_rest(buf));
         }
+        self.held.note_buffer(buf.capacity());
         let start = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         let read = &buf.filled()[start..];
@@ -206,6 +210,7 @@ mod tests {
 
     use super::*;
     use crate::downstream::activity::Busy;
+    use crate::downstream::held::Owner;
 
     fn block_on<F: Future>(future: F) -> F::Output {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
@@ -214,7 +219,8 @@ mod tests {
     fn stream() -> (Http1Stream<tokio::io::DuplexStream>, tokio::io::DuplexStream, Rc<Activity>) {
         let (ours, theirs) = tokio::io::duplex(1 << 10);
         let activity = Rc::new(Activity::new());
-        (Http1Stream::new(ours, Messages::new(&activity)), theirs, activity)
+        let held = Held::new(Owner::Proxy(0), &Rc::default());
+        (Http1Stream::new(ours, Messages::new(&activity), held), theirs, activity)
     }
 
     #[test]

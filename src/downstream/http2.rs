@@ -8,9 +8,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::mem;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use hyper_util::rt::TokioTimer;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::allowance::Allowance;
+use super::held::{Held, OpenRequest, Unsent};
 use crate::gateway::Cut;
 use crate::policy::request::Limits;
 use crate::telemetry::Event;
@@ -90,21 +91,22 @@ pub(super) struct Streams {
     patience: Duration,
     /// Requests cancelled in [haste](HASTE), less those answered since.
     cancelled: Rc<Allowance>,
+    held: Rc<Held>,
     pairing: Rc<RefCell<Pairing>>,
 }
 
 impl Streams {
-    /// A piece of an answer may wait for `patience` until the client takes it.
+    /// A piece of an answer may wait for `patience` until the client takes it. `held` counts what waits.
     #[must_use]
-    pub(super) fn new(patience: Duration) -> Self {
+    pub(super) fn new(patience: Duration, held: &Rc<Held>) -> Self {
         let cancelled = Rc::new(Allowance::new(CANCELLED_AT_MOST, FORGIVEN_PER_SECOND));
-        Self { patience, cancelled, pairing: Rc::default() }
+        Self { patience, cancelled, held: Rc::clone(held), pairing: Rc::default() }
     }
 
     /// Makes the pace of a request. To be called once for each request, when hyper calls the service.
     #[must_use]
     pub(super) fn open(&self) -> Pace {
-        let pace = Pace::begin(Instant::now());
+        let pace = Pace::begin(Instant::now(), self.held.open());
         self.pairing.borrow_mut().request(pace.clone());
         pace
     }
@@ -120,6 +122,9 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         // Without its pace a stream could neither be cut nor time out. Dropped here, it is reset.
         let Some(pace) = self.pairing.borrow_mut().stream() else { return };
+        if pace.0.open.is_refused() {
+            return answer_at_once(stream);
+        }
         let (patience, cancelled) = (self.patience, Rc::clone(&self.cancelled));
         tokio::task::spawn_local(async move {
             Stream { stream, pace: pace.clone(), patience, timer: None }.await;
@@ -135,6 +140,12 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
             }
         });
     }
+}
+
+/// Lets a stream whose request is refused give its answer to h2. There is no memory for a task: if the client has left no
+/// window for the answer, the stream is dropped here, and so reset.
+fn answer_at_once(stream: impl Future<Output = ()>) {
+    let _ = pin!(stream).poll(&mut Context::from_waker(Waker::noop()));
 }
 
 /// Brings each stream together with the pace of its request.
@@ -196,6 +207,7 @@ struct Progress {
     waiting_since: Cell<Option<Instant>>,
     answer: Cell<Answer>,
     cut: Cut,
+    open: OpenRequest,
 }
 
 /// The answer to a request, as far as it has been handed over.
@@ -208,9 +220,14 @@ enum Answer {
 }
 
 impl Pace {
-    fn begin(now: Instant) -> Self {
+    fn begin(now: Instant, open: OpenRequest) -> Self {
         let (waiting_since, answer, cut) = (Cell::default(), Cell::new(Answer::None), Cut::default());
-        Self(Rc::new(Progress { begun: now, waiting_since, answer, cut }))
+        Self(Rc::new(Progress { begun: now, waiting_since, answer, cut, open }))
+    }
+
+    /// The place of the request among those that are held.
+    pub(super) fn place(&self) -> &OpenRequest {
+        &self.0.open
     }
 
     /// Orders the stream to end.
@@ -272,14 +289,14 @@ impl<B: Body<Data = Bytes>> Paced<B> {
 }
 
 impl<B: Body<Data = Bytes>> Body for Paced<B> {
-    type Data = Bytes;
+    type Data = Unsent;
     type Error = B::Error;
 
     /// hyper asks for more only when the client has taken the last piece.
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Unsent>, B::Error>>> {
         let mut this = self.project();
         let progress = &this.pace.0;
         progress.waiting_since.set(None);
@@ -289,7 +306,9 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
                 // Trailers, the end, or an upstream that broke off: the client did not cancel.
                 last => {
                     progress.answer.set(Answer::HandedOver);
-                    return Poll::Ready(last);
+                    let counted =
+                        |frame: Frame<Bytes>| frame.map_data(|bytes| progress.open.hand_over(bytes));
+                    return Poll::Ready(last.map(|last| last.map(counted)));
                 }
             }
         }
@@ -301,7 +320,7 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
             progress.answer.set(Answer::HandedOver);
         }
         progress.waiting_since.set(Some(Instant::now()));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        Poll::Ready(Some(Ok(Frame::data(progress.open.hand_over(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -320,10 +339,11 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::held::Owner;
     use super::*;
 
     fn pace() -> Pace {
-        Pace::begin(Instant::now())
+        Pace::begin(Instant::now(), Held::new(Owner::Proxy(0), &Rc::default()).open())
     }
 
     fn is_same(one: &Pace, other: &Pace) -> bool {
@@ -358,7 +378,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let runs = Rc::new(Cell::new(0));
         local.block_on(&runtime, async {
-            let streams = Streams::new(Duration::from_secs(1));
+            let streams = Streams::new(Duration::from_secs(1), &Held::new(Owner::Proxy(0), &Rc::default()));
             let run = |runs: &Rc<Cell<u32>>| {
                 let runs = Rc::clone(runs);
                 async move { runs.set(runs.get() + 1) }

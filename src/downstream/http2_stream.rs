@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
 use super::allowance::Allowance;
+use super::arrivals::Arrivals;
+use super::held::Held;
 use crate::telemetry::metrics::ResetStreams;
 
 /// How long a client has to take the frame that says why its connection ends, and to stop sending.
@@ -45,6 +47,8 @@ pub(super) struct Http2Stream<S>(Rc<RefCell<Outgoing<S>>>);
 struct Outgoing<S> {
     stream: S,
     frames: Frames,
+    arrivals: Arrivals,
+    held: Rc<Held>,
     /// Counts the streams that h2 resets by itself.
     reset: Arc<ResetStreams>,
     goaway: Option<GoAway>,
@@ -58,10 +62,17 @@ impl<S> Clone for Http2Stream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
-    /// `reset` counts the streams that h2 resets by itself.
-    pub(super) fn new(stream: S, reset: &Arc<ResetStreams>) -> Self {
-        let (frames, reset) = (Frames::default(), Arc::clone(reset));
-        Self(Rc::new(RefCell::new(Outgoing { stream, frames, reset, goaway: None, is_announced: false })))
+    /// `reset` counts the streams that h2 resets by itself; `held` counts what the client makes h2 hold.
+    pub(super) fn new(stream: S, reset: &Arc<ResetStreams>, held: &Rc<Held>) -> Self {
+        Self(Rc::new(RefCell::new(Outgoing {
+            stream,
+            frames: Frames::default(),
+            arrivals: Arrivals::default(),
+            held: Rc::clone(held),
+            reset: Arc::clone(reset),
+            goaway: None,
+            is_announced: false,
+        })))
     }
 
     /// Lets a GOAWAY follow the frame that is being written: the connection will end, and every stream that the client
@@ -126,7 +137,11 @@ impl<S: AsyncWrite + Unpin> Outgoing<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Http2Stream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().stream).poll_read(cx, buf)
+        let outgoing = &mut *self.0.borrow_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut outgoing.stream).poll_read(cx, buf);
+        outgoing.arrivals.pass(&buf.filled()[before..], &outgoing.held);
+        polled
     }
 }
 
@@ -142,7 +157,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Stream<S> {
             }
         }
         let written = ready!(Pin::new(&mut outgoing.stream).poll_write(cx, bytes))?;
-        outgoing.frames.pass(&bytes[..written], |code| outgoing.reset.count(code));
+        outgoing.frames.pass(&bytes[..written], |told| match told {
+            Told::Reset(code) => outgoing.reset.count(code),
+            Told::Window => outgoing.held.note_window(),
+        });
         Poll::Ready(Ok(written))
     }
 
@@ -179,8 +197,18 @@ const HEAD: usize = 9;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+
+/// What a frame that was written tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// h2 has reset a stream by itself, with this error code.
+    Reset(u8),
+    /// The client has got back a part of the window of the connection.
+    Window,
+}
 
 /// Follows the frames that are written, to know where one ends. Of two kinds of frames it also reads the error code.
 #[derive(Debug)]
@@ -213,8 +241,8 @@ impl Default for Frames {
 }
 
 impl Frames {
-    /// `is_reset` is called with the error code of each stream that h2 resets by itself.
-    fn pass(&mut self, mut bytes: &[u8], is_reset: impl Fn(u8)) {
+    /// `told` is called with what the frames tell.
+    fn pass(&mut self, mut bytes: &[u8], told: impl Fn(Told)) {
         while !bytes.is_empty() {
             if self.payload > 0 {
                 let n = self.payload.min(bytes.len());
@@ -227,7 +255,7 @@ impl Frames {
             self.seen += n;
             bytes = &bytes[n..];
             if self.seen == self.wanted() {
-                self.note(&is_reset);
+                self.note(&told);
             }
         }
     }
@@ -243,8 +271,8 @@ impl Frames {
     }
 
     /// The wanted part of the frame has been written.
-    fn note(&mut self, is_reset: impl Fn(u8)) {
-        let [long, middle, short, kind, flags, ..] = self.head;
+    fn note(&mut self, told: impl Fn(Told)) {
+        let [long, middle, short, kind, flags, stream @ .., _, _, _, _, _, _, _, _] = self.head;
         let length = usize::from(long) << 16 | usize::from(middle) << 8 | usize::from(short);
         self.payload = length.saturating_sub(self.seen - HEAD);
         self.seen = 0;
@@ -253,8 +281,9 @@ impl Frames {
             HEADERS | CONTINUATION => self.is_in_block = flags & END_HEADERS == 0,
             RST_STREAM if is_by_h2(self.head[HEAD + 3]) => {
                 self.resets.spend(Instant::now());
-                is_reset(self.head[HEAD + 3]);
+                told(Told::Reset(self.head[HEAD + 3]));
             }
+            WINDOW_UPDATE if stream == [0; 4] => told(Told::Window),
             GOAWAY => self.was_calmed |= self.head[HEAD + 7] == ErrorCode::EnhanceYourCalm as u8,
             _ => {}
         }
@@ -279,6 +308,7 @@ const fn is_by_h2(code: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::held::Owner;
     use super::*;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
@@ -332,7 +362,7 @@ mod tests {
     /// The bytes that come out when h2 writes in parts of this size, and the end is announced before part `announced`.
     async fn sent(step: usize, announced: usize) -> Vec<u8> {
         let (near, mut far) = tokio::io::duplex(5);
-        let framed = Http2Stream::new(near, &Arc::default());
+        let framed = Http2Stream::new(near, &Arc::default(), &Held::new(Owner::Proxy(0), &Rc::default()));
         let mut h2 = framed.clone();
         let writing = async move {
             for (n, part) in written().concat().chunks(step).enumerate() {

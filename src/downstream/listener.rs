@@ -27,7 +27,9 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Threads that serve connections; `None` for one per processor.
     pub workers: Option<NonZeroUsize>,
-    /// Connections at once. The start of the process lowers it to what the limit of open files allows.
+    /// The memory that the process may plan with, in bytes; `None`: what the machine or the control group has.
+    pub memory: Option<u64>,
+    /// Connections at once. The start of the process lowers it to what the limit of open files and the memory allow.
     pub max_connections: usize,
     /// Connections at once from one IPv4 address, or one /64 of IPv6. The limit does not hold for trusted proxies.
     pub max_connections_per_client: usize,
@@ -38,6 +40,7 @@ impl Default for Settings {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             workers: None,
+            memory: None,
             max_connections: 10_000,
             max_connections_per_client: 256,
         }

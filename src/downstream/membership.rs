@@ -3,13 +3,16 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::held::{self, Asked, Held, Owner, Together};
 use crate::gateway::Departure;
 use crate::telemetry::Event;
+use crate::vocabulary::network::ClientSite;
 
 /// How far the end of the process has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,25 +35,53 @@ pub(super) enum Stage {
 pub(super) struct Connections {
     stage: Cell<Stage>,
     next: Cell<u64>,
-    open: RefCell<HashMap<u64, Option<Waker>>>,
+    open: RefCell<HashMap<u64, Open>>,
     all_closed: Notify,
+    together: Rc<Together>,
+}
+
+/// A connection as its worker sees it.
+#[derive(Debug)]
+struct Open {
+    held: Rc<Held>,
+    waker: Option<Waker>,
+}
+
+impl Open {
+    fn wake(&self) {
+        self.waker.iter().for_each(Waker::wake_by_ref);
+    }
 }
 
 impl Connections {
     /// Counts a connection in, before its task first runs. So the drain also waits for a connection that was
-    /// handed over just before it.
+    /// handed over just before it. `site` is its client's; `None` for a trusted proxy.
     #[must_use]
-    pub(super) fn join(self: &Rc<Self>) -> Member {
+    pub(super) fn join(self: &Rc<Self>, site: Option<ClientSite>) -> Member {
         let number = self.next.get();
         self.next.set(number + 1);
-        self.open.borrow_mut().insert(number, None);
-        Member { connections: Rc::clone(self), number, registered: Cell::new(false) }
+        let held = Held::new(site.map_or(Owner::Proxy(number), Owner::Site), &self.together);
+        self.open.borrow_mut().insert(number, Open { held: Rc::clone(&held), waker: None });
+        Member { connections: Rc::clone(self), number, held, registered: Cell::new(false) }
     }
 
     /// Tells every connection how far the end has come. It never goes back.
     pub(super) fn advance(&self, to: Stage) {
         self.stage.set(self.stage.get().max(to));
-        self.open.borrow().values().flatten().for_each(Waker::wake_by_ref);
+        self.open.borrow().values().for_each(Open::wake);
+    }
+
+    /// For a worker that can be asked for memory.
+    pub(super) fn new(asked: Arc<Asked>) -> Self {
+        Self { together: Together::new(asked), ..Self::default() }
+    }
+
+    /// Cuts the connections that hold the most, if memory is asked for.
+    pub(super) fn relieve(&self) {
+        let Some(relief) = self.together.asked.take() else { return };
+        let open = self.open.borrow();
+        let gone = held::relieve(open.iter().map(|(number, open)| (*number, &*open.held)), relief);
+        gone.iter().filter_map(|number| open.get(number)).for_each(Open::wake);
     }
 
     /// Waits until no connection is open.
@@ -66,20 +97,29 @@ impl Connections {
 pub(super) struct Member {
     connections: Rc<Connections>,
     number: u64,
+    held: Rc<Held>,
     registered: Cell<bool>,
 }
 
 impl Member {
+    /// What the connection holds.
+    pub(super) const fn held(&self) -> &Rc<Held> {
+        &self.held
+    }
+
     /// How far the end has come.
     pub(super) fn stage(&self) -> Stage {
         self.connections.stage.get()
     }
 
-    /// How far the end has come. The task is woken when it goes on.
+    /// How far the end has come. The task is woken when it goes on. Memory that is asked for is given first.
     pub(super) fn poll_stage(&self, cx: &Context<'_>) -> Stage {
+        self.connections.relieve();
         // The waker of a task stays the same while its own runtime polls it.
-        if !self.registered.replace(true) {
-            self.connections.open.borrow_mut().insert(self.number, Some(cx.waker().clone()));
+        if !self.registered.replace(true)
+            && let Some(open) = self.connections.open.borrow_mut().get_mut(&self.number)
+        {
+            open.waker = Some(cx.waker().clone());
         }
         self.stage()
     }

@@ -2,9 +2,11 @@
 
 mod activity;
 mod allowance;
+mod arrivals;
 pub mod connection;
 mod connection_limit;
 mod framing;
+mod held;
 mod http1_stream;
 pub mod http2;
 mod http2_stream;

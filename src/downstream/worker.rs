@@ -11,15 +11,19 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel};
 
 use super::connection::{self, Serving};
 use super::connection_limit::Slot;
+use super::held::Asked;
 use super::membership::{Connections, Stage};
 use crate::gateway::{Gateway, Plan, Shapes, Shared};
 use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::Cells;
+use crate::vocabulary::network::ClientNetwork;
 use crate::vocabulary::peer::Peer;
+
+pub use super::held::{OF_ONE_CONNECTION, OF_ONE_PLACE, Relief};
 
 /// How long the end of the thread waits for work that cannot be interrupted.
 const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
@@ -64,6 +68,7 @@ pub struct Parts {
 pub struct Worker {
     orders: UnboundedSender<Order>,
     load: Arc<AtomicUsize>,
+    asked: Arc<Asked>,
     thread: JoinHandle<()>,
 }
 
@@ -86,6 +91,8 @@ enum Order {
         shapes: Arc<Shapes>,
         done: UnboundedSender<()>,
     },
+    /// Give the memory that is asked for.
+    Relieve,
     /// Tell clients that their connections end, and go on serving.
     Leave,
     /// Finish the requests under way, begin no other, then end. Tunnels are closed after this time.
@@ -102,13 +109,14 @@ impl Worker {
     pub fn start(number: usize, parts: Parts) -> io::Result<Self> {
         let (orders, received) = unbounded_channel();
         let load = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&load);
+        let asked = Arc::<Asked>::default();
+        let counts = (Arc::clone(&load), Arc::clone(&asked));
         let (started, outcome) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("keygate-{number}"))
-            .spawn(move || run(&started, received, &counted, parts))?;
+            .spawn(move || run(&started, received, counts, parts))?;
         outcome.recv().map_err(io::Error::other)??;
-        Ok(Self { orders, load, thread })
+        Ok(Self { orders, load, asked, thread })
     }
 
     /// The number of connections that it has, or is about to have.
@@ -135,6 +143,12 @@ impl Worker {
         let _ = self.orders.send(Order::Accept { shapes, done });
     }
 
+    /// A way to ask for memory, which does not keep the worker from ending.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory { orders: self.orders.downgrade(), asked: Arc::clone(&self.asked) }
+    }
+
     /// Tells clients that their connections end. Every request is still served.
     pub fn leave(&self) {
         let _ = self.orders.send(Order::Leave);
@@ -158,10 +172,33 @@ impl Worker {
     }
 }
 
+/// A way to ask a worker for memory.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    orders: WeakUnboundedSender<Order>,
+    asked: Arc<Asked>,
+}
+
+impl Memory {
+    /// Lets the worker's clients have so many requests over HTTP/2 at once. More wait for a moment, and are then refused.
+    pub fn limit_requests(&self, places: usize) {
+        self.asked.limit(places);
+    }
+
+    /// Lets the worker cut connections.
+    pub fn reclaim(&self, relief: Relief) {
+        self.asked.ask(relief);
+        // For a worker whose connections do nothing.
+        if let Some(orders) = self.orders.upgrade() {
+            let _ = orders.send(Order::Relieve);
+        }
+    }
+}
+
 fn run(
     started: &SyncSender<io::Result<()>>,
     orders: UnboundedReceiver<Order>,
-    load: &Arc<AtomicUsize>,
+    (load, asked): (Arc<AtomicUsize>, Arc<Asked>),
     Parts { shared, records, cells, serving }: Parts,
 ) {
     let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
@@ -174,7 +211,8 @@ fn run(
     let Some(runtime) = runtime else { return };
     let records = Rc::new(records);
     let gateway = Gateway::new(shared, Rc::clone(&records), cells);
-    runtime.block_on(work(orders, load, Rc::clone(&gateway), records, Rc::new(serving)));
+    let connections = Rc::new(Connections::new(asked));
+    runtime.block_on(work(orders, (&load, connections), Rc::clone(&gateway), records, Rc::new(serving)));
     while gateway.hand_over_usage() {}
     // A resolver that hangs must not keep the process from ending.
     runtime.shutdown_timeout(BLOCKED_AT_MOST);
@@ -182,12 +220,11 @@ fn run(
 
 async fn work(
     mut orders: UnboundedReceiver<Order>,
-    load: &Arc<AtomicUsize>,
+    (load, connections): (&Arc<AtomicUsize>, Rc<Connections>),
     gateway: Rc<Gateway>,
     records: Rc<RecordSink>,
     mut serving: Rc<Serving>,
 ) {
-    let connections = Rc::new(Connections::default());
     tokio::task::spawn_local(async move { records.keep_flushing().await });
     tokio::task::spawn_local(sweep(Rc::clone(&gateway)));
     let mut draining = false;
@@ -207,6 +244,7 @@ async fn work(
                 gateway.accept(shapes);
                 drop(done);
             }
+            Some(Order::Relieve) => connections.relieve(),
             Some(Order::Leave) => connections.advance(Stage::Leaving),
             Some(Order::Drain { tunnels }) => {
                 draining = true;
@@ -221,7 +259,8 @@ async fn work(
                 let counted = Counted(Arc::clone(load));
                 let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
                 let (gateway, serving) = (Rc::clone(&gateway), Rc::clone(&serving));
-                let member = connections.join();
+                let site = ClientNetwork::of(peer.address()).site();
+                let member = connections.join((!slot.is_of_a_proxy()).then_some(site));
                 tokio::task::spawn_local(async move {
                     let _held = (counted, slot);
                     connection::serve(stream, peer, gateway, &serving, member).await;

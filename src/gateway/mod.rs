@@ -216,8 +216,8 @@ pub async fn handle(
     }
 }
 
-/// Refuses what came instead of a request: the parser beneath could not read it. `method` is the method, where there is
-/// one.
+/// Refuses what is not looked at: the parser beneath could not read it, or there is no room for it. `method` is the method,
+/// where there is one.
 #[must_use]
 pub fn refuse_unread(
     gateway: &Rc<Gateway>,

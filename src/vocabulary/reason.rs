@@ -112,7 +112,7 @@ enum About {
     Api,
     /// The upstream.
     Upstream,
-    /// The room for requests that are forwarded at once.
+    /// The room for requests that are held or forwarded at once.
     Room,
     /// keygate itself.
     Keygate,
@@ -187,6 +187,7 @@ reasons! {
     UpstreamTimeout = "upstream_timeout" Upstream,
     ShareExhausted = "share_exhausted" Room,
     UpstreamsExhausted = "upstreams_exhausted" Room,
+    RequestsExhausted = "requests_exhausted" Room,
     Internal = "internal" Keygate,
 }
 
@@ -209,7 +210,7 @@ impl Reason {
         }
     }
 
-    /// Whether there was no room to forward the request.
+    /// Whether there was no room to hold or forward the request.
     #[must_use]
     pub const fn is_of_room(self) -> bool {
         match self.about() {

@@ -154,6 +154,8 @@ pub enum Unavailable {
     Share,
     /// As many connections to upstreams are open as may be.
     Upstreams,
+    /// As many requests over HTTP/2 are held as there is memory for.
+    Requests,
 }
 
 impl From<Refusal> for Rejection {
@@ -311,6 +313,7 @@ impl Rejection {
             Self::Unavailable(Unavailable::Lookups) => Reason::LookupsExhausted,
             Self::Unavailable(Unavailable::Share) => Reason::ShareExhausted,
             Self::Unavailable(Unavailable::Upstreams) => Reason::UpstreamsExhausted,
+            Self::Unavailable(Unavailable::Requests) => Reason::RequestsExhausted,
         }
     }
 

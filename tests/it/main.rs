@@ -46,6 +46,7 @@ mod fuzz;
 mod guard;
 mod haproxy;
 mod header_rules;
+mod held_memory;
 mod hostile_upstreams;
 mod http2;
 mod http2_abuse;

@@ -83,7 +83,7 @@ fn a_text_that_is_not_toml_is_told_with_what_can_be_read_of_it() {
             "etc/keygate.toml:2:10: invalid TOML: there is no value; write one behind the =",
             "etc/keygate.toml:3:11: invalid TOML: a text stands in quotation marks; put it in quotes",
             "etc/keygate.toml:4:1: server.limit: unknown key `limit`; the keys here are `listen`, `workers`, \
-                 `max_connections`, `max_connections_per_client`, `handshake_timeout`, `head_timeout`, \
+                 `memory`, `max_connections`, `max_connections_per_client`, `handshake_timeout`, `head_timeout`, \
                  `idle_timeout`, `write_timeout`, `tls`, `plaintext`, `trusted_proxies`, `body_idle_timeout`, \
                  `drain_delay`, `drain_timeout`",
             "etc/keygate.toml:5:2: stor: unknown key `stor`; did you mean `store`?",

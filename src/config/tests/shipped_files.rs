@@ -82,6 +82,8 @@ fn assert_defaults(
 ) {
     let listener = listener::Settings {
         workers: workers.and_then(std::num::NonZeroUsize::new),
+        // No default either: the file shows an example.
+        memory: workers.map(|_| 1 << 30),
         ..listener::Settings::default()
     };
     assert_eq!(config.listener, listener);

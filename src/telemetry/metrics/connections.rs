@@ -32,7 +32,7 @@ impl Protocol {
     }
 }
 
-/// The excess for which a client's HTTP/2 connection was cut.
+/// The excess for which a client's connection was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Excess {
     /// It cancelled requests that it had just begun.
@@ -41,16 +41,19 @@ pub enum Excess {
     StreamsReset,
     /// It sent too much of what h2 itself limits: parts of a head, resets, small frames.
     Flood,
+    /// It held much memory while the process had too little. The only one over HTTP/1.1 too.
+    Memory,
 }
 
 impl Excess {
-    const ALL: [Self; 3] = [Self::CancelledRequests, Self::StreamsReset, Self::Flood];
+    const ALL: [Self; 4] = [Self::CancelledRequests, Self::StreamsReset, Self::Flood, Self::Memory];
 
     const fn label(self) -> &'static str {
         match self {
             Self::CancelledRequests => "cancelled_requests",
             Self::StreamsReset => "streams_reset",
             Self::Flood => "flood",
+            Self::Memory => "memory",
         }
     }
 
@@ -61,6 +64,7 @@ impl Excess {
             Self::CancelledRequests => "cancels too many requests that it has just begun",
             Self::StreamsReset => "makes keygate reset too many streams",
             Self::Flood => "sends too many frames of a kind that costs more than it carries",
+            Self::Memory => "holds the most memory, and there is too little",
         }
     }
 }

@@ -82,7 +82,7 @@ pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clon
         ),
         counters(
             "keygate_requests_crowded_total",
-            "Requests answered with 503 because there was no room to forward them: their client had its share in flight, or the connections to upstreams were used up.",
+            "Requests answered with 503 because there was no room for them: their client had its share in flight, the connections to upstreams were used up, or HTTP/2 held too many requests.",
             crowded,
         ),
         counters(
