@@ -138,7 +138,7 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
             bytes.div_ceil(1024)
         )
     });
-    fields.push(("remembers", memory));
+    fields.push(("memory", memory));
     let pepper = status.pepper.iter().flat_map(reseal::describe_pepper);
     fields.extend(pepper.map(|(name, text)| (name, Some(text))));
     fields.extend(gateways.into_iter().map(|gateway| ("gateway", Some(gateway))));
