@@ -73,7 +73,7 @@ impl Observed {
     pub(super) fn state(&self) -> State {
         let in_force = lock(&self.in_force);
         let keeper = self.store.keeper();
-        let Vitals { standing, breakers, is_suspect, memory } = keeper.vitals();
+        let Vitals { standing, breakers, is_suspect, is_full, memory } = keeper.vitals();
         let (lease_held, leases) = match standing {
             Standing::Alone => (None, None),
             Standing::Out => (Some(false), None),
@@ -99,6 +99,7 @@ impl Observed {
             lease_held,
             leases,
             store_suspect: is_suspect,
+            store_full: is_full,
             breakers,
             memory: memory
                 .map(|MemoryVitals { records, set_back, dropped, .. }| (records, set_back, dropped)),

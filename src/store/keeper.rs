@@ -42,6 +42,9 @@ pub struct Vitals {
     /// Whether the store answers and refuses changes, as a replaced master does; `None` for a store that cannot be
     /// replaced.
     pub is_suspect: Option<bool>,
+    /// Whether the store takes only changes that take rights away, because its disk is full; `None` for a store whose disk
+    /// this process does not see.
+    pub is_full: Option<bool>,
     /// `None` for a store that cannot be set back.
     pub memory: Option<MemoryVitals>,
 }

@@ -59,6 +59,8 @@ events! {
     NotReplicated = "not_replicated" "a change has reached no replica of Redis",
     /// Redis answers and takes no changes, or takes them again.
     StoreDoubted = "store_doubted" "Redis takes no changes, or takes them again",
+    /// The file of the embedded store fails.
+    StoreFile = "store_file" "the file of the store failed",
     /// The link by which a gateway hears of changes.
     EventLink = "event_link" "the event link is down",
     /// The store has lost a revocation.

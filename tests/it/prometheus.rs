@@ -135,8 +135,11 @@ fn promtool_reports_no_problem() {
         let text = scrape(gateway.ops_address());
         ["waiting", "held"].iter().all(|kind| text.contains(&format!("\nkeygate_outbox_{kind} ")))
     });
-    let text = scrape(gateway.ops_address());
-    let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE keygate_"));
+    // What only the embedded store has.
+    let embedded = Gateway::builder().settings(OPS).upstream("api", &live.url(), &refusing()).start();
+    let (text, of_embedded) = (scrape(gateway.ops_address()), scrape(embedded.ops_address()));
+    let families =
+        text.lines().chain(of_embedded.lines()).filter_map(|line| line.strip_prefix("# TYPE keygate_"));
     let families: BTreeSet<&str> = families.filter_map(|rest| rest.split(' ').next()).collect();
     for family in [
         "requests_total",
@@ -165,6 +168,7 @@ fn promtool_reports_no_problem() {
         "outbox_waiting",
         "outbox_held",
         "store_suspect",
+        "store_full",
         "rate_limited_total",
         "audit_troubles_dropped_total",
         "event_link_up",

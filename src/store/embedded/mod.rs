@@ -33,8 +33,13 @@
 //!
 //! Numbers and times are eight bytes big-endian.
 
+mod again;
 mod answers;
+#[cfg(test)]
+mod disk_faults;
+mod file;
 mod indexes;
+mod mending;
 mod mutation;
 mod open;
 mod outbox;
@@ -45,6 +50,7 @@ mod quotas;
 mod reads;
 mod rehearsal;
 mod reseal;
+mod reserve;
 mod secrets;
 mod tables;
 mod trails;
@@ -53,19 +59,21 @@ mod writer;
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use redb::{Database, ReadTransaction, ReadableDatabase};
+use redb::{Database, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use self::file::SharedFile;
+use self::mending::{Again, Mender};
 pub use self::open::{OpenError, Verified, inspect, verify};
 use self::open::{open_file, open_to_read, open_verified};
 use self::reads::Snapshot;
 use self::tables::{KEYS, ORGS, Tables};
-use self::writer::{Chore, Commit, Order, Outcome, Stop, Writer};
+use self::writer::{Chore, Commit, Look, Order, Outcome, Stop, Writer};
 use super::answers::Answers;
 use super::events::{EventSink, Seq};
 use super::keeper::{Acceptance, Keeper, LinkState, Place, Resealed, Status, Vitals};
@@ -113,11 +121,7 @@ impl Embedded {
     /// # Errors
     /// [`OpenError`]: whose text says what to do.
     pub fn open(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
-        let path = settings.path.clone();
-        let (database, event) = open_file(&path, sealer.keeps())?;
-        secrets::settle(&path, &database, &sealer)?;
-        Self::start(path.clone(), database, event, sealer)
-            .map_err(|source| OpenError::Unreadable { path, source })
+        Self::serve(&settings.path, open_file(&settings.path, sealer.keeps())?, sealer)
     }
 
     /// As [`Embedded::open`], for a file that was just [verified](verify): it is not read as a whole again.
@@ -125,11 +129,15 @@ impl Embedded {
     /// # Errors
     /// As [`Embedded::open`].
     pub fn open_verified(verified: &Verified, sealer: Sealer) -> Result<Self, OpenError> {
-        let path = verified.path.clone();
-        let (database, event) = open_verified(verified, sealer.keeps())?;
-        secrets::settle(&path, &database, &sealer)?;
-        Self::start(path.clone(), database, event, sealer)
-            .map_err(|source| OpenError::Unreadable { path, source })
+        Self::serve(&verified.path, open_verified(verified, sealer.keeps())?, sealer)
+    }
+
+    fn serve(path: &Path, (database, event): (Database, Seq), sealer: Sealer) -> Result<Self, OpenError> {
+        secrets::settle(path, &database, &sealer)?;
+        let sealer = Arc::new(sealer);
+        let again = Some(again::of(path, &sealer));
+        Self::start(path.to_owned(), database, event, sealer, again)
+            .map_err(|source| OpenError::Unreadable { path: path.to_owned(), source })
     }
 
     /// Opens an existing store for reading. The file stays as it is: changes are kept in memory and lost at the end.
@@ -140,23 +148,43 @@ impl Embedded {
         let path = settings.path.clone();
         let (database, event) = open_to_read(&path, sealer.keeps())?;
         secrets::settle(&path, &database, &sealer)?;
-        Self::start(path.clone(), database, event, sealer)
+        Self::start(path.clone(), database, event, Arc::new(sealer), None)
             .map_err(|source| OpenError::Unreadable { path, source })
     }
 
-    fn start(path: PathBuf, database: Database, event: Seq, sealer: Sealer) -> io::Result<Self> {
+    fn start(
+        path: PathBuf,
+        database: Database,
+        event: Seq,
+        sealer: Arc<Sealer>,
+        again: Option<Again>,
+    ) -> io::Result<Self> {
         let prefixes = watch::Sender::new(prefixes::stored(&database).map_err(io::Error::other)?);
         indexes::complete(&database, &sealer).map_err(io::Error::other)?;
-        let file = Arc::new(SharedFile(RwLock::new(Some(database))));
-        let sealer = Arc::new(sealer);
+        let file = database.begin_read().map_err(io::Error::other)?;
+        let incarnation = Snapshot { file, sealer: Arc::clone(&sealer) }.incarnation();
+        let incarnation = incarnation.map_err(io::Error::other)?;
+        let file = Arc::new(SharedFile::new(database));
         let published = Arc::new(Mutex::new(Published { event, sinks: Vec::new() }));
         let (orders, waiting) = mpsc::channel(QUEUE);
+        let clock = Clock::system();
+        let mender = Mender {
+            path: path.clone(),
+            file: Arc::clone(&file),
+            incarnation,
+            published: Arc::clone(&published),
+            prefixes: prefixes.clone(),
+            clock: clock.clone(),
+            again,
+            pause: Duration::ZERO,
+        };
         let writer = Writer {
             file: Arc::clone(&file),
             sealer: Arc::clone(&sealer),
             published: Arc::clone(&published),
             waiting,
-            clock: Clock::system(),
+            clock,
+            mender,
         };
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run())?;
         let readers = Arc::new(Semaphore::new(READERS));
@@ -185,8 +213,20 @@ impl Embedded {
             });
             // The runtime has ended, or redb panicked over a damaged page. The text of the panic is not repeated: it
             // may contain data of the file.
-            task.await.unwrap_or_else(|_| Err(StoreFault::failed("a read was broken off")))
+            let read = task.await.unwrap_or_else(|_| Err(StoreFault::failed("a read was broken off")));
+            if read.is_err() {
+                self.look();
+            }
+            read
         })
+    }
+
+    /// Has the writer look whether the file has failed: to a read the disk's error and a bad record are the same.
+    fn look(&self) {
+        if let Some(orders) = self.orders.as_ref().filter(|_| self.file.fault().is_none()) {
+            // The writer finds it with any other order, too.
+            let _ = orders.try_send(Box::new(Look));
+        }
     }
 
     /// Sends the writer an order that is no event. It shares a transaction with other orders.
@@ -340,7 +380,11 @@ impl Keeper for Embedded {
 
     /// Only one process can open the file.
     fn vitals(&self) -> Vitals {
-        Vitals::default()
+        Vitals {
+            breakers: vec![("file", self.file.fault().is_some())],
+            is_full: Some(self.file.is_full()),
+            ..Vitals::default()
+        }
     }
 
     fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
@@ -349,9 +393,10 @@ impl Keeper for Embedded {
 
     fn status(&self) -> StoreFuture<'_, Status> {
         let meta = self.read(|snapshot| Ok((snapshot.incarnation()?, snapshot.format()?)));
+        let full = self.file.is_full().then(|| mending::full(&self.path).to_string());
         Box::pin(async move {
             let (found, format, trouble) = match meta.await {
-                Ok((found, format)) => (Some(found), Some(format), None),
+                Ok((found, format)) => (Some(found), Some(format), full),
                 Err(fault) => (None, None, Some(fault.to_string())),
             };
             let (place, events) = (self.path.display().to_string(), Some(lock(&self.published).event));
@@ -451,98 +496,16 @@ fn lock(published: &Mutex<Published>) -> MutexGuard<'_, Published> {
     published.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The database while the store is open. Reads hold the lock to begin a transaction, the writer for a whole
-/// transaction. Closing waits for them; then the file is free, even if reads are still running.
-struct SharedFile(RwLock<Option<Database>>);
-
-impl SharedFile {
-    fn snapshot(&self) -> Result<ReadTransaction, StoreFault> {
-        self.with(|database| Ok(database.begin_read()?))
-    }
-
-    /// Only [`SharedFile::close`] writes, and it cannot panic half-way: a poisoned lock can be used.
-    fn with<T>(&self, act: impl FnOnce(&Database) -> Result<T, StoreFault>) -> Result<T, StoreFault> {
-        match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(database) => act(database),
-            None => Err(StoreFault::failed("the store is closed")),
-        }
-    }
-
-    fn close(&self) {
-        drop(self.0.write().unwrap_or_else(PoisonError::into_inner).take());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::mutation::EVENTS_KEPT;
-    use super::open::lay_out;
     use super::*;
     use crate::store::events::{Subject, encode};
     use crate::vocabulary::clock::UnixMillis;
     use crate::vocabulary::id::IdSource;
     use redb::Builder;
     use redb::ReadableTable;
-    use redb::StorageBackend;
     use redb::backends::InMemoryBackend;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    /// A disk that stops taking writes when it is told to.
-    #[derive(Debug, Default)]
-    struct Disk {
-        content: InMemoryBackend,
-        full: Arc<AtomicBool>,
-    }
-
-    impl StorageBackend for Disk {
-        fn len(&self) -> io::Result<u64> {
-            self.content.len()
-        }
-        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-            self.content.read(offset, out)
-        }
-        fn set_len(&self, len: u64) -> io::Result<()> {
-            self.content.set_len(len)
-        }
-        fn sync_data(&self) -> io::Result<()> {
-            if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-        }
-        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-            self.content.write(offset, data)
-        }
-    }
-
-    #[derive(Default)]
-    struct Told(Mutex<Vec<Seq>>);
-
-    impl EventSink for Told {
-        fn apply(&self, seq: Seq, _: &[Subject]) {
-            self.0.lock().unwrap().push(seq);
-        }
-        fn reset(&self, _: Seq) {}
-    }
-
-    #[tokio::test]
-    async fn a_commit_that_fails_is_a_fault_for_its_caller_and_no_event() {
-        let full = Arc::new(AtomicBool::new(false));
-        let disk = Disk { content: InMemoryBackend::new(), full: Arc::clone(&full) };
-        let database = Builder::new().create_with_backend(disk).unwrap();
-        lay_out(&database).unwrap();
-        let store = Embedded::start("memory".into(), database, 0, Sealer::default()).unwrap();
-        let told = Arc::new(Told::default());
-        store.subscribe(told.clone());
-        let mutation = || Mutation {
-            subjects: vec![Subject::Digest(Digest::from_bytes([1; 32]))],
-            ..Mutation::default()
-        };
-        assert_eq!(store.commit(mutation()).await, Ok(Committed { event: Some(1) }));
-        full.store(true, Ordering::SeqCst);
-        assert!(matches!(store.commit(mutation()).await, Err(CommitError::Fault(_))));
-        assert_eq!(*told.0.lock().unwrap(), [1]);
-        full.store(false, Ordering::SeqCst);
-        let again = store.commit(mutation()).await;
-        assert!(matches!(again, Err(CommitError::Fault(_))), "redb writes no more until it is opened anew");
-    }
 
     #[test]
     fn only_the_newest_events_are_kept() {

@@ -1,6 +1,6 @@
 //! Opening the file: the checks of its owner and content, and the tables of a new file.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -98,6 +98,17 @@ pub(super) fn open_verified(verified: &Verified, keeps: RecordFormat) -> Result<
     // The name of the new file must survive a crash as well as its content.
     File::open(parent(path)).and_then(|directory| directory.sync_all()).map_err(unreadable)?;
     Ok((database, 0))
+}
+
+/// Opens the file of a store once more, after it has failed. It is verified as a whole, as at a start, and must be there.
+pub(super) fn reopen(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
+    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
+    let not_a_store = || OpenError::NotAStore { path: path.to_owned() };
+    fs::metadata(path).map_err(unreadable)?;
+    let file = claim(path)?;
+    rehearse(path, &file, keeps)?.ok_or_else(not_a_store)?;
+    let (database, event) = open_on(path, backend(&file).map_err(unreadable)?, keeps)?;
+    Ok((database, event.ok_or_else(not_a_store)?))
 }
 
 fn backend(file: &File) -> io::Result<FileBackend> {

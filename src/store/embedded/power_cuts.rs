@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
@@ -134,7 +135,9 @@ fn open(disk: &Disk, sealer: &Sealer) -> Option<Embedded> {
         None => lay_out(&database).map(|()| (database, 0)).map_err(|fault| fault.to_string()),
     });
     match laid_out {
-        Ok((database, event)) => Some(Embedded::start(path.into(), database, event, sealer.clone()).unwrap()),
+        Ok((database, event)) => {
+            Some(Embedded::start(path.into(), database, event, Arc::new(sealer.clone()), None).unwrap())
+        }
         Err(_) if disk.is_cut() => None,
         Err(error) => panic!("{error}"),
     }
@@ -146,16 +149,16 @@ fn write(path: &Path, bytes: &[u8]) {
     std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
 }
 
-struct Answered {
-    count: u64,
+pub(super) struct Answered {
+    pub(super) count: u64,
     last_event: Seq,
 }
 
-/// Every client makes one change after the other until one is not answered.
-async fn use_until_it_fails(store: Arc<Embedded>, clients: &mut Vec<Client>) -> Answered {
-    let mut running = JoinSet::new();
+/// Every client makes one change after the other until one of them is not answered.
+pub(super) async fn use_until_it_fails(store: Arc<Embedded>, clients: &mut Vec<Client>) -> Answered {
+    let (mut running, over) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
     for client in clients.drain(..) {
-        running.spawn(client.work(Arc::clone(&store)));
+        running.spawn(client.work(Arc::clone(&store), Arc::clone(&over)));
     }
     let mut answered = Answered { count: 0, last_event: 0 };
     while let Some(done) = running.join_next().await {
@@ -168,7 +171,7 @@ async fn use_until_it_fails(store: Arc<Embedded>, clients: &mut Vec<Client>) -> 
 }
 
 /// Holds the store against what the clients know. Tells how many changes in doubt have happened.
-async fn check(store: &Embedded, clients: &mut [Client], round: u64) -> u64 {
+pub(super) async fn check(store: &Embedded, clients: &mut [Client], round: u64) -> u64 {
     let mut happened = 0;
     for client in &mut *clients {
         let head = store.ends(client.trail()).await.unwrap().head.number;
@@ -188,18 +191,18 @@ async fn check(store: &Embedded, clients: &mut [Client], round: u64) -> u64 {
 }
 
 /// One who changes an organisation of their own.
-struct Client {
+pub(super) struct Client {
     org: OrgId,
     ids: IdSource,
     rng: Rng,
     known: Known,
     /// The state if the change that was not answered has happened.
-    in_doubt: Option<Known>,
+    pub(super) in_doubt: Option<Known>,
 }
 
 /// The content of an organisation's part of the store.
 #[derive(Clone, Default)]
-struct Known {
+pub(super) struct Known {
     org: Option<Versioned<OrgRecord>>,
     keys: BTreeMap<KeyId, Versioned<KeyRecord>>,
     /// Digests that open nothing any more.
@@ -211,7 +214,7 @@ struct Known {
 const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 
 impl Client {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let (mut ids, rng) = (IdSource::seeded(seed), Rng::with_seed(seed));
         let org = OrgId::draw(&mut ids, NOW);
         Self { org, ids, rng, known: Known::default(), in_doubt: None }
@@ -221,9 +224,9 @@ impl Client {
         Trail::Org(self.org)
     }
 
-    async fn work(mut self, store: Arc<Embedded>) -> (Self, Answered) {
+    async fn work(mut self, store: Arc<Embedded>, over: Arc<AtomicBool>) -> (Self, Answered) {
         let mut answered = Answered { count: 0, last_event: 0 };
-        loop {
+        while !over.load(Ordering::SeqCst) {
             let (mutation, after) = self.next_change();
             match store.commit(mutation).await {
                 Ok(committed) => {
@@ -233,11 +236,12 @@ impl Client {
                 }
                 Err(CommitError::Fault(_)) => {
                     self.in_doubt = Some(after);
-                    return (self, answered);
+                    over.store(true, Ordering::SeqCst);
                 }
                 Err(refused) => panic!("{refused}"),
             }
         }
+        (self, answered)
     }
 
     /// A change with its event in the trail and often an answer to be kept; and what is known once it has

@@ -2,20 +2,27 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use redb::Database;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
+use super::file::SharedFile;
+use super::mending::Mender;
 use super::tables::{Tables, begin_write};
-use super::{Published, SharedFile, lock};
+use super::{Published, lock};
 use crate::store::events::{Seq, Subject};
 use crate::store::{CommitError, Committed, Mutation, StoreFault};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::record::Sealer;
 
 /// Orders per transaction. It bounds how long the first of them waits for the others.
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
+/// With a full disk: how often the writer looks whether it still is, and for the next order.
+const LOOK: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(2);
 
 pub(super) type Outcome<T> = Result<T, CommitError>;
 
@@ -23,6 +30,11 @@ pub(super) type Outcome<T> = Result<T, CommitError>;
 pub(super) trait Order: Send {
     /// After an error nothing of the whole batch may be kept.
     fn carry_out(&mut self, tables: &mut Tables<'_>, sealer: &Sealer) -> Result<Done, StoreFault>;
+
+    /// Whether it is carried out although the disk is full.
+    fn takes_away(&self) -> bool {
+        false
+    }
 
     /// Its event, if it became one.
     fn event(&self) -> Option<(Seq, &[Subject])> {
@@ -46,19 +58,87 @@ pub(super) struct Writer {
     pub(super) published: Arc<std::sync::Mutex<Published>>,
     pub(super) waiting: mpsc::Receiver<Box<dyn Order>>,
     pub(super) clock: Clock,
+    pub(super) mender: Mender,
 }
 
 impl Writer {
     pub(super) fn run(mut self) {
+        self.mender.keep_reserve();
         let mut batch = Vec::with_capacity(BATCH);
-        while self.waiting.blocking_recv_many(&mut batch, BATCH) > 0 {
+        while self.receive(&mut batch) {
+            self.refuse_what_can_wait(&mut batch);
+            if batch.is_empty() {
+                continue;
+            }
             let failed = self.file.with(|database| self.write(database, &mut batch)).err();
-            if failed.is_none() {
-                self.publish(&batch, self.clock.mono());
+            match &failed {
+                None => {
+                    self.publish(&batch, self.clock.mono());
+                    self.mender.works();
+                }
+                // Before the callers are told, so that what they do next finds a file that is being opened again.
+                Some(fault) => self.mender.give_up_file(fault),
             }
             for order in batch.drain(..) {
                 order.answer(failed.as_ref());
             }
+            if failed.is_some() {
+                self.mend();
+            }
+        }
+    }
+
+    /// The next orders. With a full disk it also comes back without any, after a while; false at the end.
+    fn receive(&mut self, batch: &mut Vec<Box<dyn Order>>) -> bool {
+        if !self.file.is_full() {
+            return self.waiting.blocking_recv_many(batch, BATCH) > 0;
+        }
+        self.mender.keep_reserve();
+        let until = self.clock.mono() + LOOK;
+        while self.clock.mono() < until && batch.len() < BATCH {
+            match self.waiting.try_recv() {
+                Ok(order) => batch.push(order),
+                Err(TryRecvError::Disconnected) => return !batch.is_empty(),
+                Err(TryRecvError::Empty) if batch.is_empty() => thread::sleep(POLL),
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+        true
+    }
+
+    /// Opens the file again, for as long as that takes.
+    fn mend(&mut self) {
+        while let Some(fault) = self.mender.fault() {
+            if !self.refuse_for(self.mender.pause, &fault) {
+                return;
+            }
+            self.mender.try_again();
+        }
+    }
+
+    /// Refuses whatever comes within this time; false if nothing comes any more.
+    fn refuse_for(&mut self, time: Duration, fault: &StoreFault) -> bool {
+        let until = self.clock.mono() + time;
+        loop {
+            match self.waiting.try_recv() {
+                Ok(order) => order.answer(Some(fault)),
+                Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) if self.clock.mono() >= until => return true,
+                Err(TryRecvError::Empty) => thread::sleep(POLL),
+            }
+        }
+    }
+
+    /// With a full disk: refuses orders that take nothing away.
+    fn refuse_what_can_wait(&self, batch: &mut Vec<Box<dyn Order>>) {
+        if !self.file.is_full() {
+            return;
+        }
+        let fault = self.mender.full();
+        let (first, others): (Vec<_>, Vec<_>) = batch.drain(..).partition(|order| order.takes_away());
+        *batch = first;
+        for order in others {
+            order.answer(Some(&fault));
         }
     }
 
@@ -104,6 +184,11 @@ pub(super) struct Commit {
 }
 
 impl Order for Commit {
+    /// What takes nothing away has no subjects.
+    fn takes_away(&self) -> bool {
+        !self.mutation.subjects.is_empty()
+    }
+
     fn carry_out(&mut self, tables: &mut Tables<'_>, sealer: &Sealer) -> Result<Done, StoreFault> {
         let (outcome, done) = settle(tables.apply(sealer, &self.mutation))?;
         self.outcome = Some(outcome);
@@ -144,6 +229,21 @@ where
     fn answer(self: Box<Self>, failed: Option<&StoreFault>) {
         tell(self.answer, self.outcome, failed);
     }
+}
+
+/// Looks whether the file still works, after a read that failed.
+pub(super) struct Look;
+
+impl Order for Look {
+    fn carry_out(&mut self, _: &mut Tables<'_>, _: &Sealer) -> Result<Done, StoreFault> {
+        Ok(Done::Nothing)
+    }
+
+    fn takes_away(&self) -> bool {
+        true
+    }
+
+    fn answer(self: Box<Self>, _: Option<&StoreFault>) {}
 }
 
 fn settle<T>(done: Result<T, Stop>) -> Result<(Outcome<T>, Done), StoreFault> {

@@ -118,6 +118,7 @@ impl Inner {
         let held = renewal.filter(|renewal| now.saturating_duration_since(renewal.asked) < LEASE);
         let links = [("lookups", &self.lookups), ("commands", &self.commands)];
         Vitals {
+            is_full: None,
             standing: held.map_or(Standing::Out, |renewal| Standing::Among(renewal.leases)),
             breakers: links.map(|(name, link)| (name, link.turns_away().is_some())).to_vec(),
             is_suspect: Some(self.tenure.is_in_doubt()),

@@ -29,6 +29,8 @@ pub struct State {
     pub leases: Option<usize>,
     /// `None` with a store that cannot be replaced by another.
     pub store_suspect: Option<bool>,
+    /// `None` with a store whose disk this process does not see.
+    pub store_full: Option<bool>,
     /// Whether each link to the store is closed to callers at the moment, by the name of the link.
     pub breakers: Vec<(&'static str, bool)>,
     /// Changed records that are remembered, how often the store had an older one, and how many were forgotten because there
@@ -78,7 +80,7 @@ impl State {
         families
     }
 
-    fn of_the_store(&self) -> [MetricFamily; 7] {
+    fn of_the_store(&self) -> [MetricFamily; 8] {
         let breakers = self.breakers.iter();
         [
             gauge(
@@ -111,6 +113,11 @@ impl State {
                 "Whether the store answers but takes no changes, as a replaced one does; what it says about keys counts for \
                  10 s only.",
                 self.store_suspect.map(f64::from),
+            ),
+            gauge(
+                "keygate_store_full",
+                "Whether the disk of the embedded store is full, so that only changes that take rights away are written.",
+                self.store_full.map(f64::from),
             ),
             gauges(
                 "keygate_store_breaker_open",
