@@ -304,7 +304,7 @@ fn a_variable_is_told_by_its_name() {
             "KEYGATE__STORE__KIND: store.kind: the value is a table; set each of its keys by a variable of its own",
             "KEYGATE__STORE__PASSWORD: store.password: unknown key `password`; the keys here are `kind`, `path`, \
                  `url`, `sentinels`, `cluster`, `master_name`, `sentinel_username`, `sentinel_password_file`, `tls`, \
-                 `username`, `password_file`, `cell`, `connect_timeout`, `lookup_timeout`, `command_timeout`, \
+                 `username`, `password_file`, `cell`, `memory_file`, `connect_timeout`, `lookup_timeout`, `command_timeout`, \
                  `allow_without_pepper`",
             "keygate__log__requests: log.requests: KEYGATE__LOG__REQUESTS sets the same key; remove one of the two \
                  variables",

@@ -65,6 +65,7 @@ fn default_redis(place: redis::Place, tls: Option<redis::TlsFiles>) -> StoreSett
     StoreSettings::Redis(Box::new(redis::Settings {
         username: Some("keygate".to_owned()),
         password_file: Some("etc/redis-password".into()),
+        memory_file: Some("etc/keygate.memory".into()),
         tls,
         ..redis::Settings::at(place)
     }))
