@@ -23,7 +23,8 @@ fn org(desk: &Desk) -> String {
 }
 
 fn tally(ran: &Ran) -> [u64; 3] {
-    let tally = &ran.json()[0];
+    let told = ran.json();
+    let tally = told.first().unwrap_or_else(|| panic!("{ran:?}"));
     ["imported", "present", "refused"].map(|count| tally[count].as_u64().unwrap())
 }
 
