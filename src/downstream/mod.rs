@@ -10,6 +10,7 @@ mod held;
 mod http1_stream;
 pub mod http2;
 mod http2_stream;
+pub mod in_memory;
 mod lingering;
 pub mod listener;
 mod membership;

@@ -3,6 +3,9 @@
 //! The fuzzer calls them, and so does the test suite, with the seeds beside this file and changes of them by chance. So
 //! they are compiled and exercised wherever the suite is.
 
+#[path = "pipeline/mod.rs"]
+pub(crate) mod pipeline;
+
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -41,7 +44,13 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "configuration", holds: configuration },
     Target { name: "vocabulary", holds: vocabulary },
     Target { name: "moved_key", holds: moved_key },
+    Target { name: "pipeline", holds: pipeline },
 ];
+
+/// Whatever a client sends, what reaches the upstreams is what it may have forwarded, and each request has one answer.
+pub(crate) fn pipeline(data: &[u8]) {
+    pipeline::holds(data);
+}
 
 /// A request that passes the guard has one reading, and what is made of it for the upstream has the identity
 /// that keygate gave, once, in no other spelling, and nothing that speaks of a single hop.

@@ -1,6 +1,10 @@
-//! The properties of the fuzz targets, checked with their seeds and with some mutations of them.
+//! The properties of the fuzz targets, checked with their seeds and with some mutations of them; and the whole pipeline, with
+//! many scripts by chance.
+//!
+//! `KEYGATE_LONG=1 cargo test --test it fuzz:: -- --nocapture` runs 50 times as many scripts.
 
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use proptest::collection::vec;
@@ -9,10 +13,14 @@ use proptest::prelude::*;
 #[path = "../fuzz/properties.rs"]
 mod properties;
 
+use crate::harness::is_long;
+use properties::pipeline::{Random, World, generate, mutate};
 use properties::{TARGETS, Target};
 
 /// The number of cases per target. The fuzzer itself runs millions.
 const CASES: u32 = 400;
+/// The number of scripts by chance for the whole pipeline.
+const SCRIPTS: usize = 12_000;
 
 fn seeds(target: &Target) -> Vec<Vec<u8>> {
     let folder = fs::read_dir(folder().join("seeds").join(target.name)).unwrap();
@@ -63,4 +71,36 @@ fn every_property_has_a_target_for_the_fuzzer() {
         assert!(source.contains(&format!("properties::{name}(data)")), "{name}");
         assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
     }
+}
+
+#[test]
+fn what_is_forwarded_is_what_was_authorised_whatever_a_client_sends() {
+    let pipeline = TARGETS.iter().find(|target| target.name == "pipeline").unwrap();
+    let seeds = seeds(pipeline);
+    let mut world = World::start();
+    for seed in &seeds {
+        world.check(seed).unwrap_or_else(|why| panic!("{why}"));
+    }
+    // The same scripts each time, and others.
+    let by_chance = RandomState::new().hash_one(());
+    for seed in [1, by_chance] {
+        let mut random = Random::new(seed);
+        for number in 0..if is_long() { 50 * SCRIPTS } else { SCRIPTS } / 2 {
+            let mut script = if number % 2 == 0 {
+                generate(&mut random)
+            } else {
+                seeds[random.below(seeds.len())].clone()
+            };
+            if number % 4 > 0 {
+                mutate(&mut script, &mut random);
+            }
+            world.check(&script).unwrap_or_else(|why| panic!("script {number} of seed {seed}: {why}"));
+        }
+    }
+    let totals = world.totals();
+    println!("{totals:?}, the last seed was {by_chance}");
+    assert!(
+        totals.forwarded.min(totals.answers) > totals.scripts / 4,
+        "too little passed to show anything: {totals:?}"
+    );
 }
