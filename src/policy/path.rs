@@ -18,7 +18,7 @@ pub(super) struct Shape {
     pub(super) encoded_slash: bool,
     /// A `;`, a `?` or a `#`, plain or encoded, where some servers end a path or a segment.
     pub(super) cuts: bool,
-    /// A dot in the last segment, or at the end of any segment.
+    /// A dot in the last segment, or at the end of any segment, or before its parameters.
     pub(super) dots: bool,
     /// The path ends with a slash, and is more than one.
     pub(super) trailing_slash: bool,
@@ -78,15 +78,20 @@ fn check_segment(segment: &str, is_last: bool, shape: &mut Shape) -> Result<Opti
         if dotted && is_dot_segment(segment.as_bytes()) {
             return Err(Unsafe::PathDotSegment);
         }
-        shape.dots |= dotted && (is_last || segment.ends_with('.'));
+        shape.dots |= dotted && (is_last || ends_with_dot(segment));
         return Ok(None);
     }
     let canonical = normalise_escapes(segment)?;
-    shape.dots |= canonical.ends_with('.') || is_last && canonical.contains('.');
+    shape.dots |= ends_with_dot(&canonical) || is_last && canonical.contains('.');
     let decoded = decode(&canonical);
     check_decoded(&decoded, shape)?;
     shape.escapes |= canonical.contains('%');
     Ok((canonical != segment).then_some(canonical))
+}
+
+/// Whether a dot is the last character, perhaps once parameters are cut off. Encoded ones are escapes.
+fn ends_with_dot(segment: &str) -> bool {
+    segment.ends_with('.') || segment.contains(".;")
 }
 
 /// Names the character that a path cannot have as it is.

@@ -73,6 +73,10 @@ impl<B> CanonicalRequest<B> {
             return Err(Rejection::Unsafe(Unsafe::TargetFragment));
         }
         check_size(&head.uri, &head.headers, limits)?;
+        // The one octet that `http` takes for a part of a name and RFC 9110, section 5.6.2, does not. httparse refuses it.
+        if head.version == Version::HTTP_2 && head.headers.keys().any(|name| name.as_str().contains('"')) {
+            return Err(Rejection::Unsafe(Unsafe::FieldMalformed));
+        }
         check_framing(&head.headers, head.version)?;
         let host = parse_host(&head.uri, &head.headers)?;
         let (target, shape) = parse_target(head.uri)?;
@@ -186,7 +190,12 @@ fn is_host(host: &[u8]) -> bool {
 fn parse_target(uri: Uri) -> Result<(PathAndQuery, Shape), Rejection> {
     let target = uri.into_parts().path_and_query.ok_or(Rejection::Unsafe(Unsafe::TargetForm))?;
     let (canonical, shape) = canonicalise(target.path()).map_err(Rejection::Unsafe)?;
-    let Cow::Owned(mut rewritten) = canonical else { return Ok((target, shape)) };
+    let Cow::Owned(mut rewritten) = canonical else {
+        // Over HTTP/2 a target that is only a `#fragment` is empty once it is cut off. It reads as a slash, and would be
+        // written as nothing.
+        let target = if target.as_str() == "/" { PathAndQuery::from_static("/") } else { target };
+        return Ok((target, shape));
+    };
     if let Some(query) = target.query() {
         rewritten.push('?');
         rewritten.push_str(query);

@@ -72,6 +72,7 @@ fn a_path_that_some_router_reads_as_another_rules_needs_the_access_of_both_rules
         "/a/admin.json%3Fx",
         "/a/admin%20%23",
         "/a/admin.json;x",
+        "/a/admin.;x/y",
         "/b/admin%2Fx",
         "/b/admin%5Cx",
         "/b/%2Fadmin",

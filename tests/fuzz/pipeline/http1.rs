@@ -183,7 +183,6 @@ impl<'b> Reader<'b> {
 
     fn body_of_request(&mut self, request: &mut Message) -> Read<()> {
         let codings: Vec<_> = request.values("transfer-encoding");
-        let length = length_of(request)?;
         if let Some(last) = codings.last() {
             let last = last.split(|byte| *byte == b',').next_back().unwrap_or_default();
             let is_only = codings.len() == 1 && codings[0].eq_ignore_ascii_case(b"chunked");
@@ -198,6 +197,8 @@ impl<'b> Reader<'b> {
             }
             return self.chunked(request);
         }
+        // Beside a transfer coding a length says nothing (section 6.3).
+        let length = length_of(request)?;
         self.octets(length.unwrap_or(0), &mut request.body)
     }
 

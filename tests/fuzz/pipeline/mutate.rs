@@ -428,7 +428,13 @@ fn target(random: &mut Random) -> String {
     let mut target = random.pick(&TARGETS).to_owned();
     if random.once_in(3) {
         // All of it is ASCII.
-        target.insert_str(random.below(target.len() + 1), random.pick(&BITS));
+        let ends: Vec<usize> = target.match_indices('/').map(|(at, _)| at).chain([target.len()]).collect();
+        let at =
+            if random.once_in(3) { random.below(target.len() + 1) } else { ends[random.below(ends.len())] };
+        target.insert_str(at, random.pick(&BITS));
+    }
+    if random.once_in(12) {
+        target = target.replace("admin", "Admin");
     }
     target
 }

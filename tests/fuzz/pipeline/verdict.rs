@@ -270,9 +270,18 @@ fn of_stream(stream: &Stream) -> Option<Sent<'_>> {
     let one = |name: &str| -> Option<&[u8]> {
         let mut all = stream.fields.iter().filter(|(other, _)| other == name.as_bytes());
         let first = all.next()?;
-        all.next().is_none().then_some(&first.1)
+        // h2 forgets that a block is malformed if a CONTINUATION begins within a later field. Then the first counts.
+        (name.starts_with(':') || all.next().is_none()).then_some(&first.1)
     };
-    let body_length = stream.body.len().to_string();
+    // A length says where a body ends, as the end of the stream does; what comes behind it comes too late for what has it.
+    let lengths = stream.fields.iter().filter(|(name, _)| name == b"content-length");
+    let lengths: BTreeSet<_> =
+        lengths.map(|(_, value)| String::from_utf8_lossy(value).parse::<usize>().ok()).collect();
+    let length = lengths
+        .first()
+        .copied()
+        .flatten()
+        .filter(|length| lengths.len() == 1 && *length <= stream.body.len());
     // A fragment is cut off by the parser (src/README.md, known quirks).
     let path = String::from_utf8_lossy(one(":path")?).into_owned();
     let path = path.split('#').next().unwrap_or_default();
@@ -281,10 +290,8 @@ fn of_stream(stream: &Stream) -> Option<Sent<'_>> {
         target: with_slash(path),
         host: one(":authority").or_else(|| one("host")),
         fields: &stream.fields,
-        body: &stream.body,
-        // A length says where a body ends, as the end of the stream does.
-        is_complete: stream.has_ended
-            || one("content-length").is_some_and(|length| length == body_length.as_bytes()),
+        body: length.map_or(&stream.body[..], |length| &stream.body[..length]),
+        is_complete: stream.has_ended || length.is_some(),
         options: Vec::new(),
     })
 }
@@ -349,7 +356,14 @@ fn answers_http1(output: &[u8], requests: &[Message], is_head: bool) -> Verdict<
     while !reader.rest.is_empty() {
         let method = requests.get(answers.len()).map(|request| &*request.start[0]);
         match reader.answer(method.map_or(is_head, |method| method == "HEAD")) {
-            Ok(answer) => answers.push(answer),
+            Ok(answer) => {
+                // The line of a request that cannot be read and came in one piece with others is not known (src/README.md,
+                // known quirks): the refusal of a HEAD request has a body then, and the connection ends with it.
+                if answer.has_option("close") && reader.rest.starts_with(b"{\"error\":{") {
+                    reader.rest = &[];
+                }
+                answers.push(answer);
+            }
             // An interim answer alone.
             Err(Stop::Within) if reader.rest.is_empty() => break,
             Err(stop) => return Err(format!("answer {} cannot be read: {stop:?}", answers.len())),
