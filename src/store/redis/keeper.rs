@@ -158,56 +158,37 @@ impl Inner {
         let place = format!("Redis at {}, cell {}", self.connector.whereabouts(), self.settings.cell);
         let call = Call::new(&self.scripts.watch, [self.names.meta(), self.names.events()])
             .arg(position.last.to_string());
-        match self.commands.run(&call, self.settings.command_timeout).await {
-            Err(fault) => {
-                let (trouble, gateways) = (Some(fault.to_string()), Vec::new());
-                let (found, events, format, prefixes, pepper) = (None, None, None, None, None);
-                let (held_news, memory) = (0, Some(self.memory.vitals()));
-                Status {
-                    place,
-                    trouble,
-                    found,
-                    known,
-                    events,
-                    format,
-                    keeps,
-                    prefixes,
-                    pepper,
-                    held_news,
-                    memory,
-                    gateways,
-                }
-            }
-            Ok(mut reply) => {
-                let prefixes = read_prefixes(&mut reply);
-                let Meta { incarnation: found, event: events, format, .. } = reply.meta.clone();
-                let judged = self.ledger.recognise(&reply.meta, position.last);
-                let outdated = (format > keeps).then(|| StoreFault::outdated(format, keeps).to_string());
-                let trouble = judged.err().map(|stranger| stranger.to_string()).or(outdated);
-                let misfit = self.misfit().await.ok().flatten();
-                let trouble = trouble.or(misfit.map(|misfit| misfit.to_string()));
-                // A list of gateways that cannot be read is no trouble of the store.
-                let gateways = self.gateways().await.unwrap_or_default();
-                let format = found.is_some().then_some(format);
-                let pepper = self.sealer.peppers().status();
-                let memory = Some(self.memory.vitals());
-                let held_news = self.held_news(None, 1).await.map_or(0, |(count, _)| count);
-                Status {
-                    place,
-                    trouble,
-                    found,
-                    known,
-                    events,
-                    format,
-                    keeps,
-                    prefixes,
-                    pepper,
-                    held_news,
-                    memory,
-                    gateways,
-                }
-            }
-        }
+        let unknown = Status {
+            place,
+            trouble: None,
+            found: None,
+            known,
+            events: None,
+            format: None,
+            keeps,
+            prefixes: None,
+            pepper: None,
+            held_news: 0,
+            memory: Some(self.memory.vitals()),
+            gateways: Vec::new(),
+        };
+        let mut reply = match self.commands.run(&call, self.settings.command_timeout).await {
+            Err(fault) => return Status { trouble: Some(fault.to_string()), ..unknown },
+            Ok(reply) => reply,
+        };
+        let prefixes = read_prefixes(&mut reply);
+        let Meta { incarnation: found, event: events, format, .. } = reply.meta.clone();
+        let judged = self.ledger.recognise(&reply.meta, position.last);
+        let outdated = (format > keeps).then(|| StoreFault::outdated(format, keeps).to_string());
+        let trouble = judged.err().map(|stranger| stranger.to_string()).or(outdated);
+        let misfit = self.misfit().await.ok().flatten();
+        let trouble = trouble.or(misfit.map(|misfit| misfit.to_string()));
+        // A list of gateways that cannot be read is no trouble of the store.
+        let gateways = self.gateways().await.unwrap_or_default();
+        let format = found.is_some().then_some(format);
+        let pepper = self.sealer.peppers().status();
+        let held_news = self.held_news(None, 1).await.map_or(0, |(count, _)| count);
+        Status { trouble, found, events, format, prefixes, pepper, held_news, gateways, ..unknown }
     }
 
     /// The gateways that hold a lease, by name.
