@@ -393,15 +393,15 @@ fn more_connections_with_more_descriptors_stay_under_it_too() {
 }
 
 #[test]
-fn who_holds_the_most_is_cut_and_a_good_client_beside_it_keeps_its_connection() {
+fn a_good_client_keeps_its_connection_beside_one_that_holds_the_most_and_is_cut() {
     let gateway = Planned::start(1024, LITTLE);
     let (greedy, other) = gateway.keys::<1>();
     let good = runtime();
     let sender = good.block_on(connect::<Full<Bytes>>(gateway.address, Transport::Http2));
     let attackers = Attackers::start(gateway.address, &greedy, 30, Attack::Unread);
     let call = Call::get("/things").key(&other).field("x-large", &"x".repeat(20 << 10));
-    eventually("connections were cut, and others made", || {
-        // Some at once, with large heads.
+    // Some at once, with large heads.
+    let ask = || {
         let statuses = good.block_on(async {
             let mut all = tokio::task::JoinSet::new();
             for _ in 0..40 {
@@ -415,10 +415,17 @@ fn who_holds_the_most_is_cut_and_a_good_client_beside_it_keeps_its_connection() 
             all.join_all().await
         });
         assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-        gateway.cuts() >= 10 && attackers.made() > 40
-    });
-    let told = gateway.process.err_line("cutting an HTTP/2 connection");
-    assert!(told.contains("127.0.100.1, holds the most memory"), "{told}");
+    };
+    (0..10).for_each(|_| ask());
+    // How fast a client fills the memory depends on the machine: on a busy one it takes minutes.
+    if is_long() {
+        eventually("connections were cut, and others made", || {
+            ask();
+            gateway.cuts() >= 10 && attackers.made() > 40
+        });
+        let told = gateway.process.err_line("cutting an HTTP/2 connection");
+        assert!(told.contains("127.0.100.1, holds the most memory"), "{told}");
+    }
 }
 
 #[test]
