@@ -1,4 +1,4 @@
-//! Keeps the memory of the process under a figure, whatever clients do.
+//! Keeps the memory of the process under a figure, by cutting the connections that hold the most.
 //!
 //! What the process really has counts, and not what was reserved for the worst case: that is a hundred times what honest
 //! clients need. So nobody is refused or cut while there is enough.
