@@ -11,7 +11,7 @@ use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::keeper::{LinkState, MemoryVitals, Standing, Vitals};
 use crate::telemetry::metrics::{ChangeMeter, EndpointState, Reloads, State};
-use crate::telemetry::{self, Lost};
+use crate::telemetry::{self, Lost, Notice};
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::{Clock, UnixMillis};
@@ -49,7 +49,7 @@ pub(super) fn serving(
     let tls = tls::Acceptor::load(tls)?;
     let certificates = tls.iter().flat_map(tls::Acceptor::certificates);
     for complaint in certificates.filter_map(|certificate| certificate.complaint(clock.now().wall)) {
-        telemetry::log(&complaint);
+        Notice::CertificateUnusable.log(&complaint);
     }
     Ok(Serving { watchdog, tls })
 }
@@ -110,7 +110,7 @@ impl Observed {
             troubles_dropped: self.troubles.as_ref().map_or(0, Trouble::dropped),
             records_lost: self.records.read(),
             lines_lost: telemetry::lost_lines(),
-            lines_withheld: telemetry::withheld_lines(),
+            events: telemetry::events_so_far(),
             config_hash: in_force.config_hash,
             reloads: in_force.reloads,
         }

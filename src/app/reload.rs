@@ -20,7 +20,7 @@ use crate::policy::route::{Route, RouteTable};
 use crate::policy::wider::left_to_wider;
 use crate::store::cache;
 use crate::store::keeper::UnreadableFile;
-use crate::telemetry::{self, RequestLog};
+use crate::telemetry::{LogSettings, Notice, RecordSettings};
 use crate::upstream;
 use crate::vocabulary::key::scope::ScopeSet;
 
@@ -63,13 +63,13 @@ impl App {
         match self.change(read) {
             Ok((routes, remarks)) => {
                 lock(&self.in_force).reloads.applied += 1;
-                telemetry::log(&format!("the configuration was read again: {routes} routes"));
-                remarks.iter().for_each(|line| telemetry::log(line));
+                Notice::ConfigurationRead.log(&format!("the configuration was read again: {routes} routes"));
+                remarks.iter().for_each(|line| Notice::Remark.log(line));
                 Ok(())
             }
             Err(refused) => {
                 lock(&self.in_force).reloads.refused += 1;
-                telemetry::log(&format!(
+                Notice::ConfigurationRefused.log(&format!(
                     "the configuration was read again and refused; the one before stays in force:\n{refused}"
                 ));
                 Err(refused)
@@ -149,7 +149,8 @@ pub(super) struct Fixed {
     retention: RetentionSettings,
     admin: admin::Settings,
     ops: ops::Settings,
-    request_log: RequestLog,
+    log: LogSettings,
+    records: RecordSettings,
 }
 
 /// Divides a configuration into what only a restart changes and what a reload replaces. It names every field, so
@@ -179,7 +180,8 @@ fn divide(config: Config) -> (Fixed, Replaceable) {
         retention: _,
         admin: _,
         ops: _,
-        request_log: _,
+        log: _,
+        records: _,
     } = config;
     (fixed, Replaceable { watchdog, tls, gateway, upstreams, routes, scopes, drain, hash })
 }
@@ -198,7 +200,8 @@ impl Fixed {
             retention: config.retention.clone(),
             admin: config.admin.clone(),
             ops: config.ops.clone(),
-            request_log: config.request_log,
+            log: config.log.clone(),
+            records: config.records.clone(),
         }
     }
 
@@ -216,7 +219,8 @@ impl Fixed {
             retention,
             admin,
             ops,
-            request_log,
+            log,
+            records,
         } = self;
         let listener::Settings { listen, workers, memory, max_connections, max_connections_per_client } =
             listener;
@@ -251,7 +255,7 @@ impl Fixed {
             ("[outbox]", *outbox == other.outbox),
             ("[admin]", *admin == other.admin),
             ("[ops]", *ops == other.ops),
-            ("log.requests", *request_log == other.request_log),
+            ("log", *log == other.log && *records == other.records),
         ];
         let differing: Vec<_> = same.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect();
         if differing.is_empty() { Ok(()) } else { Err(NeedsRestart(differing)) }

@@ -1,4 +1,4 @@
-//! The signals that end a gateway, and the one on which it reads its configuration again.
+//! The signals that end a gateway, and those on which it reads its configuration or opens the files of its log again.
 
 use std::io;
 
@@ -13,6 +13,7 @@ use crate::config::{Config, Mistakes};
 pub struct Signals {
     pub(super) terminate: Signal,
     pub(super) interrupt: Signal,
+    pub(super) reopen: Signal,
     pub(super) reload: Option<(Signal, Source)>,
 }
 
@@ -24,8 +25,9 @@ impl std::fmt::Debug for Signals {
 
 /// The action for a signal.
 pub(super) enum Asked {
-    ToEnd,
-    ToReload(Box<Result<Config, Mistakes>>),
+    End,
+    Reload(Box<Result<Config, Mistakes>>),
+    Reopen,
 }
 
 impl Signals {
@@ -37,6 +39,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            reopen: signal(SignalKind::user_defined1())?,
             reload: source.map(hangup).transpose()?,
         })
     }
@@ -52,8 +55,9 @@ impl Signals {
             }
         };
         tokio::select! {
-            () = end(&mut self.terminate, &mut self.interrupt) => Asked::ToEnd,
-            read = reload => Asked::ToReload(Box::new(read)),
+            () = end(&mut self.terminate, &mut self.interrupt) => Asked::End,
+            read = reload => Asked::Reload(Box::new(read)),
+            _ = self.reopen.recv() => Asked::Reopen,
         }
     }
 }

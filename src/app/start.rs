@@ -3,6 +3,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ use crate::store::keeper::LinkState;
 use crate::store::measured::MeasuredStore;
 use crate::store::{Role, Store};
 use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
-use crate::telemetry::{self, RecordWriter};
+use crate::telemetry::{Notice, RecordWriter, use_log};
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::Clock;
@@ -63,8 +64,20 @@ pub enum StartError {
     Pepper(#[from] Misfit),
     #[error(transparent)]
     Tls(#[from] tls::LoadErrors),
+    #[error("{key}: cannot open {}: {error}", file.display())]
+    Log { key: &'static str, file: PathBuf, error: io::Error },
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
+}
+
+impl StartError {
+    /// The log cannot be written to `file`, which `key` of the configuration names.
+    fn log(key: &'static str, file: Option<&Path>, error: io::Error) -> Self {
+        match file {
+            Some(file) => Self::Log { key, file: file.to_owned(), error },
+            None => Self::Io(error),
+        }
+    }
 }
 
 impl App {
@@ -80,6 +93,8 @@ impl App {
         verified: Option<&Verified>,
         clock: Clock,
     ) -> Result<(Self, Signals), StartError> {
+        use_log(&config.log)
+            .map_err(|error| StartError::log("log.file", config.log.file.as_deref(), error))?;
         let tools = KeyTools::new(&config.keys)?;
         let control = Control::start()?;
         // It may take long where a file must be repaired. Until the signals are watched, one of them kills the
@@ -93,7 +108,7 @@ impl App {
         // or every change of a key waits for it.
         let signals = Signals::watch(&control, source)?;
         let wider = tell_wider(config.routes.routes());
-        tell_remarks(&config.remarks).iter().chain(&wider).for_each(|line| telemetry::log(line));
+        tell_remarks(&config.remarks).iter().chain(&wider).for_each(|line| Notice::Remark.log(line));
         Ok((Self::start_with(config, tools, control, store, clock)?, signals))
     }
 
@@ -119,7 +134,8 @@ impl App {
 
         let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
         let in_force = Arc::new(Mutex::new(InForce::new(config.hash, &serving, &plan, Reloads::default())));
-        let records = RecordWriter::start(config.request_log)?;
+        let records = RecordWriter::start(&config.records)
+            .map_err(|error| StartError::log("log.requests_file", config.records.file.as_deref(), error))?;
         let metrics = Arc::new(Metrics::new(Arc::clone(&keys.meter)));
         let shared = keys.shared(plan, tools, (budget.clone(), threads), &clock);
         let start = |n| {
@@ -335,7 +351,7 @@ fn processors() -> usize {
 fn share_out_room(listener: &mut listener::Settings) -> (usize, Room, Budget) {
     let threads = listener.workers.map_or_else(processors, NonZeroUsize::get);
     let room = Room::share_out(listener.max_connections, listener.memory, threads);
-    telemetry::log(&room.described());
+    Notice::Room.log(&room.described());
     listener.max_connections = room.clients;
     (threads, room, Budget::new(room.upstreams))
 }

@@ -12,23 +12,28 @@ use super::signals::{Asked, Signals, end};
 use super::store::take_leave;
 use crate::downstream::worker::{DrainSettings, Worker};
 use crate::operators::Running;
-use crate::telemetry;
+use crate::telemetry::{Notice, flush_log, reopen_log};
 
 impl App {
-    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once. SIGHUP reloads.
+    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once. SIGHUP reloads, SIGUSR1 opens the
+    /// files of the log again.
     pub fn run_until_signalled(mut self, mut signals: Signals) {
         let handle = self.control.handle().clone();
-        while let Asked::ToReload(read) = handle.block_on(signals.next()) {
-            // A refusal has been logged.
-            let _ = self.reload(*read);
+        loop {
+            match handle.block_on(signals.next()) {
+                Asked::End => break,
+                // A refusal has been logged.
+                Asked::Reload(read) => drop(self.reload(*read)),
+                Asked::Reopen => self.reopen_log(),
+            }
         }
         let delay = self.drain.delay;
         self.readiness.stop();
         self.workers.iter().for_each(Worker::leave);
-        telemetry::log("stopping: finishing the requests under way; a second signal ends them");
+        Notice::Stopping.log("stopping: finishing the requests under way; a second signal ends them");
         let (hurry, hurried) = channel();
-        // SIGHUP is still watched, and has no effect.
-        let Signals { mut terminate, mut interrupt, reload: _reload } = signals;
+        // The other signals are still watched, and have no effect.
+        let Signals { mut terminate, mut interrupt, reload: _reload, reopen: _reopen } = signals;
         handle.spawn(async move {
             end(&mut terminate, &mut interrupt).await;
             let _ = hurry.send(());
@@ -36,8 +41,14 @@ impl App {
         let at_once = hurried.recv_timeout(delay).is_ok();
         let timeout = if at_once { Duration::ZERO } else { self.drain.timeout };
         self.stop(timeout, &hurried);
-        telemetry::log("stopped");
-        telemetry::flush_log();
+        Notice::Stopped.log("stopped");
+        flush_log();
+    }
+
+    /// After another program has given the files of the log other names.
+    fn reopen_log(&self) {
+        reopen_log();
+        self.records.reopen();
     }
 
     /// Accepts no more connections, gives the requests under way up to `timeout`, and ends.

@@ -15,7 +15,7 @@ use crate::store::embedded::{self, Embedded, Verified};
 use crate::store::keeper::{Place, Remembrance};
 use crate::store::redis::{self, Redis};
 use crate::store::{LEASE, Store, StoreFault};
-use crate::telemetry::{self, Event};
+use crate::telemetry::{Event, Notice};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::record::Sealer;
@@ -93,7 +93,7 @@ pub(super) async fn attend_revived(lifecycle: Option<Arc<Lifecycle>>, mut revive
                     Event::RevocationLost.log(lifecycle.clock().mono(), line);
                     revoke_again(lifecycle, key).await;
                 }
-                None if said.len() < SAID_AT_MOST && said.insert(key) => telemetry::log(&format!(
+                None if said.len() < SAID_AT_MOST && said.insert(key) => Notice::RevocationNotKept.log(&format!(
                     "the store has lost the revocation of {key}: it is refused here; a gateway of role full must revoke it again"
                 )),
                 None => {}
@@ -163,7 +163,7 @@ pub(super) async fn take_leave(store: &dyn Store, lifecycle: Option<&Lifecycle>)
     let leaving = async {
         let left = tokio::time::timeout(BLOCKED_AT_MOST, store.keeper().leave()).await;
         if let Err(fault) = left.unwrap_or(Err(StoreFault::TimedOut)) {
-            telemetry::log(&format!(
+            Notice::LeaseNotGivenUp.log(&format!(
                 "the lease could not be given up: {fault}; until it ends, within {LEASE:?}, changes wait for this gateway"
             ));
         }

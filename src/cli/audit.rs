@@ -322,7 +322,7 @@ mod tests {
         let (org, mac) = (OrgId::from_bytes([7; 16]), "a5".repeat(32));
         let mut heads = Heads::default();
         for line in [
-            &format!("keygate: audit head operator 3:{mac}"),
+            &format!("2026-11-24T06:21:46.000Z info audit_head: audit head operator 3:{mac}"),
             &format!("Nov 24 06:21:46 host keygate[17]: keygate: audit head {org} 9:{mac}"),
             &format!("{{\"msg\":\"keygate: audit head {org} 10:{mac}\",\"pid\":1}}"),
             "keygate: audit head operator 4:short",

@@ -8,13 +8,15 @@ use super::{Outcome, RoleArg, files, refuse};
 use crate::app::App;
 use crate::config::Config;
 use crate::store::Role;
-use crate::telemetry;
+use crate::telemetry::{Notice, flush_log};
 use crate::vocabulary::clock::Clock;
 
 /// Run the gateway until SIGTERM or Ctrl-C
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 After the first SIGTERM, the requests in progress finish; a second SIGTERM ends them.
+
+SIGUSR1 opens the files of the log again, after they were renamed.
 
 SIGHUP reloads the configuration, its policy and its certificates. All of them take effect from the next request on. If there is a \
 mistake, or a changed setting needs a restart (address, threads, connection limits, keys, store, cache, admin, ops, log), nothing \
@@ -59,33 +61,35 @@ pub(super) fn run(
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes.into()) }
     };
     let routes = config.routes.routes().len();
+    let log_file = config.log.file.clone();
     let scheme = if config.tls.certificates.is_empty() { "http" } else { "https" };
     let (app, signals) = match App::start(config, Some(Box::new(read)), files.store.as_ref(), Clock::system())
     {
         Ok(started) => started,
         Err(error) => {
+            flush_log();
             let _ = writeln!(err, "keygate: {error}");
             return Ok(Outcome::Refused);
         }
     };
-    // Earlier log lines, such as warnings, come before the line that says that the gateway listens.
-    telemetry::flush_log();
-    // A gateway whose log cannot be written, on a full disk or without a reader, serves all the same.
-    let _ = greet(&app, &format!("{scheme}://{} with {routes} routes", app.address()), role, err);
+    if let Some(file) = &log_file {
+        let _ = writeln!(err, "keygate: the log goes to {}", file.display());
+    }
+    greet(&app, &format!("{scheme}://{} with {routes} routes", app.address()), role);
     app.run_until_signalled(signals);
     Ok(Outcome::Done)
 }
 
-fn greet(app: &App, listening: &str, role: Role, err: &mut impl Write) -> io::Result<()> {
-    writeln!(err, "keygate: listening on {listening}")?;
+/// A gateway whose log cannot be written, on a full disk or without a reader, serves all the same.
+fn greet(app: &App, listening: &str, role: Role) {
+    Notice::Listening.log(&format!("listening on {listening}"));
     if role == Role::Proxy {
-        writeln!(err, "keygate: role proxy: forwards requests only; keygate's own API answers 404")?;
+        Notice::Listening.log("role proxy: forwards requests only; keygate's own API answers 404");
     }
     if let Some(address) = app.ops_address() {
-        writeln!(err, "keygate: metrics and probes on http://{address}")?;
+        Notice::Listening.log(&format!("metrics and probes on http://{address}"));
     }
     if let Some(address) = app.admin_address() {
-        writeln!(err, "keygate: admin API on http://{address}")?;
+        Notice::Listening.log(&format!("admin API on http://{address}"));
     }
-    Ok(())
 }

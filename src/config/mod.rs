@@ -52,7 +52,7 @@ use crate::operators::outbox::Settings as OutboxSettings;
 use crate::policy::route::RouteTable;
 use crate::store::cache::OnPartition;
 use crate::store::{Role, cache, embedded, redis};
-use crate::telemetry::RequestLog;
+use crate::telemetry::{LineFormat, LogSettings, RecordSettings, RequestLog};
 use crate::upstream;
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::key::Prefix;
@@ -88,7 +88,8 @@ pub struct Config {
     pub retention: RetentionSettings,
     pub admin: crate::operators::admin::Settings,
     pub ops: ops::Settings,
-    pub request_log: RequestLog,
+    pub log: LogSettings,
+    pub records: RecordSettings,
     pub drain: DrainSettings,
     pub remarks: Remarks,
     pub places: Places,
@@ -285,7 +286,7 @@ fn sections(
     let policy = root.section("policy", |section| policy(section, folder, names, files, report));
     let outbox = root.section("outbox", |section| outbox::read(section, folder, &own));
     let signup = root.section("signup", |section| signup(section, outbox.is_some()));
-    let request_log = root.section("log", request_log);
+    let (log, records) = root.section("log", |section| log(section, folder));
 
     let settings = FileSettings {
         keys: keys.clone(),
@@ -297,7 +298,7 @@ fn sections(
     };
     let body_idle_timeout = server.body_idle_timeout;
     let gateway = gateway::Settings { limits, headers, browser_keys, body_idle_timeout };
-    let rest = Rest { gateway, cache, admin, outbox, signup, retention, ops, request_log, keys };
+    let rest = Rest { gateway, cache, admin, outbox, signup, retention, ops, log, records, keys };
     let upstreams: Option<Vec<_>> = upstreams.into_iter().map(|named| named.settings).collect();
     let config = policy.zip(store).zip(upstreams);
     (config.map(|((policy, store), upstreams)| rest.with(server, policy, store, upstreams)), settings)
@@ -312,7 +313,8 @@ struct Rest {
     signup: SignupSettings,
     retention: RetentionSettings,
     ops: ops::Settings,
-    request_log: RequestLog,
+    log: LogSettings,
+    records: RecordSettings,
     keys: KeySettings,
 }
 
@@ -324,7 +326,7 @@ impl Rest {
         store: StoreSettings,
         upstreams: Vec<upstream::Settings>,
     ) -> Config {
-        let Self { gateway, cache, admin, outbox, signup, retention, ops, request_log, keys } = self;
+        let Self { gateway, cache, admin, outbox, signup, retention, ops, log, records, keys } = self;
         let Policy { routes, scopes } = policy;
         Config {
             role: Role::default(),
@@ -343,7 +345,8 @@ impl Rest {
             retention,
             admin,
             ops,
-            request_log,
+            log,
+            records,
             drain: server.drain,
             remarks: Remarks::default(),
             places: Places::default(),
@@ -416,14 +419,30 @@ fn ops(section: &mut Section<'_>, own: &[Own]) -> ops::Settings {
     ops::Settings { listen }
 }
 
-fn request_log(section: &mut Section<'_>) -> RequestLog {
-    let words = [
+fn log(section: &mut Section<'_>, folder: &Path) -> (LogSettings, RecordSettings) {
+    const FORMATS: [(&str, LineFormat); 2] = [("text", LineFormat::Text), ("json", LineFormat::Json)];
+    const REQUESTS: [(&str, RequestLog); 4] = [
         ("auto", RequestLog::Auto),
         ("text", RequestLog::Text),
         ("json", RequestLog::Json),
         ("off", RequestLog::Off),
     ];
-    section.or("requests", RequestLog::default(), choice(&words))
+    let mut file = |key| section.optional(key, text).map(|path| folder.join(path));
+    let (file, requests_file) = (file("file"), file("requests_file"));
+    if file.is_some() && file == requests_file {
+        section
+            .wrong("requests_file", "is the file of log.file; records of requests need a file of their own");
+    }
+    let log = LogSettings { format: section.or("format", LineFormat::default(), choice(&FORMATS)), file };
+    let records = RecordSettings {
+        format: section.or("requests", RequestLog::default(), choice(&REQUESTS)),
+        file: requests_file,
+        names: section.or("names", false, flag),
+    };
+    if records.format == RequestLog::Off && records.file.is_some() {
+        section.wrong("requests_file", "has no effect with requests = \"off\"; remove one of the two");
+    }
+    (log, records)
 }
 
 fn policy(

@@ -32,7 +32,7 @@ pub(super) async fn authenticate<B>(
         return Ok(Caller::Anyone { environment: named_environment(exchange, headers) });
     }
     let key = presented_key(exchange, headers)?;
-    let known = resolve(exchange, headers, &key, found).await?;
+    let known = resolve(exchange, &key, found).await?;
     Ok(Caller::Holder(known))
 }
 
@@ -69,7 +69,6 @@ fn parse_other<'h>(
 
 async fn resolve(
     exchange: &mut Exchange,
-    headers: &HeaderMap,
     key: &PresentedKey<'_>,
     found: Option<Match<'_>>,
 ) -> Result<Rc<Known<Prepared>>, Rejection> {
@@ -77,7 +76,7 @@ async fn resolve(
     let digest = key.fingerprint();
     let (resolved, level) = match gateway.keys.find(&digest, exchange.started()) {
         Some(found) => found,
-        None => gateway.keys.load(&digest, ClientNetwork::of(exchange.client_address(headers))).await,
+        None => gateway.keys.load(&digest, ClientNetwork::of(exchange.client())).await,
     };
     exchange.note_level(level);
     let gateway = exchange.gateway();
@@ -97,12 +96,12 @@ async fn resolve(
         }
         Resolved::Unavailable(_) => return Err(Rejection::Unavailable(Unavailable::Store)),
     };
-    exchange.note_key(&known.found.key);
+    exchange.note_key(&known.found);
     let Found { key: record, org, digest } = &*known.found;
     let (environment, now) = (key.environment(), exchange.started().wall);
     // The route's needs are judged by `authorize`: a limit and the 404 come in between.
     let attempt = Attempt { digest, environment, needs: None, now };
-    admit(record, org, &attempt, || Some(exchange.client_address(headers)))?;
+    admit(record, org, &attempt, || Some(exchange.client()))?;
     exchange.gateway().cells.authenticated();
     Ok(known)
 }

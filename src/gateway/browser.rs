@@ -42,7 +42,7 @@ pub(super) fn judge(
     if !known.prepared.noted.in_browser.replace(true)
         && let Some(calling) = caller.calling_key(Needs::default())
     {
-        report(exchange, calling, exchange.client_address(request.headers()), found.map(|found| found.route));
+        report(exchange, calling, exchange.client(), found.map(|found| found.route));
     }
     let general = exchange.snapshot().settings().browser_keys;
     let refuses = |own: Option<BrowserKeys>| own.unwrap_or(general) == BrowserKeys::Refuse;

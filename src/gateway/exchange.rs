@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -13,14 +14,16 @@ use super::headers::request_id_value;
 use super::shares::{Client, Part};
 use super::snapshot::Snapshot;
 use crate::policy::route::{Match, RuleNumbers};
+use crate::store::Found;
 use crate::store::cache::Known;
 use crate::telemetry::Record;
 use crate::telemetry::metrics::{Code, Finished};
+use crate::upstream::request_body::Upload;
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::Now;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::Environment;
-use crate::vocabulary::key::record::KeyRecord;
+use crate::vocabulary::key::scope::OneOf;
 use crate::vocabulary::peer::Peer;
 use crate::vocabulary::reason::Reason;
 use crate::vocabulary::rejection::{Rejection, Unavailable};
@@ -36,13 +39,24 @@ pub(super) struct Exchange {
     id: RequestId,
     id_value: HeaderValue,
     method: &'static str,
+    /// The client's address: the peer's, or behind trusted proxies the one that they name.
+    client: IpAddr,
     rules: Option<RuleNumbers>,
+    template: usize,
     key: Option<(KeyId, OrgId)>,
+    /// Of the key and the organisation, where records have them.
+    names: Option<Box<[String; 2]>>,
     environment: Option<Environment>,
     level: Option<Level>,
     upstream: Option<UpstreamTimes>,
+    /// The endpoint that was tried last.
+    endpoint: Option<Arc<str>>,
+    upload: Option<Rc<Upload>>,
+    received: u64,
+    sent: u64,
     code: Code,
     reason: Option<Reason>,
+    missing_scope: Option<OneOf>,
     complete: bool,
     /// Its part of its client's share, once it is forwarded.
     part: Option<Part>,
@@ -69,18 +83,26 @@ impl Exchange {
         Box::new(Self {
             gateway: Rc::clone(gateway),
             snapshot: gateway.snapshot(),
+            client: peer.address(),
             peer,
             started,
             id,
             id_value: request_id_value(id),
             method,
             rules: None,
+            template: 0,
             key: None,
+            names: None,
             environment: None,
             level: None,
             upstream: None,
+            endpoint: None,
+            upload: None,
+            received: 0,
+            sent: 0,
             code: Code::ClientGone,
             reason: None,
+            missing_scope: None,
             complete: false,
             part: None,
             place: None,
@@ -88,7 +110,7 @@ impl Exchange {
         })
     }
 
-    pub(super) fn gateway(&self) -> &Gateway {
+    pub(super) const fn gateway(&self) -> &Rc<Gateway> {
         &self.gateway
     }
 
@@ -101,9 +123,13 @@ impl Exchange {
         &self.peer
     }
 
-    /// The client's address: the peer's, or behind trusted proxies the one that they name.
-    pub(super) fn client_address(&self, headers: &HeaderMap) -> IpAddr {
-        self.snapshot.rules().client_address(headers, &self.peer)
+    /// Finds the client's address out.
+    pub(super) fn note_client(&mut self, headers: &HeaderMap) {
+        self.client = self.snapshot.rules().client_address(headers, &self.peer);
+    }
+
+    pub(super) const fn client(&self) -> IpAddr {
+        self.client
     }
 
     /// When the request's head had been parsed. Everything about the request is judged at this moment.
@@ -124,8 +150,10 @@ impl Exchange {
         self.method == "HEAD"
     }
 
-    pub(super) fn note_route(&mut self, found: Option<Match<'_>>) {
+    /// `path` is the canonical one.
+    pub(super) fn note_route(&mut self, found: Option<Match<'_>>, path: &str) {
         self.rules = found.map(|found| found.numbers());
+        self.template = found.map_or(0, |found| found.route.template(path));
     }
 
     /// The number of the route that it falls under.
@@ -133,9 +161,12 @@ impl Exchange {
         self.rules.map(|rules| rules.route)
     }
 
-    pub(super) const fn note_key(&mut self, key: &KeyRecord) {
+    pub(super) fn note_key(&mut self, Found { key, org, .. }: &Found) {
         self.key = Some((key.id, key.org));
         self.environment = Some(key.environment);
+        if self.gateway.records.has_names() {
+            self.names = Some(Box::new([key.name.clone(), org.name.clone()]));
+        }
     }
 
     pub(super) const fn note_level(&mut self, level: Level) {
@@ -144,10 +175,10 @@ impl Exchange {
 
     /// Enters the request into the list of those in flight: from now on it is ended when its key, used by this client, may
     /// no longer do what it does.
-    pub(super) fn enter_flight(&mut self, holder: &Rc<Known<Prepared>>, client: IpAddr) {
+    pub(super) fn enter_flight(&mut self, holder: &Rc<Known<Prepared>>) {
         if let Some(rules) = self.rules {
             let (known, snapshot) = (Rc::clone(holder), Rc::clone(&self.snapshot));
-            let place = self.gateway.in_flight.enter(known, client, snapshot, rules, self.cut.clone());
+            let place = self.gateway.in_flight.enter(known, self.client, snapshot, rules, self.cut.clone());
             self.place = Some(place);
         }
     }
@@ -192,6 +223,25 @@ impl Exchange {
         }
     }
 
+    pub(super) fn note_endpoint(&mut self, endpoint: Option<Arc<str>>) {
+        self.endpoint = endpoint;
+    }
+
+    /// The client sends a body.
+    pub(super) fn note_upload(&mut self, upload: Option<Rc<Upload>>) {
+        self.upload = upload;
+    }
+
+    /// Bytes of a body have come that no [`Upload`] counts.
+    pub(super) const fn note_received(&mut self, bytes: u64) {
+        self.received += bytes;
+    }
+
+    /// Bytes of a body are handed over to the client's connection.
+    pub(super) const fn note_sent(&mut self, bytes: u64) {
+        self.sent += bytes;
+    }
+
     /// The time from sending the request to the head of its answer.
     pub(super) fn upstream_duration(&self) -> Option<Duration> {
         self.upstream.map(|times| times.answered.saturating_duration_since(times.sending))
@@ -215,6 +265,9 @@ impl Exchange {
         let reason = rejection.reason();
         self.code = Code::Refused(rejection.status());
         self.reason = Some(reason);
+        if let Rejection::MissingScope(scope) = rejection {
+            self.missing_scope = Some(scope.clone());
+        }
         self.gateway.cells.refused(reason);
         // An answer of keygate's own is not cut.
         self.leave_flight();
@@ -263,9 +316,12 @@ impl Drop for Exchange {
             at: self.started.wall,
             request: self.id,
             method: self.method,
-            route: self.route().map(|number| self.snapshot.routes().routes()[number].id.clone()),
+            client: self.client,
+            route: self.route().map(|number| self.snapshot.recorded_route(number, self.template)),
             status: self.code.status(),
             reason: self.reason,
+            missing_scope: self.missing_scope.take(),
+            names: self.names.take(),
             key: self.key.map(|(key, _)| key),
             org: self.key.map(|(_, org)| org),
             environment: self.environment,
@@ -273,6 +329,9 @@ impl Drop for Exchange {
             duration,
             overhead: self.overhead(),
             upstream: self.upstream_duration(),
+            endpoint: self.endpoint.take(),
+            received: self.received + self.upload.as_ref().map_or(0, |upload| upload.bytes()),
+            sent: self.sent,
             complete: self.complete,
         });
     }

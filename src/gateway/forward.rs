@@ -19,7 +19,7 @@ use super::shares::{Client, OfOrg};
 use super::tunnel::{self, Tunnel};
 use crate::policy::request::{CanonicalRequest, Parts};
 use crate::store::cache::Known;
-use crate::telemetry::{Event, log};
+use crate::telemetry::{Event, Notice};
 use crate::upstream::UpstreamId;
 use crate::upstream::answer::{Answer, Framing};
 use crate::upstream::error::{BodyError, BrokenOff, SendError};
@@ -41,15 +41,13 @@ pub(super) async fn forward(
 ) -> Result<Forwarded, Rejection> {
     let wants_tunnel = permit.route().websocket && tunnel::is_handshake(request.method(), request.headers());
     let takes_trailers = headers::takes_trailers(request.headers());
-    // Read before the client's own fields are removed.
-    let judged = permit.holder().map(|holder| (holder, exchange.client_address(request.headers())));
-    let client = match judged {
-        Some((holder, _)) => Client::Key(holder.digest, of_org(exchange, holder)),
-        None => Client::Site(ClientNetwork::of(exchange.client_address(request.headers())).site()),
+    let client = match permit.holder() {
+        Some(holder) => Client::Key(holder.digest, of_org(exchange, holder)),
+        None => Client::Site(ClientNetwork::of(exchange.client()).site()),
     };
     // Before it waits: a key that is revoked meanwhile must not get through.
-    if let Some((holder, address)) = judged {
-        exchange.enter_flight(holder, address);
+    if let Some(holder) = permit.holder() {
+        exchange.enter_flight(holder);
     }
     exchange.take_part(client).await?;
     let mut request = build(exchange, request, permit)?;
@@ -58,6 +56,7 @@ pub(super) async fn forward(
     } else if takes_trailers {
         headers::ask_for_trailers(request.headers_mut());
     }
+    exchange.note_upload(request.body().upload());
     exchange.note_sending(permit.environment());
     let sent = exchange
         .snapshot()
@@ -65,7 +64,8 @@ pub(super) async fn forward(
         .send(upstream, permit.environment(), request, permit.route().retries)
         .await;
     exchange.note_answered();
-    let mut answer = sent.map_err(|error| refuse(exchange, upstream, &error))?;
+    exchange.note_endpoint(sent.endpoint);
+    let mut answer = sent.outcome.map_err(|error| refuse(exchange, upstream, &error))?;
     let snapshot = exchange.snapshot();
     snapshot.upstream_cells(upstream).answered(exchange.upstream_duration().unwrap_or_default());
     // Dropping the answer closes the connection.
@@ -184,7 +184,7 @@ fn note_removed(exchange: &Exchange, removed: RemovedSet) {
         if exchange.snapshot().rules().is_news(removed) {
             let id = exchange.id();
             let label = removed.label();
-            log(&format!(
+            Notice::FieldRemoved.log(&format!(
                 "request {id} had a header that upstreams believe ({label}), so it was removed; [request_headers] in the \
                  configuration says which are kept. keygate_request_headers_removed_total counts them; this line comes \
                  once for each name"

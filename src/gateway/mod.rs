@@ -240,6 +240,7 @@ enum Passed {
 async fn pass(exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Rejection> {
     // The permit borrows its route from it, while the exchange takes notes.
     let snapshot = Rc::clone(exchange.snapshot());
+    exchange.note_client(request.headers());
     let request = CanonicalRequest::parse(request, &snapshot.settings().limits)?;
     let permit = decide(exchange, &snapshot, &request).await?;
     carry_out(exchange, request, &permit).await
@@ -253,7 +254,7 @@ async fn decide<'s>(
 ) -> Result<Permit<'s>, Rejection> {
     let routed = snapshot.routes().find(request);
     let found = routed.ok().flatten();
-    exchange.note_route(found);
+    exchange.note_route(found, request.path());
     let found = found.filter(|found| exchange.gateway().serves(found.route));
     let caller = authenticate(exchange, request, found).await?;
     browser::judge(exchange, request, &caller, found)?;

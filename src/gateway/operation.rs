@@ -2,6 +2,7 @@
 //! runtime.
 
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -28,15 +29,15 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 /// # Errors
 /// 429 where too many are under way, 400 and 413 for an invalid body, and the refusals of the operation.
 pub(super) async fn serve(
-    exchange: &Exchange,
+    exchange: &mut Exchange,
     request: CanonicalRequest<Incoming>,
     permit: &Permit<'_>,
     operation: Operation,
 ) -> Result<Answer, Rejection> {
-    let gateway = exchange.gateway();
+    let gateway = Rc::clone(exchange.gateway());
     let api = gateway.api.as_ref().ok_or(Rejection::NotFound(NotFound::NotServedHere))?;
     let id = permit.route().parameter(request.path()).map(str::to_owned);
-    let address = exchange.client_address(request.headers());
+    let address = exchange.client();
     let caller = permit.calling_key();
     let Parts { target, headers, body, .. } = request.into_parts();
     let place = api.admit(operation, caller.as_ref(), address, body.size_hint().exact()).await?;
@@ -44,7 +45,9 @@ pub(super) async fn serve(
     if operation.takes_body() {
         let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
         let idle = exchange.snapshot().settings().body_idle_timeout;
-        call.body = gather(body, limit, idle, &mut call.place).await?;
+        let body = RequestBody::new(body, limit, idle);
+        exchange.note_upload(body.upload());
+        call.body = gather(body, limit, &mut call.place).await?;
     }
     call.place.begin().await;
     call.idempotency = match idempotency_key(&headers)? {
@@ -59,16 +62,11 @@ pub(super) async fn serve(
     api.serve(call).await
 }
 
-async fn gather(
-    incoming: Incoming,
-    limit: u64,
-    idle: Duration,
-    place: &mut Place,
-) -> Result<Bytes, Rejection> {
-    if incoming.size_hint().lower() > limit {
+async fn gather(body: RequestBody, limit: u64, place: &mut Place) -> Result<Bytes, Rejection> {
+    if body.size_hint().lower() > limit {
         return Err(Rejection::BodyTooLarge);
     }
-    let mut body = pin!(RequestBody::new(incoming, limit, idle));
+    let mut body = pin!(body);
     let mut gathered = BytesMut::new();
     if !read_on(body.as_mut(), &mut gathered, place.length()).await? {
         // The body does not come while this waits.

@@ -61,12 +61,14 @@ impl Body for ResponseBody {
             Source::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Upstream(body) => Pin::new(body).poll_frame(cx),
         };
-        if let Poll::Ready(Some(Ok(frame))) = &mut polled
-            && let (Some(trailers), Some(exchange)) = (frame.trailers_mut(), &self.exchange)
-        {
-            exchange.filter_trailers(trailers);
-            if trailers.is_empty() {
-                polled = Poll::Ready(None);
+        if let (Poll::Ready(Some(Ok(frame))), Some(exchange)) = (&mut polled, &mut self.exchange) {
+            if let Some(data) = frame.data_ref() {
+                exchange.note_sent(data.len() as u64);
+            } else if let Some(trailers) = frame.trailers_mut() {
+                exchange.filter_trailers(trailers);
+                if trailers.is_empty() {
+                    polled = Poll::Ready(None);
+                }
             }
         }
         let ended = match &polled {

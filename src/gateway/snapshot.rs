@@ -11,7 +11,9 @@ use tokio::sync::watch;
 
 use super::Settings;
 use super::headers::HeaderRules;
-use crate::policy::route::RouteTable;
+use crate::policy::pattern::Pattern;
+use crate::policy::route::{Route, RouteTable};
+use crate::telemetry::RecordedRoute;
 use crate::telemetry::metrics::{Cells, RouteCells, UpstreamCells};
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
@@ -87,6 +89,8 @@ pub(super) struct Snapshot {
     /// By the number of the route; the last entry is for requests without a route.
     route_cells: Box<[Arc<RouteCells>]>,
     upstream_cells: Box<[Arc<UpstreamCells>]>,
+    /// By the number of the route and of its pattern. A worker has its own, so that no other counts their references.
+    recorded: Box<[Box<[RecordedRoute]>]>,
 }
 
 impl Snapshot {
@@ -117,6 +121,7 @@ impl Snapshot {
         let routes = plan.routes.routes().iter().map(|route| Some(&*route.id)).chain([None]);
         Self {
             route_cells: routes.map(|id| cells.route(id)).collect(),
+            recorded: plan.routes.routes().iter().map(recorded).collect(),
             upstream_cells: plan.upstreams.iter().map(|upstream| cells.upstream(&upstream.name)).collect(),
             upstreams,
             plan,
@@ -153,7 +158,18 @@ impl Snapshot {
         &self.route_cells[number.unwrap_or(self.route_cells.len() - 1)]
     }
 
+    /// The route with this number, with its pattern of this number, for a record.
+    pub(super) fn recorded_route(&self, number: usize, template: usize) -> RecordedRoute {
+        self.recorded[number][template].clone()
+    }
+
     pub(super) fn upstream_cells(&self, id: UpstreamId) -> &UpstreamCells {
         &self.upstream_cells[id.0]
     }
+}
+
+fn recorded(route: &Route) -> Box<[RecordedRoute]> {
+    let id: Arc<str> = (*route.id).into();
+    let of = |pattern: &Pattern| RecordedRoute { id: Arc::clone(&id), template: pattern.to_string().into() };
+    route.patterns.iter().map(of).collect()
 }

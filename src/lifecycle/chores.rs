@@ -13,7 +13,7 @@ use super::propagation::follow_changes;
 use super::sweep::sweep;
 use super::trouble::TroubleSeen;
 use crate::store::quotas::{Admission, Quota};
-use crate::telemetry::{self, Event};
+use crate::telemetry::{Event, Notice, flush_log};
 use crate::vocabulary::audit::{AuditKind, Link, Trail};
 
 /// How long audit records are kept.
@@ -79,7 +79,8 @@ impl Lifecycle {
     /// for the next time.
     fn export_heads(&self) -> bool {
         let mut moved = self.heads.take().into_iter();
-        let full = moved.find(|(trail, head)| !telemetry::try_log(&format!("audit head {trail} {head}")));
+        let full =
+            moved.find(|(trail, head)| !Notice::AuditHead.try_log(&format!("audit head {trail} {head}")));
         let all = full.is_none();
         full.into_iter().chain(moved).for_each(|(trail, head)| self.heads.put_back(trail, head));
         all
@@ -87,7 +88,7 @@ impl Lifecycle {
 
     /// Writes all heads that have changed to the log, for as long as it is read. Blocks.
     pub fn export_all_heads(&self) {
-        while !self.export_heads() && telemetry::flush_log() {}
+        while !self.export_heads() && flush_log() {}
     }
 }
 

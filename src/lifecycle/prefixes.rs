@@ -15,7 +15,7 @@ use super::error::{LifecycleError, PrefixError};
 use super::principal::Origin;
 use crate::store::prefixes::Register;
 use crate::store::{KeysOf, StoreFault};
-use crate::telemetry;
+use crate::telemetry::Notice;
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::key::record::{KeyRecord, Secret};
 use crate::vocabulary::key::{Prefix, Prefixes};
@@ -104,7 +104,7 @@ impl Lifecycle {
         if let Some(refusal) = refusal
             && self.known_prefixes.note_minted(list.to_mint(own, &register.gateways))
         {
-            telemetry::log(&format!("keys.prefix: {own} is not accepted yet: {refusal}"));
+            Notice::PrefixWaits.log(&format!("keys.prefix: {own} is not accepted yet: {refusal}"));
         }
         self.note_prefixes(list.clone());
         Ok((list, register))
@@ -136,9 +136,10 @@ impl Lifecycle {
             }
             if !is_first {
                 self.tell_change(origin, AuditKind::PrefixAccepted, prefix).await?;
-                telemetry::log(&format!("keys with the prefix {prefix} are accepted from now on"));
+                Notice::PrefixAccepted
+                    .log(&format!("keys with the prefix {prefix} are accepted from now on"));
             } else if register.has_keys {
-                telemetry::log(&format!(
+                Notice::PrefixesUnknown.log(&format!(
                     "the store did not say what its keys begin with, because an older release made them: they are shown \
                      with {}, and a key with another prefix is looked up too",
                     self.settings.prefix
@@ -219,7 +220,7 @@ impl Lifecycle {
         let (list, register) = self.propose().await?;
         let prefix = list.to_mint(own, &register.gateways).clone();
         if self.known_prefixes.note_minted(&prefix) {
-            telemetry::log(&if prefix == *own {
+            Notice::PrefixOfNewKeys.log(&if prefix == *own {
                 format!("new keys begin with {prefix}")
             } else {
                 format!("new keys begin with {prefix} until every gateway knows {own}")

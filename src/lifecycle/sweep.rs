@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::Lifecycle;
-use crate::telemetry::{self, Event};
+use crate::telemetry::{Event, Notice};
 use crate::vocabulary::id::OrgId;
 
 /// The pause after each page of a trail, of 256 audit records, and after 16 records. It bounds what a sweep costs the store:
@@ -81,7 +81,7 @@ impl Lifecycle {
         };
         for finding in &findings {
             if told.len() < TOLD && told.insert((org, finding.number)) {
-                telemetry::log(&format!(
+                Notice::TrailDiffers.log(&format!(
                     "the audit trail of {org}, record {}, {} (`keygate audit verify` shows all of these)",
                     finding.number, finding.text
                 ));

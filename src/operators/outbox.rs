@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 use crate::dial::{Dialer, Preference};
 use crate::store::Store;
 use crate::store::outbox::News;
-use crate::telemetry::{self, Event};
+use crate::telemetry::{Event, Notice};
 use crate::upstream::endpoint::{Address, Endpoint, InvalidEndpoint};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::key::Pepper;
@@ -115,7 +115,7 @@ impl Backlog {
     fn note_held(&self, held: u64) {
         let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).1.replace(held);
         if held > before.unwrap_or(0) {
-            telemetry::log(&format!(
+            Notice::NewsUnproven.log(&format!(
                 "{held} news of organisations in the store have no proof that this installation has written them, and are not \
                  delivered: a gateway of an older release wrote them, or somebody else who can write to the store; when all \
                  gateways are upgraded, `keygate store accept` has them made anew from the records of the organisations"
@@ -173,7 +173,7 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, keys: Vec<Pepper
                     });
                 }
                 None if std::mem::take(&mut is_told) => {
-                    telemetry::log(&format!("news are delivered to {receiver} again"));
+                    Notice::NewsDelivered.log(&format!("news are delivered to {receiver} again"));
                 }
                 Some(_) | None => {}
             }

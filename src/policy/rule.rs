@@ -54,6 +54,18 @@ impl Route {
         self.patterns.iter().find_map(|pattern| pattern.parameter(path))
     }
 
+    /// The number of the pattern that a path of this route falls under.
+    #[must_use]
+    pub fn template(&self, path: &str) -> usize {
+        match &*self.patterns {
+            [_] => 0,
+            patterns => {
+                let matching = patterns.iter().enumerate().filter(|(_, pattern)| pattern.matches(path));
+                matching.min_by(|(_, one), (_, other)| one.compare(other)).map_or(0, |(number, _)| number)
+            }
+        }
+    }
+
     /// Whether a request with this method is meant. HEAD is GET without the body, so it needs what GET needs (RFC
     /// 9110, section 9.3.2).
     #[must_use]

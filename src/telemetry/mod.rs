@@ -4,13 +4,16 @@
 //!
 //! Never in a record or a line: a key or a part of one, a query, a header value or a body of a client.
 
+mod event;
 mod log;
 pub mod metrics;
 mod output;
 mod record;
+mod sink;
 mod throttle;
 
-pub use log::{flush_log, log, lost_lines, try_log};
+pub use event::{Event, Level, Notice};
+pub use log::{LineFormat, LogSettings, flush_log, lost_lines, reopen_log, use_log};
 pub use output::{Losses, Lost};
-pub use record::{Record, RecordSink, RecordWriter, RequestLog};
-pub use throttle::{Event, withheld_lines};
+pub use record::{Record, RecordSettings, RecordSink, RecordWriter, RecordedRoute, RequestLog};
+pub use throttle::{Occurrences, events_so_far};

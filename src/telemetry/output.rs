@@ -63,6 +63,10 @@ impl<W: Write> Output<W> {
         Self { to, is_torn: false }
     }
 
+    pub(super) const fn to(&mut self) -> &mut W {
+        &mut self.to
+    }
+
     /// Writes lines, each with its end. It waits for a reader that is slow.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::endpoint::Endpoint;
-use crate::telemetry::{self, Event};
+use crate::telemetry::{Event, Notice};
 use crate::vocabulary::key::Environment;
 
 /// For how long an endpoint is passed over at first, and at most.
@@ -159,7 +159,7 @@ impl Standing {
             None => {
                 unreachable.end();
                 if was_unreachable && is_told_unreachable.swap(false, Ordering::Relaxed) {
-                    telemetry::log(&format!("upstream {endpoint} is reachable again"));
+                    Notice::EndpointReachable.log(&format!("upstream {endpoint} is reachable again"));
                 }
             }
         }
@@ -175,7 +175,7 @@ impl Standing {
             silences.store(0, Ordering::Relaxed);
         }
         if silent.end() && is_told_silent.swap(false, Ordering::Relaxed) {
-            telemetry::log(&format!("upstream {endpoint} answers again"));
+            Notice::EndpointAnswers.log(&format!("upstream {endpoint} answers again"));
         }
     }
 

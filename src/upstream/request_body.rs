@@ -26,10 +26,11 @@ struct Sending {
     upload: Rc<Upload>,
 }
 
-/// How far a client's body has come; shared by the body and the wait for the answer.
+/// How far a client's body has come; shared by the body, the wait for the answer, and the record.
 #[derive(Debug)]
-pub(super) struct Upload {
+pub struct Upload {
     state: Cell<UploadState>,
+    bytes: Cell<u64>,
     progress: Cell<Instant>,
 }
 
@@ -41,6 +42,11 @@ pub(super) enum UploadState {
 }
 
 impl Upload {
+    /// The bytes that have come.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
     pub(super) fn state(&self) -> UploadState {
         self.state.get()
     }
@@ -58,12 +64,16 @@ impl RequestBody {
         if incoming.is_end_stream() {
             return Self(None);
         }
-        let upload = Upload { state: Cell::new(UploadState::Sending), progress: Cell::new(Instant::now()) };
+        let upload = Upload {
+            state: Cell::new(UploadState::Sending),
+            bytes: Cell::new(0),
+            progress: Cell::new(Instant::now()),
+        };
         Self(Some(Sending { incoming, left: limit, idle: IdleTimer::new(idle), upload: Rc::new(upload) }))
     }
 
     /// `None` for a request without a body.
-    pub(super) fn upload(&self) -> Option<Rc<Upload>> {
+    pub fn upload(&self) -> Option<Rc<Upload>> {
         self.0.as_ref().map(|sending| Rc::clone(&sending.upload))
     }
 }
@@ -113,6 +123,7 @@ impl Sending {
             self.upload.state.set(UploadState::Done);
             return Poll::Ready(None);
         };
+        self.upload.bytes.set(self.upload.bytes.get() + data.len() as u64);
         let Some(left) = self.left.checked_sub(data.len() as u64) else {
             return self.fail(BodyError::TooLarge);
         };

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::HOST;
@@ -50,6 +51,8 @@ struct Side {
 /// One endpoint.
 #[derive(Debug)]
 struct Target {
+    /// `host:port`, for records.
+    authority: Arc<str>,
     /// The Host field, where it is not the client's.
     host: Option<HeaderValue>,
     pool: Rc<Pool>,
@@ -62,6 +65,16 @@ struct Sending<'r> {
     is_repeatable: bool,
     /// The place of the endpoint that has the request and has not answered it.
     waits_at: Cell<Option<usize>>,
+    /// The place of the endpoint that was tried last.
+    tried: Cell<Option<usize>>,
+}
+
+/// The end of an attempt to have a request answered.
+#[derive(Debug)]
+pub struct Sent {
+    pub outcome: Result<Answer, SendError>,
+    /// The endpoint that was tried last, `host:port`.
+    pub endpoint: Option<Arc<str>>,
 }
 
 impl Upstreams {
@@ -92,37 +105,39 @@ impl Upstreams {
     /// Sends a request to an endpoint of `upstream` for `environment`, and to no other environment. `retries` tells what
     /// may be sent twice.
     ///
-    /// # Errors
-    /// [`SendError`]. Dropping the future closes the connection it used.
+    /// Dropping the future closes the connection it used.
     pub async fn send(
         &self,
         upstream: UpstreamId,
         environment: Environment,
         request: Request<RequestBody>,
         retries: Retries,
-    ) -> Result<Answer, SendError> {
+    ) -> Sent {
         let side = &*self.upstreams[upstream.0].sides[environment as usize];
         let upload = request.body().upload();
         let sending = Sending {
             is_repeatable: upload.is_none() && retry::is_repeatable(request.method(), retries),
             upload: upload.as_deref(),
             waits_at: Cell::new(None),
+            tried: Cell::new(None),
         };
         let delivered = {
             // Pinned here, since it holds the request and would be copied with it.
             let delivering = pin!(side.deliver(request, &sending));
             within(side.answer_timeout, sending.upload, delivering).await
         };
-        // A client's failure explains whatever the upstream did next.
-        if let Some(UploadState::Failed(error)) = sending.upload.map(Upload::state) {
-            return Err(SendError::Body(error));
-        }
-        delivered.unwrap_or_else(|| {
-            if let Some(target) = sending.waits_at.get().and_then(|at| side.targets.get(at)) {
-                target.note_silence(side.answer_timeout);
-            }
-            Err(SendError::TimedOut)
-        })
+        let target = |at: &Cell<Option<usize>>| at.get().and_then(|at| side.targets.get(at));
+        let outcome = match sending.upload.map(Upload::state) {
+            // A client's failure explains whatever the upstream did next.
+            Some(UploadState::Failed(error)) => Err(SendError::Body(error)),
+            _ => delivered.unwrap_or_else(|| {
+                target(&sending.waits_at)
+                    .into_iter()
+                    .for_each(|target| target.note_silence(side.answer_timeout));
+                Err(SendError::TimedOut)
+            }),
+        };
+        Sent { outcome, endpoint: target(&sending.tried).map(|target| Arc::clone(&target.authority)) }
     }
 
     /// Closes the connections that have been unused for too long. To be called once a second.
@@ -136,6 +151,7 @@ impl Upstream {
         let target = |endpoint: &Endpoint| {
             let standing = health.find(&settings.name, endpoint).unwrap_or_default();
             Target {
+                authority: endpoint.authority().into(),
                 host: match settings.host {
                     HostField::Client => None,
                     HostField::Endpoint => HeaderValue::try_from(endpoint.authority()).ok(),
@@ -176,6 +192,7 @@ impl Side {
         let mut spoke_unasked = None;
         while let Some(at) = order.next(|at| self.targets[at].is_in_use()) {
             let target = &self.targets[at];
+            sending.tried.set(Some(at));
             if let Some(host) = &target.host {
                 request.headers_mut().insert(HOST, host.clone());
             }

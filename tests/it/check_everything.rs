@@ -467,7 +467,7 @@ fn ports_below_1024_take_the_capability_of_the_unit_and_nothing_more() {
 
 /// What a start said after its first line, which tells how much room there is.
 fn without_room((code, out, err): (i32, String, String)) -> (i32, String, String) {
-    let rest = err.strip_prefix("keygate: room for ").and_then(|line| line.split_once('\n'));
+    let rest = err.split_once('\n').filter(|(first, _)| first.contains(" info room: room for "));
     (code, out, rest.map_or_else(|| err.clone(), |(_, rest)| rest.to_owned()))
 }
 

@@ -64,10 +64,9 @@ struct Tally {
 fn tally(log: &[String], part: &str) -> Tally {
     let mut tally = Tally { windows: 1, ..Tally::default() };
     for line in log.iter().filter(|line| line.contains(part)) {
-        match line
-            .strip_prefix("keygate: and ")
-            .and_then(|rest| rest.split_once(" more like this in the last "))
-        {
+        let others =
+            line.split_once(": and ").and_then(|(_, rest)| rest.split_once(" more like this in the last "));
+        match others {
             Some((count, _)) => {
                 tally.told += count.parse::<usize>().unwrap();
                 tally.windows += 1;

@@ -69,6 +69,7 @@ mod pepper;
 mod pepper_moves;
 mod policy_rules;
 mod prefixes;
+mod process_log;
 mod prometheus;
 mod propagation;
 mod redis_cluster;

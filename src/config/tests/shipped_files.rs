@@ -93,7 +93,8 @@ fn assert_defaults(
     assert_eq!(config.keys, KeySettings { pepper_files, audit_key_files, ..KeySettings::default() });
     assert_eq!(config.store, *store);
     assert_eq!(config.cache, cache::Settings::default());
-    assert_eq!(config.request_log, RequestLog::default());
+    assert_eq!(config.log, LogSettings::default());
+    assert_eq!(config.records, RecordSettings::default());
     assert_eq!(config.drain, DrainSettings::default());
     // These have no default, so the file shows examples.
     assert_eq!(

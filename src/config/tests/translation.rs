@@ -37,7 +37,7 @@ fn every_setting_arrives_where_it_belongs() {
     assert_eq!(config.keys.pepper_files, [PathBuf::from("/run/pepper")]);
     let StoreSettings::Embedded(store) = &config.store else { panic!("{:?}", config.store) };
     assert_eq!(store.path, Path::new("etc/data/keys.redb"), "starts at the folder of the file");
-    assert_eq!(config.request_log, RequestLog::Json);
+    assert_eq!(config.records.format, RequestLog::Json);
     assert_eq!(config.admin.socket, None);
 
     let upstream = &config.upstreams[1];

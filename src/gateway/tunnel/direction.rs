@@ -27,6 +27,8 @@ pub(super) struct Direction {
     is_flushed: bool,
     /// The source has ended.
     has_ended: bool,
+    /// The bytes that were passed on.
+    passed: u64,
 }
 
 impl Direction {
@@ -40,6 +42,7 @@ impl Direction {
             has_said_close: false,
             is_flushed: true,
             has_ended: false,
+            passed: 0,
         }
     }
 
@@ -53,6 +56,10 @@ impl Direction {
         }
         direction.end = early.len();
         direction
+    }
+
+    pub(super) const fn passed(&self) -> u64 {
+        self.passed
     }
 
     /// Whether the other side can get another frame: none is half passed on, and it has had no Close.
@@ -133,6 +140,7 @@ impl Direction {
         if !closes {
             self.frames.pass(&self.buffer[self.start..self.start + n]);
             self.start += n;
+            self.passed += n as u64;
             return Poll::Ready(Ok(()));
         }
         if let Some((close, written)) = &mut self.close {

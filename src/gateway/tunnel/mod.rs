@@ -106,11 +106,13 @@ impl Tunnel {
         let mut joined = Joined { to_client: Direction::new(), to_upstream: Direction::after(&early) };
         let ended = tokio::select! {
             biased;
-            passed = joined.pass(&mut client, &mut upstream, &last, departure) => passed?,
-            () = silence(&last, idle) => End::Idle,
-            () = exchange.cut().due() => End::Cut,
+            passed = joined.pass(&mut client, &mut upstream, &last, departure) => passed,
+            () = silence(&last, idle) => Ok(End::Idle),
+            () = exchange.cut().due() => Ok(End::Cut),
         };
-        match ended {
+        exchange.note_received(joined.to_upstream.passed());
+        exchange.note_sent(joined.to_client.passed());
+        match ended? {
             End::Closed => exchange.note_complete(),
             End::Over | End::Idle => joined.leave(&mut client, &mut upstream).await,
             End::Cut => joined.say_farewell(&mut client, CloseCode::PolicyViolation).await,

@@ -34,7 +34,7 @@ use super::events::{EventSink, Seq, Subject};
 use super::fence::{Fence, Judgement};
 use super::{Found, LEASE, Store, StoreFault};
 use crate::telemetry::metrics::LookupMeter;
-use crate::telemetry::{self, Event};
+use crate::telemetry::{Event, Notice};
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::KeyId;
@@ -432,7 +432,7 @@ impl ReadThrough {
                 self.is_told.store(is_told, Ordering::Relaxed);
             }
             None if was_failing && self.is_told.swap(false, Ordering::Relaxed) => {
-                telemetry::log("keys can be looked up again");
+                Notice::LookupsBack.log("keys can be looked up again");
             }
             _ => {}
         }

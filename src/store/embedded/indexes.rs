@@ -12,7 +12,7 @@ use super::writer::Stop;
 use crate::store::indexes::{Full, Indexed, Live, Room};
 use crate::store::quotas::Quota;
 use crate::store::{Change, CommitError, StoreFault};
-use crate::telemetry;
+use crate::telemetry::Notice;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Environment;
@@ -105,7 +105,8 @@ pub(super) fn complete(database: &Database, sealer: &Sealer) -> Result<(), Store
                 }
                 // Whoever lists it is told of the fault, in both environments.
                 Some(Err(_)) | None => {
-                    telemetry::log("a key cannot be read, so its organisation's lists are incomplete");
+                    Notice::RecordUnreadable
+                        .log("a key cannot be read, so its organisation's lists are incomplete");
                     for environment in Environment::ALL {
                         tables.environment_keys.insert((&org, environment_number(environment), &id), ())?;
                     }

@@ -12,7 +12,7 @@ use super::reserve::{Reserve, Room};
 use super::{Published, lock};
 use crate::store::StoreFault;
 use crate::store::events::Seq;
-use crate::telemetry::{self, Event};
+use crate::telemetry::{Event, Notice};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::Prefixes;
 
@@ -78,7 +78,7 @@ impl Mender {
         self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         self.give_up_reserve();
         match self.open_again() {
-            Ok(()) => telemetry::log(&format!("the store {} is open again", self.path.display())),
+            Ok(()) => Notice::StoreBack.log(&format!("the store {} is open again", self.path.display())),
             Err(fault) => self.file.fail(fault),
         }
     }
@@ -136,9 +136,10 @@ impl Mender {
         let was_full = self.file.is_full();
         self.file.set_full(is_full);
         match (was_full, is_full) {
-            (false, true) => telemetry::log(&self.full().to_string()),
+            (false, true) => Notice::DiskFull.log(&self.full().to_string()),
             (true, false) => {
-                telemetry::log(&format!("the disk of the store {} has room again", self.path.display()));
+                Notice::DiskHasRoom
+                    .log(&format!("the disk of the store {} has room again", self.path.display()));
             }
             _ => {}
         }

@@ -19,7 +19,7 @@ use super::topology::Connected;
 use super::{Inner, LinkState, Renewal, memory, memory_file, peppers, tenure};
 use crate::store::events::{Seq, Subject, decode};
 use crate::store::{LEASE, StoreFault};
-use crate::telemetry;
+use crate::telemetry::{self, Notice};
 use crate::vocabulary::key::proof::ProofOf;
 
 /// How often the last event seen is checked.
@@ -74,7 +74,7 @@ async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Resu
         if inner.set_link_state(LinkState::Up) != LinkState::Up {
             let place = inner.connector.whereabouts();
             if !inner.is_link_untold.swap(false, Ordering::Relaxed) {
-                telemetry::log(&format!("the event link is up: Redis at {place}, store {store}"));
+                Notice::EventLinkUp.log(&format!("the event link is up: Redis at {place}, store {store}"));
             }
             warn_of_eviction(inner, &mut connection).await?;
         }
@@ -133,13 +133,13 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
         && known.as_str() != incarnation
         && replaces.split(' ').any(|replaced| replaced == known.as_str())
     {
-        telemetry::log(&format!("the store {incarnation} was accepted in the place of {known}"));
+        Notice::StoreAccepted.log(&format!("the store {incarnation} was accepted in the place of {known}"));
         inner.ledger.adopt(incarnation, event);
     }
     let store = inner.ledger.recognise(&reply.meta, 0).map_err(|stranger| inner.fault(stranger))?;
     inner.note_prefixes(prefixes.as_deref());
     if !can_keep && !inner.is_outdated.swap(true, Ordering::Relaxed) {
-        telemetry::log(&StoreFault::outdated(reply.meta.format, inner.sealer.keeps()).to_string());
+        Notice::StoreOutdated.log(&StoreFault::outdated(reply.meta.format, inner.sealer.keeps()).to_string());
     }
     if known.as_ref().is_some_and(|known| *known != store) {
         // The answers so far concern the store before, not the one that has just been adopted.
@@ -227,7 +227,7 @@ async fn confirm(inner: &Inner) {
 
 /// The store has lost events: what they said is unknown.
 fn lose(inner: &Inner, store: &Incarnation, event: Seq, last: Seq) {
-    telemetry::log(&format!(
+    Notice::EventsLost.log(&format!(
         "Redis at {} lost events: {last} was applied here and is not there any more; every key is looked up again",
         inner.connector.whereabouts()
     ));
@@ -243,7 +243,7 @@ async fn warn_of_eviction(inner: &Inner, connection: &mut MultiplexedConnection)
     let Ok(info) = answer.map_err(|_| StoreFault::TimedOut)? else { return Ok(()) };
     let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
     if let Some(policy) = policy.filter(|policy| policy.starts_with("allkeys")) {
-        telemetry::log(&format!(
+        Notice::StoreEvicts.log(&format!(
             "Redis at {} throws keys away when its memory is full ({policy}), which turns API keys into unknown ones: \
              set its maxmemory-policy to noeviction",
             inner.connector.whereabouts()

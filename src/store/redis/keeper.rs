@@ -17,7 +17,7 @@ use crate::store::keeper::{
 };
 use crate::store::prefixes::PrefixBook;
 use crate::store::{LEASE, Propagation, StoreFault, StoreFuture};
-use crate::telemetry;
+use crate::telemetry::Notice;
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::pepper::{hex, unhex};
@@ -255,7 +255,7 @@ impl Inner {
         }
         if let Some(forgotten) = self.memory.forget_before(UnixMillis(at)).filter(|forgotten| *forgotten > 0)
         {
-            telemetry::log(&format!(
+            Notice::StoreAccepted.log(&format!(
                 "an operator has accepted the store as it is: {forgotten} changed records that this gateway remembered do not \
                  count any more"
             ));

@@ -11,7 +11,7 @@ use ::redis::RedisConnectionInfo;
 use zeroize::Zeroizing;
 
 use super::settings::{Node, OpenError, read_password};
-use crate::telemetry;
+use crate::telemetry::Notice;
 
 /// A password. Its copies are one value in memory.
 pub(super) type Password = Arc<Zeroizing<String>>;
@@ -100,7 +100,7 @@ impl Login {
         drop(known);
         if is_new {
             let file = self.keys[1];
-            telemetry::log(&format!("Redis at {node} accepts the new password in {file}"));
+            Notice::PasswordAccepted.log(&format!("Redis at {node} accepts the new password in {file}"));
         }
     }
 

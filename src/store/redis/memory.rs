@@ -28,7 +28,7 @@ use super::reads::Listed;
 use crate::store::StoreFault;
 use crate::store::events::{EventSink, Seq, Subject};
 use crate::store::keeper::{MemoryVitals, Place};
-use crate::telemetry;
+use crate::telemetry::Notice;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 
@@ -339,7 +339,7 @@ impl State {
     fn tell_dropped(&mut self) {
         self.dropped += 1;
         if self.dropped == 1 {
-            telemetry::log(&format!(
+            Notice::MemoryFull.log(&format!(
                 "this gateway remembers {ENTRIES} changed records in {BYTES} bytes, which is the most: it forgets the oldest; \
                  `keygate audit verify` finds records that are older than their trails"
             ));

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Inner;
 use super::memory::Line;
-use crate::telemetry;
+use crate::telemetry::Notice;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::pepper::{hex, unhex};
 use crate::vocabulary::key::proof::ProofOf;
@@ -92,7 +92,7 @@ impl Inner {
         let taken = read.map_err(|error| error.to_string()).and_then(|bytes| self.parse_memory(file, &bytes));
         match taken {
             Ok((accepted, lines)) => self.memory.take_in(accepted, lines),
-            Err(cause) => telemetry::log(&format!(
+            Err(cause) => Notice::MemoryNotRead.log(&format!(
                 "{}: what a gateway remembered of changed records cannot be used ({cause}): it is written anew, and begins with \
                  what changes from now on",
                 file.path.display()
@@ -146,7 +146,7 @@ impl Inner {
             }
             Err(error) => {
                 if !std::mem::replace(&mut state.is_failure_told, true) {
-                    telemetry::log(&format!(
+                    Notice::MemoryNotWritten.log(&format!(
                         "{}: cannot write what this gateway remembers of changed records ({error}): after a restart it takes \
                          older ones for right; set store.memory_file to a file that it can write",
                         file.path.display()

@@ -16,7 +16,7 @@ use super::Inner;
 use super::reads::NEWEST;
 use super::scripts::{Call, Reply};
 use crate::store::StoreFault;
-use crate::telemetry;
+use crate::telemetry::Notice;
 use crate::vocabulary::key::pepper::Check;
 use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, RecordFormat, Stored, open_under};
 use crate::vocabulary::key::{Misfit, Pepper, Peppers};
@@ -223,7 +223,7 @@ async fn propose(
     match text()?.as_deref() {
         Some("done") => {
             inner.learn(Some(next))?;
-            telemetry::log(&format!(
+            Notice::PepperInForce.log(&format!(
                 "the new pepper (check value {check}) is in force: `keygate store reseal` moves what is under the one before"
             ));
         }
@@ -231,7 +231,7 @@ async fn propose(
             let gateway = text()?.unwrap_or_default();
             let mut told = inner.waits_for.lock().unwrap_or_else(PoisonError::into_inner);
             if *told != gateway {
-                telemetry::log(&format!(
+                Notice::PepperWaits.log(&format!(
                     "the new pepper (check value {check}) waits for the gateway {gateway}, which does not have it: restart \
                      that with both files in keys.pepper_files"
                 ));

@@ -8,6 +8,7 @@ use super::changes::ChangeMeter;
 use super::family::{counter, counters, gauge, gauges};
 use super::lookups::LookupMeter;
 use crate::telemetry::output::Losses;
+use crate::telemetry::throttle::Occurrences;
 use crate::vocabulary::clock::UnixMillis;
 
 /// The state of other parts at the moment of a scrape.
@@ -47,8 +48,8 @@ pub struct State {
     pub troubles_dropped: u64,
     pub records_lost: Losses,
     pub lines_lost: Losses,
-    /// Lines of the log that were withheld, by their events.
-    pub lines_withheld: Vec<(&'static str, u64)>,
+    /// What the log tells of, as often as it came.
+    pub events: Vec<Occurrences>,
     pub config_hash: u64,
     pub reloads: Reloads,
 }
@@ -195,7 +196,7 @@ impl State {
         ]
     }
 
-    fn of_the_process(&self) -> [MetricFamily; 8] {
+    fn of_the_process(&self) -> [MetricFamily; 9] {
         let certificates = self.certificates.iter();
         let Reloads { applied, refused } = self.reloads;
         [
@@ -217,7 +218,12 @@ impl State {
             counters(
                 "keygate_log_lines_withheld_total",
                 "Lines about the process that were not written because there were many of the same event.",
-                self.lines_withheld.iter().map(|(event, count)| ([("event", *event)], *count)),
+                self.events.iter().map(|came| ([("event", came.event)], came.withheld)),
+            ),
+            counters(
+                "keygate_log_events_total",
+                "How often each event came that the log tells of, whether its line was written or withheld.",
+                self.events.iter().map(|came| ([("event", came.event)], came.all)),
             ),
             counters(
                 "keygate_config_reloads_total",

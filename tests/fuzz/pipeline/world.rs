@@ -19,7 +19,7 @@ use keygate::store::Store;
 use keygate::store::cache::ReadThrough;
 use keygate::store::measured::MeasuredStore;
 use keygate::telemetry::metrics::{Metrics, State};
-use keygate::telemetry::{RecordWriter, RequestLog};
+use keygate::telemetry::{RecordSettings, RecordWriter, RequestLog};
 use keygate::upstream::budget::Budget;
 use keygate::upstream::health::Health;
 use keygate::vocabulary::clock::Clock;
@@ -126,7 +126,9 @@ impl World {
             clock,
         };
         let metrics = Metrics::new(meter);
-        let records = RecordWriter::start(RequestLog::Off).expect("nothing starts");
+        let records =
+            RecordWriter::start(&RecordSettings { format: RequestLog::Off, ..RecordSettings::default() })
+                .expect("nothing starts");
         let gateway = Gateway::new(shared, Rc::new(records.sink()), metrics.cells());
         let serving = Rc::new(Serving { watchdog: config.watchdog, tls: None });
         let tally = Tally::default();
