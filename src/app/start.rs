@@ -39,7 +39,7 @@ use crate::store::keeper::LinkState;
 use crate::store::measured::MeasuredStore;
 use crate::store::{Role, Store};
 use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
-use crate::telemetry::{Notice, RecordWriter, use_log};
+use crate::telemetry::{Notice, RecordSettings, RecordWriter, use_log};
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::Clock;
@@ -134,8 +134,7 @@ impl App {
 
         let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
         let in_force = Arc::new(Mutex::new(InForce::new(config.hash, &serving, &plan, Reloads::default())));
-        let records = RecordWriter::start(&config.records)
-            .map_err(|error| StartError::log("log.requests_file", config.records.file.as_deref(), error))?;
+        let records = start_records(&config.records)?;
         let metrics = Arc::new(Metrics::new(Arc::clone(&keys.meter)));
         let shared = keys.shared(plan, tools, (budget.clone(), threads), &clock);
         let start = |n| {
@@ -325,6 +324,11 @@ fn refuse_misfit(store: &Arc<dyn Store>, control: &Handle) -> Result<(), Misfit>
         Ok(Ok(Some(misfit))) => Err(misfit),
         Ok(Ok(None) | Err(_)) | Err(_) => Ok(()),
     }
+}
+
+fn start_records(settings: &RecordSettings) -> Result<RecordWriter, StartError> {
+    RecordWriter::start(settings)
+        .map_err(|error| StartError::log("log.requests_file", settings.file.as_deref(), error))
 }
 
 /// Starts sending news to the upstream, and counting those that wait.

@@ -1,6 +1,6 @@
 //! Lines about the process itself, on standard error or in a file. One thread writes them, from a bounded queue.
 //!
-//! `2026-11-28T03:00:12.345Z error event_link: the event link is down: …`, or the same as JSON.
+//! A gateway writes `2026-11-28T03:00:12.345Z error event_link: the event link is down: …`, or the same as JSON.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,8 @@ pub(super) struct Line {
 /// How lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LineFormat {
+    /// As a command writes what it has to say, without a time: somebody waits for it.
+    Plain,
     #[default]
     Text,
     Json,
@@ -108,7 +110,7 @@ struct Writing {
 impl Writing {
     fn new() -> io::Result<Self> {
         let output = Output::new(Sink::standard(&io::stderr())?);
-        Ok(Self { format: LineFormat::Text, output, told: 0, told_at: None })
+        Ok(Self { format: LineFormat::Plain, output, told: 0, told_at: None })
     }
 
     fn change(&mut self, format: LineFormat, sink: Option<Sink>) {
@@ -180,6 +182,7 @@ impl LineFormat {
         let Line { level, event, message, withheld } = line;
         let text = format!("{at} {} {event}: {message}\n", level.as_str());
         match self {
+            Self::Plain => format!("keygate: {message}\n"),
             Self::Text => text,
             Self::Json => {
                 let withheld = Some(*withheld).filter(|count| *count > 0);
@@ -263,6 +266,7 @@ mod tests {
             LineFormat::Json.write(AT, &line),
             "{\"time\":\"2026-11-28T03:00:12.345Z\",\"level\":\"warn\",\"event\":\"remark\",\"message\":\"a \\\"b\\\"\\nc\"}\n"
         );
+        assert_eq!(LineFormat::Plain.write(AT, &line), "keygate: a \"b\"\nc\n");
         let told = Line { withheld: 7, ..line };
         assert!(LineFormat::Json.write(AT, &told).ends_with(",\"withheld\":7}\n"));
     }
