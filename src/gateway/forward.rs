@@ -200,7 +200,7 @@ fn build(
 ) -> Result<Request<RequestBody>, Rejection> {
     let snapshot = exchange.snapshot();
     let limit = permit.route().body_limit.unwrap_or(snapshot.settings().limits.body);
-    let Parts { method, target, host, mut headers, body } = request.into_parts();
+    let Parts { method, target, host, mut headers, version, body } = request.into_parts();
     if body.size_hint().lower() > limit {
         return Err(Rejection::BodyTooLarge);
     }
@@ -213,7 +213,7 @@ fn build(
     if !removed.is_empty() {
         note_removed(exchange, removed);
     }
-    let body = RequestBody::new(body, limit, snapshot.settings().body_idle_timeout);
+    let body = RequestBody::new(body, version, limit, snapshot.settings().body_idle_timeout);
     match body.size_hint().exact() {
         // Written anew: `0010` is ten here, and could be eight there.
         Some(length) if headers.contains_key(CONTENT_LENGTH) => {

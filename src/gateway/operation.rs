@@ -39,13 +39,13 @@ pub(super) async fn serve(
     let id = permit.route().parameter(request.path()).map(str::to_owned);
     let address = exchange.client();
     let caller = permit.calling_key();
-    let Parts { target, headers, body, .. } = request.into_parts();
+    let Parts { target, headers, version, body, .. } = request.into_parts();
     let place = api.admit(operation, caller.as_ref(), address, body.size_hint().exact()).await?;
     let mut call = Call::new(operation, place, address, exchange.id(), exchange.started().mono);
     if operation.takes_body() {
         let limit = permit.route().body_limit.unwrap_or(BODY_LEN).min(BODY_LEN);
         let idle = exchange.snapshot().settings().body_idle_timeout;
-        let body = RequestBody::new(body, limit, idle);
+        let body = RequestBody::new(body, version, limit, idle);
         exchange.note_upload(body.upload());
         call.body = gather(body, limit, &mut call.place).await?;
     }

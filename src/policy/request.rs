@@ -43,6 +43,7 @@ pub struct CanonicalRequest<B> {
     shape: Shape,
     host: HeaderValue,
     headers: HeaderMap,
+    version: Version,
     body: B,
 }
 
@@ -54,6 +55,8 @@ pub struct Parts<B> {
     pub target: PathAndQuery,
     pub host: HeaderValue,
     pub headers: HeaderMap,
+    /// Of the message that the client sent.
+    pub version: Version,
     pub body: B,
 }
 
@@ -80,7 +83,15 @@ impl<B> CanonicalRequest<B> {
         check_framing(&head.headers, head.version)?;
         let host = parse_host(&head.uri, &head.headers)?;
         let (target, shape) = parse_target(head.uri)?;
-        Ok(Self { method: head.method, target, shape, host, headers: head.headers, body })
+        Ok(Self {
+            method: head.method,
+            target,
+            shape,
+            host,
+            headers: head.headers,
+            version: head.version,
+            body,
+        })
     }
 
     #[must_use]
@@ -105,8 +116,8 @@ impl<B> CanonicalRequest<B> {
     }
 
     pub fn into_parts(self) -> Parts<B> {
-        let Self { method, target, shape: _, host, headers, body } = self;
-        Parts { method, target, host, headers, body }
+        let Self { method, target, shape: _, host, headers, version, body } = self;
+        Parts { method, target, host, headers, version, body }
     }
 }
 

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -21,6 +22,8 @@ pub struct RequestBody(Option<Sending>);
 #[derive(Debug)]
 struct Sending {
     incoming: Incoming,
+    /// Of the message that it is the body of.
+    version: Version,
     left: u64,
     idle: IdleTimer,
     upload: Rc<Upload>,
@@ -58,9 +61,9 @@ impl Upload {
 }
 
 impl RequestBody {
-    /// Lets at most `limit` bytes through, with pauses of at most `idle`.
+    /// Lets at most `limit` bytes through, with pauses of at most `idle`. `version` is that of its message.
     #[must_use]
-    pub fn new(incoming: Incoming, limit: u64, idle: Duration) -> Self {
+    pub fn new(incoming: Incoming, version: Version, limit: u64, idle: Duration) -> Self {
         if incoming.is_end_stream() {
             return Self(None);
         }
@@ -69,7 +72,13 @@ impl RequestBody {
             bytes: Cell::new(0),
             progress: Cell::new(Instant::now()),
         };
-        Self(Some(Sending { incoming, left: limit, idle: IdleTimer::new(idle), upload: Rc::new(upload) }))
+        Self(Some(Sending {
+            incoming,
+            version,
+            left: limit,
+            idle: IdleTimer::new(idle),
+            upload: Rc::new(upload),
+        }))
     }
 
     /// `None` for a request without a body.
@@ -114,6 +123,11 @@ impl Sending {
         let data = match frame {
             Some(Ok(frame)) => frame.into_data(),
             Some(Err(_)) => return self.fail(BodyError::Broken),
+            // hyper takes the reset of a stream with NO_ERROR for the end of its body, and the upstream would take a part of
+            // a body for the whole.
+            None if self.version == Version::HTTP_2 && !self.incoming.is_end_stream() => {
+                return self.fail(BodyError::Broken);
+            }
             None => {
                 self.upload.state.set(UploadState::Done);
                 return Poll::Ready(None);

@@ -15,7 +15,8 @@ use hyper::body::{Body, Frame as BodyFrame};
 use hyper::client::conn::http2::SendRequest;
 
 use crate::harness::http2::{
-    DATA, Frames, GOAWAY, HEADERS, PING, RESET, SETTINGS, WINDOW_UPDATE, connect, frame, get, read, runtime,
+    DATA, END_HEADERS, Frames, GOAWAY, HEADERS, PING, RESET, SETTINGS, WINDOW_UPDATE, block, connect, frame,
+    get, read, runtime,
 };
 use crate::harness::{Answer, Call, Gateway, PATIENCE, Reply, TestKey, Transport, Upstream, eventually};
 
@@ -522,6 +523,25 @@ fn a_cancelled_stream_ends_its_upstream_request_and_no_other() {
     let answer = frames.until(HEADERS).unwrap();
     assert_eq!(answer.stream, 3);
     assert_eq!(frames.until(DATA).unwrap().payload, b"live");
+}
+
+#[test]
+fn a_body_that_is_broken_off_by_a_reset_is_never_shown_as_whole() {
+    let live = Upstream::start("live");
+    let gateway = start(&live, "");
+    let key = gateway.live_key();
+    // NO_ERROR, PROTOCOL_ERROR, CANCEL.
+    for (n, code) in [0_u32, 1, 8].into_iter().enumerate() {
+        live.forget();
+        let mut frames = Frames::connect(&gateway, &[]);
+        let head = block("/v1/jobs", &[("authorization", &format!("Bearer {}", key.secret))]);
+        frames.send(HEADERS, END_HEADERS, 1, &head);
+        frames.send(DATA, 0, 1, b"half of it");
+        eventually("the upstream has the request", || live.connections() == n + 1);
+        frames.send(RESET, 0, 1, &code.to_be_bytes());
+        eventually("the upstream has seen the end", || live.seen().len() == 1);
+        assert!(!live.only().complete, "{code}");
+    }
 }
 
 /// A body without a known length.

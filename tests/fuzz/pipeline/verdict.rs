@@ -523,11 +523,15 @@ fn judge_http2(
             format!("{} requests of {} streams", received.len(), streams.len())
         })?;
         for number in left {
-            let agrees = |stream: &Stream| {
-                of_stream(stream).is_some_and(|sent| agree(&sent, &received[number], keys).is_ok())
-            };
-            must(streams.values().any(agrees), || {
-                format!("request {number} at an upstream is of no stream")
+            let outcomes: Vec<(u32, Verdict<()>)> = streams
+                .iter()
+                .filter_map(|(id, stream)| Some((*id, agree(&of_stream(stream)?, &received[number], keys))))
+                .collect();
+            must(outcomes.iter().any(|(_, outcome)| outcome.is_ok()), || {
+                format!(
+                    "request {number} at an upstream is of no stream: {outcomes:?}\n{:?}",
+                    received[number]
+                )
             })?;
         }
     }
