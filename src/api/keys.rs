@@ -69,7 +69,8 @@ pub(super) async fn list(lifecycle: &Lifecycle, call: &Call) -> Result<Answer, R
     let (limit, cursor) = (query.limit(), query.cursor::<KeyId>());
     query.finish()?;
     let page = lifecycle.list_keys(&call.origin(), KeysOf::All, cursor, limit).await.map_err(refuse)?;
-    let KeyPage { keys, has_more } = page;
+    // What cannot be read is told to operators.
+    let KeyPage { keys, has_more, unreadable: _ } = page;
     let next = keys.last().filter(|_| has_more).map(|key| key.id.print());
     Answer::json(&List::new(lifecycle.view_keys(&keys).await.map_err(refuse)?, next))
 }

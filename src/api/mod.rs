@@ -296,6 +296,7 @@ fn refuse(error: LifecycleError) -> Rejection {
         | LifecycleError::Collision
         | LifecycleError::KeptAnswer
         // Only operators ask for what ends so.
+        | LifecycleError::Unprovable { .. }
         | LifecycleError::Prefix(_) => {
             internal(&error)
         }

@@ -13,7 +13,7 @@ use super::Outcome;
 use super::audit_list::list;
 use super::operator::{Act, Failure, Session, unexpected};
 use super::org_name::{OrgName, next_orgs};
-use crate::lifecycle::{AuditFilter, AuditRecordView, OrgView, Verdict};
+use crate::lifecycle::{AuditFilter, AuditRecordView, Verdict};
 use crate::operators::admin::{AuditCommand, Command, Reply};
 use crate::vocabulary::audit::{AuditKind, Link, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
@@ -147,7 +147,7 @@ pub(super) enum Trails {
     /// The trails of all organisations, and then the operator's. `waiting` has the organisations that were read but not
     /// returned yet; the next ones come after `after`.
     All {
-        waiting: Vec<OrgView>,
+        waiting: Vec<(OrgId, String)>,
         after: Option<OrgId>,
     },
     None,
@@ -173,12 +173,16 @@ impl Trails {
                 Self::All { .. } | Self::None => None,
             });
         };
-        if waiting.is_empty() {
-            let orgs = next_orgs(after, session).await?.unwrap_or_default();
-            waiting.extend(orgs.into_iter().rev());
+        if waiting.is_empty()
+            && let Some(page) = next_orgs(after, session).await?
+        {
+            // A trail does not end with the record of its organisation.
+            let lost = page.unreadable.iter().filter_map(|org| OrgId::parse(&org.id).ok());
+            waiting.extend(lost.map(|org| (org, "(its record cannot be read)".to_owned())));
+            waiting.extend(page.orgs.into_iter().rev().map(|org| (org.id, org.name)));
         }
-        if let Some(org) = waiting.pop() {
-            return Ok(Some((Trail::Org(org.id), org.name)));
+        if let Some((org, name)) = waiting.pop() {
+            return Ok(Some((Trail::Org(org), name)));
         }
         *self = Self::None;
         Ok(Some((Trail::Operator, "(operator)".to_owned())))

@@ -1,5 +1,6 @@
 //! `keygate keys list`: which keys there are.
 
+use std::cmp::Reverse;
 use std::io::Write;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::operator::{Failure, Session, to_the_second, unexpected};
 use super::org_name::OrgName;
 use super::table::Column;
 use super::{Outcome, duration};
-use crate::lifecycle::{KeyFilter, KeyView};
+use crate::lifecycle::{KeyFilter, KeyView, UnreadableView};
 use crate::operators::admin::{Command, KeyCommand, Reply};
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::Environment;
@@ -82,42 +83,79 @@ pub(super) async fn list(filter: Filter, session: &mut Session<'_>) -> Result<Ou
         KeyFilter { org, owner, environment, status, unused_for: unused, older_than, expires_within };
     let mut page = read(&filter, None, session).await?;
     let table = session.table(&COLUMNS)?;
+    let mut unreadable = 0_usize;
     loop {
-        for (key, org) in &page.keys {
-            if session.json {
-                session.print_json(key)?;
-            } else {
-                let row = row(key, org);
-                let cells: Vec<&str> = row.iter().map(String::as_str).collect();
-                session.out.write_all(table.row(&cells).as_bytes())?;
+        unreadable += page.entries.iter().filter(|entry| matches!(entry, Entry::Unreadable(_))).count();
+        for entry in &page.entries {
+            match entry {
+                Entry::Key(key, _) if session.json => session.print_json(key)?,
+                Entry::Unreadable(key) if session.json => session.print_json(key)?,
+                entry => {
+                    let row = row(entry);
+                    let cells: Vec<&str> = row.iter().map(String::as_str).collect();
+                    session.out.write_all(table.row(&cells).as_bytes())?;
+                }
             }
         }
-        let Some(after) = page.next else { return Ok(Outcome::Done) };
+        let Some(after) = page.next else { break };
         page = read(&filter, Some(after), session).await?;
+    }
+    if unreadable > 0 {
+        session.remark(&format!(
+            "the records of {unreadable} keys cannot be read; such a key is answered with 503, and `keygate keys revoke` ends it"
+        ));
+    }
+    Ok(Outcome::Done)
+}
+
+/// An entry of the list: a key with the name of its organisation, or one that cannot be read.
+enum Entry {
+    Key(Box<KeyView>, String),
+    Unreadable(UnreadableView),
+}
+
+impl Entry {
+    fn id(&self) -> String {
+        match self {
+            Self::Key(key, _) => key.id.to_string(),
+            Self::Unreadable(key) => key.id.clone(),
+        }
     }
 }
 
-/// Keys with their organisations' names.
+/// Entries, newest first.
 struct Page {
-    keys: Vec<(KeyView, String)>,
+    entries: Vec<Entry>,
     next: Option<KeyId>,
 }
 
 async fn read(filter: &KeyFilter, after: Option<KeyId>, session: &mut Session<'_>) -> Result<Page, Failure> {
     let command = KeyCommand::List { filter: filter.clone(), after, limit: PAGE };
-    let Reply::Keys { keys, next, organizations } = session.ask(Command::Keys(command)).await? else {
-        return Err(unexpected());
-    };
+    let reply = session.ask(Command::Keys(command)).await?;
+    let Reply::Keys { keys, next, organizations, unreadable } = reply else { return Err(unexpected()) };
     let named = |key: KeyView| {
         let name = organizations.get(&key.organization_id).cloned();
         let name = name.unwrap_or_else(|| key.organization_id.to_string());
-        (key, name)
+        Entry::Key(key.into(), name)
     };
-    Ok(Page { keys: keys.into_iter().map(named).collect(), next })
+    let mut entries: Vec<Entry> = keys.into_iter().map(named).collect();
+    if !unreadable.is_empty() {
+        entries.extend(unreadable.into_iter().map(Entry::Unreadable));
+        entries.sort_by_cached_key(|entry| Reverse(entry.id()));
+    }
+    Ok(Page { entries, next })
 }
 
-/// The cells of a key, in the order of the columns.
-fn row(key: &KeyView, org: &str) -> [String; 11] {
+/// The cells of an entry, in the order of the columns.
+fn row(entry: &Entry) -> [String; 11] {
+    let (key, org) = match entry {
+        Entry::Key(key, org) => (key, org),
+        Entry::Unreadable(UnreadableView { id, status, reason, .. }) => {
+            let mut row = [const { String::new() }; 11];
+            (row[0], row[2], row[10]) = (id.clone(), status.clone(), format!("({reason})"));
+            return row;
+        }
+    };
     let time = |time: &Option<String>| time.as_deref().map_or_else(|| "never".to_owned(), to_the_second);
     let scopes: Vec<&str> = key.scopes.iter().map(Scope::as_str).collect();
     [
@@ -125,7 +163,7 @@ fn row(key: &KeyView, org: &str) -> [String; 11] {
         key.key.clone(),
         key.status.clone(),
         key.environment.to_string(),
-        org.to_owned(),
+        org.clone(),
         scopes.join(","),
         time(&key.expires_at),
         time(&key.last_used_at),

@@ -219,17 +219,22 @@ fn from_now(after: Duration) -> UnixMillis {
     Clock::system().now().wall.plus(after)
 }
 
-/// In the place of an organisation that is not known yet.
-const NOBODY: OrgId = OrgId::from_bytes([0; 16]);
-
 async fn create(create: Create, session: &mut Session<'_>) -> Result<Outcome, Failure> {
     let Create { name, org, environment, scopes, all_scopes, expires_in, allow, owner, note } = create;
     if scopes.is_none() && !all_scopes {
         return Err(which_scopes(session));
     }
     let (scopes, expires_at) = (scopes.map(Into::into), expires_in.map(from_now));
-    let mut new =
-        NewKey { org: NOBODY, name, environment, scopes, expires_at, allowed_addresses: allow, owner, note };
+    let mut new = NewKey {
+        org: OrgId::NOBODY,
+        name,
+        environment,
+        scopes,
+        expires_at,
+        allowed_addresses: allow,
+        owner,
+        note,
+    };
     new.org = match org {
         Some(OrgName::Id(id)) => id,
         org => {

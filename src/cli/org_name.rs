@@ -3,7 +3,7 @@
 use super::operator::{Failure, Session, unexpected};
 use super::program::quoted;
 use super::secrecy::{NOT_AN_ARGUMENT, looks_secret};
-use crate::lifecycle::OrgView;
+use crate::lifecycle::{OrgView, UnreadableView};
 use crate::operators::admin::{Command, OrgCommand, Reply};
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::text::Unseen;
@@ -52,7 +52,7 @@ pub(super) fn nobody(name: &str) -> Failure {
 /// If more than one has it.
 pub(super) async fn find(name: &str, session: &mut Session<'_>) -> Result<Option<OrgId>, Failure> {
     let (mut found, mut after) = (Vec::new(), None);
-    while let Some(orgs) = next_orgs(&mut after, session).await? {
+    while let Some(Orgs { orgs, .. }) = next_orgs(&mut after, session).await? {
         found.extend(orgs.into_iter().filter(|org| org.name == name).map(|org| org.id));
     }
     if let [_, _, ..] = found[..] {
@@ -67,15 +67,25 @@ pub(super) async fn find(name: &str, session: &mut Session<'_>) -> Result<Option
     Ok(found.first().copied())
 }
 
+/// A page of organisations, without and with those that cannot be read.
+pub(super) struct Orgs {
+    pub(super) orgs: Vec<OrgView>,
+    pub(super) unreadable: Vec<UnreadableView>,
+}
+
 /// The next page of organisations; `None` after the last.
 pub(super) async fn next_orgs(
     after: &mut Option<OrgId>,
     session: &mut Session<'_>,
-) -> Result<Option<Vec<OrgView>>, Failure> {
+) -> Result<Option<Orgs>, Failure> {
     let command = OrgCommand::List { after: *after, limit: PAGE };
-    let Reply::Orgs { orgs } = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
-    *after = orgs.last().map(|org| org.id).or(*after);
-    Ok(Some(orgs).filter(|orgs| !orgs.is_empty()))
+    let Reply::Orgs { orgs, unreadable } = session.ask(Command::Orgs(command)).await? else {
+        return Err(unexpected());
+    };
+    let is_empty = orgs.is_empty() && unreadable.is_empty();
+    let last_unreadable = unreadable.last().and_then(|org| OrgId::parse(&org.id).ok());
+    *after = orgs.last().map(|org| org.id).into_iter().chain(last_unreadable).min().or(*after);
+    Ok(Some(Orgs { orgs, unreadable }).filter(|_| !is_empty))
 }
 
 /// An organisation for people: its name and its id, or the id alone if the name cannot be told.

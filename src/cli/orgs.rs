@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Subcommand;
 
 use super::operator::{Act, Failure, Session, to_the_second, unexpected};
-use super::org_name::{OrgName, next_orgs};
+use super::org_name::{OrgName, Orgs, next_orgs};
 use super::secrecy::parse_shown_text;
 use super::table::Column;
 use super::{Outcome, org_name};
@@ -127,7 +127,16 @@ async fn list(session: &mut Session<'_>) -> Result<Outcome, Failure> {
     let mut after = None;
     let mut page = next_orgs(&mut after, session).await?;
     let table = session.table(&COLUMNS)?;
-    while let Some(orgs) = page {
+    while let Some(Orgs { orgs, unreadable }) = page {
+        for org in unreadable {
+            session.remark(&format!("{} cannot be read: {}; none of its keys is let in", org.id, org.reason));
+            if session.json {
+                session.print_json(&org)?;
+            } else {
+                let reason = format!("({})", org.reason);
+                session.out.write_all(table.row(&[&org.id, &org.status, "", "", &reason]).as_bytes())?;
+            }
+        }
         for org in orgs {
             if session.json {
                 session.print_json(&org)?;
@@ -164,7 +173,9 @@ pub(super) async fn owner_of_new_key(
     }
     begin(session).await?;
     let command = OrgCommand::List { after: None, limit: LISTED + 1 };
-    let Reply::Orgs { orgs } = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
+    let Reply::Orgs { orgs, .. } = session.ask(Command::Orgs(command)).await? else {
+        return Err(unexpected());
+    };
     match (named, orgs.as_slice()) {
         (Some(OrgName::Name(name)), []) => create_first(name, session).await,
         (Some(OrgName::Name(name)), _) => {

@@ -69,7 +69,13 @@ async fn question(targets: &[(KeyId, Option<usize>)], session: &mut Session<'_>)
     });
     let children = children.unwrap_or_default();
     if let [(id, _)] = targets {
-        return Ok(format!("Revoke {}{children}? This cannot be undone.", describe(*id, session).await?));
+        let key = match describe(*id, session).await {
+            Ok(key) => key,
+            // It may be one whose record cannot be read, which can be revoked all the same.
+            Err(Failure::Told(message)) => format!("{id} ({message})"),
+            Err(gone) => return Err(gone),
+        };
+        return Ok(format!("Revoke {key}{children}? This cannot be undone."));
     }
     for (id, _) in targets.iter().take(SHOWN) {
         let shown = match describe(*id, session).await {

@@ -330,12 +330,15 @@ fn summarise(tally: &Tally, rehearsal: bool, session: &mut Session<'_>) -> Resul
 pub(super) async fn export(args: &Export, session: &mut Session<'_>) -> Result<Outcome, Failure> {
     let org = id_of(args.org.as_ref(), session).await?;
     let mut after: Option<KeyId> = None;
-    let (mut count, mut peppered) = (0_usize, false);
+    let (mut count, mut peppered, mut missing) = (0_usize, false, 0_usize);
     loop {
         let command = KeyCommand::Export { org, after, limit: PAGE };
-        let Reply::ExportedKeys { keys, has_more } = session.ask(Command::Keys(command)).await? else {
-            return Err(unexpected());
-        };
+        let reply = session.ask(Command::Keys(command)).await?;
+        let Reply::ExportedKeys { keys, has_more, unreadable } = reply else { return Err(unexpected()) };
+        for key in &unreadable {
+            session.remark(&format!("{} is missing here: its record cannot be read: {}", key.id, key.reason));
+        }
+        missing += unreadable.len();
         for key in &keys {
             session.print_json(key)?;
             peppered |= key.digest.is_some();
@@ -350,6 +353,12 @@ pub(super) async fn export(args: &Export, session: &mut Session<'_>) -> Result<O
         session.remark("a pepper is set, so these lines can only be imported with the same pepper");
     }
     session.remark(&format!("{count} keys exported"));
+    if missing > 0 {
+        return Err(format!(
+            "{missing} keys are missing in this export, because their records cannot be read"
+        )
+        .into());
+    }
     Ok(Outcome::Done)
 }
 

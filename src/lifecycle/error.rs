@@ -1,5 +1,6 @@
 //! Why a change did not happen.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -109,6 +110,12 @@ pub enum LifecycleError {
     Randomness(#[from] getrandom::Error),
     #[error(transparent)]
     Store(#[from] StoreFault),
+    /// The principal is bound to organisations, and nobody can tell whether a key is theirs.
+    #[error(
+        "the record of {key} cannot be read: {why}; so nobody can tell whose key it is, and only an operator for all \
+         organisations can revoke it"
+    )]
+    Unprovable { key: KeyId, why: Arc<str> },
     /// A new random identifier or secret is in the store already, which does not happen by chance.
     #[error("the store holds what was just drawn at random; check its data and the machine's randomness")]
     Collision,

@@ -12,6 +12,7 @@ use super::error::LifecycleError;
 use super::moved::{Imported, ImportedKey, MovedKey, compare, export};
 use super::principal::Origin;
 use super::search::{answer, find_digest};
+use crate::store::unreadable::Unreadable;
 use crate::store::{CommitError, KeysOf, Store, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -181,7 +182,8 @@ impl Lifecycle {
     }
 
     /// At most `limit` keys of one organisation or of all, after the key `after`, in the form in which they can be
-    /// imported elsewhere; and whether there are more. With a pepper they can be imported only under the same pepper.
+    /// imported elsewhere; those in between that cannot be read; and whether there are more. With a pepper they can be
+    /// imported only under the same pepper.
     ///
     /// # Errors
     /// When the store cannot answer.
@@ -191,13 +193,13 @@ impl Lifecycle {
         org: Option<OrgId>,
         after: Option<KeyId>,
         limit: usize,
-    ) -> Result<(Vec<MovedKey>, bool), LifecycleError> {
+    ) -> Result<(Vec<MovedKey>, Vec<Unreadable<KeyId>>, bool), LifecycleError> {
         let page = self.list_keys(origin, org.map_or(KeysOf::All, KeysOf::Org), after, limit).await?;
         let (pepper_id, now) = (self.settings.digester.pepper_id(), self.now());
         let prefixes = self.prefixes();
         let export = |key| export(key, prefixes.first(), pepper_id.as_deref(), now);
         let keys = page.keys.iter().filter_map(export);
-        Ok((keys.collect(), page.has_more))
+        Ok((keys.collect(), page.unreadable, page.has_more))
     }
 }
 

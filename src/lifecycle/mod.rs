@@ -52,6 +52,7 @@ pub use self::input::patch::Patch;
 pub use self::keys::{KeyPage, Made, OVERLAP, OVERLAP_AT_MOST};
 pub use self::migration::{Migration, MigrationError, Moved, migrate};
 pub use self::moved::{Imported, ImportedKey, MovedKey, MovedSecret, Time};
+pub use self::orgs::OrgPage;
 pub use self::presence::{Presence, Waiting};
 pub use self::principal::{CallingKey, Origin, Principal};
 pub use self::propagation::Changed;
@@ -62,7 +63,7 @@ pub use self::sweep::Swept;
 pub use self::trail::{AuditFilter, AuditPage, Finding, Verdict};
 pub use self::trouble::{Trouble, TroubleSeen};
 pub use self::usage::UsageLog;
-pub use self::view::{AuditRecordView, KeyView, OrgView, view_org};
+pub use self::view::{AuditRecordView, KeyView, OrgView, UnreadableView, view_org};
 
 use self::chores::Heads;
 use self::keys::Lineages;

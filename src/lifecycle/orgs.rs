@@ -13,11 +13,20 @@ use super::propagation::Changed;
 use super::turn::{Lane, Line};
 use crate::store::events::Subject;
 use crate::store::outbox::News;
-use crate::store::{Change, Mutation};
+use crate::store::unreadable::{Unreadable, id_of};
+use crate::store::{Change, Mutation, StoreFault};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::record::{Further, OrgRecord, Versioned};
+
+/// A part of a list of organisations, newest first. It ends the list if it has none that can be read.
+#[derive(Debug)]
+pub struct OrgPage {
+    pub orgs: Vec<OrgRecord>,
+    /// Those in between whose records cannot be read. Those behind the last organisation that can are told by the last page.
+    pub unreadable: Vec<Unreadable<OrgId>>,
+}
 
 impl Lifecycle {
     /// Creates an organisation without an e-mail address.
@@ -81,7 +90,7 @@ impl Lifecycle {
         self.store.org(id).await?.ok_or(LifecycleError::NoOrg(id))
     }
 
-    /// At most `limit` organisations, newest first, after `after`.
+    /// At most `limit` organisations, newest first, after `after`, without those whose records cannot be read.
     ///
     /// # Errors
     /// When the store cannot answer.
@@ -90,11 +99,31 @@ impl Lifecycle {
         after: Option<OrgId>,
         limit: usize,
     ) -> Result<Vec<OrgRecord>, LifecycleError> {
-        let orgs = self.store.orgs(after, limit).await?;
-        Ok(orgs.into_iter().map(|org| org.record).collect())
+        Ok(self.org_page(after, limit).await?.orgs)
     }
 
-    /// The same of those that the principal may see.
+    /// As many organisations as are asked for, unless there are no more: an unreadable one takes no place.
+    async fn org_page(&self, mut after: Option<OrgId>, limit: usize) -> Result<OrgPage, LifecycleError> {
+        let (mut orgs, mut unreadable) = (Vec::new(), Vec::new());
+        while orgs.len() < limit {
+            let wanted = limit - orgs.len();
+            let page = self.store.list_orgs(after, wanted).await?;
+            after = page.last().map(id_of).or(after);
+            let is_last = page.len() < wanted;
+            for org in page {
+                match org {
+                    Ok(org) => orgs.push(org.record),
+                    Err(org) => unreadable.push(org),
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(OrgPage { orgs, unreadable })
+    }
+
+    /// The same of those that the principal may see, with those that cannot be read.
     ///
     /// # Errors
     /// When the store cannot answer.
@@ -103,21 +132,28 @@ impl Lifecycle {
         origin: &Origin,
         after: Option<OrgId>,
         limit: usize,
-    ) -> Result<Vec<OrgRecord>, LifecycleError> {
+    ) -> Result<OrgPage, LifecycleError> {
         let Principal::OperatorOf(_, bound) = &origin.principal else {
-            return self.list_orgs(after, limit).await;
+            return self.org_page(after, limit).await;
         };
         let mut ids: Vec<OrgId> =
             bound.iter().copied().filter(|id| after.is_none_or(|after| *id < after)).collect();
         ids.sort_unstable_by(|one, other| other.cmp(one));
         ids.dedup();
-        let mut orgs = Vec::new();
+        let (mut orgs, mut unreadable) = (Vec::new(), Vec::new());
         for id in ids {
-            if orgs.len() < limit {
-                orgs.extend(self.store.org(id).await?.map(|org| org.record));
+            if orgs.len() == limit {
+                break;
+            }
+            match self.store.org(id).await {
+                Ok(org) => orgs.extend(org.map(|org| org.record)),
+                Err(StoreFault::Unreadable { why, .. }) => {
+                    unreadable.push(Unreadable { id, why: why.as_ref().to_owned() });
+                }
+                Err(fault) => return Err(fault.into()),
             }
         }
-        Ok(orgs)
+        Ok(OrgPage { orgs, unreadable })
     }
 
     /// Suspends an organisation: all its keys are refused until it is resumed. Repeating it is safe.

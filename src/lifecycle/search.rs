@@ -10,6 +10,7 @@ use super::Lifecycle;
 use super::error::LifecycleError;
 use super::principal::Origin;
 use super::view::KeyView;
+use crate::store::unreadable::Unreadable;
 use crate::store::{Found, KeysOf, Lookup, Store, StoreFault};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -44,6 +45,8 @@ pub struct KeyFilter {
 #[derive(Clone, Debug)]
 pub struct FoundKeys {
     pub keys: Vec<KeyView>,
+    /// Those in between whose records cannot be read: whether they are wanted cannot be told.
+    pub unreadable: Vec<Unreadable<KeyId>>,
     /// The key after which the next page begins; `None` on the last page.
     pub next: Option<KeyId>,
 }
@@ -84,7 +87,7 @@ impl Lifecycle {
         mut after: Option<KeyId>,
         limit: usize,
     ) -> Result<FoundKeys, LifecycleError> {
-        let (mut keys, mut looked_at) = (Vec::new(), 0);
+        let (mut keys, mut unreadable, mut looked_at) = (Vec::new(), Vec::new(), 0);
         let of = match (filter.org, filter.environment) {
             (None, _) => KeysOf::All,
             (Some(org), None) => KeysOf::Org(org),
@@ -97,15 +100,19 @@ impl Lifecycle {
             for (key, usage) in page.keys.iter().zip(&usage) {
                 if filter.wants(key, usage.as_ref(), now) {
                     if keys.len() == limit {
-                        return Ok(FoundKeys { keys, next: after });
+                        let before =
+                            page.unreadable.iter().filter(|key| after.is_none_or(|end| key.id > end));
+                        unreadable.extend(before.cloned());
+                        return Ok(FoundKeys { keys, unreadable, next: after });
                     }
                     keys.push(self.view_key(key, usage.as_ref()));
                 }
                 after = Some(key.id);
             }
+            unreadable.extend(page.unreadable);
             looked_at += PAGE;
             if !page.has_more || looked_at >= LOOKED_THROUGH {
-                return Ok(FoundKeys { keys, next: after.filter(|_| page.has_more) });
+                return Ok(FoundKeys { keys, unreadable, next: after.filter(|_| page.has_more) });
             }
         }
     }
@@ -118,8 +125,11 @@ impl Lifecycle {
         let orgs: BTreeSet<OrgId> = keys.iter().map(|key| key.organization_id).collect();
         let mut names = BTreeMap::new();
         for id in orgs {
-            if let Some(org) = self.store.org(id).await? {
-                names.insert(id, org.record.name);
+            match self.store.org(id).await {
+                Ok(Some(org)) => drop(names.insert(id, org.record.name)),
+                // Its id has to do.
+                Ok(None) | Err(StoreFault::Unreadable { .. }) => {}
+                Err(fault) => return Err(fault.into()),
             }
         }
         Ok(names)

@@ -1,10 +1,13 @@
 //! Keys, organisations and audit records as the API and the command line show them: everything except digests.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Lifecycle;
 use super::error::LifecycleError;
+use crate::store::unreadable::Unreadable;
 use crate::vocabulary::audit::{AuditRecord, PrincipalName};
 use crate::vocabulary::id::{AuditRecordId, KeyId, OrgId};
 use crate::vocabulary::key::Environment;
@@ -50,6 +53,27 @@ pub struct OrgView {
     pub status: String,
     pub created_at: String,
     pub suspended_at: Option<String>,
+}
+
+/// A record that cannot be read, in its place in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableView {
+    pub object: String,
+    pub id: String,
+    pub status: String,
+    pub reason: String,
+}
+
+impl UnreadableView {
+    #[must_use]
+    pub fn of<I: fmt::Display>(record: &Unreadable<I>) -> Self {
+        Self {
+            object: "unreadable_record".to_owned(),
+            id: record.id.to_string(),
+            status: "unreadable".to_owned(),
+            reason: record.why.clone(),
+        }
+    }
 }
 
 /// An audit record.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::vocabulary::id::OrgId;
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 
 /// The number of an event. Contiguous from 1 within a store; 0 stands before the first.
@@ -18,6 +18,9 @@ pub enum Subject {
     /// The same as [`Subject::Digest`], and the secret never opens anything again: its key is revoked, or the secret
     /// was ended. The process remembers this in case the store loses it.
     Revoked(Digest),
+    /// The key with this id, whatever opens it: its record could not be read. An older gateway cannot read an event with this
+    /// subject, and looks everything up again.
+    Key(KeyId),
 }
 
 /// The receiver of events, for example the fence of this process.
@@ -41,7 +44,7 @@ pub trait EventSink: Send + Sync + 'static {
 }
 
 /// The bytes in which a store keeps the subjects of an event. For each subject: its kind (`01` digest, `02`
-/// organisation, `03` revoked digest), then its 32 or 16 bytes.
+/// organisation, `03` revoked digest, `04` key), then its 32 or 16 bytes.
 pub(super) fn encode(subjects: &[Subject]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(33 * subjects.len());
     for subject in subjects {
@@ -57,6 +60,10 @@ pub(super) fn encode(subjects: &[Subject]) -> Vec<u8> {
             Subject::Revoked(digest) => {
                 bytes.push(3);
                 bytes.extend_from_slice(digest.as_bytes());
+            }
+            Subject::Key(key) => {
+                bytes.push(4);
+                bytes.extend_from_slice(&key.to_bytes());
             }
         }
     }
@@ -74,6 +81,7 @@ pub(super) fn decode(mut bytes: &[u8]) -> Option<Vec<Subject>> {
                 (if *kind == 1 { Subject::Digest(digest) } else { Subject::Revoked(digest) }, rest)
             }
             2 => rest.split_first_chunk().map(|(org, rest)| (Subject::Org(OrgId::from_bytes(*org)), rest))?,
+            4 => rest.split_first_chunk().map(|(key, rest)| (Subject::Key(KeyId::from_bytes(*key)), rest))?,
             _ => return None,
         };
         subjects.push(subject);
@@ -92,6 +100,7 @@ mod tests {
             any::<[u8; 32]>().prop_map(|bytes| Subject::Digest(Digest::from_bytes(bytes))),
             any::<[u8; 16]>().prop_map(|bytes| Subject::Org(OrgId::from_bytes(bytes))),
             any::<[u8; 32]>().prop_map(|bytes| Subject::Revoked(Digest::from_bytes(bytes))),
+            any::<[u8; 16]>().prop_map(|bytes| Subject::Key(KeyId::from_bytes(bytes))),
         ]
     }
 

@@ -21,7 +21,7 @@ use std::sync::PoisonError;
 
 use super::events::{EventSink, Seq, Subject};
 use super::sync::{AtomicU64, Ordering, RwLock};
-use crate::vocabulary::id::OrgId;
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 
 /// A moment in the order of events.
@@ -78,9 +78,9 @@ impl Fence {
     }
 
     #[must_use]
-    pub fn judge(&self, stamp: Stamp, digest: &Digest, org: OrgId) -> Judgement {
+    pub fn judge(&self, stamp: Stamp, digest: &Digest, key: &KeyId, org: OrgId) -> Judgement {
         let current = self.current.load(Ordering::Acquire);
-        if stamp == current { Judgement::Current } else { self.judge_moved(stamp, current, digest, org) }
+        if stamp == current { Judgement::Current } else { self.judge_moved(stamp, digest, key, org) }
     }
 
     /// Whether a remembered event said that the digest never opens anything again.
@@ -97,11 +97,14 @@ impl Fence {
     }
 
     #[cold]
-    fn judge_moved(&self, stamp: Stamp, current: Stamp, digest: &Digest, org: OrgId) -> Judgement {
+    fn judge_moved(&self, stamp: Stamp, digest: &Digest, key: &KeyId, org: OrgId) -> Judgement {
+        // Before the subjects: those of all events up to it are there.
+        let current = self.current.load(Ordering::Acquire);
         // A writer that panicked leaves at most one subject too many, which is harmless.
         let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner);
         let touched = |subject| recent.last_event.get(&subject).is_some_and(|event| *event > stamp);
-        if stamp < recent.floor || touched(Subject::Digest(*digest)) || touched(Subject::Org(org)) {
+        let subjects = [Subject::Digest(*digest), Subject::Org(org), Subject::Key(*key)];
+        if stamp < recent.floor || subjects.into_iter().any(touched) {
             Judgement::Touched
         } else {
             Judgement::Untouched(current)
@@ -128,7 +131,7 @@ impl EventSink for Fence {
         let stamp = self.current.load(Ordering::Relaxed) + 1;
         for subject in subjects {
             let touched = match *subject {
-                Subject::Digest(_) | Subject::Org(_) => *subject,
+                Subject::Digest(_) | Subject::Org(_) | Subject::Key(_) => *subject,
                 Subject::Revoked(digest) => {
                     recent.remember_revoked(digest);
                     Subject::Digest(digest)

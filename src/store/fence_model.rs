@@ -12,7 +12,7 @@ use loom::thread;
 use self::fence::{Fence, Judgement, Stamp};
 use self::sync::Ordering;
 use super::events::{self, EventSink, Subject};
-use crate::vocabulary::id::OrgId;
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 
 #[expect(
@@ -35,6 +35,7 @@ const INTERRUPTIONS: usize = 3;
 const OURS: Digest = Digest::from_bytes([1; 32]);
 const ANOTHER: Digest = Digest::from_bytes([2; 32]);
 const ORG: OrgId = OrgId::from_bytes([1; 16]);
+const KEY: KeyId = KeyId::from_bytes([1; 16]);
 
 struct World {
     fence: Fence,
@@ -60,7 +61,7 @@ impl World {
     fn load(&self) {
         let stamp = self.fence.stamp();
         let alive = *self.store.lock().unwrap();
-        if self.fence.judge(stamp, &OURS, ORG) != Judgement::Touched {
+        if self.fence.judge(stamp, &OURS, &KEY, ORG) != Judgement::Touched {
             let alive = alive && !self.fence.is_revoked(&OURS);
             *self.cached.lock().unwrap() = Some((stamp, alive));
         }
@@ -69,7 +70,7 @@ impl World {
     /// As `cache/mod.rs` does it. Whether a request with the key is let in.
     fn admit(&self) -> bool {
         let Some((stamp, alive)) = *self.cached.lock().unwrap() else { return false };
-        match self.fence.judge(stamp, &OURS, ORG) {
+        match self.fence.judge(stamp, &OURS, &KEY, ORG) {
             Judgement::Current => alive,
             Judgement::Untouched(renewed) => {
                 if let Some((stamp, _)) = &mut *self.cached.lock().unwrap() {

@@ -2,12 +2,16 @@
 
 use super::events::{EventSink, Subject};
 use super::fence::{Fence, Judgement};
-use crate::vocabulary::id::OrgId;
+use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 use proptest::prelude::*;
 
 fn digest(n: u8) -> Digest {
     Digest::from_bytes([n; 32])
+}
+
+fn key(n: u8) -> KeyId {
+    KeyId::from_bytes([n; 16])
 }
 
 fn org(n: u8) -> OrgId {
@@ -18,14 +22,25 @@ fn org(n: u8) -> OrgId {
 fn an_event_touches_its_key_or_its_organisation_and_nobody_else() {
     let fence = Fence::default();
     let stamp = fence.stamp();
-    assert_eq!(fence.judge(stamp, &digest(1), org(1)), Judgement::Current);
+    assert_eq!(fence.judge(stamp, &digest(1), &key(1), org(1)), Judgement::Current);
     fence.apply(1, &[Subject::Digest(digest(1))]);
-    assert_eq!(fence.judge(stamp, &digest(1), org(1)), Judgement::Touched);
-    assert_eq!(fence.judge(stamp, &digest(2), org(1)), Judgement::Untouched(fence.stamp()));
+    assert_eq!(fence.judge(stamp, &digest(1), &key(1), org(1)), Judgement::Touched);
+    assert_eq!(fence.judge(stamp, &digest(2), &key(2), org(1)), Judgement::Untouched(fence.stamp()));
     fence.apply(2, &[Subject::Org(org(1))]);
-    assert_eq!(fence.judge(stamp, &digest(2), org(1)), Judgement::Touched);
-    assert_eq!(fence.judge(stamp, &digest(2), org(2)), Judgement::Untouched(fence.stamp()));
-    assert_eq!(fence.judge(fence.stamp(), &digest(1), org(1)), Judgement::Current);
+    assert_eq!(fence.judge(stamp, &digest(2), &key(2), org(1)), Judgement::Touched);
+    assert_eq!(fence.judge(stamp, &digest(2), &key(2), org(2)), Judgement::Untouched(fence.stamp()));
+    assert_eq!(fence.judge(fence.stamp(), &digest(1), &key(1), org(1)), Judgement::Current);
+}
+
+#[test]
+fn an_event_about_a_key_touches_whatever_opens_it() {
+    let fence = Fence::default();
+    let stamp = fence.stamp();
+    fence.apply(1, &[Subject::Key(key(1))]);
+    for opens_it in [1, 2, 3] {
+        assert_eq!(fence.judge(stamp, &digest(opens_it), &key(1), org(1)), Judgement::Touched);
+    }
+    assert_eq!(fence.judge(stamp, &digest(1), &key(2), org(1)), Judgement::Untouched(fence.stamp()));
 }
 
 #[test]
@@ -33,8 +48,8 @@ fn after_a_reset_nothing_from_before_is_trusted() {
     let fence = Fence::default();
     let stamp = fence.stamp();
     fence.reset(0);
-    assert_eq!(fence.judge(stamp, &digest(1), org(1)), Judgement::Touched);
-    assert_eq!(fence.judge(fence.stamp(), &digest(1), org(1)), Judgement::Current);
+    assert_eq!(fence.judge(stamp, &digest(1), &key(1), org(1)), Judgement::Touched);
+    assert_eq!(fence.judge(fence.stamp(), &digest(1), &key(1), org(1)), Judgement::Current);
 }
 
 proptest! {
@@ -62,7 +77,7 @@ proptest! {
                 Some((false, n)) => *n == o,
                 None => true,
             });
-            let judgement = fence.judge(stamps[at], &digest(d), org(o));
+            let judgement = fence.judge(stamps[at], &digest(d), &key(d), org(o));
             if concerned {
                 prop_assert_eq!(judgement, Judgement::Touched);
             }

@@ -9,6 +9,7 @@ use super::keeper::Keeper;
 use super::outbox::{News, Outbox};
 use super::quotas::{Admission, Quota, Quotas};
 use super::trails::Trails;
+use super::unreadable::Listed;
 use super::usage::Usage;
 use super::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::telemetry::metrics::{StoreMeter, StoreOperation as Operation};
@@ -107,21 +108,21 @@ impl Store for MeasuredStore {
         self.measured(Operation::Read, self.store.org(id))
     }
 
-    fn keys(
+    fn list_keys(
         &self,
         of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
-        self.measured(Operation::Read, self.store.keys(of, after, limit))
+    ) -> StoreFuture<'_, Result<Vec<Listed<KeyRecord>>, StoreFault>> {
+        self.measured(Operation::Read, self.store.list_keys(of, after, limit))
     }
 
-    fn orgs(
+    fn list_orgs(
         &self,
         after: Option<OrgId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
-        self.measured(Operation::Read, self.store.orgs(after, limit))
+    ) -> StoreFuture<'_, Result<Vec<Listed<OrgRecord>>, StoreFault>> {
+        self.measured(Operation::Read, self.store.list_orgs(after, limit))
     }
 
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {

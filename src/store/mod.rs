@@ -21,6 +21,7 @@ pub mod prefixes;
 pub mod quotas;
 pub mod redis;
 pub mod trails;
+pub mod unreadable;
 pub mod usage;
 
 /// The primitives of the fence. Its model uses those of loom instead.
@@ -46,10 +47,11 @@ use crate::vocabulary::key::{Digest, Environment, Peppers};
 use answers::{Answers, KeptAnswer};
 use events::{EventSink, Seq, Subject};
 use indexes::{Full, Room};
-use keeper::Keeper;
+use keeper::{Keeper, Place};
 use outbox::{News, Outbox};
 use quotas::Quotas;
 use trails::Trails;
+use unreadable::{Listed, all_read};
 use usage::Usage;
 
 /// The rights of a gateway in its store.
@@ -93,11 +95,18 @@ pub enum StoreFault {
     /// This gateway, or another one with a lease, is too old for the change. Nothing was changed.
     #[error("{0}")]
     Outdated(Arc<str>),
+    /// The store answers, and this one record cannot be read. It says nothing about others.
+    #[error("the record of {place} cannot be read: {why}")]
+    Unreadable { place: Place, why: Arc<str> },
 }
 
 impl StoreFault {
     pub fn failed(cause: impl fmt::Display) -> Self {
         Self::Failed(cause.to_string().into())
+    }
+
+    fn unreadable(place: Place, why: impl fmt::Display) -> Self {
+        Self::Unreadable { place, why: why.to_string().into() }
     }
 
     /// `found` is the format of the store, or what is to be written; this gateway keeps formats up to `kept`.
@@ -124,6 +133,9 @@ impl From<BadRecord> for StoreFault {
 pub struct Mutation {
     pub org: Option<Change<OrgRecord>>,
     pub key: Option<Change<KeyRecord>>,
+    /// A [tombstone](crate::vocabulary::key::tombstone), which takes the place of a key's record that cannot be read, of
+    /// another tombstone, or of nothing. If the record can be read, the mutation fails with [`CommitError::Conflict`].
+    pub tombstone: Option<KeyRecord>,
     /// The keys or organisations that lose rights; empty for a creation, which is no event.
     pub subjects: Vec<Subject>,
     /// Records that the decision rests on and that do not change. If one has changed since, or is gone, the mutation
@@ -306,19 +318,44 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn org(&self, id: OrgId) -> StoreFuture<'_, Result<Option<Versioned<OrgRecord>>, StoreFault>>;
 
     /// At most `limit` keys, newest first (descending by id), starting after the key `after`. Reads no others.
+    fn list_keys(
+        &self,
+        of: KeysOf,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Listed<KeyRecord>>, StoreFault>>;
+
+    /// At most `limit` organisations, newest first, starting after `after`.
+    fn list_orgs(
+        &self,
+        after: Option<OrgId>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Vec<Listed<OrgRecord>>, StoreFault>>;
+
+    /// As [`Store::list_keys`], for whoever must miss none.
+    ///
+    /// # Errors
+    /// Also [`StoreFault::Unreadable`].
     fn keys(
         &self,
         of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>>;
+    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
+        Box::pin(async move { all_read(self.list_keys(of, after, limit).await?) })
+    }
 
-    /// At most `limit` organisations, newest first, starting after `after`.
+    /// As [`Store::list_orgs`], for whoever must miss none.
+    ///
+    /// # Errors
+    /// Also [`StoreFault::Unreadable`].
     fn orgs(
         &self,
         after: Option<OrgId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>>;
+    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
+        Box::pin(async move { all_read(self.list_orgs(after, limit).await?) })
+    }
 
     /// Durable when it returns `Ok`, and its event applied to every sink.
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>>;

@@ -93,6 +93,8 @@ macro_rules! notices {
 events! {
     /// The store does not answer lookups of keys.
     LookupsFail = "lookups_fail" Error Flaps "keys cannot be looked up",
+    /// The store answers, and the record of a key cannot be read.
+    RecordUnreadable = "record_unreadable" Error Repeats "records of keys cannot be read",
     /// The store did not carry an operation of the API for keys out.
     OperationUnavailable = "operation_unavailable" Error Repeats "an operation could not be carried out",
     /// Something is wrong here, and an operation of the API for keys failed of it.

@@ -145,6 +145,19 @@ identifier!(
     KeyId,
     "key_"
 );
+impl OrgId {
+    /// In the place of an organisation that is not known. No organisation has this id.
+    pub const NOBODY: Self = Self::from_bytes([0; 16]);
+}
+
+impl KeyId {
+    /// When it was drawn.
+    #[must_use]
+    pub const fn made_at(self) -> UnixMillis {
+        UnixMillis(self.0.timestamp_ms())
+    }
+}
+
 identifier!(
     /// An audit record.
     AuditRecordId,

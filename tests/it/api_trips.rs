@@ -10,6 +10,7 @@ use keygate::store::keeper::Keeper;
 use keygate::store::outbox::Outbox;
 use keygate::store::quotas::Quotas;
 use keygate::store::trails::Trails;
+use keygate::store::unreadable::Listed;
 use keygate::store::usage::Usage;
 use keygate::store::{
     CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
@@ -118,21 +119,21 @@ impl Store for Counted {
         self.to("org").org(id)
     }
 
-    fn keys(
+    fn list_keys(
         &self,
         of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
-        self.to("keys").keys(of, after, limit)
+    ) -> StoreFuture<'_, Result<Vec<Listed<KeyRecord>>, StoreFault>> {
+        self.to("keys").list_keys(of, after, limit)
     }
 
-    fn orgs(
+    fn list_orgs(
         &self,
         after: Option<OrgId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
-        self.to("orgs").orgs(after, limit)
+    ) -> StoreFuture<'_, Result<Vec<Listed<OrgRecord>>, StoreFault>> {
+        self.to("orgs").list_orgs(after, limit)
     }
 
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {

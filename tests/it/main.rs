@@ -94,6 +94,7 @@ mod threats;
 mod tls;
 mod trailers;
 mod transports;
+mod unreadable;
 mod unseen_characters;
 mod upstream_faults;
 mod websocket;

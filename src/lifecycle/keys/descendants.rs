@@ -15,6 +15,7 @@ use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::principal::Origin;
 use crate::lifecycle::propagation::Changed;
 use crate::lifecycle::turn::{Lane, Line};
+use crate::store::unreadable::id_of;
 use crate::store::{KeysOf, Propagation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
@@ -131,15 +132,16 @@ impl Lifecycle {
         let mut children = HashMap::<KeyId, Vec<(KeyId, bool)>>::new();
         let mut after = None;
         loop {
-            let page = self.store.keys(KeysOf::Org(org), after, PAGE).await?;
+            let page = self.store.list_keys(KeysOf::Org(org), after, PAGE).await?;
             let now = self.now();
-            for Versioned { record: key, .. } in &page {
+            // Who made a key that cannot be read is unknown. It opens nothing here, and an operator ends it.
+            for Versioned { record: key, .. } in page.iter().flatten() {
                 if let Ok(maker) = KeyId::parse(&key.created_by) {
                     let lives = matches!(key.status_at(now), Status::Active | Status::Disabled);
                     children.entry(maker).or_default().push((key.id, lives));
                 }
             }
-            after = page.last().map(|key| key.record.id);
+            after = page.last().map(id_of);
             if page.len() < PAGE {
                 break;
             }

@@ -5,6 +5,7 @@ use crate::lifecycle::authority::Standing;
 use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::principal::{Origin, Principal};
 use crate::store::KeysOf;
+use crate::store::unreadable::{Unreadable, id_of};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::KeyRecord;
@@ -16,6 +17,8 @@ const PAGE: usize = 256;
 #[derive(Debug)]
 pub struct KeyPage {
     pub keys: Vec<KeyRecord>,
+    /// Those in between whose records cannot be read, for operators: whose they are cannot be proved.
+    pub unreadable: Vec<Unreadable<KeyId>>,
     pub has_more: bool,
 }
 
@@ -50,17 +53,28 @@ impl Lifecycle {
             Principal::OperatorOf(_, orgs) => within(orgs, of)?,
             Principal::Operator(_) | Principal::Stranger | Principal::Gateway => of,
         };
-        let mut keys = Vec::new();
+        let is_operator = matches!(&origin.principal, Principal::Operator(_) | Principal::OperatorOf(..));
+        let (mut keys, mut unreadable) = (Vec::new(), Vec::new());
         loop {
             let wanted = PAGE.min(limit.saturating_add(1));
-            let page = self.store.keys(of, after, wanted).await?;
-            after = page.last().map(|key| key.record.id);
+            let page = self.store.list_keys(of, after, wanted).await?;
+            after = page.last().map(id_of);
             let last = page.len() < wanted;
-            keys.extend(page.into_iter().map(|key| key.record).filter(|key| authority.sees(key)));
+            for key in page {
+                match key {
+                    Ok(key) if authority.sees(&key.record) => keys.push(key.record),
+                    Ok(_) => {}
+                    Err(key) if is_operator => unreadable.push(key),
+                    Err(_) => {}
+                }
+            }
             if keys.len() > limit || last {
                 let has_more = keys.len() > limit;
                 keys.truncate(limit);
-                return Ok(KeyPage { keys, has_more });
+                // What lies behind the last key is told with the next page.
+                let end = keys.last().filter(|_| has_more).map(|key: &KeyRecord| key.id);
+                unreadable.retain(|key| end.is_none_or(|end| key.id > end));
+                return Ok(KeyPage { keys, unreadable, has_more });
             }
         }
     }

@@ -67,6 +67,9 @@ impl Lifecycle {
         decide: impl Fn(Authority<'_>, &KeyRecord, UnixMillis) -> Result<KeyRecord, LifecycleError>,
     ) -> Result<Changed<KeyRecord>, LifecycleError> {
         let target = self.load_target(origin, id).await?;
+        if target.key.record.is_tombstone() {
+            return Err(LifecycleError::Revoked(id));
+        }
         let line = lane.of(Trail::Org(target.key.record.org));
         let decide = |Target { standing, key }: &Target, now: UnixMillis| {
             let authority = standing.admit(origin, now)?;

@@ -286,6 +286,11 @@ impl Moving {
         while let Some(keys) = next_keys(&self.source, None, &mut after).await.map_err(Source)? {
             let keys: Vec<_> = keys.into_iter().map(|key| self.convert(key.record)).collect();
             let ids: Vec<KeyId> = keys.iter().map(|key| key.id).collect();
+            let (stones, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(KeyRecord::is_tombstone);
+            for stone in stones {
+                let mutation = Mutation { tombstone: Some(stone), ..Mutation::default() };
+                self.target.store.commit(mutation).await.map_err(|error| Target(fault(error)))?;
+            }
             let outcomes = self.target.store.import(keys.clone()).await.map_err(Target)?;
             let mut taken = Vec::new();
             for (key, outcome) in keys.into_iter().zip(outcomes) {
@@ -358,15 +363,21 @@ async fn next_orgs(
     Ok(Some(orgs).filter(|orgs| !orgs.is_empty()))
 }
 
-/// The same for keys, of one organisation or of all.
+/// The same for keys: all, or those of one organisation without tombstones, whose organisation is not known in the target.
 async fn next_keys(
     lifecycle: &Lifecycle,
     org: Option<OrgId>,
     after: &mut Option<KeyId>,
 ) -> Result<Option<Vec<Versioned<KeyRecord>>>, StoreFault> {
-    let keys = lifecycle.store.keys(org.map_or(KeysOf::All, KeysOf::Org), *after, PAGE).await?;
-    *after = keys.last().map(|key| key.record.id).or(*after);
-    Ok(Some(keys).filter(|keys| !keys.is_empty()))
+    loop {
+        let mut keys = lifecycle.store.keys(org.map_or(KeysOf::All, KeysOf::Org), *after, PAGE).await?;
+        let Some(last) = keys.last() else { return Ok(None) };
+        *after = Some(last.record.id);
+        keys.retain(|key| org.is_none() || !key.record.is_tombstone());
+        if !keys.is_empty() {
+            return Ok(Some(keys));
+        }
+    }
 }
 
 fn same<T: PartialEq>(one: Option<&Versioned<T>>, other: &T) -> Option<()> {

@@ -66,11 +66,11 @@ impl Moving {
 
     /// Compares an organisation's list of keys and its trail.
     async fn verify_org(&self, org: OrgId) -> Result<Option<Trail>, MigrationError> {
-        let mut after = None;
+        let (mut after, mut after_there) = (None, None);
         loop {
-            let there = self.target.store.keys(KeysOf::Org(org), after, PAGE).await.map_err(Target)?;
             let own = next_keys(&self.source, Some(org), &mut after).await.map_err(Source)?;
             let own = own.unwrap_or_default();
+            let there = self.keys_there(KeysOf::Org(org), &mut after_there, own.len()).await?;
             let ids = |key: &KeyRecord| key.id;
             if !records(&own).map(ids).eq(records(&there).map(ids)) {
                 return Err(differs(format_args!("the list of keys of {org}")));
@@ -82,16 +82,28 @@ impl Moving {
         self.verify_trail(Trail::Org(org)).await
     }
 
+    /// As many keys of the target as the source has, or one where it has no more.
+    async fn keys_there(
+        &self,
+        of: KeysOf,
+        after: &mut Option<KeyId>,
+        count: usize,
+    ) -> Result<Vec<Versioned<KeyRecord>>, MigrationError> {
+        let there = self.target.store.keys(of, *after, count.max(1)).await.map_err(Target)?;
+        *after = there.last().map(|key| key.record.id).or(*after);
+        Ok(there)
+    }
+
     /// Compares every key with its use, and checks that every secret leads to its key.
     async fn verify_keys(
         self: &Arc<Self>,
         moved: &mut Moved,
         tell: &mut dyn FnMut(&Moved),
     ) -> Result<(), MigrationError> {
-        let mut after = None;
+        let (mut after, mut after_there) = (None, None);
         loop {
-            let there = self.target.store.keys(KeysOf::All, after, PAGE).await.map_err(Target)?;
             let own = next_keys(&self.source, None, &mut after).await.map_err(Source)?.unwrap_or_default();
+            let there = self.keys_there(KeysOf::All, &mut after_there, own.len()).await?;
             let own: Vec<_> = own.into_iter().map(|key| self.convert(key.record)).collect();
             if !own.iter().eq(records(&there)) {
                 return Err(differs("the list of keys"));

@@ -1,12 +1,17 @@
 //! Carries commands out, through the lifecycle of keys and the keeper of the store.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
 use super::reply::{Reply, Secret};
 use crate::lifecycle::{
-    KeyView, Lifecycle, LifecycleError, Made, NewKey, Origin, Owned, Principal, view_org,
+    FoundKeys, KeyView, Lifecycle, LifecycleError, Made, NewKey, OrgPage, Origin, Owned, Principal,
+    UnreadableView, view_org,
 };
+use crate::store::StoreFault;
+use crate::store::keeper::Place;
+use crate::store::unreadable::Unreadable;
 use crate::vocabulary::key::Prefixes;
 
 /// Carries a command out for an operator. A failure is a reply too.
@@ -17,7 +22,22 @@ pub async fn execute(lifecycle: &Lifecycle, origin: &Origin, command: Command) -
         Command::Audit(command) => on_audit(lifecycle, command).await,
         Command::Store(command) => on_store(lifecycle, origin, command).await,
     };
-    reply.unwrap_or_else(|error| Reply::Failed { message: error.to_string() })
+    reply.unwrap_or_else(|error| Reply::Failed { message: explain(&error) })
+}
+
+/// Why a command failed, and what helps against a record that cannot be read.
+fn explain(error: &LifecycleError) -> String {
+    match error {
+        LifecycleError::Store(StoreFault::Unreadable { place: Place::Key(key), .. }) => {
+            format!(
+                "{error}; it opens nothing, and `keygate keys revoke {key}` takes its rights away for ever"
+            )
+        }
+        LifecycleError::Store(StoreFault::Unreadable { place: Place::Org(_), .. }) => {
+            format!("{error}; none of its keys is let in, and each of them can be revoked")
+        }
+        error => error.to_string(),
+    }
 }
 
 async fn on_orgs(
@@ -27,8 +47,9 @@ async fn on_orgs(
 ) -> Result<Reply, LifecycleError> {
     let org = match command {
         OrgCommand::List { after, limit } => {
-            let orgs = lifecycle.find_orgs(origin, after, limit).await?;
-            return Ok(Reply::Orgs { orgs: orgs.iter().map(view_org).collect() });
+            let OrgPage { orgs, unreadable } = lifecycle.find_orgs(origin, after, limit).await?;
+            let orgs = orgs.iter().map(view_org).collect();
+            return Ok(Reply::Orgs { orgs, unreadable: view(&unreadable) });
         }
         OrgCommand::Create { name } => lifecycle.create_org(origin, &name).await?,
         OrgCommand::Show { id } => lifecycle.org(id).await?,
@@ -70,7 +91,8 @@ async fn on_keys(
         KeyCommand::List { filter, after, limit } => {
             let found = lifecycle.find_keys(origin, &filter, after, limit).await?;
             let organizations = lifecycle.names_of_orgs(&found.keys).await?;
-            return Ok(Reply::Keys { keys: found.keys, next: found.next, organizations });
+            let FoundKeys { keys, unreadable, next } = found;
+            return Ok(Reply::Keys { keys, next, organizations, unreadable: view(&unreadable) });
         }
         KeyCommand::Find { sha256 } => {
             let Some(Owned { key, opens }) = lifecycle.find_secret(origin, *sha256.as_bytes()).await? else {
@@ -88,8 +110,8 @@ async fn on_keys(
             return Ok(Reply::Imported { outcomes, checksum_required: lifecycle.requires_checksum() });
         }
         KeyCommand::Export { org, after, limit } => {
-            let (keys, has_more) = lifecycle.export_keys(origin, org, after, limit).await?;
-            return Ok(Reply::ExportedKeys { keys, has_more });
+            let (keys, unreadable, has_more) = lifecycle.export_keys(origin, org, after, limit).await?;
+            return Ok(Reply::ExportedKeys { keys, has_more, unreadable: view(&unreadable) });
         }
     };
     Ok(Reply::Key { key: lifecycle.view_used(&key).await? })
@@ -148,6 +170,10 @@ async fn on_store(
             Reply::ResealFinished
         }
     })
+}
+
+fn view<I: fmt::Display>(unreadable: &[Unreadable<I>]) -> Vec<UnreadableView> {
+    unreadable.iter().map(UnreadableView::of).collect()
 }
 
 fn show_prefixes(prefixes: &Prefixes) -> Reply {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lifecycle::{AuditRecordView, ImportedKey, KeyView, MovedKey, OrgView, Verdict};
+use crate::lifecycle::{AuditRecordView, ImportedKey, KeyView, MovedKey, OrgView, UnreadableView, Verdict};
 use crate::store::keeper::{Acceptance, Resealed, Status};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Prefix;
@@ -16,6 +16,9 @@ pub enum Reply {
     Org(OrgView),
     Orgs {
         orgs: Vec<OrgView>,
+        /// Those in between that cannot be read.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unreadable: Vec<UnreadableView>,
     },
     /// The only reply that holds a secret.
     NewKey {
@@ -34,6 +37,9 @@ pub enum Reply {
         /// The names of their organisations.
         #[serde(default)]
         organizations: BTreeMap<OrgId, String>,
+        /// Those in between that cannot be read.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unreadable: Vec<UnreadableView>,
     },
     /// The key that a secret belongs to, and whether the secret opens it.
     KeyFound {
@@ -58,6 +64,9 @@ pub enum Reply {
     ExportedKeys {
         keys: Vec<MovedKey>,
         has_more: bool,
+        /// Those in between that cannot be read.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unreadable: Vec<UnreadableView>,
     },
     AuditRecords {
         records: Vec<AuditRecordView>,

@@ -12,6 +12,7 @@ use super::{CHANGING, Entry, JITTER, Level, Outcome, REPLACED, ReadThrough, TRIE
 use crate::store::events::{EventSink as _, Subject};
 use crate::store::fence::{Judgement, Stamp};
 use crate::store::{Found, Lookup, StoreFault};
+use crate::telemetry::Event;
 use crate::telemetry::metrics::NoTurn;
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::network::ClientNetwork;
@@ -342,7 +343,7 @@ impl Load {
                 Lookup::Absent => return Outcome::Absent,
                 Lookup::Found(found) => {
                     // A result that was read before an event about it may be neither stored nor served.
-                    let judgement = self.cache.fence.judge(stamp, &found.digest, found.org.id);
+                    let judgement = self.cache.fence.judge(stamp, &found.digest, &found.key.id, found.org.id);
                     if judgement != Judgement::Touched {
                         let found = self.cache.without_revived(found);
                         return Outcome::Known(Arc::new(self.entry(found, stamp, loaded_at)));
@@ -384,10 +385,17 @@ impl Load {
             }
             Outcome::Unavailable(_) => {}
         }
-        cache.note_store(match outcome {
-            Outcome::Unavailable(fault) => Some(fault),
-            Outcome::Known(_) | Outcome::Absent => None,
-        });
+        match outcome {
+            // The store answers. It is one record that cannot be read.
+            Outcome::Unavailable(fault @ StoreFault::Unreadable { .. }) => {
+                Event::RecordUnreadable.log(cache.clock.mono(), || {
+                    format!("{fault}; its key is answered with 503, and `keygate keys revoke` ends it")
+                });
+                cache.note_store(None);
+            }
+            Outcome::Unavailable(fault) => cache.note_store(Some(fault)),
+            Outcome::Known(_) | Outcome::Absent => cache.note_store(None),
+        }
     }
 }
 
@@ -399,8 +407,10 @@ impl Drop for Load {
             Some(Outcome::Absent) => (Some(false), None, true),
             // It has answered others meanwhile, so this is about one record or one moment.
             Some(Outcome::Unavailable(_)) if loads.answered > self.answered_before => (None, None, true),
-            // About one record too, which a newer gateway wrote.
-            Some(Outcome::Unavailable(StoreFault::Outdated(_))) => (None, None, true),
+            // About one record too, which a newer gateway wrote or somebody has damaged.
+            Some(Outcome::Unavailable(StoreFault::Outdated(_) | StoreFault::Unreadable { .. })) => {
+                (None, None, true)
+            }
             // The loads that the others wait for would not come, and each of them would wait for a time-out of its own.
             Some(Outcome::Unavailable(fault)) => (None, Some(fault.clone()), false),
             // The runtime has ended, or the store has panicked.

@@ -338,7 +338,7 @@ impl ReadThrough {
 
     fn is_untouched(&self, entry: &Entry) -> bool {
         let stamp = entry.stamp.load(Ordering::Relaxed);
-        match self.fence.judge(stamp, &entry.found.digest, entry.found.org.id) {
+        match self.fence.judge(stamp, &entry.found.digest, &entry.found.key.id, entry.found.org.id) {
             Judgement::Current => true,
             Judgement::Untouched(stamp) => {
                 // Two readers may renew at once with different stamps; both are right, the later is better.

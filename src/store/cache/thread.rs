@@ -126,7 +126,12 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
     }
 
     fn is_untouched(&self, known: &Known<T>) -> bool {
-        match self.shared.fence.judge(known.stamp.get(), &known.found.digest, known.found.org.id) {
+        match self.shared.fence.judge(
+            known.stamp.get(),
+            &known.found.digest,
+            &known.found.key.id,
+            known.found.org.id,
+        ) {
             Judgement::Current => {}
             Judgement::Untouched(stamp) => known.stamp.set(stamp),
             Judgement::Touched => return false,

@@ -71,7 +71,7 @@ use self::file::SharedFile;
 use self::mending::{Again, Mender};
 pub use self::open::{OpenError, Verified, inspect, verify};
 use self::open::{open_file, open_to_read, open_verified};
-use self::reads::Snapshot;
+use self::reads::{Snapshot, answer};
 use self::tables::{KEYS, ORGS, Tables};
 use self::writer::{Chore, Commit, Look, Order, Outcome, Stop, Writer};
 use super::answers::Answers;
@@ -81,10 +81,9 @@ use super::outbox::Outbox;
 use super::prefixes::PrefixBook;
 use super::quotas::Quotas;
 use super::trails::Trails;
+use super::unreadable::Listed;
 use super::usage::Usage;
-use super::{
-    CommitError, Committed, Found, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
-};
+use super::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
@@ -278,12 +277,12 @@ impl Store for Embedded {
         self.read(move |snapshot| snapshot.record(ORGS, &id.to_bytes()))
     }
 
-    fn keys(
+    fn list_keys(
         &self,
         of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
+    ) -> StoreFuture<'_, Result<Vec<Listed<KeyRecord>>, StoreFault>> {
         self.read(move |snapshot| match of {
             KeysOf::Environment(org, environment) => snapshot.keys_in(org, environment, after, limit),
             KeysOf::Org(org) => snapshot.keys_of(org, after, limit),
@@ -291,11 +290,11 @@ impl Store for Embedded {
         })
     }
 
-    fn orgs(
+    fn list_orgs(
         &self,
         after: Option<OrgId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
+    ) -> StoreFuture<'_, Result<Vec<Listed<OrgRecord>>, StoreFault>> {
         self.read(move |snapshot| snapshot.newest(ORGS, after.map(OrgId::to_bytes), limit))
     }
 
@@ -360,16 +359,6 @@ impl Store for Embedded {
     fn quotas(&self) -> &dyn Quotas {
         self
     }
-}
-
-fn answer(found: StoreFuture<'_, Result<Option<Found>, StoreFault>>) -> StoreFuture<'_, Lookup> {
-    Box::pin(async move {
-        match found.await {
-            Ok(Some(found)) => Lookup::Found(Arc::new(found)),
-            Ok(None) => Lookup::Absent,
-            Err(fault) => Lookup::Unavailable(fault),
-        }
-    })
 }
 
 /// There is nothing to accept, and no other gateway.

@@ -8,12 +8,14 @@ use crate::store::answers::KeptAnswer;
 use crate::store::events::{Seq, Subject, encode};
 use crate::store::indexes::Indexed;
 use crate::store::prefixes::digests;
+use crate::store::unreadable::{self, Identified};
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::{Append, Ends};
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::record::{
     KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned, revision,
 };
+use crate::vocabulary::key::tombstone::{claimed_org, revision_after};
 use crate::vocabulary::key::{Digest, Prefix};
 
 /// Events kept in the file.
@@ -40,6 +42,8 @@ impl Tables<'_> {
             .as_ref()
             .map(|change| self.check_key(sealer, change, mutation.org.as_ref()))
             .transpose()?;
+        let tombstone =
+            mutation.tombstone.as_ref().map(|stone| self.check_tombstone(sealer, stone)).transpose()?;
         let ends = mutation.audit.as_ref().map(|append| self.check_append(append)).transpose()?;
         let event = if mutation.subjects.is_empty() { None } else { Some(self.next_event()?) };
 
@@ -52,6 +56,9 @@ impl Tables<'_> {
         }
         if let Some(key) = key {
             self.write_key(&key)?;
+        }
+        if let Some(stone) = tombstone {
+            self.write_tombstone(&stone)?;
         }
         if let Some(email) = &mutation.email {
             self.emails.insert(&email.index, &email.org.to_bytes())?;
@@ -186,6 +193,26 @@ impl Tables<'_> {
         Ok(KeyWrite { org: record.org, indexed, digests, dropped, new_prefixes, record: write })
     }
 
+    /// A tombstone takes the place of what cannot be read only.
+    fn check_tombstone(&self, sealer: &Sealer, stone: &KeyRecord) -> Result<Grave, Stop> {
+        let place = stone.place();
+        let bytes = self.keys.get(&place)?.map(|bytes| bytes.value().to_vec()).unwrap_or_default();
+        if sealer.open_at::<KeyRecord>(&place, &bytes).is_ok_and(|key| !key.record.is_tombstone()) {
+            return Err(CommitError::Conflict.into());
+        }
+        let sealed = sealer.seal(revision_after(&bytes), stone).map_err(StoreFault::from)?;
+        Ok(Grave { place, sealed, claimed: claimed_org(&bytes) })
+    }
+
+    /// The digests go on leading to the place, and the lists to name it.
+    fn write_tombstone(&mut self, grave: &Grave) -> Result<(), Stop> {
+        self.keys.insert(&grave.place, &grave.sealed[..])?;
+        if let Some(org) = grave.claimed {
+            self.live_keys.remove((&org.to_bytes(), &grave.place))?;
+        }
+        Ok(())
+    }
+
     fn write_key(&mut self, key: &KeyWrite) -> Result<(), Stop> {
         let id = key.record.place;
         self.keys.insert(&id, &key.record.sealed[..])?;
@@ -257,6 +284,14 @@ struct Write<T> {
     sealed: Vec<u8>,
 }
 
+/// A tombstone that may be written.
+struct Grave {
+    place: [u8; 16],
+    sealed: Vec<u8>,
+    /// Whose live keys it was among, as it said itself.
+    claimed: Option<OrgId>,
+}
+
 /// The same for a key, with the changes of the indexes.
 struct KeyWrite {
     record: Write<KeyRecord>,
@@ -270,7 +305,7 @@ struct KeyWrite {
 }
 
 /// The checks for every kind of record: an inserted record is new; an updated one exists and is as its caller saw it.
-fn check<T: Stored>(
+fn check<T: Stored + Identified>(
     table: &impl ReadableTable<Id, Bytes>,
     sealer: &Sealer,
     change: &Change<T>,
@@ -285,7 +320,8 @@ fn check<T: Stored>(
         Change::Update { rev, record } => {
             let place = record.place();
             let bytes = table.get(&place)?.ok_or(CommitError::Missing)?;
-            let stored: Versioned<T> = sealer.open_at(&place, bytes.value()).map_err(StoreFault::from)?;
+            let opened = sealer.open_at(&place, bytes.value());
+            let stored: Versioned<T> = opened.map_err(|bad| unreadable::fault::<T>(place, bad))?;
             if stored.rev != *rev {
                 return Err(CommitError::Conflict.into());
             }

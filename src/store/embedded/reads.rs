@@ -9,10 +9,22 @@ use super::tables::{
     Bytes, DIGESTS, ENVIRONMENT_KEYS, FORMAT, INCARNATION, Id, KEYS, META, ORG_KEYS, ORGS,
     environment_number, format,
 };
-use crate::store::{Found, StoreFault};
+use crate::store::unreadable::{self, Identified, Listed, OF_ANOTHER, Unreadable};
+use crate::store::{Found, Lookup, StoreFault, StoreFuture};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned};
 use crate::vocabulary::key::{Digest, Environment};
+
+/// A lookup's outcome.
+pub(super) fn answer(found: StoreFuture<'_, Result<Option<Found>, StoreFault>>) -> StoreFuture<'_, Lookup> {
+    Box::pin(async move {
+        match found.await {
+            Ok(Some(found)) => Lookup::Found(Arc::new(found)),
+            Ok(None) => Lookup::Absent,
+            Err(fault) => Lookup::Unavailable(fault),
+        }
+    })
+}
 
 /// The content of the file at one moment.
 pub(super) struct Snapshot {
@@ -21,13 +33,16 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// The key that one of these digests opens. `None` only if the index has none of them. A record that the index names
-    /// must exist.
+    /// The key that one of these digests opens. `None` only if the index has none of them, or a tombstone is all that it
+    /// leads to. A record that the index names must exist.
     pub(super) fn lookup(&self, digests: &[Digest]) -> Result<Option<Found>, StoreFault> {
         let index = self.file.open_table(DIGESTS)?;
         for digest in digests {
             let Some(id) = index.get(digest.as_bytes())?.map(|id| *id.value()) else { continue };
             let key = self.promised::<KeyRecord>(KEYS, &id)?.record;
+            if key.is_tombstone() {
+                continue;
+            }
             if !key.secrets.iter().any(|secret| secret.digest == *digest) {
                 return Err(StoreFault::failed("a digest leads to a key that does not have it"));
             }
@@ -48,7 +63,7 @@ impl Snapshot {
         Ok(format(row.as_ref().map(|row| row.value())))
     }
 
-    pub(super) fn record<T: Stored>(
+    pub(super) fn record<T: Stored + Identified>(
         &self,
         table: TableDefinition<'_, Id, Bytes>,
         place: &[u8; 16],
@@ -59,7 +74,7 @@ impl Snapshot {
     }
 
     /// A record that another one names, so that it must exist.
-    fn promised<T: Stored>(
+    fn promised<T: Stored + Identified>(
         &self,
         table: TableDefinition<'_, Id, Bytes>,
         place: &[u8; 16],
@@ -68,18 +83,18 @@ impl Snapshot {
             .ok_or_else(|| StoreFault::failed("a record that another one names is missing"))
     }
 
-    pub(super) fn newest<T: Stored>(
+    pub(super) fn newest<T: Stored + Identified>(
         &self,
         table: TableDefinition<'_, Id, Bytes>,
         after: Option<[u8; 16]>,
         limit: usize,
-    ) -> Result<Vec<Versioned<T>>, StoreFault> {
+    ) -> Result<Vec<Listed<T>>, StoreFault> {
         let table = self.file.open_table(table)?;
         let end = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let mut records = Vec::new();
         for entry in table.range::<&[u8; 16]>((Bound::Unbounded, end))?.rev().take(limit) {
             let (place, bytes) = entry?;
-            records.push(self.unseal(place.value(), bytes.value())?);
+            records.push(unreadable::entry(&self.sealer, *place.value(), Some(bytes.value())));
         }
         Ok(records)
     }
@@ -89,7 +104,7 @@ impl Snapshot {
         org: OrgId,
         after: Option<KeyId>,
         limit: usize,
-    ) -> Result<Vec<Versioned<KeyRecord>>, StoreFault> {
+    ) -> Result<Vec<Listed<KeyRecord>>, StoreFault> {
         let table = self.file.open_table(ORG_KEYS)?;
         let (org_id, end) = (org.to_bytes(), after.map_or([u8::MAX; 16], KeyId::to_bytes));
         let end =
@@ -105,7 +120,7 @@ impl Snapshot {
         environment: Environment,
         after: Option<KeyId>,
         limit: usize,
-    ) -> Result<Vec<Versioned<KeyRecord>>, StoreFault> {
+    ) -> Result<Vec<Listed<KeyRecord>>, StoreFault> {
         let table = self.file.open_table(ENVIRONMENT_KEYS)?;
         let (org_id, number) = (org.to_bytes(), environment_number(environment));
         let end = after.map_or([u8::MAX; 16], KeyId::to_bytes);
@@ -117,24 +132,32 @@ impl Snapshot {
         self.keys_at(org, ids)
     }
 
-    /// The keys of an organisation with these ids.
+    /// The keys of an organisation with these ids. Its list keeps the tombstone of a key that it had.
     fn keys_at(
         &self,
         org: OrgId,
         ids: impl Iterator<Item = Result<[u8; 16], redb::StorageError>>,
-    ) -> Result<Vec<Versioned<KeyRecord>>, StoreFault> {
-        let mut keys = Vec::new();
+    ) -> Result<Vec<Listed<KeyRecord>>, StoreFault> {
+        let (table, mut keys) = (self.file.open_table(KEYS)?, Vec::new());
         for id in ids {
-            let key = self.promised::<KeyRecord>(KEYS, &id?)?;
-            if key.record.org != org {
-                return Err(StoreFault::failed("an organisation is said to own a key of another"));
-            }
-            keys.push(key);
+            let id = id?;
+            let bytes = table.get(&id)?;
+            let key = unreadable::entry(&self.sealer, id, bytes.as_ref().map(|bytes| bytes.value()));
+            keys.push(key.and_then(|key: Versioned<KeyRecord>| match key.record.org == org {
+                false if !key.record.is_tombstone() => {
+                    Err(Unreadable { id: key.record.id, why: OF_ANOTHER.to_owned() })
+                }
+                _ => Ok(key),
+            }));
         }
         Ok(keys)
     }
 
-    fn unseal<T: Stored>(&self, place: &[u8; 16], bytes: &[u8]) -> Result<Versioned<T>, StoreFault> {
-        self.sealer.open_at(place, bytes).map_err(StoreFault::failed)
+    fn unseal<T: Stored + Identified>(
+        &self,
+        place: &[u8; 16],
+        bytes: &[u8],
+    ) -> Result<Versioned<T>, StoreFault> {
+        self.sealer.open_at(place, bytes).map_err(|bad| unreadable::fault::<T>(*place, bad))
     }
 }

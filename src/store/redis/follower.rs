@@ -329,6 +329,6 @@ fn parse(inner: &Inner, entry: Value) -> Result<(Seq, Option<Event>), RedisError
 const fn unproven(subject: Subject) -> Subject {
     match subject {
         Subject::Revoked(digest) => Subject::Digest(digest),
-        Subject::Digest(_) | Subject::Org(_) => subject,
+        Subject::Digest(_) | Subject::Org(_) | Subject::Key(_) => subject,
     }
 }

@@ -7,6 +7,7 @@ use super::reads::PAGE;
 use super::scripts::Call;
 use crate::store::StoreFault;
 use crate::store::indexes::{Indexed, Live, Room};
+use crate::store::unreadable::id_of;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::record::{KeyRecord, Versioned};
@@ -17,12 +18,12 @@ impl Inner {
         let mut after: Option<KeyId> = None;
         loop {
             let (all, records) = (self.names.keys_of(org), self.names.with("id:"));
-            let page: Vec<Versioned<KeyRecord>> =
-                self.newest(all, records, after.map(|id| id.to_string()), PAGE).await?;
-            after = page.last().map(|key| key.record.id);
+            let page = self.newest::<KeyRecord>(all, records, after.map(|id| id.to_string()), PAGE).await?;
+            after = page.last().map(id_of);
             let places = self.lists_of(org);
-            let call = page.iter().fold(self.writing(&self.scripts.index, places), |call, key| {
-                let Versioned { rev, record } = key;
+            // What cannot be read stays out of the lists of the environments.
+            let call = self.writing(&self.scripts.index, places);
+            let call = page.iter().flatten().fold(call, |call, Versioned { rev, record }| {
                 let (name, id, indexed) =
                     (self.names.key(record.id), record.id.to_string(), Indexed::from(record));
                 let call = call.arg("key").key(name).key(self.names.org(org));

@@ -201,6 +201,11 @@ impl Memory {
         stored
     }
 
+    /// The revision that is remembered of a record.
+    pub(super) fn revision_of(&self, place: Place) -> Option<u64> {
+        self.lock().entries.get(&place).map(|entry| entry.rev)
+    }
+
     /// Whether a change that was decided on revision `seen` may replace revision `stored`: what was seen is what is
     /// remembered in its place.
     pub(super) fn stands_for(&self, place: Place, seen: u64, stored: u64) -> bool {
@@ -395,6 +400,11 @@ impl Inner {
                 let name = self.names.org(org);
                 if let Some(org) = self.record::<OrgRecord>(name, org.to_bytes()).await? {
                     self.memory.note(org.rev, &org.record, now);
+                }
+            }
+            Subject::Key(key) => {
+                if let Some(key) = self.record::<KeyRecord>(self.names.key(key), key.to_bytes()).await? {
+                    self.memory.note(key.rev, &key.record, now);
                 }
             }
             Subject::Digest(digest) | Subject::Revoked(digest) => {

@@ -110,6 +110,7 @@ use super::keeper::{Keeper, LinkState};
 use super::outbox::Outbox;
 use super::quotas::Quotas;
 use super::trails::Trails;
+use super::unreadable::Listed;
 use super::usage::Usage;
 use super::{
     CommitError, Committed, Found, KeysOf, Lookup, Mutation, Propagation, Role, Store, StoreFault,
@@ -296,20 +297,20 @@ impl Store for Redis {
         Box::pin(self.inner.record(self.inner.names.org(id), id.to_bytes()))
     }
 
-    fn keys(
+    fn list_keys(
         &self,
         of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
+    ) -> StoreFuture<'_, Result<Vec<Listed<KeyRecord>>, StoreFault>> {
         Box::pin(self.inner.keys(of, after, limit))
     }
 
-    fn orgs(
+    fn list_orgs(
         &self,
         after: Option<OrgId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
+    ) -> StoreFuture<'_, Result<Vec<Listed<OrgRecord>>, StoreFault>> {
         let names = &self.inner.names;
         Box::pin(self.inner.newest(names.orgs(), names.with("org:"), after.map(|id| id.to_string()), limit))
     }

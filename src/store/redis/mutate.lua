@@ -14,6 +14,7 @@ end
 local parts = read_parts(3, 4)
 local org, key, news = parts.org[1], parts.key[1], parts.news[1]
 local email, kept, audit = parts.email[1], parts.answer[1], parts.audit[1]
+local stone = parts.tombstone[1]
 
 -- The checks. Final outcomes come first: a record may have changed because the same request was carried out already.
 if kept then
@@ -54,6 +55,12 @@ if key then
   local refusal = refuse_key(key, org and org.expected == '+' and org.record == key.org)
   if refusal then return answer(refusal) end
 end
+if stone then
+  local refusal = differs(stone.expected, stone.record)
+  if refusal then return answer(refusal) end
+  check_list(stone.list, false)
+  if stone.live ~= '' then check_list(stone.live, false) end
+end
 local ends = nil
 if audit then
   ends = redis.call('GET', audit.ends) or string.rep('\0', 80)
@@ -93,6 +100,11 @@ if pace then
   redis.call('ZREMRANGEBYSCORE', room.made, '-inf', room.now)
 end
 if key then write_key(key) end
+if stone then
+  redis.call('SET', stone.record, stone.bytes)
+  on_list(false, 'ZADD', stone.list, 0, stone.id)
+  if stone.live ~= '' then on_list(false, 'ZREM', stone.live, stone.id) end
+end
 if email then redis.call('SET', email.place, email.org) end
 if kept then redis.call('SET', kept.place, kept.bytes, 'PX', kept.lifetime) end
 if audit then

@@ -23,6 +23,7 @@ use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::proof::ProofOf;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Stored, Versioned, revision};
+use crate::vocabulary::key::tombstone::{claimed_org, revision_after};
 
 /// Events kept in the stream.
 const EVENTS_KEPT: u32 = 100_000;
@@ -77,7 +78,12 @@ impl Inner {
         let key = mutation.key.as_ref().map(|change| self.draft_key(change, key_before)).transpose()?;
         let mark = Mark::draw().map_err(|error| self.fault(error))?;
         let call = self.mutate(&position, org.as_ref(), key.as_ref(), mutation, &mark);
-        let mut call = call;
+        let (mut call, mut stone_rev) = (call, None);
+        if let Some(stone) = &mutation.tombstone {
+            let rev;
+            (call, rev) = self.tombstone_part(call, stone).await?;
+            stone_rev = Some(rev);
+        }
         for seen in &mutation.seen {
             let (name, rev) = self.expected(seen).await?;
             call = call.arg("seen").key(name).arg(rev.to_be_bytes());
@@ -98,6 +104,9 @@ impl Inner {
         let event = reply.text().map_err(|error| self.fault(error))?;
         let Some(event) = event else { return Ok(Committed { event: None }) };
         self.remember_own(mutation, org.as_ref(), key.as_ref());
+        if let Some((rev, stone)) = stone_rev.zip(mutation.tombstone.as_ref()) {
+            self.memory.note(rev, stone, self.clock.now().wall);
+        }
         let seq = event.parse().map_err(|_| self.fault("the number of the event does not read"))?;
         let subjects = mutation.subjects.clone();
         let written = reply.text().map_err(|error| self.fault(error))?.and_then(|at| RedisTime::parse(&at));
@@ -295,6 +304,32 @@ impl Inner {
         };
         let call = digests.iter().fold(call, digest);
         dropped.iter().fold(call, |call, digest| call.arg("dropped").key(names.digest(digest)))
+    }
+
+    /// A tombstone takes the place of what cannot be read only. The script notices a change between this and itself.
+    /// With the tombstone's revision.
+    async fn tombstone_part<'s>(
+        &'s self,
+        call: Call<'s>,
+        stone: &KeyRecord,
+    ) -> Result<(Call<'s>, u64), CommitError> {
+        let (names, place) = (&self.names, Place::Key(stone.id));
+        let read = Call::new(&self.scripts.read, [names.meta(), names.key(stone.id)]);
+        let found = self.ask(&read).await?.bytes().map_err(|error| self.fault(error))?;
+        let is_there = found.is_some();
+        let found = found.unwrap_or_default();
+        let opened = self.sealer.open_at::<KeyRecord>(&stone.id.to_bytes(), &found);
+        if opened.is_ok_and(|key| !key.record.is_tombstone()) {
+            return Err(CommitError::Conflict);
+        }
+        let remembered = self.memory.revision_of(place).unwrap_or_default();
+        let rev = revision_after(&found).max(remembered.saturating_add(1));
+        let sealed = self.sealer.seal(rev, stone).map_err(|bad| self.bad_record(bad))?;
+        let live = claimed_org(&found).map(|org| names.live_keys(org)).unwrap_or_default();
+        let rev_bytes = found.get(2..found.len().min(10)).unwrap_or_default();
+        let expected = if is_there { rev_bytes } else { ABSENT };
+        let call = call.arg("tombstone").key(names.key(stone.id)).arg(expected).arg(sealed);
+        Ok((call.arg(stone.id.to_string()).arg(names.keys()).arg(live), rev))
     }
 
     fn answer_part<'s>(&self, call: Call<'s>, answer: &KeptAnswer) -> Call<'s> {

@@ -6,6 +6,9 @@ local PARTS = {
   -- Until: when it stops being live, `inf`, or nothing for a revoked key.
   key = {{'record', 'org'},
     {'expected', 'bytes', 'id', 'owner', 'until', 'list', 'org_list', 'of_environment', 'live', 'made'}},
+  -- A tombstone in the place of a key's record, with the 8 bytes in the place of its revision. Live: a list that the key may
+  -- be in, or nothing.
+  tombstone = {{'record'}, {'expected', 'bytes', 'id', 'list', 'live'}},
   -- A digest that the last key gets, and one that it gives up. Word: what its secret begins with, `*` for the first
   -- prefix of the store, or nothing for one that has ended.
   digest = {{'pointer'}, {'word'}},

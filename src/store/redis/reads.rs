@@ -4,6 +4,7 @@ use super::Inner;
 use super::memory::Remembered;
 use super::names::Names;
 use super::scripts::{Call, Reply};
+use crate::store::unreadable::{self, Identified, MISSING, OF_ANOTHER, Unreadable};
 use crate::store::{Found, KeysOf, StoreFault};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
@@ -19,7 +20,8 @@ const TRIES: usize = 4;
 pub(super) const NEWEST: &str = "+";
 
 impl Inner {
-    /// `None` only if our own store, with all events that are known here, has no such digest.
+    /// `None` only if our own store, with all events that are known here, has no such digest, or a tombstone is all that it
+    /// leads to.
     pub(super) async fn lookup(&self, digest: Digest) -> Result<Option<Found>, StoreFault> {
         match self.look_up(&[digest]).await? {
             // A digest that exists does not depend on what the store says of its pepper.
@@ -59,6 +61,9 @@ impl Inner {
         let (key, org) = (read(&mut reply)?, read(&mut reply)?);
         let (org_id, key_id) = self.parse_owner(&owner)?;
         let key: Versioned<KeyRecord> = self.promised(&key_id.to_bytes(), key)?;
+        if key.record.is_tombstone() {
+            return self.check_fit().await.map(|()| Looked::Absent);
+        }
         let org: OrgRecord = self.promised(&org_id.to_bytes(), org)?.record;
         let secret = key.record.secrets.iter().find(|secret| digests.contains(&secret.digest));
         let Some(digest) = secret.map(|secret| secret.digest).filter(|_| key.record.org == org.id) else {
@@ -103,12 +108,12 @@ impl Inner {
         self.memory.newest(stored, self.clock.now().wall)
     }
 
-    pub(super) fn unseal<T: Stored>(
+    pub(super) fn unseal<T: Listed>(
         &self,
         place: &[u8; 16],
         bytes: &[u8],
     ) -> Result<Versioned<T>, StoreFault> {
-        self.sealer.open_at(place, bytes).map_err(|bad| self.bad_record(bad))
+        self.sealer.open_at(place, bytes).map_err(|bad| unreadable::fault::<T>(*place, bad))
     }
 
     /// The same of a record that another entry names, so that it must exist.
@@ -117,17 +122,18 @@ impl Inner {
         place: &[u8; 16],
         bytes: Option<Vec<u8>>,
     ) -> Result<Versioned<T>, StoreFault> {
-        let bytes = bytes.ok_or_else(|| self.fault("a record that another one names is missing"))?;
+        let missing = || StoreFault::unreadable(T::place_of(T::id_at(*place)), MISSING);
+        let bytes = bytes.ok_or_else(missing)?;
         self.unseal(place, &bytes).map(|stored| self.newest_known(stored))
     }
 
-    /// The newest keys of a list.
+    /// The newest keys of a list. That of an organisation keeps the tombstone of a key that it had.
     pub(super) async fn keys(
         &self,
         of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
-    ) -> Result<Vec<Versioned<KeyRecord>>, StoreFault> {
+    ) -> Result<Vec<Entry<KeyRecord>>, StoreFault> {
         let (names, after) = (&self.names, after.map(|id| id.to_string()));
         let lists = match of {
             KeysOf::All => vec![names.keys()],
@@ -142,9 +148,12 @@ impl Inner {
             self.index(org, false).await?;
             listed = self.try_newest(&lists, &records, after, limit).await?;
         }
-        let keys = listed.ok_or_else(|| self.changed())?;
-        if of.org().is_some_and(|org| keys.iter().any(|key| key.record.org != org)) {
-            return Err(self.fault("an organisation is said to own a key of another"));
+        let mut keys = listed.ok_or_else(|| self.changed())?;
+        for key in &mut keys {
+            let Ok(Versioned { record, .. }) = key else { continue };
+            if of.org().is_some_and(|org| record.org != org) && !record.is_tombstone() {
+                *key = Err(Unreadable { id: record.id, why: OF_ANOTHER.to_owned() });
+            }
         }
         Ok(keys)
     }
@@ -156,7 +165,7 @@ impl Inner {
         records: String,
         after: Option<String>,
         limit: usize,
-    ) -> Result<Vec<Versioned<T>>, StoreFault> {
+    ) -> Result<Vec<Entry<T>>, StoreFault> {
         Ok(self.try_newest(&[index], &records, after, limit).await?.unwrap_or_default())
     }
 
@@ -167,7 +176,7 @@ impl Inner {
         records: &str,
         mut after: Option<String>,
         limit: usize,
-    ) -> Result<Option<Vec<Versioned<T>>>, StoreFault> {
+    ) -> Result<Option<Vec<Entry<T>>>, StoreFault> {
         let mut listed = Vec::new();
         while listed.len() < limit {
             let count = PAGE.min(limit - listed.len());
@@ -183,8 +192,10 @@ impl Inner {
                     return Ok(None);
                 }
                 let bytes = reply.bytes().map_err(|error| self.fault(error))?;
-                let place = T::place_of(&id).ok_or_else(|| self.fault("a list names what is no record"))?;
-                listed.push(self.promised(&place, bytes)?);
+                let place =
+                    T::parse_place(&id).ok_or_else(|| self.fault("a list names what is no record"))?;
+                let entry: Entry<T> = unreadable::entry(&self.sealer, place, bytes.as_deref());
+                listed.push(entry.map(|stored| self.newest_known(stored)));
                 after = Some(id);
             }
             if listed.len() - before < count {
@@ -214,10 +225,13 @@ impl Looked {
     }
 }
 
+/// An entry of a list.
+type Entry<T> = unreadable::Listed<T>;
+
 /// A record that lists name by its id.
-pub(super) trait Listed: Stored {
+pub(super) trait Listed: Stored + Identified {
     fn id(&self) -> String;
-    fn place_of(id: &str) -> Option<[u8; 16]>;
+    fn parse_place(id: &str) -> Option<[u8; 16]>;
     /// The list of all, and the prefix of the records' names.
     fn list(names: &Names) -> (String, String);
 }
@@ -227,7 +241,7 @@ impl Listed for KeyRecord {
         self.id.to_string()
     }
 
-    fn place_of(id: &str) -> Option<[u8; 16]> {
+    fn parse_place(id: &str) -> Option<[u8; 16]> {
         KeyId::parse(id).ok().map(KeyId::to_bytes)
     }
 
@@ -241,7 +255,7 @@ impl Listed for OrgRecord {
         self.id.to_string()
     }
 
-    fn place_of(id: &str) -> Option<[u8; 16]> {
+    fn parse_place(id: &str) -> Option<[u8; 16]> {
         OrgId::parse(id).ok().map(OrgId::to_bytes)
     }
 

@@ -11,6 +11,7 @@ pub mod prefix;
 pub mod proof;
 pub mod record;
 pub mod scope;
+pub mod tombstone;
 pub mod usage;
 
 use std::fmt;

@@ -322,7 +322,7 @@ const LAYOUT: u8 = 1;
 const SEAL_NONE: u8 = 0;
 const SEAL_HMAC: u8 = 1;
 /// Layout, seal, revision.
-const HEAD: usize = 10;
+pub(super) const HEAD: usize = 10;
 const MAC: usize = 32;
 
 /// Writes records to bytes and reads them back.

@@ -10,6 +10,7 @@ use keygate::store::keeper::Keeper;
 use keygate::store::outbox::Outbox;
 use keygate::store::quotas::Quotas;
 use keygate::store::trails::Trails;
+use keygate::store::unreadable::Listed;
 use keygate::store::usage::Usage;
 use keygate::store::{
     Change, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
@@ -257,29 +258,29 @@ impl Store for Valved {
         self.0.reading(self.0.store().org(id))
     }
 
-    fn keys(
+    fn list_keys(
         &self,
         of: KeysOf,
         after: Option<KeyId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
+    ) -> StoreFuture<'_, Result<Vec<Listed<KeyRecord>>, StoreFault>> {
         Box::pin(async move {
             self.0.lists.fetch_add(1, Ordering::SeqCst);
             self.0.held_back().await;
             self.0.lists_read.fetch_add(1, Ordering::SeqCst);
-            let keys = self.0.store().keys(of, after, limit).await;
+            let keys = self.0.store().list_keys(of, after, limit).await;
             self.0.keys_listed.fetch_add(keys.as_ref().map_or(0, Vec::len), Ordering::SeqCst);
             let _ = self.0.holds_answers.subscribe().wait_for(|holds| !holds).await;
             keys
         })
     }
 
-    fn orgs(
+    fn list_orgs(
         &self,
         after: Option<OrgId>,
         limit: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
-        self.0.store().orgs(after, limit)
+    ) -> StoreFuture<'_, Result<Vec<Listed<OrgRecord>>, StoreFault>> {
+        self.0.store().list_orgs(after, limit)
     }
 
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>> {

@@ -323,6 +323,7 @@ pub(crate) fn with_every_part(made: &Maker, chain: &Chain, trail: Trail, after: 
         room: Some(made.room(key.id)),
         key: Some(Change::Insert(key)),
         org: Some(Change::Insert(org)),
+        tombstone: None,
         seen: Vec::new(),
         needs: RecordFormat::FIRST,
         under: None,

@@ -14,6 +14,7 @@ use crate::store::keeper::Keeper;
 use crate::store::outbox::Outbox;
 use crate::store::quotas::Quotas;
 use crate::store::trails::Trails;
+use crate::store::unreadable::Listed;
 use crate::store::usage::Usage;
 use crate::store::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, StoreFuture};
 use crate::vocabulary::clock::{Shift, UnixMillis};
@@ -242,20 +243,20 @@ impl Store for Model {
         unasked()
     }
 
-    fn keys(
+    fn list_keys(
         &self,
         _: KeysOf,
         _: Option<KeyId>,
         _: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<KeyRecord>>, StoreFault>> {
+    ) -> StoreFuture<'_, Result<Vec<Listed<KeyRecord>>, StoreFault>> {
         unasked()
     }
 
-    fn orgs(
+    fn list_orgs(
         &self,
         _: Option<OrgId>,
         _: usize,
-    ) -> StoreFuture<'_, Result<Vec<Versioned<OrgRecord>>, StoreFault>> {
+    ) -> StoreFuture<'_, Result<Vec<Listed<OrgRecord>>, StoreFault>> {
         unasked()
     }
 
