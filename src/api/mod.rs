@@ -297,6 +297,9 @@ fn refuse(error: LifecycleError) -> Rejection {
         | LifecycleError::KeptAnswer
         // Only operators ask for what ends so.
         | LifecycleError::Unprovable { .. }
+        | LifecycleError::BackupRuns
+        | LifecycleError::NoBackup
+        | LifecycleError::NewerStore
         | LifecycleError::Prefix(_) => {
             internal(&error)
         }

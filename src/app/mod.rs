@@ -35,7 +35,7 @@ pub use key_tools::{KeyTools, SecretError, read_secret};
 pub use reload::{NeedsRestart, Refused, Source};
 pub use signals::Signals;
 pub use start::StartError;
-pub use store::{StoreError, open_store, open_store_to_read};
+pub use store::{StoreError, open_store, open_store_to_read, open_to_fill};
 
 /// A running gateway.
 #[derive(Debug)]

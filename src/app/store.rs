@@ -14,6 +14,7 @@ use crate::lifecycle::{Lifecycle, LifecycleError, Origin};
 use crate::store::embedded::{self, Embedded, Verified};
 use crate::store::keeper::{Place, Remembrance};
 use crate::store::redis::{self, Redis};
+use crate::store::whole::Fill;
 use crate::store::{LEASE, Store, StoreFault};
 use crate::telemetry::{Event, Notice};
 use crate::vocabulary::clock::Clock;
@@ -67,6 +68,24 @@ pub fn open_store_to_read(
     match settings {
         StoreSettings::Embedded(settings) => Ok(Arc::new(Embedded::open_to_read(settings, sealer)?)),
         StoreSettings::Redis(_) => open_store(settings, sealer, control),
+    }
+}
+
+/// The empty place that the configuration names, to restore a backup into it.
+///
+/// # Errors
+/// As [`open_store`].
+pub fn open_to_fill(
+    settings: &StoreSettings,
+    sealer: Sealer,
+    control: &Handle,
+) -> Result<Box<dyn Fill>, StoreError> {
+    match settings {
+        StoreSettings::Embedded(settings) => Ok(Box::new(embedded::Filling::new(settings, sealer))),
+        StoreSettings::Redis(settings) => {
+            let store = Redis::open((**settings).clone(), sealer, control.clone())?;
+            Ok(Box::new(redis::Filling::new(&store)))
+        }
     }
 }
 

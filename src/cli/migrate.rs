@@ -13,7 +13,7 @@ use crate::app::{open_store, open_store_to_read};
 use crate::config::{Config, StoreSettings};
 use crate::lifecycle::{Lifecycle, Migration, Moved, migrate};
 
-/// The least time-out for Redis: no client waits for a migration.
+/// The least time-out for Redis: no client waits for a migration, or a restore.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Copy everything in the store of --config to the empty store of --to
@@ -87,7 +87,7 @@ fn are_same(one: &StoreSettings, other: &StoreSettings) -> bool {
 
 /// Fails if a gateway answers on the admin socket: nothing may change a store during the migration. A gateway without
 /// a socket is not detected here.
-fn check_idle(socket: Option<&Path>, which: &str) -> Result<(), Failure> {
+pub(super) fn check_idle(socket: Option<&Path>, which: &str) -> Result<(), Failure> {
     match socket {
         Some(socket) if UnixStream::connect(socket).is_ok() => {
             Err(format!("a gateway on {which} answers at {}; stop it first", socket.display()).into())
@@ -96,13 +96,19 @@ fn check_idle(socket: Option<&Path>, which: &str) -> Result<(), Failure> {
     }
 }
 
-fn open(config: &Config, open: Open) -> Result<Arc<Lifecycle>, Failure> {
+/// The settings of the store, with time-outs for a command that nobody waits for.
+pub(super) fn patient(config: &Config) -> StoreSettings {
     let mut store = config.store.clone();
     if let StoreSettings::Redis(redis) = &mut store {
         redis.connect_timeout = redis.connect_timeout.max(PATIENCE);
         redis.lookup_timeout = redis.lookup_timeout.max(PATIENCE);
         redis.command_timeout = redis.command_timeout.max(PATIENCE);
     }
+    store
+}
+
+fn open(config: &Config, open: Open) -> Result<Arc<Lifecycle>, Failure> {
+    let store = patient(config);
     Ok(Arc::new(open_as(config, &store, open, "stop it")?))
 }
 

@@ -5,6 +5,7 @@
 mod admin;
 mod audit;
 mod audit_list;
+mod backup;
 mod check;
 mod completions;
 mod demo;

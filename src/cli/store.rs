@@ -1,16 +1,16 @@
-//! `keygate store`: showing the state of the store, accepting it after a loss, sealing it under a new pepper, and migrating
-//! it.
+//! `keygate store`: showing the state of the store, accepting it after a loss, sealing it under a new pepper, migrating it,
+//! backing it up and restoring it.
 
 use clap::Subcommand;
 
 use super::operator::{Act, Failure, Session, unexpected};
-use super::{Outcome, migrate, reseal};
+use super::{Outcome, backup, migrate, reseal};
 use crate::operators::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Lease, MemoryVitals, Status};
 use crate::vocabulary::key::record::RecordFormat;
 use crate::vocabulary::key::{Prefix, Prefixes};
 
-/// Show the state of the store, accept it after a loss, seal it under a new pepper, migrate it
+/// Show the state of the store, accept it after a loss, seal it under a new pepper, migrate it, back it up, restore it
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 If Redis loses its data, or another Redis takes its place, the gateways do not trust it: they accept the keys that they have in \
@@ -28,6 +28,7 @@ Examples:
   keygate store accept --yes
   keygate store accept-prefix acme
   keygate store reseal
+  keygate store backup keygate-2026-11-28.backup
   keygate store migrate --config node.toml --to redis.toml")]
 pub(super) enum Action {
     /// Show the place of the store, its state and its gateways
@@ -57,12 +58,16 @@ pub(super) enum Action {
         prefix: Prefix,
     },
     Migrate(migrate::Args),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
 }
 
 impl Act for Action {
     async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure> {
         match self {
             Self::Migrate(args) => migrate::run(args, session).await,
+            Self::Backup(args) => backup::back_up(args, session).await,
+            Self::Restore(args) => backup::restore(args, session).await,
             Self::Reseal => reseal::run(session).await,
             Self::Status => {
                 let status = reseal::status(session).await?;

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::Lifecycle;
 use super::audit::Draft;
+use super::backup::Restored;
 use super::error::LifecycleError;
 use super::principal::Origin;
 use crate::store::keeper::Acceptance;
@@ -33,6 +34,17 @@ impl Lifecycle {
             self.record(Trail::Operator, origin, accepted).await?;
         }
         Ok(acceptance)
+    }
+
+    /// Says in the operators' trail that the store was restored from a backup.
+    ///
+    /// # Errors
+    /// When the store cannot answer.
+    pub async fn record_restored(&self, origin: &Origin, restored: &Restored) -> Result<(), LifecycleError> {
+        let Restored { made_at, organizations, keys, .. } = restored;
+        let about = json!({ "backup_of": made_at, "organizations": organizations, "keys": keys });
+        let draft = || Draft::about(AuditKind::StoreMigrated, None, None).after(about.clone());
+        self.record(Trail::Operator, origin, draft).await
     }
 
     /// Makes the news that are held anew, from the sealed records of their organisations: what stands in them may be

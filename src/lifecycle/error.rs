@@ -123,6 +123,12 @@ pub enum LifecycleError {
     Prefix(#[from] PrefixError),
     #[error("the answer that is kept for this request cannot be read")]
     KeptAnswer,
+    #[error("a backup is being taken from this gateway already; wait for its end")]
+    BackupRuns,
+    #[error("the backup was broken off; begin it anew")]
+    NoBackup,
+    #[error("the store holds records of a newer release; take the backup from a gateway of that release")]
+    NewerStore,
 }
 
 fn list(errors: &[FieldError]) -> String {

@@ -4,6 +4,7 @@
 mod acceptance;
 mod audit;
 mod authority;
+mod backup;
 mod change;
 mod chores;
 mod error;
@@ -43,6 +44,7 @@ use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::key::{Digester, KeyFormat, Peppers, Prefix};
 
 pub use self::authority::Standing;
+pub use self::backup::{BackedUp, BackupPart, BadBackup, RestoreError, Restored, decode, encode, restore};
 pub use self::chores::RetentionSettings;
 pub use self::error::{Escalation, LifecycleError, PrefixError};
 pub use self::idempotency::{Idempotency, Keep, Outcome};
@@ -104,6 +106,7 @@ pub struct Lifecycle {
     following: Following,
     swept: Swept,
     changes: Arc<ChangeMeter>,
+    backups: backup::Backups,
     clock: Clock,
 }
 
@@ -127,6 +130,7 @@ impl Lifecycle {
             following: Following::default(),
             swept: Swept::default(),
             changes: Arc::default(),
+            backups: backup::Backups::default(),
             clock,
         }
     }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::events::Seq;
 use super::prefixes::PrefixBook;
+use super::whole::{Head, Pieces};
 use super::{StoreFault, StoreFuture};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::RecordFormat;
@@ -137,7 +138,7 @@ pub struct Status {
 }
 
 /// A record, by its kind and its id. The order in which records are sealed anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "id", rename_all = "lowercase")]
 pub enum Place {
     Org(OrgId),
@@ -255,4 +256,11 @@ pub trait Keeper: Send + Sync {
 
     /// Keeps the older peppers of another store, too: keys that come from there may have digests under them.
     fn keep_peppers_of(&self, other: Peppers) -> StoreFuture<'_, Result<(), StoreFault>>;
+
+    /// Hands over everything in the store, in pieces, as it is at one moment, and returns what it says of itself then. When a
+    /// key was used last may be of another moment while this runs, and news may be among them that were delivered meanwhile.
+    ///
+    /// # Errors
+    /// A fault, also if nobody takes the pieces any more.
+    fn dump(&self, out: Pieces) -> StoreFuture<'_, Result<Head, StoreFault>>;
 }

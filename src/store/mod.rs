@@ -23,6 +23,7 @@ pub mod redis;
 pub mod trails;
 pub mod unreadable;
 pub mod usage;
+pub mod whole;
 
 /// The primitives of the fence. Its model uses those of loom instead.
 mod sync {

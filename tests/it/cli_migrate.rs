@@ -18,8 +18,8 @@ use crate::harness::moved::sha256;
 use crate::harness::process::keygate;
 use crate::harness::{Call, Process, RedisServer, Upstream, eventually, fetch};
 
-const SIGNUP: &str = "[signup]\nenabled = true\nper_network_and_hour = 1000\n";
-const OUTBOX: &str = "[outbox]\nurl = \"http://127.0.0.1:9/news\"\nkey_file = \"pepper\"\n";
+pub(crate) const SIGNUP: &str = "[signup]\nenabled = true\nper_network_and_hour = 1000\n";
+pub(crate) const OUTBOX: &str = "[outbox]\nurl = \"http://127.0.0.1:9/news\"\nkey_file = \"pepper\"\n";
 const KEYED: &str = "[audit]\nkey_file = \"audit-key\"\n";
 
 #[track_caller]
@@ -34,7 +34,7 @@ fn text(value: &Value, name: &str) -> String {
 }
 
 /// The secrets of keys in every state, with the expected status: 200, 401 or 403.
-struct Customers {
+pub(crate) struct Customers {
     statuses: Vec<(&'static str, String, u16)>,
     /// The first key of an organisation, with all scopes.
     root: String,
@@ -42,7 +42,7 @@ struct Customers {
 }
 
 /// Two organisations with keys in every state.
-fn move_in(desk: &Desk) -> Customers {
+pub(crate) fn move_in(desk: &Desk) -> Customers {
     let first = ask(desk, &sign_up("ada@example.com"));
     let (org, root) = (text(&first, "organization_id"), text(&first, "api_key"));
     let second = ask(desk, &sign_up("eve@example.com"));
@@ -85,8 +85,14 @@ fn move_in(desk: &Desk) -> Customers {
     Customers { statuses, root, used: narrow.0 }
 }
 
+impl Customers {
+    pub(crate) fn root(&self) -> &str {
+        &self.root
+    }
+}
+
 #[track_caller]
-fn assert_all_as_it_was(desk: &Desk, customers: &Customers) {
+pub(crate) fn assert_all_as_it_was(desk: &Desk, customers: &Customers) {
     for (name, secret, status) in &customers.statuses {
         let answer = fetch(desk.address(), &Call::get("/v1/jobs").key(secret));
         assert_eq!(answer.status, *status, "{name}: {}", answer.text());
@@ -108,7 +114,7 @@ fn node(settings: &str, [live, test]: [&Upstream; 2]) -> (Desk, Customers) {
 }
 
 /// All fields of the lists of all organisations.
-fn listed(desk: &Desk, what: &[&str]) -> Vec<Value> {
+pub(crate) fn listed(desk: &Desk, what: &[&str]) -> Vec<Value> {
     desk.done(&[what, &["--json"]].concat()).json()
 }
 

@@ -312,8 +312,8 @@ fn the_command_line_takes_every_command() {
 }
 
 /// The blocks that run, each in one of the tests below.
-const RUN: [&str; 6] =
-    ["run: gateway", "run: api", "run: token", "run: secrets", "run: elsewhere", "run: move"];
+const RUN: [&str; 7] =
+    ["run: gateway", "run: api", "run: token", "run: secrets", "run: elsewhere", "run: move", "run: backup"];
 
 #[test]
 fn every_block_of_commands_runs_or_builds_with_what_is_there() {
@@ -465,6 +465,19 @@ fn the_move_to_redis_prints_what_the_page_shows() {
         lines.map(|line| line.split("  ").next().unwrap_or_default().to_owned()).collect()
     };
     assert_eq!(labels(&said), labels(&page.blocks[at + 1].text()), "{said}");
+}
+
+#[test]
+fn a_backup_is_restored_as_the_page_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shell = Shell::start(folder.path(), &[]);
+    typed(&mut shell, "keygate init\nkeygate keys create --org 'Example Ltd' --name a --all-scopes > key");
+    let all = run_all(&mut shell, "run: backup");
+    assert!(said(&all, "keygate store restore").contains("keys"), "{all:#?}");
+    let verified = said(&all, "keygate audit verify");
+    assert!(verified.contains(" 0 findings"), "{all:#?}");
+    let listed = typed(&mut shell, "keygate keys list");
+    assert!(said(&listed, "keygate keys list").contains("Example Ltd"), "{listed:#?}");
 }
 
 #[test]

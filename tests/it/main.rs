@@ -20,6 +20,7 @@ mod api_trips;
 mod api_use;
 mod architecture;
 mod authentication;
+mod backup;
 mod check_everything;
 mod cli_audit;
 mod cli_check;

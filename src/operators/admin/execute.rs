@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
 use super::reply::{Reply, Secret};
 use crate::lifecycle::{
-    FoundKeys, KeyView, Lifecycle, LifecycleError, Made, NewKey, OrgPage, Origin, Owned, Principal,
-    UnreadableView, view_org,
+    BackupPart, FoundKeys, KeyView, Lifecycle, LifecycleError, Made, NewKey, OrgPage, Origin, Owned,
+    Principal, UnreadableView, encode, view_org,
 };
 use crate::store::StoreFault;
 use crate::store::keeper::Place;
@@ -168,6 +168,11 @@ async fn on_store(
         StoreCommand::FinishReseal => {
             lifecycle.finish_reseal(origin).await?;
             Reply::ResealFinished
+        }
+        StoreCommand::BeginBackup => Reply::BackupBegun { id: lifecycle.begin_backup().await? },
+        StoreCommand::NextOfBackup { id } => {
+            let BackupPart { bytes, done } = lifecycle.next_of_backup(id).await?;
+            Reply::BackupPart { bytes: encode(&bytes), done }
         }
     })
 }

@@ -139,4 +139,9 @@ pub enum StoreCommand {
     },
     /// Note that nothing is left to reseal.
     FinishReseal,
+    BeginBackup,
+    /// Give the next part of a backup that was begun.
+    NextOfBackup {
+        id: u64,
+    },
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lifecycle::{AuditRecordView, ImportedKey, KeyView, MovedKey, OrgView, UnreadableView, Verdict};
+use crate::lifecycle::{
+    AuditRecordView, BackedUp, ImportedKey, KeyView, MovedKey, OrgView, UnreadableView, Verdict,
+};
 use crate::store::keeper::{Acceptance, Resealed, Status};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Prefix;
@@ -91,6 +93,15 @@ pub enum Reply {
         done: Resealed,
     },
     ResealFinished,
+    BackupBegun {
+        id: u64,
+    },
+    BackupPart {
+        /// In base64.
+        bytes: String,
+        /// Of the last part.
+        done: Option<BackedUp>,
+    },
     Failed {
         message: String,
     },

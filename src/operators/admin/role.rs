@@ -187,7 +187,9 @@ impl Needs {
             | StoreCommand::AcceptPrefix { .. }
             | StoreCommand::RemovePrefix { .. }
             | StoreCommand::Reseal { .. }
-            | StoreCommand::FinishReseal => (Role::All, About::Everybody),
+            | StoreCommand::FinishReseal
+            | StoreCommand::BeginBackup
+            | StoreCommand::NextOfBackup { .. } => (Role::All, About::Everybody),
         };
         Self { role, about }
     }

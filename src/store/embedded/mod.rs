@@ -55,6 +55,7 @@ mod secrets;
 mod tables;
 mod trails;
 mod usage;
+mod whole;
 mod writer;
 
 use std::fmt;
@@ -73,6 +74,7 @@ pub use self::open::{OpenError, Verified, inspect, verify};
 use self::open::{open_file, open_to_read, open_verified};
 use self::reads::{Snapshot, answer};
 use self::tables::{KEYS, ORGS, Tables};
+pub use self::whole::Filling;
 use self::writer::{Chore, Commit, Look, Order, Outcome, Stop, Writer};
 use super::answers::Answers;
 use super::events::{EventSink, Seq};
@@ -83,6 +85,7 @@ use super::quotas::Quotas;
 use super::trails::Trails;
 use super::unreadable::Listed;
 use super::usage::Usage;
+use super::whole::{Head, Pieces};
 use super::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -444,6 +447,10 @@ impl Keeper for Embedded {
 
     fn keep_peppers_of(&self, other: Peppers) -> StoreFuture<'_, Result<(), StoreFault>> {
         self.write(move |tables, sealer| tables.keep_peppers_of(sealer, &other))
+    }
+
+    fn dump(&self, out: Pieces) -> StoreFuture<'_, Result<Head, StoreFault>> {
+        self.read(move |snapshot| snapshot.dump(&out))
     }
 }
 

@@ -15,13 +15,16 @@ use super::rehearsal::Rehearsal;
 use super::secrets;
 use super::tables::{
     ANSWER_ENDS, ANSWERS, AUDIT, AUDIT_ENDS, DIGESTS, EMAILS, EVENTS, FORMAT, INCARNATION, INDEXED, KEYS,
-    LAST_EVENT, META, NEWS, NEWS_DUE, ORG_KEYS, ORGS, QUOTA_ENDS, QUOTAS, Tables, USAGE, begin_write, format,
-    number, open_if_there,
+    LAST_EVENT, META, NEWS, NEWS_DUE, ORG_KEYS, ORGS, PEPPERS, PREFIXES, QUOTA_ENDS, QUOTAS, Tables, USAGE,
+    begin_write, format, number, open_if_there,
 };
+use super::writer::Stop;
 use crate::store::StoreFault;
 use crate::store::events::Seq;
 use crate::store::finding::Finding;
+use crate::store::whole::Head;
 use crate::vocabulary::key::Misfit;
+use crate::vocabulary::key::pepper::unhex;
 use crate::vocabulary::key::record::{RecordFormat, Sealer};
 
 /// Why the file was not opened. A file that is refused for its content was left as it was.
@@ -211,7 +214,7 @@ fn claim(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -293,6 +296,33 @@ enum Content {
     /// Records that this keygate cannot keep.
     NewerFormat(RecordFormat),
     NoEventNumber,
+}
+
+/// Makes a file that is to be filled. It is no store until [`lay_out_as`] has written what it is.
+pub(super) fn create_to_fill(path: &Path) -> Result<Database, OpenError> {
+    let file = claim(path)?;
+    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
+    let backend = backend(&file).map_err(unreadable)?;
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(|error| refuse(path, error))
+}
+
+/// Writes what the store says of itself, which makes a store of a file.
+pub(super) fn lay_out_as(tables: &mut Tables<'_>, head: &Head) -> Result<(), Stop> {
+    let unreadable = || Stop::unreadable("the backup does not say which store it is of");
+    let incarnation = unhex(&head.incarnation).ok_or_else(unreadable)?;
+    tables.meta.insert(SCHEMA_NUMBER, &SCHEMA.to_be_bytes()[..])?;
+    tables.meta.insert(INCARNATION, &incarnation[..])?;
+    for event in [LAST_EVENT, INDEXED] {
+        tables.meta.insert(event, &head.event.to_be_bytes()[..])?;
+    }
+    tables.meta.insert(FORMAT, &u64::from(head.format.number()).to_be_bytes()[..])?;
+    for (name, row) in [(PREFIXES, &head.prefixes), (PEPPERS, &head.peppers)] {
+        if let Some(row) = row {
+            tables.meta.insert(name, row.as_bytes())?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the tables of a new store.

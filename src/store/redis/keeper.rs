@@ -1,8 +1,8 @@
 //! The operator's side: what state the store is in, the gateways that hold a lease, and how far an event has come among
 //! them.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use crate::store::keeper::{
     Vitals,
 };
 use crate::store::prefixes::PrefixBook;
+use crate::store::whole::{Head, Pieces};
 use crate::store::{LEASE, Propagation, StoreFault, StoreFuture};
 use crate::telemetry::Notice;
 use crate::vocabulary::audit::Trail;
@@ -93,6 +94,10 @@ impl Keeper for Redis {
 
     fn keep_peppers_of(&self, other: Peppers) -> StoreFuture<'_, Result<(), StoreFault>> {
         Box::pin(self.inner.keep_peppers_of(other))
+    }
+
+    fn dump(&self, out: Pieces) -> StoreFuture<'_, Result<Head, StoreFault>> {
+        Box::pin(Arc::clone(&self.inner).dump(out))
     }
 }
 

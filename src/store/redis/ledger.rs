@@ -24,6 +24,8 @@ const EARLY: usize = 4096;
 /// Marks of applied events that are kept, to detect another event with the same number.
 const RECENT: usize = 4096;
 pub(super) const SCHEMA: &str = "1";
+/// In the place of the schema while a backup is being restored.
+const RESTORING: &str = "restoring";
 
 /// The identity of a store: random, drawn when the store is made. A store that lost its data gets another.
 #[derive(Clone, PartialEq, Eq)]
@@ -159,6 +161,9 @@ impl fmt::Display for Stranger {
                 f,
                 "this is another store ({found}, not {known}): bring the right one back, or run `keygate store \
                  accept` to go on with this one"
+            ),
+            Self::NewerSchema { found } if found == RESTORING => f.write_str(
+                "a backup is being restored into it: run `keygate store restore` to its end, or empty the store",
             ),
             Self::NewerSchema { found } => write!(
                 f,

@@ -47,6 +47,7 @@ mod answers;
 mod breaker;
 mod cluster;
 mod connect;
+mod fill;
 mod follower;
 mod index;
 mod inspect;
@@ -74,7 +75,9 @@ mod tenure;
 mod topology;
 mod trails;
 mod usage;
+mod whole;
 
+pub use self::fill::Filling;
 pub use self::settings::{
     Address, Cell, InvalidPlace, Node, OpenError, Place, Sentinels, Settings, TlsFiles,
 };

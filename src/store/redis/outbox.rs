@@ -6,6 +6,7 @@
 use super::scripts::{Call, Reply};
 use super::{Inner, Redis};
 use crate::store::outbox::{News, Outbox};
+use crate::store::whole::Piece;
 use crate::store::{StoreFault, StoreFuture};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::OrgId;
@@ -68,6 +69,13 @@ pub(super) struct Written {
     body: Vec<u8>,
     /// The revision of the organisation's record, and the proof; empty for none.
     pub(super) proof: Vec<u8>,
+}
+
+impl Written {
+    /// For a backup, which proves as a whole that they are ours.
+    pub(super) fn into_piece(self, due: UnixMillis) -> Piece {
+        Piece::News { org: self.org, due, body: self.body }
+    }
 }
 
 impl Inner {

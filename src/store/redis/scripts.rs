@@ -66,6 +66,11 @@ pub(super) struct Scripts {
     pub(super) begin_removal: Script,
     pub(super) peppers: Script,
     pub(super) reseal: Script,
+    pub(super) ids: Script,
+    pub(super) moment: Script,
+    pub(super) begin_fill: Script,
+    pub(super) fill: Script,
+    pub(super) end_fill: Script,
     pub(super) rights: Script,
 }
 
@@ -131,6 +136,15 @@ impl Scripts {
             begin_removal: Script::writing(ours!("#!lua", "begin_removal.lua")),
             peppers: Script::writing(ours!("#!lua", "sealed.lua", "peppers.lua")),
             reseal: Script::writing(ours!("#!lua", "sealed.lua", "reseal.lua")),
+            ids: Script::reading(include_str!("ids.lua")),
+            moment: Script::reading(concat!(
+                "#!lua flags=no-writes\n",
+                include_str!("streams.lua"),
+                include_str!("moment.lua")
+            )),
+            begin_fill: Script::writing(include_str!("begin_fill.lua")),
+            fill: Script::writing(concat!("#!lua\n", include_str!("streams.lua"), include_str!("fill.lua"))),
+            end_fill: Script::writing(include_str!("end_fill.lua")),
             rights: Script::reading(include_str!("rights.lua")),
         }
     }
@@ -156,11 +170,12 @@ impl Scripts {
     }
 
     /// All scripts except the one that asks for rights.
-    fn all(&self) -> [&Script; 34] {
+    fn all(&self) -> [&Script; 39] {
         all_but_rights!(
             self: lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import, index,
             entries, trim, restore, usage, note_usage, news, backlog, held_news, claim_news, hold_news, release_news, delivered,
-            admit, begin, accept, prefixes, rewrite_prefixes, begin_removal, peppers, reseal
+            admit, begin, accept, prefixes, rewrite_prefixes, begin_removal, peppers, reseal, ids,
+            moment, begin_fill, fill, end_fill
         )
     }
 }

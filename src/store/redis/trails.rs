@@ -47,7 +47,7 @@ impl Inner {
         ends.map_or(Ok(Ends::default()), |bytes| Ends::from_bytes(&bytes).ok_or_else(unreadable))
     }
 
-    async fn entries(
+    pub(super) async fn entries(
         &self,
         trail: Trail,
         before: Option<u64>,

@@ -20,6 +20,8 @@ pub enum ProofOf {
     Acceptance,
     /// The file with what a gateway remembers: all of it.
     MemoryFile,
+    /// A backup: the SHA-256 of all of it.
+    Backup,
 }
 
 impl ProofOf {
@@ -29,6 +31,7 @@ impl ProofOf {
             Self::Event => "keygate proof event\0",
             Self::Acceptance => "keygate proof acceptance\0",
             Self::MemoryFile => "keygate proof memory file\0",
+            Self::Backup => "keygate proof backup\0",
         }
     }
 }
