@@ -103,6 +103,8 @@ events! {
     NotReplicated = "not_replicated" Error Repeats "a change has reached no replica of Redis",
     /// Redis answers and takes no changes, or takes them again.
     StoreDoubted = "store_doubted" Error Repeats "Redis takes no changes, or takes them again",
+    /// Redis has failed several calls in a row.
+    BreakerOpen = "breaker_open" Error Flaps "Redis is spared calls",
     /// The file of the embedded store fails.
     StoreFile = "store_file" Error Repeats "the file of the store failed",
     /// The link by which a gateway hears of changes.

@@ -127,8 +127,14 @@ fn throttles() -> MutexGuard<'static, Throttles> {
 }
 
 /// The counts of all events.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Throttles([OfEvent; Event::ALL.len()]);
+
+impl Default for Throttles {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| OfEvent::default()))
+    }
+}
 
 #[derive(Debug, Default)]
 struct OfEvent {

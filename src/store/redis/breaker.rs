@@ -35,9 +35,11 @@ impl Breaker {
         (self.failures >= FAILURES && pauses).then_some(fault)
     }
 
-    pub(super) fn fail(&mut self, now: Instant, fault: &StoreFault) {
+    /// Whether it opens now.
+    pub(super) fn fail(&mut self, now: Instant, fault: &StoreFault) -> bool {
         self.failures = self.failures.saturating_add(1);
         self.last = Some((now, fault.clone()));
+        self.failures == FAILURES
     }
 
     /// The probe has gone away; another caller may be the next.
@@ -54,10 +56,10 @@ mod tests {
     #[test]
     fn after_failures_in_a_row_redis_is_spared_until_one_caller_has_found_it_well() {
         let (mut breaker, start) = (Breaker::default(), Clock::system().now().mono);
-        for _ in 0..FAILURES {
+        for n in 1..=FAILURES {
             assert_eq!(breaker.turns_away(start), None);
             assert_eq!(breaker.admit(start), Ok(false));
-            breaker.fail(start, &StoreFault::TimedOut);
+            assert_eq!(breaker.fail(start, &StoreFault::TimedOut), n == FAILURES);
         }
         assert_eq!(breaker.turns_away(start), Some(&StoreFault::TimedOut));
         assert_eq!(breaker.admit(start), Err(StoreFault::TimedOut));
@@ -65,7 +67,7 @@ mod tests {
         assert_eq!(breaker.admit(start + PAUSE), Ok(true), "one tries");
         assert_eq!(breaker.admit(start + PAUSE), Err(StoreFault::TimedOut), "and nobody else");
         breaker.end_probe();
-        breaker.fail(start + PAUSE, &StoreFault::TimedOut);
+        assert!(!breaker.fail(start + PAUSE, &StoreFault::TimedOut), "it is open");
         assert_eq!(breaker.admit(start + PAUSE), Err(StoreFault::TimedOut), "the pause begins again");
         assert_eq!(breaker.admit(start + 2 * PAUSE), Ok(true));
     }

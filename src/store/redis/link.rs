@@ -32,6 +32,8 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// The connection, and its breaker.
 #[derive(Debug)]
 pub(super) struct Link {
+    /// For the log.
+    name: &'static str,
     connector: Arc<Connector>,
     control: Handle,
     clock: Clock,
@@ -92,9 +94,14 @@ enum Failure {
 }
 
 impl Link {
-    pub(super) fn new(connector: Arc<Connector>, control: Handle, clock: Clock) -> Arc<Self> {
+    pub(super) fn new(
+        name: &'static str,
+        connector: Arc<Connector>,
+        control: Handle,
+        clock: Clock,
+    ) -> Arc<Self> {
         let (slot, target, breaker) = (Mutex::new(Slot::Vacant), AsyncMutex::default(), Mutex::default());
-        Arc::new(Self { connector, control, clock, slot, target, breaker })
+        Arc::new(Self { name, connector, control, clock, slot, target, breaker })
     }
 
     /// The fault with which a call fails at once now, if the breaker is open.
@@ -386,7 +393,13 @@ impl<'l> Admission<'l> {
     }
 
     fn failed(self, fault: &StoreFault) {
-        lock(&self.link.breaker).fail(self.link.now(), fault);
+        let Self { link, .. } = &self;
+        let opens = lock(&link.breaker).fail(link.now(), fault);
+        if opens {
+            Event::BreakerOpen.log_of(link.name, link.now(), || {
+                format!("Redis is spared calls for {} until one succeeds: {fault}", link.name)
+            });
+        }
     }
 }
 

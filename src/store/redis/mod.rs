@@ -193,14 +193,14 @@ impl Redis {
         let names = Names::new(&settings.cell);
         let connector = Arc::new(connector(&settings, &names)?);
         let clock = Clock::system();
-        let link = || Link::new(Arc::clone(&connector), control.clone(), clock.clone());
+        let link = |name| Link::new(name, Arc::clone(&connector), control.clone(), clock.clone());
         let inner = Inner {
             names,
             scripts: Scripts::new(),
             ledger: Ledger::new(sealer.keeps()),
             sealer,
-            lookups: link(),
-            commands: link(),
+            lookups: link("lookups"),
+            commands: link("commands"),
             link_state: Mutex::new(LinkState::Down("not connected yet".into())),
             lease: Mutex::default(),
             left: tokio::sync::Mutex::default(),
