@@ -64,7 +64,7 @@ impl App {
         readiness.stop();
         control.handle().block_on(accepting.stop());
         let mut workers = Arc::into_inner(workers).unwrap_or_default();
-        workers.iter().for_each(|worker| worker.drain(DrainSettings::of_tunnels(timeout)));
+        workers.iter().for_each(|worker| worker.drain(DrainSettings::of_streams(timeout)));
         let until = Instant::now() + timeout;
         while !workers.iter().all(Worker::is_finished) && Instant::now() < until {
             if hurried.recv_timeout(Duration::from_millis(10)).is_ok() {

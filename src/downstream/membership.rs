@@ -23,7 +23,7 @@ pub(super) enum Stage {
     Leaving,
     /// The requests under way are finished, and no other is begun.
     Finishing,
-    /// Tunnels have had their share of the time.
+    /// Streams have had their share of the time.
     Closing,
 }
 

@@ -17,7 +17,7 @@ use super::connection::{self, Serving};
 use super::connection_limit::Slot;
 use super::held::Asked;
 use super::membership::{Connections, Stage};
-use crate::gateway::{Gateway, Plan, Shapes, Shared};
+use crate::gateway::{Departure, Gateway, Plan, Shapes, Shared};
 use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::Cells;
 use crate::vocabulary::network::ClientNetwork;
@@ -35,16 +35,16 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub struct DrainSettings {
     /// How long new connections are still accepted after the signal, until load balancers have noticed it.
     pub delay: Duration,
-    /// How long requests under way may then take. Tunnels have a [share](DrainSettings::of_tunnels) of it.
+    /// How long requests under way may then take. Streams have a [share](DrainSettings::of_streams) of it.
     pub timeout: Duration,
 }
 
 impl DrainSettings {
-    /// How long tunnels may take to close, where all that is under way has `timeout`. A tunnel can go on for hours, and
-    /// its client was told to leave.
+    /// How long tunnels and event streams may take to end, where all that is under way has `timeout`. They can go on for
+    /// hours, and were told to end.
     #[must_use]
-    pub fn of_tunnels(timeout: Duration) -> Duration {
-        timeout / 4
+    pub fn of_streams(timeout: Duration) -> Duration {
+        timeout / 2
     }
 }
 
@@ -95,9 +95,9 @@ enum Order {
     Relieve,
     /// Tell clients that their connections end, and go on serving.
     Leave,
-    /// Finish the requests under way, begin no other, then end. Tunnels are closed after this time.
+    /// Finish the requests under way, begin no other, then end. Streams are ended after this time.
     Drain {
-        tunnels: Duration,
+        streams: Duration,
     },
 }
 
@@ -154,9 +154,9 @@ impl Worker {
         let _ = self.orders.send(Order::Leave);
     }
 
-    /// Lets the requests under way finish, and tunnels close within the time `tunnels`, then ends.
-    pub fn drain(&self, tunnels: Duration) {
-        let _ = self.orders.send(Order::Drain { tunnels });
+    /// Lets the requests under way finish, and tunnels and event streams end within the time `streams`, then ends.
+    pub fn drain(&self, streams: Duration) {
+        let _ = self.orders.send(Order::Drain { streams });
     }
 
     #[must_use]
@@ -245,14 +245,19 @@ async fn work(
                 drop(done);
             }
             Some(Order::Relieve) => connections.relieve(),
-            Some(Order::Leave) => connections.advance(Stage::Leaving),
-            Some(Order::Drain { tunnels }) => {
+            Some(Order::Leave) => {
+                connections.advance(Stage::Leaving);
+                gateway.ask_streams_to_leave();
+            }
+            Some(Order::Drain { streams }) => {
                 draining = true;
                 connections.advance(Stage::Finishing);
-                let connections = Rc::clone(&connections);
+                gateway.dismiss_streams(Departure::Asked);
+                let (connections, gateway) = (Rc::clone(&connections), Rc::clone(&gateway));
                 tokio::task::spawn_local(async move {
-                    tokio::time::sleep(tunnels).await;
+                    tokio::time::sleep(streams).await;
                     connections.advance(Stage::Closing);
+                    gateway.dismiss_streams(Departure::Over);
                 });
             }
             Some(Order::Serve { stream, peer, slot }) => {

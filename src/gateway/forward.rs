@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 
 use super::authorize::Permit;
 use super::caller::Prepared;
+use super::event_stream::is_event_stream;
 use super::exchange::Exchange;
 use super::headers;
 use super::response_body::ResponseBody;
@@ -171,7 +172,13 @@ impl Forwarded {
             let tunnel = Box::new(Tunnel { upstream, idle: stream_idle, exchange });
             return (Response::from_parts(head, ResponseBody::none()), Some(tunnel));
         }
-        (Response::from_parts(head, ResponseBody::upstream(body, exchange)), None)
+        let is_open = body.size_hint().exact().is_none();
+        let as_it_comes = if is_open && is_event_stream(&head.headers) {
+            ResponseBody::events
+        } else {
+            ResponseBody::upstream
+        };
+        (Response::from_parts(head, as_it_comes(body, exchange)), None)
     }
 }
 

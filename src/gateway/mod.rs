@@ -14,6 +14,7 @@ mod authorize;
 mod browser;
 mod caller;
 mod cut;
+mod event_stream;
 mod exchange;
 mod forward;
 pub mod headers;
@@ -38,6 +39,7 @@ use hyper::body::Incoming;
 use self::authenticate::authenticate;
 use self::authorize::{Permit, authorize};
 use self::caller::Prepared;
+use self::event_stream::EventStreams;
 use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
 use self::in_flight::InFlight;
@@ -109,6 +111,7 @@ pub struct Gateway {
     snapshot: RefCell<Rc<Snapshot>>,
     keys: ThreadCache<Prepared>,
     in_flight: InFlight,
+    event_streams: Rc<EventStreams>,
     shares: ThreadShares,
     api: Option<Api>,
     usage: UsageNotes,
@@ -127,6 +130,7 @@ impl Gateway {
             snapshot: RefCell::new(Rc::new(Snapshot::new(plan, shapes, &cells, budget, clock.clone()))),
             keys: ThreadCache::new(keys),
             in_flight: InFlight::default(),
+            event_streams: Rc::default(),
             shares: ThreadShares::new(shares),
             api,
             usage: UsageNotes::default(),
@@ -147,6 +151,17 @@ impl Gateway {
     pub fn accept(&self, shapes: Arc<Shapes>) {
         let renewed = Rc::new(self.snapshot().with_shapes(shapes, &self.cells));
         self.snapshot.replace(renewed);
+    }
+
+    /// The process ends: event streams that are open now end behind their next events.
+    pub fn ask_streams_to_leave(&self) {
+        self.event_streams.ask();
+    }
+
+    /// The process does not wait any longer for clients to come to another gateway: the same, also for event streams that
+    /// begin later. When it is [over](Departure::Over), they are cut.
+    pub fn dismiss_streams(&self, departure: Departure) {
+        self.event_streams.dismiss(departure);
     }
 
     /// The limits of the requests of a connection that begins now.
@@ -188,6 +203,10 @@ impl Gateway {
             Target::Operation(_) => self.api.is_some(),
             Target::Upstream(_) => true,
         }
+    }
+
+    const fn event_streams(&self) -> &Rc<EventStreams> {
+        &self.event_streams
     }
 
     fn snapshot(&self) -> Rc<Snapshot> {

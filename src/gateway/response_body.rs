@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use super::event_stream::EventStream;
 use super::exchange::Exchange;
 use crate::upstream::answer::AnswerBody;
 use crate::upstream::error::BodyError;
@@ -24,6 +25,7 @@ pub struct ResponseBody {
 enum Source {
     Own(Option<Bytes>),
     Upstream(AnswerBody),
+    Events(EventStream),
 }
 
 impl ResponseBody {
@@ -47,6 +49,12 @@ impl ResponseBody {
         }
         Self { source: Source::Upstream(body), exchange: Some(exchange) }
     }
+
+    /// An event stream, which may end before the upstream's when the process ends.
+    pub(super) fn events(body: AnswerBody, exchange: Box<Exchange>) -> Self {
+        let events = EventStream::new(body, exchange.gateway().event_streams());
+        Self { source: Source::Events(events), exchange: Some(exchange) }
+    }
 }
 
 impl Body for ResponseBody {
@@ -60,6 +68,7 @@ impl Body for ResponseBody {
         let mut polled = match &mut self.source {
             Source::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Source::Events(events) => events.poll_frame(cx),
         };
         if let (Poll::Ready(Some(Ok(frame))), Some(exchange)) = (&mut polled, &mut self.exchange) {
             if let Some(data) = frame.data_ref() {
@@ -72,7 +81,7 @@ impl Body for ResponseBody {
             }
         }
         let ended = match &polled {
-            Poll::Ready(None) => true,
+            Poll::Ready(None) => !matches!(&self.source, Source::Events(events) if events.was_dismissed()),
             // After trailers hyper does not poll again.
             Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || self.is_end_stream(),
             Poll::Ready(Some(Err(_))) | Poll::Pending => false,
@@ -87,6 +96,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Own(bytes) => bytes.is_none(),
             Source::Upstream(body) => body.is_end_stream(),
+            Source::Events(events) => events.is_end_stream(),
         }
     }
 
@@ -94,6 +104,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Source::Upstream(body) => body.size_hint(),
+            Source::Events(events) => events.size_hint(),
         }
     }
 }

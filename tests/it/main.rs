@@ -54,6 +54,7 @@ mod http2_abuse;
 mod invalid_answers;
 mod lanes;
 mod leases;
+mod leaving_streams;
 mod left_behind;
 mod limits;
 mod log_floods;

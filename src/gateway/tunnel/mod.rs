@@ -74,9 +74,10 @@ pub struct Tunnel {
     pub(super) exchange: Box<Exchange>,
 }
 
-/// The meaning of the end of the process to a tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The meaning of the end of the process to a tunnel, or to an event stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Departure {
+    #[default]
     NotYet,
     /// Its client is to be asked to leave.
     Asked,
