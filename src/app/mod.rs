@@ -2,12 +2,14 @@
 
 mod control;
 mod in_force;
+mod inherited;
 mod key_tools;
 mod memory;
 mod prefixes;
 mod reload;
 mod room;
 mod signals;
+mod sockets;
 mod start;
 mod stop;
 mod store;
@@ -31,10 +33,12 @@ use in_force::InForce;
 use reload::Fixed;
 
 pub use control::Control;
+pub use inherited::{InheritError, Inherited};
 pub use key_tools::{KeyTools, SecretError, read_secret};
 pub use reload::{NeedsRestart, Refused, Source};
 pub use signals::Signals;
-pub use start::StartError;
+pub use sockets::SocketError;
+pub use start::{Belongings, StartError};
 pub use store::{StoreError, open_store, open_store_to_read, open_to_fill};
 
 /// A running gateway.

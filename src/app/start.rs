@@ -7,30 +7,29 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ipnet::IpNet;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 
+use super::App;
 use super::control::Control;
 use super::in_force::{InForce, Observed, serving};
+use super::inherited::Inherited;
 use super::key_tools::{KeyTools, SecretError, read_secret};
 use super::memory;
 use super::prefixes::{self, Followers};
 use super::reload::{Fixed, Source, tell_remarks, tell_wider};
 use super::room::Room;
 use super::signals::Signals;
+use super::sockets::{SocketError, Sockets};
 use super::store::{StoreError, attend_revived, attend_set_back, open_store, open_verified};
-use super::{Addresses, App};
 use crate::api::Api;
 use crate::config::Config;
-use crate::downstream::listener::{self, Listener};
+use crate::downstream::listener;
 use crate::downstream::tls;
 use crate::downstream::worker::{Parts, Worker};
 use crate::gateway::{Plan, Shapes, Shared, Shares};
 use crate::lifecycle::Lifecycle;
-use crate::operators::admin;
-use crate::operators::ops::{self, Readiness, Told};
+use crate::operators::ops::{Readiness, Told};
 use crate::operators::outbox::{self, Backlog};
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::Verified;
@@ -44,7 +43,6 @@ use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::{KeyFormat, Misfit, Prefix};
-use crate::vocabulary::network::CannotListen;
 
 /// How long a start waits for the store to say which pepper belongs to it.
 const ASKED_AT_START: Duration = Duration::from_secs(2);
@@ -53,11 +51,9 @@ const ASKED_AT_START: Duration = Duration::from_secs(2);
 #[derive(Debug, Error)]
 pub enum StartError {
     #[error(transparent)]
-    Listen(#[from] CannotListen),
+    Sockets(#[from] SocketError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error(transparent)]
-    Admin(#[from] admin::BindError),
     #[error(transparent)]
     Secret(#[from] SecretError),
     #[error(transparent)]
@@ -80,17 +76,32 @@ impl StartError {
     }
 }
 
+/// What a gateway begins with beside its configuration.
+#[derive(Default)]
+pub struct Belongings<'o> {
+    /// Where a reload reads the configuration from again; `None` where SIGHUP is not watched.
+    pub source: Option<Source>,
+    /// The file of an embedded store that was verified already: it is not read as a whole again.
+    pub verified: Option<&'o Verified>,
+    /// The sockets that a service manager has bound.
+    pub inherited: Inherited,
+}
+
+impl std::fmt::Debug for Belongings<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Belongings").field("inherited", &self.inherited).finish_non_exhaustive()
+    }
+}
+
 impl App {
-    /// Opens the store, watches the signals, binds the sockets, starts the threads. When it returns, connections
-    /// are accepted. SIGHUP is watched only where there is a `source` to read the configuration from again. A file of an
-    /// embedded store that was `verified` already is not read as a whole again.
+    /// Opens the store, watches the signals, opens the sockets, starts the threads. When it returns, connections
+    /// are accepted.
     ///
     /// # Errors
     /// [`StartError`] says what to do. Nothing is left running.
     pub fn start(
         config: Config,
-        source: Option<Source>,
-        verified: Option<&Verified>,
+        Belongings { source, verified, inherited }: Belongings<'_>,
         clock: Clock,
     ) -> Result<(Self, Signals), StartError> {
         use_log(&config.log)
@@ -109,7 +120,7 @@ impl App {
         let signals = Signals::watch(&control, source)?;
         let wider = tell_wider(config.routes.routes());
         tell_remarks(&config.remarks).iter().chain(&wider).for_each(|line| Notice::Remark.log(line));
-        Ok((Self::start_with(config, tools, control, store, clock)?, signals))
+        Ok((Self::assemble(config, tools, (control, store), inherited, clock)?, signals))
     }
 
     /// As [`App::start`], but without signals, and with a store that is already open, and the control runtime on
@@ -118,17 +129,27 @@ impl App {
     /// # Errors
     /// As [`App::start`].
     pub fn start_with(
-        mut config: Config,
+        config: Config,
         tools: KeyTools,
         control: Control,
         store: Arc<dyn Store>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        Self::assemble(config, tools, (control, store), Inherited::default(), clock)
+    }
+
+    fn assemble(
+        mut config: Config,
+        tools: KeyTools,
+        (control, store): (Control, Arc<dyn Store>),
+        inherited: Inherited,
         clock: Clock,
     ) -> Result<Self, StartError> {
         let fixed = Fixed::of(&config);
         let (threads, room, budget) = share_out_room(&mut config.listener);
         let serving = serving(&config.tls, config.watchdog.clone(), &clock)?;
         let entered = control.handle().enter();
-        let sockets = Sockets::bind(&config, &clock)?;
+        let sockets = Sockets::open(&config, inherited, &clock)?;
         let keys = Keys::open(store, &config, &tools, &clock);
         let backlog = config.outbox.map(|outbox| start_outbox(outbox, &keys.store, &clock)).transpose()?;
 
@@ -176,37 +197,6 @@ impl App {
             in_force,
             clock,
         })
-    }
-}
-
-/// The bound sockets.
-struct Sockets {
-    public: Listener,
-    /// Where a reload puts the networks whose proxies the public socket trusts.
-    trusted_proxies: watch::Sender<Vec<IpNet>>,
-    admin_socket: Option<admin::Server>,
-    admin_remote: Option<admin::Remote>,
-    ops: Option<ops::Server>,
-}
-
-impl Sockets {
-    fn bind(config: &Config, clock: &Clock) -> Result<Self, StartError> {
-        let (trusted_proxies, trusted) = watch::channel(config.gateway.headers.trusted_proxies.clone());
-        Ok(Self {
-            public: Listener::bind(&config.listener, trusted, clock.clone())?,
-            trusted_proxies,
-            admin_socket: admin::Server::bind(&config.admin)?,
-            admin_remote: admin::Remote::bind(&config.admin, clock.clone())?,
-            ops: ops::Server::bind(&config.ops)?,
-        })
-    }
-
-    fn addresses(&self) -> Addresses {
-        Addresses {
-            public: self.public.address(),
-            ops: self.ops.as_ref().map(ops::Server::address),
-            admin: self.admin_remote.as_ref().map(admin::Remote::address),
-        }
     }
 }
 

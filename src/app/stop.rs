@@ -1,7 +1,7 @@
 //! How a gateway ends: it drains, then gives up its lease, writes what it knows, and closes.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -13,6 +13,11 @@ use super::store::take_leave;
 use crate::downstream::worker::{DrainSettings, Worker};
 use crate::operators::Running;
 use crate::telemetry::{Notice, flush_log, reopen_log};
+
+/// How often it is looked whether the end has come.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long streams may take that began while clients were told to leave, where connections wait for the next process.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 impl App {
     /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once. SIGHUP reloads, SIGUSR1 opens the
@@ -27,9 +32,9 @@ impl App {
                 Asked::Reopen => self.reopen_log(),
             }
         }
-        let delay = self.drain.delay;
-        self.readiness.stop();
-        self.workers.iter().for_each(Worker::leave);
+        if !self.accepting.is_kept() {
+            self.readiness.stop();
+        }
         Notice::Stopping.log("stopping: finishing the requests under way; a second signal ends them");
         let (hurry, hurried) = channel();
         // The other signals are still watched, and have no effect.
@@ -38,9 +43,8 @@ impl App {
             end(&mut terminate, &mut interrupt).await;
             let _ = hurry.send(());
         });
-        let at_once = hurried.recv_timeout(delay).is_ok();
-        let timeout = if at_once { Duration::ZERO } else { self.drain.timeout };
-        self.stop(timeout, &hurried);
+        let last = self.leave(&hurried);
+        self.stop(last, &hurried);
         Notice::Stopped.log("stopped");
         flush_log();
     }
@@ -51,23 +55,48 @@ impl App {
         self.records.reopen();
     }
 
+    /// Tells clients that their connections end, and serves on: for the delay, and where the socket is kept open until what
+    /// had begun has ended too, at most as long as streams may take. Returns how long the rest may take.
+    #[expect(clippy::disallowed_methods, reason = "no test sets the time at which a process ends")]
+    fn leave(&self, hurried: &Receiver<()>) -> Last {
+        let DrainSettings { delay, timeout } = self.drain;
+        let (ended, all_ended) = channel();
+        self.workers.iter().for_each(|worker| worker.leave(ended.clone()));
+        drop(ended);
+        if !self.accepting.is_kept() {
+            let at_once = hurried.recv_timeout(delay).is_ok();
+            return if at_once { Last::of(Duration::ZERO) } else { Last::of(timeout) };
+        }
+        let (begun, of_streams) = (Instant::now(), DrainSettings::of_streams(timeout));
+        loop {
+            if hurried.recv_timeout(LOOK).is_ok() {
+                return Last::of(Duration::ZERO);
+            }
+            let have_ended = matches!(all_ended.try_recv(), Err(TryRecvError::Disconnected));
+            let waited = begun.elapsed();
+            if waited >= delay && have_ended || waited >= delay + of_streams {
+                return Last { timeout: timeout - of_streams, streams: LAST_WORDS.min(of_streams) };
+            }
+        }
+    }
+
     /// Accepts no more connections, gives the requests under way up to `timeout`, and ends.
     pub fn drain(self, timeout: Duration) {
         // The sender is kept, so that nothing hurries the end.
         let (_hurry, hurried) = channel();
-        self.stop(timeout, &hurried);
+        self.stop(Last::of(timeout), &hurried);
     }
 
     #[expect(clippy::disallowed_methods, reason = "no test sets the time at which a process ends")]
-    fn stop(self, timeout: Duration, hurried: &Receiver<()>) {
+    fn stop(self, last: Last, hurried: &Receiver<()>) {
         let Self { control, accepting, workers, records, operators, lifecycle, store, readiness, .. } = self;
         readiness.stop();
         control.handle().block_on(accepting.stop());
         let mut workers = Arc::into_inner(workers).unwrap_or_default();
-        workers.iter().for_each(|worker| worker.drain(DrainSettings::of_streams(timeout)));
-        let until = Instant::now() + timeout;
+        workers.iter().for_each(|worker| worker.drain(last.streams));
+        let until = Instant::now() + last.timeout;
         while !workers.iter().all(Worker::is_finished) && Instant::now() < until {
-            if hurried.recv_timeout(Duration::from_millis(10)).is_ok() {
+            if hurried.recv_timeout(LOOK).is_ok() {
                 break;
             }
         }
@@ -80,6 +109,19 @@ impl App {
         lifecycle.iter().for_each(|lifecycle| lifecycle.export_all_heads());
         drop((lifecycle, store));
         control.stop();
+    }
+}
+
+/// How long what is open may take once no more connections are accepted.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    timeout: Duration,
+    streams: Duration,
+}
+
+impl Last {
+    fn of(timeout: Duration) -> Self {
+        Self { timeout, streams: DrainSettings::of_streams(timeout) }
     }
 }
 

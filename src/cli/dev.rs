@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::demo;
 use super::program::{Program, word};
 use super::{Outcome, refuse};
-use crate::app::App;
+use crate::app::{App, Belongings};
 use crate::config::{Config, FIRSTHAND_POLICY};
 use crate::lifecycle::{Lifecycle, LifecycleError, NewKey, Origin};
 use crate::store::KeysOf;
@@ -87,7 +87,7 @@ pub(super) fn run(
         writeln!(err, "keygate: dev listens on loopback only, and {listen} is not; use init and serve")?;
         return Ok(Outcome::Refused);
     }
-    let (app, signals) = match App::start(config, None, None, Clock::system()) {
+    let (app, signals) = match App::start(config, Belongings::default(), Clock::system()) {
         Ok(started) => started,
         Err(error) => {
             writeln!(err, "keygate: {error}")?;

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::{Outcome, RoleArg, files, refuse};
-use crate::app::App;
+use crate::app::{App, Belongings, Inherited};
 use crate::config::Config;
 use crate::store::Role;
 use crate::telemetry::{Notice, flush_log};
@@ -17,6 +17,8 @@ use crate::vocabulary::clock::Clock;
 After the first SIGTERM, the requests in progress finish; a second SIGTERM ends them.
 
 SIGUSR1 opens the files of the log again, after they were renamed.
+
+Sockets that systemd passes (LISTEN_FDS) are used instead of bound ones; each must be at an address of the configuration.
 
 SIGHUP reloads the configuration, its policy and its certificates. All of them take effect from the next request on. If there is a \
 mistake, or a changed setting needs a restart (address, threads, connection limits, keys, store, cache, admin, ops, log), nothing \
@@ -44,6 +46,15 @@ pub(super) fn run(
     err: &mut impl Write,
 ) -> io::Result<Outcome> {
     let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
+    // Before there are threads.
+    let names = environment.iter().find(|(name, _)| name == "LISTEN_FDNAMES");
+    let inherited = match Inherited::from_environment(names.and_then(|(_, names)| names.to_str())) {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            let _ = writeln!(err, "keygate: {error}");
+            return Ok(Outcome::Refused);
+        }
+    };
     let role = Role::from(args.role);
     let path = args.config.clone();
     let load = move || Config::load(&path, environment.clone()).and_then(|config| config.in_role(role));
@@ -63,8 +74,8 @@ pub(super) fn run(
     let routes = config.routes.routes().len();
     let log_file = config.log.file.clone();
     let scheme = if config.tls.certificates.is_empty() { "http" } else { "https" };
-    let (app, signals) = match App::start(config, Some(Box::new(read)), files.store.as_ref(), Clock::system())
-    {
+    let belongings = Belongings { source: Some(Box::new(read)), verified: files.store.as_ref(), inherited };
+    let (app, signals) = match App::start(config, belongings, Clock::system()) {
         Ok(started) => started,
         Err(error) => {
             flush_log();

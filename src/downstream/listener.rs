@@ -1,10 +1,10 @@
-//! The public socket: it is bound once; each connection gets a place and goes to a worker, or is closed.
+//! The public socket: it is bound once, here or by a service manager; each connection gets a place and goes to a worker, or is closed.
 //!
 //! Two sockets that are bound to one port with `SO_REUSEPORT` would split the traffic silently. Therefore there
 //! is one socket, and one acceptor that gives each connection to the least loaded worker.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,18 +59,26 @@ pub struct Listener {
     address: SocketAddr,
     limit: ConnectionLimit,
     clock: Clock,
+    is_kept: bool,
 }
 
 impl Listener {
-    /// Binds. Must be called inside the control runtime.
+    /// Takes the socket that is there, which somebody else keeps open, or binds one. Must be called inside the control
+    /// runtime.
     ///
     /// # Errors
     /// When the address is in use, or is not an address of this machine.
-    pub fn bind(
+    pub fn open(
         settings: &Settings,
+        there: Option<StdListener>,
         trusted_proxies: watch::Receiver<Vec<IpNet>>,
         clock: Clock,
     ) -> Result<Self, CannotListen> {
+        let is_kept = there.is_some();
+        let take = |socket: StdListener| {
+            socket.set_nonblocking(true)?;
+            TcpListener::from_std(socket)
+        };
         let bind = || {
             let socket = match settings.listen {
                 SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -80,12 +88,11 @@ impl Listener {
             // bind.
             socket.set_reuseaddr(true)?;
             socket.bind(settings.listen)?;
-            let socket = socket.listen(BACKLOG)?;
-            let address = socket.local_addr()?;
-            Ok((socket, address))
+            socket.listen(BACKLOG)
         };
-        let (socket, address) =
-            bind().map_err(|cause| CannotListen { listen: settings.listen, cause, key: "server.listen" })?;
+        let opened = there.map_or_else(bind, take).and_then(|socket| Ok((socket.local_addr()?, socket)));
+        let (address, socket) =
+            opened.map_err(|cause| CannotListen { listen: settings.listen, cause, key: "server.listen" })?;
         Ok(Self {
             socket,
             address,
@@ -95,6 +102,7 @@ impl Listener {
                 trusted_proxies,
             ),
             clock,
+            is_kept,
         })
     }
 
@@ -108,11 +116,12 @@ impl Listener {
     #[must_use]
     pub fn start(self, workers: Arc<Vec<Worker>>, cells: Arc<Cells>) -> Accepting {
         let (stop, stopped) = oneshot::channel();
-        Accepting { task: tokio::spawn(self.run(workers, cells, stopped)), stop }
+        let is_kept = self.is_kept;
+        Accepting { task: tokio::spawn(self.run(workers, cells, stopped)), stop, is_kept }
     }
 
     async fn run(self, workers: Arc<Vec<Worker>>, cells: Arc<Cells>, mut stop: oneshot::Receiver<()>) {
-        let Self { socket, limit, clock, .. } = self;
+        let Self { socket, limit, clock, is_kept, .. } = self;
         let intake = Intake { workers, limit, clock, cells };
         loop {
             let accepted = tokio::select! {
@@ -131,6 +140,10 @@ impl Listener {
                 }
             }
         }
+        if is_kept {
+            // What waits there waits for the next process.
+            return;
+        }
         // They would be reset with the socket.
         let Ok(socket) = socket.into_std() else { return };
         for _ in 0..BACKLOG {
@@ -148,10 +161,18 @@ impl Listener {
 pub struct Accepting {
     task: JoinHandle<()>,
     stop: oneshot::Sender<()>,
+    is_kept: bool,
 }
 
 impl Accepting {
-    /// Takes the connections that wait to be accepted, and closes the socket. Nothing else then holds the workers.
+    /// Whether somebody else keeps the socket open: then connections wait in it while no process accepts them.
+    #[must_use]
+    pub const fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
+    /// Ends accepting. Connections that wait to be accepted are taken, unless somebody else keeps the socket open. Nothing
+    /// else then holds the workers.
     pub async fn stop(self) {
         drop(self.stop);
         let _ = self.task.await;

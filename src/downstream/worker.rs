@@ -30,6 +30,9 @@ const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
 /// How often a worker does what no request does: see [`Gateway::sweep`].
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// How often a worker that is leaving looks whether the requests of before have ended.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// How a gateway ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DrainSettings {
@@ -93,8 +96,11 @@ enum Order {
     },
     /// Give the memory that is asked for.
     Relieve,
-    /// Tell clients that their connections end, and go on serving.
-    Leave,
+    /// Tell clients that their connections end, and go on serving. `ended` is dropped when the requests that have begun by
+    /// then have ended.
+    Leave {
+        ended: Sender<()>,
+    },
     /// Finish the requests under way, begin no other, then end. Streams are ended after this time.
     Drain {
         streams: Duration,
@@ -149,9 +155,10 @@ impl Worker {
         Memory { orders: self.orders.downgrade(), asked: Arc::clone(&self.asked) }
     }
 
-    /// Tells clients that their connections end. Every request is still served.
-    pub fn leave(&self) {
-        let _ = self.orders.send(Order::Leave);
+    /// Tells clients that their connections end. Every request is still served. `ended` is dropped when the requests that
+    /// have begun by then have ended.
+    pub fn leave(&self, ended: Sender<()>) {
+        let _ = self.orders.send(Order::Leave { ended });
     }
 
     /// Lets the requests under way finish, and tunnels and event streams end within the time `streams`, then ends.
@@ -245,9 +252,10 @@ async fn work(
                 drop(done);
             }
             Some(Order::Relieve) => connections.relieve(),
-            Some(Order::Leave) => {
+            Some(Order::Leave { ended }) => {
                 connections.advance(Stage::Leaving);
                 gateway.ask_streams_to_leave();
+                tokio::task::spawn_local(outlast(Rc::clone(&gateway), ended));
             }
             Some(Order::Drain { streams }) => {
                 draining = true;
@@ -273,6 +281,14 @@ async fn work(
             }
         }
     }
+}
+
+/// Drops `ended` when the requests that had begun before the end of the process have ended.
+async fn outlast(gateway: Rc<Gateway>, ended: Sender<()>) {
+    while gateway.has_open_from_before() {
+        tokio::time::sleep(LOOK).await;
+    }
+    drop(ended);
 }
 
 /// Does what no request does, for as long as the worker runs.

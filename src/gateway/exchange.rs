@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use super::Gateway;
 use super::caller::Prepared;
 use super::cut::Cut;
+use super::eras::Era;
 use super::headers::request_id_value;
 use super::shares::{Client, Part};
 use super::snapshot::Snapshot;
@@ -63,6 +64,7 @@ pub(super) struct Exchange {
     /// Its place among the requests in flight, once it is forwarded with a key.
     place: Option<usize>,
     cut: Cut,
+    era: Era,
 }
 
 /// When an upstream was asked, when it answered, and when the answer's head was ready for the client.
@@ -107,6 +109,7 @@ impl Exchange {
             part: None,
             place: None,
             cut: cut.clone(),
+            era: gateway.eras.enter(),
         })
     }
 
@@ -302,6 +305,7 @@ impl Drop for Exchange {
         }
         let duration = self.gateway.clock.mono().saturating_duration_since(self.started.mono);
         self.gateway.cells.end();
+        self.gateway.eras.leave(self.era);
         self.snapshot.route_cells(self.route()).finish(&Finished {
             method: self.method,
             code: self.code,

@@ -14,6 +14,7 @@ mod authorize;
 mod browser;
 mod caller;
 mod cut;
+mod eras;
 mod event_stream;
 mod exchange;
 mod forward;
@@ -39,6 +40,7 @@ use hyper::body::Incoming;
 use self::authenticate::authenticate;
 use self::authorize::{Permit, authorize};
 use self::caller::Prepared;
+use self::eras::Eras;
 use self::event_stream::EventStreams;
 use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
@@ -112,6 +114,7 @@ pub struct Gateway {
     keys: ThreadCache<Prepared>,
     in_flight: InFlight,
     event_streams: Rc<EventStreams>,
+    eras: Eras,
     shares: ThreadShares,
     api: Option<Api>,
     usage: UsageNotes,
@@ -131,6 +134,7 @@ impl Gateway {
             keys: ThreadCache::new(keys),
             in_flight: InFlight::default(),
             event_streams: Rc::default(),
+            eras: Eras::default(),
             shares: ThreadShares::new(shares),
             api,
             usage: UsageNotes::default(),
@@ -155,7 +159,14 @@ impl Gateway {
 
     /// The process ends: event streams that are open now end behind their next events.
     pub fn ask_streams_to_leave(&self) {
+        self.eras.begin_last();
         self.event_streams.ask();
+    }
+
+    /// Whether a request is open that had begun before [`Gateway::ask_streams_to_leave`].
+    #[must_use]
+    pub fn has_open_from_before(&self) -> bool {
+        self.eras.has_open_from_before()
     }
 
     /// The process does not wait any longer for clients to come to another gateway: the same, also for event streams that

@@ -1,6 +1,6 @@
 //! The operators' listener: `/metrics`, `/livez`, `/readyz`. It shows no secret and changes nothing.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::Full;
 use tokio::net::TcpListener;
 
-use super::small_server::{Answer, Limits, Request, Running, SmallServer, bind_tcp};
+use super::small_server::{Answer, Limits, Request, Running, SmallServer, open_tcp};
 use crate::telemetry::Event;
 use crate::telemetry::metrics::{Metrics, State};
 use crate::vocabulary::clock::Clock;
@@ -96,14 +96,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds; `None` where the settings turn it off. Must be called inside the control runtime.
+    /// Takes the socket that is there, or binds one; `None` where the settings turn it off. Must be called inside the
+    /// control runtime.
     ///
     /// # Errors
     /// When the address is in use, or is not an address of this machine.
-    pub fn bind(settings: &Settings) -> Result<Option<Self>, CannotListen> {
+    pub fn open(settings: &Settings, there: Option<StdListener>) -> Result<Option<Self>, CannotListen> {
         let Some(listen) = settings.listen else { return Ok(None) };
         let (listener, address) =
-            bind_tcp(listen).map_err(|cause| CannotListen { listen, cause, key: "ops.listen" })?;
+            open_tcp(listen, there).map_err(|cause| CannotListen { listen, cause, key: "ops.listen" })?;
         Ok(Some(Self { listener, address }))
     }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::hash::Hash;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,12 +69,15 @@ impl Socket for TcpListener {
     }
 }
 
-/// Binds a TCP socket, and gives its real address. Must be called inside a runtime.
+/// Takes the TCP socket that is there, or binds one, and gives its real address. Must be called inside a runtime.
 ///
 /// # Errors
 /// When the address is in use, or is not an address of this machine.
-pub(super) fn bind_tcp(listen: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = std::net::TcpListener::bind(listen)?;
+pub(super) fn open_tcp(
+    listen: SocketAddr,
+    there: Option<StdListener>,
+) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = there.map_or_else(|| StdListener::bind(listen), Ok)?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     Ok((TcpListener::from_std(listener)?, address))
@@ -256,7 +259,7 @@ mod tests {
     const WITHIN: Duration = Duration::from_secs(30);
 
     fn server(limits: Limits) -> (SmallServer<TcpListener>, SocketAddr) {
-        let (socket, address) = bind_tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let (socket, address) = open_tcp(SocketAddr::from(([127, 0, 0, 1], 0)), None).unwrap();
         (SmallServer { socket, name: "a test", limits, clock: Clock::system() }, address)
     }
 

@@ -83,6 +83,7 @@ mod redis_store;
 mod redis_tls;
 mod refused_connections;
 mod reload;
+mod restarts;
 mod role_proxy;
 mod sealed;
 mod secrets;

@@ -54,6 +54,11 @@ pub enum BindError {
     InUse(PathBuf),
     #[error("{0} exists and is not a socket; set admin.socket to another path")]
     NoSocket(PathBuf),
+    #[error(
+        "the admin socket {path} that the service manager passes is open to others than its owner (mode {mode:04o}): set \
+         SocketMode=0600 in its unit"
+    )]
+    Exposed { path: PathBuf, mode: u32 },
     #[error(transparent)]
     Address(#[from] CannotListen),
     #[error(transparent)]

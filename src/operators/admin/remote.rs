@@ -2,7 +2,7 @@
 //!
 //! A client without a valid token learns nothing: neither which tokens there are, nor which commands.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::role::Lacking;
 use super::token::{Token, TokenFileError, Tokens};
 use super::{BindError, REMOTE_LIMITS, Settings, remote_operator};
 use crate::lifecycle::{Lifecycle, Origin};
-use crate::operators::small_server::{Answer, Request, Running, SmallServer, bind_tcp};
+use crate::operators::small_server::{Answer, Request, Running, SmallServer, open_tcp};
 use crate::telemetry::Event;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::network::{CannotListen, Server};
@@ -79,15 +79,20 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Binds; `None` where the settings turn it off. Must be called inside the control runtime.
+    /// Takes the socket that is there, or binds one; `None` where the settings turn it off. Must be called inside the
+    /// control runtime.
     ///
     /// # Errors
     /// When the address is in use or is not an address of this machine, or the tokens cannot be read.
-    pub fn bind(settings: &Settings, clock: Clock) -> Result<Option<Self>, BindError> {
+    pub fn open(
+        settings: &Settings,
+        there: Option<StdListener>,
+        clock: Clock,
+    ) -> Result<Option<Self>, BindError> {
         let Some(settings) = settings.remote.clone() else { return Ok(None) };
         settings.check()?;
         let failed = |cause| CannotListen { listen: settings.listen, cause, key: "admin.listen" };
-        let (listener, address) = bind_tcp(settings.listen).map_err(failed)?;
+        let (listener, address) = open_tcp(settings.listen, there).map_err(failed)?;
         let gate = Gate { settings, clock };
         Ok(Some(Self { listener, address, gate }))
     }

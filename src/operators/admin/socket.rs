@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,21 +14,36 @@ use crate::lifecycle::Lifecycle;
 use crate::operators::small_server::{Running, SmallServer, Socket};
 use crate::vocabulary::clock::Clock;
 
-/// The bound Unix socket. Its file is removed when this is dropped.
+/// The bound Unix socket. Its file is removed when this is dropped, unless somebody else keeps the socket open.
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    is_kept: bool,
 }
 
 impl Server {
-    /// Binds; `None` where the settings name no socket. The file of a gateway that is gone is replaced. Must be
-    /// called inside the control runtime.
+    /// Takes the socket that is there, or binds one; `None` where the settings name no socket. The file of a gateway that
+    /// is gone is replaced. Must be called inside the control runtime.
     ///
     /// # Errors
     /// [`BindError`] says what to do.
-    pub fn bind(settings: &Settings) -> Result<Option<Self>, BindError> {
+    pub fn open(settings: &Settings, there: Option<StdListener>) -> Result<Option<Self>, BindError> {
         let Some(path) = settings.socket.clone() else { return Ok(None) };
+        there.map_or_else(|| Self::bind(path.clone()), |there| Self::take(path.clone(), there)).map(Some)
+    }
+
+    fn take(path: PathBuf, there: StdListener) -> Result<Self, BindError> {
+        let failed = |cause| BindError::Io { path: path.clone(), cause };
+        let mode = std::fs::symlink_metadata(&path).map_err(failed)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(BindError::Exposed { path, mode });
+        }
+        let listener = there.set_nonblocking(true).and_then(|()| UnixListener::from_std(there));
+        Ok(Self { listener: listener.map_err(failed)?, path, is_kept: true })
+    }
+
+    fn bind(path: PathBuf) -> Result<Self, BindError> {
         clear(&path)?;
         let failed = |cause| BindError::Io { path: path.clone(), cause };
         // Bound under another name first, so that no other user can connect before the mode is set.
@@ -40,7 +55,7 @@ impl Server {
             let _ = std::fs::remove_file(&fresh);
             return Err(failed(cause));
         }
-        Ok(Some(Self { listener, path }))
+        Ok(Self { listener, path, is_kept: false })
     }
 
     /// Starts to serve. Must be called inside the control runtime.
@@ -68,7 +83,9 @@ impl Socket for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if !self.is_kept {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

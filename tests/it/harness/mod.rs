@@ -20,6 +20,7 @@ pub(crate) mod moved;
 pub(crate) mod names;
 pub(crate) mod process;
 pub(crate) mod redis;
+pub(crate) mod restless;
 pub(crate) mod sentinels;
 pub(crate) mod store;
 pub(crate) mod traffic;

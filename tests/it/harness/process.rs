@@ -36,7 +36,13 @@ impl Process {
 
     /// With both its outputs as the command says. Only lines on pipes can be read.
     pub(crate) fn start_as_it_is(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+        command.stdin(Stdio::null());
+        Self::start_with_input(command)
+    }
+
+    /// The same, with its standard input as the command says, too.
+    pub(crate) fn start_with_input(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let out = child.stdout.take().map_or_else(|| channel().1, lines);
         let err = child.stderr.take().map_or_else(|| channel().1, lines);
         Self { child, out, err }

@@ -75,6 +75,16 @@ impl Reply {
         )
     }
 
+    /// An event stream with one event, which goes on until the client leaves.
+    pub(crate) fn events() -> Self {
+        Self::Custom(Box::new(|stream| {
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+            let _ = stream.write_all(format!("{head}b\r\ndata: one\n\n\r\n").as_bytes());
+            let _ = stream.read(&mut [0; 1]);
+        }))
+    }
+
     pub(crate) fn raw(bytes: &str) -> Self {
         Self::Bytes(bytes.as_bytes().to_vec())
     }
