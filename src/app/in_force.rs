@@ -13,7 +13,6 @@ use crate::store::keeper::{LinkState, MemoryVitals, Standing, Vitals};
 use crate::telemetry::metrics::{ChangeMeter, EndpointState, Reloads, State};
 use crate::telemetry::{self, Lost, Notice};
 use crate::upstream::budget::Budget;
-use crate::upstream::health::Health;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 
 /// The parts that a reload replaces, for metrics.
@@ -22,15 +21,15 @@ pub(super) struct InForce {
     config_hash: u64,
     /// The end of each certificate, by its file.
     certificates: Vec<(Box<str>, UnixMillis)>,
-    pub(super) health: Arc<Health>,
+    pub(super) plan: Arc<Plan>,
     pub(super) reloads: Reloads,
 }
 
 impl InForce {
-    pub(super) fn new(config_hash: u64, serving: &Serving, plan: &Plan, reloads: Reloads) -> Self {
+    pub(super) fn new(config_hash: u64, serving: &Serving, plan: &Arc<Plan>, reloads: Reloads) -> Self {
         let certificates = serving.tls.iter().flat_map(tls::Acceptor::certificates);
         let certificates = certificates.map(|one| (one.file.display().to_string().into(), one.not_after));
-        Self { config_hash, certificates: certificates.collect(), health: Arc::clone(plan.health()), reloads }
+        Self { config_hash, certificates: certificates.collect(), plan: Arc::clone(plan), reloads }
     }
 }
 
@@ -73,13 +72,13 @@ impl Observed {
     pub(super) fn state(&self) -> State {
         let in_force = lock(&self.in_force);
         let keeper = self.store.keeper();
-        let Vitals { standing, breakers, is_suspect, is_full, memory } = keeper.vitals();
+        let Vitals { standing, lapsed, breakers, is_suspect, is_full, memory } = keeper.vitals();
         let (lease_held, leases) = match standing {
             Standing::Alone => (None, None),
             Standing::Out => (Some(false), None),
             Standing::Among(leases) => (Some(true), Some(leases)),
         };
-        let endpoints = in_force.health.endpoints().map(|seen| EndpointState {
+        let endpoints = in_force.plan.health().endpoints().map(|seen| EndpointState {
             upstream: seen.upstream.into(),
             endpoint: seen.authority.into(),
             is_healthy: seen.is_healthy,
@@ -98,6 +97,7 @@ impl Observed {
             event_link_up: keeper.link_state() == LinkState::Up,
             lease_held,
             leases,
+            lapsed,
             store_suspect: is_suspect,
             store_full: is_full,
             breakers,

@@ -6,6 +6,7 @@ mod inherited;
 mod key_tools;
 mod memory;
 mod prefixes;
+mod readiness;
 mod reload;
 mod room;
 mod signals;

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::App;
 use super::in_force::{InForce, lock, serving};
+use super::readiness;
 use crate::config::{Config, KeySettings, Mistakes, Remarks, StoreSettings};
 use crate::downstream::worker::DrainSettings;
 use crate::downstream::{listener, tls, watchdog};
@@ -89,7 +90,7 @@ impl App {
 
         let routes = new.routes.routes().len();
         let remarks = told.into_iter().chain(tell_wider(new.routes.routes())).collect();
-        let health = Arc::clone(&lock(&self.in_force).health);
+        let health = Arc::clone(lock(&self.in_force).plan.health());
         let plan = Arc::new(Plan::new(new.gateway, new.routes, new.upstreams, &health));
         self.trusted_proxies.send_replace(plan.settings().headers.trusted_proxies.clone());
         self.lifecycle.iter().for_each(|lifecycle| lifecycle.set_vocabulary(new.scopes.clone()));
@@ -102,6 +103,7 @@ impl App {
         // Nothing is ever sent. It ends when the last worker has dropped its sender, as a worker that has ended
         // has done too.
         let _ = all_done.recv();
+        readiness::tell_reach(self.store.keeper(), plan.routes(), &self.fixed.cache);
         let mut now = lock(&self.in_force);
         *now = InForce::new(new.hash, &serving, &plan, now.reloads);
         Ok((routes, remarks))

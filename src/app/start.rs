@@ -17,6 +17,7 @@ use super::inherited::Inherited;
 use super::key_tools::{KeyTools, SecretError, read_secret};
 use super::memory;
 use super::prefixes::{self, Followers};
+use super::readiness::{self, Examined};
 use super::reload::{Fixed, Source, tell_remarks, tell_wider};
 use super::room::Room;
 use super::signals::Signals;
@@ -29,12 +30,11 @@ use crate::downstream::tls;
 use crate::downstream::worker::{Parts, Worker};
 use crate::gateway::{Plan, Shapes, Shared, Shares};
 use crate::lifecycle::Lifecycle;
-use crate::operators::ops::{Readiness, Told};
+use crate::operators::ops::{self, Readiness, Told};
 use crate::operators::outbox::{self, Backlog};
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::Verified;
 use crate::store::events::EventSink;
-use crate::store::keeper::LinkState;
 use crate::store::measured::MeasuredStore;
 use crate::store::{Role, Store};
 use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
@@ -208,11 +208,14 @@ struct Keys {
     lifecycle: Option<Arc<Lifecycle>>,
     /// What keys look like, and the prefix that the configuration gives to new ones.
     shape: (KeyFormat, Prefix),
+    examined: Examined,
 }
 
 impl Keys {
     /// Must be called inside the control runtime.
     fn open(store: Arc<dyn Store>, config: &Config, tools: &KeyTools, clock: &Clock) -> Self {
+        // Before events are followed, so that the first lease says it.
+        readiness::tell_reach(store.keeper(), config.routes.routes(), &config.cache);
         let (store, meter) = MeasuredStore::new(store, clock.clone());
         let store: Arc<dyn Store> = store;
         let lifecycle = (config.role == Role::Full).then(|| {
@@ -233,7 +236,7 @@ impl Keys {
         }
         store.subscribe(Arc::clone(&meter) as Arc<dyn EventSink>);
         let shape = (tools.format.clone(), tools.prefix.clone());
-        Self { store, meter, cache, lifecycle, shape }
+        Self { store, meter, cache, lifecycle, shape, examined: Examined::of(config) }
     }
 
     /// Keeps these workers in step with the prefixes of the store.
@@ -291,17 +294,13 @@ impl Keys {
 
     /// The data for the operators' listener.
     fn told(&self, metrics: Arc<Metrics>, readiness: Arc<Readiness>, observed: Observed) -> Told {
-        let (meter, store) = (Arc::clone(&self.meter), Arc::clone(&self.store));
-        let has_answered = move || {
-            let answered = meter.has_answered() || store.keeper().link_state() == LinkState::Up;
-            answered && store.keeper().is_fit()
+        let (observed, examined) = (Arc::new(observed), self.examined);
+        let (seen, meter) = (Arc::clone(&observed), Arc::clone(&self.meter));
+        let examine = move |is_verbose| -> ops::Examination {
+            let (seen, meter) = (Arc::clone(&seen), Arc::clone(&meter));
+            Box::pin(async move { examined.examine(&seen, &meter, is_verbose).await })
         };
-        Told {
-            metrics,
-            readiness,
-            store_has_answered: Box::new(has_answered),
-            state: Box::new(move || observed.state()),
-        }
+        Told { metrics, readiness, examine: Box::new(examine), state: Box::new(move || observed.state()) }
     }
 }
 

@@ -158,7 +158,7 @@ impl Drop for Writing {
 pub(super) async fn restore(args: RestoreArgs, session: &mut Session<'_>) -> Result<Outcome, Failure> {
     let RestoreArgs { file } = args;
     let config = session.config()?;
-    check_idle(session.socket(), "the store")?;
+    check_idle(session.socket(), "the store").await?;
     let input = secret_file::open("the backup", &file).map_err(|error| error.to_string())?;
     let sealer = KeyTools::new(&config.keys).map_err(|error| error.to_string())?.sealer;
     let store = patient(config);

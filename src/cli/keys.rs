@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 use super::operator::{Act, Failure, Session, unexpected};
 use super::org_name::OrgName;
 use super::orgs::owner_of_new_key;
-use super::revoke::{self, Confirmation};
+use super::reach::{self, Wait, WithReach};
+use super::revoke::{self, How};
 use super::secrecy::{parse_key_id, parse_shown_text};
 use super::{Outcome, duration, key_list, org_name, transfer};
 use crate::lifecycle::{KeyView, NewKey, OVERLAP, Patch, parse_network};
@@ -26,7 +27,9 @@ use crate::vocabulary::key::{Digest, Environment};
 /// Create, list, change, rotate, revoke, import and export keys
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
-Exit code: 0 on success; 1 if anything failed; 2 if the arguments or the configuration cannot be read.
+A command that changes what a key may do says how far that has come among the gateways, as in confirmed=2/3: two of three have applied it. Gateways that hold no lease any more and have not given it up are told as lapsed; nobody waits for them.
+
+Exit code: 0 on success; 1 if anything failed; 2 if the arguments or the configuration cannot be read; 3 if the change is made, and a gateway with a lease has not confirmed it yet.
 
 Examples:
   keygate keys create --org 'Example Ltd' --name 'billing service' --scopes jobs:read,jobs:write
@@ -38,7 +41,7 @@ Examples:
   keygate keys show --secret-stdin < leaked.txt
   keygate keys rotate key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --overlap 1h
   keygate keys revoke key_01J9ZQ6T5N8XKD3V4WPYB7C2HM
-  keygate keys revoke key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --with-children
+  keygate keys revoke key_01J9ZQ6T5N8XKD3V4WPYB7C2HM --with-children --wait 30s
   keygate keys import keys.jsonl --dry-run")]
 pub(super) enum Action {
     /// Create a key and print its secret on standard output; the secret is never shown again
@@ -64,6 +67,8 @@ pub(super) enum Action {
         id: KeyId,
         #[command(flatten)]
         change: Change,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Give a key a new secret and print it on standard output; it is never shown again
     Rotate {
@@ -76,6 +81,8 @@ pub(super) enum Action {
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Revoke keys; this cannot be undone
     Revoke {
@@ -91,18 +98,24 @@ pub(super) enum Action {
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Disable a key until it is enabled again
     Disable {
         /// The id of the key, as `keygate keys list` shows it
         #[arg(value_name = "KEY_ID", value_parser = parse_key_id)]
         id: KeyId,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Enable a disabled key
     Enable {
         /// The id of the key, as `keygate keys list` shows it
         #[arg(value_name = "KEY_ID", value_parser = parse_key_id)]
         id: KeyId,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Import hashed keys, one line of JSON for each
     Import(transfer::Import),
@@ -188,27 +201,31 @@ impl Act for Action {
         match self {
             Self::Create(new) => create(new, session).await,
             Self::List(filter) => key_list::list(filter, session).await,
-            Self::Show { id: Some(id), .. } => ask_and_show(KeyCommand::Show { id }, None, session).await,
+            Self::Show { id: Some(id), .. } => show_one(id, session).await,
             Self::Show { secret_file, .. } => find(read_secret(secret_file)?, session).await,
-            Self::Edit { id, change } => {
+            Self::Edit { id, change, wait } => {
                 let patch = patch(change);
-                ask_and_show(KeyCommand::Update { id, patch }, Some("changed"), session).await
+                change_one(KeyCommand::Update { id, patch }, "changed", wait, session).await
             }
-            Self::Rotate { id, overlap, yes } => {
+            Self::Rotate { id, overlap, yes, wait } => {
                 let overlap = overlap.unwrap_or(OVERLAP);
                 if overlap.is_zero() && !yes {
                     let key = revoke::describe(id, session).await?;
                     session.confirm(&format!("End the present secret of {key} immediately?"))?;
                 }
                 let command = KeyCommand::Rotate { id, overlap_seconds: overlap.as_secs() };
-                let reply = session.ask(Command::Keys(command)).await?;
-                show_secret(&reply, "rotated", session)
+                show_rotated(session.ask(Command::Keys(command)).await?, wait, session).await
             }
-            Self::Revoke { ids, stdin, with_children, yes } => {
-                revoke::revoke(ids, with_children, Confirmation { stdin, yes }, session).await
+            Self::Revoke { ids, stdin, with_children, yes, wait } => {
+                let how = How { with_children, stdin, yes, wait };
+                revoke::revoke(ids, how, session).await
             }
-            Self::Disable { id } => ask_and_show(KeyCommand::Disable { id }, Some("disabled"), session).await,
-            Self::Enable { id } => ask_and_show(KeyCommand::Enable { id }, Some("enabled"), session).await,
+            Self::Disable { id, wait } => {
+                change_one(KeyCommand::Disable { id }, "disabled", wait, session).await
+            }
+            Self::Enable { id, wait } => {
+                change_one(KeyCommand::Enable { id }, "enabled", wait, session).await
+            }
             Self::Import(import) => transfer::import(import, session).await,
             Self::Export(export) => transfer::export(&export, session).await,
         }
@@ -243,8 +260,15 @@ async fn create(create: Create, session: &mut Session<'_>) -> Result<Outcome, Fa
             owner_of_new_key(org.as_ref(), session).await?
         }
     };
-    let reply = session.ask(Command::Keys(KeyCommand::Create(new))).await?;
-    show_secret(&reply, "created", session)
+    let Reply::NewKey { key, secret, .. } = session.ask(Command::Keys(KeyCommand::Create(new))).await? else {
+        return Err(unexpected());
+    };
+    if session.json {
+        session.print_json(&serde_json::json!({ "key": key, "secret": secret }))?;
+    } else {
+        print_secret(&key, &secret, "created", session)?;
+    }
+    Ok(Outcome::Done)
 }
 
 /// Which scopes there are, if this process knows the policy.
@@ -270,19 +294,43 @@ fn patch(change: Change) -> Patch {
     }
 }
 
-/// Sends a command and prints the key in the answer: one line after a change, else all fields.
-async fn ask_and_show(
-    command: KeyCommand,
-    done: Option<&str>,
-    session: &mut Session<'_>,
-) -> Result<Outcome, Failure> {
-    let Reply::Key { key } = session.ask(Command::Keys(command)).await? else { return Err(unexpected()) };
-    match done {
-        _ if session.json => session.print_json(&key)?,
-        Some(done) => session.print_line(&format!("{done} {} ({})", key.id, key.name))?,
-        None => show(&key, session).await?,
+async fn show_one(id: KeyId, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let Reply::Key { key, reach } = session.ask(Command::Keys(KeyCommand::Show { id })).await? else {
+        return Err(unexpected());
+    };
+    match (session.json, &reach) {
+        (true, None) => session.print_json(&key)?,
+        (true, reach) => session.print_json(&WithReach { record: &key, reach: reach.as_ref() })?,
+        (false, None) => show(&key, session).await?,
+        (false, Some(reach)) => {
+            show(&key, session).await?;
+            session.print_fields(&[
+                ("not confirmed by", reach::list(&reach.awaited)),
+                ("lapsed          ", reach::list(&reach.lapsed)),
+            ])?;
+        }
     }
     Ok(Outcome::Done)
+}
+
+/// Makes a change that gateways must hear of, waits for them, and tells how far it has come.
+async fn change_one(
+    command: KeyCommand,
+    done: &str,
+    wait: Wait,
+    session: &mut Session<'_>,
+) -> Result<Outcome, Failure> {
+    let Reply::Key { key, reach } = session.ask(Command::Keys(command)).await? else {
+        return Err(unexpected());
+    };
+    let told = wait.follow(reach, session).await?;
+    if session.json {
+        told.print_key(key, session)?;
+    } else {
+        session.print_line(&format!("{done} {} ({}): {}", key.id, key.name, told.text()))?;
+        told.remark(session);
+    }
+    Ok(told.outcome())
 }
 
 async fn show(key: &KeyView, session: &mut Session<'_>) -> Result<(), Failure> {
@@ -349,14 +397,22 @@ async fn find(secret: Zeroizing<Vec<u8>>, session: &mut Session<'_>) -> Result<O
     }
 }
 
-fn show_secret(reply: &Reply, done: &str, session: &mut Session<'_>) -> Result<Outcome, Failure> {
-    let Reply::NewKey { key, secret } = reply else { return Err(unexpected()) };
-    if session.json {
-        session.print_json(&serde_json::json!({ "key": key, "secret": secret }))?;
-        return Ok(Outcome::Done);
+/// Prints the new secret of a key before it waits: nothing must come between the operator and the secret.
+async fn show_rotated(reply: Reply, wait: Wait, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let Reply::NewKey { key, secret, reach } = reply else { return Err(unexpected()) };
+    if !session.json {
+        print_secret(&key, &secret, "rotated", session)?;
+        session.out.flush()?;
     }
-    print_secret(key, secret, done, session)?;
-    Ok(Outcome::Done)
+    let told = wait.follow(reach, session).await?;
+    if session.json {
+        let (key, reach) = (told.on(key), &told.reach);
+        session.print_json(&serde_json::json!({ "key": key, "secret": secret, "reach": reach }))?;
+    } else {
+        let _ = writeln!(session.err, "the change of secrets: {}", told.text());
+        told.remark(session);
+    }
+    Ok(told.outcome())
 }
 
 fn print_secret(

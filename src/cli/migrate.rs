@@ -1,11 +1,12 @@
 //! `keygate store migrate`: copies everything in one store to another.
 
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::net::UnixStream;
 
 use super::Outcome;
 use super::operator::{Failure, Open, Session, open_as, operator};
@@ -57,8 +58,8 @@ pub(super) async fn run(args: Args, session: &mut Session<'_>) -> Result<Outcome
     if are_same(&from.store, &to.store) {
         return Err("both configurations name the same store".into());
     }
-    check_idle(session.socket(), "the source")?;
-    check_idle(to.admin.socket.as_deref(), "the target")?;
+    check_idle(session.socket(), "the source").await?;
+    check_idle(to.admin.socket.as_deref(), "the target").await?;
     let (source, target) = (open(from, open_store_to_read)?, open(&to, open_store)?);
     let mut tell = |moved: &Moved| session.show_progress(&progress(moved));
     let migrated = migrate(source, target, operator(), args.rechain, &mut tell).await;
@@ -87,12 +88,15 @@ fn are_same(one: &StoreSettings, other: &StoreSettings) -> bool {
 
 /// Fails if a gateway answers on the admin socket: nothing may change a store during the migration. A gateway without
 /// a socket is not detected here.
-pub(super) fn check_idle(socket: Option<&Path>, which: &str) -> Result<(), Failure> {
-    match socket {
-        Some(socket) if UnixStream::connect(socket).is_ok() => {
-            Err(format!("a gateway on {which} answers at {}; stop it first", socket.display()).into())
+pub(super) async fn check_idle(socket: Option<&Path>, which: &str) -> Result<(), Failure> {
+    let Some(socket) = socket else { return Ok(()) };
+    match UnixStream::connect(socket).await {
+        Ok(_) => Err(format!("a gateway on {which} answers at {}; stop it first", socket.display()).into()),
+        // So many wait for it that no more may.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(format!("a gateway on {which} hangs behind {}; stop it first", socket.display()).into())
         }
-        _ => Ok(()),
+        Err(_) => Ok(()),
     }
 }
 

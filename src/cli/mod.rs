@@ -20,6 +20,7 @@ mod operator;
 mod org_name;
 mod orgs;
 mod program;
+mod reach;
 mod reseal;
 mod revoke;
 mod secrecy;
@@ -120,6 +121,8 @@ enum Outcome {
     Refused,
     /// 2: the arguments or the configuration cannot be read.
     Unusable,
+    /// 3: the change is made, and some gateway with a lease has not confirmed it.
+    Underway,
 }
 
 impl From<Outcome> for ExitCode {
@@ -128,6 +131,7 @@ impl From<Outcome> for ExitCode {
             Outcome::Done => Self::SUCCESS,
             Outcome::Refused => Self::FAILURE,
             Outcome::Unusable => Self::from(2),
+            Outcome::Underway => Self::from(3),
         }
     }
 }

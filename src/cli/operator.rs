@@ -64,6 +64,10 @@ pub(super) struct Access {
     /// Send the command to a gateway on another machine: the address in its admin.listen, as in http://127.0.0.1:9465
     #[arg(long, value_name = "URL", value_parser = parse_url, global = true)]
     admin_url: Option<Authority>,
+    /// Do not ask the gateway of the configuration: work on the store itself, which for the embedded store takes that no gateway
+    /// runs
+    #[arg(long, conflicts_with = "admin_url", global = true)]
+    store: bool,
     /// The file with the token for --admin-url, of mode 0600 [default: the token in the variable KEYGATE_ADMIN_TOKEN]
     #[arg(long, value_name = "FILE", global = true)]
     token_file: Option<PathBuf>,
@@ -162,6 +166,8 @@ enum Operator {
     /// The gateway behind this socket; the store itself if no gateway answers.
     Local {
         socket: Option<PathBuf>,
+        /// The gateway is not asked.
+        direct: bool,
         config: Box<Config>,
         /// Opened at most once per command, because opening takes time.
         store: OnceCell<Box<Lifecycle>>,
@@ -182,7 +188,7 @@ fn reach(
         let loaded = load(&path, environment.iter().cloned(), err)?;
         return Ok(loaded.map(|mut config| {
             let socket = config.admin.socket.take();
-            Operator::Local { socket, config: config.into(), store: OnceCell::new() }
+            Operator::Local { socket, direct: access.store, config: config.into(), store: OnceCell::new() }
         }));
     };
     match find_token(access.token_file.as_deref(), environment) {
@@ -229,7 +235,9 @@ impl Operator {
     async fn ask(&self, command: Command, reason: Option<String>) -> Result<Reply, String> {
         let order = Order { operator: operator_name(), reason, command };
         let (socket, config, store) = match self {
-            Self::Local { socket, config, store } => (socket, config, store),
+            Self::Local { socket, direct, config, store } => {
+                (socket.as_ref().filter(|_| !direct), config, store)
+            }
             Self::Remote { authority, token } => {
                 let way = Way::Remote { authority, token };
                 return admin::call(way, &order).await.map_err(|error| explain(&error, way));

@@ -91,7 +91,7 @@ pub(super) async fn next_orgs(
 /// An organisation for people: its name and its id, or the id alone if the name cannot be told.
 pub(super) async fn described(id: OrgId, session: &mut Session<'_>) -> String {
     match session.ask(Command::Orgs(OrgCommand::Show { id })).await {
-        Ok(Reply::Org(org)) => format!("{} ({id})", org.name),
+        Ok(Reply::Org { org, .. }) => format!("{} ({id})", org.name),
         _ => id.to_string(),
     }
 }
@@ -116,7 +116,7 @@ pub(super) fn as_arguments(orgs: &[OrgView]) -> String {
 /// As [`Session::ask`].
 pub(super) async fn show(id: OrgId, session: &mut Session<'_>) -> Result<OrgView, Failure> {
     match session.ask(Command::Orgs(OrgCommand::Show { id })).await? {
-        Reply::Org(org) => Ok(org),
+        Reply::Org { org, .. } => Ok(org),
         _ => Err(unexpected()),
     }
 }

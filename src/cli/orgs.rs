@@ -6,11 +6,12 @@ use clap::Subcommand;
 
 use super::operator::{Act, Failure, Session, to_the_second, unexpected};
 use super::org_name::{OrgName, Orgs, next_orgs};
+use super::reach::{Wait, WithReach};
 use super::secrecy::parse_shown_text;
 use super::table::Column;
 use super::{Outcome, org_name};
 use crate::lifecycle::OrgView;
-use crate::operators::admin::{Command, OrgCommand, Reply, StoreCommand};
+use crate::operators::admin::{Command, OrgCommand, Reach, Reply, StoreCommand};
 use crate::vocabulary::id::OrgId;
 
 /// The most organisations that a message lists.
@@ -19,6 +20,10 @@ const LISTED: usize = 5;
 /// Create, list, rename, suspend, resume and verify organisations
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
+Suspending, resuming and verifying say how far the change has come among the gateways, as in confirmed=2/3: two of three have applied it.
+
+Exit code: 0 on success; 1 if anything failed; 2 if the arguments or the configuration cannot be read; 3 if the change is made, and a gateway with a lease has not confirmed it yet.
+
 Examples:
   keygate orgs create 'Example Ltd'
   keygate orgs list
@@ -56,31 +61,43 @@ pub(super) enum Action {
         /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Resume a suspended organisation
     Resume {
         /// The organisation, by its id or its name
         #[arg(value_name = "ORG", value_parser = OrgName::parse)]
         org: OrgName,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Verify an organisation that signed up, so that its keys are accepted; needed with signup.verification = true
     Verify {
         /// The organisation, by its id or its name
         #[arg(value_name = "ORG", value_parser = OrgName::parse)]
         org: OrgName,
+        #[command(flatten)]
+        wait: Wait,
     },
 }
 
 impl Act for Action {
     async fn act(self, session: &mut Session<'_>) -> Result<Outcome, Failure> {
-        let (command, done) = match self {
-            Self::List => return list(session).await,
+        match self {
+            Self::List => list(session).await,
             Self::Create { name } => {
                 begin(session).await?;
-                (OrgCommand::Create { name }, Some("created"))
+                let org = ask(OrgCommand::Create { name }, session).await?.0;
+                say(&org, "created", session)
             }
-            Self::Show { org } => (OrgCommand::Show { id: org.id(session).await? }, None),
-            Self::Suspend { org, yes } => {
+            Self::Show { org } => show(&org_name::show(org.id(session).await?, session).await?, session),
+            Self::Rename { org, name } => {
+                let id = org.id(session).await?;
+                let org = ask(OrgCommand::Rename { id, name }, session).await?.0;
+                say(&org, "renamed", session)
+            }
+            Self::Suspend { org, yes, wait } => {
                 let id = org.id(session).await?;
                 if !yes {
                     let org = org_name::show(id, session).await?;
@@ -91,29 +108,68 @@ impl Act for Action {
                         to_the_second(&org.created_at)
                     ))?;
                 }
-                (OrgCommand::Suspend { id }, Some("suspended"))
+                change(OrgCommand::Suspend { id }, "suspended", wait, session).await
             }
-            Self::Rename { org, name } => {
-                (OrgCommand::Rename { id: org.id(session).await?, name }, Some("renamed"))
+            Self::Resume { org, wait } => {
+                let id = org.id(session).await?;
+                change(OrgCommand::Resume { id }, "resumed", wait, session).await
             }
-            Self::Resume { org } => (OrgCommand::Resume { id: org.id(session).await? }, Some("resumed")),
-            Self::Verify { org } => (OrgCommand::Verify { id: org.id(session).await? }, Some("verified")),
-        };
-        let Reply::Org(org) = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
-        match done {
-            _ if session.json => session.print_json(&org)?,
-            Some(done) => session.print_line(&format!("{done} {} ({})", org.id, org.name))?,
-            None => session.print_fields(&[
-                ("id", Some(org.id.to_string())),
-                ("name", Some(org.name)),
-                ("e-mail", org.email),
-                ("status", Some(org.status)),
-                ("created", Some(org.created_at)),
-                ("suspended", org.suspended_at),
-            ])?,
+            Self::Verify { org, wait } => {
+                let id = org.id(session).await?;
+                change(OrgCommand::Verify { id }, "verified", wait, session).await
+            }
         }
-        Ok(Outcome::Done)
     }
+}
+
+async fn ask(command: OrgCommand, session: &mut Session<'_>) -> Result<(OrgView, Option<Reach>), Failure> {
+    match session.ask(Command::Orgs(command)).await? {
+        Reply::Org { org, reach } => Ok((org, reach)),
+        _ => Err(unexpected()),
+    }
+}
+
+fn say(org: &OrgView, done: &str, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    if session.json {
+        session.print_json(org)?;
+    } else {
+        session.print_line(&format!("{done} {} ({})", org.id, org.name))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(org: &OrgView, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    if session.json {
+        session.print_json(org)?;
+        return Ok(Outcome::Done);
+    }
+    session.print_fields(&[
+        ("id", Some(org.id.to_string())),
+        ("name", Some(org.name.clone())),
+        ("e-mail", org.email.clone()),
+        ("status", Some(org.status.clone())),
+        ("created", Some(org.created_at.clone())),
+        ("suspended", org.suspended_at.clone()),
+    ])?;
+    Ok(Outcome::Done)
+}
+
+/// Makes a change that gateways must hear of, waits for them, and tells how far it has come.
+async fn change(
+    command: OrgCommand,
+    done: &str,
+    wait: Wait,
+    session: &mut Session<'_>,
+) -> Result<Outcome, Failure> {
+    let (org, reach) = ask(command, session).await?;
+    let told = wait.follow(reach, session).await?;
+    if session.json {
+        session.print_json(&WithReach { record: &org, reach: told.reach.as_ref() })?;
+    } else {
+        session.print_line(&format!("{done} {} ({}): {}", org.id, org.name, told.text()))?;
+        told.remark(session);
+    }
+    Ok(told.outcome())
 }
 
 async fn list(session: &mut Session<'_>) -> Result<Outcome, Failure> {
@@ -201,7 +257,7 @@ pub(super) async fn owner_of_new_key(
 
 async fn create_first(name: &str, session: &mut Session<'_>) -> Result<OrgId, Failure> {
     let command = OrgCommand::Create { name: name.to_owned() };
-    let Reply::Org(org) = session.ask(Command::Orgs(command)).await? else { return Err(unexpected()) };
+    let org = ask(command, session).await?.0;
     session.remark(&format!("created the first organisation, {} ({})", org.name, org.id));
     Ok(org.id)
 }

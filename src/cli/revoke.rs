@@ -5,7 +5,8 @@ use std::io::{self, BufRead};
 use super::Outcome;
 use super::operator::{Failure, Session, to_the_second, unexpected};
 use super::org_name;
-use crate::operators::admin::{Command, KeyCommand, Reply};
+use super::reach::Wait;
+use crate::operators::admin::{Command, KeyCommand, Reach, Reply};
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::line_numbers::describe_lines;
 use crate::vocabulary::text::escaped;
@@ -13,22 +14,23 @@ use crate::vocabulary::text::escaped;
 /// The most keys that a question shows one by one.
 const SHOWN: usize = 20;
 
-/// How the operator is asked before keys are revoked.
+/// What is revoked with the keys, and how the operator is asked before.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Confirmation {
+pub(super) struct How {
+    pub(super) with_children: bool,
     /// The ids came on standard input, which cannot hold the answer too.
     pub(super) stdin: bool,
     /// Do not ask.
     pub(super) yes: bool,
+    pub(super) wait: Wait,
 }
 
 pub(super) async fn revoke(
     mut ids: Vec<KeyId>,
-    with_children: bool,
-    confirmation: Confirmation,
+    how: How,
     session: &mut Session<'_>,
 ) -> Result<Outcome, Failure> {
-    let Confirmation { stdin, yes } = confirmation;
+    let How { with_children, stdin, yes, wait } = how;
     if stdin {
         ids = read_ids(&mut io::stdin().lock())?;
     }
@@ -43,10 +45,15 @@ pub(super) async fn revoke(
         let question = question(&targets, session).await?;
         if stdin { session.confirm_beside_stdin(&question)? } else { session.confirm(&question)? }
     }
-    let mut failed = 0_usize;
+    // Several are revoked first, and waited for together.
+    let (each, all) = if targets.len() == 1 { (wait, Wait::NONE) } else { (Wait::NONE, wait) };
+    let (mut failed, mut last, mut is_known) = (0_usize, None, true);
     for (id, children) in &targets {
-        match revoke_one(*id, *children, session).await {
-            Ok(()) => {}
+        match revoke_one(*id, *children, each, session).await {
+            Ok(reach) => {
+                is_known &= reach.is_some();
+                last = reach.or(last);
+            }
             Err(Failure::Told(message)) => {
                 failed += 1;
                 session.remark(&format!("{id} was not revoked: {message}"));
@@ -54,10 +61,37 @@ pub(super) async fn revoke(
             Err(gone) => return Err(gone),
         }
     }
+    let outcome = wait_for_all(last.filter(|_| is_known), targets.len() - failed, all, session).await?;
     if failed == 0 {
-        return Ok(Outcome::Done);
+        return Ok(outcome);
     }
     Err(format!("{failed} of {} keys were not revoked", ids.len()).into())
+}
+
+/// Waits for the gateways, and tells which have not confirmed all that was revoked. Whoever has confirmed the last change
+/// has confirmed those before it.
+async fn wait_for_all(
+    last: Option<Reach>,
+    revoked: usize,
+    wait: Wait,
+    session: &mut Session<'_>,
+) -> Result<Outcome, Failure> {
+    if revoked == 0 {
+        return Ok(Outcome::Done);
+    }
+    let before = last.clone();
+    let told = wait.follow(last, session).await?;
+    if before != told.reach {
+        if session.json {
+            session.print_json(&serde_json::json!({ "object": "reach", "reach": told.reach }))?;
+        } else {
+            session.print_line(&format!("all {}: {}", keys(revoked), told.text()))?;
+        }
+    }
+    if !session.json {
+        told.remark(session);
+    }
+    Ok(told.outcome())
 }
 
 /// The question for these keys, each with the number of keys that were made with it. Several are shown above it, one on
@@ -105,19 +139,29 @@ async fn count(id: KeyId, session: &mut Session<'_>) -> Result<usize, Failure> {
 
 /// Revokes a key, and no more than the confirmed number of keys that were made with it: fewer if some were revoked
 /// with another key.
-async fn revoke_one(id: KeyId, confirmed: Option<usize>, session: &mut Session<'_>) -> Result<(), Failure> {
+async fn revoke_one(
+    id: KeyId,
+    confirmed: Option<usize>,
+    wait: Wait,
+    session: &mut Session<'_>,
+) -> Result<Option<Reach>, Failure> {
     let descendants = match confirmed {
         Some(confirmed) => Some(count(id, session).await?.min(confirmed)),
         None => None,
     };
     let command = KeyCommand::Revoke { id, descendants };
-    let Reply::Key { key } = session.ask(Command::Keys(command)).await? else { return Err(unexpected()) };
+    let Reply::Key { key, reach } = session.ask(Command::Keys(command)).await? else {
+        return Err(unexpected());
+    };
+    let told = wait.follow(reach, session).await?;
     if session.json {
-        return session.print_json(&key);
+        told.print_key(key, session)?;
+        return Ok(told.reach);
     }
     let children = descendants.filter(|count| *count > 0);
     let children = children.map(|count| format!(", and {} made with it", keys(count))).unwrap_or_default();
-    session.print_line(&format!("revoked {} ({}){children}", key.id, key.name))
+    session.print_line(&format!("revoked {} ({}){children}: {}", key.id, key.name, told.text()))?;
+    Ok(told.reach)
 }
 
 /// A key, by what tells an operator whether it is the right one.
@@ -125,7 +169,7 @@ async fn revoke_one(id: KeyId, confirmed: Option<usize>, session: &mut Session<'
 /// # Errors
 /// If there is no such key.
 pub(super) async fn describe(id: KeyId, session: &mut Session<'_>) -> Result<String, Failure> {
-    let Reply::Key { key } = session.ask(Command::Keys(KeyCommand::Show { id })).await? else {
+    let Reply::Key { key, .. } = session.ask(Command::Keys(KeyCommand::Show { id })).await? else {
         return Err(unexpected());
     };
     let org = org_name::described(key.organization_id, session).await;

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use super::operator::{Act, Failure, Session, unexpected};
 use super::{Outcome, backup, migrate, reseal};
 use crate::operators::admin::{Command, Reply, StoreCommand};
-use crate::store::keeper::{Acceptance, Lease, MemoryVitals, Status};
+use crate::store::keeper::{Acceptance, Lapsed, Lease, MemoryVitals, Status};
 use crate::vocabulary::key::record::RecordFormat;
 use crate::vocabulary::key::{Prefix, Prefixes};
 
@@ -147,6 +147,7 @@ fn show_status(status: &Status, session: &mut Session<'_>) -> Result<(), Failure
     let pepper = status.pepper.iter().flat_map(reseal::describe_pepper);
     fields.extend(pepper.map(|(name, text)| (name, Some(text))));
     fields.extend(gateways.into_iter().map(|gateway| ("gateway", Some(gateway))));
+    fields.extend(status.lapsed.iter().map(|lapsed| ("lapsed", Some(describe_lapsed(lapsed)))));
     session.print_fields(&fields)
 }
 
@@ -178,6 +179,15 @@ fn describe_lease(lease: &Lease, events: Option<u64>) -> String {
         lease.prefixes.split(' ').filter(|word| word.starts_with(char::is_alphabetic)).collect();
     let accepts = if accepts.is_empty() { String::new() } else { format!(", accepts {}", accepts.join(" ")) };
     format!("{}, event {}{behind}, keeps format {}{accepts}{own}", lease.gateway, lease.event, lease.format)
+}
+
+/// `0123456789abcdef, event 41: has ended without a word, or is cut off; may let keys in that it knows for 352 s more`
+fn describe_lapsed(lapsed: &Lapsed) -> String {
+    let Lapsed { gateway, event, serves_for_ms } = lapsed;
+    format!(
+        "{gateway}, event {event}: has ended without a word, or is cut off; may let keys in that it knows for {} s more",
+        serves_for_ms.div_ceil(1000)
+    )
 }
 
 fn show_acceptance(acceptance: &Acceptance, session: &mut Session<'_>) -> Result<(), Failure> {

@@ -21,9 +21,10 @@ pub(super) fn explain(error: &ClientError, way: Way<'_>) -> String {
              runs",
             waited.as_secs()
         ),
-        (ClientError::Silent(waited), _) => format!(
-            "the gateway {place} has not answered for {} s; its log may say why. If it hangs, restart it. The \
-             command may have been carried out: look before you repeat it",
+        (ClientError::Silent(waited), way) => format!(
+            "the gateway does not answer: pass --store{} to work on the store itself. There was no sign of life {place} for {} s; \
+             its log may say why. If it hangs, restart it. The command may have been carried out: look before you repeat it",
+            if matches!(way, Way::Remote { .. }) { ", on a machine that has its configuration," } else { "" },
             waited.as_secs()
         ),
         (ClientError::Forbidden, Way::Socket(path)) => {

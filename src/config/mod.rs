@@ -416,7 +416,9 @@ fn ops(section: &mut Section<'_>, own: &[Own]) -> ops::Settings {
     if let Some(listen) = listen {
         admin::refuse_taken(section, listen, own);
     }
-    ops::Settings { listen }
+    let ready_when_cut_off =
+        section.or("ready_when_cut_off", ops::Settings::default().ready_when_cut_off, flag);
+    ops::Settings { listen, ready_when_cut_off }
 }
 
 fn log(section: &mut Section<'_>, folder: &Path) -> (LogSettings, RecordSettings) {

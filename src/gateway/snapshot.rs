@@ -60,6 +60,11 @@ impl Plan {
     pub const fn settings(&self) -> &Settings {
         &self.settings
     }
+
+    #[must_use]
+    pub fn routes(&self) -> &[Route] {
+        self.routes.routes()
+    }
 }
 
 /// What keys may look like.

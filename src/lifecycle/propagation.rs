@@ -2,7 +2,8 @@
 //! its answer says how many have. A change that takes longer is followed beside the request. Either end is written
 //! into the audit trail.
 
-use std::sync::{Mutex, PoisonError, Weak};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use super::audit::Draft;
 use super::error::LifecycleError;
 use super::principal::Origin;
 use crate::store::events::Seq;
-use crate::store::{LEASE, Propagation};
+use crate::store::{Awaited, LEASE, Propagation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Environment;
@@ -52,18 +53,45 @@ pub(super) struct Followed {
 pub(super) struct Following {
     queue: mpsc::Sender<Followed>,
     waiting: Mutex<Option<mpsc::Receiver<Followed>>>,
+    /// Of each target, the last change whose end is not written down yet, as it was answered.
+    unended: Mutex<HashMap<String, Propagation>>,
 }
 
 impl Default for Following {
     fn default() -> Self {
         let (queue, waiting) = mpsc::channel(WAITING);
-        Self { queue, waiting: Mutex::new(Some(waiting)) }
+        Self { queue, waiting: Mutex::new(Some(waiting)), unended: Mutex::default() }
     }
 }
 
 impl Following {
     pub(super) fn take(&self) -> Option<mpsc::Receiver<Followed>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn begin(&self, followed: Followed) {
+        if let (Some(target), Some(so_far)) = (&followed.target, &followed.so_far) {
+            let mut unended = self.unended();
+            if unended.len() < WAITING || unended.contains_key(target) {
+                unended.insert(target.clone(), so_far.clone());
+            }
+        }
+        if let Err(unfollowed) = self.queue.try_send(followed) {
+            self.end(&unfollowed.into_inner());
+        }
+    }
+
+    fn end(&self, followed: &Followed) {
+        let Some(target) = &followed.target else { return };
+        let mut unended = self.unended();
+        // Another change of the same target may have begun since.
+        if unended.get(target).is_some_and(|last| last.event == followed.event) {
+            unended.remove(target);
+        }
+    }
+
+    fn unended(&self) -> MutexGuard<'_, HashMap<String, Propagation>> {
+        self.unended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,15 +107,19 @@ impl Lifecycle {
         arrived: Instant,
     ) -> Option<Propagation> {
         let (event, committed) = (event?, self.clock.mono());
-        let so_far = self.store.propagation(event, self.settings.ack_wait).await.ok();
-        match so_far.filter(Propagation::is_complete) {
-            Some(complete) => self.changes.confirmed(complete.took),
+        let so_far = self.store.propagation(event, self.settings.ack_wait, Awaited::Responsive).await.ok();
+        match so_far.as_ref().filter(|so_far| so_far.is_confirmed()) {
+            Some(confirmed) => self.changes.confirmed(confirmed.took),
             None => self.changes.unconfirmed(),
+        }
+        if so_far.as_ref().is_some_and(|so_far| !so_far.lapsed.is_empty()) {
+            self.changes.beside_lapsed();
         }
         let took = self.clock.mono().saturating_duration_since(arrived);
         let so_far = so_far.map(|so_far| Propagation { took, ..so_far });
-        let followed = Followed { trail, environment, target, event, arrived, committed, so_far };
-        let _ = self.following.queue.try_send(followed);
+        let followed =
+            Followed { trail, environment, target, event, arrived, committed, so_far: so_far.clone() };
+        self.following.begin(followed);
         so_far
     }
 
@@ -95,14 +127,14 @@ impl Lifecycle {
     async fn follow(&self, followed: &mut Followed) -> Result<(), LifecycleError> {
         let Followed { trail, environment, target, event, arrived, committed, so_far } = followed;
         let (trail, environment) = (*trail, *environment);
-        let end = match so_far.filter(Propagation::is_complete) {
-            Some(complete) => complete,
+        let end = match so_far.clone().filter(Propagation::is_confirmed) {
+            Some(confirmed) => confirmed,
             None => {
-                let end = self.store.propagation(*event, LEASE).await?;
+                let end = self.store.propagation(*event, LEASE, Awaited::All).await?;
                 let now = self.clock.mono();
                 let took = now.saturating_duration_since(*arrived);
-                let end = *so_far.insert(Propagation { took, ..end });
-                if end.is_complete() {
+                let end = so_far.insert(Propagation { took, ..end }).clone();
+                if end.is_confirmed() {
                     self.changes.confirmed(now.saturating_duration_since(*committed));
                 }
                 end
@@ -112,32 +144,70 @@ impl Lifecycle {
         if end.gateways <= 1 {
             return Ok(());
         }
-        let told = json!({
+        let mut told = json!({
             "event": event,
             "gateways": end.gateways,
             "confirmed": end.confirmed,
             "slowest_ms": millis(end.took),
         });
+        if !end.lapsed.is_empty() {
+            told["lapsed"] = end.lapsed.len().into();
+        }
         let draft =
             || Draft::about(AuditKind::ChangePropagated, environment, target.clone()).after(told.clone());
         self.record(trail, &Origin::gateway(), draft).await
     }
 
-    /// How far the last change of a key has come, as the audit trail has it: `confirmed=7/7; slowest_ms=41`.
+    /// How far an event has come now, or by the end of `within` if some gateway with a lease has not confirmed it.
     ///
     /// # Errors
     /// When the store cannot answer.
-    pub async fn last_propagation(&self, org: OrgId, key: KeyId) -> Result<Option<String>, LifecycleError> {
-        let found =
-            self.last_audit_record(Trail::Org(org), AuditKind::ChangePropagated, &key.to_string()).await?;
+    pub async fn propagation_of(&self, event: Seq, within: Duration) -> Result<Propagation, LifecycleError> {
+        Ok(self.store.propagation(event, within, Awaited::All).await?)
+    }
+
+    /// How far the last change of a key has come: by the answer to it or by the audit trail, and if some gateway had not
+    /// confirmed it then, by the store now. `None` if one gateway is all, and for a change of another gateway that is not
+    /// written down yet.
+    ///
+    /// # Errors
+    /// When the trail cannot be read.
+    pub async fn last_propagation(
+        &self,
+        org: OrgId,
+        key: KeyId,
+    ) -> Result<Option<Propagation>, LifecycleError> {
+        let target = key.to_string();
+        let unended = self.following.unended().get(&target).cloned();
+        let last = match unended {
+            Some(last) => Some(last),
+            None => self.recorded_propagation(org, &target).await?,
+        };
+        let Some(last) = last else { return Ok(None) };
+        if last.is_complete() {
+            return Ok(Some(last));
+        }
+        Ok(Some(match self.store.propagation(last.event, Duration::ZERO, Awaited::All).await {
+            Ok(now) => Propagation { took: last.took, ..now },
+            Err(_) => last,
+        }))
+    }
+
+    /// The same by the audit trail, which does not name the gateways.
+    async fn recorded_propagation(
+        &self,
+        org: OrgId,
+        target: &str,
+    ) -> Result<Option<Propagation>, LifecycleError> {
+        let found = self.last_audit_record(Trail::Org(org), AuditKind::ChangePropagated, target).await?;
         let told = found.and_then(|record| record.after);
         let number = |name| told.as_ref().and_then(|told| told.get(name)).and_then(Value::as_u64);
-        Ok(match (number("gateways"), number("confirmed"), number("slowest_ms")) {
-            (Some(gateways), Some(confirmed), Some(slowest)) => {
-                Some(format!("confirmed={confirmed}/{gateways}; slowest_ms={slowest}"))
-            }
-            _ => None,
-        })
+        let count = |name| number(name).and_then(|count| usize::try_from(count).ok());
+        let numbers = (number("event"), count("gateways"), count("confirmed"), number("slowest_ms"));
+        let (Some(event), Some(gateways), Some(confirmed), Some(slowest)) = numbers else { return Ok(None) };
+        let lapsed = vec![Box::default(); count("lapsed").unwrap_or(0).min(gateways)];
+        let took = Duration::from_millis(slowest);
+        Ok(Some(Propagation { event, gateways, confirmed, awaited: Vec::new(), lapsed, took }))
     }
 }
 
@@ -157,9 +227,12 @@ async fn follow_to_the_end(lifecycle: Weak<Lifecycle>, mut followed: Followed) {
     for _ in 0..ATTEMPTS {
         let Some(lifecycle) = lifecycle.upgrade() else { return };
         if lifecycle.follow(&mut followed).await.is_ok() {
-            return;
+            return lifecycle.following.end(&followed);
         }
         drop(lifecycle);
         tokio::time::sleep(PAUSE).await;
+    }
+    if let Some(lifecycle) = lifecycle.upgrade() {
+        lifecycle.following.end(&followed);
     }
 }

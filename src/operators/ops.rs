@@ -1,6 +1,8 @@
 //! The operators' listener: `/metrics`, `/livez`, `/readyz`. It shows no secret and changes nothing.
 
+use std::fmt;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,17 +17,20 @@ use crate::telemetry::Event;
 use crate::telemetry::metrics::{Metrics, State};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::network::CannotListen;
+use crate::vocabulary::text::escaped;
 
 /// Where the operators' listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// `None` for no listener.
     pub listen: Option<SocketAddr>,
+    /// Whether a gateway stays ready that has lost its store and can let nothing through.
+    pub ready_when_cut_off: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 9464))) }
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 9464))), ready_when_cut_off: false }
     }
 }
 
@@ -39,11 +44,13 @@ const LIMITS: Limits = Limits {
 /// The media type of Prometheus' text format, version 0.0.4.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Whether requests should be sent here: from the first answer of the store on, until the gateway begins to stop.
+/// Whether requests should be sent here: from the first answer of the store on, until the gateway begins to stop, as long
+/// as some request could be let through.
 ///
 /// A gateway that has had no answer from its store knows no key, while the gateways that it would replace may still
-/// know theirs. Later, a store that does not answer makes no gateway unready: known keys are served. For other keys
-/// 503 is the right answer at every gateway, and a load balancer without any ready gateway would give a worse one.
+/// know theirs. Later, a store that does not answer makes a gateway unready only when no route can let anything through any
+/// more: until then known keys are served, and for other keys 503 is the right answer at every gateway. What an upstream
+/// does never matters: its other routes and its other environment go on.
 #[derive(Debug, Default)]
 pub struct Readiness {
     has_begun: AtomicBool,
@@ -58,32 +65,64 @@ impl Readiness {
 
     /// # Errors
     /// Why it is not ready.
-    fn judge(&self, store_has_answered: impl FnOnce() -> bool) -> Result<(), &'static str> {
+    fn judge(&self, health: &Health) -> Result<(), &'static str> {
         if self.is_stopping.load(Ordering::Relaxed) {
-            return Err("not ready: stopping\n");
+            return Err("stopping");
         }
         if !self.has_begun.load(Ordering::Relaxed) {
-            if !store_has_answered() {
-                return Err("not ready: the store has not answered since the start; the log says why\n");
+            if !health.store_has_answered {
+                return Err("the store has not answered since the start; the log says why");
             }
             self.has_begun.store(true, Ordering::Relaxed);
         }
-        Ok(())
+        health.lets_through
     }
 }
+
+/// How the gateway is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether the store has ever answered this process.
+    pub store_has_answered: bool,
+    /// Whether some route can let a request through; why none can.
+    pub lets_through: Result<(), &'static str>,
+    /// Only if they were asked for.
+    pub parts: Vec<Part>,
+}
+
+/// A part of the gateway, by the name that operators know, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub name: &'static str,
+    pub trouble: Option<String>,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, trouble } = self;
+        match trouble {
+            None => write!(f, "{name}: ok"),
+            // It may have words of a server in it, and each part is one line.
+            Some(trouble) => write!(f, "{name}: degraded: {}", escaped(trouble)),
+        }
+    }
+}
+
+/// An examination of the gateway.
+pub type Examination = Pin<Box<dyn Future<Output = Health> + Send>>;
 
 /// The data that the listener shows.
 pub struct Told {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
-    /// Whether the store has ever answered this process.
-    pub store_has_answered: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Examines the gateway for a probe, and if told also each of its parts.
+    pub examine: Box<dyn Fn(bool) -> Examination + Send + Sync>,
     /// The metrics that are read at each scrape.
     pub state: Box<dyn Fn() -> State + Send + Sync>,
 }
 
-impl std::fmt::Debug for Told {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Told").finish_non_exhaustive()
     }
 }
@@ -118,17 +157,21 @@ impl Server {
         let told = Arc::new(told);
         let now = clock.clone();
         let server = SmallServer { socket: self.listener, name: "metrics and probes", limits: LIMITS, clock };
-        server.start(move |_, request| std::future::ready(answer(&told, &request, now.mono())))
+        server.start(move |_, request| {
+            let (told, now) = (Arc::clone(&told), now.mono());
+            async move { answer(&told, &request, now).await }
+        })
     }
 }
 
-fn answer(told: &Told, request: &Request, now: Instant) -> Answer {
+async fn answer(told: &Told, request: &Request, now: Instant) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
     }
-    // A query changes nothing: probes and scrapers append one out of habit, as in `/readyz?verbose`.
+    // Any other query changes nothing: probes and scrapers append one out of habit.
     let target = request.uri().path_and_query().map_or("", |target| target.as_str());
-    match target.split_once('?').map_or(target, |(path, _)| path) {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    match path {
         "/metrics" => match told.metrics.render(&(told.state)()) {
             Ok(metrics) => {
                 let mut answer = Answer::new(Full::new(Bytes::from(metrics)));
@@ -141,16 +184,27 @@ fn answer(told: &Told, request: &Request, now: Instant) -> Answer {
             }
         },
         "/livez" => text(StatusCode::OK, "alive\n"),
-        "/readyz" => match told.readiness.judge(&told.store_has_answered) {
-            Ok(()) => text(StatusCode::OK, "ready\n"),
-            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
-        },
+        "/readyz" => {
+            let is_verbose = query.split('&').any(|word| word.split('=').next() == Some("verbose"));
+            ready(told, is_verbose).await
+        }
         _ => text(StatusCode::NOT_FOUND, "/metrics, /livez and /readyz are here\n"),
     }
 }
 
-fn text(status: StatusCode, text: &'static str) -> Answer {
-    let mut answer = Answer::new(Full::new(Bytes::from_static(text.as_bytes())));
+/// One line, and if wanted one more for each part of the gateway.
+async fn ready(told: &Told, is_verbose: bool) -> Answer {
+    let health = (told.examine)(is_verbose).await;
+    let (status, mut said) = match told.readiness.judge(&health) {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+    };
+    said.extend(health.parts.iter().map(|part| format!("{part}\n")));
+    text(status, said)
+}
+
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    let mut answer = Answer::new(Full::new(text.into()));
     *answer.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(header::CONTENT_TYPE, plain);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -38,6 +39,9 @@ pub enum LinkState {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vitals {
     pub standing: Standing,
+    /// The gateways whose lease has lapsed without being given up and that may still let keys in, when this one last renewed
+    /// its lease; `None` while it holds none.
+    pub lapsed: Option<usize>,
     /// The name of each link, and whether its breaker is open: then callers fail at once and the store is not asked.
     pub breakers: Vec<(&'static str, bool)>,
     /// Whether the store answers and refuses changes, as a replaced master does; `None` for a store that cannot be
@@ -102,8 +106,19 @@ pub struct Lease {
     pub prefixes: String,
 }
 
-/// The state of a store.
+/// A gateway that holds no lease any more and has not given it up: it has ended without a word, or is cut off and lets keys in
+/// that it knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lapsed {
+    pub gateway: String,
+    /// The number of the last event that it has applied.
+    pub event: Seq,
+    /// For how much longer it may do so, in milliseconds.
+    pub serves_for_ms: u64,
+}
+
+/// The state of a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub place: String,
     /// Why it cannot be used as it is; `None` for a store that is well.
@@ -135,6 +150,9 @@ pub struct Status {
     /// The gateways that hold a lease; empty for a store that has only one gateway.
     #[serde(default)]
     pub gateways: Vec<Lease>,
+    /// Those that hold none any more and may let keys in.
+    #[serde(default)]
+    pub lapsed: Vec<Lapsed>,
 }
 
 /// A record, by its kind and its id. The order in which records are sealed anew.
@@ -205,6 +223,10 @@ pub trait Keeper: Send + Sync {
     /// # Errors
     /// After a fault the lease ends by itself.
     fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>>;
+
+    /// Says how long this gateway may let keys in that it knows when its lease has lapsed; zero, as before the first call, if
+    /// it lets none in then. For so long changes count it as a gateway that may not know of them.
+    fn serve_without_lease(&self, _within: Duration) {}
 
     fn status(&self) -> StoreFuture<'_, Status>;
 

@@ -11,7 +11,9 @@ use super::quotas::{Admission, Quota, Quotas};
 use super::trails::Trails;
 use super::unreadable::Listed;
 use super::usage::Usage;
-use super::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
+use super::{
+    Awaited, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
+};
 use crate::telemetry::metrics::{StoreMeter, StoreOperation as Operation};
 use crate::vocabulary::audit::{Ends, Entry, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
@@ -134,8 +136,13 @@ impl Store for MeasuredStore {
         )
     }
 
-    fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
-        self.store.propagation(event, within)
+    fn propagation(
+        &self,
+        event: Seq,
+        within: Duration,
+        awaited: Awaited,
+    ) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+        self.store.propagation(event, within, awaited)
     }
 
     fn import(

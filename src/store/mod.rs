@@ -236,30 +236,66 @@ impl KeysOf {
 /// off begins to refuse them no later than this.
 pub const LEASE: Duration = Duration::from_secs(10);
 
-/// How far an event has come among the gateways that hold a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How far an event has come among the gateways that may let keys in: those that hold a lease, and those whose lease lapsed
+/// without being given up, for as long as they may serve what they know.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Propagation {
+    pub event: Seq,
+    /// All of them: those that have confirmed it, and those that are named here.
     pub gateways: usize,
     /// The number of them that have applied it.
     pub confirmed: usize,
+    /// Those that hold a lease and have not confirmed it.
+    pub awaited: Vec<Box<str>>,
+    /// Those that hold no lease any more and have not confirmed it. They have ended without a word, or are cut off; nobody
+    /// waits for them.
+    pub lapsed: Vec<Box<str>>,
     /// The time until the last of them confirmed it, or until waiting ended: from a store since it was asked, in an answer
     /// since the request arrived.
     pub took: Duration,
 }
 
 impl Propagation {
+    /// Of an event in a store that has one gateway, which applies it before anybody is told.
+    #[must_use]
+    pub const fn at_the_only_gateway(event: Seq) -> Self {
+        let took = Duration::ZERO;
+        Self { event, gateways: 1, confirmed: 1, awaited: Vec::new(), lapsed: Vec::new(), took }
+    }
+
+    /// Whether no gateway can act on what was before the event.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
         self.confirmed == self.gateways
     }
+
+    /// Whether every gateway with a lease has confirmed the event.
+    #[must_use]
+    pub const fn is_confirmed(&self) -> bool {
+        self.awaited.is_empty()
+    }
 }
 
-/// `confirmed=7/7; slowest_ms=41`
+/// `confirmed=7/7; slowest_ms=41`, or `confirmed=1/2; lapsed=1; slowest_ms=3`
 impl fmt::Display for Propagation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { gateways, confirmed, took } = self;
-        write!(f, "confirmed={confirmed}/{gateways}; slowest_ms={}", took.as_millis())
+        let Self { gateways, confirmed, lapsed, took, .. } = self;
+        write!(f, "confirmed={confirmed}/{gateways}; ")?;
+        if !lapsed.is_empty() {
+            write!(f, "lapsed={}; ", lapsed.len())?;
+        }
+        write!(f, "slowest_ms={}", took.as_millis())
     }
+}
+
+/// For which gateways a caller waits that wants to know how far an event has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// Those with a lease that have answered lately: one that has let several callers in a row wait in vain, as one that was
+    /// killed does, is only reported.
+    Responsive,
+    /// All with a lease.
+    All,
 }
 
 /// Why a mutation did not happen. Except for `Fault`, which may leave the outcome open, nothing was changed.
@@ -361,11 +397,16 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Durable when it returns `Ok`, and its event applied to every sink.
     fn commit(&self, mutation: Mutation) -> StoreFuture<'_, Result<Committed, CommitError>>;
 
-    /// Waits until an event holds at every gateway that has a lease, but no longer than `within`.
+    /// Waits until an event holds at every one of these gateways, but no longer than `within`.
     ///
     /// # Errors
     /// A fault says nothing about the event: it was committed before.
-    fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>>;
+    fn propagation(
+        &self,
+        event: Seq,
+        within: Duration,
+        awaited: Awaited,
+    ) -> StoreFuture<'_, Result<Propagation, StoreFault>>;
 
     /// Inserts many keys of existing organisations. Each key is inserted whole or not at all, independently of the
     /// others. The outcomes are in the order of the keys: [`CommitError::Exists`] for an id or a digest that is

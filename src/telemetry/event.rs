@@ -109,6 +109,8 @@ events! {
     StoreFile = "store_file" Error Repeats "the file of the store failed",
     /// The link by which a gateway hears of changes.
     EventLink = "event_link" Error Flaps "the event link is down",
+    /// A gateway with a lease does not confirm changes.
+    GatewaySilent = "gateway_silent" Warn Repeats "a gateway confirms no changes",
     /// The store has lost a revocation.
     RevocationLost = "revocation_lost" Error Repeats "the store has lost the revocation of a key",
     /// The store has an older record than this gateway remembers.

@@ -13,7 +13,7 @@ use keygate::store::trails::Trails;
 use keygate::store::unreadable::Listed;
 use keygate::store::usage::Usage;
 use keygate::store::{
-    CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
+    Awaited, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
 };
 use keygate::vocabulary::audit::{Ends, Entry, Trail};
 use keygate::vocabulary::clock::UnixMillis;
@@ -140,8 +140,13 @@ impl Store for Counted {
         self.to("commit").commit(mutation)
     }
 
-    fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
-        self.to("propagation").propagation(event, within)
+    fn propagation(
+        &self,
+        event: Seq,
+        within: Duration,
+        awaited: Awaited,
+    ) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+        self.to("propagation").propagation(event, within, awaited)
     }
 
     fn import(

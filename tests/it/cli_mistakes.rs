@@ -163,20 +163,22 @@ fn a_gateway_that_takes_a_connection_and_never_answers_ends_the_command_and_says
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let way = ["--admin-url", &format!("http://{address}"), "--token-file", "token"];
-    let told = |place: &str| {
+    let told = |place: &str, elsewhere: &str| {
         format!(
-            "keygate: the gateway {place} has not answered for 5 s; its log may say why. If it hangs, restart it. The \
-             command may have been carried out: look before you repeat it\n"
+            "keygate: the gateway does not answer: pass --store{elsewhere} to work on the store itself. There was no sign of \
+             life {place} for 5 s; its log may say why. If it hangs, restart it. The command may have been carried out: look \
+             before you repeat it\n"
         )
     };
     let list = ran(&folder, &[&["orgs", "list"][..], &way].concat());
-    assert_told(&list, 1, "", &told(&format!("at {address}")));
+    let elsewhere = ", on a machine that has its configuration,";
+    assert_told(&list, 1, "", &told(&format!("at {address}"), elsewhere));
 
     assert_eq!(ran(&folder, &["init"]).code, 0);
     let socket = std::os::unix::net::UnixListener::bind(folder.path().join("keygate.sock")).unwrap();
     let list =
         keygate(folder.path(), &["keys", "list"]).env("KEYGATE__ADMIN__SOCKET", "keygate.sock").output();
-    let told = told("behind the admin socket keygate.sock");
+    let told = told("behind the admin socket keygate.sock", "");
     assert_eq!(String::from_utf8(list.unwrap().stderr).unwrap(), told);
     drop(socket);
 }

@@ -23,6 +23,17 @@ fn made(ran: &Ran) -> (String, String) {
     (made["key"]["id"].as_str().unwrap().to_owned(), made["secret"].as_str().unwrap().to_owned())
 }
 
+/// One line: what was done, and that it holds at the only gateway.
+#[track_caller]
+fn assert_told(ran: &Ran, done: &str) {
+    let line = ran.out.strip_suffix('\n').unwrap();
+    assert!(
+        line.starts_with(&format!("{done}: confirmed=1/1; slowest_ms=")) && ran.err.is_empty(),
+        "{ran:?}"
+    );
+    assert!(!line.contains('\n'), "{ran:?}");
+}
+
 const KEY_FIELDS: [&str; 19] = [
     "allowed_addresses",
     "created_at",
@@ -75,7 +86,7 @@ fn key_commands_behave_the_same_over_the_socket_over_tcp_and_at_the_store() {
         assert!(!shown.contains(&secret));
         let edit =
             ["keys", "edit", &id, "--name", "jobs", "--no-note", "--scopes", "jobs:read", "--allow-any"];
-        assert_eq!(desk.done(&edit).out, format!("changed {id} (jobs)\n"));
+        assert_told(&desk.done(&edit), &format!("changed {id} (jobs)"));
         let key = &desk.done(&["keys", "show", &id, "--json"]).json()[0];
         assert_eq!(
             (&key["name"], &key["note"], &key["scopes"]),
@@ -90,7 +101,7 @@ fn key_commands_behave_the_same_over_the_socket_over_tcp_and_at_the_store() {
         assert_eq!(wider.code, 1);
         assert!(wider.err.contains("needs a reason: pass --reason"), "{wider:?}");
 
-        assert_eq!(desk.done(&["keys", "disable", &id]).out, format!("disabled {id} (jobs)\n"));
+        assert_told(&desk.done(&["keys", "disable", &id]), &format!("disabled {id} (jobs)"));
         assert_eq!(desk.done(&["keys", "show", &id, "--json"]).json()[0]["status"], "disabled");
         desk.done(&["keys", "enable", &id]);
         let rotated = desk.done(&["keys", "rotate", &id, "--overlap", "1h"]);
@@ -106,7 +117,7 @@ fn key_commands_behave_the_same_over_the_socket_over_tcp_and_at_the_store() {
             let ran = desk.run(arguments);
             assert!(ran.code == 1 && ran.err.contains("--yes"), "{unasked}: {ran:?}");
         }
-        assert_eq!(desk.done(&["keys", "revoke", &id, "--yes"]).out, format!("revoked {id} (jobs)\n"));
+        assert_told(&desk.done(&["keys", "revoke", &id, "--yes"]), &format!("revoked {id} (jobs)"));
         assert_eq!(desk.run(&["keys", "enable", &id]).code, 1, "for ever");
 
         let events = desk.done(&["audit", "list", "--json"]).json();
@@ -148,7 +159,7 @@ fn organisations_are_created_suspended_and_resumed() {
 
         let unasked = desk.run(&["orgs", "suspend", id]);
         assert!(unasked.code == 1 && unasked.err.contains("not a terminal: pass --yes"), "{unasked:?}");
-        assert_eq!(desk.done(&["orgs", "suspend", id, "--yes"]).out, format!("suspended {id} (First)\n"));
+        assert_told(&desk.done(&["orgs", "suspend", id, "--yes"]), &format!("suspended {id} (First)"));
         let listed = desk.done(&["orgs", "list"]).out;
         let rows: Vec<&str> = listed.lines().collect();
         assert!(rows[1].contains("active") && rows[1].ends_with("Second"), "{listed}");
@@ -239,12 +250,11 @@ fn a_key_is_revoked_with_what_was_made_with_it() {
     assert_eq!(active().len(), 5);
     // Keys that are named twice, as descendants and by themselves, are revoked once.
     let both = ["keys", "revoke", &child, &grandchild, "--with-children", "--yes"];
-    assert_eq!(
-        desk.done(&both).out,
-        format!(
-            "revoked {child} (made by a key), and 1 key made with it\nrevoked {grandchild} (made by a key)\n"
-        )
-    );
+    let revoked = desk.done(&both).out;
+    let lines: Vec<&str> =
+        revoked.lines().map(|line| line.split(": confirmed=1/1; ").next().unwrap()).collect();
+    let with_it = format!("revoked {child} (made by a key), and 1 key made with it");
+    assert_eq!(lines, [with_it, format!("revoked {grandchild} (made by a key)")], "{revoked}");
     assert_eq!(active(), [&*aunt, &other, &root]);
     desk.done(&["keys", "revoke", &root, "--with-children", "--yes", "--json"]);
     assert_eq!(active(), [other]);

@@ -74,6 +74,8 @@ mod prefixes;
 mod process_log;
 mod prometheus;
 mod propagation;
+mod reach;
+mod readiness;
 mod redis_cluster;
 mod redis_fail_over;
 mod redis_gateways;

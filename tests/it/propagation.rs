@@ -310,7 +310,8 @@ fn a_gateway_that_hangs_for_longer_than_its_lease_is_not_waited_for() {
     eventually("its end is written down", || !trio.propagated(&admin, &id).is_empty());
     let written = &trio.propagated(&admin, &id)[0];
     println!("written down after {:?}: {written}", begun.elapsed());
-    assert_eq!((&written["confirmed"], &written["gateways"]), (&json!(2), &json!(2)), "{written}");
+    assert_eq!((&written["confirmed"], &written["gateways"]), (&json!(2), &json!(3)), "{written}");
+    assert_eq!(written["lapsed"], json!(1), "{written}");
     assert_eq!(status(c, &key), 200, "it knows of nothing, which nobody has claimed");
     trio.proxies[2].turn(Weather::Fair);
     eventually("it refuses the key", || status(c, &key) == 401);

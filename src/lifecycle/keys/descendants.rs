@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::lifecycle::Lifecycle;
-use crate::lifecycle::change::Decided;
+use crate::lifecycle::change::{Decided, MadeChange};
 use crate::lifecycle::error::LifecycleError;
 use crate::lifecycle::principal::Origin;
 use crate::lifecycle::propagation::Changed;
 use crate::lifecycle::turn::{Lane, Line};
+use crate::store::KeysOf;
 use crate::store::unreadable::id_of;
-use crate::store::{KeysOf, Propagation};
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -95,20 +95,22 @@ impl Lifecycle {
             if living.is_empty() {
                 return Ok(revoked);
             }
-            let propagation = self.revoke_all(origin, org, &living).await?;
-            revoked.propagation = slower(revoked.propagation, propagation);
+            if let Some(last) = self.revoke_all(origin, org, &living).await? {
+                // Who has applied the last event has applied those before it.
+                revoked.propagation = self.propagate_change(Some(last)).await;
+            }
             living = self.living_descendants(org, id).await?;
         }
         Err(LifecycleError::Contended(Trail::Org(org)))
     }
 
-    /// Revokes these keys, and waits until the last event holds at every gateway: then the others do too.
+    /// Revokes these keys. Returns the last change; `None` if all of them were revoked before.
     async fn revoke_all(
         &self,
         origin: &Origin,
         org: OrgId,
         keys: &[KeyId],
-    ) -> Result<Option<Propagation>, LifecycleError> {
+    ) -> Result<Option<MadeChange>, LifecycleError> {
         let (line, mut last) = (Lane::taking(origin).of(Trail::Org(org)), None);
         for id in keys {
             let load = || async { self.store.key(*id).await?.ok_or(LifecycleError::NoKey(*id)) };
@@ -123,7 +125,7 @@ impl Lifecycle {
             let ((), committed) = self.commit_change(line, origin, None, load, decide).await?;
             last = committed.or(last);
         }
-        Ok(self.propagate_change(last).await)
+        Ok(last)
     }
 
     /// The descendants of a key that are neither revoked nor expired, nearest first. The way to them may lead over keys
@@ -157,17 +159,5 @@ impl Lifecycle {
         }
         living.retain(|key| *key != id);
         Ok(living)
-    }
-}
-
-/// The less complete of two, as an answer shows it.
-fn slower(one: Option<Propagation>, other: Option<Propagation>) -> Option<Propagation> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(Propagation {
-            gateways: one.gateways.max(other.gateways),
-            confirmed: one.confirmed.min(other.confirmed),
-            took: one.took.max(other.took),
-        }),
-        (one, other) => one.or(other),
     }
 }

@@ -24,6 +24,8 @@ use super::reply::{Reply, Secret};
 const SILENCE: Duration = Duration::from_secs(5);
 /// As much longer for each MiB of a command, such as a batch of an import: the gateway reads it first.
 const SILENCE_PER_MIB: Duration = Duration::from_secs(10);
+/// The pause before connecting again to a gateway that has no room for one more connection.
+const RETRY: Duration = Duration::from_millis(100);
 /// After this time without an answer the gateway is asked for a sign of life.
 const DOUBT: Duration = Duration::from_secs(2);
 
@@ -108,7 +110,11 @@ async fn converse(
     *request.uri_mut() = Uri::from_static(target);
     match way {
         Way::Socket(path) => {
-            let stream = connected(UnixStream::connect(path)).await?;
+            // A gateway that hangs takes no more connections at some time, and nothing waits in a queue then.
+            let stream = connected(connect_patiently(path)).await.map_err(|error| match error {
+                ClientError::Unreachable(waited) => ClientError::Silent(waited),
+                error => error,
+            })?;
             request.headers_mut().insert(header::HOST, HeaderValue::from_static("keygate"));
             send(stream, request).await
         }
@@ -128,13 +134,21 @@ async fn converse(
     }
 }
 
+/// Connects to a socket once the queue of connections that wait to be accepted has room.
+async fn connect_patiently(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(RETRY).await,
+            connected => return connected,
+        }
+    }
+}
+
 async fn connected<S>(connecting: impl Future<Output = io::Result<S>>) -> Result<S, ClientError> {
     let connected = timeout(SILENCE, connecting).await.map_err(|_| ClientError::Unreachable(SILENCE))?;
     connected.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::Absent,
         io::ErrorKind::PermissionDenied => ClientError::Forbidden,
-        // The queue of connections that wait to be accepted is full.
-        io::ErrorKind::WouldBlock => ClientError::Silent(Duration::ZERO),
         _ => ClientError::Io(error),
     })
 }

@@ -4,15 +4,19 @@ use std::fmt;
 use std::time::Duration;
 
 use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
-use super::reply::{Reply, Secret};
+use super::reply::{Reach, Reply, Secret};
 use crate::lifecycle::{
-    BackupPart, FoundKeys, KeyView, Lifecycle, LifecycleError, Made, NewKey, OrgPage, Origin, Owned,
+    BackupPart, Changed, FoundKeys, KeyView, Lifecycle, LifecycleError, Made, NewKey, OrgPage, Origin, Owned,
     Principal, UnreadableView, encode, view_org,
 };
 use crate::store::StoreFault;
 use crate::store::keeper::Place;
 use crate::store::unreadable::Unreadable;
 use crate::vocabulary::key::Prefixes;
+use crate::vocabulary::key::record::KeyRecord;
+
+/// The longest wait of one command for the gateways. Whoever waits longer asks again.
+const REACHED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Carries a command out for an operator. A failure is a reply too.
 pub async fn execute(lifecycle: &Lifecycle, origin: &Origin, command: Command) -> Reply {
@@ -45,20 +49,24 @@ async fn on_orgs(
     origin: &Origin,
     command: OrgCommand,
 ) -> Result<Reply, LifecycleError> {
-    let org = match command {
+    let Changed { record, propagation } = match command {
         OrgCommand::List { after, limit } => {
             let OrgPage { orgs, unreadable } = lifecycle.find_orgs(origin, after, limit).await?;
             let orgs = orgs.iter().map(view_org).collect();
             return Ok(Reply::Orgs { orgs, unreadable: view(&unreadable) });
         }
-        OrgCommand::Create { name } => lifecycle.create_org(origin, &name).await?,
-        OrgCommand::Show { id } => lifecycle.org(id).await?,
-        OrgCommand::Suspend { id } => lifecycle.suspend_org(origin, id).await?.record,
-        OrgCommand::Resume { id } => lifecycle.resume_org(origin, id).await?.record,
-        OrgCommand::Verify { id } => lifecycle.verify_org(origin, id).await?.record,
-        OrgCommand::Rename { id, name } => lifecycle.rename_org(origin, id, &name).await?.record,
+        OrgCommand::Create { name } => unpropagated(lifecycle.create_org(origin, &name).await?),
+        OrgCommand::Show { id } => unpropagated(lifecycle.org(id).await?),
+        OrgCommand::Suspend { id } => lifecycle.suspend_org(origin, id).await?,
+        OrgCommand::Resume { id } => lifecycle.resume_org(origin, id).await?,
+        OrgCommand::Verify { id } => lifecycle.verify_org(origin, id).await?,
+        OrgCommand::Rename { id, name } => lifecycle.rename_org(origin, id, &name).await?,
     };
-    Ok(Reply::Org(view_org(&org)))
+    Ok(Reply::Org { org: view_org(&record), reach: propagation.map(Reach::from) })
+}
+
+const fn unpropagated<T>(record: T) -> Changed<T> {
+    Changed { record, propagation: None }
 }
 
 async fn on_keys(
@@ -66,18 +74,23 @@ async fn on_keys(
     origin: &Origin,
     command: KeyCommand,
 ) -> Result<Reply, LifecycleError> {
-    let key = match command {
+    let changed = match command {
         KeyCommand::Show { id } => {
-            let key = lifecycle.key(origin, id).await?;
-            let propagation = lifecycle.last_propagation(key.org, id).await?;
-            return Ok(Reply::Key { key: KeyView { propagation, ..lifecycle.view_used(&key).await? } });
+            let record = lifecycle.key(origin, id).await?;
+            let propagation = lifecycle.last_propagation(record.org, id).await?;
+            Changed { record, propagation }
         }
-        KeyCommand::Update { id, patch } => lifecycle.update_key(origin, id, &patch).await?.record,
-        KeyCommand::Disable { id } => lifecycle.disable_key(origin, id).await?.record,
-        KeyCommand::Enable { id } => lifecycle.enable_key(origin, id).await?.record,
-        KeyCommand::Revoke { id, descendants: None } => lifecycle.revoke_key(origin, id).await?.record,
+        KeyCommand::Update { id, patch } => lifecycle.update_key(origin, id, &patch).await?,
+        KeyCommand::Disable { id } => lifecycle.disable_key(origin, id).await?,
+        KeyCommand::Enable { id } => lifecycle.enable_key(origin, id).await?,
+        KeyCommand::Revoke { id, descendants: None } => lifecycle.revoke_key(origin, id).await?,
         KeyCommand::Revoke { id, descendants: Some(expected) } => {
-            lifecycle.revoke_with_descendants(origin, id, expected).await?.record
+            lifecycle.revoke_with_descendants(origin, id, expected).await?
+        }
+        KeyCommand::Reach { event, within_ms } => {
+            let within = Duration::from_millis(within_ms).min(REACHED_WITHIN);
+            let propagation = lifecycle.propagation_of(event, within).await?;
+            return Ok(Reply::Reach { reach: propagation.into() });
         }
         KeyCommand::Descendants { id } => {
             return Ok(Reply::Descendants { count: lifecycle.count_descendants(origin, id).await? });
@@ -114,7 +127,14 @@ async fn on_keys(
             return Ok(Reply::ExportedKeys { keys, has_more, unreadable: view(&unreadable) });
         }
     };
-    Ok(Reply::Key { key: lifecycle.view_used(&key).await? })
+    show_changed(lifecycle, changed).await
+}
+
+async fn show_changed(lifecycle: &Lifecycle, changed: Changed<KeyRecord>) -> Result<Reply, LifecycleError> {
+    let Changed { record, propagation } = changed;
+    let shown = propagation.as_ref().map(ToString::to_string);
+    let key = KeyView { propagation: shown, ..lifecycle.view_used(&record).await? };
+    Ok(Reply::Key { key, reach: propagation.map(Reach::from) })
 }
 
 fn check(lifecycle: &Lifecycle, new: &NewKey) -> Result<Reply, LifecycleError> {
@@ -185,7 +205,9 @@ fn show_prefixes(prefixes: &Prefixes) -> Reply {
     Reply::Prefixes { accepted: prefixes.accepted().cloned().collect() }
 }
 
-fn show_made(lifecycle: &Lifecycle, Made { key, secret, .. }: Made) -> Reply {
+fn show_made(lifecycle: &Lifecycle, Made { key, secret, propagation }: Made) -> Reply {
     let secret = Secret::new(secret.expose().to_owned());
-    Reply::NewKey { key: lifecycle.view_key(&key, None), secret }
+    let shown = propagation.as_ref().map(ToString::to_string);
+    let key = KeyView { propagation: shown, ..lifecycle.view_key(&key, None) };
+    Reply::NewKey { key, secret, reach: propagation.map(Reach::from) }
 }

@@ -34,7 +34,7 @@ pub use client::{ClientError, Way, call};
 pub use execute::execute;
 pub use order::{AuditCommand, Command, KeyCommand, Order, OrgCommand, StoreCommand};
 pub use remote::{Host, InvalidHost, Remote, RemoteSettings};
-pub use reply::{Reply, Secret};
+pub use reply::{Reach, Reply, Secret};
 pub use role::{Grant, InvalidRole, Role};
 pub use socket::Server;
 pub use token::{InvalidTokenName, NewToken, Token, TokenFileError, TokenName, Tokens};

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{AuditFilter, KeyFilter, MovedKey, NewKey, Patch};
+use crate::store::events::Seq;
 use crate::store::keeper::Place;
 use crate::vocabulary::audit::{Link, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
@@ -83,6 +84,12 @@ pub enum KeyCommand {
     /// Count the keys that were made with a key and are not revoked.
     Descendants {
         id: KeyId,
+    },
+    /// Say how far a change has come, by the event in the answer to it, once every gateway with a lease has confirmed it or
+    /// this time is over.
+    Reach {
+        event: Seq,
+        within_ms: u64,
     },
     /// Say what a key must look like.
     Shapes,

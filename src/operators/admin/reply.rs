@@ -1,12 +1,16 @@
 //! The answers to operators, as they are sent.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{
     AuditRecordView, BackedUp, ImportedKey, KeyView, MovedKey, OrgView, UnreadableView, Verdict,
 };
+use crate::store::Propagation;
+use crate::store::events::Seq;
 use crate::store::keeper::{Acceptance, Resealed, Status};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Prefix;
@@ -15,7 +19,13 @@ use crate::vocabulary::key::Prefix;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    Org(OrgView),
+    Org {
+        #[serde(flatten)]
+        org: OrgView,
+        /// How far a change has come; `None` where the store could not tell, and for what is no change.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reach: Option<Reach>,
+    },
     Orgs {
         orgs: Vec<OrgView>,
         /// Those in between that cannot be read.
@@ -26,9 +36,18 @@ pub enum Reply {
     NewKey {
         key: KeyView,
         secret: Secret,
+        /// The same of the end of the secret before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reach: Option<Reach>,
     },
     Key {
         key: KeyView,
+        /// The same; of a key that is only shown, of its last change.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reach: Option<Reach>,
+    },
+    Reach {
+        reach: Reach,
     },
     /// A key that is to be made has no mistakes.
     NoMistakes,
@@ -107,6 +126,46 @@ pub enum Reply {
     },
 }
 
+/// How far a change has come among the gateways.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// The number of its event.
+    pub event: Seq,
+    /// All gateways that may let keys in.
+    pub gateways: usize,
+    pub confirmed: usize,
+    /// The names of those that hold a lease and have not confirmed it.
+    pub awaited: Vec<Box<str>>,
+    /// The names of those whose lease has lapsed without being given up, and that may not know of it.
+    pub lapsed: Vec<Box<str>>,
+    pub slowest_ms: u64,
+}
+
+impl Reach {
+    /// Whether every gateway with a lease has confirmed it.
+    #[must_use]
+    pub const fn is_confirmed(&self) -> bool {
+        self.awaited.is_empty() && self.confirmed + self.lapsed.len() >= self.gateways
+    }
+}
+
+impl From<Propagation> for Reach {
+    fn from(propagation: Propagation) -> Self {
+        let Propagation { event, gateways, confirmed, awaited, lapsed, took } = propagation;
+        let slowest_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        Self { event, gateways, confirmed, awaited, lapsed, slowest_ms }
+    }
+}
+
+/// As [`Propagation`] is shown.
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { event, gateways, confirmed, awaited, lapsed, slowest_ms } = self.clone();
+        let took = Duration::from_millis(slowest_ms);
+        fmt::Display::fmt(&Propagation { event, gateways, confirmed, awaited, lapsed, took }, f)
+    }
+}
+
 /// A secret on its way to its owner, the only time that it is shown.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
@@ -124,8 +183,8 @@ impl Secret {
     }
 }
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(redacted)")
     }
 }

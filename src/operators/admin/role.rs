@@ -159,7 +159,8 @@ impl Needs {
             | KeyCommand::Revoke { .. }
             | KeyCommand::Import { .. }
             | KeyCommand::Check(_) => (Role::Keys, About::Judged),
-            KeyCommand::Shapes => (Role::Read, About::Judged),
+            // It tells of gateways, and of no key.
+            KeyCommand::Shapes | KeyCommand::Reach { .. } => (Role::Read, About::Judged),
             // Digests of imported secrets, which people may have chosen, can be guessed at.
             KeyCommand::Export { org, .. } => (Role::Keys, about(*org)),
         };

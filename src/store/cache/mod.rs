@@ -12,6 +12,7 @@
 //! known to fail, a request waits only if nothing usable is cached for its key.
 
 mod loads;
+mod passing;
 mod places;
 mod repute;
 mod revived;

@@ -86,7 +86,9 @@ use super::trails::Trails;
 use super::unreadable::Listed;
 use super::usage::Usage;
 use super::whole::{Head, Pieces};
-use super::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture};
+use super::{
+    Awaited, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
+};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
@@ -308,9 +310,13 @@ impl Store for Embedded {
     }
 
     /// There is one gateway, and it applies an event before the caller is told.
-    fn propagation(&self, _: Seq, _: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
-        let done = Propagation { gateways: 1, confirmed: 1, took: Duration::ZERO };
-        Box::pin(async move { Ok(done) })
+    fn propagation(
+        &self,
+        event: Seq,
+        _: Duration,
+        _: Awaited,
+    ) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+        Box::pin(async move { Ok(Propagation::at_the_only_gateway(event)) })
     }
 
     fn import(
@@ -392,7 +398,7 @@ impl Keeper for Embedded {
                 Err(fault) => (None, None, Some(fault.to_string())),
             };
             let (place, events) = (self.path.display().to_string(), Some(lock(&self.published).event));
-            let (keeps, gateways) = (self.sealer.keeps(), Vec::new());
+            let keeps = self.sealer.keeps();
             let prefixes = self.prefixes.borrow().as_ref().map(ToString::to_string);
             let pepper = self.sealer.peppers().status();
             Status {
@@ -405,9 +411,7 @@ impl Keeper for Embedded {
                 keeps,
                 prefixes,
                 pepper,
-                held_news: 0,
-                memory: None,
-                gateways,
+                ..Status::default()
             }
         })
     }

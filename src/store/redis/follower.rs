@@ -74,7 +74,10 @@ async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Resu
         if inner.set_link_state(LinkState::Up) != LinkState::Up {
             let place = inner.connector.whereabouts();
             if !inner.is_link_untold.swap(false, Ordering::Relaxed) {
-                Notice::EventLinkUp.log(&format!("the event link is up: Redis at {place}, store {store}"));
+                let name = &inner.gateway;
+                Notice::EventLinkUp.log(&format!(
+                    "the event link is up: Redis at {place}, store {store}; this is the gateway {name}"
+                ));
             }
             warn_of_eviction(inner, &mut connection).await?;
         }
@@ -180,13 +183,17 @@ async fn renew(inner: &Inner, connection: &mut MultiplexedConnection) -> Result<
         .arg(names.leases())
         .arg(inner.sealer.keeps().to_string())
         .arg(&*announcing)
-        .arg(inner.sealer.peppers().checks());
+        .arg(inner.sealer.peppers().checks())
+        .arg(inner.lets_in_for().as_millis().to_string());
     let asked = inner.clock.mono();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
     let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
-    let leases = reply.text().map_err(|error| inner.fault(error))?.and_then(|text| text.parse().ok());
+    let mut number = || -> Result<Option<usize>, StoreFault> {
+        Ok(reply.text().map_err(|error| inner.fault(error))?.and_then(|text| text.parse().ok()))
+    };
+    let (leases, lapsed) = (number()?.unwrap_or(1), number()?.unwrap_or(0));
     inner.note_announced(announcing);
-    inner.note_lease(Some(Renewal { asked, leases: leases.unwrap_or(1) }));
+    inner.note_lease(Some(Renewal { asked, leases, lapsed }));
     Ok(Some(asked))
 }
 
@@ -216,7 +223,8 @@ async fn confirm(inner: &Inner) {
         }
         let (last, mark) = &*told.insert(news);
         let names = &inner.names;
-        let call = Call::new(&inner.scripts.confirm, [names.lease(&inner.gateway)])
+        let places = [names.lease(&inner.gateway), names.lease_serves(&inner.gateway)];
+        let call = Call::new(&inner.scripts.confirm, places)
             .arg(last.to_string())
             .arg(mark.as_str())
             .arg(names.events());

@@ -1,5 +1,4 @@
-//! The operator's side: what state the store is in, the gateways that hold a lease, and how far an event has come among
-//! them.
+//! The operator's side: what state the store is in, and the gateways that hold a lease.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -10,14 +9,13 @@ use tokio::sync::mpsc;
 use super::ledger::Incarnation;
 use super::scripts::{Call, Meta, Reply};
 use super::{Inner, Redis};
-use crate::store::events::Seq;
 use crate::store::keeper::{
-    Acceptance, Keeper, Lease, LinkState, Place, Remembrance, Resealed, Standing, Status, UnreadableFile,
-    Vitals,
+    Acceptance, Keeper, Lapsed, Lease, LinkState, Place, Remembrance, Resealed, Standing, Status,
+    UnreadableFile, Vitals,
 };
 use crate::store::prefixes::PrefixBook;
 use crate::store::whole::{Head, Pieces};
-use crate::store::{LEASE, Propagation, StoreFault, StoreFuture};
+use crate::store::{LEASE, StoreFault, StoreFuture};
 use crate::telemetry::Notice;
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::clock::UnixMillis;
@@ -26,8 +24,6 @@ use crate::vocabulary::key::proof::ProofOf;
 use crate::vocabulary::key::record::RecordFormat;
 use crate::vocabulary::key::{Misfit, Peppers};
 
-/// The longest pause between two looks at the leases.
-const PAUSE_AT_MOST: Duration = Duration::from_millis(10);
 /// The format of a new store. It rises when something is written that needs a later one.
 const FORMAT_OF_NEW: RecordFormat = RecordFormat::OPEN;
 
@@ -46,6 +42,11 @@ impl Keeper for Redis {
 
     fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
         Box::pin(self.inner.leave())
+    }
+
+    fn serve_without_lease(&self, within: Duration) {
+        let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        self.inner.serves_without_lease.store(within, Ordering::Relaxed);
     }
 
     fn status(&self) -> StoreFuture<'_, Status> {
@@ -111,10 +112,11 @@ impl Inner {
     }
 
     /// All gateways, and everything that this one's lease consists of.
-    pub(super) fn places_of_lease(&self) -> [String; 5] {
+    pub(super) fn places_of_lease(&self) -> [String; 7] {
         let (names, gateway) = (&self.names, &self.gateway);
         let (lease, format) = (names.lease(gateway), names.lease_format(gateway));
-        [names.gateways(), lease, format, names.lease_prefixes(gateway), names.lease_peppers(gateway)]
+        let (prefixes, peppers) = (names.lease_prefixes(gateway), names.lease_peppers(gateway));
+        [names.gateways(), lease, format, prefixes, peppers, names.serving(), names.lease_serves(gateway)]
     }
 
     pub(super) fn vitals(&self) -> Vitals {
@@ -125,34 +127,10 @@ impl Inner {
         Vitals {
             is_full: None,
             standing: held.map_or(Standing::Out, |renewal| Standing::Among(renewal.leases)),
+            lapsed: held.map(|renewal| renewal.lapsed),
             breakers: links.map(|(name, link)| (name, link.turns_away().is_some())).to_vec(),
             is_suspect: Some(self.tenure.is_in_doubt()),
             memory: Some(self.memory.vitals()),
-        }
-    }
-
-    /// Asks repeatedly: this costs little, and only changes pay for it.
-    pub(super) async fn propagation(&self, event: Seq, within: Duration) -> Result<Propagation, StoreFault> {
-        let begun = self.clock.mono();
-        let mut pause = Duration::from_millis(1);
-        loop {
-            let call = Call::new(&self.scripts.confirmed, [self.names.meta(), self.names.gateways()])
-                .arg(event.to_string())
-                .arg(self.names.leases());
-            let mut reply = self.ask(&call).await?;
-            let mut count = || -> Result<usize, StoreFault> {
-                let text = reply.text().map_err(|error| self.fault(error))?;
-                let count = text.and_then(|text| text.parse().ok());
-                count.ok_or_else(|| self.fault("the number of gateways does not read"))
-            };
-            let (gateways, confirmed) = (count()?, count()?);
-            let took = self.clock.mono().saturating_duration_since(begun);
-            let propagation = Propagation { gateways, confirmed, took };
-            if propagation.is_complete() || took >= within {
-                return Ok(propagation);
-            }
-            tokio::time::sleep(pause.min(within.saturating_sub(took))).await;
-            pause = PAUSE_AT_MOST.min(pause * 2);
         }
     }
 
@@ -163,20 +141,8 @@ impl Inner {
         let place = format!("Redis at {}, cell {}", self.connector.whereabouts(), self.settings.cell);
         let call = Call::new(&self.scripts.watch, [self.names.meta(), self.names.events()])
             .arg(position.last.to_string());
-        let unknown = Status {
-            place,
-            trouble: None,
-            found: None,
-            known,
-            events: None,
-            format: None,
-            keeps,
-            prefixes: None,
-            pepper: None,
-            held_news: 0,
-            memory: Some(self.memory.vitals()),
-            gateways: Vec::new(),
-        };
+        let memory = Some(self.memory.vitals());
+        let unknown = Status { place, known, keeps, memory, ..Status::default() };
         let mut reply = match self.commands.run(&call, self.settings.command_timeout).await {
             Err(fault) => return Status { trouble: Some(fault.to_string()), ..unknown },
             Ok(reply) => reply,
@@ -189,17 +155,18 @@ impl Inner {
         let misfit = self.misfit().await.ok().flatten();
         let trouble = trouble.or(misfit.map(|misfit| misfit.to_string()));
         // A list of gateways that cannot be read is no trouble of the store.
-        let gateways = self.gateways().await.unwrap_or_default();
+        let (gateways, lapsed) = self.gateways().await.unwrap_or_default();
         let format = found.is_some().then_some(format);
         let pepper = self.sealer.peppers().status();
         let held_news = self.held_news(None, 1).await.map_or(0, |(count, _)| count);
-        Status { trouble, found, events, format, prefixes, pepper, held_news, gateways, ..unknown }
+        Status { trouble, found, events, format, prefixes, pepper, held_news, gateways, lapsed, ..unknown }
     }
 
-    /// The gateways that hold a lease, by name.
-    async fn gateways(&self) -> Result<Vec<Lease>, StoreFault> {
-        let call = Call::new(&self.scripts.gateways, [self.names.meta(), self.names.gateways()])
-            .arg(self.names.leases());
+    /// The gateways that hold a lease, by name; and those whose lease has lapsed while they may let keys in.
+    async fn gateways(&self) -> Result<(Vec<Lease>, Vec<Lapsed>), StoreFault> {
+        let names = &self.names;
+        let call = Call::new(&self.scripts.gateways, [names.meta(), names.gateways(), names.serving()])
+            .arg(names.leases());
         let mut reply = self.commands.run(&call, self.settings.command_timeout).await?;
         let mut gateways = Vec::new();
         while let Some(gateway) = reply.text().map_err(|error| self.fault(error))? {
@@ -212,7 +179,17 @@ impl Inner {
             gateways.push(Lease { gateway, event, own, format, prefixes });
         }
         gateways.sort_unstable_by(|one, other| one.gateway.cmp(&other.gateway));
-        Ok(gateways)
+        let mut lapsed = Vec::new();
+        while let Some(gateway) = reply.text().map_err(|error| self.fault(error))? {
+            let left_behind = reply.text().map_err(|error| self.fault(error))?.unwrap_or_default();
+            let event = left_behind.split(' ').next().and_then(|event| event.parse().ok());
+            let event = event.ok_or_else(|| self.fault("what a gateway left behind does not read"))?;
+            let left = reply.text().map_err(|error| self.fault(error))?;
+            let serves_for_ms = left.and_then(|left| left.parse().ok()).unwrap_or_default();
+            lapsed.push(Lapsed { gateway, event, serves_for_ms });
+        }
+        lapsed.sort_unstable_by(|one, other| one.gateway.cmp(&other.gateway));
+        Ok((gateways, lapsed))
     }
 
     /// Makes the store if there is none and none was known.

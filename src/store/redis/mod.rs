@@ -12,6 +12,8 @@
 //! | `{kg}:gateway:<name>:format` | the highest format of records that this gateway can keep; expires with the lease |
 //! | `{kg}:gateway:<name>:prefixes` | the list of prefixes that all workers of this gateway use; empty before; expires with the lease |
 //! | `{kg}:gateway:<name>:peppers` | the check values of the peppers that this gateway has; expires with the lease |
+//! | `{kg}:gateways:serving` | set: the names of gateways that may let keys in, with a lease or after it has lapsed |
+//! | `{kg}:gateway:<name>:serves` | the number of the last event that holds at this gateway, and for how many milliseconds it may let keys in although it hears nothing more; expires then |
 //! | `{kg}:k:<digest in hex>` | organisation id, key id: where the secret with this digest leads |
 //! | `{kg}:id:<key id>` | sealed [`KeyRecord`] |
 //! | `{kg}:org:<organisation id>` | sealed [`OrgRecord`] |
@@ -63,6 +65,7 @@ mod naming;
 mod outbox;
 mod peppers;
 mod prefixes;
+mod propagation;
 mod quotas;
 mod reads;
 mod recounts;
@@ -84,7 +87,7 @@ pub use self::settings::{
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -100,6 +103,7 @@ use self::login::Login;
 use self::memory::Memory;
 use self::memory_file::MemoryFile;
 use self::names::Names;
+use self::propagation::Unresponsive;
 use self::recounts::Recounts;
 use self::scripts::{Call, Reply, Script, Scripts};
 use self::sentinel::Sentinel;
@@ -116,12 +120,12 @@ use super::trails::Trails;
 use super::unreadable::Listed;
 use super::usage::Usage;
 use super::{
-    CommitError, Committed, Found, KeysOf, Lookup, Mutation, Propagation, Role, Store, StoreFault,
+    Awaited, CommitError, Committed, Found, KeysOf, Lookup, Mutation, Propagation, Role, Store, StoreFault,
     StoreFuture,
 };
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
-use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, Sealer, Versioned};
+use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
 use crate::vocabulary::key::{Digest, Prefixes};
 
 /// The store. It makes no call to Redis before it is used.
@@ -142,6 +146,9 @@ struct Inner {
     ledger: Ledger,
     link_state: Mutex<LinkState>,
     lease: Mutex<Option<Renewal>>,
+    /// For how many milliseconds this gateway may let keys in when its lease has lapsed.
+    serves_without_lease: AtomicU64,
+    unresponsive: Unresponsive,
     /// Whether the lease was given up. The lock is held over every renewal, so that a late one cannot bring the lease
     /// back.
     left: tokio::sync::Mutex<bool>,
@@ -180,8 +187,9 @@ struct Inner {
 #[derive(Clone, Copy)]
 struct Renewal {
     asked: Instant,
-    /// The number of leases then.
+    /// The number of leases then, and of gateways whose lease had lapsed while they could let keys in.
     leases: usize,
+    lapsed: usize,
 }
 
 impl Redis {
@@ -203,6 +211,8 @@ impl Redis {
             commands: link("commands"),
             link_state: Mutex::new(LinkState::Down("not connected yet".into())),
             lease: Mutex::default(),
+            serves_without_lease: AtomicU64::default(),
+            unresponsive: Unresponsive::default(),
             left: tokio::sync::Mutex::default(),
             tenure: Tenure::begin(clock.mono()),
             prefixes: watch::Sender::default(),
@@ -328,8 +338,13 @@ impl Store for Redis {
         })
     }
 
-    fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
-        Box::pin(self.inner.propagation(event, within))
+    fn propagation(
+        &self,
+        event: Seq,
+        within: Duration,
+        awaited: Awaited,
+    ) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+        Box::pin(self.inner.propagation(event, within, awaited))
     }
 
     /// In batches. Each script inserts its keys one by one, so that after a fault each key is there whole or not at
@@ -451,13 +466,6 @@ impl Inner {
                 Err(StoreFault::Outdated(text.into()))
             }
             _ => Ok(()),
-        }
-    }
-
-    fn bad_record(&self, bad: BadRecord) -> StoreFault {
-        match bad {
-            BadRecord::Newer { .. } => bad.into(),
-            bad => self.fault(bad),
         }
     }
 

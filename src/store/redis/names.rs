@@ -45,6 +45,16 @@ impl Names {
         self.with(format_args!("{LEASE}{gateway}:peppers"))
     }
 
+    /// What a gateway may still do when its lease has lapsed.
+    pub(super) fn lease_serves(&self, gateway: &str) -> String {
+        self.with(format_args!("{LEASE}{gateway}:serves"))
+    }
+
+    /// The gateways that may let keys in, with a lease or after it has lapsed.
+    pub(super) fn serving(&self) -> String {
+        self.with("gateways:serving")
+    }
+
     pub(super) fn leases(&self) -> String {
         self.with(LEASE)
     }

@@ -8,7 +8,7 @@ use crate::store::unreadable::{self, Identified, MISSING, OF_ANOTHER, Unreadable
 use crate::store::{Found, KeysOf, StoreFault};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
-use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Stored, Versioned};
+use crate::vocabulary::key::record::{BadRecord, KeyRecord, OrgRecord, Stored, Versioned};
 
 /// Records per script of a list. It bounds how long the script blocks others.
 pub(super) const PAGE: usize = 256;
@@ -20,6 +20,13 @@ const TRIES: usize = 4;
 pub(super) const NEWEST: &str = "+";
 
 impl Inner {
+    pub(super) fn bad_record(&self, bad: BadRecord) -> StoreFault {
+        match bad {
+            BadRecord::Newer { .. } => bad.into(),
+            bad => self.fault(bad),
+        }
+    }
+
     /// `None` only if our own store, with all events that are known here, has no such digest, or a tombstone is all that it
     /// leads to.
     pub(super) async fn lookup(&self, digest: Digest) -> Result<Option<Found>, StoreFault> {

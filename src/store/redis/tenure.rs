@@ -73,8 +73,8 @@ pub(super) fn confirm(inner: &Inner, asked: Instant) {
 pub(super) async fn question(inner: &Inner) {
     let names = &inner.names;
     // Event 0 is never later than what a lease names, so nothing is written.
-    let call =
-        Call::new(&inner.scripts.confirm, [names.lease(&inner.gateway)]).arg("0").arg("").arg(names.events());
+    let places = [names.lease(&inner.gateway), names.lease_serves(&inner.gateway)];
+    let call = Call::new(&inner.scripts.confirm, places).arg("0").arg("").arg(names.events());
     let asked = inner.clock.mono();
     match inner.lookups.sound(&call, inner.settings.command_timeout).await {
         Some((_, Ok(_))) => confirm(inner, asked),

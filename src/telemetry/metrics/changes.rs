@@ -14,11 +14,16 @@ use super::histogram::{Histogram, LAG_BUCKETS};
 pub struct ChangeMeter {
     propagation: Histogram<14>,
     unconfirmed: AtomicU64,
+    lapsed: AtomicU64,
 }
 
 impl Default for ChangeMeter {
     fn default() -> Self {
-        Self { propagation: Histogram::new(&LAG_BUCKETS), unconfirmed: AtomicU64::new(0) }
+        Self {
+            propagation: Histogram::new(&LAG_BUCKETS),
+            unconfirmed: AtomicU64::new(0),
+            lapsed: AtomicU64::new(0),
+        }
     }
 }
 
@@ -33,7 +38,12 @@ impl ChangeMeter {
         self.unconfirmed.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn families(&self) -> [MetricFamily; 2] {
+    /// The caller of a change was answered while gateways whose lease has lapsed may not know of it.
+    pub fn beside_lapsed(&self) {
+        self.lapsed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn families(&self) -> [MetricFamily; 3] {
         [
             histogram(
                 "keygate_propagation_seconds",
@@ -44,6 +54,12 @@ impl ChangeMeter {
                 "keygate_propagation_unconfirmed_total",
                 "Changes made here whose caller was answered before every gateway with a lease had confirmed them.",
                 read(&self.unconfirmed),
+            ),
+            counter(
+                "keygate_propagation_lapsed_total",
+                "Changes made here whose caller was answered while gateways whose lease has lapsed could still let keys in as \
+                 they were.",
+                read(&self.lapsed),
             ),
         ]
     }

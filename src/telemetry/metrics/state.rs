@@ -28,6 +28,9 @@ pub struct State {
     pub lease_held: Option<bool>,
     /// Gateways with a lease; `None` where this one has none.
     pub leases: Option<usize>,
+    /// Gateways whose lease has lapsed without being given up and that may still let keys in; `None` where this one has
+    /// none.
+    pub lapsed: Option<usize>,
     /// `None` with a store that cannot be replaced by another.
     pub store_suspect: Option<bool>,
     /// `None` with a store whose disk this process does not see.
@@ -81,7 +84,7 @@ impl State {
         families
     }
 
-    fn of_the_store(&self) -> [MetricFamily; 8] {
+    fn of_the_store(&self) -> [MetricFamily; 9] {
         let breakers = self.breakers.iter();
         [
             gauge(
@@ -103,6 +106,12 @@ impl State {
                 "keygate_leases",
                 "Gateways that held a lease when this one last renewed its own; absent while it holds none.",
                 self.leases.map(|leases| leases as f64),
+            ),
+            gauge(
+                "keygate_leases_lapsed",
+                "Gateways whose lease has lapsed without being given up, and that may still let keys in that they know, as this \
+                 one last saw them; absent while it holds none.",
+                self.lapsed.map(|lapsed| lapsed as f64),
             ),
             gauge(
                 "keygate_lease_held",

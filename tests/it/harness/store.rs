@@ -13,7 +13,8 @@ use keygate::store::trails::Trails;
 use keygate::store::unreadable::Listed;
 use keygate::store::usage::Usage;
 use keygate::store::{
-    Change, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
+    Awaited, Change, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault,
+    StoreFuture,
 };
 use keygate::vocabulary::id::{KeyId, OrgId};
 use keygate::vocabulary::key::Digest;
@@ -299,8 +300,13 @@ impl Store for Valved {
         })
     }
 
-    fn propagation(&self, event: Seq, within: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
-        self.0.store().propagation(event, within)
+    fn propagation(
+        &self,
+        event: Seq,
+        within: Duration,
+        awaited: Awaited,
+    ) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+        self.0.store().propagation(event, within, awaited)
     }
 
     fn import(

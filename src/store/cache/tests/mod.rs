@@ -16,7 +16,7 @@ use crate::store::quotas::Quotas;
 use crate::store::trails::Trails;
 use crate::store::unreadable::Listed;
 use crate::store::usage::Usage;
-use crate::store::{CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, StoreFuture};
+use crate::store::{Awaited, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, StoreFuture};
 use crate::vocabulary::clock::{Shift, UnixMillis};
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Environment;
@@ -264,7 +264,12 @@ impl Store for Model {
         unasked()
     }
 
-    fn propagation(&self, _: Seq, _: Duration) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
+    fn propagation(
+        &self,
+        _: Seq,
+        _: Duration,
+        _: Awaited,
+    ) -> StoreFuture<'_, Result<Propagation, StoreFault>> {
         unasked()
     }
 
