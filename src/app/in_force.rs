@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::downstream::connection::Serving;
 use crate::downstream::{tls, watchdog};
 use crate::gateway::Plan;
-use crate::lifecycle::{Swept, Trouble};
+use crate::lifecycle::{Swept, Trimming, Trouble};
 use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
@@ -64,7 +64,9 @@ pub(super) struct Observed {
     pub(super) changes: Option<Arc<ChangeMeter>>,
     pub(super) swept: Option<Swept>,
     pub(super) troubles: Option<Trouble>,
+    pub(super) trimming: Option<Trimming>,
     pub(super) backlog: Option<Arc<Backlog>>,
+    pub(super) clock: Clock,
 }
 
 impl Observed {
@@ -107,6 +109,8 @@ impl Observed {
             older_than_trail: self.swept.as_ref().map(Swept::older),
             news_waiting: self.backlog.as_ref().and_then(|backlog| backlog.waiting()),
             news_held: self.backlog.as_ref().and_then(|backlog| backlog.held()),
+            clock_ahead: self.clock.ahead_of_store().map(|ahead| ahead as f64 / 1000.0),
+            trimming_held: self.trimming.as_ref().and_then(Trimming::is_held),
             troubles_dropped: self.troubles.as_ref().map_or(0, Trouble::dropped),
             records_lost: self.records.read(),
             lines_lost: telemetry::lost_lines(),

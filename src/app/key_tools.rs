@@ -6,7 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::config::KeySettings;
-use crate::lifecycle::{self, SignupSettings};
+use crate::lifecycle::{self, RetentionSettings, SignupSettings};
 use crate::secret_file::{self, SecretFileError};
 use crate::vocabulary::audit::Chain;
 use crate::vocabulary::key::record::Sealer;
@@ -76,7 +76,7 @@ impl KeyTools {
 
     /// The settings of a lifecycle.
     #[must_use]
-    pub fn lifecycle(&self, signup: SignupSettings) -> lifecycle::Settings {
+    pub fn lifecycle(&self, signup: SignupSettings, retention: &RetentionSettings) -> lifecycle::Settings {
         lifecycle::Settings {
             prefix: self.prefix.clone(),
             format: self.format.clone(),
@@ -86,6 +86,7 @@ impl KeyTools {
             signup,
             max_per_org: self.max_per_org,
             ack_wait: self.ack_wait,
+            retention: retention.retention,
         }
     }
 }

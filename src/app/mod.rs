@@ -1,5 +1,6 @@
 //! The whole gateway, put together: store, cache, workers, listeners. It is taken apart in order when it ends.
 
+mod clocks;
 mod control;
 mod in_force;
 mod inherited;

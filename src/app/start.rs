@@ -11,6 +11,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 
 use super::App;
+use super::clocks;
 use super::control::Control;
 use super::in_force::{InForce, Observed, serving};
 use super::inherited::Inherited;
@@ -111,8 +112,8 @@ impl App {
         // It may take long where a file must be repaired. Until the signals are watched, one of them kills the
         // process, so that it can be ended here at any moment.
         let store = match verified {
-            Some(verified) => open_verified(verified, tools.sealer.clone())?,
-            None => open_store(&config.store, tools.sealer.clone(), control.handle())?,
+            Some(verified) => open_verified(verified, tools.sealer.clone(), &clock)?,
+            None => open_store(&config.store, tools.sealer.clone(), control.handle(), &clock)?,
         };
         refuse_misfit(&store, control.handle())?;
         // Watched before there is a lease: a gateway that is told to end while it starts must give its lease up,
@@ -171,13 +172,13 @@ impl App {
         let accepting = public.start(Arc::clone(&workers), metrics.cells());
         let mut operators = Vec::new();
         if let Some(lifecycle) = &keys.lifecycle {
-            tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle), config.retention));
+            tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle)));
             operators.extend(admin_socket.map(|socket| socket.start(Arc::clone(lifecycle), clock.clone())));
             operators.extend(admin_remote.map(|remote| remote.start(Arc::clone(lifecycle))));
         }
         let readiness = Arc::new(Readiness::default());
         if let Some(ops) = ops {
-            let observed = keys.observed(Arc::clone(&in_force), &records, budget, backlog);
+            let observed = keys.observed(Arc::clone(&in_force), &records, (budget, backlog), &clock);
             operators.push(ops.start(keys.told(metrics, Arc::clone(&readiness), observed), clock.clone()));
         }
         drop(entered);
@@ -219,7 +220,7 @@ impl Keys {
         let (store, meter) = MeasuredStore::new(store, clock.clone());
         let store: Arc<dyn Store> = store;
         let lifecycle = (config.role == Role::Full).then(|| {
-            let settings = tools.lifecycle(config.signup.clone());
+            let settings = tools.lifecycle(config.signup.clone(), &config.retention);
             let scopes = config.scopes.clone();
             Arc::new(Lifecycle::new(Arc::clone(&store), settings, scopes, clock.clone()))
         });
@@ -235,6 +236,7 @@ impl Keys {
             tokio::spawn(attend_set_back(store, lifecycle, reported, clock));
         }
         store.subscribe(Arc::clone(&meter) as Arc<dyn EventSink>);
+        tokio::spawn(clocks::watch(clock.clone()));
         let shape = (tools.format.clone(), tools.prefix.clone());
         Self { store, meter, cache, lifecycle, shape, examined: Examined::of(config) }
     }
@@ -275,8 +277,8 @@ impl Keys {
         &self,
         in_force: Arc<Mutex<InForce>>,
         records: &RecordWriter,
-        budget: Budget,
-        backlog: Option<Arc<Backlog>>,
+        (budget, backlog): (Budget, Option<Arc<Backlog>>),
+        clock: &Clock,
     ) -> Observed {
         let lifecycle = self.lifecycle.as_deref();
         Observed {
@@ -288,7 +290,9 @@ impl Keys {
             changes: lifecycle.map(|lifecycle| Arc::clone(lifecycle.change_meter())),
             swept: lifecycle.map(|lifecycle| lifecycle.swept().clone()),
             troubles: lifecycle.map(|lifecycle| lifecycle.troubles().clone()),
+            trimming: lifecycle.map(|lifecycle| lifecycle.trimming().clone()),
             backlog,
+            clock: clock.clone(),
         }
     }
 

@@ -30,7 +30,8 @@ pub enum StoreError {
     Redis(#[from] redis::OpenError),
 }
 
-/// Opens the store that the configuration names. Its work in the background runs on `control`.
+/// Opens the store that the configuration names. Its work in the background runs on `control`. The clock, and all copies of it,
+/// follow the store's.
 ///
 /// # Errors
 /// [`StoreError`] says what to do. A Redis that is down is no error: the store begins to answer when Redis is
@@ -39,11 +40,14 @@ pub fn open_store(
     settings: &StoreSettings,
     sealer: Sealer,
     control: &Handle,
+    clock: &Clock,
 ) -> Result<Arc<dyn Store>, StoreError> {
     match settings {
-        StoreSettings::Embedded(settings) => Ok(Arc::new(Embedded::open(settings, sealer)?)),
+        StoreSettings::Embedded(settings) => {
+            Ok(Arc::new(Embedded::open_at(settings, sealer, clock.clone())?))
+        }
         StoreSettings::Redis(settings) => {
-            Ok(Arc::new(Redis::open((**settings).clone(), sealer, control.clone())?))
+            Ok(Arc::new(Redis::open_at((**settings).clone(), sealer, control.clone(), clock.clone())?))
         }
     }
 }
@@ -52,8 +56,12 @@ pub fn open_store(
 ///
 /// # Errors
 /// As [`open_store`].
-pub(super) fn open_verified(verified: &Verified, sealer: Sealer) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(Arc::new(Embedded::open_verified(verified, sealer)?))
+pub(super) fn open_verified(
+    verified: &Verified,
+    sealer: Sealer,
+    clock: &Clock,
+) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(Arc::new(Embedded::open_verified(verified, sealer, clock.clone())?))
 }
 
 /// Opens the store that the configuration names, only to read it: the file of an embedded store stays as it is.
@@ -64,10 +72,13 @@ pub fn open_store_to_read(
     settings: &StoreSettings,
     sealer: Sealer,
     control: &Handle,
+    clock: &Clock,
 ) -> Result<Arc<dyn Store>, StoreError> {
     match settings {
-        StoreSettings::Embedded(settings) => Ok(Arc::new(Embedded::open_to_read(settings, sealer)?)),
-        StoreSettings::Redis(_) => open_store(settings, sealer, control),
+        StoreSettings::Embedded(settings) => {
+            Ok(Arc::new(Embedded::open_to_read(settings, sealer, clock.clone())?))
+        }
+        StoreSettings::Redis(_) => open_store(settings, sealer, control, clock),
     }
 }
 

@@ -13,8 +13,9 @@ use super::Outcome;
 use super::audit_list::list;
 use super::operator::{Act, Failure, Session, unexpected};
 use super::org_name::{OrgName, next_orgs};
-use crate::lifecycle::{AuditFilter, AuditRecordView, Verdict};
+use crate::lifecycle::{AuditFilter, AuditRecordView, Exported, Verdict};
 use crate::operators::admin::{AuditCommand, Command, Reply};
+use crate::store::trails::Trimmed;
 use crate::vocabulary::audit::{AuditKind, Link, Trail};
 use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::OrgId;
@@ -30,7 +31,11 @@ const HEADS: usize = 1000;
 #[command(after_help = "\
 Every organisation has its own trail; the operator's trail has the records that concern no organisation. Once a minute, a gateway \
 logs the heads of all trails that have changed (`audit head …`). Keep this log where processes that can write to the store cannot \
-change it; with it, `verify --heads` also detects records that were removed from the end of a trail.
+change it; with it, `verify --heads` also detects records that were removed from the end of a trail, or before the end of \
+audit.retention.
+
+Old records are removed by the gateways, by the clock of the store and of each trail at most a tenth in a day, so that a wrong clock \
+or a wrong setting erases little before somebody notices; `trim` removes at once whatever is older than audit.retention.
 
 Exit code: 0 on success, 1 if a trail has been altered, a key or an organization is older than its trail says, or the command failed.
 
@@ -57,6 +62,14 @@ pub(super) enum Action {
         /// A gateway's log, which contains the heads, or - for standard input; can be repeated
         #[arg(long, value_name = "FILE")]
         heads: Vec<PathBuf>,
+    },
+    /// Remove all records that are older than audit.retention at once, instead of a tenth of each trail in a day
+    Trim {
+        #[command(flatten)]
+        whose: Whose,
+        /// Do not ask for confirmation
+        #[arg(long)]
+        yes: bool,
     },
     /// Print audit records as lines of JSON, trail by trail, oldest first
     Export {
@@ -130,6 +143,13 @@ impl Act for Action {
                 list(trails, which.filter(), limit, session).await
             }
             Self::Verify { whose, heads } => verify(&whose, &heads, session).await,
+            Self::Trim { whose, yes } => {
+                if !yes {
+                    session
+                        .confirm("Remove all audit records that are older than audit.retention, for ever?")?;
+                }
+                trim(&whose, session).await
+            }
             Self::Export { whose, which } => {
                 let mut trails = Trails::of(&whose, session).await?;
                 while let Some((trail, _)) = trails.next(session).await? {
@@ -214,6 +234,29 @@ async fn export(trail: Trail, filter: AuditFilter, session: &mut Session<'_>) ->
     }
 }
 
+async fn trim(whose: &Whose, session: &mut Session<'_>) -> Result<Outcome, Failure> {
+    let mut trails = Trails::of(whose, session).await?;
+    let mut removed = 0;
+    while let Some((trail, _)) = trails.next(session).await? {
+        match session.ask(Command::Audit(AuditCommand::Trim { trail })).await? {
+            Reply::Trimmed { trimmed: Trimmed::Removed(now) } => {
+                removed += now;
+                if session.json {
+                    session.print_json(&serde_json::json!({ "trail": trail, "removed": now }))?;
+                }
+            }
+            Reply::Trimmed { trimmed: Trimmed::Held(held) } => {
+                return Err(format!("no record was removed of {trail}: {held}").into());
+            }
+            _ => return Err(unexpected()),
+        }
+    }
+    if !session.json {
+        session.print_line(&format!("{removed} records removed"))?;
+    }
+    Ok(Outcome::Done)
+}
+
 async fn verify(whose: &Whose, logs: &[PathBuf], session: &mut Session<'_>) -> Result<Outcome, Failure> {
     // The logs are read before the trails: heads that are logged later may belong to newer records.
     let mut heads = Heads::default();
@@ -271,7 +314,7 @@ fn show(verdict: &Verdict, session: &mut Session<'_>) -> Result<(), Failure> {
 /// The newest heads of each trail in a log, by number. Two different heads with one number are both kept: at least
 /// one of them is wrong.
 #[derive(Default)]
-struct Heads(HashMap<Trail, BTreeMap<(u64, [u8; 32]), Link>>);
+struct Heads(HashMap<Trail, BTreeMap<(u64, [u8; 32]), Exported>>);
 
 impl Heads {
     fn read(&mut self, path: &Path) -> Result<(), Failure> {
@@ -291,21 +334,20 @@ impl Heads {
     fn pick(&mut self, line: &str) {
         const MARK: &str = "audit head ";
         for (at, _) in line.match_indices(MARK) {
-            let mut words =
-                line[at + MARK.len()..].split(|c: char| !c.is_ascii_alphanumeric() && !"_:".contains(c));
+            let rest = &line[at + MARK.len()..];
+            let mut words = rest.split(|c: char| !c.is_ascii_alphanumeric() && !"_:".contains(c));
             let trail = words.next().and_then(|word| Trail::parse(word).ok());
-            let link = words.next().and_then(|word| word.parse().ok());
+            let link = words.next().and_then(|word| word.parse::<Link>().ok());
             let (Some(trail), Some(link)) = (trail, link) else { continue };
-            let Link { number, mac } = link;
             let heads = self.0.entry(trail).or_default();
-            heads.insert((number, mac), link);
+            heads.insert((link.number, link.mac), Exported { link, at: made_at(rest) });
             if heads.len() > HEADS {
                 heads.pop_first();
             }
         }
     }
 
-    fn take(&mut self, trail: Trail) -> Vec<Link> {
+    fn take(&mut self, trail: Trail) -> Vec<Exported> {
         self.0.remove(&trail).unwrap_or_default().into_values().collect()
     }
 
@@ -315,6 +357,13 @@ impl Heads {
         trails.sort_unstable();
         trails.into_iter()
     }
+}
+
+/// When the record of a head was made. `rest` is the line behind its mark; older releases wrote no time.
+fn made_at(rest: &str) -> Option<UnixMillis> {
+    let time = rest.split(' ').nth(2).filter(|word| *word == "at").and_then(|_| rest.split(' ').nth(3))?;
+    let end = time.find(|c: char| !c.is_ascii_alphanumeric() && !":-.".contains(c)).unwrap_or(time.len());
+    UnixMillis::parse(&time[..end]).ok()
 }
 
 #[cfg(test)]
@@ -328,18 +377,22 @@ mod tests {
         for line in [
             &format!("2026-11-24T06:21:46.000Z info audit_head: audit head operator 3:{mac}"),
             &format!("Nov 24 06:21:46 host keygate[17]: keygate: audit head {org} 9:{mac}"),
-            &format!("{{\"msg\":\"keygate: audit head {org} 10:{mac}\",\"pid\":1}}"),
+            &format!(
+                "{{\"msg\":\"keygate: audit head {org} 10:{mac} at 2026-09-21T14:13:20.123Z\",\"pid\":1}}"
+            ),
             "keygate: audit head operator 4:short",
             "keygate: audit head",
             "nothing",
         ] {
             heads.pick(line);
         }
-        let numbers =
-            |heads: &mut Heads, trail| heads.take(trail).iter().map(|link| link.number).collect::<Vec<_>>();
-        assert_eq!(numbers(&mut heads, Trail::Operator), [3]);
+        let numbers = |heads: &mut Heads, trail| {
+            heads.take(trail).iter().map(|head| (head.link.number, head.at)).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(&mut heads, Trail::Operator), [(3, None)]);
         assert_eq!(heads.others().collect::<Vec<_>>(), [Trail::Org(org)]);
-        assert_eq!(numbers(&mut heads, Trail::Org(org)), [9, 10]);
+        let at = Some(UnixMillis(1_790_000_000_123));
+        assert_eq!(numbers(&mut heads, Trail::Org(org)), [(9, None), (10, at)]);
         assert_eq!(heads.others().count(), 0);
     }
 

@@ -274,7 +274,7 @@ fn open(config: &Config) -> Result<Lifecycle, String> {
 }
 
 /// A function that opens a store.
-pub(super) type Open = fn(&StoreSettings, Sealer, &Handle) -> Result<Arc<dyn Store>, StoreError>;
+pub(super) type Open = fn(&StoreSettings, Sealer, &Handle, &Clock) -> Result<Arc<dyn Store>, StoreError>;
 
 /// Opens a store directly, with the other settings of the configuration. The error ends with `advice` if a running
 /// gateway holds the store.
@@ -285,14 +285,16 @@ pub(super) fn open_as(
     advice: &str,
 ) -> Result<Lifecycle, String> {
     let tools = KeyTools::new(&config.keys).map_err(|error| error.to_string())?;
-    let store = open(store, tools.sealer.clone(), &Handle::current()).map_err(|error| match error {
-        StoreError::Embedded(OpenError::InUse { .. }) => {
-            format!("{error}: a running gateway holds it; {advice}")
-        }
-        error => error.to_string(),
-    })?;
-    let settings = tools.lifecycle(config.signup.clone());
-    Ok(Lifecycle::new(store, settings, config.scopes.clone(), Clock::system()))
+    let clock = Clock::system();
+    let store =
+        open(store, tools.sealer.clone(), &Handle::current(), &clock).map_err(|error| match error {
+            StoreError::Embedded(OpenError::InUse { .. }) => {
+                format!("{error}: a running gateway holds it; {advice}")
+            }
+            error => error.to_string(),
+        })?;
+    let settings = tools.lifecycle(config.signup.clone(), &config.retention);
+    Ok(Lifecycle::new(store, settings, config.scopes.clone(), clock))
 }
 
 /// The operator who runs this command.

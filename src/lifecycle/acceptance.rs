@@ -58,7 +58,7 @@ impl Lifecycle {
             for org in orgs {
                 match self.store.org(org).await? {
                     Some(Versioned { rev, record }) => {
-                        let news = self.news_of(&record, self.now());
+                        let news = self.news_of(&record);
                         self.store.outbox().release(news, rev).await?;
                         accepted += 1;
                     }

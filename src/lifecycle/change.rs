@@ -9,10 +9,11 @@ use super::Lifecycle;
 use super::audit::Draft;
 use super::error::LifecycleError;
 use super::principal::Origin;
+use super::trail::Exported;
 use super::turn::{Lane, Line};
 use crate::store::events::Seq;
 use crate::store::{Change, CommitError, Committed, Mutation, Propagation};
-use crate::vocabulary::audit::{Ends, Trail};
+use crate::vocabulary::audit::{Ends, Trail, recorded_at};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::Environment;
 use std::future::ready;
@@ -145,15 +146,20 @@ impl Lifecycle {
     ) -> Result<Option<Committed>, LifecycleError> {
         let Ends { head, .. } = self.store.trails().ends(trail).await?;
         let append = self.append(trail, head, origin, draft)?;
-        let link = append.entry.link;
+        let head = Exported { link: append.entry.link, at: recorded_at(&append.entry.text) };
         mutation.audit = Some(append);
         let missing = missing(&mutation);
         match self.store.commit(mutation).await {
             Ok(committed) => {
-                self.heads.note(trail, link);
+                self.heads.note(trail, head);
                 Ok(Some(committed))
             }
             Err(CommitError::Conflict | CommitError::Answered | CommitError::Unindexed) => Ok(None),
+            Err(CommitError::NotNewest { newest }) => {
+                // It is of a clock that is ahead.
+                self.draw(|ids| ids.go_on_after(newest));
+                Ok(None)
+            }
             Err(CommitError::PrefixRemoved) => {
                 // An operator has removed it in this moment: the next key is made with another one.
                 self.read_prefixes().await;

@@ -62,7 +62,7 @@ pub use self::rehearsal::{Marks, Rehearsal};
 pub use self::search::{FoundKeys, KeyFilter, Owned};
 pub use self::signup::{SignedUp, SignupSettings};
 pub use self::sweep::Swept;
-pub use self::trail::{AuditFilter, AuditPage, Finding, Verdict};
+pub use self::trail::{AuditFilter, AuditPage, Exported, Finding, Trimming, Verdict};
 pub use self::trouble::{Trouble, TroubleSeen};
 pub use self::usage::UsageLog;
 pub use self::view::{AuditRecordView, KeyView, OrgView, UnreadableView, view_org};
@@ -87,6 +87,8 @@ pub struct Settings {
     pub max_per_org: u32,
     /// How long a change that takes a right away waits for all gateways to confirm it.
     pub ack_wait: Duration,
+    /// How long audit records are kept.
+    pub retention: Duration,
 }
 
 /// The one way to change keys.
@@ -105,6 +107,7 @@ pub struct Lifecycle {
     usage: UsageLog,
     following: Following,
     swept: Swept,
+    trimming: Trimming,
     changes: Arc<ChangeMeter>,
     backups: backup::Backups,
     clock: Clock,
@@ -129,6 +132,7 @@ impl Lifecycle {
             usage,
             following: Following::default(),
             swept: Swept::default(),
+            trimming: Trimming::default(),
             changes: Arc::default(),
             backups: backup::Backups::default(),
             clock,

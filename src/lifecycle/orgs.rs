@@ -36,10 +36,9 @@ impl Lifecycle {
     /// open.
     pub async fn create_org(&self, origin: &Origin, name: &str) -> Result<OrgRecord, LifecycleError> {
         let name = parse_name(name).map_err(|error| LifecycleError::Invalid(vec![error]))?;
-        let created = self.now();
-        let org = self.new_org(name, created);
+        let org = self.new_org(name, self.now()).await;
         let decide = |(): &(), _| {
-            let news = self.settings.signup.news.then(|| self.news_of(&org, created));
+            let news = self.settings.signup.news.then(|| self.news_of(&org));
             let mutation = Mutation { org: Some(Change::Insert(org.clone())), news, ..Mutation::default() };
             let draft = Draft::of_org(AuditKind::OrgCreated, org.id).after(describe_org(&org));
             Ok(Decided::commit(mutation, draft, ()))
@@ -49,7 +48,15 @@ impl Lifecycle {
         Ok(org)
     }
 
-    pub(super) fn new_org(&self, name: String, now: UnixMillis) -> OrgRecord {
+    /// The record of a new organisation. Its id comes after those of all others, whatever clocks those are of, so that lists are
+    /// newest first. Of two that are made at the same time either may come first.
+    pub(super) async fn new_org(&self, name: String, now: UnixMillis) -> OrgRecord {
+        // If the store cannot answer, nothing is made either.
+        let newest =
+            self.store.orgs(None, 1).await.ok().and_then(|orgs| orgs.first().map(|org| org.record.id));
+        if let Some(newest) = newest {
+            self.draw(|ids| ids.go_on_after(newest.to_bytes()));
+        }
         OrgRecord {
             id: self.draw(|ids| OrgId::draw(ids, now)),
             name,
@@ -63,7 +70,7 @@ impl Lifecycle {
 
     /// The notification about a new organisation for the upstream. It may be told several times; the id tells organisations
     /// apart.
-    pub(super) fn news_of(&self, org: &OrgRecord, now: UnixMillis) -> News {
+    pub(super) fn news_of(&self, org: &OrgRecord) -> News {
         let body = json!({
             "type": "org.created",
             "created_at": org.created_at.to_string(),
@@ -75,7 +82,7 @@ impl Lifecycle {
                 "credits_cents": self.settings.signup.free_credits_cents,
             },
         });
-        News { org: org.id, due: now, body: body.to_string().into_bytes() }
+        News { org: org.id, due: self.clock.kept(), body: body.to_string().into_bytes() }
     }
 
     /// An organisation.

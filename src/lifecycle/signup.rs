@@ -89,7 +89,7 @@ impl Lifecycle {
         let org = OrgRecord {
             pending: self.settings.signup.verification,
             email: Some(email.clone()),
-            ..self.new_org(name, now)
+            ..self.new_org(name, now).await
         };
         let new = NewKey::named(org.id, FIRST_KEY, Environment::Live);
         let decide = |(): &(), _| {
@@ -100,7 +100,7 @@ impl Lifecycle {
                 org: Some(Change::Insert(org.clone())),
                 key: Some(Change::Insert(made.key.clone())),
                 email: Some(EmailClaim::under(&self.settings.peppers, &email, org.id)),
-                news: self.settings.signup.news.then(|| self.news_of(&org, now)),
+                news: self.settings.signup.news.then(|| self.news_of(&org)),
                 ..Mutation::default()
             };
             let about = json!({ "organization": describe_org(&org), "key": self.describe(&made.key) });
@@ -113,7 +113,7 @@ impl Lifecycle {
 
     async fn count_signup(&self, origin: &Origin) -> Result<(), LifecycleError> {
         let quotas = quotas(&self.settings.signup, origin.address);
-        match self.store.quotas().admit(quotas, self.now()).await? {
+        match self.store.quotas().admit(quotas, self.clock.kept()).await? {
             Admission::Admitted => Ok(()),
             Admission::Refused { retry_after } => Err(LifecycleError::QuotaExceeded { retry_after }),
         }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Lifecycle;
 use super::error::LifecycleError;
+use crate::vocabulary::clock::{AGREED, UnixMillis};
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::usage::{Usage, Used};
 
@@ -40,6 +41,15 @@ impl UsageLog {
 }
 
 impl Lifecycle {
+    /// The same by the store's clock, where this machine's is wrong: a moment that has not come yet would hide all later uses.
+    fn dated(&self, used: &Used) -> Used {
+        let (ahead, mut used) = (self.clock.ahead_of_store().unwrap_or_default(), used.clone());
+        if u128::from(ahead.unsigned_abs()) > AGREED.as_millis() {
+            used.usage.last_used_at = UnixMillis(used.usage.last_used_at.0.saturating_add_signed(-ahead));
+        }
+        used
+    }
+
     #[must_use]
     pub const fn usage_log(&self) -> &UsageLog {
         &self.usage
@@ -54,7 +64,9 @@ impl Lifecycle {
             self.usage.take().into_iter().map(|(key, usage)| Used { key, usage }).collect();
         while !waiting.is_empty() {
             let batch = waiting.split_off(waiting.len().saturating_sub(BATCH));
-            if let Err(fault) = self.store.usage().note(batch.clone()).await {
+            if let Err(fault) =
+                self.store.usage().note(batch.iter().map(|used| self.dated(used)).collect()).await
+            {
                 self.usage.note(batch.into_iter().chain(waiting));
                 return Err(fault.into());
             }

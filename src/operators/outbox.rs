@@ -148,7 +148,7 @@ pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, keys: Vec<Pepper
     let Address::Tcp { host, port } = receiver.endpoint.address();
     let server = Dialer::new(host, *port, Preference::LastGood);
     loop {
-        let now = clock.now().wall;
+        let now = clock.kept();
         // Where the store does not answer, that is logged elsewhere. The news wait in it.
         let claimed = store.outbox().claim(now, now.plus(AGAIN), BATCH).await.unwrap_or_default();
         let is_last = claimed.len() < BATCH;

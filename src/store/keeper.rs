@@ -255,6 +255,11 @@ pub trait Keeper: Send + Sync {
         false
     }
 
+    /// Writes the date down from which a store without a clock of its own goes on after a start.
+    fn note_time(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn prefixes(&self) -> &dyn PrefixBook;
 
     /// Whether the peppers of this process are known to be those of the store. Until they are, the gateway is not ready.

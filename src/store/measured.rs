@@ -8,7 +8,7 @@ use super::events::{EventSink, Seq, Subject};
 use super::keeper::Keeper;
 use super::outbox::{News, Outbox};
 use super::quotas::{Admission, Quota, Quotas};
-use super::trails::Trails;
+use super::trails::{Allowance, Terms, Trails, Trimmed};
 use super::unreadable::Listed;
 use super::usage::Usage;
 use super::{
@@ -195,8 +195,12 @@ impl Trails for MeasuredStore {
         self.measured(Operation::Trail, self.store.trails().entries(trail, before, limit))
     }
 
-    fn trim(&self, trail: Trail, through: u64) -> StoreFuture<'_, Result<u64, StoreFault>> {
-        self.measured(Operation::Trail, self.store.trails().trim(trail, through))
+    fn allowance(&self, trail: Trail, own: UnixMillis) -> StoreFuture<'_, Result<Allowance, StoreFault>> {
+        self.measured(Operation::Trail, self.store.trails().allowance(trail, own))
+    }
+
+    fn trim(&self, trail: Trail, through: u64, terms: Terms) -> StoreFuture<'_, Result<Trimmed, StoreFault>> {
+        self.measured(Operation::Trail, self.store.trails().trim(trail, through, terms))
     }
 
     fn restore(

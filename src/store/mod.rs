@@ -149,6 +149,9 @@ pub struct Mutation {
     pub news: Option<News>,
     /// The room that the new key needs.
     pub room: Option<Room>,
+    /// Whether a new key must be the newest of its organisation, whose keys are listed by their ids, whatever clocks these are of.
+    /// Else the mutation fails with [`CommitError::NotNewest`].
+    pub newest: bool,
     /// The format that every gateway must be able to keep before this is written, beyond what the records in it need.
     pub needs: RecordFormat,
     /// What was known of the store's pepper before anything of this was made ([`Peppers::row_name`]): its digests, the index of
@@ -322,6 +325,9 @@ pub enum CommitError {
     /// Not all keys of the organisation are in its indexes. No caller of a store sees it.
     #[error("keys are missing in the indexes")]
     Unindexed,
+    /// The organisation has a key with a later id, which this is: draw one after it, and decide anew.
+    #[error("a newer key is in the list")]
+    NotNewest { newest: [u8; 16] },
     /// The store does not accept what a new secret begins with.
     #[error("keys with this prefix are not accepted any more")]
     PrefixRemoved,

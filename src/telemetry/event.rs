@@ -116,6 +116,10 @@ events! {
     /// The store has an older record than this gateway remembers.
     ChangeLost = "change_lost" Error Repeats "the store has lost the last change of a key or an organisation",
     TrailNotCompared = "trail_not_compared" Warn Repeats "records cannot be compared with an audit trail",
+    /// The clock of the machine and that of the store differ.
+    ClockOff = "clock_off" Warn Flaps "the clocks of this machine and its store differ",
+    /// Nothing is removed for its age, because two clocks differ or one cannot be read.
+    TrimmingHeld = "trimming_held" Warn Flaps "no audit record is removed for its age",
     TrailNotTrimmed = "trail_not_trimmed" Warn Repeats "an audit trail cannot be trimmed",
     /// All connections that there may be are there.
     ConnectionsFull = "connections_full" Error Repeats "refusing connections: server.max_connections is reached",
@@ -193,6 +197,10 @@ notices! {
     TrailDiffers = "trail_differs" Error,
     /// The head of an audit trail, for `keygate audit verify --heads`.
     AuditHead = "audit_head" Info,
+    /// The machine was paused, or its date was set.
+    MachinePaused = "machine_paused" Warn,
+    ClockInStep = "clock_in_step" Info,
+    TrimmingResumed = "trimming_resumed" Info,
     NewsUnproven = "news_unproven" Warn,
     NewsDelivered = "news_delivered" Info,
     EndpointReachable = "endpoint_reachable" Info,

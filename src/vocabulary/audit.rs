@@ -287,6 +287,16 @@ pub struct Entry {
     pub text: Vec<u8>,
 }
 
+/// When the record of an entry was made, read from its text without anything else of it: `None` if that does not tell. The first
+/// such field is the record's own; what others chose comes behind it. Stores look for it in the same way.
+#[must_use]
+pub fn recorded_at(text: &[u8]) -> Option<UnixMillis> {
+    const FIELD: &[u8] = b"\"at\":";
+    let rest = &text[memchr::memmem::find(text, FIELD)? + FIELD.len()..];
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&rest[..digits]).ok()?.parse().ok().map(UnixMillis)
+}
+
 /// The entry that a mutation adds to a trail, if `after` is still the trail's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Append {

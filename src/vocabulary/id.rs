@@ -17,11 +17,13 @@ use crate::vocabulary::clock::UnixMillis;
 pub struct IdSource {
     random: fastrand::Rng,
     last: u128,
+    /// All further ones come after this one.
+    floor: u128,
 }
 
 impl Default for IdSource {
     fn default() -> Self {
-        Self { random: fastrand::Rng::new(), last: 0 }
+        Self { random: fastrand::Rng::new(), last: 0, floor: 0 }
     }
 }
 
@@ -29,7 +31,7 @@ impl IdSource {
     /// A source with a fixed seed, for tests.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
-        Self { random: fastrand::Rng::with_seed(seed), last: 0 }
+        Self { random: fastrand::Rng::with_seed(seed), last: 0, floor: 0 }
     }
 
     fn draw(&mut self, now: UnixMillis) -> Ulid {
@@ -39,9 +41,25 @@ impl IdSource {
         // reach the clock part.
         let next = self.last.saturating_add(u128::from(self.random.u32(1..)));
         self.last = if same_moment { next } else { drawn };
+        if self.last <= self.floor {
+            self.last = self.floor.saturating_add(u128::from(self.random.u32(1..)));
+            self.floor = self.last;
+        }
         Ulid::from_bytes(self.last.to_be_bytes())
     }
+
+    /// Has all further identifiers sort after this one, which another source has drawn by a clock that is ahead.
+    /// One that no clock draws is left out of account.
+    pub fn go_on_after(&mut self, id: [u8; 16]) {
+        if id < UNDRAWN {
+            self.floor = self.floor.max(u128::from_be_bytes(id));
+        }
+    }
 }
+
+/// The first sixteen bytes that no clock draws: of the year 10000. An imported identifier may be anything, and orders nothing
+/// from here on.
+pub const UNDRAWN: [u8; 16] = ((253_402_300_800_000_u128) << RANDOM_BITS).to_be_bytes();
 
 /// The length of a ULID's random part.
 const RANDOM_BITS: u32 = 80;
@@ -216,5 +234,19 @@ mod tests {
         fn no_text_makes_the_parser_panic(text in ".{0,40}") {
             let _ = RequestId::parse(&text);
         }
+    }
+
+    #[test]
+    fn a_source_goes_on_after_an_id_of_a_clock_that_is_ahead() {
+        let (mut ahead, mut ids) = (IdSource::seeded(3), IdSource::seeded(4));
+        let drawn = KeyId::draw(&mut ahead, UnixMillis(1_900_000_000_000));
+        ids.go_on_after(drawn.to_bytes());
+        let mut drawn = vec![drawn];
+        drawn.extend(
+            [1_800_000_000_000, 1_800_000_000_001, 1_900_000_000_000, 1_900_000_000_001]
+                .map(|at| KeyId::draw(&mut ids, UnixMillis(at))),
+        );
+        assert!(drawn.is_sorted_by(|one, next| one < next), "{drawn:?}");
+        assert!(drawn.iter().all(|id| id.to_bytes() < UNDRAWN));
     }
 }

@@ -9,7 +9,7 @@ use keygate::store::events::{EventSink, Seq};
 use keygate::store::keeper::Keeper;
 use keygate::store::outbox::Outbox;
 use keygate::store::quotas::Quotas;
-use keygate::store::trails::Trails;
+use keygate::store::trails::{Allowance, Terms, Trails, Trimmed};
 use keygate::store::unreadable::Listed;
 use keygate::store::usage::Usage;
 use keygate::store::{
@@ -206,8 +206,12 @@ impl Trails for Counted {
         self.to("entries").trails().entries(trail, before, limit)
     }
 
-    fn trim(&self, trail: Trail, through: u64) -> StoreFuture<'_, Result<u64, StoreFault>> {
-        self.to("trim").trails().trim(trail, through)
+    fn allowance(&self, trail: Trail, own: UnixMillis) -> StoreFuture<'_, Result<Allowance, StoreFault>> {
+        self.to("allowance").trails().allowance(trail, own)
+    }
+
+    fn trim(&self, trail: Trail, through: u64, terms: Terms) -> StoreFuture<'_, Result<Trimmed, StoreFault>> {
+        self.to("trim").trails().trim(trail, through, terms)
     }
 
     fn restore(

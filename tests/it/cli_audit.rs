@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use keygate::app::KeyTools;
 use keygate::config::KeySettings;
-use keygate::lifecycle::{AuditFilter, Lifecycle, RetentionSettings, SignupSettings};
+use keygate::lifecycle::{AuditFilter, Lifecycle, Origin, RetentionSettings, SignupSettings};
 use keygate::store::Store;
+use keygate::store::trails::Trimmed;
 use keygate::vocabulary::audit::{Link, Trail};
 use keygate::vocabulary::clock::Clock;
 use redb::{Database, ReadableTable, TableDefinition};
@@ -334,34 +335,49 @@ fn old_events_are_removed_and_the_rest_verifies() {
         String::new(),
         format!("[store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true\n", redis.url()),
     ] {
-        let gateway = Gateway::builder().settings(&store).upstream("api", NOWHERE[0], NOWHERE[1]).start();
+        // Redis has a clock of its own, which goes on as it does: so the records are made by a gateway whose date is behind.
+        let (days, is_redis) = (|days: i64| days * 86_400_000, !store.is_empty());
+        let wall_ahead = if is_redis { days(-450) } else { 0 };
+        let gateway = Gateway::builder().settings(&store).upstream("api", NOWHERE[0], NOWHERE[1]);
+        let gateway = gateway.wall_ahead(wall_ahead).start();
+        let pass =
+            |n: u32| if is_redis { gateway.step_wall(days(n.into())) } else { gateway.advance(DAY * n) };
         let trail = Trail::Org(gateway.org);
         for _ in 0..300 {
             gateway.live_key();
         }
-        gateway.advance(DAY * 300);
+        pass(300);
         let young = gateway.live_key();
-        gateway.advance(DAY * 150);
-        let trim = |days| gateway.block_on(gateway.lifecycle().trim_trail(trail, DAY * days)).unwrap();
-        assert_eq!(trim(500), 0, "nothing is so old");
-        assert_eq!(trim(400), 301);
-        assert_eq!(trim(400), 0);
+        pass(150);
+        let trim = |by: &Origin, days| match gateway
+            .block_on(gateway.lifecycle().trim_trail(by, trail, DAY * days))
+            .unwrap()
+        {
+            Trimmed::Removed(removed) => removed,
+            Trimmed::Held(held) => panic!("{held}"),
+        };
+        let itself = Origin::gateway();
+        assert_eq!(trim(&itself, 500), 0, "nothing is so old");
+        assert_eq!(trim(&itself, 400), 30, "a tenth in a day");
+        assert_eq!(trim(&itself, 400), 0);
+        assert_eq!(trim(&operator(), 400), 271, "an operator wants them all gone");
+        assert_eq!(trim(&operator(), 400), 0);
         let verdict = gateway.block_on(gateway.lifecycle().verify_trail(trail, &[])).unwrap();
-        assert_eq!((verdict.findings, verdict.checked, verdict.ends.checkpoint.number), (Vec::new(), 2, 301));
+        assert_eq!((verdict.findings, verdict.checked, verdict.ends.checkpoint.number), (Vec::new(), 3, 301));
         let page = gateway
             .block_on(gateway.lifecycle().audit_records(trail, AuditFilter::default(), None, 10))
             .unwrap();
         let types: Vec<&str> = page.records.iter().map(|event| event.r#type.as_str()).collect();
-        assert_eq!(types, ["audit.trimmed", "key.created"]);
-        assert_eq!(page.records[1].target, Some(young.id().to_string()));
+        assert_eq!(types, ["audit.trimmed", "audit.trimmed", "key.created"]);
+        assert_eq!(page.records[2].target, Some(young.id().to_string()));
         gateway.live_key();
         let verdict = gateway.block_on(gateway.lifecycle().verify_trail(trail, &[])).unwrap();
         assert_eq!(verdict.findings, []);
     }
 }
 
-#[test]
-fn a_gateway_removes_old_events_by_itself() {
+/// A gateway that keeps records for a day, and another one on its store, with this clock, that attends to them.
+fn with_another(clock: impl FnOnce(&Gateway) -> Clock, then: impl FnOnce(&Gateway, &Lifecycle)) {
     let kept: Arc<Mutex<Option<Arc<dyn Store>>>> = Arc::default();
     let keep = Arc::clone(&kept);
     let gateway = Gateway::builder()
@@ -369,22 +385,48 @@ fn a_gateway_removes_old_events_by_itself() {
         .upstream("api", NOWHERE[0], NOWHERE[1])
         .start();
     gateway.block_on(gateway.lifecycle().create_org(&operator(), "another")).unwrap();
-    // Another gateway on the same store, two days later.
-    let (clock, shift) = Clock::shifted();
-    shift.advance(DAY * 2);
-    let settings = KeyTools::new(&KeySettings::default()).unwrap().lifecycle(SignupSettings::default());
-    let store = kept.lock().unwrap().clone().unwrap();
-    let later = Arc::new(Lifecycle::new(store, settings, gateway.lifecycle().vocabulary(), clock));
     let retention = RetentionSettings { retention: DAY };
+    let tools = KeyTools::new(&KeySettings::default()).unwrap();
+    let settings = tools.lifecycle(SignupSettings::default(), &retention);
+    let store = kept.lock().unwrap().clone().unwrap();
+    let vocabulary = gateway.lifecycle().vocabulary();
+    let other = Arc::new(Lifecycle::new(store, settings, vocabulary, clock(&gateway)));
     let mut attending = None;
     gateway.block_on(async {
-        attending = Some(tokio::spawn(Lifecycle::attend(Arc::downgrade(&later), retention)));
+        attending = Some(tokio::spawn(Lifecycle::attend(Arc::downgrade(&other))));
     });
-    let checkpoint = || {
-        let verdict = gateway.block_on(later.verify_trail(Trail::Org(gateway.org), &[])).unwrap();
-        assert_eq!(verdict.findings, []);
-        verdict.ends.checkpoint.number
-    };
-    eventually("the old events are removed", || checkpoint() > 0);
+    then(&gateway, &other);
     attending.unwrap().abort();
+}
+
+fn checkpoint(gateway: &Gateway, lifecycle: &Lifecycle) -> u64 {
+    let verdict = gateway.block_on(lifecycle.verify_trail(Trail::Org(gateway.org), &[])).unwrap();
+    assert_eq!(verdict.findings, []);
+    verdict.ends.checkpoint.number
+}
+
+#[test]
+fn a_gateway_removes_old_events_by_itself() {
+    let two_days_later = |gateway: &Gateway| {
+        gateway.advance(DAY * 2);
+        gateway.clock().clone()
+    };
+    with_another(two_days_later, |gateway, other| {
+        eventually("the old events are removed", || checkpoint(gateway, other) > 0);
+    });
+}
+
+#[test]
+fn a_gateway_whose_date_is_two_days_ahead_removes_nothing() {
+    let ahead = |_: &Gateway| {
+        let (clock, shift) = Clock::shifted();
+        shift.step_wall(2 * 86_400_000);
+        clock
+    };
+    with_another(ahead, |gateway, other| {
+        eventually("it holds back", || other.trimming().is_held() == Some(true));
+        assert_eq!(checkpoint(gateway, other), 0);
+        let told = gateway.block_on(other.trim_trail(&operator(), Trail::Org(gateway.org), DAY)).unwrap();
+        assert!(matches!(told, Trimmed::Held(_)), "not for an operator either: {told:?}");
+    });
 }

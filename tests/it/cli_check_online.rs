@@ -56,11 +56,12 @@ fn a_well_configured_redis_is_fine() {
         "fine       nothing is evicted".to_owned(),
         "fine       changes are written to a log".to_owned(),
         "fine       its user may do what keygate does".to_owned(),
+        "fine       its clock and that of this machine are in step".to_owned(),
         "fine       cell kg holds the store ".to_owned(),
     ]) {
         assert!(line.starts_with(&begins), "{found}");
     }
-    assert_eq!(found.lines().count(), 5, "{found}");
+    assert_eq!(found.lines().count(), 6, "{found}");
 }
 
 #[test]

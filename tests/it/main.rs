@@ -31,6 +31,7 @@ mod cli_migrate;
 mod cli_mistakes;
 mod cli_operators;
 mod cli_run;
+mod clocks;
 mod cold_start;
 mod contract_errors;
 mod contract_routes;

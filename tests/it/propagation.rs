@@ -422,6 +422,43 @@ mod cut_off {
         });
     }
 
+    /// In a suspend the boot clock goes on and the timers stand still. In a pause of a virtual machine both stand still, and its
+    /// date is set afterwards.
+    #[test]
+    fn a_gateway_that_slept_refuses_what_it_may_have_missed_from_its_first_moment_on() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let suspend = |c: &Gateway| c.advance(HOUR);
+        let pause = |c: &Gateway| c.step_wall(3_600_000);
+        for sleep in [&suspend as &dyn Fn(&Gateway), &pause] {
+            let (trio, key, _) = cut(&settings("refuse"));
+            let [a, _, c] = &trio.gateways;
+            assert_eq!(status(c, &key), 200, "its lease has not ended");
+            sleep(c);
+            for _ in 0..20 {
+                assert_eq!(status(c, &key), 503);
+            }
+            a.revoke(&key);
+            trio.proxies[2].turn(Weather::Fair);
+            eventually("it refuses the key for good", || match status(c, &key) {
+                200 => panic!("it was revoked"),
+                status => status == 401,
+            });
+        }
+    }
+
+    #[test]
+    fn a_date_that_is_set_ends_nothing_for_long() {
+        let trio = Trio::start(&settings("refuse"));
+        let (key, c) = (trio.known_key(), &trio.gateways[2]);
+        for by in [5000, -3_600_000] {
+            c.step_wall(by);
+            eventually("its lease is confirmed, and the key let in", || match status(c, &key) {
+                401 => panic!("it is a good key"),
+                status => status == 200,
+            });
+        }
+    }
+
     #[test]
     fn a_route_that_refuses_does_so_while_others_serve() {
         let (trio, key, _) = cut(&settings("serve"));

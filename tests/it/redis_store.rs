@@ -13,8 +13,10 @@ use keygate::store::indexes::{Full, Room};
 use keygate::store::keeper::{Keeper, LinkState};
 use keygate::store::quotas::{Admission, Quota};
 use keygate::store::redis::{Address, OpenError, Redis, Settings};
+use keygate::store::trails::{Allowance, Held, Pace, Terms, Trimmed};
 use keygate::store::{CommitError, Committed, KeysOf, Lookup, Mutation, Store, StoreFault};
 use keygate::vocabulary::audit::{Chain, Ends, Link, Trail};
+use keygate::vocabulary::clock::Clock;
 use keygate::vocabulary::id::OrgId;
 use keygate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
 use keygate::vocabulary::key::usage::{Usage, Used};
@@ -527,7 +529,8 @@ mod whose_store_it_is {
         assert!(store.import(vec![key.clone()]).await.is_err());
         let (trails, trail) = (store.trails(), Trail::Operator);
         assert!(trails.ends(trail).await.is_err() && trails.entries(trail, None, 1).await.is_err());
-        assert!(trails.trim(trail, 1).await.is_err());
+        let terms = Terms { own: NOW, retention: Duration::ZERO, pace: Pace::AtOnce };
+        assert!(trails.trim(trail, 1, terms).await.is_err() && trails.allowance(trail, NOW).await.is_err());
         assert!(trails.restore(trail, Ends::default(), vec![]).await.is_err());
         let used = Used { key: key.id, usage: Usage::parse("7").unwrap() };
         assert!(
@@ -970,7 +973,18 @@ mod the_way_there {
         store.import(vec![made.key(org.id, &[made.digest()])]).await.unwrap().remove(0).unwrap();
         let trails = store.trails();
         assert_eq!(trails.entries(Trail::Operator, None, 9).await.unwrap().len(), 1);
-        assert_eq!(trails.trim(Trail::Operator, 1).await, Ok(1));
+        // Without the right to TIME nobody can tell how old a record is.
+        let own = Clock::system().own();
+        let terms = Terms { own, retention: Duration::ZERO, pace: Pace::AtOnce };
+        let (allowance, trimmed) =
+            (trails.allowance(Trail::Operator, own).await, trails.trim(Trail::Operator, 1, terms).await);
+        if rights.contains("+time") {
+            assert!(matches!(allowance, Ok(Allowance::Open { entries: 10, .. })), "{allowance:?}");
+            assert_eq!(trimmed, Ok(Trimmed::Removed(0)), "its text does not tell how old it is");
+        } else {
+            assert_eq!(allowance, Ok(Allowance::Held(Held::Unread)));
+            assert_eq!(trimmed, Ok(Trimmed::Held(Held::Unread)));
+        }
         let ends = trails.ends(Trail::Operator).await.unwrap();
         trails.restore(Trail::Operator, ends, vec![]).await.unwrap();
         store.usage().note(vec![Used { key: key.id, usage: Usage::parse("7 a").unwrap() }]).await.unwrap();

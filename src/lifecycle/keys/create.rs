@@ -60,7 +60,7 @@ impl Lifecycle {
         let standing = Standing::load(&self.store, origin).await?;
         let authority = standing.admit(origin, self.now())?;
         if let Some(request) = request
-            && let Some(sealed) = self.store.answers().find(request.index(), self.now()).await?
+            && let Some(sealed) = self.store.answers().find(request.index(), self.clock.kept()).await?
         {
             let answer = request.open(&sealed)?;
             let key = self.visible(authority, key_of(&answer)?).await?;
@@ -102,8 +102,9 @@ impl Lifecycle {
             let mutation = Mutation {
                 key: Some(Change::Insert(made.key.clone())),
                 seen: authority.seen(None),
-                room: self.room(origin, new.org, now),
-                answer: keep_answer(keep, &made.key, &made.secret, now)?,
+                room: self.room(origin, new.org, self.clock.kept()),
+                answer: keep_answer(keep, &made.key, &made.secret, self.clock.kept())?,
+                newest: true,
                 ..Mutation::default()
             };
             let draft = Draft::of_key(AuditKind::KeyCreated, &made.key).after(self.describe(&made.key));

@@ -88,7 +88,7 @@ impl Lifecycle {
             let mutation = Mutation {
                 subjects: rotated(before, &key, now),
                 seen: authority.seen(Some(id)),
-                answer: keep_answer(keep, &key, &secret, now)?,
+                answer: keep_answer(keep, &key, &secret, self.clock.kept())?,
                 key: Some(Change::Update { rev: *rev, record: key.clone() }),
                 ..Mutation::default()
             };

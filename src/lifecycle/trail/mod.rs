@@ -6,7 +6,8 @@ mod trim;
 mod verify;
 
 pub use self::list::{AuditFilter, AuditPage};
-pub use self::verify::{Finding, Verdict};
+pub use self::trim::Trimming;
+pub use self::verify::{Exported, Finding, Verdict};
 
 use super::error::LifecycleError;
 use crate::store::StoreFault;

@@ -1,14 +1,19 @@
 //! Verifying a trail: whether all of it is there, as it was written.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{PAGE, parse};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::error::LifecycleError;
-use crate::vocabulary::audit::{AuditKind, Break, Chain, Ends, Entry, Link, PrincipalName, Trail};
+use crate::vocabulary::audit::{
+    AuditKind, Break, Chain, Ends, Entry, InvalidLink, Link, PrincipalName, Trail,
+};
+use crate::vocabulary::clock::{AGREED, UnixMillis};
 use crate::vocabulary::key::pepper::Age;
 
 /// A fault in a trail.
@@ -17,6 +22,47 @@ pub struct Finding {
     /// The record's number.
     pub number: u64,
     pub text: String,
+}
+
+/// The head of a trail as a gateway has exported it to its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exported {
+    pub link: Link,
+    /// When the record was made; `None` in the log of an older release.
+    pub at: Option<UnixMillis>,
+}
+
+/// The link, `@`, and the time in milliseconds.
+impl fmt::Display for Exported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.link)?;
+        self.at.map_or(Ok(()), |at| write!(f, "@{}", at.0))
+    }
+}
+
+impl FromStr for Exported {
+    type Err = InvalidLink;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLink> {
+        let (link, at) = match text.split_once('@') {
+            Some((link, at)) => (link, Some(UnixMillis(at.parse().map_err(|_| InvalidLink)?))),
+            None => (text, None),
+        };
+        Ok(Self { link: link.parse()?, at })
+    }
+}
+
+impl Serialize for Exported {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Exported {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
 }
 
 /// The outcome of verifying a trail.
@@ -38,9 +84,10 @@ impl Lifecycle {
     ///
     /// # Errors
     /// When the store cannot answer. Faults of the trail are in the verdict.
-    pub async fn verify_trail(&self, trail: Trail, exported: &[Link]) -> Result<Verdict, LifecycleError> {
+    pub async fn verify_trail(&self, trail: Trail, exported: &[Exported]) -> Result<Verdict, LifecycleError> {
         let ends = self.store.trails().ends(trail).await?;
-        let mut check = Check::new(&self.settings.chain, trail, ends, exported);
+        let keeping = Keeping { retention: self.settings.retention, now: self.now() };
+        let mut check = Check::new(&self.settings.chain, trail, ends, exported, keeping);
         // Records that are added from now on are not checked.
         let mut before = Some(ends.head.number.saturating_add(1));
         loop {
@@ -103,23 +150,24 @@ struct Check<'c> {
     ends: Ends,
     /// Exported heads whose entries were not met yet. A trail that was set back and then continued has two ends with
     /// one number, and both may have been exported.
-    heads: HashMap<u64, Vec<Link>>,
+    heads: HashMap<u64, Vec<Exported>>,
     findings: Vec<Finding>,
     checked: u64,
     /// The entry that was met last.
     oldest: Option<Entry>,
-    /// Up to which number the trail says that it was trimmed.
-    trimmed_through: u64,
+    /// What the trail says of how it was trimmed.
+    trims: Vec<Trim>,
+    keeping: Keeping,
     /// The age of the key of the entry that was checked last, and the entry's number.
     key: Option<(Age, u64)>,
 }
 
 impl<'c> Check<'c> {
-    fn new(chain: &'c Chain, trail: Trail, ends: Ends, exported: &[Link]) -> Self {
-        let mut heads: HashMap<u64, Vec<Link>> = HashMap::new();
-        exported.iter().for_each(|link| heads.entry(link.number).or_default().push(*link));
-        let findings = Vec::new();
-        Self { chain, trail, ends, heads, findings, checked: 0, oldest: None, trimmed_through: 0, key: None }
+    fn new(chain: &'c Chain, trail: Trail, ends: Ends, exported: &[Exported], keeping: Keeping) -> Self {
+        let mut heads: HashMap<u64, Vec<Exported>> = HashMap::new();
+        exported.iter().for_each(|head| heads.entry(head.link.number).or_default().push(*head));
+        let (findings, trims) = (Vec::new(), Vec::new());
+        Self { chain, trail, ends, heads, findings, checked: 0, oldest: None, trims, keeping, key: None }
     }
 
     fn note(&mut self, number: u64, text: impl Into<String>) {
@@ -137,7 +185,7 @@ impl<'c> Check<'c> {
         if known.is_some_and(|known| differs(&known, entry.link)) {
             self.note(entry.link.number, "is not the one whose head was exported");
         }
-        self.trimmed_through = self.trimmed_through.max(trimmed(&entry));
+        self.trims.extend(trimmed(&entry, self.keeping.retention));
         self.checked += 1;
         self.oldest = Some(entry);
     }
@@ -151,9 +199,10 @@ impl<'c> Check<'c> {
         if self.heads.get(&checkpoint.number).is_some_and(|known| differs(known, checkpoint)) {
             self.note(checkpoint.number, "is not the one whose head was exported");
         }
-        if checkpoint.number > self.trimmed_through {
+        if checkpoint.number > self.trims.iter().map(|trim| trim.through).max().unwrap_or_default() {
             self.note(checkpoint.number, "and those before were removed, and no record says so");
         }
+        self.note_trimmed_too_early(checkpoint.number);
         for number in std::mem::take(&mut self.heads).into_keys() {
             if number > self.ends.head.number {
                 self.note(number, "was exported to the log and is missing: the trail was cut off");
@@ -162,6 +211,27 @@ impl<'c> Check<'c> {
         let Self { chain, trail, ends, mut findings, checked, .. } = self;
         findings.sort_by_key(|finding| finding.number);
         Verdict { trail, ends: Ends { checkpoint, ..ends }, keyed: chain.has_key(), checked, findings }
+    }
+
+    /// Exported heads that were trimmed before their time: by a gateway with a wrong clock, or by hand.
+    fn note_trimmed_too_early(&mut self, checkpoint: u64) {
+        let gone = self.heads.iter().filter(|(number, _)| **number <= checkpoint);
+        let is_early = |number: u64, head: &Exported| {
+            let made = head.at?;
+            let rightly = |trim: &Trim| trim.through >= number && trim.was_right(made, self.keeping.now);
+            (!self.trims.iter().any(rightly)).then_some((number, made))
+        };
+        let mut early: Vec<(u64, UnixMillis)> = gone
+            .filter_map(|(number, heads)| heads.iter().find_map(|head| is_early(*number, head)))
+            .collect();
+        early.sort_unstable();
+        if let Some((number, made)) = early.pop() {
+            let more = match early.len() {
+                0 => String::new(),
+                more => format!("; so were {more} more of the exported ones"),
+            };
+            self.note(number, format!("of {made} was removed before the end of audit.retention{more}"));
+        }
     }
 
     fn note_missing_head(&mut self) {
@@ -195,14 +265,43 @@ impl Check<'_> {
     }
 }
 
-fn differs(known: &[Link], link: Link) -> bool {
-    known.iter().any(|known| *known != link)
+/// How long records are to be kept, and the present time.
+#[derive(Clone, Copy)]
+struct Keeping {
+    retention: Duration,
+    now: UnixMillis,
 }
 
-/// The number up to which this record says that the trail was trimmed; 0 if it does not.
-fn trimmed(entry: &Entry) -> u64 {
-    let record = parse(entry)
-        .ok()
-        .filter(|record| record.kind == AuditKind::AuditTrimmed && record.actor == PrincipalName::Gateway);
-    record.and_then(|record| record.after?.get("through")?.as_u64()).unwrap_or(0)
+/// A record that a trail was trimmed.
+struct Trim {
+    through: u64,
+    at: UnixMillis,
+    retention: Duration,
+}
+
+impl Trim {
+    /// Whether a record made at this moment was old enough. A record of trimming that is ahead of the present time is of a gateway
+    /// whose clock was wrong.
+    fn was_right(&self, made: UnixMillis, now: UnixMillis) -> bool {
+        self.at <= now.plus(AGREED) && made.plus(self.retention) <= self.at.plus(AGREED)
+    }
+}
+
+fn differs(known: &[Exported], link: Link) -> bool {
+    known.iter().any(|known| known.link != link)
+}
+
+/// What this record says of how the trail was trimmed, if it does. Older releases do not say how long records were kept.
+fn trimmed(entry: &Entry, retention: Duration) -> Option<Trim> {
+    let record = parse(entry).ok()?;
+    if record.kind != AuditKind::AuditTrimmed || record.actor != PrincipalName::Gateway {
+        return None;
+    }
+    let after = record.after?;
+    let said = after.get("retention_seconds").and_then(serde_json::Value::as_u64).map(Duration::from_secs);
+    Some(Trim {
+        through: after.get("through")?.as_u64()?,
+        at: record.at,
+        retention: said.unwrap_or(retention),
+    })
 }

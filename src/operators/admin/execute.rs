@@ -23,7 +23,7 @@ pub async fn execute(lifecycle: &Lifecycle, origin: &Origin, command: Command) -
     let reply = match command {
         Command::Orgs(command) => on_orgs(lifecycle, origin, command).await,
         Command::Keys(command) => on_keys(lifecycle, origin, command).await,
-        Command::Audit(command) => on_audit(lifecycle, command).await,
+        Command::Audit(command) => on_audit(lifecycle, origin, command).await,
         Command::Store(command) => on_store(lifecycle, origin, command).await,
     };
     reply.unwrap_or_else(|error| Reply::Failed { message: explain(&error) })
@@ -142,7 +142,11 @@ fn check(lifecycle: &Lifecycle, new: &NewKey) -> Result<Reply, LifecycleError> {
     if mistakes.is_empty() { Ok(Reply::NoMistakes) } else { Err(LifecycleError::Invalid(mistakes)) }
 }
 
-async fn on_audit(lifecycle: &Lifecycle, command: AuditCommand) -> Result<Reply, LifecycleError> {
+async fn on_audit(
+    lifecycle: &Lifecycle,
+    origin: &Origin,
+    command: AuditCommand,
+) -> Result<Reply, LifecycleError> {
     let page = match command {
         AuditCommand::List { trail, filter, before, limit } => {
             lifecycle.audit_records(trail, filter, before, limit).await?
@@ -152,6 +156,9 @@ async fn on_audit(lifecycle: &Lifecycle, command: AuditCommand) -> Result<Reply,
         }
         AuditCommand::Verify { trail, exported } => {
             return Ok(Reply::Verdict(lifecycle.verify_trail(trail, &exported).await?));
+        }
+        AuditCommand::Trim { trail } => {
+            return Ok(Reply::Trimmed { trimmed: lifecycle.trim_trail_at_once(origin, trail).await? });
         }
     };
     Ok(Reply::AuditRecords { records: page.records, next: page.next })

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::lifecycle::{AuditFilter, KeyFilter, MovedKey, NewKey, Patch};
+use crate::lifecycle::{AuditFilter, Exported, KeyFilter, MovedKey, NewKey, Patch};
 use crate::store::events::Seq;
 use crate::store::keeper::Place;
-use crate::vocabulary::audit::{Link, Trail};
+use crate::vocabulary::audit::Trail;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::{Digest, Prefix};
 
@@ -119,7 +119,9 @@ pub enum AuditCommand {
         limit: usize,
     },
     /// Check a trail, also against its heads that were exported.
-    Verify { trail: Trail, exported: Vec<Link> },
+    Verify { trail: Trail, exported: Vec<Exported> },
+    /// Remove all records that are older than the retention, at once.
+    Trim { trail: Trail },
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use crate::lifecycle::{
 use crate::store::Propagation;
 use crate::store::events::Seq;
 use crate::store::keeper::{Acceptance, Resealed, Status};
+use crate::store::trails::Trimmed;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Prefix;
 
@@ -95,6 +96,9 @@ pub enum Reply {
         next: Option<u64>,
     },
     Verdict(Verdict),
+    Trimmed {
+        trimmed: Trimmed,
+    },
     StoreBegun {
         made: bool,
     },

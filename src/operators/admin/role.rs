@@ -168,14 +168,17 @@ impl Needs {
     }
 
     const fn of_audit(command: &AuditCommand) -> Self {
-        let (AuditCommand::List { trail, .. }
-        | AuditCommand::Export { trail, .. }
-        | AuditCommand::Verify { trail, .. }) = command;
+        let (role, trail) = match command {
+            AuditCommand::List { trail, .. }
+            | AuditCommand::Export { trail, .. }
+            | AuditCommand::Verify { trail, .. } => (Role::Read, trail),
+            AuditCommand::Trim { trail } => (Role::All, trail),
+        };
         let about = match trail {
             Trail::Org(org) => About::Org(*org),
             Trail::Operator => About::Everybody,
         };
-        Self { role: Role::Read, about }
+        Self { role, about }
     }
 
     const fn of_store(command: &StoreCommand) -> Self {

@@ -21,7 +21,7 @@ mod suspicion;
 mod tests;
 mod thread;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ use super::{Found, LEASE, Store, StoreFault};
 use crate::telemetry::metrics::LookupMeter;
 use crate::telemetry::{Event, Notice};
 use crate::vocabulary::cache_level::Level;
-use crate::vocabulary::clock::{Clock, Now};
+use crate::vocabulary::clock::{Clock, Drift, Now, Reading};
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::Digest;
 
@@ -144,7 +144,7 @@ enum Outcome {
 pub struct ReadThrough {
     settings: Settings,
     fence: Arc<Fence>,
-    assured: Arc<Moment>,
+    assured: Arc<Assured>,
     suspicion: Arc<Suspicion>,
     known: Cache<Digest, Arc<Entry>>,
     absent: Cache<Digest, Instant>,
@@ -169,8 +169,7 @@ pub struct ReadThrough {
 struct Told {
     fence: Arc<Fence>,
     doubt: Arc<Notify>,
-    /// When the store last said that no event is missing; the end of time where none can be.
-    assured: Arc<Moment>,
+    assured: Arc<Assured>,
     suspicion: Arc<Suspicion>,
     clock: Clock,
     began: Instant,
@@ -187,7 +186,8 @@ impl EventSink for Told {
     }
 
     fn assure(&self, age: Option<Duration>) {
-        self.assured.set(age.map_or(u64::MAX, |age| self.moment(age)));
+        self.assured.drift.store(self.clock.reading().drift.0, Ordering::Relaxed);
+        self.assured.at.store(age.map_or(NEVER_MISSED, |age| self.moment(age)), Ordering::Release);
     }
 
     fn suspect(&self, age: Option<Duration>) {
@@ -202,6 +202,17 @@ impl Told {
         millis(alive.saturating_sub(age))
     }
 }
+
+/// When the store last said that no event is missing, in milliseconds of the cache's life, or [`NEVER_MISSED`]; and how the
+/// machine's clocks stood to each other then.
+#[derive(Debug)]
+struct Assured {
+    at: AtomicU64,
+    drift: AtomicI64,
+}
+
+/// For a store of which no event can be missed.
+const NEVER_MISSED: u64 = u64::MAX;
 
 /// A moment in the cache's life, in milliseconds of it.
 #[derive(Debug, Default)]
@@ -235,8 +246,9 @@ impl ReadThrough {
     ) -> Arc<Self> {
         let fence = Arc::new(Fence::default());
         let doubt = Arc::new(Notify::new());
-        let (assured, suspicion) = (Arc::new(Moment::default()), Arc::new(Suspicion::default()));
-        let began = clock.mono();
+        let Reading { mono: began, drift: Drift(drift) } = clock.reading();
+        let assured = Arc::new(Assured { at: AtomicU64::new(0), drift: AtomicI64::new(drift) });
+        let suspicion = Arc::new(Suspicion::default());
         store.subscribe(Arc::new(Told {
             fence: Arc::clone(&fence),
             doubt: Arc::clone(&doubt),
@@ -314,17 +326,26 @@ impl ReadThrough {
     /// way, hardly any is.
     fn is_young(&self, entry: &Entry, now: Now) -> bool {
         let age = entry.age(now);
-        age < entry.ttl && (age < IN_DOUBT || !self.is_silent(BELIEVED, now))
+        age < entry.ttl && (age < IN_DOUBT || !self.is_silent(BELIEVED, now.mono))
     }
 
     /// Whether it is longer ago than this that the store said that no event is missing.
-    fn is_silent(&self, since: Duration, now: Now) -> bool {
-        let assured = self.assured.0.load(Ordering::Relaxed);
-        self.since_began(now) > assured.saturating_add(millis(since))
+    fn is_silent(&self, since: Duration, now: Instant) -> bool {
+        let assured = self.assured.at.load(Ordering::Acquire);
+        millis(now.saturating_duration_since(self.began)) > assured.saturating_add(millis(since))
+    }
+
+    /// Whether the machine was paused, or its date set, since then: it cannot be told how long ago it was.
+    fn has_jumped(&self, drift: Drift) -> bool {
+        let assured = self.assured.at.load(Ordering::Acquire);
+        let before = Drift(self.assured.drift.load(Ordering::Relaxed));
+        // Read again: a thread that waits between its two readings sees a jump where there is none.
+        let is_jump = |drift: Drift| drift.has_jumped_since(before);
+        assured != NEVER_MISSED && is_jump(drift) && is_jump(self.clock.reading().drift)
     }
 
     /// Whether no key is let in on a route that says so, or where none does: this process has been cut off for
-    /// longer than its lease. Its own lookups count as little: a store that takes no lease may have
+    /// longer than its lease, or may have been. Its own lookups count as little: a store that takes no lease may have
     /// been replaced by one that it does not know of.
     fn is_fenced(&self, on_route: Option<OnPartition>) -> bool {
         match on_route.unwrap_or(self.settings.on_partition) {
@@ -334,7 +355,8 @@ impl ReadThrough {
     }
 
     fn is_cut_off(&self) -> bool {
-        self.is_silent(LEASE, self.clock.now())
+        let Reading { mono, drift } = self.clock.reading();
+        self.is_silent(LEASE, mono) || self.has_jumped(drift)
     }
 
     fn is_untouched(&self, entry: &Entry) -> bool {

@@ -86,7 +86,7 @@ impl Disk {
             again::complete(path, opened.0, opened.1.unwrap(), &own)
         });
         let again = Some(Again { reopen, reserve });
-        Arc::new(Embedded::start("disk".into(), database, event, sealer, again).unwrap())
+        Arc::new(Embedded::start("disk".into(), (database, event), sealer, again, Clock::system()).unwrap())
     }
 
     /// Does one operation, unless it is to fail.

@@ -53,11 +53,12 @@ impl Tables<'_> {
         let (Change::Insert(key) | Change::Update { record: key, .. }) = change;
         let window = self.check_quota(&room.pace, room.now)?;
         let (org, maker) = (key.org.to_bytes(), room.maker.to_bytes());
+        let now = self.surely(room.now);
         let (mut live, mut made, mut expired) = (0, 0, Vec::new());
         for entry in self.live_keys.range((&org, &[0; 16])..=(&org, &[u8::MAX; 16]))? {
             let (place, value) = entry?;
             let (until, by) = value.value();
-            if until > room.now.0 {
+            if until > now.0 {
                 live += 1;
                 made += u32::from(*by == maker);
             } else if expired.len() < CLEARED {

@@ -12,6 +12,7 @@
 //! | | `indexed` | the last event when the last two tables were right: an older release does not keep them |
 //! | | `format` | the [format of records](crate::vocabulary::key::record) that opening the file takes |
 //! | | `prefixes` | the [list](crate::vocabulary::key::Prefixes) of the keys' prefixes |
+//! | | `time` | the newest time by the store's clock |
 //! | | `peppers` | text: which [pepper](crate::vocabulary::key::pepper) belongs to the file |
 //! | `keys` | key id | sealed [`KeyRecord`] |
 //! | `digests` | digest of a secret | key id |
@@ -30,6 +31,7 @@
 //! | `quota_ends` | when it ends, name of a quota | nothing |
 //! | `environment_keys` | organisation id, 0 for live and 1 for test, key id | nothing |
 //! | `live_keys` | organisation id, key id | until when it is live, the key that made it; no revoked keys |
+//! | `trimmed` | trail | until when its day lasts, how many entries may still be trimmed (8 bytes big-endian) |
 //!
 //! Numbers and times are eight bytes big-endian.
 
@@ -52,7 +54,9 @@ mod rehearsal;
 mod reseal;
 mod reserve;
 mod secrets;
+mod start;
 mod tables;
+mod time;
 mod trails;
 mod usage;
 mod whole;
@@ -60,7 +64,7 @@ mod writer;
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -71,9 +75,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use self::file::SharedFile;
 use self::mending::{Again, Mender};
 pub use self::open::{OpenError, Verified, inspect, verify};
-use self::open::{open_file, open_to_read, open_verified};
 use self::reads::{Snapshot, answer};
 use self::tables::{KEYS, ORGS, Tables};
+use self::time::FileTime;
 pub use self::whole::Filling;
 use self::writer::{Chore, Commit, Look, Order, Outcome, Stop, Writer};
 use super::answers::Answers;
@@ -113,65 +117,29 @@ pub struct Embedded {
     readers: Arc<Semaphore>,
     published: Arc<Mutex<Published>>,
     prefixes: watch::Sender<Option<Prefixes>>,
+    time: FileTime,
     /// `None` only while it is being dropped.
     orders: Option<mpsc::Sender<Box<dyn Order>>>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl Embedded {
-    /// Opens the store, or makes it if there is no file. Blocks: the whole file is read and verified. A store is
-    /// opened rarely and is not large, and redb does not verify a file by itself.
-    ///
-    /// # Errors
-    /// [`OpenError`]: whose text says what to do.
-    pub fn open(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
-        Self::serve(&settings.path, open_file(&settings.path, sealer.keeps())?, sealer)
-    }
-
-    /// As [`Embedded::open`], for a file that was just [verified](verify): it is not read as a whole again.
-    ///
-    /// # Errors
-    /// As [`Embedded::open`].
-    pub fn open_verified(verified: &Verified, sealer: Sealer) -> Result<Self, OpenError> {
-        Self::serve(&verified.path, open_verified(verified, sealer.keeps())?, sealer)
-    }
-
-    fn serve(path: &Path, (database, event): (Database, Seq), sealer: Sealer) -> Result<Self, OpenError> {
-        secrets::settle(path, &database, &sealer)?;
-        let sealer = Arc::new(sealer);
-        let again = Some(again::of(path, &sealer));
-        Self::start(path.to_owned(), database, event, sealer, again)
-            .map_err(|source| OpenError::Unreadable { path: path.to_owned(), source })
-    }
-
-    /// Opens an existing store for reading. The file stays as it is: changes are kept in memory and lost at the end.
-    ///
-    /// # Errors
-    /// As [`Embedded::open`], and if there is no store.
-    pub fn open_to_read(settings: &Settings, sealer: Sealer) -> Result<Self, OpenError> {
-        let path = settings.path.clone();
-        let (database, event) = open_to_read(&path, sealer.keeps())?;
-        secrets::settle(&path, &database, &sealer)?;
-        Self::start(path.clone(), database, event, Arc::new(sealer), None)
-            .map_err(|source| OpenError::Unreadable { path, source })
-    }
-
     fn start(
         path: PathBuf,
-        database: Database,
-        event: Seq,
+        (database, event): (Database, Seq),
         sealer: Arc<Sealer>,
         again: Option<Again>,
+        clock: Clock,
     ) -> io::Result<Self> {
         let prefixes = watch::Sender::new(prefixes::stored(&database).map_err(io::Error::other)?);
         indexes::complete(&database, &sealer).map_err(io::Error::other)?;
+        let time = FileTime::of(&database, clock.clone()).map_err(io::Error::other)?;
         let file = database.begin_read().map_err(io::Error::other)?;
         let incarnation = Snapshot { file, sealer: Arc::clone(&sealer) }.incarnation();
         let incarnation = incarnation.map_err(io::Error::other)?;
         let file = Arc::new(SharedFile::new(database));
         let published = Arc::new(Mutex::new(Published { event, sinks: Vec::new() }));
         let (orders, waiting) = mpsc::channel(QUEUE);
-        let clock = Clock::system();
         let mender = Mender {
             path: path.clone(),
             file: Arc::clone(&file),
@@ -188,12 +156,13 @@ impl Embedded {
             published: Arc::clone(&published),
             waiting,
             clock,
+            time: time.clone(),
             mender,
         };
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run())?;
         let readers = Arc::new(Semaphore::new(READERS));
         let (orders, writer) = (Some(orders), Some(writer));
-        Ok(Self { path, file, sealer, readers, published, prefixes, orders, writer })
+        Ok(Self { path, file, sealer, readers, published, prefixes, time, orders, writer })
     }
 
     /// Runs `read` over a snapshot, on a thread that may wait for the disk.
@@ -426,6 +395,11 @@ impl Keeper for Embedded {
             let store = incarnation.await?;
             Ok(Acceptance { store, changed: false, news: 0, news_removed: 0 })
         })
+    }
+
+    /// Any order that writes something notes it.
+    fn note_time(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
+        self.write(|_, _| Ok(()))
     }
 
     fn prefixes(&self) -> &dyn PrefixBook {

@@ -11,7 +11,7 @@ use crate::store::prefixes::digests;
 use crate::store::unreadable::{self, Identified};
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::{Append, Ends};
-use crate::vocabulary::id::OrgId;
+use crate::vocabulary::id::{OrgId, UNDRAWN};
 use crate::vocabulary::key::record::{
     KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned, revision,
 };
@@ -42,6 +42,7 @@ impl Tables<'_> {
             .as_ref()
             .map(|change| self.check_key(sealer, change, mutation.org.as_ref()))
             .transpose()?;
+        self.check_newest(mutation)?;
         let tombstone =
             mutation.tombstone.as_ref().map(|stone| self.check_tombstone(sealer, stone)).transpose()?;
         let ends = mutation.audit.as_ref().map(|append| self.check_append(append)).transpose()?;
@@ -122,10 +123,21 @@ impl Tables<'_> {
     fn check_answer(&self, answer: &KeptAnswer) -> Result<(), Stop> {
         let kept = self.answers.get(&answer.index)?;
         let ends_at = kept.as_ref().and_then(|kept| split_time(kept.value())).map(|(end, _)| end);
-        if ends_at.is_some_and(|end| end > answer.made_at) {
+        if ends_at.is_some_and(|end| end > self.surely(answer.made_at)) {
             return Err(CommitError::Answered.into());
         }
         Ok(())
+    }
+
+    /// Whether a new key is the newest of its organisation.
+    fn check_newest(&self, mutation: &Mutation) -> Result<(), Stop> {
+        let (true, Some(Change::Insert(key))) = (mutation.newest, &mutation.key) else { return Ok(()) };
+        let org = key.org.to_bytes();
+        let mut keys = self.org_keys.range::<(&[u8; 16], &[u8; 16])>((&org, &[0; 16])..(&org, &UNDRAWN))?;
+        match keys.next_back().transpose()?.map(|(place, _)| *place.value().1) {
+            Some(newest) if newest > key.id.to_bytes() => Err(CommitError::NotNewest { newest }.into()),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn check_email(&self, email: &EmailClaim) -> Result<(), Stop> {
@@ -233,7 +245,7 @@ impl Tables<'_> {
         if let Some(end) = before {
             self.answer_ends.remove((&end.0.to_be_bytes(), &answer.index))?;
         }
-        self.clear_answers(answer.made_at.0)?;
+        self.clear_answers(self.surely(answer.made_at).0)?;
         let end = answer.ends_at.0.to_be_bytes();
         self.answers.insert(&answer.index, &[&end[..], &answer.sealed].concat()[..])?;
         self.answer_ends.insert((&end, &answer.index), ())?;

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, ReadableDatabase, StorageBackend};
@@ -18,11 +19,13 @@ use super::tables::{
     LAST_EVENT, META, NEWS, NEWS_DUE, ORG_KEYS, ORGS, PEPPERS, PREFIXES, QUOTA_ENDS, QUOTAS, Tables, USAGE,
     begin_write, format, number, open_if_there,
 };
+use super::time;
 use super::writer::Stop;
 use crate::store::StoreFault;
 use crate::store::events::Seq;
 use crate::store::finding::Finding;
 use crate::store::whole::Head;
+use crate::vocabulary::clock::{Clock, TOLERATED, ahead};
 use crate::vocabulary::key::Misfit;
 use crate::vocabulary::key::pepper::unhex;
 use crate::vocabulary::key::record::{RecordFormat, Sealer};
@@ -168,6 +171,15 @@ pub fn inspect(settings: &Settings, sealer: &Sealer) -> Finding {
     };
     match opened {
         Ok(opened) => {
+            let recorded = opened.as_ref().and_then(|(trial, _)| time::recorded(trial).ok().flatten());
+            let ahead = recorded.map_or(0, |recorded| ahead(recorded, Clock::system().own()));
+            if ahead > 0 && Duration::from_millis(ahead.unsigned_abs()) > TOLERATED {
+                return Finding::Warning(format!(
+                    "the clock of this machine is {} behind the newest time in the store {}: set it, or that time was wrong",
+                    humantime::format_duration(Duration::from_secs(ahead.unsigned_abs() / 1000)),
+                    path.display()
+                ));
+            }
             let events = opened.and_then(|(_, event)| event).unwrap_or_default();
             Finding::Fine(format!("the store {} is whole, with {events} events", path.display()))
         }

@@ -10,7 +10,7 @@ use super::tables::{Id, NEWS, NEWS_DUE, Number, Tables, split_time};
 use super::writer::Stop;
 use crate::store::outbox::{News, Outbox};
 use crate::store::{StoreFault, StoreFuture};
-use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::clock::{AGREED, UnixMillis};
 use crate::vocabulary::id::OrgId;
 
 impl Outbox for Embedded {
@@ -22,7 +22,7 @@ impl Outbox for Embedded {
         limit: usize,
     ) -> StoreFuture<'_, Result<Vec<News>, StoreFault>> {
         Box::pin(async move {
-            if !self.read(move |snapshot| snapshot.has_news(now)).await? {
+            if !self.read(move |snapshot| snapshot.has_news(now, until)).await? {
                 return Ok(Vec::new());
             }
             self.write(move |tables, _| tables.claim_news(now, until, limit)).await
@@ -44,7 +44,7 @@ impl Outbox for Embedded {
 
 impl Tables<'_> {
     fn claim_news(&mut self, now: UnixMillis, until: UnixMillis, limit: usize) -> Result<Vec<News>, Stop> {
-        let due: Vec<_> = due_at(&self.news_due, now)?.take(limit).collect::<Result<_, _>>()?;
+        let due: Vec<_> = due_at(&self.news_due, now, until)?.take(limit).collect::<Result<_, _>>()?;
         let mut claimed = Vec::new();
         for (due, org) in due {
             let kept = self.news.get(&org.to_bytes())?.map(|kept| kept.value().to_vec());
@@ -88,20 +88,24 @@ impl Snapshot {
         orgs.iter().map(news).collect()
     }
 
-    fn has_news(&self, now: UnixMillis) -> Result<bool, StoreFault> {
+    fn has_news(&self, now: UnixMillis, until: UnixMillis) -> Result<bool, StoreFault> {
         let table = self.file.open_table(NEWS_DUE)?;
-        Ok(due_at(&table, now)?.next().transpose()?.is_some())
+        Ok(due_at(&table, now, until)?.next().transpose()?.is_some())
     }
 }
 
-/// The organisations whose news are due, the longest due first.
+/// The organisations whose news are due, the longest due first; then those that are due later than any that is claimed now will
+/// be again: a wrong clock has put them there.
 fn due_at<'t>(
     table: &'t impl ReadableTable<(Number, Id), ()>,
     now: UnixMillis,
+    until: UnixMillis,
 ) -> Result<impl Iterator<Item = Result<(UnixMillis, OrgId), redb::StorageError>> + 't, redb::StorageError> {
     let end = (&now.0.to_be_bytes(), &[u8::MAX; 16]);
     let range = table.range::<(&[u8; 8], &[u8; 16])>((Bound::Unbounded, Bound::Included(end)))?;
-    Ok(range.map(|place| {
+    let start = (&until.plus(AGREED).0.to_be_bytes(), &[u8::MAX; 16]);
+    let astray = table.range::<(&[u8; 8], &[u8; 16])>((Bound::Excluded(start), Bound::Unbounded))?;
+    Ok(range.chain(astray).map(|place| {
         let (place, _) = place?;
         let (due, org) = place.value();
         Ok((UnixMillis(u64::from_be_bytes(*due)), OrgId::from_bytes(*org)))

@@ -24,7 +24,7 @@ use crate::store::keeper::Keeper;
 use crate::store::trails::Trails;
 use crate::store::{Change, CommitError, KeysOf, Lookup, Mutation, Store};
 use crate::vocabulary::audit::{Chain, Ends, Entry, Link, Trail};
-use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::clock::{Clock, UnixMillis};
 use crate::vocabulary::id::{IdSource, KeyId, OrgId};
 use crate::vocabulary::key::record::{
     Further, KeyRecord, OrgRecord, RecordFormat, Sealer, Secret, Versioned,
@@ -135,9 +135,10 @@ fn open(disk: &Disk, sealer: &Sealer) -> Option<Embedded> {
         None => lay_out(&database).map(|()| (database, 0)).map_err(|fault| fault.to_string()),
     });
     match laid_out {
-        Ok((database, event)) => {
-            Some(Embedded::start(path.into(), database, event, Arc::new(sealer.clone()), None).unwrap())
-        }
+        Ok((database, event)) => Some(
+            Embedded::start(path.into(), (database, event), Arc::new(sealer.clone()), None, Clock::system())
+                .unwrap(),
+        ),
         Err(_) if disk.is_cut() => None,
         Err(error) => panic!("{error}"),
     }

@@ -38,6 +38,9 @@ pub(super) const ENVIRONMENT_KEYS: TableDefinition<'_, (Id, u8, Id), ()> =
     TableDefinition::new("environment_keys");
 pub(super) const LIVE_KEYS: TableDefinition<'_, (Id, Id), LiveKey> = TableDefinition::new("live_keys");
 
+/// An old file lacks this one, too: until when a trail's day lasts, and how many of its entries may still be trimmed.
+pub(super) const TRIMMED: TableDefinition<'_, Id, Bytes> = TableDefinition::new("trimmed");
+
 /// Until when a key is live, and its maker; zeros for none.
 pub(super) type LiveKey = (u64, Id);
 
@@ -52,6 +55,8 @@ pub(super) const FORMAT: &str = "format";
 pub(super) const PREFIXES: &str = "prefixes";
 /// The prefix that is being removed, until a key with it comes.
 pub(super) const REMOVING: &str = "removing";
+/// The newest time by the store's clock; an old file lacks it.
+pub(super) const TIME: &str = "time";
 /// What the store says of its pepper; an old file lacks it until it is opened.
 pub(super) const PEPPERS: &str = "peppers";
 
@@ -75,8 +80,11 @@ pub(super) struct Tables<'t> {
     pub(super) quota_ends: Table<'t, (Number, &'static str), ()>,
     pub(super) environment_keys: Table<'t, (Id, u8, Id), ()>,
     pub(super) live_keys: Table<'t, (Id, Id), LiveKey>,
+    pub(super) trimmed: Table<'t, Id, Bytes>,
     /// The present time. Before [`Tables::at`] every other time lies ahead.
     pub(super) now: UnixMillis,
+    /// The store's time, which may be another where the machine's is wrong.
+    pub(super) store_time: UnixMillis,
 }
 
 impl<'t> Tables<'t> {
@@ -100,12 +108,19 @@ impl<'t> Tables<'t> {
             quota_ends: transaction.open_table(QUOTA_ENDS)?,
             environment_keys: transaction.open_table(ENVIRONMENT_KEYS)?,
             live_keys: transaction.open_table(LIVE_KEYS)?,
+            trimmed: transaction.open_table(TRIMMED)?,
             now: UnixMillis(0),
+            store_time: UnixMillis(u64::MAX),
         })
     }
 
-    pub(super) fn at(self, now: UnixMillis) -> Self {
-        Self { now, ..self }
+    pub(super) fn at(self, now: UnixMillis, store_time: UnixMillis) -> Self {
+        Self { now, store_time, ..self }
+    }
+
+    /// The earlier of the caller's time and the store's: what has ended by then has ended by both, and may be deleted.
+    pub(super) fn surely(&self, now: UnixMillis) -> UnixMillis {
+        now.min(self.store_time)
     }
 }
 

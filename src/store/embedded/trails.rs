@@ -6,11 +6,14 @@ use redb::ReadableTable;
 
 use super::Embedded;
 use super::reads::Snapshot;
-use super::tables::{AUDIT, AUDIT_ENDS, Bytes, Id, Number, Tables};
+use super::tables::{
+    AUDIT, AUDIT_ENDS, Bytes, Id, Number, TRIMMED, Tables, number, open_if_there, split_time,
+};
 use super::writer::Stop;
-use crate::store::trails::Trails;
+use crate::store::trails::{Allowance, DAY, Held, Pace, Terms, Trails, Trimmed, share};
 use crate::store::{StoreFault, StoreFuture};
-use crate::vocabulary::audit::{Ends, Entry, Link, Trail};
+use crate::vocabulary::audit::{Ends, Entry, Link, Trail, recorded_at};
+use crate::vocabulary::clock::UnixMillis;
 
 /// Entries per order that removes or writes. It bounds how long mutations wait.
 const AT_ONCE: usize = 1024;
@@ -29,15 +32,29 @@ impl Trails for Embedded {
         self.read(move |snapshot| snapshot.entries(trail, before, limit))
     }
 
+    fn allowance(&self, trail: Trail, own: UnixMillis) -> StoreFuture<'_, Result<Allowance, StoreFault>> {
+        let now = self.time.now();
+        match Held::judge(own, now) {
+            Some(held) => Box::pin(async move { Ok(Allowance::Held(held)) }),
+            None => self.read(move |snapshot| {
+                let Day { left, .. } = snapshot.day(trail, now)?;
+                Ok(Allowance::Open { now, entries: left })
+            }),
+        }
+    }
+
     /// Several transactions run; after each of them the trail is whole.
-    fn trim(&self, trail: Trail, through: u64) -> StoreFuture<'_, Result<u64, StoreFault>> {
+    fn trim(&self, trail: Trail, through: u64, terms: Terms) -> StoreFuture<'_, Result<Trimmed, StoreFault>> {
         Box::pin(async move {
+            if let Some(held) = Held::judge(terms.own, self.time.now()) {
+                return Ok(Trimmed::Held(held));
+            }
             let mut removed = 0;
             loop {
-                let now = self.write(move |tables, _| tables.trim(trail, through)).await?;
+                let now = self.write(move |tables, _| tables.trim(trail, through, terms)).await?;
                 removed += now;
                 if now < AT_ONCE as u64 {
-                    return Ok(removed);
+                    return Ok(Trimmed::Removed(removed));
                 }
             }
         })
@@ -79,16 +96,34 @@ impl Tables<'_> {
         Ok(())
     }
 
-    /// Removes the oldest entries up to number `through`, at most [`AT_ONCE`]. Returns how many.
-    fn trim(&mut self, trail: Trail, through: u64) -> Result<u64, Stop> {
+    /// Removes the oldest entries up to number `through`, as far as the terms allow, at most [`AT_ONCE`]. Returns how many.
+    fn trim(&mut self, trail: Trail, through: u64, terms: Terms) -> Result<u64, Stop> {
         let place = trail.to_bytes();
         if self.audit.get((&place, &through.to_be_bytes()))?.is_none() {
             return Ok(0);
         }
         let mut ends = self.ends(trail)?;
-        let mut removed = Vec::new();
-        for entry in entries_between(&self.audit, trail, 0, Bound::Included(through))?.take(AT_ONCE) {
-            removed.push(entry?.link);
+        let now = self.store_time;
+        let day = parse_day(self.trimmed.get(&place)?.as_ref().map(|day| day.value()), ends, now);
+        let most = if terms.pace == Pace::Daily { day.left } else { u64::MAX };
+        let most = usize::try_from(most).unwrap_or(AT_ONCE).min(AT_ONCE);
+        let (mut removed, mut old) = (Vec::new(), 0);
+        for entry in entries_between(&self.audit, trail, 0, Bound::Included(through))?.take(most) {
+            let entry = entry?;
+            let at = recorded_at(&entry.text);
+            if at.is_some_and(|at| at.plus(terms.retention) > now) {
+                break;
+            }
+            removed.push(entry.link);
+            if at.is_some() {
+                old = removed.len();
+            }
+        }
+        removed.truncate(old);
+        if terms.pace == Pace::Daily && !removed.is_empty() {
+            let left = day.left - removed.len() as u64;
+            let bytes = [day.ends_at.0.to_be_bytes(), left.to_be_bytes()].concat();
+            self.trimmed.insert(&place, &bytes[..])?;
         }
         for link in &removed {
             self.audit.remove((&place, &link.number.to_be_bytes()))?;
@@ -144,11 +179,36 @@ impl Snapshot {
         Ok(parse_ends(ends.as_ref().map(|ends| ends.value()))?)
     }
 
+    fn day(&self, trail: Trail, now: UnixMillis) -> Result<Day, StoreFault> {
+        let table = open_if_there(&self.file, TRIMMED)?;
+        let day = table.map(|table| table.get(&trail.to_bytes())).transpose()?.flatten();
+        Ok(parse_day(day.as_ref().map(|day| day.value()), self.ends(trail)?, now))
+    }
+
     fn entries(&self, trail: Trail, before: Option<u64>, limit: usize) -> Result<Vec<Entry>, StoreFault> {
         let table = self.file.open_table(AUDIT)?;
         let end = before.map_or(Bound::Unbounded, Bound::Excluded);
         let found = entries_between(&table, trail, 0, end)?;
         found.rev().take(limit).map(|entry| Ok(entry?)).collect()
+    }
+}
+
+/// A day in which entries of a trail are trimmed.
+struct Day {
+    ends_at: UnixMillis,
+    /// How many may still go.
+    left: u64,
+}
+
+/// The present day of a trail. One that ends later than a day from now began when the clock was wrong.
+fn parse_day(bytes: Option<&[u8]>, ends: Ends, now: UnixMillis) -> Day {
+    let parsed = bytes.and_then(split_time).and_then(|(ends_at, left)| Some((ends_at, number(left)?)));
+    match parsed.filter(|(ends_at, _)| *ends_at > now && *ends_at <= now.plus(DAY)) {
+        Some((ends_at, left)) => Day { ends_at, left },
+        None => {
+            let length = ends.head.number.saturating_sub(ends.checkpoint.number);
+            Day { ends_at: now.plus(DAY), left: share(length) }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::tables::{Tables, USAGE};
 use super::writer::Stop;
 use crate::store::usage::Usage;
 use crate::store::{StoreFault, StoreFuture};
+use crate::vocabulary::clock::AGREED;
 use crate::vocabulary::id::KeyId;
 use crate::vocabulary::key::usage::{Usage as KeyUsage, Used};
 
@@ -29,6 +30,13 @@ impl Tables<'_> {
         }
         // An unreadable entry counts as absent.
         let known = self.usage.get(&place)?.and_then(|text| parse_usage(text.value()));
+        let known = known.map(|known| KeyUsage {
+            // A moment that has not come yet is of a wrong clock, and does not count.
+            last_used_at: Some(known.last_used_at)
+                .filter(|at| *at <= self.store_time.plus(AGREED))
+                .unwrap_or(used.usage.last_used_at),
+            ..known
+        });
         let merged = known.iter().cloned().fold(used.usage.clone(), KeyUsage::merge);
         if known.as_ref() != Some(&merged) {
             self.usage.insert(&place, merged.to_string().as_bytes())?;

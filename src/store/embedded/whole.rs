@@ -22,6 +22,7 @@ use crate::store::outbox::News;
 use crate::store::whole::{Fill, FillError, Head, Piece, Pieces, given_up};
 use crate::store::{EmailClaim, Store, StoreFault, StoreFuture};
 use crate::vocabulary::audit::{Ends, Entry, Link, Trail};
+use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer};
 
@@ -162,7 +163,7 @@ impl Filling {
             return Ok(());
         }
         let settings = Settings { path: self.path.clone() };
-        let there = match Embedded::open_to_read(&settings, self.sealer.clone()) {
+        let there = match Embedded::open_to_read(&settings, self.sealer.clone(), Clock::system()) {
             Ok(there) => there,
             // A file without a byte, which a command has left that wanted to open it.
             Err(OpenError::NotAStore { .. })

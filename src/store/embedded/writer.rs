@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::file::SharedFile;
 use super::mending::Mender;
 use super::tables::{Tables, begin_write};
+use super::time::FileTime;
 use super::{Published, lock};
 use crate::store::events::{Seq, Subject};
 use crate::store::{CommitError, Committed, Mutation, StoreFault};
@@ -58,6 +59,7 @@ pub(super) struct Writer {
     pub(super) published: Arc<std::sync::Mutex<Published>>,
     pub(super) waiting: mpsc::Receiver<Box<dyn Order>>,
     pub(super) clock: Clock,
+    pub(super) time: FileTime,
     pub(super) mender: Mender,
 }
 
@@ -147,11 +149,15 @@ impl Writer {
         let transaction = begin_write(database)?;
         let mut done = Done::Nothing;
         {
-            let mut tables = Tables::open(&transaction)?.at(self.clock.now().wall);
+            let time = self.time.now();
+            let mut tables = Tables::open(&transaction)?.at(self.clock.now().wall, time);
             for order in batch {
                 if order.carry_out(&mut tables, &self.sealer)? == Done::Something {
                     done = Done::Something;
                 }
+            }
+            if done == Done::Something {
+                tables.note_time(time)?;
             }
         }
         match done {

@@ -20,6 +20,7 @@ use super::{Inner, LinkState, Renewal, memory, memory_file, peppers, tenure};
 use crate::store::events::{Seq, Subject, decode};
 use crate::store::{LEASE, StoreFault};
 use crate::telemetry::{self, Notice};
+use crate::vocabulary::clock::Reading;
 use crate::vocabulary::key::proof::ProofOf;
 
 /// How often the last event seen is checked.
@@ -106,7 +107,7 @@ struct Verified {
     /// The number of its last event.
     event: Seq,
     /// When the check began.
-    asked: Instant,
+    asked: Reading,
     /// When the renewal of the lease was sent; `None` if it was not renewed.
     renewed: Option<Instant>,
 }
@@ -117,7 +118,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     let Position { known, last, mark } = inner.ledger.position();
     let call =
         Call::new(&inner.scripts.watch, [inner.names.meta(), inner.names.events()]).arg(last.to_string());
-    let asked = inner.clock.mono();
+    let asked = inner.clock.reading();
     let answer = timeout(inner.settings.command_timeout, call.send(connection)).await;
     let answered = inner.clock.mono();
     let mut reply = answer.map_err(|_| StoreFault::TimedOut)?.map_err(|error| inner.fault(error))?;
@@ -125,7 +126,7 @@ async fn verify(inner: &Inner, connection: &mut MultiplexedConnection) -> Result
     let found = reply.text().map_err(|error| inner.fault(error))?.map(Mark::from_text);
     let time = reply.text().map_err(|error| inner.fault(error))?;
     if let Some(time) = time.and_then(|time| RedisTime::parse(&time)) {
-        inner.ledger.note_time(asked, answered, time);
+        inner.ledger.note_time(asked.mono, answered, time);
     }
     let prefixes = reply.text().map_err(|error| inner.fault(error))?;
     let row = reply.text().map_err(|error| inner.fault(error))?;

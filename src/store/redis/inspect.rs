@@ -2,6 +2,7 @@
 //! nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{FromRedisValue, RedisError, ServerErrorKind};
@@ -13,6 +14,7 @@ use super::scripts::{self, Call, Script};
 use super::topology::{Connected, Topology};
 use crate::store::finding::Finding;
 use crate::store::{Role, StoreFault};
+use crate::vocabulary::clock::{TOLERATED, UnixMillis, ahead};
 use crate::vocabulary::key::record::KeyRecord;
 use Finding::{Broken, Fine, Warning};
 
@@ -47,6 +49,7 @@ pub(super) async fn inspect(inner: &Inner, role: Role) -> Vec<Finding> {
         }
     }
     findings.push(look.rights(role).await);
+    findings.extend(look.clock().await);
     findings.extend(look.store().await);
     findings
 }
@@ -168,6 +171,32 @@ impl Look<'_> {
             forbidden.extend(place.parse::<usize>());
         }
         judge(role, &wanted, &forbidden)
+    }
+
+    /// How the clock of this machine stands to that of Redis. Without an answer here there is none about the store either.
+    async fn clock(&mut self) -> Option<Finding> {
+        let clock = &self.inner.clock;
+        let asked = clock.mono();
+        let answer: Result<(u64, u64), StoreFault> = self.ask(&["TIME"]).await;
+        let Ok((seconds, micros)) = answer else {
+            return Some(Warning(
+                "TIME is not answered: keys end by the clock of this machine, and old audit records are not removed; give the \
+                 user +time"
+                    .to_owned(),
+            ));
+        };
+        let there = UnixMillis(seconds.saturating_mul(1000).saturating_add(micros / 1000));
+        let ahead = ahead(clock.own(), there.plus(clock.mono().saturating_duration_since(asked) / 2));
+        let by = Duration::from_millis(ahead.unsigned_abs());
+        let way = if ahead > 0 { "ahead of" } else { "behind" };
+        Some(if by <= TOLERATED {
+            Fine("its clock and that of this machine are in step".to_owned())
+        } else {
+            Warning(format!(
+                "the clock of this machine is {} {way} that of Redis, by which keys end: set the one that is wrong",
+                humantime::format_duration(Duration::from_secs(by.as_secs()))
+            ))
+        })
     }
 
     async fn store(&mut self) -> Vec<Finding> {

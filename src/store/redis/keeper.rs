@@ -217,7 +217,7 @@ impl Inner {
 
     /// The word that records older than gateways remember count until now, and this moment.
     fn word_for_older(&self) -> (String, UnixMillis) {
-        let now = self.clock.now().wall;
+        let now = self.clock.kept();
         let proof = self.sealer.prove(ProofOf::Acceptance, &self.parts_of_acceptance(&now.0.to_be_bytes()));
         (format!("{} {}", now.0, hex(&proof.unwrap_or_default())), now)
     }

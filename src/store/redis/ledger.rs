@@ -14,7 +14,8 @@ use tokio::time::timeout;
 
 use super::scripts::Meta;
 use crate::store::events::{EventSink, Seq, Subject};
-use crate::vocabulary::clock::Clock;
+use crate::telemetry::Notice;
+use crate::vocabulary::clock::{Clock, Drift, Reading, UnixMillis};
 use crate::vocabulary::key::record::RecordFormat;
 
 /// How long a mutation waits for the events before its own. They come from the stream.
@@ -23,6 +24,8 @@ const GAP_PATIENCE: Duration = Duration::from_millis(250);
 const EARLY: usize = 4096;
 /// Marks of applied events that are kept, to detect another event with the same number.
 const RECENT: usize = 4096;
+/// The longest round trip after which the time of Redis is believed.
+const ROUND_TRIP: Duration = Duration::from_secs(1);
 pub(super) const SCHEMA: &str = "1";
 /// In the place of the schema while a backup is being restored.
 const RESTORING: &str = "restoring";
@@ -93,14 +96,14 @@ impl RedisTime {
 
 /// The time of Redis at a moment here. With it, delays are measured by the clock of Redis alone.
 #[derive(Clone, Copy)]
-struct Reading {
+struct RedisReading {
     here: Instant,
     there: RedisTime,
     /// The first reading. Events written before it are not timed.
     first: RedisTime,
 }
 
-impl Reading {
+impl RedisReading {
     /// How long ago this was; `None` if it was before the first reading.
     fn since(&self, written: RedisTime, now: Instant) -> Option<Duration> {
         let there = Duration::from_micros(self.there.0) + now.saturating_duration_since(self.here);
@@ -198,13 +201,15 @@ struct State {
     /// The marks of the events up to `last` that were seen without a gap.
     recent: VecDeque<Mark>,
     early: BTreeMap<Seq, Event>,
-    time: Option<Reading>,
+    time: Option<RedisReading>,
+    /// How the machine's clocks stood to each other when the store last said that no event is missing.
+    drift: Option<Drift>,
     sinks: Vec<Arc<dyn EventSink>>,
 }
 
 impl Ledger {
-    pub(super) fn new(keeps: RecordFormat) -> Self {
-        Self { keeps, ..Self::default() }
+    pub(super) fn new(keeps: RecordFormat, clock: Clock) -> Self {
+        Self { keeps, clock, ..Self::default() }
     }
 
     /// Adds a sink, and tells whether it is the first.
@@ -280,18 +285,37 @@ impl Ledger {
         }
     }
 
-    /// Notes the time of Redis, which was asked and answered at these moments.
+    /// Notes the time of Redis, which was asked and answered at these moments. The clock of this process follows it; the error
+    /// is at most half of the time between the two.
     pub(super) fn note_time(&self, asked: Instant, answered: Instant, there: RedisTime) {
         let mut state = self.lock();
         let first = state.time.map_or(there, |reading| reading.first);
         let here = asked + answered.saturating_duration_since(asked) / 2;
-        state.time = Some(Reading { here, there, first });
+        state.time = Some(RedisReading { here, there, first });
+        if answered.saturating_duration_since(asked) <= ROUND_TRIP {
+            self.clock.follow_remote(UnixMillis(there.0 / 1000), here);
+        }
     }
 
-    /// At this moment all events of the store had been applied here.
-    pub(super) fn assure(&self, at: Instant) {
-        let age = self.clock.mono().saturating_duration_since(at);
-        self.lock().sinks.iter().for_each(|sink| sink.assure(Some(age)));
+    /// At this moment all events of the store had been applied here. If the machine was paused, or its date set, since the last
+    /// such moment, everything cached is looked up again first: nobody can tell how long this process has heard nothing.
+    pub(super) fn assure(&self, at: Reading) {
+        let now = self.clock.reading();
+        if now.drift.has_jumped_since(at.drift) {
+            return; // The next heartbeat tells more.
+        }
+        let mut state = self.lock();
+        let before = state.drift.replace(at.drift);
+        if before.is_some_and(|before| at.drift.has_jumped_since(before)) {
+            Notice::MachinePaused.log(
+                "this machine was paused, or its date was set: every key is looked up again; routes with on_partition = \"refuse\" \
+                 let none in until now",
+            );
+            let last = state.last;
+            state.sinks.iter().for_each(|sink| sink.reset(last));
+        }
+        let age = now.mono.saturating_duration_since(at.mono);
+        state.sinks.iter().for_each(|sink| sink.assure(Some(age)));
     }
 
     /// The server that answers may not be the master; it last proved to be at this moment. `None`: it is the master.
@@ -541,11 +565,11 @@ mod tests {
     #[test]
     fn a_store_of_a_newer_format_is_not_joined_and_one_that_became_so_is_not_left() {
         let newer = |event| Meta { format: RecordFormat::new(3), ..meta("a", event) };
-        let fresh = Ledger::new(RecordFormat::OPEN);
+        let fresh = Ledger::new(RecordFormat::OPEN, Clock::default());
         let refusal = Stranger::NewerFormat { found: RecordFormat::new(3), kept: RecordFormat::OPEN };
         assert_eq!(fresh.recognise(&newer(0), 0).err(), Some(refusal));
         assert!(fresh.recognise(&meta("a", 0), 0).is_ok());
         assert!(fresh.recognise(&newer(1), 0).is_ok());
-        assert!(Ledger::new(RecordFormat::new(3)).recognise(&newer(1), 0).is_ok());
+        assert!(Ledger::new(RecordFormat::new(3), Clock::default()).recognise(&newer(1), 0).is_ok());
     }
 }

@@ -394,7 +394,7 @@ pub(super) async fn listen(inner: &Inner) {
 
 impl Inner {
     async fn remember(&self, subject: Subject) -> Result<(), StoreFault> {
-        let now = self.clock.now().wall;
+        let now = self.clock.kept();
         match subject {
             Subject::Org(org) => {
                 let name = self.names.org(org);

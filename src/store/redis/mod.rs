@@ -198,14 +198,26 @@ impl Redis {
     /// # Errors
     /// [`OpenError`], whose text says what to do.
     pub fn open(settings: Settings, sealer: Sealer, control: Handle) -> Result<Self, OpenError> {
+        Self::open_at(settings, sealer, control, Clock::system())
+    }
+
+    /// As [`Redis::open`], by this clock, which follows that of Redis.
+    ///
+    /// # Errors
+    /// As [`Redis::open`].
+    pub fn open_at(
+        settings: Settings,
+        sealer: Sealer,
+        control: Handle,
+        clock: Clock,
+    ) -> Result<Self, OpenError> {
         let names = Names::new(&settings.cell);
         let connector = Arc::new(connector(&settings, &names)?);
-        let clock = Clock::system();
         let link = |name| Link::new(name, Arc::clone(&connector), control.clone(), clock.clone());
         let inner = Inner {
             names,
             scripts: Scripts::new(),
-            ledger: Ledger::new(sealer.keeps()),
+            ledger: Ledger::new(sealer.keeps(), clock.clone()),
             sealer,
             lookups: link("lookups"),
             commands: link("commands"),

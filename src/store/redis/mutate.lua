@@ -55,6 +55,10 @@ if key then
   local refusal = refuse_key(key, org and org.expected == '+' and org.record == key.org)
   if refusal then return answer(refusal) end
 end
+for _, part in ipairs(parts.newest) do
+  local newer = find_newer(part)
+  if newer then return answer('not newest', newer) end
+end
 if stone then
   local refusal = differs(stone.expected, stone.record)
   if refusal then return answer(refusal) end
@@ -96,8 +100,13 @@ if org then
 end
 if pace then
   redis.call('SET', room.pace, pace[1], 'PX', pace[2])
-  redis.call('ZREMRANGEBYSCORE', room.live, '-inf', room.now)
-  redis.call('ZREMRANGEBYSCORE', room.made, '-inf', room.now)
+  -- Only what has ended by the clock of Redis, too, so that a gateway whose clock is wrong removes no key that goes on.
+  local time = redis.pcall('TIME')
+  if not time.err then
+    local ended = string.format('%.0f', math.min(room.now, time[1] * 1000))
+    redis.call('ZREMRANGEBYSCORE', room.live, '-inf', ended)
+    redis.call('ZREMRANGEBYSCORE', room.made, '-inf', ended)
+  end
 end
 if key then write_key(key) end
 if stone then

@@ -19,7 +19,7 @@ use crate::store::keeper::Place;
 use crate::store::prefixes::{Begins, digests};
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::Append;
-use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::id::{KeyId, OrgId, UNDRAWN};
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::key::proof::ProofOf;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Stored, Versioned, revision};
@@ -116,7 +116,7 @@ impl Inner {
 
     /// At once, and not when the event comes: from now on nothing older counts.
     fn remember_own(&self, mutation: &Mutation, org: Option<&Draft<OrgRecord>>, key: Option<&KeyDraft>) {
-        let now = self.clock.now().wall;
+        let now = self.clock.kept();
         if let Some((org, draft)) = mutation.org.as_ref().and_then(updated).zip(org) {
             self.memory.note(revision(&draft.sealed).unwrap_or_default(), org, now);
         }
@@ -152,6 +152,12 @@ impl Inner {
             Some("missing") => Err(CommitError::Missing),
             Some("conflict") => Err(CommitError::Conflict),
             Some("prefix") => Err(CommitError::PrefixRemoved),
+            Some("not newest") => {
+                let newest = next()?.unwrap_or_default();
+                let newest =
+                    KeyId::parse(&newest).map_err(|_| self.fault("a list of keys holds what is no id"))?;
+                Err(CommitError::NotNewest { newest: newest.to_bytes() })
+            }
             Some("unindexed") => Err(CommitError::Unindexed),
             Some("full") => Err(CommitError::Full(match next()?.as_deref() {
                 Some("maker") => Full::Maker,
@@ -255,6 +261,10 @@ impl Inner {
         }
         if let Some((room, key)) = mutation.room.as_ref().zip(key) {
             call = self.room_part(call, key.org, room);
+        }
+        if let (true, Some(Change::Insert(key))) = (mutation.newest, &mutation.key) {
+            call = call.arg("newest").arg(names.keys_of(key.org)).arg(key.id.to_string());
+            call = call.arg(KeyId::from_bytes(UNDRAWN).to_string());
         }
         if let Some(EmailClaim { index, before, org }) = &mutation.email {
             call = call.arg("email").key(names.email(index)).arg(org.to_string());

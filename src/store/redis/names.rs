@@ -122,6 +122,11 @@ impl Names {
         self.with(format_args!("audit:{trail}:ends"))
     }
 
+    /// Until when the day lasts in which entries were trimmed, and how many may still go. It ends with the day.
+    pub(super) fn trimmed_today(&self, trail: Trail) -> String {
+        self.with(format_args!("audit:{trail}:trimmed"))
+    }
+
     pub(super) fn used(&self) -> String {
         self.with("used")
     }

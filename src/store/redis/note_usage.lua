@@ -10,11 +10,16 @@ local function words(text)
   return found
 end
 
+-- A moment that has not come yet is of a wrong clock, and does not count.
+local time = redis.pcall('TIME')
+local latest = time.err and math.huge or (time[1] + 60) * 1000
+
 local function merge(known, text)
   local merged, new = words(known), words(text)
   -- Text that cannot be read is replaced.
-  if not tonumber(merged[1]) then return text end
-  if tonumber(new[1]) > tonumber(merged[1]) then merged[1] = new[1] end
+  local before = tonumber(merged[1])
+  if not before then return text end
+  if tonumber(new[1]) > before or before > latest then merged[1] = new[1] end
   for n = 2, #new do
     if not merged[new[n]] then table.insert(merged, new[n]) end
   end

@@ -26,6 +26,8 @@ local PARTS = {
   room = {{'live', 'made', 'pace', 'org_list', 'live_list', 'test_list'}, {'now', 'most', 'most_made', 'quota', 'window'}},
   -- Proof: that the body is ours, or nothing in a store without a pepper.
   news = {{'bodies', 'due', 'proofs'}, {'org', 'due_at', 'body', 'proof'}},
+  -- The new key must be the newest of its list: its id, and the one from which on none orders anything.
+  newest = {{}, {'list', 'latest', 'undrawn'}},
   -- Proof: that subjects and mark are ours, or nothing in a store without a pepper.
   event = {{}, {'subjects', 'mark', 'kept', 'proof'}},
   -- The format of the change; the prefix of every lease.
@@ -149,6 +151,13 @@ end
 -- Whether every key of an organisation is in those lists. An older gateway makes keys without.
 local function is_indexed(all, live, test)
   return redis.call('ZCARD', all) == redis.call('ZCARD', live) + redis.call('ZCARD', test)
+end
+
+-- A later id in a list than there may be, if there is one. A list on another node is not looked at.
+local function find_newer(part)
+  local found = redis.pcall('ZRANGE', part.list, '(' .. part.undrawn, '-', 'BYLEX', 'REV', 'LIMIT', 0, 1)
+  local newest = not found.err and found[1]
+  return newest and newest > part.latest and newest
 end
 
 local function write_key(key)

@@ -112,7 +112,7 @@ impl Inner {
     }
 
     fn newest_known<T: Remembered>(&self, stored: Versioned<T>) -> Versioned<T> {
-        self.memory.newest(stored, self.clock.now().wall)
+        self.memory.newest(stored, self.clock.kept())
     }
 
     pub(super) fn unseal<T: Listed>(

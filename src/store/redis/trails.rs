@@ -1,11 +1,14 @@
 //! Audit trails in Redis: a stream for the entries, and a string for both ends.
 
+use std::time::Duration;
+
 use super::reads::{NEWEST, PAGE};
 use super::scripts::{Call, Reply};
 use super::{Inner, Redis};
-use crate::store::trails::Trails;
+use crate::store::trails::{AT_LEAST, Allowance, DAY, Held, Pace, SHARE, Terms, Trails, Trimmed};
 use crate::store::{StoreFault, StoreFuture};
 use crate::vocabulary::audit::{Ends, Entry, Link, Trail};
+use crate::vocabulary::clock::{AGREED, UnixMillis};
 
 /// Entries per script that removes or writes. It bounds how long the script blocks others.
 const AT_ONCE: usize = 256;
@@ -24,9 +27,13 @@ impl Trails for Redis {
         Box::pin(self.inner.entries(trail, before, limit))
     }
 
+    fn allowance(&self, trail: Trail, own: UnixMillis) -> StoreFuture<'_, Result<Allowance, StoreFault>> {
+        Box::pin(self.inner.allowance(trail, own))
+    }
+
     /// Several scripts run; after each of them the trail is whole.
-    fn trim(&self, trail: Trail, through: u64) -> StoreFuture<'_, Result<u64, StoreFault>> {
-        Box::pin(self.inner.trim(trail, through))
+    fn trim(&self, trail: Trail, through: u64, terms: Terms) -> StoreFuture<'_, Result<Trimmed, StoreFault>> {
+        Box::pin(self.inner.trim(trail, through, terms))
     }
 
     fn restore(
@@ -86,19 +93,72 @@ impl Inner {
         }
     }
 
-    async fn trim(&self, trail: Trail, through: u64) -> Result<u64, StoreFault> {
+    /// The call that trims, up to the arguments that name what is removed.
+    fn trimming(&self, trail: Trail, own: UnixMillis, retention: Duration) -> Call<'_> {
+        let names = &self.names;
+        let places = [names.entries(trail), names.ends(trail), names.trimmed_today(trail)];
+        self.writing(&self.scripts.trim, places)
+            .arg(own.0.to_string())
+            .arg(AGREED.as_millis().to_string())
+            .arg(AT_LEAST.to_string())
+            .arg(SHARE.to_string())
+            .arg(DAY.as_millis().to_string())
+            .arg(retention.as_millis().to_string())
+    }
+
+    /// Numbers that the trimming script answers, or why it does nothing.
+    async fn ask_to_trim<const N: usize>(
+        &self,
+        call: &Call<'_>,
+    ) -> Result<Result<[u64; N], Held>, StoreFault> {
+        let mut reply = self.ask(call).await?;
+        let status = reply.text().map_err(|error| self.fault(error))?;
+        self.check_age(status.as_deref(), &mut reply)?;
+        let mut next = || -> Result<i64, StoreFault> {
+            let number = reply.text().map_err(|error| self.fault(error))?;
+            let number = number.and_then(|number| number.parse().ok());
+            number.ok_or_else(|| self.fault("a number about an audit trail does not read"))
+        };
+        match status.as_deref() {
+            Some("done") => {
+                let mut numbers = [0; N];
+                for number in &mut numbers {
+                    *number = next()?.unsigned_abs();
+                }
+                Ok(Ok(numbers))
+            }
+            Some("unread") => Ok(Err(Held::Unread)),
+            Some("apart") => Ok(Err(Held::Apart { ahead: next()? })),
+            _ => Err(self.changed()),
+        }
+    }
+
+    async fn allowance(&self, trail: Trail, own: UnixMillis) -> Result<Allowance, StoreFault> {
+        let call = self.trimming(trail, own, Duration::ZERO).arg("").arg("0").arg("");
+        Ok(match self.ask_to_trim(&call).await? {
+            Ok([now, entries]) => Allowance::Open { now: UnixMillis(now), entries },
+            Err(held) => Allowance::Held(held),
+        })
+    }
+
+    async fn trim(&self, trail: Trail, through: u64, terms: Terms) -> Result<Trimmed, StoreFault> {
+        let Terms { own, retention, pace } = terms;
+        let pace = if pace == Pace::AtOnce { "at once" } else { "" };
+        let begun = self.clock.mono();
         let mut removed = 0;
         loop {
-            let places = [self.names.entries(trail), self.names.ends(trail)];
-            let call =
-                self.writing(&self.scripts.trim, places).arg(through.to_string()).arg(AT_ONCE.to_string());
-            let now = self.write(&call).await?.text().map_err(|error| self.fault(error))?;
-            let now: u64 = now
-                .and_then(|now| now.parse().ok())
-                .ok_or_else(|| self.fault("the number of trimmed entries does not read"))?;
-            removed += now;
-            if now < AT_ONCE as u64 {
-                return Ok(removed);
+            let own = own.plus(self.clock.mono().saturating_duration_since(begun));
+            let call = self.trimming(trail, own, retention);
+            let call = call.arg(through.to_string()).arg(AT_ONCE.to_string()).arg(pace);
+            match self.ask_to_trim(&call).await? {
+                Ok([now]) => {
+                    removed += now;
+                    if now < AT_ONCE as u64 {
+                        return Ok(Trimmed::Removed(removed));
+                    }
+                }
+                Err(_) if removed > 0 => return Ok(Trimmed::Removed(removed)),
+                Err(held) => return Ok(Trimmed::Held(held)),
             }
         }
     }

@@ -48,6 +48,10 @@ pub struct State {
     pub news_waiting: Option<u64>,
     /// The same for news without a proof.
     pub news_held: Option<u64>,
+    /// How many seconds the machine's clock is ahead of the store's; `None` while the store's is not known.
+    pub clock_ahead: Option<f64>,
+    /// Whether nothing is removed for its age now; `None` at a gateway that removes nothing.
+    pub trimming_held: Option<bool>,
     pub troubles_dropped: u64,
     pub records_lost: Losses,
     pub lines_lost: Losses,
@@ -79,6 +83,7 @@ impl State {
         let mut families = Vec::new();
         families.extend(self.of_the_store());
         families.extend(self.of_the_memory());
+        families.extend(self.of_the_clocks());
         families.extend(self.of_the_upstreams());
         families.extend(self.of_the_process());
         families
@@ -160,6 +165,23 @@ impl State {
                 "Keys and organisations that have rights which their audit trails say were taken away, as the slow sweep found \
                  them.",
                 self.older_than_trail.map(|older| older as f64),
+            ),
+        ]
+    }
+
+    fn of_the_clocks(&self) -> [MetricFamily; 2] {
+        [
+            gauge(
+                "keygate_clock_ahead_seconds",
+                "How far the clock of this machine is ahead of the store's; negative if it is behind. Beyond 60 s keys end by the \
+                 clock of the machine, and nothing is removed for its age. Absent while the store's is not known.",
+                self.clock_ahead,
+            ),
+            gauge(
+                "keygate_audit_trimming_held",
+                "Whether no audit record is removed for its age, because the clocks of machine and store differ by more than \
+                 60 s or the store's cannot be read.",
+                self.trimming_held.map(f64::from),
             ),
         ]
     }

@@ -103,13 +103,14 @@ impl World {
         let config = configuration(&folder, &upstreams);
         let (clock, control) = (Clock::system(), Control::start().expect("a thread starts"));
         let tools = KeyTools::new(&config.keys).expect("it has no secrets");
-        let store = open_store(&config.store, tools.sealer.clone(), control.handle()).expect("it is new");
+        let store =
+            open_store(&config.store, tools.sealer.clone(), control.handle(), &clock).expect("it is new");
         drop(folder);
         let (store, meter) = MeasuredStore::new(store, clock.clone());
         let store: Arc<dyn Store> = store;
         let lifecycle = Arc::new(Lifecycle::new(
             Arc::clone(&store),
-            tools.lifecycle(config.signup),
+            tools.lifecycle(config.signup, &config.retention),
             config.scopes.clone(),
             clock.clone(),
         ));

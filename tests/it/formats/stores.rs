@@ -5,6 +5,7 @@ use std::sync::Arc;
 use keygate::store::embedded::{Embedded, OpenError, Settings};
 use keygate::store::keeper::{LinkState, Status};
 use keygate::store::{Committed, KeysOf, Lookup, Mutation, StoreFault};
+use keygate::vocabulary::clock::Clock;
 use keygate::vocabulary::key::Digest;
 use keygate::vocabulary::key::record::{KeyRecord, RecordFormat, Sealer, Versioned};
 use redb::{ReadableDatabase, TableDefinition};
@@ -122,7 +123,7 @@ async fn a_newer_record_in_a_file_is_served_by_the_release_before_and_not_writte
         let settings = Settings { path: folder.path().join("keygate.redb") };
         for refused in [
             Embedded::open(&settings, sealer.clone()).unwrap_err(),
-            Embedded::open_to_read(&settings, sealer.clone()).unwrap_err(),
+            Embedded::open_to_read(&settings, sealer.clone(), Clock::system()).unwrap_err(),
         ] {
             assert!(matches!(refused, OpenError::NewerFormat { .. }), "{refused}");
             assert!(refused.to_string().contains("run the version that wrote them"), "{refused}");

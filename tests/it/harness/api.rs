@@ -272,8 +272,14 @@ impl Api {
     /// Another gateway on the same Redis.
     #[track_caller]
     pub(crate) fn neighbour(&self) -> Gateway {
+        self.neighbour_ahead(0)
+    }
+
+    /// The same, whose date is so many milliseconds ahead.
+    #[track_caller]
+    pub(crate) fn neighbour_ahead(&self, by: i64) -> Gateway {
         let beside = Self::builder(Kept::Redis).gateway(self.redis.as_ref(), &self.live, &self.test);
-        start(beside.org(self.gateway.org))
+        start(beside.org(self.gateway.org).wall_ahead(by))
     }
 
     #[track_caller]

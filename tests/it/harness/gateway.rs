@@ -44,6 +44,7 @@ pub(crate) struct GatewayBuilder {
     wrap: Box<Wrap>,
     org: Option<OrgId>,
     transport: Transport,
+    wall_ahead: i64,
 }
 
 impl Default for GatewayBuilder {
@@ -55,6 +56,7 @@ impl Default for GatewayBuilder {
             wrap: Box::new(|store| store),
             org: None,
             transport: Transport::of_this_run(),
+            wall_ahead: 0,
         }
     }
 }
@@ -93,6 +95,12 @@ impl GatewayBuilder {
     /// store, or starts without it.
     pub(crate) fn org(mut self, org: OrgId) -> Self {
         self.org = Some(org);
+        self
+    }
+
+    /// The date of its machine is so many milliseconds ahead, or behind.
+    pub(crate) const fn wall_ahead(mut self, by: i64) -> Self {
+        self.wall_ahead = by;
         self
     }
 
@@ -147,6 +155,7 @@ impl GatewayBuilder {
             fs::write(folder.path().join("keygate.toml"), toml).unwrap();
         }
         let (clock, shift) = Clock::shifted();
+        shift.step_wall(self.wall_ahead);
         let app = run(folder.path(), self.wrap, clock.clone());
         let lifecycle = Arc::clone(app.lifecycle().expect("a full gateway"));
         let org = self.org.unwrap_or_else(|| {
@@ -174,7 +183,7 @@ fn run(folder: &Path, wrap: Box<Wrap>, clock: Clock) -> App {
         Config::load(&folder.join("keygate.toml"), []).unwrap_or_else(|mistakes| panic!("{mistakes}"));
     let tools = KeyTools::new(&config.keys).unwrap();
     let control = Control::start().unwrap();
-    let store = wrap(open_store(&config.store, tools.sealer.clone(), control.handle()).unwrap());
+    let store = wrap(open_store(&config.store, tools.sealer.clone(), control.handle(), &clock).unwrap());
     App::start_with(config, tools, control, store, clock).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -349,9 +358,18 @@ impl Gateway {
         self.clock.now().wall
     }
 
+    pub(crate) const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// Moves the gateway's clock ahead.
     pub(crate) fn advance(&self, by: Duration) {
         self.shift.advance(by);
+    }
+
+    /// Sets the date of its machine, by so many milliseconds forwards or back.
+    pub(crate) fn step_wall(&self, by: i64) {
+        self.shift.step_wall(by);
     }
 
     /// Ends it, and starts another with the same configuration, store and time.

@@ -112,6 +112,9 @@ contract! {
         trails_are_apart
         entries_are_paged_newest_first
         trimming_removes_exactly_those_and_leaves_the_checkpoint
+        a_day_takes_a_tenth_of_a_trail_and_ten_entries_of_a_short_one
+        only_what_is_old_is_trimmed_up_to_the_first_that_is_not
+        nothing_is_trimmed_while_the_clocks_differ_by_more_than_a_minute
         a_trail_that_was_trimmed_to_nothing_goes_on
         a_trail_is_restored_in_pieces_and_repeating_one_changes_nothing
         a_trail_is_not_restored_over_another_or_out_of_order
@@ -122,6 +125,7 @@ contract! {
     }
     usage {
         usage_is_merged
+        usage_at_a_time_that_has_not_come_hides_no_other
         of_a_key_that_is_not_there_no_usage_is_kept
         usage_of_many_keys_comes_in_their_order
         usage_is_no_event_and_leaves_the_record
@@ -132,6 +136,7 @@ contract! {
         news_are_counted_until_they_are_delivered
         of_concurrent_claims_each_gets_other_news
         newer_news_of_an_organisation_take_the_place_of_older
+        news_that_a_wrong_clock_has_put_off_are_told
     }
     quotas {
         quotas_admit_exactly_as_many_as_they_say
@@ -325,6 +330,7 @@ pub(crate) fn with_every_part(made: &Maker, chain: &Chain, trail: Trail, after: 
         org: Some(Change::Insert(org)),
         tombstone: None,
         seen: Vec::new(),
+        newest: false,
         needs: RecordFormat::FIRST,
         under: None,
     }

@@ -94,6 +94,18 @@ pub(super) async fn newer_news_of_an_organisation_take_the_place_of_older(store:
     assert_eq!(store.outbox().claim(later(5), later(9), 10).await, Ok(vec![newer]));
 }
 
+pub(super) async fn news_that_a_wrong_clock_has_put_off_are_told(store: Shared) {
+    const YEAR: u64 = 402 * 86_400_000;
+    let org = Maker::new().org().id;
+    tell(&store, &News { org, due: later(0), body: b"news".to_vec() }).await;
+    let claim = async |now, until| store.outbox().claim(later(now), later(until), 10).await.unwrap().len();
+    // A gateway whose clock is far ahead takes them, and cannot deliver them.
+    assert_eq!(claim(YEAR, YEAR + 30_000).await, 1);
+    assert_eq!(claim(5, 30_005).await, 1);
+    assert_eq!(claim(5, 30_005).await, 0, "now they are claimed");
+    assert_eq!(claim(30_005, 60_005).await, 1);
+}
+
 pub(super) async fn news_are_counted_until_they_are_delivered(store: Shared) {
     let made = Maker::new();
     let orgs: Vec<_> = (0..3).map(|_| made.org().id).collect();

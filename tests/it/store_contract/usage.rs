@@ -1,5 +1,7 @@
 //! The use of keys.
 
+use std::collections::BTreeSet;
+
 use keygate::vocabulary::id::KeyId;
 use keygate::vocabulary::key::record::{KeyRecord, Versioned};
 use keygate::vocabulary::key::usage::{Usage, Used};
@@ -36,6 +38,19 @@ pub(super) async fn usage_is_merged(store: Shared) {
     store.usage().note(twice).await.unwrap();
     let known = usage_of(&store, key.id).await.unwrap();
     assert_eq!(known, "1700000000600 a.b jobs:read jobs:write x y");
+}
+
+pub(super) async fn usage_at_a_time_that_has_not_come_hides_no_other(store: Shared) {
+    let made = Maker::new();
+    let org = made.org();
+    let key = made.key(org.id, &[]);
+    insert(&store, &org, &key).await;
+    // A gateway whose clock is 1000 years ahead.
+    store.usage().note(vec![used(key.id, "33346800000000 jobs:write")]).await.unwrap();
+    store.usage().note(vec![used(key.id, "1700000000000 jobs:read")]).await.unwrap();
+    let mut known = usage_of(&store, key.id).await.unwrap();
+    known = known.split(' ').collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" ");
+    assert_eq!(known, "1700000000000 jobs:read jobs:write");
 }
 
 pub(super) async fn of_a_key_that_is_not_there_no_usage_is_kept(store: Shared) {
