@@ -1,12 +1,13 @@
-//! Sockets that a service manager has bound and passes on, as systemd does (systemd.socket(5), sd_listen_fds(3)).
+//! Sockets that a service manager has bound and passes on, as systemd does (systemd.socket(5), sd_listen_fds(3)), and those
+//! of a gateway that hands over ([`take_over`](super::take_over)).
 //!
-//! Such a socket outlives the process: while there is none, connections wait in it and are not refused. Each must be the
+//! A socket of a service manager outlives the process: while there is none, connections wait in it and are not refused. Each must be the
 //! address of one of the gateway's listeners. One that is not is an error: somebody expects to be served there.
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -17,7 +18,7 @@ use thiserror::Error;
 /// A listener of the gateway: the name that `FileDescriptorName=` gives its socket, and the key of its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Role {
-    name: &'static str,
+    pub(super) name: &'static str,
     key: &'static str,
 }
 
@@ -53,6 +54,8 @@ pub struct Inherited(Vec<Passed>);
 struct Passed {
     socket: Socket,
     name: Option<String>,
+    /// Whether a service manager keeps it open.
+    is_kept: bool,
 }
 
 #[derive(Debug)]
@@ -84,12 +87,30 @@ impl Inherited {
             } else {
                 return Err(no_listener());
             };
-            if socket.listens()? { Ok(Passed { socket, name }) } else { Err(no_listener()) }
+            if socket.listens()? { Ok(Passed { socket, name, is_kept: true }) } else { Err(no_listener()) }
         });
         sockets.collect::<Result<_, _>>().map(Self)
     }
 
-    /// The socket for the listener of this role, whose address is `listen`; `None` if there is none, so that it is bound.
+    /// The sockets that another gateway hands over, each with its name, and whether a service manager keeps it open.
+    pub(super) fn handed_over(sockets: impl IntoIterator<Item = (String, bool, OwnedFd)>) -> Self {
+        let passed = sockets.into_iter().filter_map(|(name, is_kept, socket)| {
+            let is_unix = name == ADMIN_SOCKET.name;
+            let socket = if is_unix {
+                Socket::Unix(UnixListener::from(socket))
+            } else {
+                let tcp = TcpListener::from(socket);
+                // A gateway hands over nothing else.
+                let address = tcp.local_addr().ok()?;
+                Socket::Tcp(tcp, address)
+            };
+            Some(Passed { socket, name: Some(name), is_kept })
+        });
+        Self(passed.collect())
+    }
+
+    /// The socket for the listener of this role, whose address is `listen`, and whether a service manager keeps it
+    /// open; `None` if there is none, so that it is bound.
     ///
     /// # Errors
     /// When the socket with the name of this role listens elsewhere.
@@ -97,13 +118,13 @@ impl Inherited {
         &mut self,
         role: Role,
         listen: SocketAddr,
-    ) -> Result<Option<TcpListener>, InheritError> {
-        let fits = |socket: &Socket| matches!(socket, Socket::Tcp(_, bound) if fits(listen, *bound));
+    ) -> Result<Option<(TcpListener, bool)>, InheritError> {
+        let fits = |passed: &Passed| matches!(&passed.socket, Socket::Tcp(_, bound) if fits(listen, *bound));
         // A port of 0 is any port, so the name alone tells.
-        let by_address = |socket: &Socket| listen.port() != 0 && fits(socket);
+        let by_address = |passed: &Passed| listen.port() != 0 && fits(passed);
         let passed = self.take(role, listen, fits, by_address)?;
         Ok(passed.and_then(|passed| match passed.socket {
-            Socket::Tcp(tcp, _) => Some(tcp),
+            Socket::Tcp(tcp, _) => Some((tcp, passed.is_kept)),
             Socket::Unix(_) => None,
         }))
     }
@@ -112,11 +133,17 @@ impl Inherited {
     ///
     /// # Errors
     /// As [`Inherited::tcp`].
-    pub(super) fn unix(&mut self, role: Role, path: &Path) -> Result<Option<UnixListener>, InheritError> {
-        let fits = |socket: &Socket| matches!(socket, Socket::Unix(unix) if is_at(unix, path));
-        let passed = self.take(role, path.display(), fits, fits)?;
+    pub(super) fn unix(
+        &mut self,
+        role: Role,
+        path: &Path,
+    ) -> Result<Option<(UnixListener, bool)>, InheritError> {
+        let is_at = |passed: &Passed| matches!(&passed.socket, Socket::Unix(unix) if is_at(unix, path));
+        // A gateway binds its own under another name, and was asked beside this path.
+        let fits = |passed: &Passed| !passed.is_kept || is_at(passed);
+        let passed = self.take(role, path.display(), fits, is_at)?;
         Ok(passed.and_then(|passed| match passed.socket {
-            Socket::Unix(unix) => Some(unix),
+            Socket::Unix(unix) => Some((unix, passed.is_kept)),
             Socket::Tcp(..) => None,
         }))
     }
@@ -125,29 +152,36 @@ impl Inherited {
         &mut self,
         role: Role,
         listen: impl fmt::Display,
-        fits: impl Fn(&Socket) -> bool,
-        by_address: impl Fn(&Socket) -> bool,
+        fits: impl Fn(&Passed) -> bool,
+        by_address: impl Fn(&Passed) -> bool,
     ) -> Result<Option<Passed>, InheritError> {
         let named = self.0.iter().position(|passed| passed.role() == Some(role));
         if let Some(number) = named {
             let passed = self.0.remove(number);
-            if fits(&passed.socket) {
+            if fits(&passed) {
                 return Ok(Some(passed));
+            }
+            if !passed.is_kept {
+                // The configuration was changed: the new address is bound.
+                return Ok(None);
             }
             let (socket, key, listen) = (passed.to_string(), role.key, listen.to_string());
             return Err(InheritError::Elsewhere { socket, key, listen });
         }
-        let by_address = |passed: &Passed| passed.role().is_none() && by_address(&passed.socket);
+        let by_address = |passed: &Passed| passed.role().is_none() && by_address(passed);
         Ok(self.0.iter().position(by_address).map(|number| self.0.remove(number)))
     }
 
+    /// What another gateway had and this one does not listen on is closed.
+    ///
     /// # Errors
-    /// When a socket is left that no listener has taken.
+    /// When a socket of a service manager is left that no listener has taken.
     pub(super) fn all_taken(self) -> Result<(), InheritError> {
-        if self.0.is_empty() {
+        let kept = self.0.iter().filter(|passed| passed.is_kept);
+        let left: Vec<String> = kept.map(ToString::to_string).collect();
+        if left.is_empty() {
             return Ok(());
         }
-        let left: Vec<String> = self.0.iter().map(ToString::to_string).collect();
         Err(InheritError::Unmatched(left.join(" and ")))
     }
 }
@@ -204,7 +238,8 @@ mod tests {
         let bind = |name: &Option<&str>| {
             let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = tcp.local_addr().unwrap();
-            (Passed { socket: Socket::Tcp(tcp, address), name: name.map(str::to_owned) }, address)
+            let socket = Socket::Tcp(tcp, address);
+            (Passed { socket, name: name.map(str::to_owned), is_kept: true }, address)
         };
         let (passed, addresses) = names.iter().map(bind).unzip();
         (Inherited(passed), addresses)
@@ -213,8 +248,8 @@ mod tests {
     #[test]
     fn a_socket_goes_to_the_listener_with_its_address() {
         let (mut inherited, addresses) = passed(&[Some("keygate.socket"), None]);
-        let ops = inherited.tcp(OPS, addresses[1]).unwrap().unwrap();
-        let server = inherited.tcp(SERVER, addresses[0]).unwrap().unwrap();
+        let (ops, _) = inherited.tcp(OPS, addresses[1]).unwrap().unwrap();
+        let (server, _) = inherited.tcp(SERVER, addresses[0]).unwrap().unwrap();
         assert_eq!([server.local_addr().unwrap(), ops.local_addr().unwrap()][..], addresses[..]);
         inherited.all_taken().unwrap();
     }
@@ -223,7 +258,7 @@ mod tests {
     fn a_name_tells_sockets_apart_where_the_address_does_not() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let (mut inherited, addresses) = passed(&[Some("ops"), Some("server")]);
-        let server = inherited.tcp(SERVER, any).unwrap().unwrap();
+        let (server, _) = inherited.tcp(SERVER, any).unwrap().unwrap();
         assert_eq!(server.local_addr().unwrap(), addresses[1]);
         assert!(inherited.tcp(ADMIN, any).unwrap().is_none());
         assert!(inherited.tcp(OPS, any).unwrap().is_some());

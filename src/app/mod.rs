@@ -15,6 +15,7 @@ mod sockets;
 mod start;
 mod stop;
 mod store;
+mod take_over;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,7 @@ use crate::downstream::listener::Accepting;
 use crate::downstream::worker::{DrainSettings, Worker};
 use crate::lifecycle::Lifecycle;
 use crate::operators::Running;
+use crate::operators::admin::Passed;
 use crate::operators::ops::Readiness;
 use crate::store::Store;
 use crate::telemetry::RecordWriter;
@@ -33,6 +35,7 @@ use crate::vocabulary::clock::Clock;
 
 use in_force::InForce;
 use reload::Fixed;
+use take_over::HandOver;
 
 pub use control::Control;
 pub use inherited::{InheritError, Inherited};
@@ -41,7 +44,9 @@ pub use reload::{NeedsRestart, Refused, Source};
 pub use signals::Signals;
 pub use sockets::SocketError;
 pub use start::{Belongings, StartError};
+pub use stop::Ended;
 pub use store::{StoreError, open_store, open_store_to_read, open_to_fill};
+pub use take_over::{OldProcess, TakeOverError, Taken, take_over};
 
 /// A running gateway.
 #[derive(Debug)]
@@ -55,6 +60,9 @@ pub struct App {
     store: Arc<dyn Store>,
     control: Control,
     accepting: Accepting,
+    /// `None` where there is no admin socket, beside which it is asked for.
+    hand_over: Option<HandOver>,
+    admin_socket: Option<Passed>,
     workers: Arc<Vec<Worker>>,
     records: RecordWriter,
     drain: DrainSettings,

@@ -6,6 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::control::Control;
 use super::reload::Source;
+use super::take_over::{HandOver, Handing};
 use crate::config::{Config, Mistakes};
 
 /// The signals that a gateway acts on. They are watched before any other process can know of it. One watch serves
@@ -28,6 +29,7 @@ pub(super) enum Asked {
     End,
     Reload(Box<Result<Config, Mistakes>>),
     Reopen,
+    HandOver(Box<Handing>),
 }
 
 impl Signals {
@@ -44,7 +46,7 @@ impl Signals {
         })
     }
 
-    pub(super) async fn next(&mut self) -> Asked {
+    pub(super) async fn next(&mut self, hand_over: Option<&mut HandOver>) -> Asked {
         let reload = async {
             match &mut self.reload {
                 Some((hangup, source)) => {
@@ -54,8 +56,15 @@ impl Signals {
                 None => std::future::pending().await,
             }
         };
+        let handing = async {
+            match hand_over {
+                Some(hand_over) => hand_over.asked().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = end(&mut self.terminate, &mut self.interrupt) => Asked::End,
+            handing = handing => Asked::HandOver(Box::new(handing)),
             read = reload => Asked::Reload(Box::new(read)),
             _ = self.reopen.recv() => Asked::Reopen,
         }

@@ -1,11 +1,15 @@
 //! The sockets of a gateway: those that a service manager passes on, and those that it binds itself.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
 use ipnet::IpNet;
 use thiserror::Error;
 use tokio::sync::watch;
 
 use super::Addresses;
 use super::inherited::{ADMIN, ADMIN_SOCKET, InheritError, Inherited, OPS, SERVER};
+use super::take_over::Passed;
 use crate::config::Config;
 use crate::downstream::listener::Listener;
 use crate::operators::{admin, ops};
@@ -50,9 +54,24 @@ impl Sockets {
             public: Listener::open(&config.listener, public, trusted, clock.clone())?,
             trusted_proxies,
             admin_socket: admin::Server::open(settings, admin)?,
-            admin_remote: admin::Remote::open(settings, remote, clock.clone())?,
-            ops: ops::Server::open(&config.ops, ops)?,
+            admin_remote: admin::Remote::open(settings, remote.map(|(socket, _)| socket), clock.clone())?,
+            ops: ops::Server::open(&config.ops, ops.map(|(socket, _)| socket))?,
         })
+    }
+
+    /// Duplicates of all of them, for a process that takes over.
+    pub(super) fn duplicates(&self) -> io::Result<Vec<(Passed, OwnedFd)>> {
+        let public = (SERVER, self.public.is_kept(), self.public.as_fd());
+        let others = [
+            self.ops.as_ref().map(|ops| (OPS, false, ops.as_fd())),
+            self.admin_remote.as_ref().map(|remote| (ADMIN, false, remote.as_fd())),
+            self.admin_socket.as_ref().map(|socket| (ADMIN_SOCKET, socket.is_kept(), socket.as_fd())),
+        ];
+        let all = std::iter::once(public).chain(others.into_iter().flatten());
+        all.map(|(role, is_kept, socket)| {
+            Ok((Passed { name: role.name.to_owned(), is_kept }, socket.try_clone_to_owned()?))
+        })
+        .collect()
     }
 
     pub(super) fn addresses(&self) -> Addresses {

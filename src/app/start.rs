@@ -24,6 +24,7 @@ use super::room::Room;
 use super::signals::Signals;
 use super::sockets::{SocketError, Sockets};
 use super::store::{StoreError, attend_revived, attend_set_back, open_store, open_verified};
+use super::take_over::{HandOver, Hatch};
 use crate::api::Api;
 use crate::config::Config;
 use crate::downstream::listener;
@@ -33,6 +34,7 @@ use crate::gateway::{Plan, Shapes, Shared, Shares};
 use crate::lifecycle::Lifecycle;
 use crate::operators::ops::{self, Readiness, Told};
 use crate::operators::outbox::{self, Backlog};
+use crate::operators::{Running, admin};
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::Verified;
 use crate::store::events::EventSink;
@@ -47,6 +49,9 @@ use crate::vocabulary::key::{KeyFormat, Misfit, Prefix};
 
 /// How long a start waits for the store to say which pepper belongs to it.
 const ASKED_AT_START: Duration = Duration::from_secs(2);
+
+/// How long a gateway that is to replace another one waits for its store.
+const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// Why a gateway does not start.
 #[derive(Debug, Error)]
@@ -63,6 +68,10 @@ pub enum StartError {
     Tls(#[from] tls::LoadErrors),
     #[error("{key}: cannot open {}: {error}", file.display())]
     Log { key: &'static str, file: PathBuf, error: io::Error },
+    #[error(
+        "the store has not answered within {READY_WITHIN:?}: the gateway that was to be replaced goes on"
+    )]
+    NotReady,
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
 }
@@ -84,8 +93,10 @@ pub struct Belongings<'o> {
     pub source: Option<Source>,
     /// The file of an embedded store that was verified already: it is not read as a whole again.
     pub verified: Option<&'o Verified>,
-    /// The sockets that a service manager has bound.
+    /// The sockets that are there.
     pub inherited: Inherited,
+    /// Whether another gateway serves until this one can: nothing is accepted before the store has answered.
+    pub is_awaited: bool,
 }
 
 impl std::fmt::Debug for Belongings<'_> {
@@ -102,7 +113,7 @@ impl App {
     /// [`StartError`] says what to do. Nothing is left running.
     pub fn start(
         config: Config,
-        Belongings { source, verified, inherited }: Belongings<'_>,
+        Belongings { source, verified, inherited, is_awaited }: Belongings<'_>,
         clock: Clock,
     ) -> Result<(Self, Signals), StartError> {
         use_log(&config.log)
@@ -121,7 +132,7 @@ impl App {
         let signals = Signals::watch(&control, source)?;
         let wider = tell_wider(config.routes.routes());
         tell_remarks(&config.remarks).iter().chain(&wider).for_each(|line| Notice::Remark.log(line));
-        Ok((Self::assemble(config, tools, (control, store), inherited, clock)?, signals))
+        Ok((Self::assemble(config, tools, (control, store), (inherited, is_awaited), clock)?, signals))
     }
 
     /// As [`App::start`], but without signals, and with a store that is already open, and the control runtime on
@@ -136,14 +147,14 @@ impl App {
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        Self::assemble(config, tools, (control, store), Inherited::default(), clock)
+        Self::assemble(config, tools, (control, store), (Inherited::default(), false), clock)
     }
 
     fn assemble(
         mut config: Config,
         tools: KeyTools,
         (control, store): (Control, Arc<dyn Store>),
-        inherited: Inherited,
+        (inherited, is_awaited): (Inherited, bool),
         clock: Clock,
     ) -> Result<Self, StartError> {
         let fixed = Fixed::of(&config);
@@ -152,6 +163,8 @@ impl App {
         let entered = control.handle().enter();
         let sockets = Sockets::open(&config, inherited, &clock)?;
         let keys = Keys::open(store, &config, &tools, &clock);
+        wait_until_ready(is_awaited, &keys.store, control.handle())?;
+        let hand_over = offer(&config, &sockets)?;
         let backlog = config.outbox.map(|outbox| start_outbox(outbox, &keys.store, &clock)).transpose()?;
 
         let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
@@ -169,13 +182,9 @@ impl App {
 
         let addresses = sockets.addresses();
         let Sockets { public, trusted_proxies, admin_socket, admin_remote, ops } = sockets;
+        let passed = admin_socket.as_ref().map(admin::Server::passed);
         let accepting = public.start(Arc::clone(&workers), metrics.cells());
-        let mut operators = Vec::new();
-        if let Some(lifecycle) = &keys.lifecycle {
-            tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle)));
-            operators.extend(admin_socket.map(|socket| socket.start(Arc::clone(lifecycle), clock.clone())));
-            operators.extend(admin_remote.map(|remote| remote.start(Arc::clone(lifecycle))));
-        }
+        let mut operators = keys.start_admin((admin_socket, admin_remote), &clock);
         let readiness = Arc::new(Readiness::default());
         if let Some(ops) = ops {
             let observed = keys.observed(Arc::clone(&in_force), &records, (budget, backlog), &clock);
@@ -190,6 +199,8 @@ impl App {
             store: keys.store,
             control,
             accepting,
+            hand_over,
+            admin_socket: passed,
             workers,
             records,
             drain: config.drain,
@@ -239,6 +250,19 @@ impl Keys {
         tokio::spawn(clocks::watch(clock.clone()));
         let shape = (tools.format.clone(), tools.prefix.clone());
         Self { store, meter, cache, lifecycle, shape, examined: Examined::of(config) }
+    }
+
+    /// Starts what a full gateway does beside requests: the chores, and the servers for operators.
+    fn start_admin(
+        &self,
+        (socket, remote): (Option<admin::Server>, Option<admin::Remote>),
+        clock: &Clock,
+    ) -> Vec<Running> {
+        let Some(lifecycle) = &self.lifecycle else { return Vec::new() };
+        tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle)));
+        let socket = socket.map(|socket| socket.start(Arc::clone(lifecycle), clock.clone()));
+        let remote = remote.map(|remote| remote.start(Arc::clone(lifecycle)));
+        socket.into_iter().chain(remote).collect()
     }
 
     /// Keeps these workers in step with the prefixes of the store.
@@ -322,6 +346,26 @@ fn refuse_misfit(store: &Arc<dyn Store>, control: &Handle) -> Result<(), Misfit>
 fn start_records(settings: &RecordSettings) -> Result<RecordWriter, StartError> {
     RecordWriter::start(settings)
         .map_err(|error| StartError::log("log.requests_file", settings.file.as_deref(), error))
+}
+
+/// Offers the sockets to a process that takes over, where there is an admin socket beside which it can ask.
+fn offer(config: &Config, sockets: &Sockets) -> io::Result<Option<HandOver>> {
+    let Some(hatch) = Hatch::open(config.admin.socket.as_deref())? else { return Ok(None) };
+    Ok(Some(HandOver::offer(hatch, config, sockets.duplicates()?)))
+}
+
+/// For a gateway that is to replace another one: waits until keys can be looked up, and changes of them are heard of.
+fn wait_until_ready(is_awaited: bool, store: &Arc<dyn Store>, control: &Handle) -> Result<(), StartError> {
+    if !is_awaited {
+        return Ok(());
+    }
+    let ready = async {
+        while store.keeper().link_state() != LinkState::Up || !store.keeper().is_fit() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let waited = control.block_on(async { tokio::time::timeout(READY_WITHIN, ready).await });
+    waited.map_err(|_| StartError::NotReady)
 }
 
 /// Starts sending news to the upstream, and counting those that wait.

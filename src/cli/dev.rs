@@ -107,7 +107,8 @@ pub(super) fn run(
         }
     }
     drop(lifecycle);
-    app.run_until_signalled(signals);
+    // A demonstration does not begin anew.
+    let _ = app.run_until_signalled(signals);
     Ok(Outcome::Done)
 }
 

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,19 +64,19 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Takes the socket that is there, which somebody else keeps open, or binds one. Must be called inside the control
+    /// Takes the socket that is there, and whether a service manager keeps it open, or binds one. Must be called inside the control
     /// runtime.
     ///
     /// # Errors
     /// When the address is in use, or is not an address of this machine.
     pub fn open(
         settings: &Settings,
-        there: Option<StdListener>,
+        there: Option<(StdListener, bool)>,
         trusted_proxies: watch::Receiver<Vec<IpNet>>,
         clock: Clock,
     ) -> Result<Self, CannotListen> {
-        let is_kept = there.is_some();
-        let take = |socket: StdListener| {
+        let is_kept = there.as_ref().is_some_and(|(_, is_kept)| *is_kept);
+        let take = |(socket, _): (StdListener, bool)| {
             socket.set_nonblocking(true)?;
             TcpListener::from_std(socket)
         };
@@ -111,22 +112,28 @@ impl Listener {
         self.address
     }
 
+    /// Whether a service manager keeps the socket open.
+    #[must_use]
+    pub const fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
     /// Accepts connections and hands them to the workers, until it is stopped. `cells` are its own. Must be called inside the
     /// control runtime.
     #[must_use]
     pub fn start(self, workers: Arc<Vec<Worker>>, cells: Arc<Cells>) -> Accepting {
         let (stop, stopped) = oneshot::channel();
         let is_kept = self.is_kept;
-        Accepting { task: tokio::spawn(self.run(workers, cells, stopped)), stop, is_kept }
+        Accepting { task: Some(tokio::spawn(self.run(workers, cells, stopped))), stop: Some(stop), is_kept }
     }
 
-    async fn run(self, workers: Arc<Vec<Worker>>, cells: Arc<Cells>, mut stop: oneshot::Receiver<()>) {
-        let Self { socket, limit, clock, is_kept, .. } = self;
+    async fn run(self, workers: Arc<Vec<Worker>>, cells: Arc<Cells>, mut stop: oneshot::Receiver<Waiting>) {
+        let Self { socket, limit, clock, .. } = self;
         let intake = Intake { workers, limit, clock, cells };
-        loop {
+        let waiting = loop {
             let accepted = tokio::select! {
                 biased;
-                _ = &mut stop => break,
+                order = &mut stop => break order.unwrap_or(Waiting::Taken),
                 accepted = socket.accept() => accepted,
             };
             match accepted {
@@ -139,9 +146,8 @@ impl Listener {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
-        }
-        if is_kept {
-            // What waits there waits for the next process.
+        };
+        if waiting == Waiting::Left {
             return;
         }
         // They would be reset with the socket.
@@ -156,11 +162,17 @@ impl Listener {
     }
 }
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 /// A socket whose connections are accepted.
 #[derive(Debug)]
 pub struct Accepting {
-    task: JoinHandle<()>,
-    stop: oneshot::Sender<()>,
+    task: Option<JoinHandle<()>>,
+    stop: Option<oneshot::Sender<Waiting>>,
     is_kept: bool,
 }
 
@@ -171,12 +183,24 @@ impl Accepting {
         self.is_kept
     }
 
-    /// Ends accepting. Connections that wait to be accepted are taken, unless somebody else keeps the socket open. Nothing
-    /// else then holds the workers.
-    pub async fn stop(self) {
-        drop(self.stop);
-        let _ = self.task.await;
+    /// Ends accepting, unless that was done before. Nothing else then holds the workers.
+    pub async fn stop(&mut self, waiting: Waiting) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(waiting);
+        }
+        if let Some(task) = self.task.take() {
+            let _ = task.await;
+        }
     }
+}
+
+/// The connections that wait to be accepted when accepting ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// They are served: the socket is closed.
+    Taken,
+    /// They wait for the next process, which has the same socket.
+    Left,
 }
 
 /// Where accepted connections go.

@@ -161,6 +161,8 @@ notices! {
     Listening = "listening" Info,
     Stopping = "stopping" Info,
     Stopped = "stopped" Info,
+    /// A new process takes over, or does not come to it.
+    HandOver = "hand_over" Info,
     ConfigurationRead = "configuration_read" Info,
     ConfigurationRefused = "configuration_refused" Error,
     /// Files of the log were opened again, or one could not be.

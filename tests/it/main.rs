@@ -96,6 +96,7 @@ mod slow_clients;
 mod store_contract;
 mod streaming;
 mod supply_chain;
+mod take_over;
 mod threats;
 mod tls;
 mod trailers;

@@ -36,7 +36,7 @@ pub use order::{AuditCommand, Command, KeyCommand, Order, OrgCommand, StoreComma
 pub use remote::{Host, InvalidHost, Remote, RemoteSettings};
 pub use reply::{Reach, Reply, Secret};
 pub use role::{Grant, InvalidRole, Role};
-pub use socket::Server;
+pub use socket::{Passed, Server};
 pub use token::{InvalidTokenName, NewToken, Token, TokenFileError, TokenName, Tokens};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! A client without a valid token learns nothing: neither which tokens there are, nor which commands.
 
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -112,6 +113,12 @@ impl Remote {
             let (lifecycle, gate) = (Arc::clone(&lifecycle), Arc::clone(&gate));
             async move { gate.answer(lifecycle, address, request).await }
         })
+    }
+}
+
+impl AsFd for Remote {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 

@@ -1,10 +1,12 @@
 //! The Unix socket of the operator's API.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::{UnixListener, UnixStream};
 
@@ -20,6 +22,18 @@ pub struct Server {
     listener: UnixListener,
     path: PathBuf,
     is_kept: bool,
+    is_passed: Passed,
+}
+
+/// Whether the socket was passed to another process: then its file stays.
+#[derive(Clone, Debug, Default)]
+pub struct Passed(Arc<AtomicBool>);
+
+impl Passed {
+    /// The socket is another process's from now on.
+    pub fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Server {
@@ -28,19 +42,19 @@ impl Server {
     ///
     /// # Errors
     /// [`BindError`] says what to do.
-    pub fn open(settings: &Settings, there: Option<StdListener>) -> Result<Option<Self>, BindError> {
+    pub fn open(settings: &Settings, there: Option<(StdListener, bool)>) -> Result<Option<Self>, BindError> {
         let Some(path) = settings.socket.clone() else { return Ok(None) };
         there.map_or_else(|| Self::bind(path.clone()), |there| Self::take(path.clone(), there)).map(Some)
     }
 
-    fn take(path: PathBuf, there: StdListener) -> Result<Self, BindError> {
+    fn take(path: PathBuf, (there, is_kept): (StdListener, bool)) -> Result<Self, BindError> {
         let failed = |cause| BindError::Io { path: path.clone(), cause };
         let mode = std::fs::symlink_metadata(&path).map_err(failed)?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(BindError::Exposed { path, mode });
         }
         let listener = there.set_nonblocking(true).and_then(|()| UnixListener::from_std(there));
-        Ok(Self { listener: listener.map_err(failed)?, path, is_kept: true })
+        Ok(Self { listener: listener.map_err(failed)?, path, is_kept, is_passed: Passed::default() })
     }
 
     fn bind(path: PathBuf) -> Result<Self, BindError> {
@@ -55,7 +69,19 @@ impl Server {
             let _ = std::fs::remove_file(&fresh);
             return Err(failed(cause));
         }
-        Ok(Self { listener, path, is_kept: false })
+        Ok(Self { listener, path, is_kept: false, is_passed: Passed::default() })
+    }
+
+    /// Whether a service manager keeps the socket open.
+    #[must_use]
+    pub const fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
+    /// By which it learns that its socket is another process's.
+    #[must_use]
+    pub fn passed(&self) -> Passed {
+        self.is_passed.clone()
     }
 
     /// Starts to serve. Must be called inside the control runtime.
@@ -65,6 +91,12 @@ impl Server {
             let origin = move |claimed: &str, _: &Command| Ok(local_operator(claimed, uid));
             answer(Arc::clone(&lifecycle), request, origin)
         })
+    }
+}
+
+impl AsFd for Server {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
@@ -83,7 +115,7 @@ impl Socket for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.is_kept {
+        if !self.is_kept && !self.is_passed.0.load(Ordering::Relaxed) {
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -40,6 +40,7 @@ mod answers;
 #[cfg(test)]
 mod disk_faults;
 mod file;
+mod handed;
 mod indexes;
 mod mending;
 mod mutation;
@@ -73,6 +74,7 @@ use redb::{Database, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::file::SharedFile;
+pub use self::handed::{FileMark, as_left};
 use self::mending::{Again, Mender};
 pub use self::open::{OpenError, Verified, inspect, verify};
 use self::reads::{Snapshot, answer};

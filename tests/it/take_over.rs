@@ -1,0 +1,287 @@
+//! A new process takes over from a running gateway, `keygate serve --take-over`: no request fails, and whoever dies on the way,
+//! one of the two serves.
+
+#![expect(clippy::print_stdout, reason = "what was measured is told")]
+
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::process::keygate;
+use crate::harness::restless::{Kinds, Load};
+use crate::harness::{
+    Call, Process, RedisServer, Reply, Tuned, Upstream, Wire, create_key, fetch, is_long, lenient,
+};
+
+struct Place {
+    folder: TempDir,
+    key: String,
+    _live: Upstream,
+}
+
+impl Place {
+    fn new(store: &str) -> Self {
+        let live = Upstream::with(|seen| {
+            if seen.request_line().contains("events") { Reply::events() } else { Reply::ok("live") }
+        });
+        let folder = TempDir::new().unwrap();
+        let server = "max_connections_per_client = 2000\ndrain_delay = \"1s\"";
+        let settings = format!("[ops]\nlisten = \"127.0.0.1:0\"\n[admin]\nsocket = \"admin.sock\"\n{store}");
+        Tuned::default().live(live.url()).server(server).settings(&settings).builder().write(folder.path());
+        let key = create_key(folder.path());
+        Self { folder, key, _live: live }
+    }
+
+    fn on(redis: &RedisServer) -> Self {
+        let url = redis.url();
+        Self::new(&format!("[store]\nkind = \"redis\"\nurl = \"{url}\"\nallow_without_pepper = true\n"))
+    }
+
+    fn serve(&self) -> Process {
+        Process::serve(self.folder.path())
+    }
+
+    fn take_over(&self) -> Process {
+        Process::keygate(self.folder.path(), &["serve", "--take-over"])
+    }
+
+    fn hatch(&self) -> PathBuf {
+        self.folder.path().join("admin.sock.handover")
+    }
+
+    #[track_caller]
+    fn is_served(&self, address: SocketAddr) {
+        let answer = Wire::connect(address).call(&Call::get("/things").key(&self.key)).unwrap();
+        assert_eq!(answer.text(), "live");
+    }
+
+    #[track_caller]
+    fn takes_changes(&self) {
+        let made =
+            keygate(self.folder.path(), &["keys", "create", "--all-scopes", "--name", "another"]).output();
+        let made = made.unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+}
+
+fn taken_over(place: &Place) {
+    let mut old = place.serve();
+    let (address, ops) = (old.address(), old.ops_address());
+    assert_eq!(std::fs::metadata(place.hatch()).unwrap().permissions().mode() & 0o777, 0o600);
+    for _ in 0..2 {
+        let mut kept = Wire::connect(address);
+        assert_eq!(kept.call(&Call::get("/things").key(&place.key)).unwrap().text(), "live");
+        let new = place.take_over();
+        old.err_line("handing over");
+        assert_eq!(kept.call(&Call::get("/things").key(&place.key)).unwrap().text(), "live");
+        assert_eq!((new.address(), new.ops_address()), (address, ops), "the port is the same");
+        place.is_served(address);
+        assert_eq!(old.wait().code(), Some(0));
+        assert_eq!(fetch(ops, &Call::get("/readyz")).status, 200);
+        place.is_served(address);
+        place.takes_changes();
+        old = new;
+    }
+    old.terminate();
+    assert_eq!(old.wait().code(), Some(0));
+    assert!(!place.hatch().exists() && !place.folder.path().join("admin.sock").exists());
+}
+
+#[test]
+fn an_embedded_gateway_is_taken_over_with_its_ports_its_store_and_its_admin_socket() {
+    taken_over(&Place::new(""));
+}
+
+#[test]
+fn a_gateway_on_redis_is_taken_over_with_its_ports_and_its_admin_socket() {
+    let redis = RedisServer::start();
+    taken_over(&Place::on(&redis));
+}
+
+#[test]
+fn where_no_gateway_runs_it_starts_as_usual() {
+    let place = Place::new("");
+    let new = place.take_over();
+    place.is_served(new.address());
+}
+
+#[test]
+fn without_an_admin_socket_there_is_nothing_to_ask() {
+    let folder = TempDir::new().unwrap();
+    Tuned::default().builder().write(folder.path());
+    let mut new = Process::keygate(folder.path(), &["serve", "--take-over"]);
+    new.err_line("--take-over needs admin.socket");
+    assert_eq!(new.wait().code(), Some(1));
+}
+
+// ---- Deaths
+
+fn say(stream: &UnixStream, message: &Value) {
+    let text = message.to_string();
+    let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+    let mut stream = stream;
+    stream.write_all(&[&length[..], text.as_bytes()].concat()).unwrap();
+}
+
+/// The next message, and the descriptors beside it.
+fn hear(stream: &UnixStream) -> (Value, Vec<OwnedFd>) {
+    let (mut length, mut stream) = ([0; 4], stream);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let read = recvmsg(stream, &mut [IoSliceMut::new(&mut length)], &mut beside, RecvFlags::CMSG_CLOEXEC)
+        .unwrap()
+        .bytes;
+    stream.read_exact(&mut length[read..]).unwrap();
+    let sockets = beside.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(sockets) => sockets.collect::<Vec<_>>(),
+        _ => Vec::new(),
+    });
+    let sockets = sockets.collect();
+    let mut text = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut text).unwrap();
+    (serde_json::from_slice(&text).unwrap(), sockets)
+}
+
+fn ask(store: &str) -> Value {
+    json!({ "say": "ask", "version": 1, "store": store })
+}
+
+#[test]
+fn a_new_process_that_dies_early_changes_nothing() {
+    let place = Place::new("");
+    let mut old = place.serve();
+    let address = old.address();
+    for messages in 0..2 {
+        let new = UnixStream::connect(place.hatch()).unwrap();
+        if messages > 0 {
+            say(&new, &ask("embedded"));
+            let (told, sockets) = hear(&new);
+            assert_eq!((&told["say"], sockets.len()), (&json!("sockets"), 3), "server, ops, admin socket");
+        }
+        drop(new);
+        old.err_line("going on");
+        place.is_served(address);
+    }
+    for wrong in [ask("redis"), json!({ "say": "ask", "version": 2, "store": "embedded" })] {
+        let new = UnixStream::connect(place.hatch()).unwrap();
+        say(&new, &wrong);
+        assert_eq!(hear(&new).0["say"], "refused");
+    }
+    place.is_served(address);
+    place.takes_changes();
+    assert!(old.is_running());
+}
+
+#[test]
+fn a_new_process_that_dies_while_the_file_passes_has_the_old_one_begin_anew() {
+    let place = Place::new("");
+    let mut old = place.serve();
+    let address = old.address();
+    for has_the_file in [false, true] {
+        let new = UnixStream::connect(place.hatch()).unwrap();
+        say(&new, &ask("embedded"));
+        let _sockets = hear(&new);
+        say(&new, &json!({ "say": "prepared" }));
+        old.err_line("handing over");
+        if has_the_file {
+            assert_eq!(hear(&new).0["say"], "store");
+        }
+        drop(new);
+        old.err_line("beginning anew");
+        assert_eq!(old.address(), address);
+        place.is_served(address);
+        place.takes_changes();
+        assert!(old.is_running());
+    }
+}
+
+#[test]
+fn an_old_process_that_is_killed_on_the_way_leaves_its_sockets_to_the_new_one() {
+    for before_the_file in [false, true] {
+        let place = Place::new("");
+        // The test plays the old process.
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
+        let hatch = UnixListener::bind(place.hatch()).unwrap();
+        let new = place.take_over();
+        let (line, _) = hatch.accept().unwrap();
+        assert_eq!(hear(&line).0, ask("embedded"));
+        if before_the_file {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut beside = SendAncillaryBuffer::new(&mut space);
+            let sockets = [server.as_fd()];
+            assert!(beside.push(SendAncillaryMessage::ScmRights(&sockets)));
+            let text =
+                json!({ "say": "sockets", "sockets": [{ "name": "server", "is_kept": false }] }).to_string();
+            let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+            sendmsg(&line, &[IoSlice::new(&length)], &mut beside, SendFlags::empty()).unwrap();
+            (&line).write_all(text.as_bytes()).unwrap();
+            assert_eq!(hear(&line).0["say"], "prepared");
+        }
+        drop((line, hatch));
+        let served_at = new.address();
+        assert_eq!(served_at == address, before_the_file);
+        place.is_served(served_at);
+    }
+}
+
+#[test]
+fn either_process_may_be_killed_while_the_old_one_drains() {
+    let redis = RedisServer::start();
+    let place = Place::on(&redis);
+    let mut old = place.serve();
+    let address = old.address();
+    let new = place.take_over();
+    new.address();
+    old.err_line("handing over");
+    old.signal(Signal::KILL);
+    old.wait();
+    place.is_served(address);
+    place.takes_changes();
+}
+
+// ---- Under load
+
+fn under_load(place: &Place) {
+    let (times, streams) = if is_long() { (20, 500) } else { (3, 30) };
+    let mut old = place.serve();
+    let address = old.address();
+    let load = Load::begin(address, &place.key, Kinds { streams, ..Kinds::default() });
+    for _ in 0..times {
+        load.settle();
+        let new = place.take_over();
+        new.address();
+        assert_eq!(old.wait().code(), Some(0));
+        old = new;
+    }
+    load.settle();
+    let seen = load.end();
+    println!("{seen}");
+    assert_eq!(seen.failed, Vec::<String>::new());
+    assert!(seen.lived.len() >= times * streams, "{} streams ended", seen.lived.len());
+    assert!(seen.slowest <= lenient(Duration::from_millis(500)), "{:?}", seen.slowest);
+}
+
+#[test]
+fn an_embedded_gateway_is_taken_over_under_load_and_nothing_fails() {
+    under_load(&Place::new(""));
+}
+
+#[test]
+fn a_gateway_on_redis_is_taken_over_under_load_and_nothing_fails() {
+    let redis = RedisServer::start();
+    under_load(&Place::on(&redis));
+}
