@@ -254,6 +254,18 @@ struct Change {
     opens: bool,
 }
 
+/// The most changes of one writer: each key is tried at the end.
+const TURNS: usize = 90;
+
+/// Tells the writers to stop, also if the test fails.
+struct Over<'t>(&'t AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Writers make and revoke keys of several organisations until they are told to stop. Returns all changes in the order of
 /// their answers, the secrets by the ids of the keys, and what the backup tells, with its moments.
 fn under_load(
@@ -262,8 +274,8 @@ fn under_load(
     enough: usize,
 ) -> (Vec<Change>, BTreeMap<String, String>, [Instant; 2]) {
     let (changes, secrets) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
-    // There are only so many new keys a minute, so the writers keep some for the time of the backup.
-    let (has_begun, is_over, full) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
+    // The writers keep most of their changes for the time of the backup.
+    let (has_begun, is_over, done) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
     let roots: Vec<String> = (0..4)
         .map(|n| {
             let signed =
@@ -275,24 +287,25 @@ fn under_load(
     let spans = std::thread::scope(|scope| {
         for root in &roots {
             let (changes, secrets, is_over) = (&changes, &secrets, &is_over);
-            let (has_begun, full, count) = (&has_begun, &full, &count);
+            let (has_begun, done, count) = (&has_begun, &done, &count);
             scope.spawn(move || {
                 let mut alive: Vec<String> = Vec::new();
-                for turn in 0.. {
+                for turn in 0..TURNS {
+                    let waits = || !has_begun.load(Ordering::SeqCst) && count() >= enough;
+                    while waits() && !is_over.load(Ordering::SeqCst) {
+                        std::thread::yield_now();
+                    }
                     if is_over.load(Ordering::SeqCst) {
                         break;
-                    }
-                    while !has_begun.load(Ordering::SeqCst) && count() >= enough {
-                        std::thread::yield_now();
                     }
                     let begun = Instant::now();
                     let (key, opens) = if turn % 3 < 2 {
                         let made = json_call("POST", "/v1/api_keys", &json!({ "name": format!("k{turn}") }))
                             .key(root);
                         let answer = fetch(address, &made);
-                        if answer.status == 429 {
-                            full.fetch_add(1, Ordering::SeqCst);
-                            break;
+                        if answer.status == 503 {
+                            // On a slow machine. Nobody has the secret, and nobody counts on it.
+                            continue;
                         }
                         assert!(answer.status < 300, "{}", answer.text());
                         let made = answer.json();
@@ -301,26 +314,28 @@ fn under_load(
                         alive.push(text("id"));
                         (text("id"), true)
                     } else {
-                        let key = alive.remove(0);
+                        let Some(key) = alive.pop() else { continue };
                         let revoke =
                             json_call("POST", &format!("/v1/api_keys/{key}/revoke"), &json!({})).key(root);
-                        assert!(fetch(address, &revoke).status < 300);
+                        // Repeating it is safe, and it was made at some time until the last answer.
+                        while fetch(address, &revoke).status == 503 {}
                         (key, false)
                     };
                     let change = Change { begun, answered: Instant::now(), key, opens };
                     changes.lock().unwrap().push(change);
                 }
+                done.fetch_add(1, Ordering::SeqCst);
             });
         }
-        crate::harness::eventually("there is something to back up", || count() >= enough);
+        let _over = Over(&is_over);
+        let are_done = || done.load(Ordering::SeqCst) == roots.len();
+        crate::harness::eventually("there is something to back up", || count() >= enough || are_done());
         has_begun.store(true, Ordering::SeqCst);
         let begun = Instant::now();
         back_up(desk, file);
         let ended = Instant::now();
         let then = count();
-        let are_full = || full.load(Ordering::SeqCst) == roots.len();
-        crate::harness::eventually("changes go on", || count() >= then + 8 || are_full());
-        is_over.store(true, Ordering::SeqCst);
+        crate::harness::eventually("changes go on", || count() >= then + 8 || are_done());
         [begun, ended]
     });
     (changes.into_inner().unwrap(), secrets.into_inner().unwrap(), spans)
@@ -383,12 +398,12 @@ fn a_backup_under_load_shows_one_moment(from: &Kind, to: &Kind, enough: usize) {
 
 #[test]
 fn a_backup_of_a_file_under_write_load_shows_one_moment() {
-    a_backup_under_load_shows_one_moment(&Kind::File, &Kind::Redis(RedisServer::start()), 40);
+    a_backup_under_load_shows_one_moment(&Kind::File, &Kind::Redis(RedisServer::start()), 16);
 }
 
 #[test]
 fn a_backup_of_redis_under_write_load_shows_one_moment() {
-    a_backup_under_load_shows_one_moment(&Kind::Redis(RedisServer::start()), &Kind::File, 40);
+    a_backup_under_load_shows_one_moment(&Kind::Redis(RedisServer::start()), &Kind::File, 16);
 }
 
 /// How long it takes, for many keys: with `KEYGATE_LONG=1`, and `KEYGATE_BACKUP_KEYS` of them.
