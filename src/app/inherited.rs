@@ -1,5 +1,5 @@
 //! Sockets that a service manager has bound and passes on, as systemd does (systemd.socket(5), sd_listen_fds(3)), and those
-//! of a gateway that hands over ([`take_over`](super::take_over)).
+//! of a gateway that hands over ([`take_over`](mod@super::take_over)).
 //!
 //! A socket of a service manager outlives the process: while there is none, connections wait in it and are not refused. Each must be the
 //! address of one of the gateway's listeners. One that is not is an error: somebody expects to be served there.
