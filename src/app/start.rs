@@ -38,6 +38,7 @@ use crate::operators::{Running, admin};
 use crate::store::cache::ReadThrough;
 use crate::store::embedded::Verified;
 use crate::store::events::EventSink;
+use crate::store::keeper::LinkState;
 use crate::store::measured::MeasuredStore;
 use crate::store::{Role, Store};
 use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
