@@ -184,7 +184,7 @@ notices! {
     StoreBack = "store_back" Info,
     DiskFull = "disk_full" Error,
     DiskHasRoom = "disk_has_room" Info,
-    RecordUnreadable = "record_unreadable" Error,
+    IndexIncomplete = "index_incomplete" Error,
     MemoryNotRead = "memory_not_read" Warn,
     MemoryNotWritten = "memory_not_written" Error,
     MemoryFull = "memory_full" Warn,

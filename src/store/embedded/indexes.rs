@@ -106,7 +106,7 @@ pub(super) fn complete(database: &Database, sealer: &Sealer) -> Result<(), Store
                 }
                 // Whoever lists it is told of the fault, in both environments.
                 Some(Err(_)) | None => {
-                    Notice::RecordUnreadable
+                    Notice::IndexIncomplete
                         .log("a key cannot be read, so its organisation's lists are incomplete");
                     for environment in Environment::ALL {
                         tables.environment_keys.insert((&org, environment_number(environment), &id), ())?;
