@@ -2,7 +2,7 @@
 //! read and trimmed.
 //!
 //! Trimming is the one thing that removes evidence, so one mistake must not remove much of it. The store judges the age of
-//! each entry by its own clock, only where the gateway's clock agrees with that, and of each trail it gives up a [`share`] in a
+//! each entry by its own clock, only where the gateway's clock agrees with that, and of each trail it gives up a `share` in a
 //! day.
 
 use std::time::Duration;

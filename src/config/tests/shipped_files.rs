@@ -93,8 +93,11 @@ fn assert_defaults(
     assert_eq!(config.keys, KeySettings { pepper_files, audit_key_files, ..KeySettings::default() });
     assert_eq!(config.store, *store);
     assert_eq!(config.cache, cache::Settings::default());
-    assert_eq!(config.log, LogSettings::default());
-    assert_eq!(config.records, RecordSettings::default());
+    // Their files have none either.
+    let log_file = |name: &str| workers.map(|_| Path::new("etc").join(name));
+    assert_eq!(config.log, LogSettings { file: log_file("keygate.log"), ..LogSettings::default() });
+    let records = RecordSettings { file: log_file("requests.jsonl"), ..RecordSettings::default() };
+    assert_eq!(config.records, records);
     assert_eq!(config.drain, DrainSettings::default());
     // These have no default, so the file shows examples.
     assert_eq!(
