@@ -464,23 +464,6 @@ impl Inner {
         format!("{known} {} {row}", self.sealer.keeps())
     }
 
-    /// A fault if a script refused because this gateway, or another one that holds a lease, is too old.
-    fn check_age(&self, status: Option<&str>, reply: &mut Reply) -> Result<(), StoreFault> {
-        match status {
-            Some("outdated") => Err(StoreFault::outdated(reply.meta.format, self.sealer.keeps())),
-            Some("waits") => {
-                let mut next = || reply.text().map_err(|error| self.fault(error));
-                let (gateway, format) = (next()?.unwrap_or_default(), next()?.unwrap_or_default());
-                let text = format!(
-                    "the gateway {gateway} keeps records up to format {format} only and would lose what this change \
-                     writes: upgrade it, or stop it, and try again; `keygate store status` lists all gateways"
-                );
-                Err(StoreFault::Outdated(text.into()))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Calls a script that writes, and returns the rest of its answer.
     async fn write(&self, call: &Call<'_>) -> Result<Reply, StoreFault> {
         let mut reply = self.ask(call).await?;

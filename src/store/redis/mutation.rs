@@ -33,6 +33,23 @@ const IMPORTED_AT_ONCE: usize = 64;
 const IMPORTS_UNDER_WAY: usize = 8;
 
 impl Inner {
+    /// A fault if a script refused because this gateway, or another one that holds a lease, is too old.
+    pub(super) fn check_age(&self, status: Option<&str>, reply: &mut Reply) -> Result<(), StoreFault> {
+        match status {
+            Some("outdated") => Err(StoreFault::outdated(reply.meta.format, self.sealer.keeps())),
+            Some("waits") => {
+                let mut next = || reply.text().map_err(|error| self.fault(error));
+                let (gateway, format) = (next()?.unwrap_or_default(), next()?.unwrap_or_default());
+                let text = format!(
+                    "the gateway {gateway} keeps records up to format {format} only and would lose what this change \
+                     writes: upgrade it, or stop it, and try again; `keygate store status` lists all gateways"
+                );
+                Err(StoreFault::Outdated(text.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A new key that needs room is counted among all keys of its organisation, so these are entered into the lists first
     /// where an older gateway has left that out.
     pub(super) async fn commit(&self, mutation: &Mutation) -> Result<Committed, CommitError> {

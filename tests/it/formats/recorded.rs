@@ -159,7 +159,10 @@ async fn what_the_release_before_wrote_to_a_file_is_opened_and_written_the_same(
         let (everything, sealer) = (Everything::new(pepper.as_ref()), Sealer::new(pepper));
         let folder = TempDir::new().unwrap();
         everything.write_to(&embedded(folder.path(), &sealer)).await;
-        let now = dump_file(folder.path());
+        // The newest time that the store knows came later. The release before leaves the row as it is.
+        let is_time = |row: &&str| row.starts_with("meta 74696d65 ");
+        let rows = dump_file(folder.path());
+        let now: String = rows.split_inclusive('\n').filter(|row| !is_time(row)).collect();
         let before = recorded(&format!("embedded.{name}.txt"), &now);
         assert_eq!(now, before, "nothing in it is new");
         let folder = TempDir::new().unwrap();
