@@ -214,7 +214,9 @@ impl Clients {
                 }
                 // It was not sent.
                 Err(error) if error.is_canceled() => {}
-                Err(error) => self.note("HTTP/2", begun, Err(error.to_string())),
+                // It was sent, and not begun: the gateway said so, and a client may send it again (RFC 9113, section 8.7).
+                Err(error) if is_unprocessed(&error) => {}
+                Err(error) => self.note("HTTP/2", begun, Err(format!("{error:?}"))),
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -254,6 +256,12 @@ impl Clients {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// Whether a GOAWAY with a lower stream, or REFUSED_STREAM, says that a request was not begun.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let shown = format!("{error:?}");
+    shown.contains("GoAway(b\"\", NO_ERROR, Remote)") || shown.contains("REFUSED_STREAM, Remote")
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
