@@ -1,6 +1,6 @@
 //! What each connection of a client makes the process hold in memory, and which connections are cut when it is too much.
 //!
-//! The worst that one connection can hold cannot be reserved for each: over HTTP/2 it is some [43 MiB](Held::bytes), so a
+//! The worst that one connection can hold cannot be reserved for each: over HTTP/2 it is [43 MiB](Held::bytes) and more, so a
 //! few hundred good clients would have no place. So what they do hold is counted, beside the requests and at no cost for them,
 //! and looked at only where the process has grown too large. Then the connections go that hold the most, of the clients
 //! that hold the most (the "longest queue drop" of Suter, Lakshman, Stiliadis and Choudhury, "Design considerations for
@@ -156,7 +156,9 @@ impl Held {
     ///
     /// Over HTTP/2 a connection with the settings of [`http2`](super::http2) can come to 100 requests (3.2 MiB), 1 MiB of
     /// bodies in frames of 256 bytes (h2 forbids many shorter ones) that keep 32 times as much, 100 answers of 80 KiB of which
-    /// the client takes nothing, a table and a header list: 43 MiB. Honest clients come to some 100 KiB.
+    /// the client takes nothing, a table and a header list: 43 MiB. It can come to more where short frames stand between long
+    /// ones that are taken: h2 forbids fewer of them then, and each keeps the piece in which it was read. Honest clients come to
+    /// some 100 KiB.
     pub(super) fn bytes(&self) -> usize {
         let requests = self.requests.get();
         let kept_by_frames = self.frames.get().saturating_mul(OF_ONE_FRAME);
