@@ -5,13 +5,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use tokio::runtime::Handle;
 
 use super::Outcome;
 use super::migrate::{check_idle, patient};
 use super::operator::{Failure, Session, open_as, operator, unexpected};
 use crate::app::{KeyTools, open_store, open_to_fill};
-use crate::lifecycle::{self, BackedUp, Restored, decode};
+use crate::lifecycle::{self, BackedUp, Restored};
 use crate::operators::admin::{Command, Reply, StoreCommand};
 use crate::secret_file;
 
@@ -75,7 +76,7 @@ pub(super) async fn back_up(args: BackupArgs, session: &mut Session<'_>) -> Resu
     loop {
         let reply = session.ask(Command::Store(StoreCommand::NextOfBackup { id })).await?;
         let Reply::BackupPart { bytes, done } = reply else { return Err(unexpected()) };
-        let bytes = decode(&bytes).ok_or_else(unexpected)?;
+        let bytes = BASE64_STANDARD.decode(&bytes).map_err(|_| unexpected())?;
         writing.write(&bytes).map_err(|error| cannot_write(&file, &error))?;
         session.show_progress(&format!("{} MiB written", writing.written >> 20));
         if let Some(done) = done {

@@ -44,7 +44,7 @@ use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::key::{Digester, KeyFormat, Peppers, Prefix};
 
 pub use self::authority::Standing;
-pub use self::backup::{BackedUp, BackupPart, BadBackup, RestoreError, Restored, decode, encode, restore};
+pub use self::backup::{BackedUp, BackupPart, BadBackup, RestoreError, Restored, restore};
 pub use self::chores::RetentionSettings;
 pub use self::error::{Escalation, LifecycleError, PrefixError};
 pub use self::idempotency::{Idempotency, Keep, Outcome};

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+
 use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
 use super::reply::{Reach, Reply, Secret};
 use crate::lifecycle::{
     BackupPart, Changed, FoundKeys, KeyView, Lifecycle, LifecycleError, Made, NewKey, OrgPage, Origin, Owned,
-    Principal, UnreadableView, encode, view_org,
+    Principal, UnreadableView, view_org,
 };
 use crate::store::StoreFault;
 use crate::store::keeper::Place;
@@ -199,7 +201,7 @@ async fn on_store(
         StoreCommand::BeginBackup => Reply::BackupBegun { id: lifecycle.begin_backup().await? },
         StoreCommand::NextOfBackup { id } => {
             let BackupPart { bytes, done } = lifecycle.next_of_backup(id).await?;
-            Reply::BackupPart { bytes: encode(&bytes), done }
+            Reply::BackupPart { bytes: BASE64_STANDARD.encode(&bytes), done }
         }
     })
 }

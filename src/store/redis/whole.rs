@@ -9,8 +9,8 @@
 //! Two numbers show what has no audit record yet: how many organisations and how many keys there are. If they are not as
 //! expected, as in the middle of an import, the lists are read again, and the round is repeated.
 //!
-//! **Cost.** The last script reads the ends of all trails: some 60 ms for 100,000 organisations, during which Redis answers
-//! nobody else. All others read pages.
+//! **Cost.** The last script reads the ends of all trails, and Redis answers nobody else meanwhile: some 60 ms for 100,000
+//! organisations, by estimate. All others read pages.
 
 use std::collections::btree_map::Entry as Vacancy;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
