@@ -3,11 +3,11 @@
 //! into the audit trail.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::Lifecycle;
 use super::audit::Draft;
@@ -22,6 +22,8 @@ use crate::vocabulary::key::Environment;
 /// Changes whose end may wait to be written down. Further ones are answered all the same, without a record of their
 /// end; the store can still tell it.
 const WAITING: usize = 4096;
+/// Changes that are followed at once; further ones wait. While a gateway hangs, each is followed for 10 s.
+const AT_ONCE: usize = 1024;
 /// How often a store that does not answer is asked for the end of a change, or to write it down.
 const ATTEMPTS: usize = 60;
 /// The time between two attempts.
@@ -216,10 +218,17 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// Follows changes to their ends, each beside the others: one gateway that hangs holds up only what waits for
-/// it.
+/// it, up to [`AT_ONCE`].
 pub(super) async fn follow_changes(lifecycle: Weak<Lifecycle>, mut waiting: mpsc::Receiver<Followed>) {
-    while let Some(followed) = waiting.recv().await {
-        tokio::spawn(follow_to_the_end(lifecycle.clone(), followed));
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await;
+        let Some(followed) = waiting.recv().await else { return };
+        let following = follow_to_the_end(lifecycle.clone(), followed);
+        tokio::spawn(async move {
+            following.await;
+            drop(place);
+        });
     }
 }
 
