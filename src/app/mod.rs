@@ -5,7 +5,6 @@ mod control;
 mod in_force;
 mod inherited;
 mod key_tools;
-mod memory;
 mod prefixes;
 mod readiness;
 mod reload;

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::downstream::worker::{OF_ONE_CONNECTION, OF_ONE_PLACE};
+use crate::downstream::worker::{OF_ONE_CONNECTION, OF_ONE_PLACE, OF_TLS, STEP, Worker};
+use crate::store::cache::OF_ONE_KEY;
+use crate::vocabulary::memory_plan::MemoryPlan;
 
 /// Descriptors kept free for the store, the operators' listeners, logs, lookups of names, and for each worker what its
 /// runtime needs.
@@ -15,10 +17,22 @@ const KEPT_FREE_BY_WORKER: usize = 4;
 /// Requests in flight that are worth having, however much room there is.
 const IN_FLIGHT: usize = 1 << 16;
 /// The memory of a request in flight whose client reads nothing of a long answer, in bytes, with its two connections: 510,000
-/// were seen. Three quarters of the memory are for them.
-const OF_ONE_REQUEST: usize = 512 << 10;
+/// were seen.
+const OF_ONE_REQUEST: u64 = 512 << 10;
+/// What the room is shared out for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plans {
+    pub(super) max_connections: usize,
+    /// `cache.capacity`.
+    pub(super) keys: u64,
+    pub(super) has_tls: bool,
+    pub(super) workers: usize,
+}
 
 /// Room for connections.
+///
+/// All parts of the memory together, each at its worst, are seven eighths of it. The rest is for what the allocator has and
+/// does not use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
     files: usize,
@@ -27,80 +41,76 @@ pub(super) struct Room {
     pub(super) clients: usize,
     /// Connections to upstreams.
     pub(super) upstreams: usize,
-    /// Requests over HTTP/2.
-    pub(super) places: usize,
-    wanted: usize,
+    /// Memory for keys, in bytes.
+    of_keys: u64,
+    /// Memory for what clients make keygate hold that is not counted with the connections to upstreams, in bytes.
+    held: u64,
+    plans: Plans,
 }
 
 impl Room {
-    /// Raises the limit of open files to the most that the process may have, and shares it out. `max_connections` and
-    /// `planned`, the memory in bytes, are what the configuration says.
-    pub(super) fn share_out(max_connections: usize, planned: Option<u64>, workers: usize) -> Self {
+    /// Raises the limit of open files to the most that the process may have, and shares it out. `planned`, the memory in bytes,
+    /// is what the configuration says.
+    pub(super) fn share_out(planned: Option<u64>, plans: Plans) -> Self {
         raise_limit();
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let memory = planned.unwrap_or_else(memory);
-        Self::of(usize::try_from(files).unwrap_or(usize::MAX), memory, max_connections, workers)
+        Self::of(usize::try_from(files).unwrap_or(usize::MAX), planned.unwrap_or_else(memory), plans)
     }
 
     /// Each connection of a client can need one to an upstream; over HTTP/2 it can need many.
-    fn of(files: usize, memory: u64, max_connections: usize, workers: usize) -> Self {
-        let free = files.saturating_sub(KEPT_FREE + KEPT_FREE_BY_WORKER * workers);
-        let clients = max_connections.min(free / 2).min(connections(memory)).max(1);
-        let upstreams =
-            IN_FLIGHT.min(free.saturating_sub(clients)).min(share(memory / 4 * 3) / OF_ONE_REQUEST).max(1);
-        let places = (share(memory / 4) / OF_ONE_PLACE).max(1);
-        Self { files, memory, clients, upstreams, places, wanted: max_connections }
+    fn of(files: usize, memory: u64, plans: Plans) -> Self {
+        let free = files.saturating_sub(KEPT_FREE + KEPT_FREE_BY_WORKER * plans.workers);
+        let keys = plans.keys.saturating_mul(OF_ONE_KEY.into());
+        let plan = MemoryPlan::of(memory, keys, (STEP * plans.workers) as u64);
+        let MemoryPlan { of_keys, of_clients: left, .. } = plan;
+        let held = left / 16 * 3;
+        let of_one = (OF_ONE_CONNECTION + if plans.has_tls { OF_TLS } else { 0 }) as u64;
+        let clients = plans.max_connections.min(free / 2).min(count(left / 8 * 3 / of_one)).max(1);
+        let of_clients = of_one.saturating_mul(clients as u64);
+        let requests = count(left.saturating_sub(held + of_clients) / OF_ONE_REQUEST);
+        let upstreams = IN_FLIGHT.min(free.saturating_sub(clients)).min(requests).max(1);
+        Self { files, memory, clients, upstreams, of_keys, held, plans }
     }
 
-    /// How large the process may grow before clients that hold much lose connections, in bytes.
-    pub(super) const fn grown(&self) -> u64 {
-        self.memory / 2
+    /// Places for requests over HTTP/2, in half of what can be held: where there are too many requests, some are refused, and no
+    /// connection is cut.
+    fn places(&self) -> usize {
+        count(self.held / 2 / OF_ONE_PLACE as u64)
     }
 
-    /// How large it may grow before that can happen to every client, in bytes.
-    pub(super) const fn scarce(&self) -> u64 {
-        self.memory / 4 * 3
-    }
-
-    /// What clients may hold beside their requests in flight even then, in bytes.
-    pub(super) fn kept_for_clients(&self) -> usize {
-        share(self.memory / 8)
-    }
-
-    /// What is reclaimed at least where something is reclaimed, in bytes.
-    pub(super) fn reclaimed_at_once(&self) -> usize {
-        share(self.memory / 16)
+    /// Gives each worker its part of what clients may make keygate hold.
+    pub(super) fn share_out_among(&self, workers: &[Worker]) {
+        let threads = workers.len().max(1);
+        let (places, memory) = ((self.places() / threads).max(1), count(self.held) / threads);
+        workers.iter().for_each(|worker| worker.allow(places, memory));
     }
 
     /// For the log, at the start.
     pub(super) fn described(&self) -> String {
-        let Self { files, memory, clients, upstreams, places, wanted } = self;
-        let [memory_mib, grown] = [*memory, self.grown()].map(|bytes| bytes >> 20);
+        let Self { files, clients, upstreams, .. } = self;
+        let [memory, keys, held] = [self.memory, self.of_keys, self.held].map(|bytes| bytes >> 20);
+        let (places, max_connections) = (self.places(), self.plans.max_connections);
         let room = format!(
             "room for {clients} connections of clients and {upstreams} to upstreams, and for {places} requests over HTTP/2: \
-             {files} open files, {memory_mib} MiB of memory; from {grown} MiB on, connections that hold the most are cut"
+             {files} open files, {memory} MiB of memory, of it {keys} MiB for keys and {held} MiB for what clients send and do \
+             not take"
         );
-        if clients < wanted {
-            let remedy = if *clients >= connections(*memory) {
-                "give the process more memory"
+        if *clients < max_connections {
+            let free = files.saturating_sub(KEPT_FREE + KEPT_FREE_BY_WORKER * self.plans.workers);
+            let remedy = if *clients < free / 2 {
+                "give the process more memory, or set cache.capacity to fewer keys"
             } else {
                 "raise the limit of open files (LimitNOFILE, ulimit -n)"
             };
-            return format!("{room}; server.max_connections says {wanted}: {remedy}");
+            return format!("{room}; server.max_connections says {max_connections}: {remedy}");
         }
         room
     }
 }
 
-/// The connections of clients that have room in three quarters of the memory, if none of them does anything. What they do is for
-/// [`memory`](super::memory) to see.
-fn connections(memory: u64) -> usize {
-    share(memory / 4 * 3) / OF_ONE_CONNECTION
-}
-
-/// A share of the memory, in bytes.
-fn share(bytes: u64) -> usize {
-    usize::try_from(bytes).unwrap_or(usize::MAX)
+/// As a count; what does not fit is the most that there can be.
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// Raises the limit of open files to the most that the process may have. The usual soft limit of 1,024 is meant
@@ -139,40 +149,60 @@ fn limit_of_group(cgroup: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    use crate::vocabulary::memory_plan::OF_PROCESS;
+
     const GIB: u64 = 1 << 30;
+
+    const PLANS: Plans = Plans { max_connections: 10_000, keys: 100_000, has_tls: false, workers: 2 };
 
     #[test]
     fn clients_get_half_of_the_files_at_most_and_upstreams_what_is_left() {
         for (files, memory, clients, upstreams) in [
             (1024, GIB, 428, 428),
-            (4000, GIB, 1916, 1536),
+            (4000, GIB, 1916, 981),
             (20_000, 8 * GIB, 9916, 9916),
             (1 << 20, 64 * GIB, 10_000, 65_536),
-            (1 << 20, GIB / 2, 10_000, 768),
-            (1 << 20, GIB / 8, 2730, 192),
+            (1 << 20, GIB, 5716, 625),
+            (1 << 20, GIB / 2, 2132, 233),
+            (1 << 20, GIB / 8, 308, 33),
             (64, GIB, 1, 1),
         ] {
-            let room = Room::of(files, memory, 10_000, 2);
+            let room = Room::of(files, memory, PLANS);
             assert_eq!((room.clients, room.upstreams), (clients, upstreams), "{files}, {memory}");
             assert!(room.clients + room.upstreams + KEPT_FREE <= files.max(162), "{files}");
         }
     }
 
     #[test]
+    fn all_parts_of_the_memory_at_their_worst_are_seven_eighths_of_it() {
+        for memory in [GIB / 16, GIB / 8, GIB / 2, GIB, 3 * GIB, 8 * GIB] {
+            for (keys, has_tls, workers) in [(1, false, 1), (100_000, true, 2), (100_000_000, false, 4)] {
+                let room = Room::of(1 << 20, memory, Plans { keys, has_tls, workers, ..PLANS });
+                let of_one = if has_tls { OF_ONE_CONNECTION + OF_TLS } else { OF_ONE_CONNECTION };
+                let of_clients = (room.clients * of_one) as u64;
+                let of_requests = room.upstreams as u64 * OF_ONE_REQUEST;
+                let fixed = OF_PROCESS + (workers * STEP) as u64;
+                let all = fixed + room.of_keys + room.held + of_clients + of_requests;
+                assert!(all <= memory / 8 * 7, "{memory}, {keys}: {all}");
+                assert!(keys > 100_000 || room.of_keys >= keys * u64::from(OF_ONE_KEY) || memory < GIB / 2);
+            }
+        }
+    }
+
+    #[test]
     fn too_few_open_files_are_told_with_what_to_do() {
         assert_eq!(
-            Room::of(1024, GIB, 10_000, 2).described(),
-            "room for 428 connections of clients and 428 to upstreams, and for 8192 requests over HTTP/2: 1024 open files, \
-             1024 MiB of memory; from 512 MiB on, connections that hold the most are cut; server.max_connections says 10000: raise \
-             the limit of open files (LimitNOFILE, ulimit -n)"
+            Room::of(1024, GIB, PLANS).described(),
+            "room for 428 connections of clients and 428 to upstreams, and for 2143 requests over HTTP/2: 1024 open files, \
+             1024 MiB of memory, of it 146 MiB for keys and 133 MiB for what clients send and do not take; \
+             server.max_connections says 10000: raise the limit of open files (LimitNOFILE, ulimit -n)"
         );
-        assert_eq!(
-            Room::of(4000, GIB, 500, 2).described(),
-            "room for 500 connections of clients and 1536 to upstreams, and for 8192 requests over HTTP/2: 4000 open files, \
-             1024 MiB of memory; from 512 MiB on, connections that hold the most are cut"
-        );
-        let little_memory = Room::of(1 << 20, GIB / 8, 10_000, 2).described();
-        assert!(little_memory.ends_with("says 10000: give the process more memory"), "{little_memory}");
+        let few = Plans { max_connections: 500, ..PLANS };
+        let room = Room::of(4000, GIB, few).described();
+        assert!(room.starts_with("room for 500 connections of clients and 1114 to upstreams"), "{room}");
+        assert!(!room.contains("max_connections"), "{room}");
+        let little = Room::of(1 << 20, GIB / 8, PLANS).described();
+        assert!(little.ends_with("more memory, or set cache.capacity to fewer keys"), "{little}");
     }
 
     #[test]

@@ -16,18 +16,16 @@ use super::control::Control;
 use super::in_force::{InForce, Observed, serving};
 use super::inherited::Inherited;
 use super::key_tools::{KeyTools, SecretError, read_secret};
-use super::memory;
 use super::prefixes::{self, Followers};
 use super::readiness::{self, Examined};
 use super::reload::{Fixed, Source, tell_remarks, tell_wider};
-use super::room::Room;
+use super::room::{Plans, Room};
 use super::signals::Signals;
 use super::sockets::{SocketError, Sockets};
 use super::store::{StoreError, attend_revived, attend_set_back, open_store, open_verified};
 use super::take_over::{HandOver, Hatch};
 use crate::api::Api;
 use crate::config::Config;
-use crate::downstream::listener;
 use crate::downstream::tls;
 use crate::downstream::worker::{Parts, Worker};
 use crate::gateway::{Plan, Shapes, Shared, Shares};
@@ -159,7 +157,7 @@ impl App {
         clock: Clock,
     ) -> Result<Self, StartError> {
         let fixed = Fixed::of(&config);
-        let (threads, room, budget) = share_out_room(&mut config.listener);
+        let (threads, room, budget) = share_out_room(&mut config);
         let serving = serving(&config.tls, config.watchdog.clone(), &clock)?;
         let entered = control.handle().enter();
         let sockets = Sockets::open(&config, inherited, &clock)?;
@@ -179,7 +177,7 @@ impl App {
         };
         let workers = Arc::new((0..threads).map(start).collect::<Result<Vec<_>, _>>()?);
         keys.follow_prefixes(&workers);
-        memory::start(room, &workers);
+        room.share_out_among(&workers);
 
         let addresses = sockets.addresses();
         let Sockets { public, trusted_proxies, admin_socket, admin_remote, ops } = sockets;
@@ -390,9 +388,13 @@ fn processors() -> usize {
 /// Decides how many threads there are, limits the connections of clients by what the process may have, and gives the connections
 /// to upstreams their budget.
 /// [`Fixed`] must have been taken before: a reload is compared with what the file says.
-fn share_out_room(listener: &mut listener::Settings) -> (usize, Room, Budget) {
+fn share_out_room(config: &mut Config) -> (usize, Room, Budget) {
+    let Config { listener, tls, cache, .. } = config;
     let threads = listener.workers.map_or_else(processors, NonZeroUsize::get);
-    let room = Room::share_out(listener.max_connections, listener.memory, threads);
+    let (max_connections, keys, has_tls) =
+        (listener.max_connections, cache.capacity, !tls.certificates.is_empty());
+    let plans = Plans { max_connections, keys, has_tls, workers: threads };
+    let room = Room::share_out(listener.memory, plans);
     Notice::Room.log(&room.described());
     listener.max_connections = room.clients;
     (threads, room, Budget::new(room.upstreams))

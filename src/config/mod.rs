@@ -57,6 +57,7 @@ use crate::upstream;
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::key::Prefix;
 use crate::vocabulary::key::scope::ScopeSet;
+use crate::vocabulary::memory_plan::MemoryPlan;
 
 /// The `keygate.toml` of `keygate init`: every key with its default.
 pub const DEFAULT_CONFIGURATION: &str = include_str!("../../config/keygate.toml");
@@ -270,7 +271,7 @@ fn sections(
     });
     let sealed = !keys.pepper_files.is_empty();
     let store = root.section("store", |section| store::read(section, folder, sealed));
-    let cache = root.section("cache", cache);
+    let cache = root.section("cache", |section| cache(section, server.listener.memory));
     let mut own = vec![Own { key: "server.listen", address: server.listener.listen }];
     let ops = root.section("ops", |section| ops(section, &own));
     own.extend(ops.listen.map(|address| Own { key: "ops.listen", address }));
@@ -381,9 +382,10 @@ fn retention(section: &mut Section<'_>) -> RetentionSettings {
 const ON_PARTITION: [(&str, OnPartition); 2] =
     [("serve", OnPartition::Serve), ("refuse", OnPartition::Refuse)];
 
-fn cache(section: &mut Section<'_>) -> cache::Settings {
+/// `memory`: what the gateway is told to plan with, in bytes.
+fn cache(section: &mut Section<'_>, memory: Option<u64>) -> cache::Settings {
     let default = cache::Settings::default();
-    cache::Settings {
+    let settings = cache::Settings {
         capacity: section.or("capacity", default.capacity, count(1..=100_000_000)),
         ttl: section.or("ttl", default.ttl, duration(INSTANT..=DAY)),
         negative_ttl: section.or("negative_ttl", default.negative_ttl, duration(INSTANT..=DAY)),
@@ -391,6 +393,28 @@ fn cache(section: &mut Section<'_>) -> cache::Settings {
         max_lookups: section.or("max_lookups", default.max_lookups, count(1..=65_536)),
         lookup_timeout: section.or("lookup_timeout", default.lookup_timeout, duration(INSTANT..=DAY)),
         on_partition: section.or("on_partition", default.on_partition, choice(&ON_PARTITION)),
+    };
+    memory.into_iter().for_each(|memory| compare_with_memory(section, settings.capacity, memory));
+    settings
+}
+
+/// Reports a cache that leaves clients too little of the memory.
+fn compare_with_memory(section: &Section<'_>, capacity: u64, memory: u64) {
+    let keys = capacity.saturating_mul(cache::OF_ONE_KEY.into());
+    let plan = MemoryPlan::of(memory, keys, 0);
+    if plan.of_keys == keys {
+        return;
+    }
+    let [keys, to_share, memory] = [keys.div_ceil(1 << 20), plan.to_share >> 20, memory >> 20];
+    let fitting = plan.to_share / 2 / u64::from(cache::OF_ONE_KEY);
+    let text = format!(
+        "{capacity} cached keys can take {keys} MiB; of the {memory} MiB that server.memory says, {to_share} MiB are for keys and \
+         clients together; set cache.capacity to {fitting} or less, or server.memory higher"
+    );
+    if section.given("capacity") && keys >= to_share {
+        section.wrong("capacity", text);
+    } else {
+        section.warn("capacity", text);
     }
 }
 

@@ -1,15 +1,7 @@
-//! Follows the frames that a client sends over HTTP/2, for what they make [held](super::held).
+//! Follows the frames that a client sends over HTTP/2, for what they make h2 [hold](super::ledger).
 
-use super::held::Held;
-
-/// The bytes before the first frame (RFC 9113, section 3.4).
-const PREFACE: usize = 24;
-/// The length of a frame's head (RFC 9113, section 4.1).
-const HEAD: usize = 9;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
+use super::frames::{END_HEADERS, Frame, HEAD, PREFACE};
+use super::ledger::Arrived;
 
 /// How far the frames have come.
 #[derive(Debug)]
@@ -17,79 +9,82 @@ pub(super) struct Arrivals {
     head: [u8; HEAD],
     /// The bytes of the head that have come.
     seen: usize,
-    /// The bytes that are still to come before the next head.
-    skip: usize,
+    frame: Frame,
+    /// The bytes of the payload that are still to come, and how many of these come before or behind fields.
+    left: usize,
+    before: usize,
+    behind: usize,
+    is_pad_due: bool,
 }
 
 impl Default for Arrivals {
     fn default() -> Self {
-        Self { head: [0; HEAD], seen: 0, skip: PREFACE }
+        let (head, frame) = ([0; HEAD], Frame::default());
+        Self { head, seen: 0, frame, left: PREFACE, before: 0, behind: 0, is_pad_due: false }
     }
 }
 
 impl Arrivals {
-    /// Bytes have come: what they hold is noted.
-    pub(super) fn pass(&mut self, mut bytes: &[u8], held: &Held) {
-        held.note_read(bytes.len());
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                let n = self.skip.min(bytes.len());
-                self.skip -= n;
-                bytes = &bytes[n..];
-                continue;
+    /// Bytes have come. Returns how many h2 may have before the budget is asked again.
+    pub(super) fn pass(&mut self, bytes: &[u8], arrived: &mut Arrived<'_>) -> usize {
+        let mut given = 0;
+        while given < bytes.len() {
+            if self.left == 0 {
+                if self.seen == 0 && arrived.is_enough() {
+                    break;
+                }
+                let n = (HEAD - self.seen).min(bytes.len() - given);
+                self.head[self.seen..self.seen + n].copy_from_slice(&bytes[given..given + n]);
+                self.seen += n;
+                given += n;
+                if self.seen < HEAD {
+                    arrived.note_bytes(n);
+                    break;
+                }
+                self.begin(arrived);
+                arrived.note_bytes(n);
+            } else {
+                let n = self.left.min(bytes.len() - given);
+                arrived.note_bytes(n);
+                self.pass_payload(&bytes[given..given + n], arrived);
+                given += n;
             }
-            let n = (HEAD - self.seen).min(bytes.len());
-            self.head[self.seen..self.seen + n].copy_from_slice(&bytes[..n]);
-            self.seen += n;
-            bytes = &bytes[n..];
-            if self.seen == HEAD {
-                self.seen = 0;
-                self.note(held);
+            if self.left == 0 && self.ends_list() && arrived.end_list(self.frame.stream) {
+                break;
             }
         }
+        given
     }
 
-    fn note(&mut self, held: &Held) {
-        let [long, middle, short, kind, flags, ..] = self.head;
-        self.skip = usize::from(long) << 16 | usize::from(middle) << 8 | usize::from(short);
-        match kind {
-            DATA => held.note_data_frame(),
-            HEADERS | CONTINUATION => held.note_list(flags & END_HEADERS != 0),
-            _ => {}
+    fn begin(&mut self, arrived: &mut Arrived<'_>) {
+        self.seen = 0;
+        self.frame = Frame::parse(&self.head);
+        self.left = self.frame.length;
+        (self.before, self.behind) = (self.frame.of_priority(), 0);
+        self.is_pad_due = self.frame.is_padded();
+        arrived.note_frame(self.frame);
+    }
+
+    fn pass_payload(&mut self, mut part: &[u8], arrived: &mut Arrived<'_>) {
+        self.left -= part.len();
+        if !self.frame.is_of_list() {
+            return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::rc::Rc;
-
-    use super::super::held::Owner;
-    use super::*;
-
-    fn frame(kind: u8, flags: u8, length: u8) -> Vec<u8> {
-        // A payload that looks like frames itself.
-        [&[0, 0, length, kind, flags, 0, 0, 0, 1][..], &vec![0; usize::from(length)]].concat()
-    }
-
-    #[test]
-    fn frames_are_followed_in_parts_of_any_size() {
-        let preface = [0; PREFACE];
-        let list = [frame(HEADERS, 0, 9), frame(CONTINUATION, 0, 200)].concat();
-        let sent = [&preface[..], &frame(DATA, 0, 100), &frame(7, 0, 50), &frame(DATA, 0, 0), &list].concat();
-        for step in [1, 2, 7, 30, 1000] {
-            let held = Held::new(Owner::Proxy(0), &Rc::default());
-            let mut arrivals = Arrivals::default();
-            let request = held.open();
-            let before = held.bytes();
-            sent.chunks(step).for_each(|part| arrivals.pass(part, &held));
-            let in_list = held.bytes() - before;
-            assert!(in_list > 512 << 10, "in steps of {step}: {in_list}");
-            arrivals.pass(&frame(CONTINUATION, END_HEADERS, 1), &held);
-            let read = sent.len() + 10;
-            // Once for the table, once for what two DATA frames can keep.
-            assert_eq!(held.bytes() - before, 2 * read, "in steps of {step}");
-            drop(request);
+        if self.is_pad_due
+            && let Some((pad, rest)) = part.split_first()
+        {
+            (self.behind, self.is_pad_due) = (usize::from(*pad), false);
+            part = rest;
         }
+        let before = self.before.min(part.len());
+        self.before -= before;
+        part = &part[before..];
+        // What is left behind this part takes of the padding first.
+        let padding = self.behind.saturating_sub(self.left).min(part.len());
+        arrived.note_fields(&part[..part.len() - padding]);
+    }
+
+    const fn ends_list(&self) -> bool {
+        self.seen == 0 && self.frame.is_of_list() && self.frame.has(END_HEADERS)
     }
 }

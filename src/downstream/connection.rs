@@ -31,6 +31,7 @@ use super::watchdog::{self, Watchdog, first_deadline};
 use crate::gateway::{self, Cut, Gateway, ResponseBody, Tunnel};
 use crate::policy::request::Limits;
 use crate::telemetry::metrics::{Connected, Excess, Protocol, Unserved};
+use crate::upstream::client_body::ClientBody;
 use crate::vocabulary::peer::Peer;
 use crate::vocabulary::rejection::{Rejection, Unavailable};
 
@@ -112,11 +113,13 @@ impl Connection<'_> {
         let service = service_fn(|mut request: Request<Incoming>| {
             self.activity.note_body(!request.body().is_end_stream());
             messages.begin(&mut request);
+            self.member.held().end_head();
             let (connection, version, is_lost) = (self, request.version(), messages.is_lost());
             let busy = Busy::begin(self.activity);
             let (gateway, peer) = (Rc::clone(&self.gateway), Rc::clone(&self.peer));
             let (switch, cut) = (Rc::clone(&switch), cut.clone());
             async move {
+                let request = request.map(ClientBody::from);
                 let (response, tunnel) = gateway::handle(&gateway, peer, request, &cut).await;
                 let ends = is_lost || tunnel.is_none() && connection.member.stage() > Stage::Serving;
                 switch.set(tunnel);
@@ -129,7 +132,6 @@ impl Connection<'_> {
         let io = TokioIo::new(Http1Stream::new(stream, Rc::clone(&messages), Rc::clone(self.member.held())));
         let mut connection = http1_builder(&limits).serve_connection(io, service);
         let finish = http1::Connection::graceful_shutdown;
-        // What a request under way holds is counted with those in flight.
         let is_excess = || self.member.held().must_go() && !self.activity.is_busy();
         let is_over = || cut.is_due() || is_excess();
         let outcome = watchdog.watch(Pin::new(&mut connection), || (), finish, is_over).await;
@@ -217,11 +219,12 @@ impl Connection<'_> {
         self.activity.share();
         let (held, limits) = (self.member.held(), self.gateway.limits());
         let outgoing = Http2Stream::new(stream, self.gateway.cells().reset_streams(), held);
-        let streams = Streams::new(settings.write_timeout, held);
+        let streams = Streams::new(settings.write_timeout, held, outgoing.ledger());
         let service = service_fn(|mut request: Request<Incoming>| {
-            let (busy, pace) = (Busy::begin(self.activity), streams.open());
-            let (gateway, peer, cut) = (Rc::clone(&self.gateway), Rc::clone(&self.peer), pace.cut().clone());
             http2::shed(request.headers_mut(), limits.fields);
+            let busy = Busy::begin(self.activity);
+            let (pace, request) = streams.open(request);
+            let (gateway, peer, cut) = (Rc::clone(&self.gateway), Rc::clone(&self.peer), pace.cut().clone());
             if self.member.stage() > Stage::Serving {
                 outgoing.announce_end();
             }
@@ -235,6 +238,7 @@ impl Connection<'_> {
                     let why = Rejection::Unavailable(Unavailable::Requests);
                     gateway::refuse_unread(&gateway, peer, Some(request.method()), &why)
                 };
+                pace.note_answer(response.headers());
                 Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked::new(body, busy), pace)))
             }
         });

@@ -1,53 +1,42 @@
-//! What each connection of a client makes the process hold in memory, and which connections are cut when it is too much.
+//! What one connection of a client makes the process hold in memory.
 //!
-//! The worst that one connection can hold cannot be reserved for each: over HTTP/2 it is [43 MiB](Held::bytes) and more, so a
-//! few hundred good clients would have no place. So what they do hold is counted, beside the requests and at no cost for them,
-//! and looked at only where the process has grown too large. Then the connections go that hold the most, of the clients
-//! that hold the most (the "longest queue drop" of Suter, Lakshman, Stiliadis and Choudhury, "Design considerations for
-//! supporting TCP with per-flow queueing", 1998): whoever holds less than others loses nothing.
+//! The worst that a connection can hold cannot be reserved for each: over HTTP/2 it is some [16 MiB](super::ledger), so a few
+//! hundred good clients would have no place. So what they do hold is counted, at each change, in the connection, for its
+//! owner, and for all of the thread; and [before](Held::poll_room) a connection reads or takes more, it asks the
+//! [budget](super::together) of its thread.
 //!
 //! Requests over HTTP/2 also need a [place](Held::open): they come in one piece, a hundred on each connection, and all of them
 //! before the first one runs.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::{Cell, OnceCell};
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
+use super::activity::Activity;
+use super::together::{Queue, Share, Together, Waiter};
 use crate::vocabulary::network::ClientSite;
 
-/// The memory of an open request over HTTP/2 beside its bodies, in bytes: its head, its fields, its task.
+/// The memory of an open request over HTTP/2 beside its fields and its bodies, in bytes: its task, and what its path was read
+/// in.
 pub const OF_ONE_PLACE: usize = 32 << 10;
-/// The memory that a DATA frame can keep from being freed, in bytes, however short it is: h2 gives out parts of what it
-/// has read in one piece.
-const OF_ONE_FRAME: usize = 16 << 10;
-/// The same for all fields that the client has put into the table of HPACK: 4 KiB of entries, each of at least 32 bytes
-/// (RFC 7541, section 4.1), and each a part of 8 KiB that were read.
-const OF_TABLE: usize = 1 << 20;
-/// The memory of a header list that has not ended, in bytes: compressed, a field is one byte on the wire.
-const OF_OPEN_LIST: usize = 512 << 10;
-/// The memory of a piece of an answer beside its bytes, and of its answer's head, while the client does not take them.
+/// The memory of a piece of an answer beside its bytes, while the client does not take it.
 const OF_ONE_PIECE: usize = 2 << 10;
-/// The memory of a connection that does nothing, in bytes. Seen were 36 KiB over HTTP/1.1 and 40 KiB over HTTP/2, with TLS 8 KiB
-/// more.
-pub const OF_ONE_CONNECTION: usize = 36 << 10;
-/// A client that holds less is not cut, in bytes, unless memory is scarce.
-const LEAST: usize = 2 << 20;
-/// Connections that are cut at once. Then it is seen what that has brought.
-const AT_ONCE: usize = 64;
+/// The memory of a connection that does nothing, in bytes, with a first buffer of 16 KiB for what comes, and some that was read
+/// beyond it. Seen were 36 KiB over HTTP/1.1 and 40 KiB over HTTP/2; TLS takes some [more](OF_TLS).
+pub const OF_ONE_CONNECTION: usize = 48 << 10;
+/// What TLS takes beside it.
+pub const OF_TLS: usize = 8 << 10;
+/// The part of hyper's buffer over HTTP/1.1 that [`OF_ONE_CONNECTION`] has already.
+const FIRST_BUFFER: usize = 16 << 10;
+/// The bytes of answers that h2 may have and the socket not, of one connection. More wait until the client takes some.
+const UNSENT: usize = 2 << 20;
 /// How long a request waits for a place.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it looks for one.
-const LOOK: Duration = Duration::from_millis(20);
-/// The owners for each of which a part of the kept places is enough.
-const OWNERS: usize = 32;
-/// For so many places one request may wait.
-const PLACES_OF_ONE_THAT_WAITS: usize = 8;
 
 /// Those whose connections count together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,20 +51,23 @@ pub(super) enum Owner {
 pub(super) struct Held {
     owner: Owner,
     together: Rc<Together>,
+    /// What all connections of the owner have.
+    of_owner: Rc<Share>,
     must_go: Cell<bool>,
-    /// hyper's buffer for what is read, over HTTP/1.1.
+    /// Over HTTP/1, the bytes of a head that have come, and hyper's buffer for it, beyond the first. Over HTTP/2, what h2 has not
+    /// been given.
+    head: Cell<usize>,
     buffer: Cell<usize>,
-    /// All bytes that were read, over HTTP/2.
-    read: Cell<usize>,
-    /// Those read since h2 last gave the client back a part of its window, and the DATA frames among them.
-    unread: Cell<usize>,
-    frames: Cell<usize>,
-    is_in_list: Cell<bool>,
-    requests: Cell<usize>,
-    /// The requests of all connections of the owner.
-    of_owner: Rc<Requests>,
+    /// What the [streams](super::ledger) of a connection over HTTP/2 hold.
+    streams: Cell<usize>,
     /// Bytes of answers that h2 has and the socket has not.
     unsent: Cell<usize>,
+    /// Tells whether it must not be cut now.
+    shelter: OnceCell<Rc<Activity>>,
+    /// Answers that wait until the client takes some of what it has not.
+    for_unsent: Queue,
+    /// The task of the connection.
+    task: Rc<Waiter>,
 }
 
 impl Held {
@@ -85,13 +77,13 @@ impl Held {
             of_owner: together.of(owner),
             together: Rc::clone(together),
             must_go: Cell::default(),
+            head: Cell::default(),
             buffer: Cell::default(),
-            read: Cell::default(),
-            unread: Cell::default(),
-            frames: Cell::default(),
-            is_in_list: Cell::default(),
-            requests: Cell::default(),
+            streams: Cell::default(),
             unsent: Cell::default(),
+            shelter: OnceCell::new(),
+            for_unsent: Queue::default(),
+            task: Rc::default(),
         })
     }
 
@@ -100,85 +92,133 @@ impl Held {
         self.must_go.get()
     }
 
-    /// hyper reads into a buffer that has so much room.
-    pub(super) fn note_buffer(&self, room: usize) {
-        if room > self.buffer.get() {
-            self.buffer.set(room);
+    /// Lets the connection be cut.
+    pub(super) fn order_to_go(&self) {
+        self.must_go.set(true);
+        self.task.wake();
+    }
+
+    pub(super) const fn is_of_a_proxy(&self) -> bool {
+        matches!(self.owner, Owner::Proxy(_))
+    }
+
+    pub(super) fn of_owner(&self) -> &Share {
+        &self.of_owner
+    }
+
+    /// The task that serves the connection.
+    pub(super) fn task(&self) -> &Waiter {
+        &self.task
+    }
+
+    /// So many bytes are held.
+    pub(super) fn bytes(&self) -> usize {
+        self.buffer.get() + self.streams.get() + self.unsent.get()
+    }
+
+    fn change(&self, part: &Cell<usize>, to: usize) {
+        let from = part.replace(to);
+        if from != to {
+            self.together.change(&self.of_owner, from, to, self.must_go());
         }
     }
 
-    /// Bytes of HTTP/2 have come.
-    pub(super) fn note_read(&self, bytes: usize) {
-        self.read.set(self.read.get().saturating_add(bytes));
-        self.unread.set(self.unread.get().saturating_add(bytes));
+    /// Ready if the connection may read more now. Its task is woken when it may.
+    pub(super) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        self.together.poll_room(&self.of_owner, &self.task, cx)
     }
 
-    pub(super) fn note_data_frame(&self) {
-        self.frames.set(self.frames.get().saturating_add(1));
+    /// Over HTTP/1, `activity` tells whether a request is under way, which is not cut.
+    pub(super) fn shelter(&self, activity: &Rc<Activity>) {
+        // It is called once for each connection.
+        let _ = self.shelter.set(Rc::clone(activity));
     }
 
-    /// A frame of a header list has begun to come.
-    pub(super) fn note_list(&self, ends: bool) {
-        self.is_in_list.set(!ends);
+    pub(super) fn is_sheltered(&self) -> bool {
+        self.shelter.get().is_some_and(|activity| activity.is_busy())
     }
 
-    /// h2 gives the client back a part of the window of the connection: at least half of it has been read.
-    pub(super) fn note_window(&self) {
-        self.unread.set(0);
-        self.frames.set(0);
+    /// hyper reads the head of a request into a buffer that has so much room left. Where that is filled, it takes one of twice
+    /// the size without asking, so that counts from here on, until the next head comes. Ready if it may be read into.
+    pub(super) fn poll_buffer(&self, room: usize, cx: &Context<'_>) -> Poll<()> {
+        if self.head.get() == 0 {
+            self.change(&self.buffer, 0);
+            return Poll::Ready(());
+        }
+        let grown = (2 * (self.head.get() + room)).saturating_sub(FIRST_BUFFER);
+        if grown > self.buffer.get() {
+            ready!(self.poll_room(cx));
+            self.change(&self.buffer, grown);
+        }
+        Poll::Ready(())
     }
 
-    /// A request has come over HTTP/2. It is held until this is dropped.
+    /// How many bytes of a head hyper may have at once: of the first ones so few that it does not take a larger buffer.
+    pub(super) fn head_at_once(&self) -> usize {
+        if self.head.get() == 0 { FIRST_BUFFER / 2 - 1 } else { usize::MAX }
+    }
+
+    /// So many bytes of a head have come over HTTP/1.
+    pub(super) fn note_head(&self, bytes: usize) {
+        self.head.set(self.head.get() + bytes);
+    }
+
+    /// A head over HTTP/1 has come whole. It counts for as long as its request is under way.
+    pub(super) fn end_head(&self) {
+        self.head.set(0);
+    }
+
+    /// So many bytes were read over HTTP/2 and wait until h2 takes them.
+    pub(super) fn note_rest(&self, bytes: usize) {
+        self.change(&self.buffer, bytes);
+    }
+
+    /// So much is held by the streams of a connection over HTTP/2.
+    pub(super) fn note_streams(&self, bytes: usize) {
+        self.change(&self.streams, bytes);
+    }
+
+    /// A request has come over HTTP/2. It has its place until this is dropped.
     ///
     /// Its owner may have as many as there are places left on the thread beside a quarter, which is kept for owners that have
     /// few: the rule of the [shares](crate::gateway::Shares) of what is forwarded. Some more may wait, as many as there is
     /// room left to wait.
     pub(super) fn open(self: &Rc<Self>) -> OpenRequest {
-        self.requests.set(self.requests.get() + 1);
-        let standing = self.together.standing(&self.of_owner);
+        let standing = if self.together.has_place(&self.of_owner) {
+            Standing::Placed
+        } else if self.of_owner.waiting.get() < self.together.left_to_wait() {
+            Standing::Waiting
+        } else {
+            Standing::Refused
+        };
         self.count(standing, 1);
-        OpenRequest { held: Rc::clone(self), standing: Cell::new(standing) }
+        OpenRequest { held: Rc::clone(self), standing: Cell::new(standing), task: Rc::default() }
     }
 
     /// Counts one more request, or one less, for the owner and for the thread.
     fn count(&self, standing: Standing, change: isize) {
-        for requests in [&*self.of_owner, &self.together.requests] {
+        for share in [&*self.of_owner, &self.together.all] {
             let cell = match standing {
-                Standing::Placed => &requests.placed,
-                Standing::Waiting => &requests.waiting,
+                Standing::Placed => &share.placed,
+                Standing::Waiting => &share.waiting,
                 Standing::Refused => return,
             };
             cell.set(cell.get().saturating_add_signed(change));
         }
     }
 
-    /// At most so many bytes are held, as far as they are worth counting.
-    ///
-    /// Over HTTP/2 a connection with the settings of [`http2`](super::http2) can come to 100 requests (3.2 MiB), 1 MiB of
-    /// bodies in frames of 256 bytes (h2 forbids many shorter ones) that keep 32 times as much, 100 answers of 80 KiB of which
-    /// the client takes nothing, a table and a header list: 43 MiB. It can come to more where short frames stand between long
-    /// ones that are taken: h2 forbids fewer of them then, and each keeps the piece in which it was read. Honest clients come to
-    /// some 100 KiB.
-    pub(super) fn bytes(&self) -> usize {
-        let requests = self.requests.get();
-        let kept_by_frames = self.frames.get().saturating_mul(OF_ONE_FRAME);
-        let bodies = if requests == 0 { 0 } else { self.unread.get().min(kept_by_frames) };
-        let list = if self.is_in_list.get() { OF_OPEN_LIST } else { 0 };
-        let table = self.read.get().min(OF_TABLE);
-        self.buffer.get() + table + list + requests * OF_ONE_PLACE + bodies + self.unsent.get()
-    }
-
-    fn order_to_go(&self) {
-        self.must_go.set(true);
+    /// Nobody serves the connection any more. What others still hold of it counts until they drop it.
+    pub(super) fn leave(&self) {
+        self.task.leave();
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // The table has one, and this connection.
-        if Rc::strong_count(&self.of_owner) == 2 {
-            self.together.owners.borrow_mut().remove(&self.owner);
+        for part in [&self.buffer, &self.streams, &self.unsent] {
+            self.change(part, 0);
         }
+        self.together.forget(self.owner);
     }
 }
 
@@ -192,11 +232,13 @@ enum Standing {
     Refused,
 }
 
-/// A request over HTTP/2 that is held.
+/// A request over HTTP/2.
 #[derive(Debug)]
 pub(super) struct OpenRequest {
     held: Rc<Held>,
     standing: Cell<Standing>,
+    /// The task that waits for room for its answer.
+    task: Rc<Waiter>,
 }
 
 impl OpenRequest {
@@ -211,12 +253,20 @@ impl OpenRequest {
 
     /// Waits for a place; false if there is none in time.
     pub(super) async fn wait(&self) -> bool {
-        let turn = async {
-            while !self.takes_place() {
-                sleep(LOOK).await;
+        if self.is_refused() {
+            return false;
+        }
+        let waiter = Rc::<Waiter>::default();
+        let turn = poll_fn(|cx| {
+            if self.takes_place() {
+                return Poll::Ready(());
             }
-        };
-        !self.is_refused() && timeout(PATIENCE, turn).await.is_ok()
+            self.held.together.wait_for_place(&self.held, &waiter, cx);
+            Poll::Pending
+        });
+        let came = timeout(PATIENCE, turn).await.is_ok();
+        waiter.leave();
+        came
     }
 
     fn takes_place(&self) -> bool {
@@ -228,22 +278,30 @@ impl OpenRequest {
         self.has_place()
     }
 
+    /// Ready if the next piece of its answer may be taken from the upstream now. The task is woken when it may.
+    pub(super) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        let Held { together, of_owner, unsent, for_unsent, .. } = &*self.held;
+        if unsent.get() >= UNSENT {
+            for_unsent.push(&self.task, cx);
+            return Poll::Pending;
+        }
+        together.poll_room(of_owner, &self.task, cx)
+    }
+
     /// Bytes of its answer that h2 gets now.
     pub(super) fn hand_over(&self, bytes: Bytes) -> Unsent {
         let held = Rc::clone(&self.held);
-        held.unsent.set(held.unsent.get() + bytes.len() + OF_ONE_PIECE);
+        held.change(&held.unsent, held.unsent.get() + bytes.len() + OF_ONE_PIECE);
         Unsent { bytes, held }
     }
 }
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        let left = self.held.requests.get() - 1;
-        self.held.requests.set(left);
+        self.task.leave();
         self.held.count(self.standing.get(), -1);
-        if left == 0 {
-            // No body is open, so h2 keeps none.
-            self.held.note_window();
+        if self.has_place() {
+            self.held.together.offer_place();
         }
     }
 }
@@ -257,7 +315,7 @@ pub(super) struct Unsent {
 
 impl Unsent {
     fn took(&self, bytes: usize) {
-        self.held.unsent.set(self.held.unsent.get().saturating_sub(bytes));
+        self.held.change(&self.held.unsent, self.held.unsent.get().saturating_sub(bytes));
     }
 }
 
@@ -279,221 +337,67 @@ impl Buf for Unsent {
 impl Drop for Unsent {
     fn drop(&mut self) {
         self.took(self.bytes.len() + OF_ONE_PIECE);
+        // There are more pieces than answers that wait for the client to take some, so each of these is woken.
+        self.held.for_unsent.wake_first();
     }
-}
-
-/// What one worker is asked to give back. Its connections look at it whenever they run: a thread with much to do comes to its
-/// orders too late.
-#[derive(Debug)]
-pub(super) struct Asked {
-    enough: AtomicUsize,
-    kept: AtomicUsize,
-    is_scarce: AtomicBool,
-    /// Places for requests over HTTP/2.
-    places: AtomicUsize,
-}
-
-impl Default for Asked {
-    fn default() -> Self {
-        let [enough, kept] = [0; 2].map(AtomicUsize::new);
-        Self { enough, kept, is_scarce: AtomicBool::new(false), places: AtomicUsize::new(usize::MAX) }
-    }
-}
-
-impl Asked {
-    /// Lets clients have so many requests over HTTP/2 at once.
-    pub(super) fn limit(&self, places: usize) {
-        self.places.store(places, Ordering::Relaxed);
-    }
-
-    pub(super) fn ask(&self, relief: Relief) {
-        self.kept.store(relief.kept, Ordering::Relaxed);
-        self.is_scarce.store(relief.is_scarce, Ordering::Relaxed);
-        self.enough.store(relief.enough, Ordering::Release);
-    }
-
-    /// What is asked, if something is; once.
-    pub(super) fn take(&self) -> Option<Relief> {
-        if self.enough.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let enough = self.enough.swap(0, Ordering::Acquire);
-        let is_scarce = self.is_scarce.load(Ordering::Relaxed);
-        Some(Relief { enough, kept: self.kept.load(Ordering::Relaxed), is_scarce })
-    }
-}
-
-/// The requests over HTTP/2 of one owner, or of all.
-#[derive(Debug, Default)]
-struct Requests {
-    placed: Cell<usize>,
-    waiting: Cell<usize>,
-}
-
-/// What the connections of one worker share.
-#[derive(Debug, Default)]
-pub(super) struct Together {
-    pub(super) asked: Arc<Asked>,
-    requests: Requests,
-    /// Those of each owner with a connection.
-    owners: RefCell<HashMap<Owner, Rc<Requests>>>,
-}
-
-impl Together {
-    pub(super) fn new(asked: Arc<Asked>) -> Rc<Self> {
-        Rc::new(Self { asked, ..Self::default() })
-    }
-
-    /// Where the requests of this owner are counted. Looked up once for a connection.
-    fn of(&self, owner: Owner) -> Rc<Requests> {
-        Rc::clone(self.owners.borrow_mut().entry(owner).or_default())
-    }
-
-    fn standing(&self, owner: &Requests) -> Standing {
-        if self.has_place(owner) {
-            Standing::Placed
-        } else if owner.waiting.get() < self.left_to_wait() {
-            Standing::Waiting
-        } else {
-            Standing::Refused
-        }
-    }
-
-    fn has_place(&self, owner: &Requests) -> bool {
-        let (own, kept) = (owner.placed.get(), self.places() / 4);
-        let left = self.places().saturating_sub(self.requests.placed.get());
-        if own < (kept / OWNERS).max(1) { left > 0 } else { own + kept < left }
-    }
-
-    fn left_to_wait(&self) -> usize {
-        (self.places() / PLACES_OF_ONE_THAT_WAITS).saturating_sub(self.requests.waiting.get())
-    }
-
-    fn places(&self) -> usize {
-        self.asked.places.load(Ordering::Relaxed)
-    }
-}
-
-/// How much the connections of one worker are to give back: those that hold the most are cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Relief {
-    /// So many bytes are enough.
-    pub enough: usize,
-    /// So many bytes may be held together in any case.
-    pub kept: usize,
-    /// Whether nobody is spared for holding little, and connections count that do nothing.
-    pub is_scarce: bool,
-}
-
-/// Orders those of these connections to go that hold the most, and tells their numbers.
-pub(super) fn relieve<'h>(open: impl Iterator<Item = (u64, &'h Held)>, relief: Relief) -> Vec<u64> {
-    let (least, base) = if relief.is_scarce { (1, OF_ONE_CONNECTION) } else { (LEAST, 0) };
-    let open = open.filter(|(_, held)| !held.must_go());
-    let mut connections: Vec<_> = open.map(|(number, held)| (held.bytes() + base, number, held)).collect();
-    connections.sort_unstable_by_key(|(bytes, number, _)| (*bytes, *number));
-    let mut total: usize = connections.iter().map(|(bytes, ..)| bytes).sum();
-    let mut owners = HashMap::<Owner, (usize, Vec<_>)>::new();
-    for (bytes, number, held) in connections {
-        let (sum, connections) = owners.entry(held.owner).or_default();
-        *sum += bytes;
-        connections.push((bytes, number, held));
-    }
-    let (mut given, mut gone) = (0, Vec::new());
-    while given < relief.enough && total > relief.kept && gone.len() < AT_ONCE {
-        let large = owners.iter_mut().filter(|(_, (sum, _))| *sum >= least);
-        let largest = large.max_by_key(|(owner, (sum, _))| (matches!(owner, Owner::Site(_)), *sum));
-        let Some((_, (sum, connections))) = largest else { break };
-        let Some((bytes, number, held)) = connections.pop() else { break };
-        held.order_to_go();
-        gone.push(number);
-        given += bytes;
-        total -= bytes;
-        *sum -= bytes;
-    }
-    gone
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::yield_now;
+
     use super::*;
     use crate::vocabulary::network::ClientNetwork;
 
     const MIB: usize = 1 << 20;
-    const ALL: Relief = Relief { enough: usize::MAX, kept: 0, is_scarce: false };
 
     fn site(number: u8) -> Owner {
         Owner::Site(ClientNetwork::of([192, 0, number, 1].into()).site())
     }
 
-    /// A connection that holds so many bytes of an answer.
-    fn holding(owner: Owner, bytes: usize) -> Rc<Held> {
-        let held = Held::new(owner, &Rc::default());
-        held.unsent.set(bytes);
-        held
-    }
-
-    fn cut(connections: &[Rc<Held>], relief: Relief) -> Vec<u64> {
-        relieve((0..).zip(connections.iter().map(|held| &**held)), relief)
-    }
-
-    #[test]
-    fn the_client_that_holds_the_most_loses_its_largest_connection_first() {
-        let mut open: Vec<_> = (0..20).map(|n| holding(site(1), MIB + n)).collect();
-        open.push(holding(site(2), 5 * MIB));
-        let relief = Relief { enough: 3 * MIB, ..ALL };
-        assert_eq!(cut(&open, relief), [19, 18, 17]);
-        assert_eq!(
-            cut(&open, Relief { enough: 14 * MIB, ..relief }).last(),
-            Some(&20),
-            "only then the other"
-        );
-        assert!(open[20].must_go());
-        assert!(cut(&open[20..], ALL).is_empty(), "it goes once");
-    }
-
-    #[test]
-    fn who_holds_little_is_not_cut_and_no_more_than_needed_is() {
-        let open: Vec<_> = (0..200).map(|n| holding(site(n), LEAST - 1)).collect();
-        assert!(cut(&open, ALL).is_empty());
-        let open: Vec<_> = (0..10).map(|_| holding(site(1), 4 * MIB)).collect();
-        assert_eq!(cut(&open, Relief { kept: 25 * MIB, ..ALL }).len(), 4);
-        assert!(cut(&open, Relief { enough: 0, ..ALL }).is_empty());
-        let many: Vec<_> = (0..1000).map(|_| holding(site(1), 4 * MIB)).collect();
-        assert_eq!(cut(&many, ALL).len(), AT_ONCE);
-    }
-
-    #[test]
-    fn where_memory_is_scarce_nobody_is_spared_and_connections_that_do_nothing_count() {
-        let open: Vec<_> = (0..200).map(|n| holding(site(n), LEAST - 1)).collect();
-        assert_eq!(cut(&open, Relief { enough: 3 * LEAST, is_scarce: true, ..ALL }).len(), 3);
-        let open: Vec<_> = (0..100).map(|n| holding(site(n), 0)).collect();
-        let kept = 90 * OF_ONE_CONNECTION;
-        assert_eq!(cut(&open, Relief { kept, is_scarce: true, ..ALL }).len(), 10);
-    }
-
-    #[test]
-    fn a_proxy_goes_after_every_other_client_that_holds_much() {
-        let open =
-            [holding(Owner::Proxy(1), 30 * MIB), holding(site(1), 3 * MIB), holding(Owner::Proxy(2), MIB)];
-        assert_eq!(cut(&open, ALL), [1, 0]);
-    }
-
     #[test]
     fn what_is_held_counts_until_it_is_given_back() {
-        let held = Held::new(site(1), &Rc::default());
+        let together = Rc::<Together>::default();
+        let held = Held::new(site(1), &together);
         let request = held.open();
-        assert_eq!(held.bytes(), OF_ONE_PLACE);
         let mut unsent = request.hand_over(Bytes::from_static(&[0; 100]));
         let other = request.hand_over(Bytes::from_static(&[0; 50]));
         unsent.advance(30);
-        assert_eq!(held.bytes(), OF_ONE_PLACE + 120 + 2 * OF_ONE_PIECE);
+        assert_eq!(held.bytes(), 120 + 2 * OF_ONE_PIECE);
         drop(request);
-        assert_eq!(held.bytes(), 120 + 2 * OF_ONE_PIECE, "h2 still has it");
+        assert_eq!(together.all.bytes(), 120 + 2 * OF_ONE_PIECE, "h2 still has it");
         drop((unsent, other));
-        held.note_list(false);
-        assert_eq!(held.bytes(), OF_OPEN_LIST);
-        held.note_list(true);
-        assert_eq!(held.bytes(), 0);
+        held.note_streams(7);
+        assert_eq!((held.bytes(), held.of_owner().bytes(), together.all.bytes()), (7, 7, 7));
+        drop(held);
+        assert_eq!(together.all.bytes(), 0);
+    }
+
+    #[test]
+    fn a_head_over_http1_counts_with_the_buffer_that_it_will_need_until_the_next_one_comes() {
+        let (held, cx) = (Held::new(site(1), &Rc::default()), Context::from_waker(std::task::Waker::noop()));
+        assert!(held.poll_buffer(8 << 10, &cx).is_ready());
+        assert_eq!(held.bytes(), 0, "every connection has this buffer");
+        held.note_head(8 << 10);
+        assert!(held.poll_buffer(16 << 10, &cx).is_ready());
+        assert_eq!(held.bytes(), 32 << 10);
+        held.end_head();
+        assert_eq!(held.bytes(), 32 << 10, "its request waits");
+        assert!(held.poll_buffer(8 << 10, &cx).is_ready());
+        assert_eq!(held.bytes(), 0, "the next one comes");
+    }
+
+    #[test]
+    fn an_answer_waits_where_its_client_takes_nothing_of_others_and_goes_on_once_it_does() {
+        let (held, cx) = (Held::new(site(1), &Rc::default()), Context::from_waker(std::task::Waker::noop()));
+        let request = held.open();
+        let mut pieces = Vec::new();
+        while request.poll_room(&cx).is_ready() {
+            pieces.push(request.hand_over(Bytes::from_static(&[0; 16 << 10])));
+        }
+        assert!((UNSENT..UNSENT + MIB / 32).contains(&held.bytes()), "{}", held.bytes());
+        drop(pieces.pop());
+        assert!(request.poll_room(&cx).is_ready());
     }
 
     /// As many requests of the connection as get a place at once.
@@ -506,7 +410,7 @@ mod tests {
         let together = Rc::<Together>::default();
         let connection = |n| Held::new(site(n), &together);
         assert_eq!(placed(&connection(0), 10_000).len(), 10_000, "there is no limit before one is set");
-        together.asked.limit(1000);
+        together.limit(1000, usize::MAX);
         let mut all = Vec::new();
         for n in 0..30 {
             let more = placed(&connection(n), 100);
@@ -520,32 +424,50 @@ mod tests {
         let all: Vec<_> = (0..20).flat_map(|_| placed(&connection(1), 100)).collect();
         assert_eq!(all.len(), 375);
         drop(all);
-        assert_eq!(together.requests.placed.get() + together.requests.waiting.get(), 0);
-        assert!(together.owners.borrow().is_empty());
+        assert_eq!(together.all.placed.get() + together.all.waiting.get(), 0);
+        assert_eq!(together.owners(), 0);
     }
 
     #[tokio::test]
-    async fn a_request_without_a_place_waits_for_one() {
+    async fn a_place_that_is_given_back_goes_to_the_first_that_may_have_it_and_no_other_is_woken() {
         let together = Rc::<Together>::default();
-        together.asked.limit(80);
-        let held = Held::new(site(1), &together);
-        let mut placed = placed(&held, 80);
-        assert_eq!(placed.len(), 30);
-        let waiting = held.open();
+        together.limit(80, usize::MAX);
+        let (one, two) = (Held::new(site(1), &together), Held::new(site(2), &together));
+        let mut placed = placed(&one, 80);
+        let others: Vec<_> = (0..20).map(|_| two.open()).take_while(OpenRequest::has_place).collect();
+        assert_eq!((placed.len(), others.len()), (30, 15));
+        // The first waits for a place of an owner that has too many.
+        let (stuck, waiting) = (one.open(), two.open());
         assert!(!waiting.has_place() && !waiting.is_refused());
-        let (came, ()) = tokio::join!(waiting.wait(), async {
-            sleep(LOOK).await;
-            drop(placed.pop());
-        });
-        assert!(came && waiting.has_place());
-        drop(waiting);
-        assert_eq!((held.of_owner.placed.get(), together.requests.waiting.get()), (29, 0));
+        let polls = Cell::new(0);
+        let counted = async {
+            let wait = std::pin::pin!(waiting.wait());
+            let mut wait = wait;
+            poll_fn(|cx| {
+                polls.set(polls.get() + 1);
+                wait.as_mut().poll(cx)
+            })
+            .await
+        };
+        let given = async {
+            yield_now().await;
+            placed.truncate(26);
+            yield_now().await;
+        };
+        tokio::select! {
+            biased;
+            (came, ()) = async { tokio::join!(counted, given) } => assert!(came),
+            _ = stuck.wait() => panic!("its owner has more than are left"),
+        }
+        assert!(waiting.has_place() && polls.get() <= 3, "{}", polls.get());
+        drop((waiting, stuck));
+        assert_eq!((two.of_owner.placed.get(), together.all.waiting.get()), (15, 0));
     }
 
     #[test]
     fn few_requests_wait_and_one_client_leaves_others_room_to_wait() {
         let together = Rc::<Together>::default();
-        together.asked.limit(80);
+        together.limit(80, usize::MAX);
         let open = |n: u8| -> Vec<_> {
             let held = Held::new(site(n), &together);
             (0..60).map(|_| held.open()).collect()
@@ -555,24 +477,5 @@ mod tests {
             requests.iter().filter(|request| !request.has_place() && !request.is_refused()).count()
         };
         assert_eq!((waiting(&one), waiting(&other)), (5, 3));
-    }
-
-    #[test]
-    fn bodies_count_by_their_frames_until_they_are_read() {
-        let held = Held::new(site(1), &Rc::default());
-        let table = |read: usize| read.min(OF_TABLE);
-        let request = held.open();
-        // Requests without bodies leave nothing behind, however many there are.
-        held.note_read(4 * MIB);
-        assert_eq!(held.bytes(), table(4 * MIB) + OF_ONE_PLACE);
-        (0..100).for_each(|_| held.note_data_frame());
-        assert_eq!(held.bytes(), OF_TABLE + OF_ONE_PLACE + 100 * OF_ONE_FRAME);
-        held.note_window();
-        assert_eq!(held.bytes(), OF_TABLE + OF_ONE_PLACE);
-        held.note_read(1000);
-        held.note_data_frame();
-        assert_eq!(held.bytes(), OF_TABLE + OF_ONE_PLACE + 1000);
-        drop(request);
-        assert_eq!(held.bytes(), OF_TABLE);
     }
 }

@@ -111,15 +111,20 @@ pub(super) struct Http1Stream<S> {
 
 impl<S> Http1Stream<S> {
     /// `held` counts what the client makes hyper hold.
-    pub(super) const fn new(stream: S, messages: Rc<Messages>, held: Rc<Held>) -> Self {
+    pub(super) fn new(stream: S, messages: Rc<Messages>, held: Rc<Held>) -> Self {
+        held.shelter(&messages.activity);
         Self { stream, messages, held, rest: Vec::new(), given: 0 }
     }
 
-    /// Gives what is left of what was read, up to the end of a piece.
-    fn give_rest(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+    /// Gives what is left of what was read, up to the end of a piece, and so many bytes at once. `is_head`: they are of a
+    /// head.
+    fn give_rest(&mut self, buf: &mut ReadBuf<'_>, at_once: usize, is_head: bool) -> io::Result<()> {
         let rest = &self.rest[self.given..];
-        let offered = &rest[..rest.len().min(buf.remaining())];
+        let offered = &rest[..rest.len().min(buf.remaining()).min(at_once)];
         let taken = self.messages.framing.borrow_mut().take(offered);
+        if is_head {
+            self.held.note_head(taken);
+        }
         buf.put_slice(&offered[..taken]);
         self.given += taken;
         if self.given == self.rest.len() {
@@ -141,17 +146,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http1Stream<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.rest.is_empty() {
-            return Poll::Ready(self.give_rest(buf));
+        let is_head = !self.messages.activity.is_busy() && self.messages.written.get() != Written::Everything;
+        if is_head {
+            ready!(self.held.poll_buffer(buf.remaining(), cx));
         }
-        self.held.note_buffer(buf.capacity());
+        let at_once = if is_head { self.held.head_at_once() } else { usize::MAX };
+        if !self.rest.is_empty() {
+            return Poll::Ready(self.give_rest(buf, at_once, is_head));
+        }
         let start = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         let read = &buf.filled()[start..];
         if read.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let taken = self.messages.framing.borrow_mut().take(read);
+        let taken = self.messages.framing.borrow_mut().take(&read[..read.len().min(at_once)]);
+        if is_head {
+            self.held.note_head(taken);
+        }
         if taken < read.len() {
             let rest = read[taken..].to_vec();
             buf.set_filled(start + taken);

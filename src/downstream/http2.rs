@@ -14,8 +14,9 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Request};
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::TokioTimer;
@@ -23,9 +24,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::allowance::Allowance;
 use super::held::{Held, OpenRequest, Unsent};
+use super::ledger::{Body as BodyEntry, Ending, Entry, Ledger};
 use crate::gateway::Cut;
 use crate::policy::request::Limits;
 use crate::telemetry::Event;
+use crate::upstream::client_body::ClientBody;
 
 /// Requests at once on one connection.
 const STREAMS: u32 = 100;
@@ -85,6 +88,11 @@ pub(super) fn shed(headers: &mut HeaderMap, allowed: usize) {
     }
 }
 
+/// About the memory of fields, in bytes.
+fn size_of(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 2 * FIELD).sum()
+}
+
 /// The streams of one connection: each is a task of the worker's own thread.
 #[derive(Clone, Debug)]
 pub(super) struct Streams {
@@ -92,23 +100,36 @@ pub(super) struct Streams {
     /// Requests cancelled in [haste](HASTE), less those answered since.
     cancelled: Rc<Allowance>,
     held: Rc<Held>,
+    ledger: Rc<Ledger>,
     pairing: Rc<RefCell<Pairing>>,
 }
 
 impl Streams {
-    /// A piece of an answer may wait for `patience` until the client takes it. `held` counts what waits.
+    /// A piece of an answer may wait for `patience` until the client takes it. `held` counts what waits, and `ledger` what
+    /// comes.
     #[must_use]
-    pub(super) fn new(patience: Duration, held: &Rc<Held>) -> Self {
+    pub(super) fn new(patience: Duration, held: &Rc<Held>, ledger: Rc<Ledger>) -> Self {
         let cancelled = Rc::new(Allowance::new(CANCELLED_AT_MOST, FORGIVEN_PER_SECOND));
-        Self { patience, cancelled, held: Rc::clone(held), pairing: Rc::default() }
+        Self { patience, cancelled, held: Rc::clone(held), ledger, pairing: Rc::default() }
     }
 
-    /// Makes the pace of a request. To be called once for each request, when hyper calls the service.
-    #[must_use]
-    pub(super) fn open(&self) -> Pace {
-        let pace = Pace::begin(Instant::now(), self.held.open());
+    /// Makes the pace of a request, and counts what it holds. To be called once for each request, when hyper calls the
+    /// service.
+    pub(super) fn open(&self, request: Request<Incoming>) -> (Pace, Request<ClientBody>) {
+        let ending = Rc::<Ending>::default();
+        let has_body = !request.body().is_end_stream();
+        let fields = size_of(request.headers());
+        let entry = self.ledger.begin(fields, has_body, &ending);
+        let pace = Pace::begin(Instant::now(), self.held.open(), ending, entry.clone());
         self.pairing.borrow_mut().request(pace.clone());
-        pace
+        let request = request.map(|incoming| {
+            if has_body {
+                ClientBody::followed(incoming, Box::new(BodyEntry(entry)))
+            } else {
+                incoming.into()
+            }
+        });
+        (pace, request)
     }
 
     /// Whether the client cancels more requests than a client of good will does.
@@ -208,6 +229,8 @@ struct Progress {
     answer: Cell<Answer>,
     cut: Cut,
     open: OpenRequest,
+    ending: Rc<Ending>,
+    entry: Entry,
 }
 
 /// The answer to a request, as far as it has been handed over.
@@ -220,9 +243,14 @@ enum Answer {
 }
 
 impl Pace {
-    fn begin(now: Instant, open: OpenRequest) -> Self {
+    fn begin(now: Instant, open: OpenRequest, ending: Rc<Ending>, entry: Entry) -> Self {
         let (waiting_since, answer, cut) = (Cell::default(), Cell::new(Answer::None), Cut::default());
-        Self(Rc::new(Progress { begun: now, waiting_since, answer, cut, open }))
+        Self(Rc::new(Progress { begun: now, waiting_since, answer, cut, open, ending, entry }))
+    }
+
+    /// The answer has this head.
+    pub(super) fn note_answer(&self, headers: &HeaderMap) {
+        self.0.entry.note_answer(size_of(headers));
     }
 
     /// The place of the request among those that are held.
@@ -238,8 +266,8 @@ impl Pace {
 }
 
 pin_project_lite::pin_project! {
-    /// A stream. It ends when it is done, when its client has taken nothing for too long, or when its key may no
-    /// longer do what it does. A stream that is dropped before its end is reset.
+    /// A stream. It ends when it is done, when its client has taken nothing for too long, when its body keeps too much
+    /// memory, or when its key may no longer do what it does. A stream that is dropped before its end is reset.
     struct Stream<F> {
         #[pin]
         stream: F,
@@ -254,7 +282,7 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        if this.pace.cut().is_due() || this.stream.poll(cx).is_ready() {
+        if this.pace.cut().is_due() || this.pace.0.ending.is_due(cx) || this.stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
         loop {
@@ -301,6 +329,7 @@ impl<B: Body<Data = Bytes>> Body for Paced<B> {
         let progress = &this.pace.0;
         progress.waiting_since.set(None);
         if this.rest.is_empty() {
+            ready!(progress.open.poll_room(cx));
             match ready!(this.body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) if frame.is_data() => *this.rest = frame.into_data().unwrap_or_default(),
                 // Trailers, the end, or an upstream that broke off: the client did not cancel.
@@ -342,8 +371,16 @@ mod tests {
     use super::super::held::Owner;
     use super::*;
 
+    fn streams() -> Streams {
+        let held = Held::new(Owner::Proxy(0), &Rc::default());
+        Streams::new(Duration::from_secs(1), &held, Ledger::new(&held))
+    }
+
     fn pace() -> Pace {
-        Pace::begin(Instant::now(), Held::new(Owner::Proxy(0), &Rc::default()).open())
+        let Streams { held, ledger, .. } = streams();
+        let ending = Rc::default();
+        let entry = ledger.begin(0, false, &ending);
+        Pace::begin(Instant::now(), held.open(), ending, entry)
     }
 
     fn is_same(one: &Pace, other: &Pace) -> bool {
@@ -378,12 +415,12 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let runs = Rc::new(Cell::new(0));
         local.block_on(&runtime, async {
-            let streams = Streams::new(Duration::from_secs(1), &Held::new(Owner::Proxy(0), &Rc::default()));
+            let streams = streams();
             let run = |runs: &Rc<Cell<u32>>| {
                 let runs = Rc::clone(runs);
                 async move { runs.set(runs.get() + 1) }
             };
-            let _pace = streams.open();
+            streams.pairing.borrow_mut().request(pace());
             streams.execute(run(&runs));
             streams.execute(run(&runs));
             tokio::task::yield_now().await;

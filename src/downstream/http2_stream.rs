@@ -1,4 +1,5 @@
-//! The stream beneath h2: it follows the frames that are written, so that a GOAWAY can be put between two of them.
+//! The stream beneath h2: it follows the frames that are read and written, so that a GOAWAY can be put between two of them,
+//! and h2 reads no more than there is memory for.
 //!
 //! h2 tells a client that its connection ends only where h2 itself ends it. keygate ends it for reasons that h2 does
 //! not know, and announces the end long before it comes.
@@ -16,7 +17,9 @@ use tokio::time::Instant;
 
 use super::allowance::Allowance;
 use super::arrivals::Arrivals;
+use super::frames::{CONTINUATION, END_HEADERS, Frame, GOAWAY, HEAD, HEADERS, RST_STREAM};
 use super::held::Held;
+use super::ledger::Ledger;
 use crate::telemetry::metrics::ResetStreams;
 
 /// How long a client has to take the frame that says why its connection ends, and to stop sending.
@@ -48,7 +51,10 @@ struct Outgoing<S> {
     stream: S,
     frames: Frames,
     arrivals: Arrivals,
-    held: Rc<Held>,
+    /// Bytes that were read and h2 has not been given, and the number of them that it was given since.
+    rest: Vec<u8>,
+    given: usize,
+    ledger: Rc<Ledger>,
     /// Counts the streams that h2 resets by itself.
     reset: Arc<ResetStreams>,
     goaway: Option<GoAway>,
@@ -68,7 +74,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
             stream,
             frames: Frames::default(),
             arrivals: Arrivals::default(),
-            held: Rc::clone(held),
+            rest: Vec::new(),
+            given: 0,
+            ledger: Ledger::new(held),
             reset: Arc::clone(reset),
             goaway: None,
             is_announced: false,
@@ -85,9 +93,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
         }
     }
 
+    /// What its streams hold.
+    pub(super) fn ledger(&self) -> Rc<Ledger> {
+        Rc::clone(&self.0.borrow().ledger)
+    }
+
     /// Whether the client has made h2 reset more streams than it may.
     pub(super) fn has_reset_too_many(&self) -> bool {
-        self.0.borrow().frames.resets.is_spent(Instant::now)
+        let outgoing = self.0.borrow();
+        outgoing.frames.resets.is_spent(Instant::now) || outgoing.ledger.is_flooded()
     }
 
     /// Whether h2 has ended the connection because the client asked for more than it may.
@@ -135,13 +149,41 @@ impl<S: AsyncWrite + Unpin> Outgoing<S> {
     }
 }
 
+impl<S> Outgoing<S> {
+    /// Follows what has come; returns how much of it h2 may have now.
+    fn admit(arrivals: &mut Arrivals, ledger: &Ledger, bytes: &[u8]) -> usize {
+        let mut taken = 0;
+        ledger.pass(|arrived| taken = arrivals.pass(bytes, arrived));
+        taken
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Http2Stream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let outgoing = &mut *self.0.borrow_mut();
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut outgoing.stream).poll_read(cx, buf);
-        outgoing.arrivals.pass(&buf.filled()[before..], &outgoing.held);
-        polled
+        let Outgoing { stream, arrivals, rest, given, ledger, .. } = &mut *self.0.borrow_mut();
+        ready!(ledger.poll_room(cx));
+        if rest.is_empty() {
+            let start = buf.filled().len();
+            ready!(Pin::new(stream).poll_read(cx, buf))?;
+            let read = &buf.filled()[start..];
+            let taken = Outgoing::<S>::admit(arrivals, ledger, read);
+            if taken < read.len() {
+                (*rest, *given) = (read[taken..].to_vec(), 0);
+                buf.set_filled(start + taken);
+                ledger.note_rest(rest.len());
+            }
+        } else {
+            let offered = &rest[*given..];
+            let offered = &offered[..offered.len().min(buf.remaining())];
+            let taken = Outgoing::<S>::admit(arrivals, ledger, offered);
+            buf.put_slice(&offered[..taken]);
+            *given += taken;
+            if *given == rest.len() {
+                *rest = Vec::new();
+                ledger.note_rest(0);
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -159,7 +201,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Stream<S> {
         let written = ready!(Pin::new(&mut outgoing.stream).poll_write(cx, bytes))?;
         outgoing.frames.pass(&bytes[..written], |told| match told {
             Told::Reset(code) => outgoing.reset.count(code),
-            Told::Window => outgoing.held.note_window(),
+            Told::Frame(frame) => outgoing.ledger.written(frame),
         });
         Poll::Ready(Ok(written))
     }
@@ -167,7 +209,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Stream<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outgoing = &mut *self.0.borrow_mut();
         ready!(outgoing.poll_goaway(cx))?;
-        Pin::new(&mut outgoing.stream).poll_flush(cx)
+        ready!(Pin::new(&mut outgoing.stream).poll_flush(cx))?;
+        outgoing.ledger.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -192,22 +236,12 @@ impl GoAway {
     }
 }
 
-/// The length of a frame's head, and what is read of it (RFC 9113, section 4.1).
-const HEAD: usize = 9;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
-
 /// What a frame that was written tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
     /// h2 has reset a stream by itself, with this error code.
     Reset(u8),
-    /// The client has got back a part of the window of the connection.
-    Window,
+    Frame(Frame),
 }
 
 /// Follows the frames that are written, to know where one ends. Of two kinds of frames it also reads the error code.
@@ -272,18 +306,18 @@ impl Frames {
 
     /// The wanted part of the frame has been written.
     fn note(&mut self, told: impl Fn(Told)) {
-        let [long, middle, short, kind, flags, stream @ .., _, _, _, _, _, _, _, _] = self.head;
-        let length = usize::from(long) << 16 | usize::from(middle) << 8 | usize::from(short);
-        self.payload = length.saturating_sub(self.seen - HEAD);
+        let Some((head, _)) = self.head.split_first_chunk() else { return };
+        let frame = Frame::parse(head);
+        self.payload = frame.length.saturating_sub(self.seen - HEAD);
         self.seen = 0;
         self.has_begun = true;
-        match kind {
-            HEADERS | CONTINUATION => self.is_in_block = flags & END_HEADERS == 0,
+        told(Told::Frame(frame));
+        match frame.kind {
+            HEADERS | CONTINUATION => self.is_in_block = !frame.has(END_HEADERS),
             RST_STREAM if is_by_h2(self.head[HEAD + 3]) => {
                 self.resets.spend(Instant::now());
                 told(Told::Reset(self.head[HEAD + 3]));
             }
-            WINDOW_UPDATE if stream == [0; 4] => told(Told::Window),
             GOAWAY => self.was_calmed |= self.head[HEAD + 7] == ErrorCode::EnhanceYourCalm as u8,
             _ => {}
         }

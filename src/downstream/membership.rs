@@ -1,15 +1,15 @@
 //! The connections of one worker: their number, and the signals to all of them that the process ends.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::Context;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::held::{self, Asked, Held, Owner, Together};
+use super::held::{Held, Owner};
+use super::together::{Allowed, Together};
 use crate::gateway::Departure;
 use crate::telemetry::Event;
 use crate::vocabulary::network::ClientSite;
@@ -35,22 +35,9 @@ pub(super) enum Stage {
 pub(super) struct Connections {
     stage: Cell<Stage>,
     next: Cell<u64>,
-    open: RefCell<HashMap<u64, Open>>,
     all_closed: Notify,
+    /// Those that are open.
     together: Rc<Together>,
-}
-
-/// A connection as its worker sees it.
-#[derive(Debug)]
-struct Open {
-    held: Rc<Held>,
-    waker: Option<Waker>,
-}
-
-impl Open {
-    fn wake(&self) {
-        self.waker.iter().for_each(Waker::wake_by_ref);
-    }
 }
 
 impl Connections {
@@ -61,32 +48,24 @@ impl Connections {
         let number = self.next.get();
         self.next.set(number + 1);
         let held = Held::new(site.map_or(Owner::Proxy(number), Owner::Site), &self.together);
-        self.open.borrow_mut().insert(number, Open { held: Rc::clone(&held), waker: None });
+        self.together.join(number, &held);
         Member { connections: Rc::clone(self), number, held, registered: Cell::new(false) }
     }
 
     /// Tells every connection how far the end has come. It never goes back.
     pub(super) fn advance(&self, to: Stage) {
         self.stage.set(self.stage.get().max(to));
-        self.open.borrow().values().for_each(Open::wake);
+        self.together.wake_all();
     }
 
-    /// For a worker that can be asked for memory.
-    pub(super) fn new(asked: Arc<Asked>) -> Self {
-        Self { together: Together::new(asked), ..Self::default() }
-    }
-
-    /// Cuts the connections that hold the most, if memory is asked for.
-    pub(super) fn relieve(&self) {
-        let Some(relief) = self.together.asked.take() else { return };
-        let open = self.open.borrow();
-        let gone = held::relieve(open.iter().map(|(number, open)| (*number, &*open.held)), relief);
-        gone.iter().filter_map(|number| open.get(number)).for_each(Open::wake);
+    /// For a worker whose clients may have so much together.
+    pub(super) fn new(allowed: Arc<Allowed>) -> Self {
+        Self { together: Together::new(allowed), ..Self::default() }
     }
 
     /// Waits until no connection is open.
     pub(super) async fn closed(&self) {
-        while !self.open.borrow().is_empty() {
+        while !self.together.is_empty() {
             self.all_closed.notified().await;
         }
     }
@@ -112,14 +91,11 @@ impl Member {
         self.connections.stage.get()
     }
 
-    /// How far the end has come. The task is woken when it goes on. Memory that is asked for is given first.
+    /// How far the end has come. The task is woken when it goes on, and when the connection must go.
     pub(super) fn poll_stage(&self, cx: &Context<'_>) -> Stage {
-        self.connections.relieve();
         // The waker of a task stays the same while its own runtime polls it.
-        if !self.registered.replace(true)
-            && let Some(open) = self.connections.open.borrow_mut().get_mut(&self.number)
-        {
-            open.waker = Some(cx.waker().clone());
+        if !self.registered.replace(true) {
+            self.held.task().remember(cx);
         }
         self.stage()
     }
@@ -143,9 +119,9 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        let mut open = self.connections.open.borrow_mut();
-        open.remove(&self.number);
-        if open.is_empty() {
+        self.held.leave();
+        self.connections.together.leave(self.number);
+        if self.connections.together.is_empty() {
             self.connections.all_closed.notify_one();
         }
     }

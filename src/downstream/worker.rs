@@ -11,19 +11,20 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::connection::{self, Serving};
 use super::connection_limit::Slot;
-use super::held::Asked;
 use super::membership::{Connections, Stage};
+use super::together::Allowed;
 use crate::gateway::{Departure, Gateway, Plan, Shapes, Shared};
 use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::Cells;
 use crate::vocabulary::network::ClientNetwork;
 use crate::vocabulary::peer::Peer;
 
-pub use super::held::{OF_ONE_CONNECTION, OF_ONE_PLACE, Relief};
+pub use super::held::{OF_ONE_CONNECTION, OF_ONE_PLACE, OF_TLS};
+pub use super::together::STEP;
 
 /// How long the end of the thread waits for work that cannot be interrupted.
 const BLOCKED_AT_MOST: Duration = Duration::from_secs(1);
@@ -71,7 +72,7 @@ pub struct Parts {
 pub struct Worker {
     orders: UnboundedSender<Order>,
     load: Arc<AtomicUsize>,
-    asked: Arc<Asked>,
+    allowed: Arc<Allowed>,
     thread: JoinHandle<()>,
 }
 
@@ -94,8 +95,6 @@ enum Order {
         shapes: Arc<Shapes>,
         done: UnboundedSender<()>,
     },
-    /// Give the memory that is asked for.
-    Relieve,
     /// Tell clients that their connections end, and go on serving. `ended` is dropped when the requests that have begun by
     /// then have ended.
     Leave {
@@ -115,14 +114,14 @@ impl Worker {
     pub fn start(number: usize, parts: Parts) -> io::Result<Self> {
         let (orders, received) = unbounded_channel();
         let load = Arc::new(AtomicUsize::new(0));
-        let asked = Arc::<Asked>::default();
-        let counts = (Arc::clone(&load), Arc::clone(&asked));
+        let allowed = Arc::<Allowed>::default();
+        let counts = (Arc::clone(&load), Arc::clone(&allowed));
         let (started, outcome) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("keygate-{number}"))
             .spawn(move || run(&started, received, counts, parts))?;
         outcome.recv().map_err(io::Error::other)??;
-        Ok(Self { orders, load, asked, thread })
+        Ok(Self { orders, load, allowed, thread })
     }
 
     /// The number of connections that it has, or is about to have.
@@ -149,10 +148,10 @@ impl Worker {
         let _ = self.orders.send(Order::Accept { shapes, done });
     }
 
-    /// A way to ask for memory, which does not keep the worker from ending.
-    #[must_use]
-    pub fn memory(&self) -> Memory {
-        Memory { orders: self.orders.downgrade(), asked: Arc::clone(&self.asked) }
+    /// Lets the worker's clients have so many requests over HTTP/2 at once, and hold so many bytes beside those that are
+    /// forwarded. More requests wait for a moment, and are then refused; where more would be held, connections are cut.
+    pub fn allow(&self, places: usize, memory: usize) {
+        self.allowed.set(places, memory);
     }
 
     /// Tells clients that their connections end. Every request is still served. `ended` is dropped when the requests that
@@ -179,33 +178,10 @@ impl Worker {
     }
 }
 
-/// A way to ask a worker for memory.
-#[derive(Clone, Debug)]
-pub struct Memory {
-    orders: WeakUnboundedSender<Order>,
-    asked: Arc<Asked>,
-}
-
-impl Memory {
-    /// Lets the worker's clients have so many requests over HTTP/2 at once. More wait for a moment, and are then refused.
-    pub fn limit_requests(&self, places: usize) {
-        self.asked.limit(places);
-    }
-
-    /// Lets the worker cut connections.
-    pub fn reclaim(&self, relief: Relief) {
-        self.asked.ask(relief);
-        // For a worker whose connections do nothing.
-        if let Some(orders) = self.orders.upgrade() {
-            let _ = orders.send(Order::Relieve);
-        }
-    }
-}
-
 fn run(
     started: &SyncSender<io::Result<()>>,
     orders: UnboundedReceiver<Order>,
-    (load, asked): (Arc<AtomicUsize>, Arc<Asked>),
+    (load, allowed): (Arc<AtomicUsize>, Arc<Allowed>),
     Parts { shared, records, cells, serving }: Parts,
 ) {
     let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
@@ -218,7 +194,7 @@ fn run(
     let Some(runtime) = runtime else { return };
     let records = Rc::new(records);
     let gateway = Gateway::new(shared, Rc::clone(&records), cells);
-    let connections = Rc::new(Connections::new(asked));
+    let connections = Rc::new(Connections::new(allowed));
     runtime.block_on(work(orders, (&load, connections), Rc::clone(&gateway), records, Rc::new(serving)));
     while gateway.hand_over_usage() {}
     // A resolver that hangs must not keep the process from ending.
@@ -251,7 +227,6 @@ async fn work(
                 gateway.accept(shapes);
                 drop(done);
             }
-            Some(Order::Relieve) => connections.relieve(),
             Some(Order::Leave { ended }) => {
                 connections.advance(Stage::Leaving);
                 gateway.ask_streams_to_leave();

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 
 use http::HeaderMap;
 use http::header::{HeaderName, ORIGIN, UPGRADE};
-use hyper::body::Incoming;
 use serde_json::json;
 
 use super::caller::Caller;
@@ -15,6 +14,7 @@ use super::exchange::Exchange;
 use crate::lifecycle::{CallingKey, Origin, Principal, TroubleSeen};
 use crate::policy::request::CanonicalRequest;
 use crate::policy::route::{Match, Route};
+use crate::upstream::client_body::ClientBody;
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::key::Environment;
@@ -31,7 +31,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// 403 `forbidden` on a route with `browser_keys = "refuse"`, its own or the general one.
 pub(super) fn judge(
     exchange: &Exchange,
-    request: &CanonicalRequest<Incoming>,
+    request: &CanonicalRequest<ClientBody>,
     caller: &Caller,
     found: Option<Match<'_>>,
 ) -> Result<(), Rejection> {

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 
 use super::authorize::Permit;
 use super::caller::Prepared;
@@ -23,6 +22,7 @@ use crate::store::cache::Known;
 use crate::telemetry::{Event, Notice};
 use crate::upstream::UpstreamId;
 use crate::upstream::answer::{Answer, Framing};
+use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::{BodyError, BrokenOff, SendError};
 use crate::upstream::request_body::RequestBody;
 use crate::vocabulary::believed::RemovedSet;
@@ -36,7 +36,7 @@ use crate::vocabulary::rejection::{BadGateway, Rejection, Unavailable};
 /// organisation, or all together have as many requests in flight as may be.
 pub(super) async fn forward(
     exchange: &mut Exchange,
-    request: CanonicalRequest<Incoming>,
+    request: CanonicalRequest<ClientBody>,
     permit: &Permit<'_>,
     upstream: UpstreamId,
 ) -> Result<Forwarded, Rejection> {
@@ -202,7 +202,7 @@ fn note_removed(exchange: &Exchange, removed: RemovedSet) {
 
 fn build(
     exchange: &Exchange,
-    request: CanonicalRequest<Incoming>,
+    request: CanonicalRequest<ClientBody>,
     permit: &Permit<'_>,
 ) -> Result<Request<RequestBody>, Rejection> {
     let snapshot = exchange.snapshot();

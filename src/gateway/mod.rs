@@ -35,7 +35,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 
 use self::authenticate::authenticate;
 use self::authorize::{Permit, authorize};
@@ -57,6 +56,7 @@ use crate::store::cache::{ReadThrough, ThreadCache};
 use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::{Cells, OTHER_METHOD, method_label};
 use crate::upstream::budget::Budget;
+use crate::upstream::client_body::ClientBody;
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::IdSource;
@@ -231,7 +231,7 @@ impl Gateway {
 pub async fn handle(
     gateway: &Rc<Gateway>,
     peer: Rc<Peer>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
     cut: &Cut,
 ) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
     let mut exchange = Exchange::begin(gateway, peer, method_label(request.method()), cut);
@@ -267,7 +267,7 @@ enum Passed {
 
 /// The stages in their order, which is the order of refusals: a stranger cannot map the API. The guard and [`decide`]
 /// say what may happen; [`carry_out`] does it.
-async fn pass(exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Rejection> {
+async fn pass(exchange: &mut Exchange, request: Request<ClientBody>) -> Result<Passed, Rejection> {
     // The permit borrows its route from it, while the exchange takes notes.
     let snapshot = Rc::clone(exchange.snapshot());
     exchange.note_client(request.headers());
@@ -280,7 +280,7 @@ async fn pass(exchange: &mut Exchange, request: Request<Incoming>) -> Result<Pas
 async fn decide<'s>(
     exchange: &mut Exchange,
     snapshot: &'s Snapshot,
-    request: &CanonicalRequest<Incoming>,
+    request: &CanonicalRequest<ClientBody>,
 ) -> Result<Permit<'s>, Rejection> {
     let routed = snapshot.routes().find(request);
     let found = routed.ok().flatten();
@@ -295,7 +295,7 @@ async fn decide<'s>(
 /// Does what a permit allows: forward, or serve.
 async fn carry_out(
     exchange: &mut Exchange,
-    request: CanonicalRequest<Incoming>,
+    request: CanonicalRequest<ClientBody>,
     permit: &Permit<'_>,
 ) -> Result<Passed, Rejection> {
     usage::note(exchange, permit);

@@ -9,7 +9,6 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::authenticate::presented_key;
@@ -18,6 +17,7 @@ use super::exchange::Exchange;
 use crate::api::{self, Answer, BODY_LEN, Call, Place};
 use crate::policy::request::{CanonicalRequest, Parts};
 use crate::policy::target::Operation;
+use crate::upstream::client_body::ClientBody;
 use crate::upstream::request_body::RequestBody;
 use crate::vocabulary::rejection::{FieldError, NotFound, Rejection};
 
@@ -30,7 +30,7 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 /// 429 where too many are under way, 400 and 413 for an invalid body, and the refusals of the operation.
 pub(super) async fn serve(
     exchange: &mut Exchange,
-    request: CanonicalRequest<Incoming>,
+    request: CanonicalRequest<ClientBody>,
     permit: &Permit<'_>,
     operation: Operation,
 ) -> Result<Answer, Rejection> {

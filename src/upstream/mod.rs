@@ -18,6 +18,7 @@
 
 pub mod answer;
 pub mod budget;
+pub mod client_body;
 mod connection;
 mod dial;
 pub mod endpoint;

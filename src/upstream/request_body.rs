@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::client_body::ClientBody;
 use super::error::BodyError;
 use super::idle_timer::IdleTimer;
 
@@ -21,7 +21,7 @@ pub struct RequestBody(Option<Sending>);
 
 #[derive(Debug)]
 struct Sending {
-    incoming: Incoming,
+    incoming: ClientBody,
     /// Of the message that it is the body of.
     version: Version,
     left: u64,
@@ -63,7 +63,7 @@ impl Upload {
 impl RequestBody {
     /// Lets at most `limit` bytes through, with pauses of at most `idle`. `version` is that of its message.
     #[must_use]
-    pub fn new(incoming: Incoming, version: Version, limit: u64, idle: Duration) -> Self {
+    pub fn new(incoming: ClientBody, version: Version, limit: u64, idle: Duration) -> Self {
         if incoming.is_end_stream() {
             return Self(None);
         }

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod id;
 pub mod key;
 pub mod line_numbers;
+pub mod memory_plan;
 pub mod network;
 pub mod partition;
 pub mod peer;

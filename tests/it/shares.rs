@@ -111,14 +111,7 @@ impl Limited {
         let settings = "[ops]\nlisten = \"127.0.0.1:0\"\n[admin]\nsocket = \"admin.sock\"\n";
         let tuned = Tuned::default().live(format!("http://{}", upstream.address)).settings(settings);
         tuned.server("max_connections_per_client = 2000").builder().policy(POLICY).write(folder.path());
-        let mut command = std::process::Command::new("sh");
-        let binary = keygate(folder.path(), &[]).get_program().to_owned();
-        command
-            .args(["-c", &format!("ulimit -n {files}; exec \"$0\" serve")])
-            .arg(binary)
-            .current_dir(folder.path());
-        let process = Process::start(command);
-        let room = process.err_line("room for ");
+        let (process, room) = Process::serve_with_files(folder.path(), files);
         let upstreams = room.split(" to upstreams").next().and_then(|room| room.rsplit(' ').next());
         let upstreams = upstreams.and_then(|number| number.parse().ok()).unwrap();
         let (address, ops) = (process.address(), process.ops_address());

@@ -217,6 +217,27 @@ fn sizes_and_counts_are_in_range() {
 }
 
 #[test]
+fn a_cache_leaves_clients_some_of_the_memory() {
+    let cache = |memory: &str, capacity: &str| format!("[server]\nmemory = {memory}\n[cache]\n{capacity}");
+    assert_says(
+        about(&cache("\"128MiB\"", "capacity = 1_000_000")),
+        &[
+            "etc/keygate.toml:4:12: cache.capacity: 1000000 cached keys can take 1465 MiB; of the 128 MiB that \
+                 server.memory says, 80 MiB are for keys and clients together; set cache.capacity to 27306 or less, or \
+                 server.memory higher",
+        ],
+    );
+    let warned = |memory, capacity| -> Vec<String> {
+        let config = load(&around(&cache(memory, capacity)), ROUTE, &[]).unwrap();
+        config.remarks.warnings.iter().map(ToString::to_string).collect()
+    };
+    let warning = warned("\"256MiB\"", "capacity = 80_000").concat();
+    assert!(warning.contains("80000 cached keys can take 118 MiB") && warning.contains(":4:12"), "{warning}");
+    assert_eq!(warned("\"256MiB\"", "").len(), 1, "the default may not fit either");
+    assert!(warned("\"1GiB\"", "").is_empty());
+}
+
+#[test]
 fn identity_headers_are_headers_of_their_own() {
     assert_says(
         about(

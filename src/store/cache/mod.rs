@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use moka::sync::Cache;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
@@ -47,7 +48,7 @@ pub use thread::{Known, Resolved, ThreadCache};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How many keys are kept in the process.
+    /// How many keys are kept in the process, each of [`OF_ONE_KEY`].
     pub capacity: u64,
     /// How long a key is served without asking the store, at most: up to a tenth less, by chance, so that
     /// keys that were loaded together are not loaded together again.
@@ -78,6 +79,13 @@ impl Default for Settings {
         }
     }
 }
+
+/// The memory of a cached key, in bytes, at the most for a key with 300 bytes of texts. One with more counts as several.
+pub const OF_ONE_KEY: u32 = 3 << 9;
+/// What it takes without its texts: both records, three secrets, and what the cache needs.
+const OF_ONE_RECORD: usize = 1200;
+/// What a scope takes beside its name.
+const OF_ONE_SCOPE: usize = 32;
 
 /// How long the store's word that events arrive is believed. It gives it every second.
 const BELIEVED: Duration = Duration::from_secs(4);
@@ -117,6 +125,17 @@ struct Entry {
 const REPLACED: u64 = u64::MAX;
 
 impl Entry {
+    /// How many keys it counts as: what its texts take beyond [`OF_ONE_KEY`] counts as others.
+    fn weight(&self) -> u32 {
+        let Found { key, org, .. } = &*self.found;
+        let texts = [&key.name, &key.created_by, &org.name];
+        let optional = [&key.owner, &key.note].into_iter().flatten();
+        let texts: usize = texts.into_iter().chain(optional).map(String::len).sum();
+        let scopes: usize = key.scopes.iter().map(|scope| scope.as_str().len() + OF_ONE_SCOPE).sum();
+        let size = OF_ONE_RECORD + texts + scopes + key.allowed_addresses.len() * size_of::<IpNet>();
+        u32::try_from(size.div_ceil(OF_ONE_KEY as usize)).unwrap_or(u32::MAX)
+    }
+
     fn age(&self, now: Now) -> Duration {
         now.mono.saturating_duration_since(self.loaded_at)
     }
@@ -259,6 +278,7 @@ impl ReadThrough {
         }));
         let known = Cache::builder()
             .max_capacity(settings.capacity)
+            .weigher(|_, entry: &Arc<Entry>| entry.weight())
             .time_to_live(settings.ttl + settings.stale_window)
             .build();
         let absent =

@@ -57,6 +57,18 @@ impl Process {
         Self::keygate(folder, &["serve"])
     }
 
+    /// `keygate serve` in this folder with so many open files at most, and the line that says what it has room for.
+    pub(crate) fn serve_with_files(folder: &Path, files: usize) -> (Self, String) {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("ulimit -n {files}; exec \"$0\" serve")])
+            .arg(keygate(folder, &[]).get_program())
+            .current_dir(folder);
+        let process = Self::start(command);
+        let room = process.err_line("room for ");
+        (process, room)
+    }
+
     /// The address on which it reports to listen.
     #[track_caller]
     pub(crate) fn address(&self) -> SocketAddr {
