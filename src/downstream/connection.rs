@@ -218,8 +218,9 @@ impl Connection<'_> {
         self.connected.speaks(Protocol::Http2);
         self.activity.share();
         let (held, limits) = (self.member.held(), self.gateway.limits());
-        let outgoing = Http2Stream::new(stream, self.gateway.cells().reset_streams(), held);
-        let streams = Streams::new(settings.write_timeout, held, outgoing.ledger());
+        let reset = self.gateway.cells().reset_streams();
+        let outgoing = Http2Stream::new(stream, reset, held);
+        let streams = Streams::new(settings.write_timeout, held, outgoing.ledger(), reset);
         let service = service_fn(|mut request: Request<Incoming>| {
             http2::shed(request.headers_mut(), limits.fields);
             let busy = Busy::begin(self.activity);

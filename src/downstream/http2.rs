@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::mem;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use super::ledger::{Body as BodyEntry, Ending, Entry, Ledger};
 use crate::gateway::Cut;
 use crate::policy::request::Limits;
 use crate::telemetry::Event;
+use crate::telemetry::metrics::ResetStreams;
 use crate::upstream::client_body::ClientBody;
 
 /// Requests at once on one connection.
@@ -101,16 +103,23 @@ pub(super) struct Streams {
     cancelled: Rc<Allowance>,
     held: Rc<Held>,
     ledger: Rc<Ledger>,
+    reset: Arc<ResetStreams>,
     pairing: Rc<RefCell<Pairing>>,
 }
 
 impl Streams {
-    /// A piece of an answer may wait for `patience` until the client takes it. `held` counts what waits, and `ledger` what
-    /// comes.
+    /// A piece of an answer may wait for `patience` until the client takes it. `held` counts what waits, `ledger` what comes,
+    /// and `reset` the streams whose bodies keep too much.
     #[must_use]
-    pub(super) fn new(patience: Duration, held: &Rc<Held>, ledger: Rc<Ledger>) -> Self {
+    pub(super) fn new(
+        patience: Duration,
+        held: &Rc<Held>,
+        ledger: Rc<Ledger>,
+        reset: &Arc<ResetStreams>,
+    ) -> Self {
         let cancelled = Rc::new(Allowance::new(CANCELLED_AT_MOST, FORGIVEN_PER_SECOND));
-        Self { patience, cancelled, held: Rc::clone(held), ledger, pairing: Rc::default() }
+        let (held, reset) = (Rc::clone(held), Arc::clone(reset));
+        Self { patience, cancelled, held, ledger, reset, pairing: Rc::default() }
     }
 
     /// Makes the pace of a request, and counts what it holds. To be called once for each request, when hyper calls the
@@ -146,9 +155,13 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
         if pace.0.open.is_refused() {
             return answer_at_once(stream);
         }
-        let (patience, cancelled) = (self.patience, Rc::clone(&self.cancelled));
+        let (patience, cancelled, reset) =
+            (self.patience, Rc::clone(&self.cancelled), Arc::clone(&self.reset));
         tokio::task::spawn_local(async move {
             Stream { stream, pace: pace.clone(), patience, timer: None }.await;
+            if pace.0.ending.is_ordered() {
+                return reset.count_for_memory();
+            }
             if pace.cut().is_due() {
                 // keygate ended it, not the client.
                 return;
@@ -373,7 +386,7 @@ mod tests {
 
     fn streams() -> Streams {
         let held = Held::new(Owner::Proxy(0), &Rc::default());
-        Streams::new(Duration::from_secs(1), &held, Ledger::new(&held))
+        Streams::new(Duration::from_secs(1), &held, Ledger::new(&held), &Arc::default())
     }
 
     fn pace() -> Pace {

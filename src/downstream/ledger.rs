@@ -214,7 +214,7 @@ impl Book {
 
     /// Resets streams while bodies keep too much.
     fn bound_bodies(&mut self, id: u32) {
-        let is_due = |stream: &Stream| stream.ending.as_ref().is_some_and(|ending| ending.is_due.get());
+        let is_due = |stream: &Stream| stream.ending.as_ref().is_some_and(|ending| ending.is_ordered());
         if self.streams.iter().any(|stream| stream.id == id && stream.of_body > BODY && !is_due(stream)) {
             self.streams.iter().filter(|stream| stream.id == id).for_each(Stream::end);
         }
@@ -372,6 +372,10 @@ impl Ending {
     /// Whether it is due; the task is woken when it becomes so.
     pub(super) fn is_due(&self, cx: &Context<'_>) -> bool {
         self.task.remember(cx);
+        self.is_ordered()
+    }
+
+    pub(super) const fn is_ordered(&self) -> bool {
         self.is_due.get()
     }
 

@@ -12,7 +12,8 @@
 //! the store.
 //!
 //! Revoked digests are remembered separately, and no reset forgets them: a store that lost its last changes would
-//! bring them back.
+//! bring them back. All organisations share their room. What that could cost is little: with Redis the gateway also remembers the
+//! records, of each organisation a part, and only changes that were made just before the loss come back.
 //!
 //! `fence_model.rs` runs this file under loom.
 

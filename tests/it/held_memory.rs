@@ -576,6 +576,9 @@ fn short_frames_that_nobody_reads_do_not_keep_what_lies_between_them() {
     let most = gateway.process.memory("VmHWM:") >> 20;
     assert!(sent.iter().all(|sent| (100..PAIRS).contains(sent)), "{sent:?} pairs until the stream is reset");
     assert!(most < before + 40, "{before} MiB before, {most} MiB at most");
+    eventually("each reset is counted", || {
+        gateway.metric("keygate_streams_reset_total{code=\"memory\"}") == usize::from(CONNECTIONS)
+    });
     gateway.assert_serves_others(&other);
 }
 

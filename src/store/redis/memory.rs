@@ -7,7 +7,7 @@
 //! and for further changes, which then follow the remembered revision. The place is reported, read once more, and written
 //! again by a gateway that may write.
 //!
-//! **Bounds.** At most [`ENTRIES`] records in [`BYTES`] bytes; of a revoked key only that it is revoked. The keys of one
+//! **Bounds.** At most [`ENTRIES`](super::remembered::ENTRIES) records in [`BYTES`](super::remembered::BYTES) bytes; of a revoked key only that it is revoked. The keys of one
 //! organisation have an eighth of that at most, so that one that changes keys all day leaves the others theirs. Beyond that
 //! the one is dropped that has not changed for the longest, of the organisation or of all, which is counted and logged. Then an old
 //! record of that key or organisation counts again, and only its trail shows that it is old.
@@ -17,7 +17,6 @@
 //! **An older store on purpose.** When an operator accepts a store, what was remembered before does not count any more. The
 //! word for it stands in Redis with a proof, so that every gateway hears it, also one that does not run.
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -25,23 +24,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use super::Inner;
-use super::reads::Listed;
+use super::remembered::{Entries, Entry, Kept, Remembered};
 use crate::store::StoreFault;
 use crate::store::events::{EventSink, Seq, Subject};
 use crate::store::keeper::{MemoryVitals, Place};
-use crate::telemetry::Notice;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 
-/// The most records that are remembered.
-const ENTRIES: usize = 1 << 16;
-/// The most bytes that they take, roughly.
-const BYTES: usize = 16 << 20;
-/// The part of both that the keys of one organisation can have.
-const OF_ONE_ORG: usize = 8;
-/// What one takes beside its text.
-const OVERHEAD: usize = 160;
 /// Places that may wait to be looked at. One that finds no room is reported again at its next lookup.
 const REPORTED_AT_ONCE: usize = 1024;
 /// Events whose records may wait to be read.
@@ -51,107 +41,15 @@ const COMPARED: usize = 4096;
 /// The records of one event that are read at most.
 const OF_ONE_EVENT: usize = 64;
 
-/// A record that can be remembered.
-pub(super) trait Remembered: Listed {
-    fn keeper_place(&self) -> Place;
-    /// Whose key it is; `None` for an organisation itself.
-    fn owner(&self) -> Option<OrgId>;
-    /// When it lost all rights for ever.
-    fn revoked_at(&self) -> Option<UnixMillis>;
-    fn revoke(&mut self, at: UnixMillis);
-}
-
-impl Remembered for KeyRecord {
-    fn keeper_place(&self) -> Place {
-        Place::Key(self.id)
-    }
-
-    fn owner(&self) -> Option<OrgId> {
-        Some(self.org)
-    }
-
-    fn revoked_at(&self) -> Option<UnixMillis> {
-        self.revoked_at
-    }
-
-    fn revoke(&mut self, at: UnixMillis) {
-        self.revoked_at = Some(self.revoked_at.unwrap_or(at));
-    }
-}
-
-impl Remembered for OrgRecord {
-    fn keeper_place(&self) -> Place {
-        Place::Org(self.id)
-    }
-
-    fn owner(&self) -> Option<OrgId> {
-        None
-    }
-
-    fn revoked_at(&self) -> Option<UnixMillis> {
-        None
-    }
-
-    fn revoke(&mut self, _: UnixMillis) {}
-}
-
 /// The memory of one gateway.
 pub(super) struct Memory {
-    state: Mutex<State>,
+    state: Mutex<Entries>,
     /// Grows with every change of it.
     version: watch::Sender<u64>,
     report: mpsc::Sender<Place>,
     reported: Mutex<Option<mpsc::Receiver<Place>>>,
     told: mpsc::Sender<Told>,
     hearing: Mutex<Option<mpsc::Receiver<Told>>>,
-}
-
-#[derive(Default)]
-struct State {
-    entries: HashMap<Place, Entry>,
-    /// From the one that has not changed for the longest.
-    order: VecDeque<Place>,
-    bytes: usize,
-    /// The keys of each organisation, in the same order.
-    keys: HashMap<OrgId, Keys>,
-    dropped: u64,
-    set_back: u64,
-    /// What was remembered before this moment does not count.
-    accepted: Option<UnixMillis>,
-}
-
-#[derive(Default)]
-struct Keys {
-    order: VecDeque<Place>,
-    bytes: usize,
-}
-
-#[derive(Clone)]
-struct Entry {
-    /// Whose key it is, if it is one.
-    owner: Option<OrgId>,
-    rev: u64,
-    at: UnixMillis,
-    kept: Kept,
-    /// Whether Redis had an older one when it was last read.
-    is_set_back: bool,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-enum Kept {
-    Revoked(UnixMillis),
-    /// The record as JSON.
-    Record(Box<str>),
-}
-
-impl Entry {
-    fn weight(&self) -> usize {
-        OVERHEAD
-            + match &self.kept {
-                Kept::Revoked(_) => 0,
-                Kept::Record(text) => text.len(),
-            }
-    }
 }
 
 /// What the memory hears of the store.
@@ -323,109 +221,9 @@ impl Memory {
         self.lock().order.iter().rev().take(COMPARED).copied().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         // Only an allocation can panic under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Kept {
-    /// The record that counts in the place of an older one.
-    fn amended<T: Remembered>(&self, mut stored: T) -> T {
-        match self {
-            Self::Revoked(at) => {
-                stored.revoke(*at);
-                stored
-            }
-            // It was written by this program. If a later one cannot read it, what Redis has is all there is.
-            Self::Record(text) => serde_json::from_str(text).unwrap_or(stored),
-        }
-    }
-}
-
-impl State {
-    /// Whether it is news.
-    fn put(&mut self, place: Place, entry: Entry) -> bool {
-        let before = self.entries.get(&place);
-        if before.is_some_and(|before| before.rev >= entry.rev) {
-            return false;
-        }
-        if before.is_some() {
-            self.remove(place);
-        }
-        let owner = entry.owner;
-        self.insert(place, entry);
-        let is_full =
-            |keys: &&Keys| keys.order.len() > ENTRIES / OF_ONE_ORG || keys.bytes > BYTES / OF_ONE_ORG;
-        while let Some(keys) = owner.and_then(|owner| self.keys.get(&owner)).filter(is_full)
-            && let Some(oldest) = keys.order.front().copied()
-        {
-            self.remove(oldest);
-            self.tell_dropped();
-        }
-        while (self.entries.len() > ENTRIES || self.bytes > BYTES)
-            && let Some(oldest) = self.order.front().copied()
-        {
-            self.remove(oldest);
-            self.tell_dropped();
-        }
-        true
-    }
-
-    fn insert(&mut self, place: Place, entry: Entry) {
-        self.order.push_back(place);
-        self.bytes += entry.weight();
-        if let Some(owner) = entry.owner {
-            let keys = self.keys.entry(owner).or_default();
-            keys.order.push_back(place);
-            keys.bytes += entry.weight();
-        }
-        self.entries.insert(place, entry);
-    }
-
-    fn remove(&mut self, place: Place) {
-        let Some(entry) = self.entries.remove(&place) else { return };
-        take_out(&mut self.order, place);
-        self.bytes -= entry.weight();
-        if let Some(owner) = entry.owner
-            && let Some(keys) = self.keys.get_mut(&owner)
-        {
-            take_out(&mut keys.order, place);
-            keys.bytes -= entry.weight();
-            if keys.order.is_empty() {
-                self.keys.remove(&owner);
-            }
-        }
-    }
-
-    /// After entries were taken out.
-    fn count_anew(&mut self) {
-        let mut entries = std::mem::take(&mut self.entries);
-        let order = std::mem::take(&mut self.order);
-        self.keys.clear();
-        self.bytes = 0;
-        for place in order {
-            if let Some(entry) = entries.remove(&place) {
-                self.insert(place, entry);
-            }
-        }
-    }
-
-    fn tell_dropped(&mut self) {
-        self.dropped += 1;
-        if self.dropped == 1 {
-            Notice::MemoryFull.log(&format!(
-                "this gateway remembers {ENTRIES} changed records in {BYTES} bytes, which is the most: it forgets the oldest; \
-                 `keygate audit verify` finds records that are older than their trails"
-            ));
-        }
-    }
-}
-
-/// What is taken out is near the front, where the oldest is dropped.
-fn take_out(order: &mut VecDeque<Place>, place: Place) {
-    if let Some(n) = order.iter().position(|other| *other == place) {
-        order.remove(n);
     }
 }
 
@@ -500,69 +298,5 @@ impl Inner {
             Place::Key(key) => drop(self.record::<KeyRecord>(self.names.key(key), key.to_bytes()).await?),
         }
         Ok(self.memory.is_set_back(place))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::vocabulary::id::KeyId;
-
-    fn key(org: u8, number: u32) -> (Place, Entry) {
-        let [a, b, c, d] = number.to_be_bytes();
-        let id = KeyId::from_bytes([org, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]);
-        let owner = Some(OrgId::from_bytes([org; 16]));
-        let kept = Kept::Revoked(UnixMillis(1));
-        (Place::Key(id), Entry { owner, rev: 2, at: UnixMillis(1), kept, is_set_back: false })
-    }
-
-    fn put(state: &mut State, (place, entry): (Place, Entry)) -> bool {
-        state.put(place, entry)
-    }
-
-    #[test]
-    fn an_organisation_that_changes_keys_all_day_leaves_the_others_theirs() {
-        let mut state = State::default();
-        let org = Place::Org(OrgId::from_bytes([1; 16]));
-        let record = Kept::Record("a suspended organisation".into());
-        let suspended = Entry { owner: None, rev: 2, at: UnixMillis(1), kept: record, is_set_back: false };
-        assert!(state.put(org, suspended));
-        assert!(put(&mut state, key(1, 0)) && put(&mut state, key(2, 0)));
-        let most = u32::try_from(ENTRIES / OF_ONE_ORG).unwrap();
-        for n in 1..=most {
-            assert!(put(&mut state, key(1, n)));
-        }
-        assert_eq!((state.entries.len(), state.dropped), (ENTRIES / OF_ONE_ORG + 2, 1));
-        assert!(!state.entries.contains_key(&key(1, 0).0), "its own oldest goes");
-        assert!(state.entries.contains_key(&key(2, 0).0) && state.entries.contains_key(&org));
-        // One that has changed again is no longer the oldest.
-        let (place, entry) = key(1, 1);
-        assert!(state.put(place, Entry { rev: 3, ..entry }));
-        assert!(put(&mut state, key(1, most + 1)));
-        assert!(state.entries.contains_key(&key(1, 1).0) && !state.entries.contains_key(&key(1, 2).0));
-        assert!(!put(&mut state, key(1, 1)), "an older one is no news");
-    }
-
-    #[test]
-    fn what_many_organisations_have_is_bounded_in_all_and_by_its_bytes() {
-        let mut state = State::default();
-        for org in 1..=10 {
-            for n in 0..u32::try_from(ENTRIES / OF_ONE_ORG).unwrap() {
-                assert!(put(&mut state, key(org, n)));
-            }
-        }
-        assert_eq!((state.entries.len(), state.order.len()), (ENTRIES, ENTRIES));
-        assert!(!state.keys.contains_key(&OrgId::from_bytes([1; 16])), "the oldest are those of the first");
-        let large = Kept::Record("x".repeat(BYTES / OF_ONE_ORG / 2).into());
-        for n in 0..10 {
-            let (place, entry) = key(11, n);
-            assert!(state.put(place, Entry { kept: large.clone(), ..entry }));
-        }
-        assert_eq!(state.keys[&OrgId::from_bytes([11; 16])].order.len(), 1);
-        let (bytes, parts) = (state.bytes, state.keys.values().map(|keys| keys.bytes).sum::<usize>());
-        assert_eq!(bytes, parts);
-        state.entries.retain(|place, _| *place == key(11, 9).0);
-        state.count_anew();
-        assert_eq!((state.order.len(), state.keys.len()), (1, 1));
     }
 }

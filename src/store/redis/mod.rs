@@ -69,6 +69,7 @@ mod propagation;
 mod quotas;
 mod reads;
 mod recounts;
+mod remembered;
 mod reseal;
 mod scripts;
 mod sentinel;

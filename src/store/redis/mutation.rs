@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Inner;
 use super::ledger::{Event, Mark, Position, RedisTime};
-use super::memory::Remembered;
+use super::remembered::Remembered;
 use super::scripts::{Call, Reply};
 use crate::store::answers::KeptAnswer;
 use crate::store::events::encode;

@@ -1,8 +1,8 @@
 //! Reading records: by a secret, by their names, and in lists.
 
 use super::Inner;
-use super::memory::Remembered;
 use super::names::Names;
+use super::remembered::Remembered;
 use super::scripts::{Call, Reply};
 use crate::store::unreadable::{self, Identified, MISSING, OF_ANOTHER, Unreadable};
 use crate::store::{Found, KeysOf, StoreFault};

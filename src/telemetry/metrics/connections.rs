@@ -143,7 +143,8 @@ impl UnservedConnections {
     }
 }
 
-/// Why h2 reset a stream by itself: the error code (RFC 9113, section 7).
+/// Why a stream was reset, and not by the client: h2 did it by itself, with this error code (RFC 9113, section 7), or its body kept
+/// too much memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StreamError {
     Protocol,
@@ -153,10 +154,11 @@ enum StreamError {
     RefusedStream,
     EnhanceYourCalm,
     Other,
+    Memory,
 }
 
 impl StreamError {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Protocol,
         Self::FlowControl,
         Self::StreamClosed,
@@ -164,6 +166,7 @@ impl StreamError {
         Self::RefusedStream,
         Self::EnhanceYourCalm,
         Self::Other,
+        Self::Memory,
     ];
 
     const fn of(code: u8) -> Self {
@@ -187,11 +190,12 @@ impl StreamError {
             Self::RefusedStream => "refused_stream",
             Self::EnhanceYourCalm => "enhance_your_calm",
             Self::Other => "other",
+            Self::Memory => "memory",
         }
     }
 }
 
-/// One thread's streams that h2 reset by itself, by their error codes.
+/// One thread's streams that were reset, by [`StreamError`].
 #[derive(Debug, Default)]
 pub struct ResetStreams([AtomicU64; StreamError::ALL.len()]);
 
@@ -199,6 +203,11 @@ impl ResetStreams {
     /// h2 has reset a stream with this error code. To be called by the thread that the counts belong to.
     pub fn count(&self, code: u8) {
         add(&self.0[StreamError::of(code) as usize], 1);
+    }
+
+    /// A stream was reset because its body kept too much memory. To be called by the same thread.
+    pub fn count_for_memory(&self) {
+        add(&self.0[StreamError::Memory as usize], 1);
     }
 }
 
@@ -270,7 +279,7 @@ pub(super) fn reset_family<'t>(threads: &(impl Iterator<Item = &'t ResetStreams>
     let reset = |why: StreamError| -> u64 { threads.clone().map(|reset| read(&reset.0[why as usize])).sum() };
     counters(
         "keygate_streams_reset_total",
-        "HTTP/2 streams that were reset because what came on them was no request, or against the protocol.",
+        "HTTP/2 streams that were reset because what came on them was no request, or against the protocol, or kept too much memory.",
         StreamError::ALL.map(|why| ([("code", why.label())], reset(why))),
     )
 }
