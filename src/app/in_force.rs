@@ -82,7 +82,7 @@ impl Observed {
         };
         let endpoints = in_force.plan.health().endpoints().map(|seen| EndpointState {
             upstream: seen.upstream.into(),
-            endpoint: seen.authority.into(),
+            endpoint: seen.label.into(),
             is_healthy: seen.is_healthy,
             retries: seen.retries,
         });

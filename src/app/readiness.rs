@@ -184,7 +184,7 @@ fn of_upstreams(seen: &Observed) -> Option<String> {
     let plan = Arc::clone(&lock(&seen.in_force).plan);
     let unused = plan.health().endpoints().filter(|endpoint| !endpoint.is_healthy);
     let unused: Vec<String> =
-        unused.map(|endpoint| format!("{} of {}", endpoint.authority, endpoint.upstream)).collect();
+        unused.map(|endpoint| format!("{} of {}", endpoint.label, endpoint.upstream)).collect();
     (!unused.is_empty()).then(|| {
         format!(
             "not connected to, or without answers: {}; this does not make the gateway unready",

@@ -36,6 +36,8 @@ pub enum Refused {
     #[error(transparent)]
     Tls(#[from] tls::LoadErrors),
     #[error(transparent)]
+    Upstreams(#[from] upstream::tls::LoadErrors),
+    #[error(transparent)]
     Store(#[from] UnreadableFile),
     #[error(transparent)]
     Restart(#[from] NeedsRestart),
@@ -86,12 +88,13 @@ impl App {
         let (fixed, new) = divide(read);
         self.fixed.compare(&fixed)?;
         let serving = serving(&new.tls, new.watchdog, &self.clock)?;
+        let upstreams = upstream::loaded::load(new.upstreams)?;
         self.store.keeper().reread_files()?;
 
         let routes = new.routes.routes().len();
         let remarks = told.into_iter().chain(tell_wider(new.routes.routes())).collect();
         let health = Arc::clone(lock(&self.in_force).plan.health());
-        let plan = Arc::new(Plan::new(new.gateway, new.routes, new.upstreams, &health));
+        let plan = Arc::new(Plan::new(new.gateway, new.routes, upstreams, &health));
         self.trusted_proxies.send_replace(plan.settings().headers.trusted_proxies.clone());
         self.lifecycle.iter().for_each(|lifecycle| lifecycle.set_vocabulary(new.scopes.clone()));
         self.drain = new.drain;

@@ -19,6 +19,9 @@ const IN_FLIGHT: usize = 1 << 16;
 /// The memory of a request in flight whose client reads nothing of a long answer, in bytes, with its two connections: 510,000
 /// were seen.
 const OF_ONE_REQUEST: u64 = 512 << 10;
+/// What TLS to its upstream adds, in bytes: what rustls holds at most until the socket has taken it (32 KiB), a record that comes
+/// and one that was not read (16 KiB each), and the session.
+const OF_UPSTREAM_TLS: u64 = 72 << 10;
 /// What the room is shared out for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plans {
@@ -26,6 +29,8 @@ pub(super) struct Plans {
     /// `cache.capacity`.
     pub(super) keys: u64,
     pub(super) has_tls: bool,
+    /// Whether a request may go to an upstream over TLS. A reload that brings the first such upstream does not share out anew.
+    pub(super) has_upstream_tls: bool,
     pub(super) workers: usize,
 }
 
@@ -67,7 +72,8 @@ impl Room {
         let of_one = (OF_ONE_CONNECTION + if plans.has_tls { OF_TLS } else { 0 }) as u64;
         let clients = plans.max_connections.min(free / 2).min(count(left / 8 * 3 / of_one)).max(1);
         let of_clients = of_one.saturating_mul(clients as u64);
-        let requests = count(left.saturating_sub(held + of_clients) / OF_ONE_REQUEST);
+        let of_request = OF_ONE_REQUEST + if plans.has_upstream_tls { OF_UPSTREAM_TLS } else { 0 };
+        let requests = count(left.saturating_sub(held + of_clients) / of_request);
         let upstreams = IN_FLIGHT.min(free.saturating_sub(clients)).min(requests).max(1);
         Self { files, memory, clients, upstreams, of_keys, held, plans }
     }
@@ -153,7 +159,8 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    const PLANS: Plans = Plans { max_connections: 10_000, keys: 100_000, has_tls: false, workers: 2 };
+    const PLANS: Plans =
+        Plans { max_connections: 10_000, keys: 100_000, has_tls: false, has_upstream_tls: false, workers: 2 };
 
     #[test]
     fn clients_get_half_of_the_files_at_most_and_upstreams_what_is_left() {
@@ -177,10 +184,15 @@ mod tests {
     fn all_parts_of_the_memory_at_their_worst_are_seven_eighths_of_it() {
         for memory in [GIB / 16, GIB / 8, GIB / 2, GIB, 3 * GIB, 8 * GIB] {
             for (keys, has_tls, workers) in [(1, false, 1), (100_000, true, 2), (100_000_000, false, 4)] {
-                let room = Room::of(1 << 20, memory, Plans { keys, has_tls, workers, ..PLANS });
+                let room = Room::of(
+                    1 << 20,
+                    memory,
+                    Plans { keys, has_tls, has_upstream_tls: has_tls, workers, ..PLANS },
+                );
                 let of_one = if has_tls { OF_ONE_CONNECTION + OF_TLS } else { OF_ONE_CONNECTION };
                 let of_clients = (room.clients * of_one) as u64;
-                let of_requests = room.upstreams as u64 * OF_ONE_REQUEST;
+                let of_one = OF_ONE_REQUEST + if has_tls { OF_UPSTREAM_TLS } else { 0 };
+                let of_requests = room.upstreams as u64 * of_one;
                 let fixed = OF_PROCESS + (workers * STEP) as u64;
                 let all = fixed + room.of_keys + room.held + of_clients + of_requests;
                 assert!(all <= memory / 8 * 7, "{memory}, {keys}: {all}");

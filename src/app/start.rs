@@ -26,6 +26,7 @@ use super::store::{StoreError, attend_revived, attend_set_back, open_store, open
 use super::take_over::{HandOver, Hatch};
 use crate::api::Api;
 use crate::config::Config;
+use crate::downstream::connection::Serving;
 use crate::downstream::tls;
 use crate::downstream::worker::{Parts, Worker};
 use crate::gateway::{Plan, Shapes, Shared, Shares};
@@ -41,8 +42,10 @@ use crate::store::measured::MeasuredStore;
 use crate::store::{Role, Store};
 use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
 use crate::telemetry::{Notice, RecordSettings, RecordWriter, use_log};
+use crate::upstream;
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
+use crate::upstream::loaded::{Loaded, load};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::{KeyFormat, Misfit, Prefix};
 
@@ -65,6 +68,8 @@ pub enum StartError {
     Pepper(#[from] Misfit),
     #[error(transparent)]
     Tls(#[from] tls::LoadErrors),
+    #[error(transparent)]
+    Upstreams(#[from] upstream::tls::LoadErrors),
     #[error("{key}: cannot open {}: {error}", file.display())]
     Log { key: &'static str, file: PathBuf, error: io::Error },
     #[error(
@@ -158,7 +163,7 @@ impl App {
     ) -> Result<Self, StartError> {
         let fixed = Fixed::of(&config);
         let (threads, room, budget) = share_out_room(&mut config);
-        let serving = serving(&config.tls, config.watchdog.clone(), &clock)?;
+        let (serving, upstreams) = read_files(&mut config, &clock)?;
         let entered = control.handle().enter();
         let sockets = Sockets::open(&config, inherited, &clock)?;
         let keys = Keys::open(store, &config, &tools, &clock);
@@ -166,7 +171,7 @@ impl App {
         let hand_over = offer(&config, &sockets)?;
         let backlog = config.outbox.map(|outbox| start_outbox(outbox, &keys.store, &clock)).transpose()?;
 
-        let plan = Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default()));
+        let plan = Arc::new(Plan::new(config.gateway, config.routes, upstreams, &Health::default()));
         let in_force = Arc::new(Mutex::new(InForce::new(config.hash, &serving, &plan, Reloads::default())));
         let records = start_records(&config.records)?;
         let metrics = Arc::new(Metrics::new(Arc::clone(&keys.meter)));
@@ -209,6 +214,12 @@ impl App {
             clock,
         })
     }
+}
+
+/// Reads the certificates and keys for TLS to clients and to upstreams. Takes the upstreams out of the configuration.
+fn read_files(config: &mut Config, clock: &Clock) -> Result<(Serving, Vec<Loaded>), StartError> {
+    let serving = serving(&config.tls, config.watchdog.clone(), clock)?;
+    Ok((serving, load(std::mem::take(&mut config.upstreams))?))
 }
 
 /// Where keys are looked up, and through which they are changed.
@@ -389,11 +400,12 @@ fn processors() -> usize {
 /// to upstreams their budget.
 /// [`Fixed`] must have been taken before: a reload is compared with what the file says.
 fn share_out_room(config: &mut Config) -> (usize, Room, Budget) {
-    let Config { listener, tls, cache, .. } = config;
+    let Config { listener, tls, cache, upstreams, .. } = config;
     let threads = listener.workers.map_or_else(processors, NonZeroUsize::get);
     let (max_connections, keys, has_tls) =
         (listener.max_connections, cache.capacity, !tls.certificates.is_empty());
-    let plans = Plans { max_connections, keys, has_tls, workers: threads };
+    let has_upstream_tls = upstreams.iter().any(upstream::Settings::has_tls);
+    let plans = Plans { max_connections, keys, has_tls, has_upstream_tls, workers: threads };
     let room = Room::share_out(listener.memory, plans);
     Notice::Room.log(&room.described());
     listener.max_connections = room.clients;

@@ -7,10 +7,12 @@ use crate::app::{KeyTools, SecretError, read_secret};
 use crate::config::{FileSettings, KeySettings, Mistake, StoreSettings};
 use crate::downstream::tls::{Acceptor, Certificate, LoadError, LoadErrors};
 use crate::operators::admin::TokenFileError;
-use crate::pem::PemError;
 use crate::secret_file::SecretFileError;
 use crate::store::embedded::{self, Verified};
 use crate::store::redis::{self, OpenError};
+use crate::tls::client::LoadError as TlsError;
+use crate::tls::pem::PemError;
+use crate::upstream;
 
 /// What the files have.
 #[derive(Debug, Default)]
@@ -51,6 +53,7 @@ pub(super) fn read(settings: &FileSettings) -> Files {
     if let Some(StoreSettings::Redis(store)) = store {
         mistakes.extend(redis::check_files(store).iter().map(|error| of_redis(settings, store, error)));
     }
+    mistakes.extend(check_upstreams(settings));
     let (certificates, of_tls) = read_certificates(settings);
     mistakes.extend(of_tls);
     Files { certificates, store: verified, mistakes }
@@ -66,6 +69,32 @@ pub(super) fn read_certificates(settings: &FileSettings) -> (Vec<Certificate>, V
             (Vec::new(), errors.iter().map(|error| of_certificate(settings, error)).collect())
         }
     }
+}
+
+/// Reads the certificates and keys for upstreams with TLS.
+pub(super) fn check_upstreams(settings: &FileSettings) -> Vec<Mistake> {
+    match upstream::loaded::load(settings.upstreams.clone()) {
+        Ok(_) => Vec::new(),
+        Err(upstream::tls::LoadErrors(errors)) => {
+            errors.iter().map(|error| of_upstream(settings, error)).collect()
+        }
+    }
+}
+
+fn of_upstream(settings: &FileSettings, error: &upstream::tls::LoadError) -> Mistake {
+    let upstream::tls::LoadError { section, cause, files } = error;
+    let client = files.client.as_ref();
+    let key = match cause {
+        TlsError::Pem(error) => match client {
+            Some((certificate, _)) if file_of(error) == certificate => "cert",
+            Some((_, key)) if file_of(error) == key => "key",
+            Some(_) | None => "ca",
+        },
+        TlsError::Unusable(_) if client.is_some() => "cert",
+        TlsError::Unusable(_) | TlsError::NoSystemRoots(_) => "ca",
+    };
+    let [key, ca] = [key, "ca"].map(|key| format!("{section}.{key}"));
+    at(settings, &[&key, &ca], &cause.to_string())
 }
 
 /// A mistake at the first of these keys that the configuration has. The text needs not name it again.
@@ -90,7 +119,7 @@ fn of_redis(settings: &FileSettings, store: &redis::Settings, error: &OpenError)
     let key = match error {
         OpenError::Password(error) => error.what(),
         OpenError::NoPassword { key, .. } => *key,
-        OpenError::Pem(error) => {
+        OpenError::Tls(TlsError::Pem(error)) => {
             let client = store.tls.as_ref().and_then(|tls| tls.client.as_ref());
             match client {
                 Some((certificate, _)) if file_of(error) == certificate => "store.tls.cert",

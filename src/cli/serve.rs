@@ -101,7 +101,9 @@ where
     let load = load.clone();
     let read = move || {
         let config = load()?;
-        let (_, mistakes) = files::read_certificates(&config.files());
+        let settings = config.files();
+        let (_, mut mistakes) = files::read_certificates(&settings);
+        mistakes.extend(files::check_upstreams(&settings));
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes.into()) }
     };
     let routes = config.routes.routes().len();

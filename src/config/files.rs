@@ -5,6 +5,7 @@ use crate::config::Mistake;
 use crate::downstream::tls;
 use crate::operators::{admin, outbox};
 use crate::store::Role;
+use crate::upstream;
 
 /// The settings that name files. Those that are wrong have their defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct FileSettings {
     pub outbox: Option<outbox::Settings>,
     /// `None` if it is wrong.
     pub store: Option<StoreSettings>,
+    /// Those that are right.
+    pub upstreams: Vec<upstream::Settings>,
     pub places: Places,
 }
 

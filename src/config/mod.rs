@@ -40,6 +40,7 @@ use self::own::Own;
 use self::policy::Policy;
 use self::secrets::{KEYS_AT_MOST, PEPPERS_AT_MOST, secrets};
 use self::section::Section;
+use self::upstreams::Around;
 use self::value::{CENTURY, DAY, INSTANT, address_or_off, choice, count, duration, flag, parsed, text};
 use crate::downstream::listener;
 use crate::downstream::tls;
@@ -179,6 +180,7 @@ impl Config {
             admin: self.admin.clone(),
             outbox: self.outbox.clone(),
             store: Some(self.store.clone()),
+            upstreams: self.upstreams.clone(),
             places: self.places.clone(),
         }
     }
@@ -279,7 +281,8 @@ fn sections(
     own.extend(admin.remote.as_ref().map(|remote| Own { key: "admin.listen", address: remote.listen }));
     let store = store.map(|store| store::remembering(store, admin.socket.as_deref()));
     let (upstreams, are_known) = root.section("upstreams", |section| {
-        let upstreams = section.named(|name, section| upstreams::read(name, section, &own));
+        let around = Around { folder, own: &own, admin_socket: admin.socket.as_deref() };
+        let upstreams = section.named(|name, section| upstreams::read(name, section, around));
         (upstreams, !section.is_broken() && !report.is_incomplete(Document::Configuration))
     });
     let names: Vec<&str> = upstreams.iter().map(|upstream| &*upstream.name).collect();
@@ -295,6 +298,7 @@ fn sections(
         admin: admin.clone(),
         outbox: outbox.clone(),
         store: store.clone(),
+        upstreams: upstreams.iter().filter_map(|named| named.settings.clone()).collect(),
         places: Places::default(),
     };
     let body_idle_timeout = server.body_idle_timeout;

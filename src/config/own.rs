@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-use crate::upstream::endpoint::{Address, Endpoint};
+use crate::upstream::endpoint::{Address, Endpoint, is_same_file};
 
 /// A listener of this gateway, and the key of its address.
 #[derive(Clone, Copy, Debug)]
@@ -25,14 +27,22 @@ pub(super) fn taken(own: &[Own], address: SocketAddr) -> Option<&'static str> {
 
 /// The key of the listener that an endpoint leads to on every machine: by an address, or by `localhost`.
 pub(super) fn reached(own: &[Own], endpoint: &Endpoint) -> Option<&'static str> {
-    let Address::Tcp { host, port } = endpoint.address();
+    let Address::Tcp { host, port } = endpoint.address() else { return None };
     own.iter().find(|one| one.address.port() == *port && leads_to(host, one.address.ip())).map(|one| one.key)
+}
+
+/// Whether an endpoint is the socket of operators, where every request would be an operator's, or what lies beside it under its
+/// name: the socket by which a new process takes over.
+pub(super) fn is_admin_socket(socket: Option<&Path>, endpoint: &Endpoint) -> bool {
+    let (Some(socket), Address::Unix(path)) = (socket, endpoint.address()) else { return false };
+    let beside = [socket.as_os_str().as_bytes(), b"."].concat();
+    is_same_file(socket, path) || path.as_os_str().as_bytes().starts_with(&beside)
 }
 
 /// The key of the listener that an endpoint leads to by a name which this machine gives itself: in /etc/hosts, or as its host
 /// name. DNS is not asked: where it does not answer, as on the machine of a build, a check would wait.
 pub(super) fn reached_by_name(own: &[Own], endpoint: &Endpoint) -> Option<&'static str> {
-    let Address::Tcp { host, port } = endpoint.address();
+    let Address::Tcp { host, port } = endpoint.address() else { return None };
     let has_port = |one: &Own| one.address.port() == *port;
     if host.parse::<IpAddr>().is_ok() || !own.iter().any(has_port) {
         return None;

@@ -1,12 +1,19 @@
 //! `[upstreams.NAME]`: the servers that requests go to, for live keys and for test keys.
 
+use std::path::Path;
 use std::time::Duration;
 
+use http::HeaderValue;
+use rustls_pki_types::ServerName;
+
 use super::file::Value;
-use super::own::{Own, reached, reached_by_name};
+use super::mistake::quoted;
+use super::own::{Own, is_admin_socket, reached, reached_by_name};
 use super::section::Section;
 use super::value::{DAY, INSTANT, choice, duration, flag, text};
+use crate::tls::client::{Files, Trust};
 use crate::upstream::{Endpoint, HostField, Settings, Timeouts};
+use crate::vocabulary::network::Server;
 
 /// An upstream's name and settings. Routes may use the name even if the settings are wrong.
 pub(super) struct Named {
@@ -14,32 +21,146 @@ pub(super) struct Named {
     pub(super) settings: Option<Settings>,
 }
 
-/// `own` are the gateway's listeners, which are no upstreams.
-pub(super) fn read(name: &str, section: &mut Section<'_>, own: &[Own]) -> Named {
+/// What an upstream's section is read beside.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    /// The folder of the configuration.
+    pub(super) folder: &'a Path,
+    /// The gateway's listeners, which are no upstreams.
+    pub(super) own: &'a [Own],
+    /// Nor is the socket of operators.
+    pub(super) admin_socket: Option<&'a Path>,
+}
+
+pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) -> Named {
     let named = |settings| Named { name: name.into(), settings };
     let well_formed = (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b));
     if !well_formed {
         section.wrong("", "invalid name; write 1 to 64 characters from a-z 0-9 _ -");
     }
-    let endpoints = endpoints(section, own);
-    let hosts = [("client", HostField::Client), ("endpoint", HostField::Endpoint)];
-    let host = section.or("host", HostField::default(), choice(&hosts));
+    let endpoints = endpoints(section, around);
+    let host = section.or("host", HostField::default(), host);
     let timeouts = timeouts(section);
+    let [of_live, of_test] = ["live_tls", "test_tls"].map(|key| tls(key, section, around.folder));
     let Some((live, test)) = endpoints else { return named(None) };
-    named(Some(Settings { name: name.into(), live, test, host, timeouts }))
+    let is_shared = !section.given("test");
+    if is_shared && of_test.is_given {
+        section.wrong(
+            "",
+            "`test_tls` is for servers in `test`, and with shared = true there are none; `live_tls` holds for test keys too; remove \
+             `test_tls`",
+        );
+    }
+    let of_test = if is_shared { of_live.clone() } else { of_test };
+    let live = of_live.applied("live", live, section);
+    let test = if is_shared { live.clone() } else { of_test.applied("test", test, section) };
+    named(Some(Settings {
+        name: name.into(),
+        live,
+        test,
+        tls: [of_live.files, of_test.files],
+        host,
+        timeouts,
+    }))
+}
+
+/// The Host field: one of two words, or a name. A name of one word needs a port, else a word with a typing error would be one.
+fn host(value: &Value) -> Result<HostField, String> {
+    const ADVICE: &str = "write \"client\", \"endpoint\" or a name with a dot or a port, as in \"api.internal\" or \"api:8000\"";
+    let given = text(value)?;
+    match &*given {
+        "client" => return Ok(HostField::Client),
+        "endpoint" => return Ok(HostField::Endpoint),
+        _ => {}
+    }
+    let is_name = given.contains(['.', ':']) && Server::parse(&given).is_ok();
+    let name = HeaderValue::try_from(&*given).ok().filter(|_| is_name);
+    name.map(HostField::Named).ok_or_else(|| format!("invalid value {}; {ADVICE}", quoted(&given)))
+}
+
+/// TLS to the endpoints of one environment.
+#[derive(Clone)]
+struct Tls {
+    files: Files,
+    /// The name that their certificates are for, instead of their own.
+    name: Option<ServerName<'static>>,
+    is_given: bool,
+}
+
+/// Reads `[upstreams.NAME.live_tls]`, or the one for test keys.
+fn tls(key: &'static str, section: &mut Section<'_>, folder: &Path) -> Tls {
+    const KEYS: [&str; 5] = ["ca", "server_name", "cert", "key", "verify"];
+    const VERIFY: [(&str, bool); 2] = [("full", true), ("dangerously-off", false)];
+    section.section(key, |section| {
+        let ca = section.optional("ca", text).map(|path| folder.join(path));
+        let name = section.optional("server_name", server_name);
+        let [cert, key] = ["cert", "key"].map(|key| section.optional(key, text).map(|path| folder.join(path)));
+        let is_verified = section.or("verify", true, choice(&VERIFY));
+        if section.given("cert") != section.given("key") {
+            let (missing, there) = if section.given("key") { ("cert", "key") } else { ("key", "cert") };
+            section.missing(
+                missing,
+                &format!("a client certificate needs `cert` and `key`; add it, or remove `{there}`"),
+            );
+        }
+        if !is_verified {
+            if section.given("ca") {
+                section.wrong("ca", "has no effect with verify = \"dangerously-off\"; remove one of the two");
+            }
+            section.warn(
+                "verify",
+                "the certificates of these servers are not verified: whoever can redirect a connection reads and changes what \
+                 passes, keys of clients too where they are forwarded; give `ca` instead",
+            );
+        }
+        let trust = match ca {
+            _ if !is_verified => Trust::Anyone,
+            Some(file) => Trust::Authorities(file),
+            None => Trust::System,
+        };
+        let is_given = KEYS.iter().any(|key| section.given(key));
+        Tls { files: Files { trust, client: cert.zip(key) }, name, is_given }
+    })
+}
+
+fn server_name(value: &Value) -> Result<ServerName<'static>, String> {
+    let given = text(value)?;
+    ServerName::try_from(given.clone()).map_err(|_| {
+        let given = quoted(&given);
+        format!("invalid value {given}; write a DNS name, as in \"api.internal\", or an IP address")
+    })
+}
+
+impl Tls {
+    /// These endpoints, as they are verified. What is said about TLS must be for all of them.
+    fn applied(&self, key: &str, endpoints: Vec<Endpoint>, section: &Section<'_>) -> Vec<Endpoint> {
+        if let Some(plain) = endpoints.iter().find(|endpoint| self.is_given && !endpoint.has_tls()) {
+            section.wrong(
+                key,
+                format!(
+                    "{plain} is plain text, but `{key}_tls` is set; write https://, or remove `{key}_tls`"
+                ),
+            );
+        }
+        let verified = |endpoint: Endpoint| match &self.name {
+            Some(name) => endpoint.verified_as(name),
+            None => endpoint,
+        };
+        endpoints.into_iter().map(verified).collect()
+    }
 }
 
 /// The endpoints for live keys and for test keys. The same for both only if the file says so.
-fn endpoints(section: &mut Section<'_>, own: &[Own]) -> Option<(Vec<Endpoint>, Vec<Endpoint>)> {
+fn endpoints(section: &mut Section<'_>, around: Around<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)> {
     const EMPTY: &str = "list at least one endpoint, as in [\"http://127.0.0.1:9000\"]";
-    let endpoint = |value: &Value| endpoint(value, own);
+    let endpoint = |value: &Value| endpoint(value, around);
     let (live, live_is_right) = section.required_list("live", EMPTY, endpoint);
     let (test, test_is_right) = section.filled_in_part("test", EMPTY, endpoint);
     for (key, endpoints) in [("live", &live), ("test", &test)] {
         for endpoint in endpoints {
             // A warning, because another machine may give the name another meaning.
-            if let Some(own) = reached_by_name(own, endpoint) {
+            if let Some(own) = reached_by_name(around.own, endpoint) {
                 section.warn(
                     key,
                     format!(
@@ -84,9 +205,15 @@ fn endpoints(section: &mut Section<'_>, own: &[Own]) -> Option<(Vec<Endpoint>, V
 }
 
 /// Never shows the text, because it could contain a password.
-fn endpoint(value: &Value, own: &[Own]) -> Result<Endpoint, String> {
+fn endpoint(value: &Value, around: Around<'_>) -> Result<Endpoint, String> {
     let endpoint = Endpoint::parse(&text(value)?).map_err(|error| format!("invalid endpoint; {error}"))?;
-    match reached(own, &endpoint) {
+    if is_admin_socket(around.admin_socket, &endpoint) {
+        return Err(format!(
+            "{endpoint} is this gateway's socket for operators (admin.socket), where clients would be operators; name the \
+             socket of your API"
+        ));
+    }
+    match reached(around.own, &endpoint) {
         Some(key) => Err(format!(
             "{endpoint} is this gateway itself ({key}), so requests would come back to it; name the address of your API"
         )),

@@ -30,8 +30,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use webpki::{EndEntityCert, KeyUsage};
 
-use crate::pem::{PemError, read_certificates, read_key};
 use crate::telemetry::metrics::Unserved;
+use crate::tls::pem::{PemError, read_certificates, read_key};
 use crate::vocabulary::clock::UnixMillis;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -107,10 +107,12 @@ fn refuse(exchange: &Exchange, upstream: UpstreamId, error: &SendError) -> Rejec
         SendError::TimedOut => Rejection::GatewayTimeout,
         SendError::Crowded => Rejection::Unavailable(Unavailable::Upstreams),
         SendError::Unreachable => Rejection::BadGateway(BadGateway::Unreachable),
+        SendError::NoTls => Rejection::BadGateway(BadGateway::NoTls),
         SendError::BrokeOff(BrokenOff::Malformed(flaw)) => invalid_answer(exchange, upstream, flaw),
         SendError::BrokeOff(cause) => {
             log_broken_off(exchange, upstream, cause);
-            Rejection::BadGateway(BadGateway::BrokeOff)
+            let is_tls = matches!(cause, BrokenOff::Tls(_));
+            Rejection::BadGateway(if is_tls { BadGateway::NoTls } else { BadGateway::BrokeOff })
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::telemetry::RecordedRoute;
 use crate::telemetry::metrics::{Cells, RouteCells, UpstreamCells};
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
+use crate::upstream::loaded::Loaded;
 use crate::upstream::send::Upstreams;
 use crate::upstream::{self, UpstreamId};
 use crate::vocabulary::clock::Clock;
@@ -27,7 +28,7 @@ use crate::vocabulary::key::{KeyFormat, Prefixes};
 pub struct Plan {
     settings: Settings,
     routes: RouteTable,
-    upstreams: Vec<upstream::Settings>,
+    upstreams: Vec<Loaded>,
     rules: HeaderRules,
     health: Arc<Health>,
 }
@@ -36,12 +37,7 @@ impl Plan {
     /// An [`UpstreamId`] in `routes` is a place in `upstreams`. `before` is the health of the upstreams so
     /// far.
     #[must_use]
-    pub fn new(
-        settings: Settings,
-        routes: RouteTable,
-        upstreams: Vec<upstream::Settings>,
-        before: &Health,
-    ) -> Self {
+    pub fn new(settings: Settings, routes: RouteTable, upstreams: Vec<Loaded>, before: &Health) -> Self {
         Self {
             rules: HeaderRules::new(settings.headers.clone()),
             health: Arc::new(Health::new(&upstreams, before)),
@@ -127,7 +123,11 @@ impl Snapshot {
         Self {
             route_cells: routes.map(|id| cells.route(id)).collect(),
             recorded: plan.routes.routes().iter().map(recorded).collect(),
-            upstream_cells: plan.upstreams.iter().map(|upstream| cells.upstream(&upstream.name)).collect(),
+            upstream_cells: plan
+                .upstreams
+                .iter()
+                .map(|upstream| cells.upstream(&upstream.settings().name))
+                .collect(),
             upstreams,
             plan,
             shapes,
@@ -155,7 +155,7 @@ impl Snapshot {
     }
 
     pub(super) fn upstream(&self, id: UpstreamId) -> &upstream::Settings {
-        &self.plan.upstreams[id.0]
+        self.plan.upstreams[id.0].settings()
     }
 
     /// The cells of the route with this number; `None` is for requests without a route.

@@ -35,6 +35,8 @@ use crate::vocabulary::key::Pepper;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receiver {
     endpoint: Endpoint,
+    host: Box<str>,
+    port: u16,
     path: Box<str>,
 }
 
@@ -49,14 +51,20 @@ impl Receiver {
     /// # Errors
     /// [`InvalidEndpoint`] says what to write instead.
     pub fn parse(text: &str) -> Result<Self, InvalidEndpoint> {
+        if !text.starts_with("http://") {
+            return Err(InvalidEndpoint::OnlyHttp);
+        }
         let after_scheme = text.find("://").map_or(0, |at| at + 3);
         let at = text[after_scheme..].find('/').map_or(text.len(), |at| at + after_scheme);
         let (origin, path) = text.split_at(at);
         let path = if path.is_empty() { "/" } else { path };
         let endpoint = Endpoint::parse(origin)?;
+        let Address::Tcp { host, port } = endpoint.address().clone() else {
+            return Err(InvalidEndpoint::OnlyHttp);
+        };
         match path.parse::<Uri>() {
             Ok(target) if target.path_and_query().is_some_and(|target| target.as_str() == path) => {
-                Ok(Self { endpoint, path: path.into() })
+                Ok(Self { endpoint, host, port, path: path.into() })
             }
             _ => Err(InvalidEndpoint::Form),
         }
@@ -145,8 +153,7 @@ pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
 /// Sends the news that are due, for as long as it is polled.
 pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, keys: Vec<Pepper>, clock: Clock) {
     let mut is_told = false;
-    let Address::Tcp { host, port } = receiver.endpoint.address();
-    let server = Dialer::new(host, *port, Preference::LastGood);
+    let server = Dialer::new(&receiver.host, receiver.port, Preference::LastGood);
     loop {
         let now = clock.kept();
         // Where the store does not answer, that is logged elsewhere. The news wait in it.
@@ -206,11 +213,11 @@ async fn send(
     news: &News,
     now: UnixMillis,
 ) -> Result<(), SendError> {
-    let Receiver { endpoint, path } = receiver;
+    let Receiver { endpoint, path, .. } = receiver;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = Request::post(&**path)
-        .header(HOST, endpoint.authority())
+        .header(HOST, endpoint.host_field())
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
         .header("idempotency-key", news.org.to_string())
         .header("keygate-signature", sign(keys, now, &news.body))

@@ -9,6 +9,8 @@ use thiserror::Error;
 pub enum SendError {
     /// Nothing of the request was sent: no endpoint could be connected to.
     Unreachable,
+    /// Nothing of the request was sent: an endpoint could be connected to, but there was no handshake of TLS with it.
+    NoTls,
     /// Nothing of the request was sent: the process has as many connections to upstreams as it may.
     Crowded,
     /// The connection ended, or proved not to speak HTTP/1.1, before a whole answer head had come. The request
@@ -30,9 +32,22 @@ pub enum BrokenOff {
     Malformed(Box<str>),
     #[error("the connection failed: {0}")]
     Io(io::ErrorKind),
+    /// TLS ended with an error: with version 1.3 a server judges our certificate after the handshake.
+    #[error("TLS failed: {0}")]
+    Tls(Box<str>),
     /// Another cause, in the words of the library that speaks the protocol.
     #[error("{0}")]
     Other(Box<str>),
+}
+
+/// Why there is no stream to an endpoint. Nothing was sent.
+#[derive(Debug, Error)]
+pub(super) enum Unopened {
+    #[error("{0}")]
+    Connect(io::Error),
+    /// The handshake failed; the text says why, and what to do.
+    #[error("{0}")]
+    Tls(Box<str>),
 }
 
 /// Why a body ended before its end. The connection it was written to is cut, so that the receiver sees that

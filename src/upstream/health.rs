@@ -10,13 +10,13 @@
 //! request tries it; success ends the matter. An endpoint that is the only one is never passed over, and if all are, all
 //! are tried (`select.rs`).
 
-use std::io;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::Settings;
 use super::endpoint::Endpoint;
+use super::loaded::Loaded;
 use crate::telemetry::{Event, Notice};
 use crate::vocabulary::key::Environment;
 
@@ -34,7 +34,7 @@ pub struct Health(Vec<Watched>);
 struct Watched {
     upstream: Box<str>,
     endpoint: Endpoint,
-    authority: Box<str>,
+    label: Box<str>,
     standing: Standing,
 }
 
@@ -43,8 +43,8 @@ struct Watched {
 pub struct Seen<'h> {
     /// The name of its upstream.
     pub upstream: &'h str,
-    /// `host:port`.
-    pub authority: &'h str,
+    /// `host:port`, or `unix:/path`.
+    pub label: &'h str,
     /// Whether the last attempt to connect succeeded, and it is not known to leave requests unanswered.
     pub is_healthy: bool,
     /// How often a request was sent again there.
@@ -144,7 +144,12 @@ impl Standing {
     }
 
     /// Notes how an attempt to connect to `endpoint` ended, and logs it if the one before ended otherwise.
-    pub(super) fn note_connecting(&self, endpoint: &Endpoint, failure: Option<&io::Error>, now: Instant) {
+    pub(super) fn note_connecting(
+        &self,
+        endpoint: &Endpoint,
+        failure: Option<&dyn fmt::Display>,
+        now: Instant,
+    ) {
         let State { is_unreachable, is_told_unreachable, unreachable, .. } = &*self.0;
         let was_unreachable = is_unreachable.swap(failure.is_some(), Ordering::Relaxed);
         match failure {
@@ -221,16 +226,16 @@ impl Health {
     /// The health of these upstreams' endpoints. An endpoint that `before` has as well keeps what is known of
     /// it. An endpoint for both live and test keys is one.
     #[must_use]
-    pub fn new(upstreams: &[Settings], before: &Self) -> Self {
+    pub fn new(upstreams: &[Loaded], before: &Self) -> Self {
         let mut all = Self::default();
-        for upstream in upstreams {
+        for upstream in upstreams.iter().map(Loaded::settings) {
             let endpoints = Environment::ALL.into_iter().flat_map(|one| upstream.endpoints(one));
             for endpoint in endpoints {
                 if all.find(&upstream.name, endpoint).is_none() {
                     all.0.push(Watched {
                         upstream: upstream.name.clone(),
                         endpoint: endpoint.clone(),
-                        authority: endpoint.authority().into(),
+                        label: endpoint.label().into(),
                         standing: before.find(&upstream.name, endpoint).unwrap_or_default(),
                     });
                 }
@@ -247,9 +252,9 @@ impl Health {
     }
 
     pub fn endpoints(&self) -> impl Iterator<Item = Seen<'_>> {
-        self.0.iter().map(|Watched { upstream, authority, standing, .. }| Seen {
+        self.0.iter().map(|Watched { upstream, label, standing, .. }| Seen {
             upstream,
-            authority,
+            label,
             is_healthy: standing.is_healthy(),
             retries: standing.0.retries.load(Ordering::Relaxed),
         })
@@ -258,6 +263,8 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
     use crate::vocabulary::clock::Clock;
 

@@ -4,8 +4,10 @@
 //! |--|--|
 //! | [`endpoint`] | What is an endpoint? |
 //! | `select` | Which endpoint gets a request, and which one after it? |
+//! | [`loaded`] | What is an upstream whose files were read? |
 //! | `retry` | Is a request sent again? |
 //! | `dial` | How does a stream to an endpoint come about? |
+//! | [`tls`] | What proves an endpoint to keygate, and keygate to it? |
 //! | `connection` | How does a request travel over a stream, and which library speaks the protocol? |
 //! | `pool` | Which connections does a thread keep? |
 //! | [`budget`] | How many connections may the process have? |
@@ -25,14 +27,19 @@ pub mod endpoint;
 pub mod error;
 pub mod health;
 mod idle_timer;
+pub mod loaded;
 mod pool;
 pub mod request_body;
 mod retry;
 mod select;
 pub mod send;
+pub mod tls;
 
 use std::time::Duration;
 
+use http::HeaderValue;
+
+use crate::tls::client::Files;
 use crate::vocabulary::key::Environment;
 
 pub use self::endpoint::{Endpoint, InvalidEndpoint};
@@ -47,6 +54,8 @@ pub struct Settings {
     pub live: Vec<Endpoint>,
     /// Where requests with test keys go. Never empty.
     pub test: Vec<Endpoint>,
+    /// By environment: for its endpoints with TLS.
+    pub tls: [Files; 2],
     pub host: HostField,
     pub timeouts: Timeouts,
 }
@@ -59,16 +68,24 @@ impl Settings {
             Environment::Test => &self.test,
         }
     }
+
+    /// Whether a request may go to it over TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.live.iter().chain(&self.test).any(Endpoint::has_tls)
+    }
 }
 
 /// The Host field for the upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HostField {
     /// The client's own.
     #[default]
     Client,
     /// The endpoint's host and port.
     Endpoint,
+    /// This one.
+    Named(HeaderValue),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

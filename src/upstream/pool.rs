@@ -5,8 +5,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Request;
@@ -16,9 +16,10 @@ use super::budget::{Budget, Place};
 use super::connection::{Connection, Received, Unanswered, Undelivered};
 use super::dial::Dialer;
 use super::endpoint::Endpoint;
-use super::error::BrokenOff;
+use super::error::{BrokenOff, Unopened};
 use super::health::Standing;
 use super::request_body::RequestBody;
+use super::tls::Identity;
 use crate::telemetry::Event;
 use crate::vocabulary::clock::Clock;
 
@@ -64,6 +65,8 @@ struct Open {
 pub(super) enum NoLease {
     /// The endpoint cannot be connected to.
     Unreachable,
+    /// The endpoint can be connected to, and there was no handshake of TLS.
+    NoTls,
     /// The process has as many connections as it may.
     Crowded,
 }
@@ -133,14 +136,14 @@ impl Lease {
 
 impl Pool {
     pub(super) fn new(
-        endpoint: Endpoint,
+        (endpoint, identity): (Endpoint, &Arc<Identity>),
         standing: Standing,
         timeouts: &Timeouts,
         budget: Budget,
         clock: Clock,
     ) -> Self {
         Self {
-            dialer: Dialer::new(endpoint, budget.places()),
+            dialer: Dialer::new(endpoint, budget.places(), identity),
             budget,
             standing,
             connect_timeout: timeouts.connect,
@@ -195,13 +198,17 @@ impl Pool {
 
     async fn open(&self) -> Result<Open, NoLease> {
         let place = self.budget.place().await.ok_or(NoLease::Crowded)?;
-        let within = self.connect_timeout;
-        let opening = async { Connection::open(self.dialer.dial(within, &self.clock).await?).await };
-        let opened = tokio::time::timeout(within, opening)
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        self.standing.note_connecting(self.dialer.endpoint(), opened.as_ref().err(), self.clock.mono());
-        let connection = opened.map_err(|_| NoLease::Unreachable)?;
+        let opened = match self.dialer.dial(self.connect_timeout, &self.clock).await {
+            // It waits for nothing.
+            Ok(stream) => Connection::open(stream).await.map_err(Unopened::Connect),
+            Err(unopened) => Err(unopened),
+        };
+        let failure = opened.as_ref().err().map(|unopened| unopened as &dyn fmt::Display);
+        self.standing.note_connecting(self.dialer.endpoint(), failure, self.clock.mono());
+        let connection = opened.map_err(|unopened| match unopened {
+            Unopened::Connect(_) => NoLease::Unreachable,
+            Unopened::Tls(_) => NoLease::NoTls,
+        })?;
         let until = self.dialer.may_move().then(|| {
             let age = GREATEST_AGE.mul_f32(1.0 - fastrand::f32() / 4.0);
             self.clock.mono() + age

@@ -16,11 +16,12 @@ use super::connection::{Received, Undelivered};
 use super::endpoint::Endpoint;
 use super::error::{BrokenOff, SendError};
 use super::health::Health;
+use super::loaded::Loaded;
 use super::pool::{Lease, NoLease, Pool};
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
 use super::select::Turns;
-use super::{HostField, Retries, Settings, UpstreamId};
+use super::{HostField, Retries, UpstreamId};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::Environment;
 
@@ -34,7 +35,7 @@ pub struct Upstreams {
 
 #[derive(Debug)]
 struct Upstream {
-    settings: Settings,
+    loaded: Loaded,
     /// By environment.
     sides: [Rc<Side>; 2],
 }
@@ -51,8 +52,8 @@ struct Side {
 /// One endpoint.
 #[derive(Debug)]
 struct Target {
-    /// `host:port`, for records.
-    authority: Arc<str>,
+    /// Its name in records.
+    label: Arc<str>,
     /// The Host field, where it is not the client's.
     host: Option<HeaderValue>,
     pool: Rc<Pool>,
@@ -73,30 +74,31 @@ struct Sending<'r> {
 #[derive(Debug)]
 pub struct Sent {
     pub outcome: Result<Answer, SendError>,
-    /// The endpoint that was tried last, `host:port`.
+    /// The endpoint that was tried last, by its name in records.
     pub endpoint: Option<Arc<str>>,
 }
 
 impl Upstreams {
     #[must_use]
-    pub fn new(upstreams: &[Settings], health: &Health, budget: Budget, clock: Clock) -> Self {
-        let made = |settings| Upstream::new(settings, health, &budget, &clock);
+    pub fn new(upstreams: &[Loaded], health: &Health, budget: Budget, clock: Clock) -> Self {
+        let made = |loaded| Upstream::new(loaded, health, &budget, &clock);
         let upstreams = upstreams.iter().map(made).collect();
         Self { upstreams, budget, clock }
     }
 
-    /// Other upstreams in place of these. Upstreams that are in both keep their connections; of the others only
-    /// the requests that are under way are finished.
+    /// Other upstreams in place of these. Upstreams that are in both, with the same content of their files, keep their
+    /// connections; of the others only the requests that are under way are finished.
     #[must_use]
-    pub fn renew(&self, upstreams: &[Settings], health: &Health) -> Self {
-        let kept = |settings: &Settings| self.upstreams.iter().find(|known| known.settings == *settings);
-        let renewed = upstreams.iter().map(|settings| match kept(settings) {
-            Some(known) => Upstream { settings: settings.clone(), sides: known.sides.clone() },
-            None => Upstream::new(settings, health, &self.budget, &self.clock),
+    pub fn renew(&self, upstreams: &[Loaded], health: &Health) -> Self {
+        let kept = |loaded: &Loaded| self.upstreams.iter().find(|known| known.loaded.is_same(loaded));
+        let renewed = upstreams.iter().map(|loaded| match kept(loaded) {
+            Some(known) => Upstream { loaded: known.loaded.clone(), sides: known.sides.clone() },
+            None => Upstream::new(loaded, health, &self.budget, &self.clock),
         });
         let renewed =
             Self { upstreams: renewed.collect(), budget: self.budget.clone(), clock: self.clock.clone() };
-        for gone in self.upstreams.iter().filter(|known| !upstreams.contains(&known.settings)) {
+        let is_gone = |known: &&Upstream| !upstreams.iter().any(|loaded| known.loaded.is_same(loaded));
+        for gone in self.upstreams.iter().filter(is_gone) {
             gone.pools().for_each(Pool::retire);
         }
         renewed
@@ -137,7 +139,7 @@ impl Upstreams {
                 Err(SendError::TimedOut)
             }),
         };
-        Sent { outcome, endpoint: target(&sending.tried).map(|target| Arc::clone(&target.authority)) }
+        Sent { outcome, endpoint: target(&sending.tried).map(|target| Arc::clone(&target.label)) }
     }
 
     /// Closes the connections that have been unused for too long. To be called once a second.
@@ -147,17 +149,19 @@ impl Upstreams {
 }
 
 impl Upstream {
-    fn new(settings: &Settings, health: &Health, budget: &Budget, clock: &Clock) -> Self {
-        let target = |endpoint: &Endpoint| {
+    fn new(loaded: &Loaded, health: &Health, budget: &Budget, clock: &Clock) -> Self {
+        let settings = loaded.settings();
+        let target = |endpoint: &Endpoint, environment| {
             let standing = health.find(&settings.name, endpoint).unwrap_or_default();
             Target {
-                authority: endpoint.authority().into(),
-                host: match settings.host {
+                label: endpoint.label().into(),
+                host: match &settings.host {
                     HostField::Client => None,
-                    HostField::Endpoint => HeaderValue::try_from(endpoint.authority()).ok(),
+                    HostField::Endpoint => HeaderValue::try_from(endpoint.host_field()).ok(),
+                    HostField::Named(name) => Some(name.clone()),
                 },
                 pool: Rc::new(Pool::new(
-                    endpoint.clone(),
+                    (endpoint.clone(), loaded.identity(environment)),
                     standing,
                     &settings.timeouts,
                     budget.clone(),
@@ -166,14 +170,15 @@ impl Upstream {
             }
         };
         let side = |environment| {
+            let endpoints = settings.endpoints(environment).iter();
             Rc::new(Side {
-                targets: settings.endpoints(environment).iter().map(target).collect(),
+                targets: endpoints.map(|endpoint| target(endpoint, environment)).collect(),
                 turns: Turns::default(),
                 answer_timeout: settings.timeouts.answer,
                 stream_idle_timeout: settings.timeouts.stream_idle,
             })
         };
-        Self { settings: settings.clone(), sides: Environment::ALL.map(side) }
+        Self { loaded: loaded.clone(), sides: Environment::ALL.map(side) }
     }
 
     fn pools(&self) -> impl Iterator<Item = &Pool> {
@@ -189,7 +194,7 @@ impl Side {
         sending: &Sending<'_>,
     ) -> Result<Answer, SendError> {
         let mut order = self.turns.order(self.targets.len());
-        let mut spoke_unasked = None;
+        let (mut spoke_unasked, mut unreached) = (None, SendError::Unreachable);
         while let Some(at) = order.next(|at| self.targets[at].is_in_use()) {
             let target = &self.targets[at];
             sending.tried.set(Some(at));
@@ -200,6 +205,10 @@ impl Side {
                 let mut lease = match target.pool.lease().await {
                     Ok(lease) => lease,
                     Err(NoLease::Unreachable) => break,
+                    Err(NoLease::NoTls) => {
+                        unreached = SendError::NoTls;
+                        break;
+                    }
                     Err(NoLease::Crowded) => return Err(SendError::Crowded),
                 };
                 sending.waits_at.set(Some(at));
@@ -226,7 +235,7 @@ impl Side {
                 }
             }
         }
-        Err(spoke_unasked.map_or(SendError::Unreachable, SendError::BrokeOff))
+        Err(spoke_unasked.map_or(unreached, SendError::BrokeOff))
     }
 
     /// Sends a request once more, and no more than that.

@@ -138,6 +138,8 @@ pub enum Conflict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadGateway {
     Unreachable,
+    /// The handshake of TLS failed, or TLS ended with an error before an answer came.
+    NoTls,
     /// The connection ended before a whole answer head had come.
     BrokeOff,
     /// Something that is no answer, or an answer that cannot be passed on, for example an unrequested 101.
@@ -255,6 +257,7 @@ impl Rejection {
             }
             Self::BadGateway(cause) => Cow::Borrowed(match cause {
                 BadGateway::Unreachable => "The service behind this gateway could not be reached",
+                BadGateway::NoTls => "No secure connection to the service behind this gateway could be made",
                 BadGateway::BrokeOff => "The service behind this gateway broke off before it answered",
                 BadGateway::InvalidAnswer => "The service behind this gateway gave an invalid answer",
             }),
@@ -306,6 +309,7 @@ impl Rejection {
             Self::Internal => Reason::Internal,
             Self::MissingScope(_) => Reason::ScopeMissing,
             Self::BadGateway(BadGateway::Unreachable) => Reason::UpstreamUnreachable,
+            Self::BadGateway(BadGateway::NoTls) => Reason::UpstreamTls,
             Self::BadGateway(BadGateway::BrokeOff) => Reason::UpstreamBrokeOff,
             Self::BadGateway(BadGateway::InvalidAnswer) => Reason::UpstreamInvalidAnswer,
             Self::GatewayTimeout => Reason::UpstreamTimeout,

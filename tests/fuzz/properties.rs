@@ -278,7 +278,7 @@ pub(crate) fn vocabulary(data: &[u8]) {
         assert_eq!(host.contains([':', '[', ']']), within_brackets, "{host}");
     }
     if let Ok(endpoint) = Endpoint::parse(text) {
-        assert_eq!(Endpoint::parse(&format!("http://{}", endpoint.authority())), Ok(endpoint));
+        assert_eq!(Endpoint::parse(&endpoint.to_string()), Ok(endpoint));
     }
     if let Ok(address) = redis::Address::parse(text) {
         let scheme = if address.encrypted() { "rediss" } else { "redis" };

@@ -11,7 +11,7 @@ use syn::visit::{self, Visit};
 
 /// The layers from the bottom up. A module may import those of its own layer and below.
 const LAYERS: [&[&str]; 10] = [
-    &["pem", "secret_file", "vocabulary"],
+    &["secret_file", "tls", "vocabulary"],
     &["dial", "policy"],
     &["telemetry"],
     &["store", "upstream"],

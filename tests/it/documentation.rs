@@ -181,10 +181,15 @@ fn folder_with_files(pages: &[Page]) -> TempDir {
         fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
     }
     let authority = Authority::new();
-    authority.write(folder.path(), "redis-ca");
-    for (file, name) in
-        [("api", "api.example.com"), ("wildcard", "*.example.com"), ("redis-client", "gateway")]
-    {
+    for name in ["redis-ca", "reports-ca"] {
+        authority.write(folder.path(), name);
+    }
+    for (file, name) in [
+        ("api", "api.example.com"),
+        ("wildcard", "*.example.com"),
+        ("redis-client", "gateway"),
+        ("keygate", "gateway"),
+    ] {
         authority.issue(&[name]).write(folder.path(), file);
     }
     // As the page tells to make it.

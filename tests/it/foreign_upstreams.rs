@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::process::Process;
 use crate::harness::traffic::{Outcome, at_rate};
-use crate::harness::{Call, Gateway, Tuned, eventually, free_address, is_long, unhurried};
+use crate::harness::{Authority, Call, Gateway, Tuned, eventually, free_address, is_long, unhurried};
 
 /// Any key may send any request.
 const POLICY: &str = r#"
@@ -248,4 +249,101 @@ fn a_process_that_is_stopped_is_passed_over_and_has_its_turn_again_when_it_goes_
         answers[gateway.fetch(&call).text().parse::<usize>().unwrap()] += 1;
     }
     assert_eq!(answers, [10; 3]);
+}
+
+/// The field of httpbin's answer to these calls, which is what it received.
+#[track_caller]
+fn assert_httpbin_answers(gateway: &Gateway) {
+    let key = gateway.live_key().secret;
+    for n in 0..5 {
+        let body = format!("body {n}");
+        let answer = gateway.fetch(&Call::post("/anything", body.clone()).key(&key)).json();
+        assert_eq!(answer["data"], body);
+        assert_eq!(answer["headers"]["X-Org-Id"], gateway.org.to_string());
+    }
+    let bytes = gateway.fetch(&Call::get("/stream-bytes/100000?chunk_size=1000").key(&key));
+    assert_eq!((bytes.status, bytes.body.len(), bytes.complete), (200, 100_000, true));
+}
+
+/// httpbin behind gunicorn with these arguments, in this folder.
+fn gunicorn(folder: &Path, arguments: &[&str]) -> Process {
+    let mut command = python();
+    command
+        .args(["-m", "gunicorn", "--threads", "4", "--keep-alive", "5"])
+        .args(arguments)
+        .arg("httpbin:app");
+    command.current_dir(folder);
+    Process::start(command)
+}
+
+#[test]
+fn httpbin_is_reached_over_pythons_tls() {
+    let (folder, authority, address) = (TempDir::new().unwrap(), Authority::new(), free_address());
+    authority.write(folder.path(), "ca");
+    authority.issue(&["127.0.0.1"]).write(folder.path(), "server");
+    let bind = ["--bind", &address.to_string(), "--certfile", "server.pem", "--keyfile", "server-key.pem"];
+    let _httpbin = gunicorn(folder.path(), &bind);
+    eventually("the server listens", || TcpStream::connect(address).is_ok());
+    let toml = format!(
+        "[upstreams.api]\nlive = [\"https://{address}\"]\nshared = true\n[upstreams.api.live_tls]\nca = \"ca.pem\"\n"
+    );
+    assert_httpbin_answers(&Gateway::builder().policy(POLICY).settings(&toml).start_in(folder));
+}
+
+#[test]
+fn httpbin_is_reached_through_a_socket_of_gunicorn() {
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("api.sock");
+    let _httpbin = gunicorn(folder.path(), &["--bind", "unix:api.sock"]);
+    eventually("the server listens", || UnixStream::connect(&socket).is_ok());
+    let toml = format!("[upstreams.api]\nlive = [\"unix:{}\"]\nshared = true\n", socket.display());
+    assert_httpbin_answers(&Gateway::builder().policy(POLICY).settings(&toml).start_in(folder));
+}
+
+/// In the long form alone, since it needs nginx.
+#[test]
+fn nginx_with_tls_resumes_sessions_and_changes_its_certificate_under_load() {
+    if !is_long() {
+        return;
+    }
+    let (folder, authority, address) = (TempDir::new().unwrap(), Authority::new(), free_address());
+    authority.write(folder.path(), "ca");
+    authority.issue(&["gateway"]).write(folder.path(), "client");
+    authority.issue(&["127.0.0.1"]).write(folder.path(), "server");
+    let configuration = format!(
+        "daemon off;\npid nginx.pid;\nerror_log error.log;\nworker_processes 2;\nevents {{}}\nhttp {{\naccess_log off;\n\
+         client_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\nuwsgi_temp_path uwsgi;\n\
+         scgi_temp_path scgi;\nkeepalive_requests 10;\nserver {{\nlisten {address} ssl;\nssl_certificate server.pem;\n\
+         ssl_certificate_key server-key.pem;\nssl_client_certificate ca.pem;\nssl_verify_client on;\n\
+         location / {{ return 200 \"$ssl_session_reused $ssl_client_verify $ssl_client_s_dn\"; }}\n}}\n}}\n"
+    );
+    fs::write(folder.path().join("nginx.conf"), configuration).unwrap();
+    let mut command = Command::new("nginx");
+    command.arg("-p").arg(folder.path()).args(["-c", "nginx.conf"]);
+    let nginx = Process::start(command);
+    eventually("nginx listens", || TcpStream::connect(address).is_ok());
+    let toml = format!(
+        "[upstreams.api]\nlive = [\"https://{address}\"]\nshared = true\n[upstreams.api.live_tls]\nca = \"ca.pem\"\n\
+         cert = \"client.pem\"\nkey = \"client-key.pem\"\n"
+    );
+    let gateway = Gateway::builder().policy(POLICY).settings(&toml).start_in(folder);
+    let key = gateway.live_key().secret;
+    let (until, changes) = (Instant::now() + Duration::from_secs(20), Duration::from_secs(4));
+    let (mut next, mut count, mut resumed) = (Instant::now() + changes, 0, 0);
+    while Instant::now() < until {
+        let answer = gateway.fetch(&Call::get("/").key(&key));
+        assert_eq!(answer.status, 200, "after {count}: {}", answer.text());
+        assert!(answer.text().contains(" SUCCESS "), "{}", answer.text());
+        resumed += usize::from(answer.text().starts_with("r "));
+        count += 1;
+        if Instant::now() >= next {
+            authority.issue(&["127.0.0.1"]).write(gateway.folder(), "server");
+            nginx.signal(Signal::HUP);
+            next += changes;
+        }
+    }
+    println!(
+        "nginx: {count} requests over 5 certificates, {resumed} of them in resumed sessions, none failed"
+    );
+    assert!(resumed * 2 > count, "{resumed} of {count}");
 }

@@ -104,4 +104,6 @@ mod transports;
 mod unreadable;
 mod unseen_characters;
 mod upstream_faults;
+mod upstream_sockets;
+mod upstream_tls;
 mod websocket;

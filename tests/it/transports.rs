@@ -4,12 +4,15 @@
 //! text, unless `KEYGATE_TEST_TRANSPORT` names another. Calls use it; exact bytes are sent as HTTP/1.1, within TLS
 //! if the transport has TLS. These tests run the modules of the suite again for each of the other transports. To run
 //! one of their failures alone: `KEYGATE_TEST_TRANSPORT=tls-http2 cargo test --test it guard::`.
+//!
+//! The same towards upstreams: `KEYGATE_TEST_UPSTREAMS=tls`, or `unix`, puts a server in front of each ([`front`]). With `KEYGATE_LONG=1`
+//! nearly the whole suite runs so.
 
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use crate::harness::Transport;
 use crate::harness::transport::VARIABLE;
+use crate::harness::{Transport, front, is_long};
 
 /// The modules whose tests pass over every transport.
 const SUITE: [&str; 12] = [
@@ -40,6 +43,60 @@ fn the_wire_suite_passes_over_tls_with_http1() {
 #[test]
 fn the_wire_suite_passes_over_tls_with_http2() {
     run(Transport::TlsHttp2);
+}
+
+/// The modules that say what an upstream receives, what its answers may do, and that environments stay apart.
+const TO_UPSTREAMS: [&str; 5] =
+    ["environments::", "forwarding::", "header_rules::", "hostile_upstreams::", "trailers::"];
+
+/// Those that the long form adds.
+const TO_UPSTREAMS_TOO: [&str; 10] = [
+    "api_story::",
+    "authentication::",
+    "contract_errors::",
+    "contract_routes::",
+    "drain::",
+    "guard::",
+    "limits::",
+    "streaming::",
+    "upstream_faults::",
+    "websocket::",
+];
+
+#[test]
+fn what_upstreams_receive_and_answer_is_the_same_over_tls() {
+    run_to_upstreams("tls", &[]);
+}
+
+#[test]
+fn what_upstreams_receive_and_answer_is_the_same_through_a_socket() {
+    run_to_upstreams("unix", &NOT_THROUGH_SOCKETS);
+}
+
+/// Tests of what a front changes: it is a moment later than its upstream, and has an address of its own, by which metrics name it.
+const NOT_BEHIND_FRONTS: [&str; 4] = [
+    "a_reused_connection_that_the_upstream_closed_causes_no_error",
+    "a_server_that_hangs_is_passed_over_until_it_answers_again",
+    "a_server_that_refuses_is_asked_rarely_by_requests_that_another_could_serve",
+    "what_is_safe_is_sent_again_when_its_kept_connection_ends_without_a_byte",
+];
+
+/// The socket of a front takes connections also where its upstream does not. `upstream_sockets.rs` shows a socket that is not there.
+const NOT_THROUGH_SOCKETS: [&str; 2] =
+    ["while_one_server_is_down_the_other_serves", "no_100_is_sent_if_no_upstream_can_be_reached"];
+
+fn run_to_upstreams(link: &str, without: &[&str]) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let more: &[&str] = if is_long() { &TO_UPSTREAMS_TOO } else { &[] };
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(TO_UPSTREAMS.iter().chain(more))
+        .args(NOT_BEHIND_FRONTS.iter().chain(without).flat_map(|name| ["--skip", name]))
+        .env(front::VARIABLE, link)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "over {link}:\n{told}");
+    assert!(!told.contains(" 0 passed"), "no test has these names");
 }
 
 /// Some of these tests measure time, and each run has threads for all processors.

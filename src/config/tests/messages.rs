@@ -279,13 +279,65 @@ fn an_environment_has_an_upstream_of_its_own() {
                  remove one of the two",
             "etc/keygate.toml:9:5: upstreams.d.live: missing; list at least one endpoint, as in \
                  [\"http://127.0.0.1:9000\"]",
-            "etc/keygate.toml:9:15: upstreams.d.test[0]: invalid endpoint; https to an upstream is not supported: \
-                 put both on one machine or one private network and use http://",
+            "etc/keygate.toml:9:15: upstreams.d.test[0]: invalid endpoint; an endpoint has no path, query or user: \
+                 keygate forwards the path that it authorised",
             "etc/keygate.toml:10:5: upstreams.e: expected a section, found an integer; write a heading in brackets \
                  and put its keys below it",
             "etc/keygate.toml:11:5: upstreams.F: invalid name; write 1 to 64 characters from a-z 0-9 _ -",
             "etc/keygate.toml:11:43: upstreams.F.keepalive: unknown key `keepalive`; the keys here are `live`, \
-                 `test`, `shared`, `host`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`",
+                 `test`, `shared`, `host`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`, \
+                 `live_tls`, `test_tls`",
+        ],
+    );
+}
+
+#[test]
+fn tls_to_an_upstream_is_whole_and_for_all_of_its_servers() {
+    let toml = |upstreams: &str| mistakes(&format!("{STORE}{POLICY}[upstreams]\n{upstreams}"), ROUTE, &[]);
+    assert_eq!(
+        toml(
+            "a = { live = [\"https://a\", \"https://b\"], shared = true, live_tls = { server_name = \"10.0.0.1\" } }\n\
+             b = { live = [\"https://a\"], test = [\"unix:/run/b\"], host = \"api:80\", live_tls = { verify = \"full\" } }"
+        ),
+        "none"
+    );
+    assert_says(
+        toml(
+            "a = { live = [\"http://a\"], shared = true, live_tls = { ca = \"ca.pem\" } }\n\
+             b = { live = [\"https://a\", \"unix:/run/b\"], shared = true, live_tls = { ca = \"ca.pem\" } }\n\
+             c = { live = [\"https://a\"], shared = true, live_tls = { cert = \"c.pem\" } }\n\
+             d = { live = [\"https://a\"], shared = true, live_tls = { server_name = \"a b\", verify = \"off\" } }\n\
+             e = { live = [\"https://a\"], shared = true, live_tls = { ca = \"ca.pem\", verify = \"dangerously-off\" } }\n\
+             f = { live = [\"https://a\"], shared = true, test_tls = { ca = \"ca.pem\" } }\n\
+             g = { live = [\"unix:run/api.sock\"], shared = true, host = \"clinet\" }\n\
+             h = { live = [\"unix:/run/api.sock\"], test = [\"unix:/run/api.sock\"] }\n\
+             i = { live = [\"https://[::1]:0\", \"https://a..b\"], shared = true }",
+        ),
+        &[
+            "etc/keygate.toml:6:14: upstreams.a.live: http://a:80 is plain text, but `live_tls` is set; write https://, or \
+                 remove `live_tls`",
+            "etc/keygate.toml:7:14: upstreams.b.live: unix:/run/b is plain text, but `live_tls` is set; write https://, or \
+                 remove `live_tls`",
+            "etc/keygate.toml:8:55: upstreams.c.live_tls.key: missing; a client certificate needs `cert` and `key`; add it, \
+                 or remove `cert`",
+            "etc/keygate.toml:9:71: upstreams.d.live_tls.server_name: invalid value \"a b\"; write a DNS name, as in \
+                 \"api.internal\", or an IP address",
+            "etc/keygate.toml:9:87: upstreams.d.live_tls.verify: invalid value \"off\"; write \"full\" or \"dangerously-off\"",
+            "etc/keygate.toml:10:62: upstreams.e.live_tls.ca: has no effect with verify = \"dangerously-off\"; remove one of \
+                 the two",
+            "etc/keygate.toml:11:5: upstreams.f: `test_tls` is for servers in `test`, and with shared = true there are none; \
+                 `live_tls` holds for test keys too; remove `test_tls`",
+            "etc/keygate.toml:12:15: upstreams.g.live[0]: invalid endpoint; name a socket by its path from the root, of at \
+                 most 107 bytes, as in unix:/run/api.sock",
+            "etc/keygate.toml:12:59: upstreams.g.host: invalid value \"clinet\"; write \"client\", \"endpoint\" or a name with a \
+                 dot or a port, as in \"api.internal\" or \"api:8000\"",
+            "etc/keygate.toml:13:45: upstreams.h.test: unix:/run/api.sock is also in `live`, so test keys would reach a live \
+                 server; use two servers, or remove `test` and write shared = true",
+            "etc/keygate.toml:14:15: upstreams.i.live[0]: invalid endpoint; write an endpoint as http://host:port, \
+                 https://host:port or unix:/path; the port must be a number from 1 to 65535, in digits only and \
+                 without leading zeros",
+            "etc/keygate.toml:14:34: upstreams.i.live[1]: invalid endpoint; no certificate can be for this host: name the server by its \
+                 DNS name or its IP address",
         ],
     );
 }
@@ -425,7 +477,7 @@ fn a_port_is_written_in_digits_and_brackets_are_for_ipv6() {
             live(&format!("http://{place}")),
             &[&format!(
                 "etc/keygate.toml:6:15: upstreams.a.live[0]: invalid endpoint; write an endpoint as \
-                     http://host:port; {wrong}"
+                     http://host:port, https://host:port or unix:/path; {wrong}"
             )],
         );
         assert_says(

@@ -1,6 +1,9 @@
 //! The shipped files agree with the code.
 
+use rustls_pki_types::ServerName;
+
 use super::*;
+use crate::tls::client::{Files, Trust};
 
 /// The kinds of store, a kind of Redis for each way to find it; and what the sentences of the keys that do
 /// not go with it begin with.
@@ -21,6 +24,8 @@ const KINDS: [(&str, &[&str]); 4] = [
 /// Secrets have one file, or several while they are replaced. The complete file of a cluster shows the latter.
 const ONE_SECRET: &[&str] = &["# The file with the pepper", "# The file with the key"];
 const MANY_SECRETS: &[&str] = &["# Instead of `pepper_file`", "# Instead of `key_file`"];
+/// What only servers with TLS have.
+const WITH_TLS: &str = "# With https:// servers";
 const URL: &str = "# With kind = \"redis\": where the Redis is";
 const OTHERWISE_FOUND: &str = "# With kind = \"redis\", instead of `url`";
 const CLUSTER: &str = "# With kind = \"redis\", instead of `url`: some nodes of a cluster";
@@ -36,10 +41,16 @@ fn complete(kind: &str) -> String {
                 // The address of a single Redis asks for TLS, and the file's example does not.
                 let one_or_many = if kind == "cluster" { ONE_SECRET } else { MANY_SECRETS };
                 let is_other = others.iter().chain(one_or_many).any(|other| sentence.starts_with(other))
-                    || (kind == "redis" && section == "[store.tls]");
+                    || (kind == "redis" && section == "[store.tls]")
+                    || (kind != "cluster" && sentence.starts_with(WITH_TLS));
                 if !is_other {
                     lines.push(key.to_owned());
                 }
+            }
+            Some(heading) if heading.starts_with('[') => lines.push(heading.to_owned()),
+            // One of them has TLS to its upstreams.
+            None if kind == "cluster" && line.contains("http://") => {
+                lines.push(line.replace("http://", "https://"));
             }
             _ if line.starts_with("kind = ") => {
                 let kind = if kind == "embedded" { kind } else { "redis" };
@@ -76,6 +87,12 @@ fn nodes(port: u16) -> Vec<redis::Node> {
     (5..8).map(|n| redis::Node::parse(&format!("10.0.0.{n}:{port}")).unwrap()).collect()
 }
 
+/// The files in the examples for one environment.
+fn tls_files(name: &str) -> Files {
+    let file = |what: &str| PathBuf::from(format!("etc/{name}-{what}.pem"));
+    Files { trust: Trust::Authorities(file("ca")), client: Some((file("client"), file("client-key"))) }
+}
+
 fn assert_defaults(
     config: &Config,
     store: &StoreSettings,
@@ -105,11 +122,19 @@ fn assert_defaults(
         crate::operators::admin::Settings { socket: Some("etc/keygate.sock".into()), remote: None }
     );
     assert_eq!(config.retention, RetentionSettings::default());
-    let endpoint = |text| vec![Endpoint::parse(text).unwrap()];
+    // Only the complete file of a cluster has two peppers, and upstreams with TLS.
+    let has_tls = config.keys.pepper_files.len() > 1;
+    let (scheme, tls) =
+        if has_tls { ("https", ["api", "api-test"].map(tls_files)) } else { ("http", Default::default()) };
+    let endpoint = |port, name: &str| {
+        let endpoint = Endpoint::parse(&format!("{scheme}://127.0.0.1:{port}")).unwrap();
+        vec![endpoint.verified_as(&ServerName::try_from(name.to_owned()).unwrap())]
+    };
     let upstream = upstream::Settings {
         name: "api".into(),
-        live: endpoint("http://127.0.0.1:9000"),
-        test: endpoint("http://127.0.0.1:9001"),
+        live: endpoint(9000, "api.internal"),
+        test: endpoint(9001, "api-test.internal"),
+        tls,
         host: HostField::default(),
         timeouts: Timeouts::default(),
     };

@@ -41,7 +41,7 @@ fn every_setting_arrives_where_it_belongs() {
     assert_eq!(config.admin.socket, None);
 
     let upstream = &config.upstreams[1];
-    assert_eq!((&*upstream.name, upstream.host), ("b", HostField::Endpoint));
+    assert_eq!((&*upstream.name, &upstream.host), ("b", &HostField::Endpoint));
     assert_eq!(upstream.live, upstream.test);
     assert_eq!(upstream.timeouts.answer, Duration::from_secs(120));
     assert_eq!(config.routes.routes()[0].target, Target::Upstream(UpstreamId(1)));

@@ -7,21 +7,16 @@ use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, Value};
-use rustls::crypto::aws_lc_rs;
-use rustls::version::{TLS12, TLS13};
-use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
-use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use zeroize::Zeroizing;
 
 use super::login::{Login, Password};
 use super::scripts::{bytes, unexpected};
 use super::settings::{Node, OpenError, TlsFiles};
 use crate::dial::{self, Preference};
-use crate::pem::{read_certificates, read_key};
 use crate::store::StoreFault;
+use crate::tls::client::{self, tls_error};
 use crate::vocabulary::clock::Clock;
 
 /// Requests in a connection's queue; further senders wait.
@@ -264,60 +259,22 @@ impl Tls {
 
     /// `host` is the server of the handshake; `None` after it.
     fn explain(&self, error: &io::Error, host: Option<&str>) -> String {
-        use CertificateError as Bad;
-        use rustls::Error as Tls;
-        let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
-        match cause {
-            Some(Tls::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => {
-                "its certificate is from no authority in store.tls.ca: name the right file, or check which server answers there"
-                    .to_owned()
-            }
-            Some(Tls::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
-                format!("its certificate is not for {}: use a name that it contains, or issue one for this name", host.unwrap_or_default())
-            }
-            Some(Tls::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => {
-                "its certificate has expired: renew it".to_owned()
-            }
-            Some(Tls::InvalidMessage(_)) => {
-                "it does not speak TLS: use its TLS port, or remove TLS from the configuration".to_owned()
-            }
-            Some(Tls::AlertReceived(AlertDescription::CertificateRequired)) => {
-                "it demands a client certificate: give store.tls.cert and store.tls.key".to_owned()
-            }
-            Some(Tls::AlertReceived(alert)) => {
-                format!("it refuses our side of TLS ({alert:?}): check store.tls.cert and store.tls.key")
-            }
+        match tls_error(error) {
             // A server that wants a certificate may send its refusal, or only close the connection.
-            _ if !self.has_certificate() && host.is_none() => {
-                format!("{error}; should it demand a client certificate, give store.tls.cert and store.tls.key")
+            None if !self.has_certificate() && host.is_none() => {
+                format!(
+                    "{error}; should it demand a client certificate, give store.tls.cert and store.tls.key"
+                )
             }
-            _ => error.to_string(),
+            _ => client::explain(error, &self.files.of_client(), "store.tls", host),
         }
     }
 }
 
 impl Loaded {
     fn read(files: &TlsFiles) -> Result<Self, OpenError> {
-        let mut contents = Sha256::new();
-        let client = files.client.iter().flat_map(|(certificate, key)| [certificate, key]);
-        for file in std::iter::once(&files.ca).chain(client) {
-            // What cannot be read is reported below.
-            contents.update(std::fs::read(file).map(Zeroizing::new).unwrap_or_default());
-        }
-        let mut roots = RootCertStore::empty();
-        for authority in read_certificates(&files.ca)? {
-            roots.add(authority)?;
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_protocol_versions(&[&TLS13, &TLS12])?
-            .with_root_certificates(roots);
-        let config = match &files.client {
-            None => config.with_no_client_auth(),
-            Some((certificate, key)) => {
-                config.with_client_auth_cert(read_certificates(certificate)?, read_key(key)?)?
-            }
-        };
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), digest: contents.finalize().into() })
+        let client::Loaded { config, digest } = client::Loaded::read(&files.of_client())?;
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), digest })
     }
 }
 

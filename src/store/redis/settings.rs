@@ -7,8 +7,8 @@ use std::time::Duration;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::pem::PemError;
 use crate::secret_file::{self, SecretFileError};
+use crate::tls::client::{Files, LoadError, Trust};
 use crate::vocabulary::network::{InvalidServer, Server, parse_number};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +106,12 @@ pub struct TlsFiles {
     pub ca: PathBuf,
     /// Our certificate and its key, for a server that asks for one.
     pub client: Option<(PathBuf, PathBuf)>,
+}
+
+impl TlsFiles {
+    pub(super) fn of_client(&self) -> Files {
+        Files { trust: Trust::Authorities(self.ca.clone()), client: self.client.clone() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -236,11 +242,7 @@ pub enum OpenError {
     #[error("{key} {} does not hold a password: write it there as text, on one line", path.display())]
     NoPassword { key: &'static str, path: PathBuf },
     #[error("store.tls: {0}")]
-    Pem(#[from] PemError),
-    #[error(
-        "store.tls: {0}; give the certificates of authorities, and a client certificate with its own key"
-    )]
-    Tls(#[from] rustls::Error),
+    Tls(#[from] LoadError),
     #[error("store.url begins with rediss://, which needs trusted authorities: set store.tls.ca")]
     NoAuthority,
 }

@@ -21,6 +21,7 @@ use super::flaw::flaw;
 use super::interim::TooMany;
 use super::wire::{Outcome, Unanswered, Wire};
 use super::{Received, Undelivered};
+use crate::tls::client::{explain_later, tls_error};
 use crate::upstream::dial::Stream;
 use crate::upstream::error::BrokenOff;
 use crate::upstream::request_body::RequestBody;
@@ -126,6 +127,8 @@ fn broken_off(error: &hyper::Error) -> BrokenOff {
         BrokenOff::Malformed(error.to_string().into())
     } else if let Some(flaw) = io.and_then(io::Error::get_ref).and_then(|io| io.downcast_ref::<TooMany>()) {
         BrokenOff::Malformed(flaw.to_string().into())
+    } else if let Some(tls) = io.and_then(tls_error) {
+        BrokenOff::Tls(explain_later(tls).into())
     } else if let Some(io) = io {
         BrokenOff::Io(io.kind())
     } else if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
@@ -205,7 +208,7 @@ mod tests {
         };
         let sending = async {
             let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let mut connection = Http1::open(stream).await.unwrap();
+            let mut connection = Http1::open(Stream::Tcp(stream)).await.unwrap();
             connection.send(Request::default()).await.unwrap_err()
         };
         tokio::join!(sending, serving).0

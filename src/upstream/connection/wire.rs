@@ -117,6 +117,14 @@ impl Wire {
         self.sent.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
+    /// Nothing can be written any more.
+    fn fail_writing(&mut self, failure: io::Error, cx: &Context<'_>) {
+        self.write_failure = Some(failure);
+        self.outcome.is_broken.store(true, Ordering::Relaxed);
+        // hyper reads before it writes; what came in between is to be read now.
+        cx.waker().wake_by_ref();
+    }
+
     /// The server's direction has ended, in order or not.
     fn end(&mut self, ended: io::Result<()>) -> io::Result<()> {
         self.has_ended = true;
@@ -178,10 +186,7 @@ impl AsyncWrite for Wire {
             }
             Err(failure) if !self.has_ended => {
                 self.keep(bytes);
-                self.write_failure = Some(failure);
-                self.outcome.is_broken.store(true, Ordering::Relaxed);
-                // hyper reads before it writes; what came in between is to be read now.
-                cx.waker().wake_by_ref();
+                self.fail_writing(failure, cx);
                 self.writer = Some(cx.waker().clone());
                 Poll::Pending
             }
@@ -189,8 +194,18 @@ impl AsyncWrite for Wire {
         }
     }
 
+    /// TLS keeps what its socket did not take, so that a write may fail as late as here.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        if self.outcome.is_broken() && !self.has_ended {
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(Pin::new(&mut self.stream).poll_flush(cx)) {
+            Err(failure) if !self.has_ended => {
+                self.fail_writing(failure, cx);
+                Poll::Ready(Ok(()))
+            }
+            flushed => Poll::Ready(flushed),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -22,6 +22,7 @@ use keygate::telemetry::metrics::{Metrics, State};
 use keygate::telemetry::{RecordSettings, RecordWriter, RequestLog};
 use keygate::upstream::budget::Budget;
 use keygate::upstream::health::Health;
+use keygate::upstream::loaded::load;
 use keygate::vocabulary::clock::Clock;
 use keygate::vocabulary::key::scope::{Scope, ScopeSet};
 use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
@@ -117,8 +118,9 @@ impl World {
         let keys = control.handle().block_on(make_keys(&lifecycle));
         let cache = ReadThrough::new(config.cache, 1000, store, control.handle().clone(), clock.clone());
         let budget = Budget::new(1000);
+        let loaded = load(config.upstreams).expect("it names no files");
         let shared = Shared {
-            plan: Arc::new(Plan::new(config.gateway, config.routes, config.upstreams, &Health::default())),
+            plan: Arc::new(Plan::new(config.gateway, config.routes, loaded, &Health::default())),
             shapes: Arc::new(Shapes { format: tools.format, only_these: None }),
             keys: cache,
             shares: Arc::new(Shares::new(budget.clone(), 1)),

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::transport::Certificate;
 
@@ -20,10 +22,29 @@ impl Authority {
 
     /// A certificate for these names, or addresses.
     pub(crate) fn issue(&self, names: &[&str]) -> Certificate {
+        self.issue_with(names, |_| {})
+    }
+
+    pub(crate) fn issue_with(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Certificate {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
-        let made = CertificateParams::new(names).unwrap().signed_by(&key, &self.0).unwrap();
+        let mut parameters = CertificateParams::new(names).unwrap();
+        change(&mut parameters);
+        let made = parameters.signed_by(&key, &self.0).unwrap();
         Certificate { der: made.der().clone(), pem: made.pem(), key_pem: key.serialize_pem() }
+    }
+
+    /// Its own certificate.
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.0.pem().as_bytes()).unwrap()
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
     }
 
     /// Writes `NAME.pem`.

@@ -22,6 +22,7 @@ use keygate::vocabulary::key::{Environment, KeyFormat, Prefix};
 use tempfile::TempDir;
 
 use super::client::{Answer, Call, Wire, fetch_over};
+use super::front::behind_fronts;
 use super::http2::runtime;
 use super::transport::{CERTIFICATE, Pipe, Transport};
 use super::upstream::Upstream;
@@ -135,7 +136,7 @@ impl GatewayBuilder {
 
     /// Writes the configuration into `folder`, for a gateway that runs as a process.
     pub(crate) fn write(&self, folder: &Path) {
-        fs::write(folder.join("keygate.toml"), self.toml()).unwrap();
+        fs::write(folder.join("keygate.toml"), behind_fronts(self.toml(), folder)).unwrap();
         fs::write(folder.join("policy.toml"), &self.policy).unwrap();
     }
 
@@ -152,7 +153,7 @@ impl GatewayBuilder {
         if self.transport.has_tls() && !self.settings.contains("tls = ") {
             CERTIFICATE.write(folder.path(), "server");
             let toml = self.toml().replacen("[server]\n", TLS, 1);
-            fs::write(folder.path().join("keygate.toml"), toml).unwrap();
+            fs::write(folder.path().join("keygate.toml"), behind_fronts(toml, folder.path())).unwrap();
         }
         let (clock, shift) = Clock::shifted();
         shift.step_wall(self.wall_ahead);

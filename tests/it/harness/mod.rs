@@ -11,6 +11,7 @@ pub(crate) mod description;
 pub(crate) mod desk;
 pub(crate) mod distance;
 pub(crate) mod fail_over;
+pub(crate) mod front;
 pub(crate) mod gateway;
 pub(crate) mod haproxy;
 pub(crate) mod http2;

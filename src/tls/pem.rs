@@ -1,4 +1,4 @@
-//! Certificates and private keys in PEM files, for TLS towards clients and towards the store.
+//! Certificates and private keys in PEM files.
 
 use std::fs;
 use std::io;
