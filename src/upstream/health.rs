@@ -7,8 +7,7 @@
 //!   time out can therefore turn no endpoint out of use that answers others.
 //!
 //! For how long: one second, and twice as long after each request that tried it in vain, up to 30 s. When that time is over, one
-//! request tries it; success ends the matter. An endpoint that is the only one is never passed over, and if all are, all
-//! are tried (`select.rs`).
+//! request tries it; success ends the matter. How many may be passed over at once, `select.rs` says.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -133,14 +132,15 @@ impl Standing {
         millis(now.saturating_duration_since(*self.0.origin.get_or_init(|| now))) + 1
     }
 
-    /// Whether requests go here as they do to others. `now` is only called when it is needed.
-    pub(super) fn admits(&self, now: impl FnOnce() -> Instant) -> bool {
-        let State { unreachable, silent, .. } = &*self.0;
-        if !unreachable.is_on() && !silent.is_on() {
-            return true;
-        }
-        let now = self.since_origin(now());
-        unreachable.admits(now) && silent.admits(now)
+    /// Whether requests go here as they do to others.
+    pub(super) fn is_in_use(&self) -> bool {
+        !self.0.unreachable.is_on() && !self.0.silent.is_on()
+    }
+
+    /// Whether a request may try it though it is passed over. It must, because the next one has to wait for longer.
+    pub(super) fn admits(&self, now: Instant) -> bool {
+        let now = self.since_origin(now);
+        self.0.unreachable.admits(now) && self.0.silent.admits(now)
     }
 
     /// Notes how an attempt to connect to `endpoint` ended, and logs it if the one before ended otherwise.
@@ -276,7 +276,7 @@ mod tests {
 
     /// How many of ten requests at `now` may go there.
     fn admitted(standing: &Standing, now: Instant) -> usize {
-        (0..10).filter(|_| standing.admits(|| now)).count()
+        (0..10).filter(|_| standing.is_in_use() || standing.admits(now)).count()
     }
 
     #[test]

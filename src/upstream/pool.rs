@@ -40,6 +40,8 @@ pub(super) struct Pool {
     connect_timeout: Duration,
     idle_timeout: Duration,
     kept: RefCell<Vec<Kept>>,
+    /// Requests that have a lease or wait for one.
+    in_flight: Cell<usize>,
     /// Whether no more requests come here, so that no connection is worth keeping.
     retired: Cell<bool>,
     clock: Clock,
@@ -77,7 +79,24 @@ pub(super) enum NoLease {
 pub(super) struct Lease {
     open: Open,
     is_reused: bool,
-    pool: Rc<Pool>,
+    request: InFlight,
+}
+
+/// A request at this endpoint, counted until this is dropped.
+#[derive(Debug)]
+struct InFlight(Rc<Pool>);
+
+impl InFlight {
+    fn begin(pool: &Rc<Pool>) -> Self {
+        pool.in_flight.set(pool.in_flight.get() + 1);
+        Self(Rc::clone(pool))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+    }
 }
 
 impl Lease {
@@ -111,7 +130,7 @@ impl Lease {
 
     /// The body of the answer broke off. Logged, since its client cannot be told why.
     pub(super) fn note_broken_body(&self, cause: impl fmt::Display) {
-        let Pool { dialer, clock, .. } = &*self.pool;
+        let Pool { dialer, clock, .. } = &*self.request.0;
         let endpoint = dialer.endpoint().to_string();
         let line = || format!("upstream {endpoint} broke off in the middle of an answer: {cause}");
         Event::UpstreamBrokenBody.log_of(&endpoint, clock.mono(), line);
@@ -119,7 +138,7 @@ impl Lease {
 
     /// Gives the connection back. `answer.rs` decides when that is safe.
     pub(super) fn release(self) {
-        let Self { open, pool, .. } = self;
+        let Self { open, request: InFlight(ref pool), .. } = self;
         let now = pool.clock.mono();
         let is_young = open.until.is_none_or(|until| now < until);
         let mut kept = pool.kept.borrow_mut();
@@ -149,6 +168,7 @@ impl Pool {
             connect_timeout: timeouts.connect,
             idle_timeout: timeouts.idle,
             kept: RefCell::default(),
+            in_flight: Cell::new(0),
             retired: Cell::new(false),
             clock,
         }
@@ -162,6 +182,11 @@ impl Pool {
         self.dialer.endpoint()
     }
 
+    /// The requests that have a connection to it, or wait for one.
+    pub(super) const fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
     pub(super) const fn clock(&self) -> &Clock {
         &self.clock
     }
@@ -169,7 +194,7 @@ impl Pool {
     /// A kept connection, else a new one.
     pub(super) async fn lease(self: &Rc<Self>) -> Result<Lease, NoLease> {
         match self.take() {
-            Some(open) => Ok(Lease { open, is_reused: true, pool: Rc::clone(self) }),
+            Some(open) => Ok(Lease { open, is_reused: true, request: InFlight::begin(self) }),
             None => self.lease_new().await,
         }
     }
@@ -177,8 +202,9 @@ impl Pool {
     /// A new connection.
     pub(super) async fn lease_new(self: &Rc<Self>) -> Result<Lease, NoLease> {
         // Boxed, since it is rare and would make every request larger.
+        let request = InFlight::begin(self);
         let open = Box::pin(self.open()).await?;
-        Ok(Lease { open, is_reused: false, pool: Rc::clone(self) })
+        Ok(Lease { open, is_reused: false, request })
     }
 
     /// The connection used last, if it is still good: the others may then age and be closed.

@@ -1,48 +1,91 @@
 //! Which endpoint gets a request, and which one after it.
+//!
+//! Of two endpoints, the next in turn and one at random, that with fewer requests in flight gets the request (M. Mitzenmacher, "The Power of Two Choices
+//! in Randomized Load Balancing", IEEE Transactions on Parallel and Distributed Systems 12 (10), 2001). So an endpoint that is slow, or
+//! answers nothing, gets fewer requests from the moment on at which they pile up there, and one that has just come back is
+//! not flooded. Each thread counts its own requests.
+//!
+//! An endpoint that [`health`](super::health) passes over comes after all others, so it is tried only by a request that no
+//! other endpoint took. Where more than half are passed over, those of them that are above the half are used like the
+//! others: the few that are left could not bear all requests.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
-/// The next endpoint among those of one environment of one upstream.
-///
-/// Requests go round in turn. An endpoint that [`health`](super::health) passes over comes after all others, so it is
-/// tried only by a request that no other endpoint took.
+use fastrand::Rng;
+
+/// What is known of the endpoints of one environment of one upstream.
+pub(super) trait Candidates {
+    fn count(&self) -> usize;
+    /// The requests that this thread has there.
+    fn in_flight(&self, at: usize) -> usize;
+    /// Whether it is not passed over.
+    fn is_in_use(&self, at: usize) -> bool;
+    /// Whether this request may try one that is passed over. If so, it must.
+    fn admits(&self, at: usize) -> bool;
+}
+
+/// Shares requests out among the endpoints of one environment of one upstream.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     next: Cell<usize>,
-}
-
-/// The places of all endpoints, each once, in the order in which one request tries them.
-#[derive(Debug)]
-pub(super) struct Order {
-    first: usize,
-    count: usize,
-    /// How many places were looked at.
-    looked_at: usize,
-    passed_over: Vec<usize>,
+    random: RefCell<Rng>,
 }
 
 impl Turns {
-    /// The order for the next request to one of `count` endpoints.
-    pub(super) fn order(&self, count: usize) -> Order {
-        let first = self.next.get();
-        self.next.set(first.wrapping_add(1));
-        Order { first, count, looked_at: 0, passed_over: Vec::new() }
+    /// For one request.
+    pub(super) fn begin(&self) -> Choice<'_> {
+        let turn = self.next.get();
+        self.next.set(turn.wrapping_add(1));
+        Choice { turn, random: &self.random, last: None, tried: Vec::new() }
     }
 }
 
-impl Order {
-    /// The next place. `admits` tells whether an endpoint is in use; it is asked once at most about each, when its turn
-    /// has come. An endpoint that is the only one is not asked about.
-    pub(super) fn next(&mut self, mut admits: impl FnMut(usize) -> bool) -> Option<usize> {
-        while self.looked_at < self.count {
-            let at = self.first.wrapping_add(self.looked_at) % self.count;
-            self.looked_at += 1;
-            if self.count == 1 || admits(at) {
-                return Some(at);
-            }
-            self.passed_over.push(at);
+/// Chooses the endpoints for one request, one after the other.
+#[derive(Debug)]
+pub(super) struct Choice<'t> {
+    turn: usize,
+    random: &'t RefCell<Rng>,
+    last: Option<usize>,
+    /// Those before.
+    tried: Vec<usize>,
+}
+
+impl Choice<'_> {
+    /// The place of the next endpoint; `None` when all were tried. The only endpoint is never passed over.
+    pub(super) fn next(&mut self, all: &impl Candidates) -> Option<usize> {
+        self.tried.extend(self.last.take());
+        self.last = match (all.count(), &*self.tried) {
+            (0, _) | (1, [_, ..]) => None,
+            (1, []) => Some(0),
+            (count, []) => self.better_of_two(count, all).or_else(|| self.among_all(all)),
+            _ => self.among_all(all),
+        };
+        self.last
+    }
+
+    /// `None` where one of them is passed over.
+    fn better_of_two(&self, count: usize, all: &impl Candidates) -> Option<usize> {
+        let one = self.turn % count;
+        let other = (one + self.random.borrow_mut().usize(1..count)) % count;
+        let better = if all.in_flight(other) < all.in_flight(one) { other } else { one };
+        (all.is_in_use(one) && all.is_in_use(other)).then_some(better)
+    }
+
+    /// Looks at every endpoint that was not tried.
+    #[cold]
+    fn among_all(&self, all: &impl Candidates) -> Option<usize> {
+        let count = all.count();
+        let in_turn = (0..count).map(|n| self.turn.wrapping_add(n) % count);
+        let left = in_turn.filter(|at| !self.tried.contains(at));
+        let (mut used, passed_over): (Vec<_>, Vec<_>) = left.partition(|at| all.is_in_use(*at));
+        if self.tried.is_empty()
+            && let Some(due) = passed_over.iter().find(|at| all.admits(**at))
+        {
+            return Some(*due);
         }
-        (!self.passed_over.is_empty()).then(|| self.passed_over.remove(0))
+        let above = passed_over.len().saturating_sub(count / 2);
+        used.extend(&passed_over[..above]);
+        used.into_iter().take(2).min_by_key(|at| all.in_flight(*at)).or_else(|| passed_over.first().copied())
     }
 }
 
@@ -50,25 +93,96 @@ impl Order {
 mod tests {
     use super::*;
 
-    fn order(turns: &Turns, count: usize, out: &[usize]) -> Vec<usize> {
-        let mut order = turns.order(count);
-        std::iter::from_fn(|| order.next(|at| !out.contains(&at))).collect()
+    #[derive(Default)]
+    struct Endpoints {
+        turns: Turns,
+        in_flight: RefCell<Vec<usize>>,
+        passed_over: Vec<usize>,
+        due: Cell<Option<usize>>,
+    }
+
+    impl Endpoints {
+        fn new(count: usize, passed_over: &[usize]) -> Self {
+            let in_flight = RefCell::new(vec![0; count]);
+            Self { in_flight, passed_over: passed_over.to_vec(), ..Self::default() }
+        }
+
+        /// How many of so many first choices fell on each endpoint. Requests do not end.
+        fn chosen(&self, requests: usize) -> Vec<usize> {
+            let before = self.in_flight.borrow().clone();
+            for _ in 0..requests {
+                let at = self.turns.begin().next(self).unwrap();
+                self.in_flight.borrow_mut()[at] += 1;
+            }
+            self.in_flight.borrow().iter().zip(before).map(|(now, before)| now - before).collect()
+        }
+
+        /// The endpoints in the order in which one request tries them.
+        fn order(&self) -> Vec<usize> {
+            let mut choice = self.turns.begin();
+            std::iter::from_fn(|| choice.next(self)).collect()
+        }
+    }
+
+    impl Candidates for Endpoints {
+        fn count(&self) -> usize {
+            self.in_flight.borrow().len()
+        }
+
+        fn in_flight(&self, at: usize) -> usize {
+            self.in_flight.borrow()[at]
+        }
+
+        fn is_in_use(&self, at: usize) -> bool {
+            !self.passed_over.contains(&at)
+        }
+
+        fn admits(&self, at: usize) -> bool {
+            self.due.get() == Some(at) && self.due.take().is_some()
+        }
     }
 
     #[test]
-    fn requests_begin_with_each_endpoint_in_turn_and_try_each_once() {
-        let turns = Turns::default();
-        let orders: Vec<Vec<usize>> = (0..4).map(|_| order(&turns, 3, &[])).collect();
-        assert_eq!(orders, [vec![0, 1, 2], vec![1, 2, 0], vec![2, 0, 1], vec![0, 1, 2]]);
+    fn requests_that_end_at_once_go_round_in_turn() {
+        let endpoints = Endpoints::new(3, &[]);
+        let firsts: Vec<_> = (0..7).map(|_| endpoints.turns.begin().next(&endpoints).unwrap()).collect();
+        assert_eq!(firsts, [0, 1, 2, 0, 1, 2, 0]);
     }
 
     #[test]
-    fn what_is_passed_over_comes_last_and_the_only_endpoint_never_is() {
-        let turns = Turns::default();
-        let orders: Vec<Vec<usize>> = (0..3).map(|_| order(&turns, 3, &[1])).collect();
-        assert_eq!(orders, [vec![0, 2, 1], vec![2, 0, 1], vec![2, 0, 1]]);
-        assert_eq!(order(&turns, 2, &[0, 1]).len(), 2, "if all are, all are tried");
-        assert_eq!(order(&turns, 1, &[0]), [0]);
-        assert_eq!(order(&turns, 0, &[]), Vec::<usize>::new());
+    fn requests_are_shared_out_evenly_and_where_they_pile_up_there_come_fewer() {
+        let even = Endpoints::new(4, &[]).chosen(1000);
+        assert!(even.iter().all(|chosen| (240..=260).contains(chosen)), "{even:?}");
+        let stuck = Endpoints::new(3, &[]);
+        stuck.in_flight.borrow_mut()[1] = 1000;
+        assert_eq!(stuck.chosen(1000)[1], 0, "of two, the other one is better");
+    }
+
+    #[test]
+    fn one_request_tries_each_endpoint_once_and_what_is_passed_over_comes_last() {
+        for (count, passed_over) in [(0, &[][..]), (1, &[]), (1, &[0]), (2, &[0]), (5, &[1, 3])] {
+            let order = Endpoints::new(count, passed_over).order();
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..count).collect::<Vec<_>>(), "{order:?}");
+            let last = &order[count - passed_over.len()..];
+            assert!(last.iter().all(|at| passed_over.contains(at)), "{order:?}");
+        }
+        let all = Endpoints::new(3, &[0, 1, 2]).order();
+        assert_eq!(all.len(), 3, "if all are passed over, all are tried");
+    }
+
+    #[test]
+    fn one_that_is_passed_over_gets_the_one_request_that_may_try_it() {
+        let endpoints = Endpoints::new(4, &[2]);
+        endpoints.due.set(Some(2));
+        assert_eq!(endpoints.chosen(400)[2], 1);
+    }
+
+    #[test]
+    fn no_more_than_half_are_passed_over() {
+        let chosen = Endpoints::new(4, &[0, 1, 2]).chosen(900);
+        assert!(chosen.iter().all(|chosen| *chosen >= 150), "the one that is left is spared: {chosen:?}");
+        assert_eq!(Endpoints::new(4, &[0, 1]).chosen(100)[..2], [0, 0]);
     }
 }

@@ -20,7 +20,7 @@ use super::loaded::Loaded;
 use super::pool::{Lease, NoLease, Pool};
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
-use super::select::Turns;
+use super::select::{Candidates, Turns};
 use super::{HostField, Retries, UpstreamId};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::Environment;
@@ -186,6 +186,25 @@ impl Upstream {
     }
 }
 
+impl Candidates for Side {
+    fn count(&self) -> usize {
+        self.targets.len()
+    }
+
+    fn in_flight(&self, at: usize) -> usize {
+        self.targets[at].pool.in_flight()
+    }
+
+    fn is_in_use(&self, at: usize) -> bool {
+        self.targets[at].pool.standing().is_in_use()
+    }
+
+    fn admits(&self, at: usize) -> bool {
+        let pool = &self.targets[at].pool;
+        pool.standing().admits(pool.clock().mono())
+    }
+}
+
 impl Side {
     /// Tries endpoints until one takes the request, and waits for the head of its answer.
     async fn deliver(
@@ -193,9 +212,9 @@ impl Side {
         mut request: Request<RequestBody>,
         sending: &Sending<'_>,
     ) -> Result<Answer, SendError> {
-        let mut order = self.turns.order(self.targets.len());
+        let mut choice = self.turns.begin();
         let (mut spoke_unasked, mut unreached) = (None, SendError::Unreachable);
-        while let Some(at) = order.next(|at| self.targets[at].is_in_use()) {
+        while let Some(at) = choice.next(self) {
             let target = &self.targets[at];
             sending.tried.set(Some(at));
             if let Some(host) = &target.host {
@@ -275,11 +294,6 @@ impl Undelivered {
 }
 
 impl Target {
-    /// Whether requests go here as they do to others.
-    fn is_in_use(&self) -> bool {
-        self.pool.standing().admits(|| self.pool.clock().mono())
-    }
-
     /// A request got no answer for `waited`.
     fn note_silence(&self, waited: Duration) {
         self.pool.standing().note_silence(self.pool.endpoint(), waited, self.pool.clock().mono());
