@@ -1,6 +1,6 @@
 //! TLS towards the servers of one environment of one upstream.
 //!
-//! Each environment of each upstream has an [`Identity`] of its own, with its own store of sessions: no session that a live key's
+//! Each environment of each upstream has an `Identity` of its own, with its own store of sessions: no session that a live key's
 //! request began goes on with a test key's, and none goes on under other settings. The workers share it. A connection takes
 //! its lock when it is opened, a request never.
 

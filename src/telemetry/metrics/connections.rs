@@ -195,7 +195,7 @@ impl StreamError {
     }
 }
 
-/// One thread's streams that were reset, by [`StreamError`].
+/// One thread's streams that were reset, by `StreamError`.
 #[derive(Debug, Default)]
 pub struct ResetStreams([AtomicU64; StreamError::ALL.len()]);
 
