@@ -87,6 +87,7 @@ impl KeyTools {
             max_per_org: self.max_per_org,
             ack_wait: self.ack_wait,
             retention: retention.retention,
+            keep_ended: retention.keep_ended,
         }
     }
 }

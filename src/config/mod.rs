@@ -272,7 +272,9 @@ fn sections(
         retention(section)
     });
     let sealed = !keys.pepper_files.is_empty();
-    let store = root.section("store", |section| store::read(section, folder, sealed));
+    let (store, keep_ended) =
+        root.section("store", |section| (store::read(section, folder, sealed), store::keep_ended(section)));
+    let retention = RetentionSettings { keep_ended, ..retention };
     let cache = root.section("cache", |section| cache(section, server.listener.memory));
     let mut own = vec![Own { key: "server.listen", address: server.listener.listen }];
     let ops = root.section("ops", |section| ops(section, &own));
@@ -380,7 +382,8 @@ fn browser_keys(section: &mut Section<'_>) -> BrowserKeys {
 
 fn retention(section: &mut Section<'_>) -> RetentionSettings {
     let default = RetentionSettings::default();
-    RetentionSettings { retention: section.or("retention", default.retention, duration(DAY..=CENTURY)) }
+    let retention = section.or("retention", default.retention, duration(DAY..=CENTURY));
+    RetentionSettings { retention, ..default }
 }
 
 const ON_PARTITION: [(&str, OnPartition); 2] =

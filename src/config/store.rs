@@ -1,11 +1,13 @@
 //! `[store]`: the back end that keeps the keys. A key of the other back end is a mistake.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::StoreSettings;
 use super::file::Value;
 use super::section::Section;
-use super::value::{DAY, INSTANT, choice, duration, flag, parsed, text};
+use super::value::{CENTURY, DAY, INSTANT, choice, duration, flag, parsed, text};
+use crate::lifecycle::RetentionSettings;
 use crate::store::redis::{Node, Place, Sentinels, TlsFiles};
 use crate::store::{embedded, redis};
 
@@ -52,6 +54,11 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path, sealed: bool) -> Op
             redis.map(|settings| StoreSettings::Redis(Box::new(settings)))
         }
     }
+}
+
+/// How long keys that have ended are kept.
+pub(super) fn keep_ended(section: &mut Section<'_>) -> Duration {
+    section.or("keep_ended", RetentionSettings::default().keep_ended, duration(DAY..=CENTURY))
 }
 
 /// The store with the place of its memory: beside the socket, where no file is named.

@@ -1,5 +1,5 @@
 //! The work beside the requests: writing signs of trouble down, following changes to their end, exporting the heads of
-//! trails to the log, writing down the use of keys, trimming old audit records, comparing records with their trails.
+//! trails to the log, writing down the use of keys, trimming old audit records, letting keys go that ended long ago, comparing records with their trails.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, Weak};
@@ -19,15 +19,19 @@ use crate::store::trails::Trimmed;
 use crate::telemetry::{Event, Notice, flush_log};
 use crate::vocabulary::audit::{AuditKind, Trail};
 
-/// How long audit records are kept.
+/// How long what is over is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetentionSettings {
+    /// Audit records.
     pub retention: Duration,
+    /// Keys that have ended.
+    pub keep_ended: Duration,
 }
 
 impl Default for RetentionSettings {
     fn default() -> Self {
-        Self { retention: Duration::from_secs(400 * 24 * 60 * 60) }
+        let days = |days: u64| Duration::from_secs(days * 24 * 60 * 60);
+        Self { retention: days(400), keep_ended: days(90) }
     }
 }
 
@@ -172,6 +176,7 @@ async fn trim_trails(lifecycle: Weak<Lifecycle>) {
                     done = Some(now);
                     drop(some);
                     trim_all(&lifecycle).await;
+                    Lifecycle::let_ended_go(&lifecycle).await;
                 }
             }
             Some(Err(held)) => {

@@ -26,6 +26,8 @@ use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
 const LOOKUPS: usize = 64;
 /// What is told of a line whose id or secret is taken.
 const OTHERS: &str = "its id or its secret is another key's";
+/// What is told of a line whose id or secret a key had that is gone.
+const GONE: &str = "its id or its secret is of a key that has ended: a key that is gone does not come back";
 
 impl Lifecycle {
     /// Imports keys, each on its own; the outcomes are in their order. A key that is in the store already, with the
@@ -66,10 +68,12 @@ impl Lifecycle {
         let has_older = self.settings.peppers.all().len() > 1;
         if rehearsal || done_before || has_older {
             records = self.settle_taken(origin, &keys, records, &mut outcomes).await?;
+            records = self.refuse_gone(&keys, records, &mut outcomes).await?;
         }
         if !rehearsal {
             records = self.insert(origin, records, &mut outcomes).await?;
             records = self.settle_taken(origin, &keys, records, &mut outcomes).await?;
+            records = self.refuse_gone(&keys, records, &mut outcomes).await?;
             for (n, _) in records {
                 outcomes.refuse(n, OTHERS);
             }
@@ -148,6 +152,24 @@ impl Lifecycle {
             }
         }
         Ok(rest)
+    }
+
+    /// Refuses what must not come back, and returns the others.
+    async fn refuse_gone(
+        &self,
+        keys: &[MovedKey],
+        mut records: Vec<(usize, KeyRecord)>,
+        outcomes: &mut Outcomes,
+    ) -> Result<Vec<(usize, KeyRecord)>, LifecycleError> {
+        let mut gone = self.gone_among(keys, &records).await?.into_iter();
+        records.retain(|(n, _)| {
+            let is_gone = gone.next() == Some(true);
+            if is_gone {
+                outcomes.refuse(*n, GONE);
+            }
+            !is_gone
+        });
+        Ok(records)
     }
 
     /// The keys in the store with the secrets, else the ids, of these records. Ids that were just drawn are not looked

@@ -7,6 +7,7 @@ mod authority;
 mod backup;
 mod change;
 mod chores;
+mod ended;
 mod error;
 mod idempotency;
 mod import;
@@ -89,6 +90,8 @@ pub struct Settings {
     pub ack_wait: Duration,
     /// How long audit records are kept.
     pub retention: Duration,
+    /// How long keys that have ended are kept.
+    pub keep_ended: Duration,
 }
 
 /// The one way to change keys.

@@ -9,6 +9,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::events::Seq;
+use super::graves::Graves;
 use super::prefixes::PrefixBook;
 use super::whole::{Head, Pieces};
 use super::{StoreFault, StoreFuture};
@@ -261,6 +262,8 @@ pub trait Keeper: Send + Sync {
     }
 
     fn prefixes(&self) -> &dyn PrefixBook;
+
+    fn graves(&self) -> &dyn Graves;
 
     /// Whether the peppers of this process are known to be those of the store. Until they are, the gateway is not ready.
     fn is_fit(&self) -> bool;

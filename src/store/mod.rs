@@ -13,6 +13,7 @@ mod fence_model;
 #[cfg(test)]
 mod fence_tests;
 pub mod finding;
+pub mod graves;
 pub mod indexes;
 pub mod keeper;
 pub mod measured;

@@ -11,6 +11,7 @@ use super::{StoreFault, StoreFuture};
 use crate::vocabulary::audit::{Ends, Entry, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::gone::Stone;
 use crate::vocabulary::key::record::RecordFormat;
 
 /// What a store says of itself.
@@ -35,6 +36,8 @@ pub enum Piece {
     Used { key: KeyId, usage: String },
     /// News that are proven to be ours.
     News { org: OrgId, due: UnixMillis, body: Vec<u8> },
+    /// A name that a key had which is gone.
+    Gone(Stone),
     /// Entries of a trail, in their order, and its ends. Further pieces of a trail go on where the last one ended.
     Entries { trail: Trail, ends: Ends, entries: Vec<Entry> },
     /// From here on every record is newer than one that was told before, or was not told yet.

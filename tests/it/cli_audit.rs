@@ -385,7 +385,7 @@ fn with_another(clock: impl FnOnce(&Gateway) -> Clock, then: impl FnOnce(&Gatewa
         .upstream("api", NOWHERE[0], NOWHERE[1])
         .start();
     gateway.block_on(gateway.lifecycle().create_org(&operator(), "another")).unwrap();
-    let retention = RetentionSettings { retention: DAY };
+    let retention = RetentionSettings { retention: DAY, ..RetentionSettings::default() };
     let tools = KeyTools::new(&KeySettings::default()).unwrap();
     let settings = tools.lifecycle(SignupSettings::default(), &retention);
     let store = kept.lock().unwrap().clone().unwrap();

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use keygate::store::Store;
 use keygate::store::embedded::{Embedded, Settings};
+use keygate::vocabulary::clock::Clock;
 use keygate::vocabulary::key::record::Sealer;
 use keygate::vocabulary::key::scope::ScopeSet;
 use keygate::vocabulary::key::usage::{Usage, Used};
@@ -66,8 +68,10 @@ pub(crate) fn move_in(desk: &Desk) -> Customers {
     desk.done(&["keys", "disable", &disabled.0]);
     let expired =
         KeyFormat::new(&Prefix::default(), false).mint(Environment::Live).unwrap().expose().to_owned();
+    // Not so long ago that it goes.
+    let an_hour_ago = Clock::system().own().minus(Duration::from_secs(3600)).to_string();
     let line = json!({ "sha256": sha256(&expired), "name": "expired", "environment": "live", "scopes": ["jobs:read"],
-        "created_at": "2024-01-01T00:00:00Z", "expires_at": "2024-02-01T00:00:00Z" });
+        "created_at": "2024-01-01T00:00:00Z", "expires_at": an_hour_ago });
     assert_eq!(desk.feed(&["keys", "import", "-", "--org", &org], &line.to_string()).code, 0);
     desk.done(&["orgs", "suspend", &text(&second, "organization_id"), "--yes"]);
     let statuses = vec![

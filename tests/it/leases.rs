@@ -317,8 +317,8 @@ fn store_status_shows_all_gateways_their_positions_and_the_one_that_answers() {
     let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("gateway ")).collect();
     assert_eq!(lines.len(), 3, "{text}");
     for wanted in [
-        format!("  {}, event 1, keeps format 4, accepts fh (this one)", own(&a)),
-        format!("  {}, event 1, keeps format 4, accepts fh", own(&b)),
+        format!("  {}, event 1, keeps format 5, accepts fh (this one)", own(&a)),
+        format!("  {}, event 1, keeps format 5, accepts fh", own(&b)),
         "  ghost, event 0, 1 behind, keeps format 1".to_owned(),
     ] {
         assert!(lines.iter().any(|line| line.ends_with(&wanted)), "{wanted:?} in {text}");

@@ -39,6 +39,7 @@ mod documentation;
 mod drain;
 mod drain_delay;
 mod durability;
+mod ended_keys;
 mod environments;
 mod flood;
 mod foreign_upstreams;

@@ -11,6 +11,7 @@
 //! | `O`, `K` | id (16 bytes) and sealed record of an organisation, of a key |
 //! | `U` | id of a key, text of its use |
 //! | `N` | id of an organisation, when its news are due (8 bytes), the news |
+//! | `E`, `S` | [stone](crate::vocabulary::key::gone) of a key, of a secret: its id or digest, and the rest |
 //! | `T` | trail (16 bytes), its ends (80), entries: number (8), MAC (32), length of the text (4), text |
 //! | `+` | nothing: what follows is newer |
 //! | `H` | what the store said of itself at the moment of the backup, as JSON |
@@ -28,6 +29,7 @@ use crate::store::whole::{Head, Piece};
 use crate::vocabulary::audit::{Ends, Entry, Link, Trail};
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::gone::{Gone, Stone};
 use crate::vocabulary::key::proof::ProofOf;
 use crate::vocabulary::key::record::{RecordFormat, Sealer};
 
@@ -90,6 +92,10 @@ impl Writer {
                     content.extend_from_slice(text);
                 }
                 self.part(b'T', &[&trail.to_bytes(), &ends.to_bytes(), &content]);
+            }
+            Piece::Gone(stone) => {
+                let kind = if matches!(stone.of, Gone::Key(_)) { b'E' } else { b'S' };
+                self.part(kind, &[&stone.of.to_bytes(), &stone.to_bytes()]);
             }
             Piece::Newer => self.part(b'+', &[]),
         }
@@ -223,6 +229,11 @@ fn parse(kind: u8, content: &[u8]) -> Option<Part> {
             let due = UnixMillis(u64::from_be_bytes(*due));
             Piece::News { org: OrgId::from_bytes(*id), due, body: body.to_vec() }
         }
+        b'E' => Piece::Gone(Stone::from_bytes(Gone::from_bytes(id)?, rest)?),
+        b'S' => {
+            let (digest, rest) = content.split_first_chunk::<32>()?;
+            Piece::Gone(Stone::from_bytes(Gone::from_bytes(digest)?, rest)?)
+        }
         b'T' => {
             let trail = if *id == Trail::Operator.to_bytes() {
                 Trail::Operator
@@ -251,7 +262,7 @@ fn parse_entries(mut bytes: &[u8]) -> Option<Vec<Entry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vocabulary::key::Pepper;
+    use crate::vocabulary::key::{Digest, Pepper};
 
     fn pieces() -> Vec<Piece> {
         let (org, key) = (OrgId::from_bytes([1; 16]), KeyId::from_bytes([2; 16]));
@@ -262,6 +273,12 @@ mod tests {
             Piece::Record { of: Place::Key(key), sealed: Vec::new() },
             Piece::Used { key, usage: "17 jobs:read".to_owned() },
             Piece::News { org, due: UnixMillis(9), body: b"{}".to_vec() },
+            Piece::Gone(Stone { of: Gone::Key(key), maker: Some(key), proof: [3; Stone::PROOF] }),
+            Piece::Gone(Stone {
+                of: Gone::Secret(Digest::from_bytes([4; 32])),
+                maker: None,
+                proof: [5; Stone::PROOF],
+            }),
             Piece::Entries {
                 trail: Trail::Org(org),
                 ends: Ends { checkpoint: link(3), head: link(5) },

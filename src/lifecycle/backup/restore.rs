@@ -149,7 +149,7 @@ impl Restored {
             Piece::Record { of: Place::Org(_), .. } => self.organizations += 1,
             Piece::Record { of: Place::Key(_), .. } => self.keys += 1,
             Piece::Entries { entries, .. } => self.audit_records += entries.len() as u64,
-            Piece::Used { .. } | Piece::News { .. } | Piece::Newer => {}
+            Piece::Used { .. } | Piece::News { .. } | Piece::Gone(_) | Piece::Newer => {}
         }
     }
 }

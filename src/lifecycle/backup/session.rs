@@ -173,7 +173,7 @@ impl Tally {
                 }
             }
             Piece::Entries { entries, .. } => self.done.audit_records += entries.len() as u64,
-            Piece::Used { .. } | Piece::News { .. } | Piece::Newer => {}
+            Piece::Used { .. } | Piece::News { .. } | Piece::Gone(_) | Piece::Newer => {}
         }
     }
 

@@ -4,7 +4,7 @@
 //! A key knows its maker ([`KeyRecord::created_by`]), and no key its children, so all keys of the organisation are
 //! read: page by page, by one request for each organisation at a time, and one of an operator beside it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -129,9 +129,9 @@ impl Lifecycle {
     }
 
     /// The descendants of a key that are neither revoked nor expired, nearest first. The way to them may lead over keys
-    /// that are.
+    /// that are, and over keys that are gone.
     async fn living_descendants(&self, org: OrgId, id: KeyId) -> Result<Vec<KeyId>, LifecycleError> {
-        let mut children = HashMap::<KeyId, Vec<(KeyId, bool)>>::new();
+        let (mut children, mut keys) = (HashMap::<KeyId, Vec<(KeyId, bool)>>::new(), HashSet::new());
         let mut after = None;
         loop {
             let page = self.store.list_keys(KeysOf::Org(org), after, PAGE).await?;
@@ -143,10 +143,15 @@ impl Lifecycle {
                     children.entry(maker).or_default().push((key.id, lives));
                 }
             }
+            keys.extend(page.iter().map(id_of));
             after = page.last().map(id_of);
             if page.len() < PAGE {
                 break;
             }
+        }
+        let makers = children.keys().filter(|maker| !keys.contains(maker)).copied().collect();
+        for (key, maker) in self.lineage_of_gone(makers).await? {
+            children.entry(maker).or_default().push((key, false));
         }
         let (mut living, mut makers) = (Vec::new(), vec![id]);
         let mut next = 0;

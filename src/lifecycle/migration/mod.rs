@@ -17,6 +17,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::json;
 use thiserror::Error;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Lifecycle;
@@ -30,6 +31,7 @@ use crate::store::{Change, CommitError, EmailClaim, KeysOf, Mutation, StoreFault
 use crate::vocabulary::audit::{AuditKind, Trail};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Prefixes;
+use crate::vocabulary::key::gone::Gone;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Versioned};
 use crate::vocabulary::key::usage::Used;
 
@@ -173,6 +175,7 @@ impl Moving {
         moved.audit_records += operators.count;
         moving.move_orgs(&mut moved, tell).await?;
         moving.move_keys(&mut moved, tell).await?;
+        moving.move_stones().await?;
         moving.move_trails(&mut moved, tell).await?;
         moving.verify(&mut moved, tell).await?;
         let before = json!({ "store": from, "head": operators.before });
@@ -311,6 +314,24 @@ impl Moving {
             tell(moved);
         }
         Ok(())
+    }
+
+    /// What must not come back there must not come back here.
+    async fn move_stones(self: &Arc<Self>) -> Result<(), MigrationError> {
+        let (out, mut stones) = mpsc::channel(1);
+        let from = Arc::clone(self);
+        let telling = tokio::spawn(async move { from.source.keeper().graves().stones(out).await });
+        let (own, other) = (&self.source.settings.digester, &self.target.settings.digester);
+        while let Some(stones) = stones.recv().await {
+            let carried = |of| match of {
+                Gone::Secret(digest) => Gone::Secret(own.carry(digest, other)),
+                key @ Gone::Key(_) => key,
+            };
+            let names = stones.into_iter().map(|stone| (carried(stone.of), stone.maker)).collect();
+            self.target.keeper().graves().put(names).await.map_err(Target)?;
+        }
+        let told = telling.await.unwrap_or_else(|error| Err(StoreFault::failed(error)));
+        told.map_err(Source)
     }
 
     async fn move_usage(&self, keys: Vec<KeyId>) -> Result<u64, MigrationError> {

@@ -104,6 +104,10 @@ impl Lifecycle {
                 self.judge(org, record, |org| older(&said, &target, org, org_has_more)).await?
             } else if let Ok(id) = KeyId::parse(&target) {
                 let record = self.store.key(id).await;
+                // Its trail outlives it.
+                if matches!(record, Ok(None)) && self.is_gone(id).await? {
+                    continue;
+                }
                 self.judge(org, record, |key| older(&said, &target, key, key_has_more)).await?
             } else {
                 None

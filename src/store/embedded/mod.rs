@@ -13,6 +13,7 @@
 //! | | `format` | the [format of records](crate::vocabulary::key::record) that opening the file takes |
 //! | | `prefixes` | the [list](crate::vocabulary::key::Prefixes) of the keys' prefixes |
 //! | | `time` | the newest time by the store's clock |
+//! | | `gone_day` | until when the day lasts in which keys went, how many may still go (8 bytes big-endian) |
 //! | | `peppers` | text: which [pepper](crate::vocabulary::key::pepper) belongs to the file |
 //! | `keys` | key id | sealed [`KeyRecord`] |
 //! | `digests` | digest of a secret | key id |
@@ -32,6 +33,7 @@
 //! | `environment_keys` | organisation id, 0 for live and 1 for test, key id | nothing |
 //! | `live_keys` | organisation id, key id | until when it is live, the key that made it; no revoked keys |
 //! | `trimmed` | trail | until when its day lasts, how many entries may still be trimmed (8 bytes big-endian) |
+//! | `gone` | id of a key, or digest of a secret, that must not come back | of an id the key that made it (16 bytes); half of a [proof](crate::vocabulary::key::proof) |
 //!
 //! Numbers and times are eight bytes big-endian.
 
@@ -40,6 +42,7 @@ mod answers;
 #[cfg(test)]
 mod disk_faults;
 mod file;
+mod graves;
 mod handed;
 mod indexes;
 mod mending;
@@ -84,6 +87,7 @@ pub use self::whole::Filling;
 use self::writer::{Chore, Commit, Look, Order, Outcome, Stop, Writer};
 use super::answers::Answers;
 use super::events::{EventSink, Seq};
+use super::graves::Graves;
 use super::keeper::{Acceptance, Keeper, LinkState, Place, Resealed, Status, Vitals};
 use super::outbox::Outbox;
 use super::prefixes::PrefixBook;
@@ -405,6 +409,10 @@ impl Keeper for Embedded {
     }
 
     fn prefixes(&self) -> &dyn PrefixBook {
+        self
+    }
+
+    fn graves(&self) -> &dyn Graves {
         self
     }
 

@@ -12,6 +12,7 @@ use crate::store::unreadable::{self, Identified};
 use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, StoreFault};
 use crate::vocabulary::audit::{Append, Ends};
 use crate::vocabulary::id::{OrgId, UNDRAWN};
+use crate::vocabulary::key::gone::Gone;
 use crate::vocabulary::key::record::{
     KeyRecord, OrgRecord, RecordFormat, Sealer, Stored, Versioned, revision,
 };
@@ -180,6 +181,9 @@ impl Tables<'_> {
         let (Change::Insert(record) | Change::Update { record, .. }) = change;
         match &write.before {
             None => {
+                if self.is_gone(Gone::Key(record.id))? {
+                    return Err(CommitError::Exists.into());
+                }
                 let comes_along = matches!(org, Some(Change::Insert(org)) if org.id == record.org);
                 if !comes_along && self.orgs.get(&record.org.to_bytes())?.is_none() {
                     return Err(CommitError::Missing.into());
@@ -195,6 +199,7 @@ impl Tables<'_> {
             match self.digests.get(digest.as_bytes())?.map(|owner| *owner.value()) {
                 Some(owner) if owner != write.place => return Err(CommitError::Exists.into()),
                 Some(_) => {}
+                None if self.is_gone(Gone::Secret(digest))? => return Err(CommitError::Exists.into()),
                 None => new_prefixes.extend(self.check_prefix(begins)?),
             }
         }

@@ -41,6 +41,9 @@ pub(super) const LIVE_KEYS: TableDefinition<'_, (Id, Id), LiveKey> = TableDefini
 /// An old file lacks this one, too: until when a trail's day lasts, and how many of its entries may still be trimmed.
 pub(super) const TRIMMED: TableDefinition<'_, Id, Bytes> = TableDefinition::new("trimmed");
 
+/// And this one: by name, the [stones](crate::vocabulary::key::gone) of keys that are gone.
+pub(super) const GONE: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("gone");
+
 /// Until when a key is live, and its maker; zeros for none.
 pub(super) type LiveKey = (u64, Id);
 
@@ -57,6 +60,8 @@ pub(super) const PREFIXES: &str = "prefixes";
 pub(super) const REMOVING: &str = "removing";
 /// The newest time by the store's clock; an old file lacks it.
 pub(super) const TIME: &str = "time";
+/// Until when the day lasts in which keys went, and how many may still go.
+pub(super) const GONE_DAY: &str = "gone_day";
 /// What the store says of its pepper; an old file lacks it until it is opened.
 pub(super) const PEPPERS: &str = "peppers";
 
@@ -81,6 +86,7 @@ pub(super) struct Tables<'t> {
     pub(super) environment_keys: Table<'t, (Id, u8, Id), ()>,
     pub(super) live_keys: Table<'t, (Id, Id), LiveKey>,
     pub(super) trimmed: Table<'t, Id, Bytes>,
+    pub(super) gone: Table<'t, Bytes, Bytes>,
     /// The present time. Before [`Tables::at`] every other time lies ahead.
     pub(super) now: UnixMillis,
     /// The store's time, which may be another where the machine's is wrong.
@@ -109,6 +115,7 @@ impl<'t> Tables<'t> {
             environment_keys: transaction.open_table(ENVIRONMENT_KEYS)?,
             live_keys: transaction.open_table(LIVE_KEYS)?,
             trimmed: transaction.open_table(TRIMMED)?,
+            gone: transaction.open_table(GONE)?,
             now: UnixMillis(0),
             store_time: UnixMillis(u64::MAX),
         })

@@ -55,6 +55,9 @@ impl Snapshot {
             key: KeyId::from_bytes(id),
             usage: String::from_utf8_lossy(&text).into_owned(),
         })?;
+        self.tell_stones(|stones| {
+            out.blocking_send(stones.into_iter().map(Piece::Gone).collect()).map_err(given_up)
+        })?;
         self.dump_news(out)?;
         self.dump_trails(out)?;
         Ok(head)
@@ -266,6 +269,7 @@ impl Tables<'_> {
                 self.write_ends(trail, ends)?;
                 entries.iter().try_for_each(|entry| self.write_entry(trail, entry))
             }
+            Piece::Gone(stone) => self.write_stone(&stone),
             Piece::Newer => Ok(()),
         }
     }

@@ -122,6 +122,10 @@ impl Inner {
                     call.arg(entry.link.mac).arg(entry.text)
                 })
             }
+            Piece::Gone(stone) => {
+                let (grave, bytes, length) = self.stone(&stone);
+                call.arg("stone").arg(grave).arg(bytes).arg(length)
+            }
             Piece::Newer => call,
         }
     }

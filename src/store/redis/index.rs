@@ -27,7 +27,7 @@ impl Inner {
                 let (name, id, indexed) =
                     (self.names.key(record.id), record.id.to_string(), Indexed::from(record));
                 let call = call.arg("key").key(name).key(self.names.org(org));
-                let call = call.arg(rev.to_be_bytes()).arg("").arg(id).arg("");
+                let call = call.arg(rev.to_be_bytes()).arg("").arg(id).arg("").arg("").arg("");
                 self.list_key(call, org, &indexed)
             });
             let entered = self.write(&call).await?.text().map_err(|error| self.fault(error))?;

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::ledger::Incarnation;
 use super::scripts::{Call, Meta, Reply};
 use super::{Inner, Redis};
+use crate::store::graves::Graves;
 use crate::store::keeper::{
     Acceptance, Keeper, Lapsed, Lease, LinkState, Place, Remembrance, Resealed, Standing, Status,
     UnreadableFile, Vitals,
@@ -74,6 +75,10 @@ impl Keeper for Redis {
     }
 
     fn prefixes(&self) -> &dyn PrefixBook {
+        self
+    }
+
+    fn graves(&self) -> &dyn Graves {
         self
     }
 

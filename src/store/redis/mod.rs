@@ -26,6 +26,8 @@
 //! | `{kg}:audit:<trail>:ends` | its checkpoint and its head, each a number (8 bytes big-endian) and a MAC (32) |
 //! | `{kg}:idem:<index in hex>` | a kept answer: when it ends (8 bytes), then sealed; expires |
 //! | `{kg}:used` | hash: by key id, the text of its [`Usage`](crate::vocabulary::key::usage::Usage) |
+//! | `{kg}:gone:key:<3 hex digits>`, `{kg}:gone:secret:<3 hex digits>` | [stones](crate::vocabulary::key::gone) of keys that are gone, one after the other: the id, the key that made it and half of a proof; the digest of a secret and half of a proof |
+//! | `{kg}:gone:today` | until when the day lasts in which keys went, and how many may still go; expires |
 //! | `{kg}:news`, `{kg}:news:due` | hash: what the upstream is to be told, by organisation; sorted set: when |
 //! | `{kg}:news:proofs` | hash: by organisation, the revision of its record (8 bytes) and the [proof](crate::vocabulary::key::proof) of its news |
 //! | `{kg}:news:held` | sorted set: the organisations whose news have no proof; they are told when an operator accepts them |
@@ -51,6 +53,7 @@ mod cluster;
 mod connect;
 mod fill;
 mod follower;
+mod graves;
 mod index;
 mod inspect;
 mod keeper;

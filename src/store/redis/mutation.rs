@@ -21,6 +21,7 @@ use crate::store::{Change, CommitError, Committed, EmailClaim, Mutation, Seen, S
 use crate::vocabulary::audit::Append;
 use crate::vocabulary::id::{KeyId, OrgId, UNDRAWN};
 use crate::vocabulary::key::Digest;
+use crate::vocabulary::key::gone::Gone;
 use crate::vocabulary::key::proof::ProofOf;
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, RecordFormat, Stored, Versioned, revision};
 use crate::vocabulary::key::tombstone::{claimed_org, revision_after};
@@ -325,9 +326,11 @@ impl Inner {
         let (names, KeyDraft { draft, org, key, indexed, digests, dropped }) = (&self.names, key);
         let call = call.arg("key").key(names.key(*key)).key(names.org(*org));
         let call = call.arg(&*draft.expected).arg(&*draft.sealed).arg(&*draft.id).arg(format!("{org}{key}"));
+        let call = call.arg(names.grave(Gone::Key(*key))).arg(key.to_bytes());
         let call = self.list_key(call, *org, indexed);
         let digest = |call: Call<'s>, (digest, word): &(Digest, String)| {
-            call.arg("digest").key(names.digest(digest)).arg(&**word)
+            let call = call.arg("digest").key(names.digest(digest)).arg(&**word);
+            call.arg(names.grave(Gone::Secret(*digest))).arg(*digest.as_bytes())
         };
         let call = digests.iter().fold(call, digest);
         dropped.iter().fold(call, |call, digest| call.arg("dropped").key(names.digest(digest)))

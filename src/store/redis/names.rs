@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::id::{KeyId, OrgId};
+use crate::vocabulary::key::gone::Gone;
 use crate::vocabulary::key::{Digest, Environment};
 
 /// The names, which all begin with the hash tag.
@@ -129,6 +130,37 @@ impl Names {
 
     pub(super) fn used(&self) -> String {
         self.with("used")
+    }
+
+    /// Where the stone for a name is, with those of other names that share it.
+    pub(super) fn grave(&self, of: Gone) -> String {
+        // The end of an id and all of a digest are drawn by chance.
+        let (kind, number) = match of {
+            Gone::Key(id) => ("key", u16::from_be_bytes([id.to_bytes()[14], id.to_bytes()[15]])),
+            Gone::Secret(digest) => {
+                ("secret", u16::from_be_bytes([digest.as_bytes()[0], digest.as_bytes()[1]]))
+            }
+        };
+        self.graves(kind, number % Self::GRAVES)
+    }
+
+    /// The strings with stones: for each kind of name so many.
+    pub(super) const GRAVES: u16 = 4096;
+
+    pub(super) const GRAVES_OF_KEYS: &str = ":gone:key:";
+
+    fn graves(&self, kind: &str, number: u16) -> String {
+        self.with(format_args!("gone:{kind}:{number:03x}"))
+    }
+
+    pub(super) fn all_graves(&self) -> Vec<String> {
+        let of = |kind| (0..Self::GRAVES).map(move |number| self.graves(kind, number));
+        of("key").chain(of("secret")).collect()
+    }
+
+    /// Until when the day lasts in which keys went, and how many may still go. It ends with the day.
+    pub(super) fn gone_today(&self) -> String {
+        self.with("gone:today")
     }
 
     pub(super) fn news(&self) -> String {

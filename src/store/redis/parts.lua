@@ -3,16 +3,22 @@
 local PARTS = {
   -- A record. Expected: `+` does not exist, `!` stale, else the 8 bytes of its revision.
   org = {{'record'}, {'expected', 'bytes', 'id', 'list'}},
-  -- Until: when it stops being live, `inf`, or nothing for a revoked key.
+  -- Until: when it stops being live, `inf`, or nothing for a revoked key. Grave and name: where a stone for its id would be, and
+  -- how that would begin.
   key = {{'record', 'org'},
-    {'expected', 'bytes', 'id', 'owner', 'until', 'list', 'org_list', 'of_environment', 'live', 'made'}},
+    {'expected', 'bytes', 'id', 'owner', 'grave', 'name', 'until', 'list', 'org_list', 'of_environment', 'live', 'made'}},
   -- A tombstone in the place of a key's record, with the 8 bytes in the place of its revision. Live: a list that the key may
   -- be in, or nothing.
   tombstone = {{'record'}, {'expected', 'bytes', 'id', 'list', 'live'}},
   -- A digest that the last key gets, and one that it gives up. Word: what its secret begins with, `*` for the first
   -- prefix of the store, or nothing for one that has ended.
-  digest = {{'pointer'}, {'word'}},
+  digest = {{'pointer'}, {'word', 'grave', 'name'}},
   dropped = {{'pointer'}, {}},
+  -- A key that ended long ago, the lists that it may be in, and the hash with its use; then the stones for its names. Pointer: where
+  -- a digest leads to it, or nothing.
+  leaving = {{'record'},
+    {'expected', 'ended_at', 'id', 'owner', 'list', 'org_list', 'live_list', 'test_list', 'live', 'made', 'used'}},
+  stone = {{}, {'grave', 'stone', 'length', 'pointer'}},
   -- A record that must be as it was, by its revision.
   seen = {{'record'}, {'revision'}},
   -- The place of an address, and a second one that must be free, too.
@@ -37,11 +43,11 @@ local PARTS = {
 -- The lists are no KEYS. While a cluster moves our names to another node, it refuses a script if one of its KEYS is not
 -- here, and rights must be taken away also where a list does not exist or has moved.
 
--- All parts by name, from these KEYS and ARGV on. A key contains its digests.
+-- All parts by name, from these KEYS and ARGV on. A key contains its digests, and one that leaves its stones.
 local function read_parts(next_key, next_arg)
   local parts = {}
   for name in pairs(PARTS) do parts[name] = {} end
-  local key = nil
+  local key, leaving = nil, nil
   while next_arg <= #ARGV do
     local name, part = ARGV[next_arg], {}
     next_arg = next_arg + 1
@@ -55,6 +61,10 @@ local function read_parts(next_key, next_arg)
     end
     if name == 'key' then
       part.digests, part.dropped, key = {}, {}, part
+    elseif name == 'leaving' then
+      part.stones, leaving = {}, part
+    elseif name == 'stone' and leaving then
+      table.insert(leaving.stones, part)
     elseif name == 'digest' then
       table.insert(key.digests, part)
     elseif name == 'dropped' then
@@ -120,9 +130,11 @@ local function refuse_key(key, comes_with_its_org)
   if refusal then return refusal end
   if key.expected == '+' and not comes_with_its_org and not redis.call('GET', key.org) then return 'missing' end
   key.is_new, key.words = key.expected == '+', {}
+  if key.is_new and has_stone(key.grave, key.name) then return 'exists' end
   for _, digest in ipairs(key.digests) do
     local owner = redis.call('GET', digest.pointer)
     if owner and owner ~= key.owner then return 'exists' end
+    if not owner and has_stone(digest.grave, digest.name) then return 'exists' end
     if not owner and digest.word ~= '' then
       local word, is_accepted = find_prefix(digest.word)
       if not is_accepted then return 'prefix' end

@@ -71,14 +71,26 @@ pub(super) struct Scripts {
     pub(super) begin_fill: Script,
     pub(super) fill: Script,
     pub(super) end_fill: Script,
+    pub(super) bury: Script,
+    pub(super) stones: Script,
     pub(super) rights: Script,
 }
 
-/// A script that writes, put together from files: first it checks the store.
+/// A script put together from files.
+macro_rules! script {
+    ($head:literal, $($file:literal),+) => { concat!($head, "\n", $(include_str!($file)),+) };
+}
+
+/// The same, of one that writes: first it checks the store.
 macro_rules! ours {
     ($head:literal, $($file:literal),+) => {
         concat!($head, "\n", include_str!("ours.lua"), $(include_str!($file)),+)
     };
+}
+
+/// The same, of one whose arguments are parts.
+macro_rules! with_parts {
+    ($head:literal, $($file:literal),+) => { ours!($head, "graves.lua", "parts.lua", $($file),+) };
 }
 
 /// These scripts, as a list. It does not compile if one is forgotten.
@@ -102,21 +114,16 @@ impl Scripts {
             confirm: Script::writing(include_str!("confirm.lua")),
             confirmed: Script::reading(include_str!("confirmed.lua")),
             gateways: Script::reading(include_str!("gateways.lua")),
-            mutate: Script::writing(ours!("#!lua", "sealed.lua", "streams.lua", "parts.lua", "mutate.lua")),
-            revoke: Script::writing(ours!(
+            mutate: Script::writing(with_parts!("#!lua", "sealed.lua", "streams.lua", "mutate.lua")),
+            revoke: Script::writing(with_parts!(
                 "#!lua flags=allow-oom",
                 "sealed.lua",
                 "streams.lua",
-                "parts.lua",
                 "mutate.lua"
             )),
-            import: Script::writing(ours!("#!lua", "sealed.lua", "parts.lua", "import.lua")),
-            index: Script::writing(ours!("#!lua", "parts.lua", "index.lua")),
-            entries: Script::reading(concat!(
-                "#!lua flags=no-writes\n",
-                include_str!("streams.lua"),
-                include_str!("entries.lua")
-            )),
+            import: Script::writing(with_parts!("#!lua", "sealed.lua", "import.lua")),
+            index: Script::writing(with_parts!("#!lua", "index.lua")),
+            entries: Script::reading(script!("#!lua flags=no-writes", "streams.lua", "entries.lua")),
             trim: Script::writing(ours!("#!lua flags=allow-oom", "streams.lua", "trim.lua")),
             restore: Script::writing(ours!("#!lua", "streams.lua", "restore.lua")),
             usage: Script::reading(include_str!("usage.lua")),
@@ -132,19 +139,17 @@ impl Scripts {
             begin: Script::writing(include_str!("begin.lua")),
             accept: Script::writing(include_str!("accept.lua")),
             prefixes: Script::reading(include_str!("prefixes.lua")),
-            rewrite_prefixes: Script::writing(ours!("#!lua", "parts.lua", "rewrite_prefixes.lua")),
+            rewrite_prefixes: Script::writing(with_parts!("#!lua", "rewrite_prefixes.lua")),
             begin_removal: Script::writing(ours!("#!lua", "begin_removal.lua")),
             peppers: Script::writing(ours!("#!lua", "sealed.lua", "peppers.lua")),
             reseal: Script::writing(ours!("#!lua", "sealed.lua", "reseal.lua")),
             ids: Script::reading(include_str!("ids.lua")),
-            moment: Script::reading(concat!(
-                "#!lua flags=no-writes\n",
-                include_str!("streams.lua"),
-                include_str!("moment.lua")
-            )),
+            moment: Script::reading(script!("#!lua flags=no-writes", "streams.lua", "moment.lua")),
             begin_fill: Script::writing(include_str!("begin_fill.lua")),
-            fill: Script::writing(concat!("#!lua\n", include_str!("streams.lua"), include_str!("fill.lua"))),
+            fill: Script::writing(script!("#!lua", "streams.lua", "graves.lua", "fill.lua")),
             end_fill: Script::writing(include_str!("end_fill.lua")),
+            bury: Script::writing(with_parts!("#!lua flags=allow-oom", "bury.lua")),
+            stones: Script::writing(with_parts!("#!lua", "stones.lua")),
             rights: Script::reading(include_str!("rights.lua")),
         }
     }
@@ -170,12 +175,12 @@ impl Scripts {
     }
 
     /// All scripts except the one that asks for rights.
-    fn all(&self) -> [&Script; 39] {
+    fn all(&self) -> [&Script; 41] {
         all_but_rights!(
             self: lookup, half, read, list, watch, renew, leave, confirm, confirmed, gateways, mutate, revoke, import, index,
             entries, trim, restore, usage, note_usage, news, backlog, held_news, claim_news, hold_news, release_news, delivered,
             admit, begin, accept, prefixes, rewrite_prefixes, begin_removal, peppers, reseal, ids,
-            moment, begin_fill, fill, end_fill
+            moment, begin_fill, fill, end_fill, bury, stones
         )
     }
 }

@@ -207,6 +207,10 @@ impl Copy {
     }
 
     async fn finish(mut self, moment: Moment) -> Result<Head, StoreFault> {
+        // A key that goes while this runs is told as a key and with its stones: it goes again.
+        for stones in self.inner.all_stones().await? {
+            self.tell(stones.into_iter().map(Piece::Gone).collect()).await?;
+        }
         for (trail, ends, entries) in moment.trails {
             self.tell(vec![Piece::Entries { trail, ends, entries }]).await?;
         }
@@ -352,8 +356,10 @@ impl Copy {
         }
         if moment.keys != self.keys.len() {
             let ids = self.inner.ids(&self.inner.names.keys()).await?;
-            let keys = ids.iter().filter_map(|id| KeyId::parse(id).ok());
-            new.extend(keys.filter(|key| !self.keys.contains(key)).map(Place::Key));
+            let keys: BTreeSet<KeyId> = ids.iter().filter_map(|id| KeyId::parse(id).ok()).collect();
+            // Those that are not there any more have gone.
+            self.keys.retain(|key| keys.contains(key));
+            new.extend(keys.difference(&self.keys).copied().map(Place::Key));
         }
         self.read_again(new).await
     }

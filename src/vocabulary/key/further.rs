@@ -28,8 +28,11 @@ impl RecordFormat {
     /// The same records, which may be sealed under a pepper that replaced another: a gateway that knows only one pepper must
     /// not join.
     pub const PEPPERS: Self = Self(4);
+    /// The same records, and [stones](super::gone) in the place of keys that ended long ago. A gateway that does not know them
+    /// would let such a key come back with an import.
+    pub const STONES: Self = Self(5);
     /// The highest format that this release can keep.
-    pub const CURRENT: Self = Self::PEPPERS;
+    pub const CURRENT: Self = Self::STONES;
     /// The highest number. It stands for a number that cannot be read.
     pub const MAX: Self = Self(u16::MAX);
 

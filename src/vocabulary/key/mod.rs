@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod further;
+pub mod gone;
 pub mod pepper;
 pub mod prefix;
 pub mod proof;

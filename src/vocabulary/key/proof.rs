@@ -22,6 +22,8 @@ pub enum ProofOf {
     MemoryFile,
     /// A backup: the SHA-256 of all of it.
     Backup,
+    /// A key that is gone, or one of its secrets: its name (16 or 32 bytes), the key that made it.
+    Gone,
 }
 
 impl ProofOf {
@@ -32,6 +34,7 @@ impl ProofOf {
             Self::Acceptance => "keygate proof acceptance\0",
             Self::MemoryFile => "keygate proof memory file\0",
             Self::Backup => "keygate proof backup\0",
+            Self::Gone => "keygate proof gone\0",
         }
     }
 }
@@ -63,7 +66,7 @@ impl Sealer {
     }
 }
 
-fn mac(pepper: &Pepper, of: ProofOf, parts: &[&[u8]]) -> hmac::Hmac<sha2::Sha256> {
+pub(super) fn mac(pepper: &Pepper, of: ProofOf, parts: &[&[u8]]) -> hmac::Hmac<sha2::Sha256> {
     let mut mac = pepper.hmac(of.purpose());
     parts.iter().for_each(|part| mac.update(part));
     mac

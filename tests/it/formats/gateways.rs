@@ -211,7 +211,7 @@ fn a_gateway_keeps_what_the_next_release_wrote_to_redis_and_writes_nothing_once_
     let new = json!({ "name": "new", "environment": "live", "scopes": ["jobs:read"] });
     assert_eq!(asked(&gateway, &made.admin, "POST", "/v1/api_keys", Some(&new)).0, 503);
     let text = said(&gateway, &["store", "status"], 1);
-    for wanted in ["5 (this gateway keeps formats up to 4)", "keeps format 4", "it makes no changes"] {
+    for wanted in ["6 (this gateway keeps formats up to 5)", "keeps format 5", "it makes no changes"] {
         assert!(text.contains(wanted), "{wanted:?} in {text}");
     }
 

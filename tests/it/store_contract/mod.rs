@@ -6,6 +6,7 @@
 
 mod answers;
 mod embedded_file;
+mod graves;
 mod import;
 mod outbox;
 mod parts;
@@ -119,6 +120,14 @@ contract! {
         a_trail_is_restored_in_pieces_and_repeating_one_changes_nothing
         a_trail_is_not_restored_over_another_or_out_of_order
         what_is_missing_from_a_trail_is_missing_from_its_copy
+    }
+    graves {
+        of_a_key_that_goes_its_names_stay_and_nothing_else
+        what_is_gone_does_not_come_back
+        a_key_that_has_not_ended_for_so_long_stays
+        no_key_goes_while_the_clocks_differ_by_more_than_a_minute
+        in_a_day_a_thousand_keys_go_and_more_for_an_operator
+        stones_are_told_and_put_elsewhere
     }
     answers {
         an_answer_is_kept_until_it_ends
