@@ -267,14 +267,12 @@ fn sections(
     root.section("request_headers", |section| request_headers::read(section, &mut headers));
     let (mut keys, browser_keys) =
         root.section("keys", |section| (keys(section, folder), browser_keys(section)));
-    let retention = root.section("audit", |section| {
+    let mut retention = root.section("audit", |section| {
         keys.audit_key_files = secrets(section, "key_file", "key_files", (folder, KEYS_AT_MOST));
         retention(section)
     });
     let sealed = !keys.pepper_files.is_empty();
-    let (store, keep_ended) =
-        root.section("store", |section| (store::read(section, folder, sealed), store::keep_ended(section)));
-    let retention = RetentionSettings { keep_ended, ..retention };
+    let store = root.section("store", |section| store::read(section, folder, sealed, &mut retention));
     let cache = root.section("cache", |section| cache(section, server.listener.memory));
     let mut own = vec![Own { key: "server.listen", address: server.listener.listen }];
     let ops = root.section("ops", |section| ops(section, &own));

@@ -1,7 +1,6 @@
 //! `[store]`: the back end that keeps the keys. A key of the other back end is a mistake.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::StoreSettings;
 use super::file::Value;
@@ -37,13 +36,19 @@ const OF_REDIS: [&str; 14] = [
     "allow_without_pepper",
 ];
 
-/// `sealed` tells whether records carry a seal: with a pepper they do.
-pub(super) fn read(section: &mut Section<'_>, folder: &Path, sealed: bool) -> Option<StoreSettings> {
+/// `sealed` tells whether records carry a seal: with a pepper they do. `retention` learns how long ended keys are kept.
+pub(super) fn read(
+    section: &mut Section<'_>,
+    folder: &Path,
+    sealed: bool,
+    retention: &mut RetentionSettings,
+) -> Option<StoreSettings> {
     const ADVICE: &str = "write kind = \"embedded\" for one file on this machine, or kind = \"redis\" for a store \
          that several gateways share";
     let kind = section.required("kind", ADVICE, choice(&KINDS));
     let embedded = embedded(section, folder);
     let redis = redis(section, folder, kind == Some(Kind::Redis), sealed);
+    retention.keep_ended = section.or("keep_ended", retention.keep_ended, duration(DAY..=CENTURY));
     match kind? {
         Kind::Embedded => {
             refuse(section, &OF_REDIS, "redis");
@@ -54,11 +59,6 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path, sealed: bool) -> Op
             redis.map(|settings| StoreSettings::Redis(Box::new(settings)))
         }
     }
-}
-
-/// How long keys that have ended are kept.
-pub(super) fn keep_ended(section: &mut Section<'_>) -> Duration {
-    section.or("keep_ended", RetentionSettings::default().keep_ended, duration(DAY..=CENTURY))
 }
 
 /// The store with the place of its memory: beside the socket, where no file is named.

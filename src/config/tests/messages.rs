@@ -378,7 +378,7 @@ fn a_variable_is_told_by_its_name() {
             "KEYGATE__STORE__PASSWORD: store.password: unknown key `password`; the keys here are `kind`, `path`, \
                  `url`, `sentinels`, `cluster`, `master_name`, `sentinel_username`, `sentinel_password_file`, `tls`, \
                  `username`, `password_file`, `cell`, `memory_file`, `connect_timeout`, `lookup_timeout`, `command_timeout`, \
-                 `allow_without_pepper`",
+                 `allow_without_pepper`, `keep_ended`",
             "keygate__log__requests: log.requests: KEYGATE__LOG__REQUESTS sets the same key; remove one of the two \
                  variables",
         ],
