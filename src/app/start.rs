@@ -170,7 +170,6 @@ impl App {
         wait_until_ready(is_awaited, &keys.store, control.handle())?;
         let hand_over = offer(&config, &sockets)?;
         let backlog = config.outbox.map(|outbox| start_outbox(outbox, &keys.store, &clock)).transpose()?;
-
         let plan = Arc::new(Plan::new(config.gateway, config.routes, upstreams, &Health::default()));
         let in_force = Arc::new(Mutex::new(InForce::new(config.hash, &serving, &plan, Reloads::default())));
         let records = start_records(&config.records)?;
@@ -178,7 +177,8 @@ impl App {
         let shared = keys.shared(plan, tools, (budget.clone(), threads), &clock);
         let start = |n| {
             let (records, cells, serving) = (records.sink(), metrics.cells(), serving.clone());
-            Worker::start(n, Parts { shared: shared.clone(), records, cells, serving })
+            let (shared, checks_upstreams) = (shared.clone(), n == 0);
+            Worker::start(n, Parts { shared, records, cells, serving, checks_upstreams })
         };
         let workers = Arc::new((0..threads).map(start).collect::<Result<Vec<_>, _>>()?);
         keys.follow_prefixes(&workers);

@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, StatusCode};
 use rustls_pki_types::ServerName;
 
 use super::file::Value;
 use super::mistake::quoted;
 use super::own::{Own, is_admin_socket, reached, reached_by_name};
 use super::section::Section;
-use super::value::{DAY, INSTANT, choice, duration, flag, text};
+use super::value::{DAY, INSTANT, choice, count, duration, flag, text};
 use crate::tls::client::{Files, Trust};
-use crate::upstream::{Endpoint, HostField, Settings, Timeouts};
+use crate::upstream::{Checks, Endpoint, HostField, Question, Settings, Timeouts};
 use crate::vocabulary::network::Server;
 
 /// An upstream's name and settings. Routes may use the name even if the settings are wrong.
@@ -42,6 +43,7 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
     let endpoints = endpoints(section, around);
     let host = section.or("host", HostField::default(), host);
     let timeouts = timeouts(section);
+    let checks = checks(section);
     let [of_live, of_test] = ["live_tls", "test_tls"].map(|key| tls(key, section, around.folder));
     let Some((live, test)) = endpoints else { return named(None) };
     let is_shared = !section.given("test");
@@ -62,7 +64,46 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
         tls: [of_live.files, of_test.files],
         host,
         timeouts,
+        checks,
     }))
+}
+
+/// Reads `[upstreams.NAME.check]`.
+fn checks(section: &mut Section<'_>) -> Option<Checks> {
+    const LONGEST: Duration = Duration::from_hours(1);
+    const METHODS: [(&str, Method); 2] = [("GET", Method::GET), ("HEAD", Method::HEAD)];
+    section.section("check", |section| {
+        let is_on = section.or("enabled", true, flag);
+        let default = Checks::default();
+        let path = section.optional("path", check_path);
+        let method = section.or("method", Method::GET, choice(&METHODS));
+        let statuses = section.list("status", check_status).unwrap_or_default();
+        for key in ["method", "status"] {
+            if section.given(key) && !section.given("path") {
+                section.wrong(key, "has no effect without `path`: a check without a path only connects");
+            }
+        }
+        let least = Duration::from_millis(100);
+        let checks = Checks {
+            question: path.map(|path| Question { method, path, statuses }),
+            interval: section.or("interval", default.interval, duration(least..=LONGEST)),
+            timeout: section.or("timeout", default.timeout, duration(INSTANT..=LONGEST)),
+            failures: section.or("failures", default.failures, count(1..=100)),
+            successes: section.or("successes", default.successes, count(1..=100)),
+        };
+        is_on.then_some(checks)
+    })
+}
+
+fn check_path(value: &Value) -> Result<PathAndQuery, String> {
+    let given = text(value)?;
+    let path = given.starts_with('/').then(|| PathAndQuery::try_from(&*given).ok()).flatten();
+    path.ok_or_else(|| format!("invalid value {}; write a path, as in \"/healthz\"", quoted(&given)))
+}
+
+fn check_status(value: &Value) -> Result<StatusCode, String> {
+    let given = count(200..=599)(value)?;
+    StatusCode::from_u16(given).map_err(|error| error.to_string())
 }
 
 /// The Host field: one of two words, or a name. A name of one word needs a port, else a word with a typing error would be one.

@@ -46,11 +46,11 @@ pub(super) fn parsed<T, E: fmt::Display>(
 }
 
 /// One of several words.
-pub(super) fn choice<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
+pub(super) fn choice<T: Clone>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
     move |value| {
         let given = text(value)?;
         if let Some((_, chosen)) = words.iter().find(|(word, _)| *word == given) {
-            return Ok(*chosen);
+            return Ok(chosen.clone());
         }
         let advice = match nearest(&given, words.iter().map(|(word, _)| *word)) {
             Some(near) => format!("did you mean {}?", quoted(near)),

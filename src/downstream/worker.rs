@@ -65,6 +65,8 @@ pub struct Parts {
     pub records: RecordSink,
     pub cells: Arc<Cells>,
     pub serving: Serving,
+    /// Whether it checks the endpoints of upstreams, for all workers.
+    pub checks_upstreams: bool,
 }
 
 /// The handle to a thread that serves connections.
@@ -182,7 +184,7 @@ fn run(
     started: &SyncSender<io::Result<()>>,
     orders: UnboundedReceiver<Order>,
     (load, allowed): (Arc<AtomicUsize>, Arc<Allowed>),
-    Parts { shared, records, cells, serving }: Parts,
+    Parts { shared, records, cells, serving, checks_upstreams }: Parts,
 ) {
     let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let (runtime, outcome) = match built {
@@ -195,6 +197,9 @@ fn run(
     let records = Rc::new(records);
     let gateway = Gateway::new(shared, Rc::clone(&records), cells);
     let connections = Rc::new(Connections::new(allowed));
+    if checks_upstreams {
+        runtime.spawn_local(check_upstreams(Rc::clone(&gateway)));
+    }
     runtime.block_on(work(orders, (&load, connections), Rc::clone(&gateway), records, Rc::new(serving)));
     while gateway.hand_over_usage() {}
     // A resolver that hangs must not keep the process from ending.
@@ -275,6 +280,13 @@ async fn sweep(gateway: Rc<Gateway>) {
         while gateway.hand_over_usage() {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// Checks the endpoints of upstreams, for as long as the worker runs.
+async fn check_upstreams(gateway: Rc<Gateway>) {
+    loop {
+        tokio::time::sleep(gateway.check_upstreams()).await;
     }
 }
 

@@ -200,6 +200,12 @@ impl Gateway {
         in_flight::sweep(self);
     }
 
+    /// See [`Upstreams::check`](crate::upstream::send::Upstreams::check).
+    #[must_use]
+    pub fn check_upstreams(&self) -> Duration {
+        self.snapshot().upstreams().check()
+    }
+
     /// Hands over some of the uses of keys that were noted since the last call; tells whether there are more. To be called
     /// at the end of a worker too, so that its last second counts.
     #[must_use]

@@ -81,6 +81,12 @@ impl Pattern {
         self.matches_as(path, |literal, segment| literal == segment)
     }
 
+    /// Whether a canonical path with so many slashes may match.
+    pub(super) fn may_have(&self, slashes: usize) -> bool {
+        let segments = self.segments.len();
+        segments == slashes || segments == 0 && slashes == 1 || self.segments.last() == Some(&Segment::Rest)
+    }
+
     /// Whether a path matches where `is_same` tells which segments equal which literals.
     pub(super) fn matches_as(&self, path: &str, is_same: impl Fn(&str, &str) -> bool) -> bool {
         let mut parts = parts(path);

@@ -57,13 +57,22 @@ impl Route {
     /// The number of the pattern that a path of this route falls under.
     #[must_use]
     pub fn template(&self, path: &str) -> usize {
-        match &*self.patterns {
-            [_] => 0,
-            patterns => {
-                let matching = patterns.iter().enumerate().filter(|(_, pattern)| pattern.matches(path));
-                matching.min_by(|(_, one), (_, other)| one.compare(other)).map_or(0, |(number, _)| number)
-            }
+        if self.patterns.len() == 1 {
+            return 0;
         }
+        let slashes = path.bytes().filter(|byte| *byte == b'/').count();
+        let patterns = self.patterns.iter().enumerate();
+        let mut possible = patterns.filter(|(_, pattern)| pattern.may_have(slashes));
+        match (possible.next(), possible.next()) {
+            // Mostly it is told by its length alone.
+            (Some((number, _)), None) => number,
+            _ => self.compare_templates(path),
+        }
+    }
+
+    fn compare_templates(&self, path: &str) -> usize {
+        let matching = self.patterns.iter().enumerate().filter(|(_, pattern)| pattern.matches(path));
+        matching.min_by(|(_, one), (_, other)| one.compare(other)).map_or(0, |(number, _)| number)
     }
 
     /// Whether a request with this method is meant. HEAD is GET without the body, so it needs what GET needs (RFC

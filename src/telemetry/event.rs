@@ -135,6 +135,8 @@ events! {
     UpstreamUnreachable = "upstream_unreachable" Error Flaps "an upstream cannot be reached",
     /// An endpoint leaves requests unanswered.
     UpstreamSilent = "upstream_silent" Error Flaps "an upstream left requests without an answer",
+    /// An endpoint fails its checks.
+    UpstreamCheckFails = "upstream_check_fails" Error Flaps "an upstream fails its checks",
     UpstreamBrokeOff = "upstream_broke_off" Warn Repeats "an upstream broke off before it answered",
     UpstreamInvalidAnswer = "upstream_invalid_answer" Warn Repeats "an upstream gave an answer that cannot be passed on",
     UpstreamBrokenBody = "upstream_broken_body" Warn Repeats "an upstream broke off in the middle of an answer",
@@ -207,6 +209,7 @@ notices! {
     NewsDelivered = "news_delivered" Info,
     EndpointReachable = "endpoint_reachable" Info,
     EndpointAnswers = "endpoint_answers" Info,
+    EndpointPasses = "endpoint_passes" Info,
     FieldRemoved = "field_removed" Info,
 }
 

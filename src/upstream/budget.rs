@@ -59,6 +59,11 @@ impl Budget {
         Arc::clone(&self.places)
     }
 
+    /// A place, if one is free.
+    pub(super) fn place_at_once(&self) -> Option<Place> {
+        Arc::clone(&self.places).try_acquire_owned().ok().map(Place)
+    }
+
     /// A place, in the order of the requests; `None` where there is none in time.
     pub async fn place(&self) -> Option<Place> {
         let place = timeout(PATIENCE, Arc::clone(&self.places).acquire_owned()).await;

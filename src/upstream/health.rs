@@ -1,12 +1,14 @@
-//! The state of each endpoint, and whether it is passed over. Passive: no probes are sent. It shows how attempts
-//! to connect ended, and whether requests were answered, in all threads together.
+//! The state of each endpoint, and whether it is passed over: how attempts to connect ended, whether requests were answered, in
+//! all threads together, and whether [checks](super::Checks) passed.
 //!
 //! # When an endpoint is passed over
 //! - It could not be connected to.
 //! - Three requests in a row timed out there, and it gave no answer to anybody while they waited. One key whose requests
-//!   time out can therefore turn no endpoint out of use that answers others.
+//!   time out can therefore turn no endpoint out of use that answers others. Where checks ask for an answer, time-outs do not
+//!   count, since the checks tell more.
+//! - It failed two checks in a row. Then it is in use again when it passes one.
 //!
-//! For how long: one second, and twice as long after each request that tried it in vain, up to 30 s. When that time is over, one
+//! For how long, in the first two cases: one second, and twice as long after each request that tried it in vain, up to 30 s. When that time is over, one
 //! request tries it; success ends the matter. How many may be passed over at once, `select.rs` says.
 
 use std::fmt;
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::Checks;
 use super::endpoint::Endpoint;
 use super::loaded::Loaded;
 use crate::telemetry::{Event, Notice};
@@ -65,6 +68,11 @@ struct State {
     is_told_silent: AtomicBool,
     unreachable: Spell,
     silent: Spell,
+    /// Checks that failed in a row, and that passed in a row since; whether it is passed over for that, and told.
+    failed_checks: AtomicU32,
+    passed_checks: AtomicU32,
+    is_failing: AtomicBool,
+    is_told_failing: AtomicBool,
     /// Time-outs since the last answer.
     silences: AtomicU32,
     /// Whether an answer came since [`Standing::sweep`] was last called. Answers write it once a second at most.
@@ -134,11 +142,19 @@ impl Standing {
 
     /// Whether requests go here as they do to others.
     pub(super) fn is_in_use(&self) -> bool {
-        !self.0.unreachable.is_on() && !self.0.silent.is_on()
+        !self.0.unreachable.is_on() && !self.0.silent.is_on() && !self.is_failing()
     }
 
-    /// Whether a request may try it though it is passed over. It must, because the next one has to wait for longer.
+    fn is_failing(&self) -> bool {
+        self.0.is_failing.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request may try it though it is passed over. It must, because the next one has to wait for longer. None may
+    /// while it fails its checks.
     pub(super) fn admits(&self, now: Instant) -> bool {
+        if self.is_failing() {
+            return false;
+        }
         let now = self.since_origin(now);
         self.0.unreachable.admits(now) && self.0.silent.admits(now)
     }
@@ -167,6 +183,37 @@ impl Standing {
                     Notice::EndpointReachable.log(&format!("upstream {endpoint} is reachable again"));
                 }
             }
+        }
+    }
+
+    /// Notes how a check ended. To be called by one thread.
+    pub(super) fn note_check(
+        &self,
+        endpoint: &Endpoint,
+        checks: &Checks,
+        outcome: Result<(), String>,
+        now: Instant,
+    ) {
+        let State { failed_checks, passed_checks, is_failing, is_told_failing, .. } = &*self.0;
+        let Err(why) = outcome else {
+            failed_checks.store(0, Ordering::Relaxed);
+            self.note_connecting(endpoint, None, now);
+            if checks.question.is_some() {
+                self.note_answer(endpoint);
+            }
+            let passed = passed_checks.fetch_add(1, Ordering::Relaxed) + 1;
+            let is_back = passed >= checks.successes && is_failing.swap(false, Ordering::Relaxed);
+            if is_back && is_told_failing.swap(false, Ordering::Relaxed) {
+                Notice::EndpointPasses.log(&format!("upstream {endpoint} passes its checks again"));
+            }
+            return;
+        };
+        passed_checks.store(0, Ordering::Relaxed);
+        let failed = failed_checks.fetch_add(1, Ordering::Relaxed) + 1;
+        if failed >= checks.failures && !is_failing.swap(true, Ordering::Relaxed) {
+            let line = || format!("upstream {endpoint} fails its checks: {why}");
+            let is_told = Event::UpstreamCheckFails.log_of(&endpoint.to_string(), now, line);
+            is_told_failing.store(is_told, Ordering::Relaxed);
         }
     }
 
@@ -218,7 +265,7 @@ impl Standing {
     }
 
     fn is_healthy(&self) -> bool {
-        !self.0.is_unreachable.load(Ordering::Relaxed) && !self.0.silent.is_on()
+        !self.0.is_unreachable.load(Ordering::Relaxed) && !self.0.silent.is_on() && !self.is_failing()
     }
 }
 
@@ -311,6 +358,26 @@ mod tests {
         assert_eq!(admitted(&standing, start + SECOND), 1);
         standing.note_answer(&endpoint());
         assert_eq!((admitted(&standing, start), standing.is_healthy()), (10, true));
+    }
+
+    #[test]
+    fn two_failed_checks_pass_an_endpoint_over_until_it_passes_one_and_no_request_has_to_try_it() {
+        let (standing, start, checks) = (Standing::default(), Clock::system().mono(), Checks::default());
+        let check = |outcome: Result<(), &str>| {
+            standing.note_check(&endpoint(), &checks, outcome.map_err(str::to_owned), start);
+        };
+        check(Err("no"));
+        check(Ok(()));
+        check(Err("no"));
+        assert_eq!((admitted(&standing, start), standing.is_healthy()), (10, true));
+        check(Err("no"));
+        assert_eq!((admitted(&standing, start + SECOND * 60), standing.is_healthy()), (0, false));
+        check(Ok(()));
+        assert_eq!((admitted(&standing, start), standing.is_healthy()), (10, true));
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        standing.note_connecting(&endpoint(), Some(&refused), start);
+        check(Ok(()));
+        assert_eq!(admitted(&standing, start), 10, "a check that connects ends that too");
     }
 
     #[test]

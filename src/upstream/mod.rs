@@ -15,11 +15,13 @@
 //! | [`answer`] | What came back, and may its connection carry another request? |
 //! | [`request_body`] | How does a client's body reach the upstream? |
 //! | [`health`] | What is known of an endpoint, and is it passed over? |
+//! | `check` | How is an endpoint looked at that has no request? |
 //!
 //! Names of the HTTP library's client stand only in `connection`.
 
 pub mod answer;
 pub mod budget;
+mod check;
 pub mod client_body;
 mod connection;
 mod dial;
@@ -37,7 +39,8 @@ pub mod tls;
 
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, StatusCode};
 
 use crate::tls::client::Files;
 use crate::vocabulary::key::Environment;
@@ -58,6 +61,8 @@ pub struct Settings {
     pub tls: [Files; 2],
     pub host: HostField,
     pub timeouts: Timeouts,
+    /// `None`: endpoints are not checked.
+    pub checks: Option<Checks>,
 }
 
 impl Settings {
@@ -107,5 +112,43 @@ impl Default for Timeouts {
             idle: Duration::from_secs(4),
             stream_idle: Duration::from_secs(300),
         }
+    }
+}
+
+/// How an upstream's endpoints are checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checks {
+    /// What is asked; `None` to connect only.
+    pub question: Option<Question>,
+    /// From the beginning of one check to the next, by a tenth more or less by chance.
+    pub interval: Duration,
+    /// For all of a check.
+    pub timeout: Duration,
+    /// Checks in a row that must fail before an endpoint is passed over.
+    pub failures: u32,
+    /// Checks in a row that must pass before it is in use again.
+    pub successes: u32,
+}
+
+/// What a check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    pub method: Method,
+    pub path: PathAndQuery,
+    /// The statuses with which an endpoint passes. Empty: each from 200 to 299.
+    pub statuses: Vec<StatusCode>,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        Self { question: None, interval: second, timeout: second, failures: 2, successes: 1 }
+    }
+}
+
+impl Checks {
+    /// Whether endpoints of a list of so many are checked.
+    pub(super) const fn concern(&self, endpoints: usize) -> bool {
+        endpoints > 1 || self.question.is_some()
     }
 }

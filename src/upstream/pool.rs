@@ -14,7 +14,7 @@ use http::Request;
 use super::Timeouts;
 use super::budget::{Budget, Place};
 use super::connection::{Connection, Received, Unanswered, Undelivered};
-use super::dial::Dialer;
+use super::dial::{Dialer, Stream};
 use super::endpoint::Endpoint;
 use super::error::{BrokenOff, Unopened};
 use super::health::Standing;
@@ -222,13 +222,31 @@ impl Pool {
         None
     }
 
+    /// The place of a connection that is opened beside the requests; `None` where none is free.
+    pub(super) fn place_at_once(&self) -> Option<Place> {
+        self.budget.place_at_once()
+    }
+
+    /// Opens a stream beside the requests. See [`Dialer::dial`].
+    ///
+    /// # Errors
+    /// See there.
+    pub(super) async fn reach(&self, within: Duration) -> Result<Stream, Unopened> {
+        self.dialer.dial(within, &self.clock).await
+    }
+
+    /// Opens a connection, for one request or for those that come.
+    ///
+    /// # Errors
+    /// See [`Dialer::dial`].
+    pub(super) async fn connect(&self, within: Duration) -> Result<Connection, Unopened> {
+        // What follows the stream waits for nothing.
+        Connection::open(self.reach(within).await?).await.map_err(Unopened::Connect)
+    }
+
     async fn open(&self) -> Result<Open, NoLease> {
         let place = self.budget.place().await.ok_or(NoLease::Crowded)?;
-        let opened = match self.dialer.dial(self.connect_timeout, &self.clock).await {
-            // It waits for nothing.
-            Ok(stream) => Connection::open(stream).await.map_err(Unopened::Connect),
-            Err(unopened) => Err(unopened),
-        };
+        let opened = self.connect(self.connect_timeout).await;
         let failure = opened.as_ref().err().map(|unopened| unopened as &dyn fmt::Display);
         self.standing.note_connecting(self.dialer.endpoint(), failure, self.clock.mono());
         let connection = opened.map_err(|unopened| match unopened {

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::answer::Answer;
 use super::budget::Budget;
+use super::check::Schedule;
 use super::connection::{Received, Undelivered};
 use super::endpoint::Endpoint;
 use super::error::{BrokenOff, SendError};
@@ -21,9 +22,12 @@ use super::pool::{Lease, NoLease, Pool};
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
 use super::select::{Candidates, Turns};
-use super::{HostField, Retries, UpstreamId};
+use super::{Checks, HostField, Retries, UpstreamId};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::Environment;
+
+/// How long it takes at most until the endpoints of another configuration are checked.
+const NOTHING_TO_CHECK: Duration = Duration::from_secs(1);
 
 /// All upstreams, with one thread's connections to them.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ struct Upstream {
 struct Side {
     targets: Vec<Target>,
     turns: Turns,
+    /// `None`: they are not checked here.
+    checks: Option<Rc<Checks>>,
     answer_timeout: Duration,
     stream_idle_timeout: Duration,
 }
@@ -57,6 +63,9 @@ struct Target {
     /// The Host field, where it is not the client's.
     host: Option<HeaderValue>,
     pool: Rc<Pool>,
+    /// Its checks, and the Host field that they have.
+    schedule: Rc<Schedule>,
+    check_host: HeaderValue,
 }
 
 /// The state that the steps of one request share.
@@ -133,13 +142,22 @@ impl Upstreams {
             // A client's failure explains whatever the upstream did next.
             Some(UploadState::Failed(error)) => Err(SendError::Body(error)),
             _ => delivered.unwrap_or_else(|| {
-                target(&sending.waits_at)
-                    .into_iter()
-                    .for_each(|target| target.note_silence(side.answer_timeout));
+                target(&sending.waits_at).into_iter().for_each(|target| side.note_silence(target));
                 Err(SendError::TimedOut)
             }),
         };
         Sent { outcome, endpoint: target(&sending.tried).map(|target| Arc::clone(&target.label)) }
+    }
+
+    /// Begins the checks of endpoints that are due. Returns after what time to call it again. For one thread of the process,
+    /// within its `LocalSet`.
+    #[must_use]
+    pub fn check(&self) -> Duration {
+        let sides = self.upstreams.iter().flat_map(Upstream::sides_with_endpoints_of_their_own);
+        sides
+            .filter_map(|side| side.check())
+            .min()
+            .map_or(NOTHING_TO_CHECK, |next| next.min(NOTHING_TO_CHECK))
     }
 
     /// Closes the connections that have been unused for too long. To be called once a second.
@@ -153,13 +171,18 @@ impl Upstream {
         let settings = loaded.settings();
         let target = |endpoint: &Endpoint, environment| {
             let standing = health.find(&settings.name, endpoint).unwrap_or_default();
+            let own = HeaderValue::try_from(endpoint.host_field()).ok();
+            let host = match &settings.host {
+                HostField::Client => None,
+                HostField::Endpoint => own.clone(),
+                HostField::Named(name) => Some(name.clone()),
+            };
+            let check_host = host.clone().or(own);
             Target {
                 label: endpoint.label().into(),
-                host: match &settings.host {
-                    HostField::Client => None,
-                    HostField::Endpoint => HeaderValue::try_from(endpoint.host_field()).ok(),
-                    HostField::Named(name) => Some(name.clone()),
-                },
+                host,
+                check_host: check_host.unwrap_or(const { HeaderValue::from_static("localhost") }),
+                schedule: Rc::default(),
                 pool: Rc::new(Pool::new(
                     (endpoint.clone(), loaded.identity(environment)),
                     standing,
@@ -170,9 +193,11 @@ impl Upstream {
             }
         };
         let side = |environment| {
-            let endpoints = settings.endpoints(environment).iter();
+            let endpoints = settings.endpoints(environment);
+            let checks = settings.checks.as_ref().filter(|checks| checks.concern(endpoints.len()));
             Rc::new(Side {
-                targets: endpoints.map(|endpoint| target(endpoint, environment)).collect(),
+                targets: endpoints.iter().map(|endpoint| target(endpoint, environment)).collect(),
+                checks: checks.cloned().map(Rc::new),
                 turns: Turns::default(),
                 answer_timeout: settings.timeouts.answer,
                 stream_idle_timeout: settings.timeouts.stream_idle,
@@ -181,8 +206,31 @@ impl Upstream {
         Self { loaded: loaded.clone(), sides: Environment::ALL.map(side) }
     }
 
+    /// One for both environments where they have the same endpoints.
+    fn sides_with_endpoints_of_their_own(&self) -> &[Rc<Side>] {
+        let settings = self.loaded.settings();
+        if settings.live == settings.test { &self.sides[..1] } else { &self.sides }
+    }
+
     fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.sides.iter().flat_map(|side| &side.targets).map(|target| &*target.pool)
+    }
+}
+
+impl Side {
+    /// See [`Upstreams::check`]; `None` where endpoints are not checked.
+    fn check(&self) -> Option<Duration> {
+        let checks = self.checks.as_ref()?;
+        let look = |target: &Target| target.schedule.look(checks, &target.pool, &target.check_host);
+        self.targets.iter().map(look).min()
+    }
+
+    /// A request got no answer there for so long.
+    fn note_silence(&self, target: &Target) {
+        let tells_more = |checks: &Rc<Checks>| checks.question.is_some();
+        if !self.checks.as_ref().is_some_and(tells_more) {
+            target.note_silence(self.answer_timeout);
+        }
     }
 }
 

@@ -104,6 +104,7 @@ mod trailers;
 mod transports;
 mod unreadable;
 mod unseen_characters;
+mod upstream_checks;
 mod upstream_faults;
 mod upstream_sockets;
 mod upstream_tls;

@@ -201,7 +201,7 @@ fn a_server_with_a_wrong_certificate_leaves_its_requests_to_another() {
     let wrong = Front::start(server_config(&authority.issue(&["elsewhere"])), upstream.address());
     let right = Front::start(server_config(&authority.issue(&["127.0.0.1"])), upstream.address());
     let tuned = Tuned::default().live(wrong.url()).live(right.url()).upstream(PATIENT);
-    let tls = "[upstreams.api.live_tls]\nca = \"ca.pem\"";
+    let tls = "[upstreams.api.live_tls]\nca = \"ca.pem\"\n[upstreams.api.check]\nenabled = false";
     let gateway = tuned.settings(tls).builder().start_in(folder(&authority));
     let key = gateway.live_key().secret;
     for _ in 0..6 {

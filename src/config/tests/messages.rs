@@ -44,6 +44,29 @@ requests = \"text\"
 }
 
 #[test]
+fn a_check_that_says_nothing_is_told() {
+    let check = |lines: &str| about(&format!("[upstreams.api.check]\n{lines}"));
+    assert_says(
+        check("method = \"HEAD\"\nstatus = [204]"),
+        &[
+            "etc/keygate.toml:2:10: upstreams.api.check.method: has no effect without `path`: a check without a path only \
+             connects",
+            "etc/keygate.toml:3:10: upstreams.api.check.status: has no effect without `path`: a check without a path only \
+             connects",
+        ],
+    );
+    assert_says(
+        check("path = \"healthz\"\nstatus = [99]\nmethod = \"POST\"\ninterval = \"1ms\""),
+        &[
+            "etc/keygate.toml:2:8: upstreams.api.check.path: invalid value \"healthz\"; write a path, as in \"/healthz\"",
+            "etc/keygate.toml:3:11: upstreams.api.check.status[0]: 99 is out of range; write a value from 200 to 599",
+            "etc/keygate.toml:4:10: upstreams.api.check.method: invalid value \"POST\"; write \"GET\" or \"HEAD\"",
+            "etc/keygate.toml:5:12: upstreams.api.check.interval: \"1ms\" is out of range; write a value from 100ms to 1h",
+        ],
+    );
+}
+
+#[test]
 fn an_admin_api_over_tcp_needs_tokens_and_does_not_leave_the_machine_unasked() {
     assert_says(
         about("[admin]\nlisten = \"0.0.0.0:9465\"\nallowed_hosts = [\"http://admin.example\"]"),
@@ -286,7 +309,7 @@ fn an_environment_has_an_upstream_of_its_own() {
             "etc/keygate.toml:11:5: upstreams.F: invalid name; write 1 to 64 characters from a-z 0-9 _ -",
             "etc/keygate.toml:11:43: upstreams.F.keepalive: unknown key `keepalive`; the keys here are `live`, \
                  `test`, `shared`, `host`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`, \
-                 `live_tls`, `test_tls`",
+                 `check`, `live_tls`, `test_tls`",
         ],
     );
 }

@@ -93,6 +93,13 @@ fn tls_files(name: &str) -> Files {
     Files { trust: Trust::Authorities(file("ca")), client: Some((file("client"), file("client-key"))) }
 }
 
+/// What a check asks in the example of the file; there is no default.
+fn question() -> upstream::Question {
+    let statuses = [200, 204].map(|status| http::StatusCode::from_u16(status).unwrap());
+    let path = http::uri::PathAndQuery::from_static("/healthz");
+    upstream::Question { method: Method::GET, path, statuses: statuses.into() }
+}
+
 fn assert_defaults(
     config: &Config,
     store: &StoreSettings,
@@ -137,6 +144,10 @@ fn assert_defaults(
         tls,
         host: HostField::default(),
         timeouts: Timeouts::default(),
+        checks: Some(upstream::Checks {
+            question: workers.map(|_| question()),
+            ..upstream::Checks::default()
+        }),
     };
     assert_eq!(config.upstreams, [upstream]);
 }

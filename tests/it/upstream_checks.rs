@@ -1,0 +1,120 @@
+//! Checks of an upstream's servers beside the requests.
+
+use std::net::{Shutdown, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crate::harness::client::fetch_over;
+use crate::harness::metrics::{scrape, value};
+use crate::harness::{Call, Gateway, Reply, Seen, Tuned, Upstream, eventually};
+
+/// A check with a question, ten times a second.
+const ASKS: &str = "[ops]\nlisten = \"127.0.0.1:0\"\n[upstreams.api.check]\npath = \"/healthz?quick\"\ninterval = \"100ms\"\n";
+const CONNECTS: &str = "[ops]\nlisten = \"127.0.0.1:0\"\n[upstreams.api.check]\ninterval = \"100ms\"\n";
+
+/// Answers while `is_well`. While not, it says 503, or nothing at all if it `hangs`.
+fn server(name: &'static str, is_well: Arc<AtomicBool>, hangs: bool) -> Upstream {
+    Upstream::with(move |_: &Seen| match (is_well.load(Ordering::SeqCst), hangs) {
+        (true, _) => Reply::ok(name),
+        (false, false) => Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"),
+        (false, true) => Reply::Custom(Box::new(|stream| {
+            let _ = std::io::copy(stream, &mut std::io::sink());
+            let _ = stream.shutdown(Shutdown::Both);
+        })),
+    })
+}
+
+fn is_healthy(gateway: &Gateway, url: &str) -> bool {
+    let endpoint = url.strip_prefix("http://").unwrap();
+    let series = format!("keygate_upstream_healthy{{upstream=\"api\",endpoint=\"{endpoint}\"}}");
+    value(&scrape(gateway.ops_address()), &series) == Some(1.0)
+}
+
+fn things(server: &Upstream) -> usize {
+    server.seen().iter().filter(|seen| seen.request_line().contains("/things")).count()
+}
+
+#[test]
+fn a_server_that_fails_its_checks_gets_no_request_until_it_passes_again() {
+    for hangs in [false, true] {
+        let is_well = Arc::new(AtomicBool::new(false));
+        let (good, bad) = (Upstream::start("good"), server("back", Arc::clone(&is_well), hangs));
+        let settings = format!("{ASKS}timeout = \"300ms\"\n");
+        let (gateway, key) = Tuned::default().live(good.url()).live(bad.url()).settings(&settings).start();
+        eventually("it fails its checks", || !is_healthy(&gateway, &bad.url()));
+        assert!(is_healthy(&gateway, &good.url()));
+        for _ in 0..20 {
+            assert_eq!(gateway.fetch(&Call::get("/things").key(&key)).text(), "good", "hangs: {hangs}");
+        }
+        assert_eq!(things(&bad), 0, "hangs: {hangs}");
+        let check = bad.seen().swap_remove(0);
+        assert_eq!(check.request_line(), "GET /healthz?quick HTTP/1.1");
+        assert_eq!(check.value("host"), bad.url().strip_prefix("http://").unwrap());
+
+        is_well.store(true, Ordering::SeqCst);
+        eventually("it passes again", || is_healthy(&gateway, &bad.url()));
+        for _ in 0..10 {
+            assert_eq!(gateway.fetch(&Call::get("/things").key(&key)).status, 200);
+        }
+        assert_eq!(things(&bad), 5, "hangs: {hangs}");
+    }
+}
+
+#[test]
+fn a_server_that_comes_back_is_found_without_a_request_that_tries_it() {
+    let place = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = place.local_addr().unwrap();
+    drop(place);
+    let (good, url) = (Upstream::start("good"), format!("http://{address}"));
+    let (gateway, _) = Tuned::default().live(good.url()).live(url.clone()).settings(CONNECTS).start();
+    eventually("it cannot be connected to", || !is_healthy(&gateway, &url));
+    let place = TcpListener::bind(address).unwrap();
+    eventually("it can be again", || is_healthy(&gateway, &url));
+    drop(place);
+    assert!(is_healthy(&gateway, &good.url()));
+    assert!(good.seen().is_empty(), "the check only connects");
+}
+
+#[test]
+fn one_key_whose_requests_time_out_passes_no_server_over_that_answers_its_checks() {
+    let slow = |name: &'static str| {
+        Upstream::with(move |request: &Seen| {
+            if request.request_line().contains("/things/slow") {
+                Reply::Custom(Box::new(|stream| drop(std::io::copy(stream, &mut std::io::sink()))))
+            } else {
+                Reply::ok(name)
+            }
+        })
+    };
+    let (one, two) = (slow("one"), slow("two"));
+    let (gateway, key) = Tuned::default()
+        .live(one.url())
+        .live(two.url())
+        .upstream("answer_timeout = \"300ms\"")
+        .settings(ASKS)
+        .start();
+    // Nobody else asks for anything.
+    let (address, transport) = (gateway.address(), gateway.transport());
+    let slow = Call::get("/things/slow").key(&key);
+    thread::scope(|scope| {
+        let ask = || scope.spawn(|| assert_eq!(fetch_over(address, transport, &slow).status, 504));
+        (0..12).for_each(|_| drop(ask()));
+    });
+    for server in [&one, &two] {
+        assert!(is_healthy(&gateway, &server.url()));
+        assert!(things(server) > 0);
+    }
+}
+
+#[test]
+fn a_single_server_is_not_checked_unless_the_configuration_says_what_to_ask() {
+    let only = Upstream::start("only");
+    let (gateway, key) = Tuned::default().live(only.url()).settings(CONNECTS).start();
+    gateway.fetch(&Call::get("/things").key(&key));
+    let (asked, asking) = (Upstream::start("asked"), Tuned::default());
+    let (gateway, _) = asking.live(asked.url()).settings(ASKS).start();
+    eventually("the other one was asked thrice", || asked.seen().len() >= 3);
+    assert_eq!((only.connections(), things(&only)), (1, 1));
+    assert!(is_healthy(&gateway, &asked.url()));
+}
