@@ -12,6 +12,7 @@ use crate::store::cache::ReadThrough;
 use crate::store::keeper::{LinkState, MemoryVitals, Standing, Vitals};
 use crate::telemetry::metrics::{ChangeMeter, EndpointState, Reloads, State};
 use crate::telemetry::{self, Lost, Notice};
+use crate::tls::LoadErrors;
 use crate::upstream::budget::Budget;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 
@@ -44,7 +45,7 @@ pub(super) fn serving(
     tls: &tls::Settings,
     watchdog: watchdog::Settings,
     clock: &Clock,
-) -> Result<Serving, tls::LoadErrors> {
+) -> Result<Serving, LoadErrors<tls::LoadError>> {
     let tls = tls::Acceptor::load(tls)?;
     let certificates = tls.iter().flat_map(tls::Acceptor::certificates);
     for complaint in certificates.filter_map(|certificate| certificate.complaint(clock.now().wall)) {

@@ -22,6 +22,7 @@ use crate::policy::wider::left_to_wider;
 use crate::store::cache;
 use crate::store::keeper::UnreadableFile;
 use crate::telemetry::{LogSettings, Notice, RecordSettings};
+use crate::tls::LoadErrors;
 use crate::upstream;
 use crate::vocabulary::key::scope::ScopeSet;
 
@@ -34,9 +35,9 @@ pub enum Refused {
     #[error(transparent)]
     Mistakes(#[from] Mistakes),
     #[error(transparent)]
-    Tls(#[from] tls::LoadErrors),
+    Tls(#[from] LoadErrors<tls::LoadError>),
     #[error(transparent)]
-    Upstreams(#[from] upstream::tls::LoadErrors),
+    Upstreams(#[from] LoadErrors<upstream::tls::LoadError>),
     #[error(transparent)]
     Store(#[from] UnreadableFile),
     #[error(transparent)]

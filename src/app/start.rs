@@ -42,6 +42,7 @@ use crate::store::measured::MeasuredStore;
 use crate::store::{Role, Store};
 use crate::telemetry::metrics::{Metrics, Reloads, StoreMeter};
 use crate::telemetry::{Notice, RecordSettings, RecordWriter, use_log};
+use crate::tls::LoadErrors;
 use crate::upstream;
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
@@ -67,9 +68,9 @@ pub enum StartError {
     #[error(transparent)]
     Pepper(#[from] Misfit),
     #[error(transparent)]
-    Tls(#[from] tls::LoadErrors),
+    Tls(#[from] LoadErrors<tls::LoadError>),
     #[error(transparent)]
-    Upstreams(#[from] upstream::tls::LoadErrors),
+    Upstreams(#[from] LoadErrors<upstream::tls::LoadError>),
     #[error("{key}: cannot open {}: {error}", file.display())]
     Log { key: &'static str, file: PathBuf, error: io::Error },
     #[error(

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use crate::app::{KeyTools, SecretError, read_secret};
 use crate::config::{FileSettings, KeySettings, Mistake, StoreSettings};
-use crate::downstream::tls::{Acceptor, Certificate, LoadError, LoadErrors};
+use crate::downstream::tls::{Acceptor, Certificate, LoadError};
 use crate::operators::admin::TokenFileError;
 use crate::secret_file::SecretFileError;
 use crate::store::embedded::{self, Verified};
 use crate::store::redis::{self, OpenError};
+use crate::tls::LoadErrors;
 use crate::tls::client::LoadError as TlsError;
 use crate::tls::pem::PemError;
 use crate::upstream;
@@ -75,9 +76,7 @@ pub(super) fn read_certificates(settings: &FileSettings) -> (Vec<Certificate>, V
 pub(super) fn check_upstreams(settings: &FileSettings) -> Vec<Mistake> {
     match upstream::loaded::load(settings.upstreams.clone()) {
         Ok(_) => Vec::new(),
-        Err(upstream::tls::LoadErrors(errors)) => {
-            errors.iter().map(|error| of_upstream(settings, error)).collect()
-        }
+        Err(LoadErrors(errors)) => errors.iter().map(|error| of_upstream(settings, error)).collect(),
     }
 }
 

@@ -31,6 +31,7 @@ use tokio_rustls::server::TlsStream;
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::telemetry::metrics::Unserved;
+use crate::tls::LoadErrors;
 use crate::tls::pem::{PemError, read_certificates, read_key};
 use crate::vocabulary::clock::UnixMillis;
 
@@ -65,7 +66,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// Every mistake in every file.
-    pub fn load(settings: &Settings) -> Result<Option<Self>, LoadErrors> {
+    pub fn load(settings: &Settings) -> Result<Option<Self>, LoadErrors<LoadError>> {
         if settings.certificates.is_empty() {
             return Ok(None);
         }
@@ -160,19 +161,6 @@ pub enum LoadError {
     #[error("server.tls: {0}")]
     Library(rustls::Error),
 }
-
-/// Every mistake at once.
-#[derive(Debug)]
-pub struct LoadErrors(pub Vec<LoadError>);
-
-impl fmt::Display for LoadErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(LoadError::to_string).collect();
-        f.write_str(&lines.join("\n"))
-    }
-}
-
-impl std::error::Error for LoadErrors {}
 
 /// A certificate's data for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,3 +9,19 @@
 
 pub mod client;
 pub mod pem;
+
+use std::error::Error;
+use std::fmt;
+
+/// Every mistake in the files at once, each on a line of its own.
+#[derive(Debug)]
+pub struct LoadErrors<E>(pub Vec<E>);
+
+impl<E: fmt::Display> fmt::Display for LoadErrors<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(E::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display> Error for LoadErrors<E> {}

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::Settings;
-use super::tls::{Identity, LoadErrors};
+use super::tls::{Identity, LoadError};
+use crate::tls::LoadErrors;
 use crate::vocabulary::key::Environment;
 
 /// An upstream whose files were read.
@@ -35,7 +36,7 @@ impl Loaded {
 ///
 /// # Errors
 /// Every mistake in every file.
-pub fn load(upstreams: Vec<Settings>) -> Result<Vec<Loaded>, LoadErrors> {
+pub fn load(upstreams: Vec<Settings>) -> Result<Vec<Loaded>, LoadErrors<LoadError>> {
     let (mut all, mut errors) = (Vec::with_capacity(upstreams.len()), Vec::new());
     for settings in upstreams {
         match Environment::ALL.map(|environment| Identity::load(&settings, environment).map(Arc::new)) {

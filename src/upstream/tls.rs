@@ -51,19 +51,6 @@ pub struct LoadError {
     pub cause: client::LoadError,
 }
 
-/// Every mistake at once.
-#[derive(Debug)]
-pub struct LoadErrors(pub Vec<LoadError>);
-
-impl fmt::Display for LoadErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(LoadError::to_string).collect();
-        f.write_str(&lines.join("\n"))
-    }
-}
-
-impl std::error::Error for LoadErrors {}
-
 impl Identity {
     pub(super) fn load(upstream: &Settings, environment: Environment) -> Result<Self, Box<LoadError>> {
         let section = section(&upstream.name, environment);
