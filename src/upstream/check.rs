@@ -66,7 +66,9 @@ impl Schedule {
             let (this, checks, pool, host) =
                 (Rc::clone(self), Rc::clone(checks), Rc::clone(pool), host.clone());
             tokio::task::spawn_local(async move {
-                if let Some(outcome) = run(&checks, &pool, &host).await {
+                let outcome = run(&checks, &pool, &host).await;
+                // A check that began before a reload must not speak for an endpoint that has no checks any more.
+                if let Some(outcome) = outcome.filter(|_| !pool.is_retired()) {
                     pool.standing().note_check(pool.endpoint(), &checks, outcome, pool.clock().mono());
                 }
                 this.is_running.set(false);

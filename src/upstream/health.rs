@@ -186,6 +186,12 @@ impl Standing {
         }
     }
 
+    /// There are no checks of it any more, so what they said does not count.
+    pub(super) fn forget_checks(&self) {
+        self.0.is_failing.store(false, Ordering::Relaxed);
+        self.0.failed_checks.store(0, Ordering::Relaxed);
+    }
+
     /// Notes how a check ended. To be called by one thread.
     pub(super) fn note_check(
         &self,

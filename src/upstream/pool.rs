@@ -279,6 +279,11 @@ impl Pool {
         self.kept.borrow_mut().clear();
     }
 
+    /// Whether no more requests come here.
+    pub(super) const fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
     fn is_too_old(&self, kept: &Kept, now: Instant) -> bool {
         now.saturating_duration_since(kept.since) >= self.idle_timeout
             || kept.open.until.is_some_and(|until| now >= until)

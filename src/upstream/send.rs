@@ -195,8 +195,12 @@ impl Upstream {
         let side = |environment| {
             let endpoints = settings.endpoints(environment);
             let checks = settings.checks.as_ref().filter(|checks| checks.concern(endpoints.len()));
+            let targets: Vec<_> = endpoints.iter().map(|endpoint| target(endpoint, environment)).collect();
+            if checks.is_none() {
+                targets.iter().for_each(|target| target.pool.standing().forget_checks());
+            }
             Rc::new(Side {
-                targets: endpoints.iter().map(|endpoint| target(endpoint, environment)).collect(),
+                targets,
                 checks: checks.cloned().map(Rc::new),
                 turns: Turns::default(),
                 answer_timeout: settings.timeouts.answer,

@@ -8,6 +8,7 @@ use std::thread;
 use crate::harness::client::fetch_over;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{Call, Gateway, Reply, Seen, Tuned, Upstream, eventually};
+use crate::upstream_faults::slow_for_some;
 
 /// A check with a question, ten times a second.
 const ASKS: &str = "[ops]\nlisten = \"127.0.0.1:0\"\n[upstreams.api.check]\npath = \"/healthz?quick\"\ninterval = \"100ms\"\n";
@@ -62,6 +63,23 @@ fn a_server_that_fails_its_checks_gets_no_request_until_it_passes_again() {
 }
 
 #[test]
+fn a_server_that_failed_its_checks_is_in_use_again_after_a_reload_that_ends_them() {
+    let (good, bad) = (Upstream::start("good"), server("bad", Arc::default(), false));
+    let (mut gateway, key) = Tuned::default().live(good.url()).live(bad.url()).settings(ASKS).start();
+    eventually("it fails its checks", || !is_healthy(&gateway, &bad.url()));
+    let file = gateway.folder().join("keygate.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let unchecked = text.replace("[upstreams.api.check]\n", "[upstreams.api.check]\nenabled = false\n");
+    std::fs::write(&file, unchecked).unwrap();
+    gateway.reload().unwrap();
+    assert!(is_healthy(&gateway, &bad.url()));
+    for _ in 0..4 {
+        gateway.fetch(&Call::get("/things").key(&key));
+    }
+    assert_eq!((things(&good), things(&bad)), (2, 2));
+}
+
+#[test]
 fn a_server_that_comes_back_is_found_without_a_request_that_tries_it() {
     let place = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = place.local_addr().unwrap();
@@ -78,16 +96,7 @@ fn a_server_that_comes_back_is_found_without_a_request_that_tries_it() {
 
 #[test]
 fn one_key_whose_requests_time_out_passes_no_server_over_that_answers_its_checks() {
-    let slow = |name: &'static str| {
-        Upstream::with(move |request: &Seen| {
-            if request.request_line().contains("/things/slow") {
-                Reply::Custom(Box::new(|stream| drop(std::io::copy(stream, &mut std::io::sink()))))
-            } else {
-                Reply::ok(name)
-            }
-        })
-    };
-    let (one, two) = (slow("one"), slow("two"));
+    let (one, two) = (slow_for_some("one"), slow_for_some("two"));
     let (gateway, key) = Tuned::default()
         .live(one.url())
         .live(two.url())

@@ -352,18 +352,20 @@ fn a_single_server_is_tried_however_often_it_failed() {
     eventually("it answers", || gateway.fetch(&Call::get("/things").key(&key)).text() == "slow");
 }
 
+/// Answers at once, but never what is asked for at `/things/slow`.
+pub(crate) fn slow_for_some(name: &'static str) -> Upstream {
+    Upstream::with(move |request: &Seen| {
+        if request.request_line().contains("/things/slow") {
+            Reply::Custom(Box::new(|stream| drop(std::io::copy(stream, &mut std::io::sink()))))
+        } else {
+            Reply::ok(name)
+        }
+    })
+}
+
 #[test]
 fn requests_that_time_out_pass_no_server_over_while_it_answers_others() {
-    let slow_for = |name: &'static str| {
-        Upstream::with(move |request: &Seen| {
-            if request.request_line().contains("/things/slow") {
-                Reply::Custom(Box::new(|stream| drop(std::io::copy(stream, &mut std::io::sink()))))
-            } else {
-                Reply::ok(name)
-            }
-        })
-    };
-    let (one, two) = (slow_for("one"), slow_for("two"));
+    let (one, two) = (slow_for_some("one"), slow_for_some("two"));
     let (gateway, key) =
         Tuned::default().live(one.url()).live(two.url()).upstream("answer_timeout = \"2s\"").start();
     let (address, transport) = (gateway.address(), gateway.transport());
