@@ -47,7 +47,8 @@ pub struct Seen<'h> {
     pub upstream: &'h str,
     /// `host:port`, or `unix:/path`.
     pub label: &'h str,
-    /// Whether the last attempt to connect succeeded, and it is not known to leave requests unanswered.
+    /// Whether the last attempt to connect succeeded, and it is not known to leave requests unanswered or to fail
+    /// its checks.
     pub is_healthy: bool,
     /// How often a request was sent again there.
     pub retries: u64,

@@ -201,7 +201,7 @@ impl State {
             gauges(
                 "keygate_upstream_healthy",
                 "Whether the last attempt to connect to the endpoint succeeded, and it is not known to leave requests \
-                 unanswered; 1 before the first.",
+                 unanswered or to fail its checks; 1 before the first.",
                 self.endpoints.iter().map(|EndpointState { upstream, endpoint, is_healthy, .. }| {
                     ([("upstream", &**upstream), ("endpoint", &**endpoint)], f64::from(*is_healthy))
                 }),
