@@ -2,7 +2,9 @@
 //! key.
 
 use std::io::{self, ErrorKind};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+
+use rustix::net::{AddressFamily, SocketType};
 
 use super::client::Wire;
 use super::eventually;
@@ -50,10 +52,14 @@ impl Manual {
     }
 }
 
-/// The address of an upstream that is down.
+/// The address of an upstream that is down. Its port stays taken until the tests end, or another test's server could get it,
+/// and with it the checks that are meant for this one.
 pub(crate) fn refusing() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let address = SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap();
+    std::mem::forget(socket);
+    format!("http://{address}")
 }
 
 /// Closes both directions at once, as for a killed process.
