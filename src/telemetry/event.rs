@@ -133,8 +133,6 @@ events! {
     StreamsMixedUp = "streams_mixed_up" Error Repeats "HTTP/2: requests and streams did not take turns",
     /// An endpoint cannot be connected to.
     UpstreamUnreachable = "upstream_unreachable" Error Flaps "an upstream cannot be reached",
-    /// An endpoint leaves requests unanswered.
-    UpstreamSilent = "upstream_silent" Error Flaps "an upstream left requests without an answer",
     /// An endpoint fails its checks.
     UpstreamCheckFails = "upstream_check_fails" Error Flaps "an upstream fails its checks",
     UpstreamBrokeOff = "upstream_broke_off" Warn Repeats "an upstream broke off before it answered",
@@ -208,7 +206,6 @@ notices! {
     NewsUnproven = "news_unproven" Warn,
     NewsDelivered = "news_delivered" Info,
     EndpointReachable = "endpoint_reachable" Info,
-    EndpointAnswers = "endpoint_answers" Info,
     EndpointPasses = "endpoint_passes" Info,
     FieldRemoved = "field_removed" Info,
 }

@@ -5,19 +5,52 @@
 //! used up, there is none. By default it connects and makes the handshake of TLS; with a path it also asks, and the answer's
 //! status counts. Endpoints that are the only one of their list are checked only if the configuration asks for that, since they
 //! are never passed over.
+//!
+//! A process that was stopped, or that hangs, still lets everybody connect: the kernel does that. So after a request that got
+//! no answer, a check without a path asks `OPTIONS *`, which concerns the server and nothing in it (RFC 9110, section
+//! 9.3.7), until that is answered. Any status will do.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use http::header::HOST;
-use http::{HeaderValue, Request, StatusCode, Uri};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::time::{Instant, timeout};
 
 use super::connection::Undelivered;
+use super::error::Unopened;
 use super::pool::Pool;
 use super::request_body::RequestBody;
 use super::{Checks, Question};
+
+/// The shortest time for an answer of any kind: a server that answers others may let it wait for its turn.
+const ANY_ANSWER: Duration = Duration::from_secs(2);
+
+/// What one check does.
+#[derive(Clone, Copy, Debug)]
+enum Inquiry<'c> {
+    Connects,
+    /// Any answer will do.
+    AsksWhetherItAnswers,
+    Asks(&'c Question),
+}
+
+impl Inquiry<'_> {
+    /// That it was in vain.
+    fn unanswered(self, within: Duration) -> String {
+        match self {
+            Self::Connects => format!("it could not be connected to within {within:?}"),
+            Self::AsksWhetherItAnswers => {
+                format!("a request had no answer, and then OPTIONS * had none within {within:?} either")
+            }
+            Self::Asks(Question { method, path, .. }) => {
+                format!("{method} {path} had no answer within {within:?}")
+            }
+        }
+    }
+}
 
 impl Question {
     fn request(&self, host: &HeaderValue) -> Request<RequestBody> {
@@ -81,18 +114,43 @@ impl Schedule {
 /// `None` where there is no place for a connection.
 async fn run(checks: &Checks, pool: &Pool, host: &HeaderValue) -> Option<Result<(), String>> {
     let place = pool.place_at_once()?;
-    let checking = async {
-        let Some(question) = &checks.question else {
-            return pool.reach(checks.timeout).await.map(drop).map_err(|unopened| unopened.to_string());
-        };
-        let mut connection = pool.connect(checks.timeout).await.map_err(|unopened| unopened.to_string())?;
-        match connection.send(question.request(host)).await {
-            Ok(received) => question.judge(received.head.status),
-            Err(Undelivered::Unsent(_)) => Err("it closed the connection before it was asked".to_owned()),
-            Err(Undelivered::BrokeOff(cause)) => Err(connection.explained(cause).to_string()),
-        }
+    let inquiry = match &checks.question {
+        Some(question) => Inquiry::Asks(question),
+        None if pool.standing().is_suspected() => Inquiry::AsksWhetherItAnswers,
+        None => Inquiry::Connects,
     };
-    let outcome = timeout(checks.timeout, checking).await;
+    let within = match inquiry {
+        Inquiry::AsksWhetherItAnswers => checks.timeout.max(ANY_ANSWER),
+        Inquiry::Connects | Inquiry::Asks(_) => checks.timeout,
+    };
+    let outcome = timeout(within, inquire(inquiry, checks.timeout, pool, host)).await;
     drop(place);
-    Some(outcome.unwrap_or_else(|_| Err(format!("it did not answer within {:?}", checks.timeout))))
+    Some(outcome.unwrap_or_else(|_| Err(inquiry.unanswered(within))))
+}
+
+async fn inquire(
+    inquiry: Inquiry<'_>,
+    to_connect: Duration,
+    pool: &Pool,
+    host: &HeaderValue,
+) -> Result<(), String> {
+    let unopened = |unopened: Unopened| unopened.to_string();
+    let server =
+        Question { method: Method::OPTIONS, path: PathAndQuery::from_static("*"), statuses: Vec::new() };
+    let question = match inquiry {
+        Inquiry::Connects => return pool.reach(to_connect).await.map(drop).map_err(unopened),
+        Inquiry::AsksWhetherItAnswers => &server,
+        Inquiry::Asks(question) => question,
+    };
+    let mut connection = pool.connect(to_connect).await.map_err(unopened)?;
+    let status = match connection.send(question.request(host)).await {
+        Ok(received) => received.head.status,
+        Err(Undelivered::Unsent(_)) => return Err("it closed the connection before it was asked".to_owned()),
+        Err(Undelivered::BrokeOff(cause)) => return Err(connection.explained(cause).to_string()),
+    };
+    if matches!(inquiry, Inquiry::AsksWhetherItAnswers) {
+        pool.standing().clear();
+        return Ok(());
+    }
+    question.judge(status)
 }

@@ -1,15 +1,14 @@
-//! The state of each endpoint, and whether it is passed over: how attempts to connect ended, whether requests were answered, in
-//! all threads together, and whether [checks](super::Checks) passed.
+//! The state of each endpoint, and whether it is passed over: how attempts to connect ended, in all threads together, and
+//! whether [checks](super::Checks) passed.
 //!
 //! # When an endpoint is passed over
-//! - It could not be connected to.
-//! - Three requests in a row timed out there, and it gave no answer to anybody while they waited. One key whose requests
-//!   time out can therefore turn no endpoint out of use that answers others. Where checks ask for an answer, time-outs do not
-//!   count, since the checks tell more.
-//! - It failed two checks in a row. Then it is in use again when it passes one.
+//! - A request could not connect to it. It is passed over for one second, and for twice as long after each request that
+//!   tried it in vain, up to 30 s. When that time is over, one request tries it; success ends the matter.
+//! - It failed two checks in a row. It is in use again when it passes one.
 //!
-//! For how long, in the first two cases: one second, and twice as long after each request that tried it in vain, up to 30 s. When that time is over, one
-//! request tries it; success ends the matter. How many may be passed over at once, `select.rs` says.
+//! A request that timed out, or whose connection broke off before the answer, only raises a suspicion: one client can ask for
+//! what its endpoint never answers. The next check then asks for an answer, whatever it be, and what that check finds
+//! counts. How many endpoints may be passed over at once, `select.rs` says.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -25,8 +24,6 @@ use crate::vocabulary::key::Environment;
 /// For how long an endpoint is passed over at first, and at most.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
-/// The number of time-outs in a row after which an endpoint is passed over.
-const SILENCES: u32 = 3;
 
 /// The health of all endpoints of a configuration.
 #[derive(Debug, Default)]
@@ -47,8 +44,7 @@ pub struct Seen<'h> {
     pub upstream: &'h str,
     /// `host:port`, or `unix:/path`.
     pub label: &'h str,
-    /// Whether the last attempt to connect succeeded, and it is not known to leave requests unanswered or to fail
-    /// its checks.
+    /// Whether the last attempt to connect succeeded, and it does not fail its checks.
     pub is_healthy: bool,
     /// How often a request was sent again there.
     pub retries: u64,
@@ -64,22 +60,16 @@ struct State {
     origin: OnceLock<Instant>,
     /// Whether the last attempt to connect failed.
     is_unreachable: AtomicBool,
-    /// Whether the log says that it cannot be reached, and that it does not answer.
+    /// Whether the log says that it cannot be reached.
     is_told_unreachable: AtomicBool,
-    is_told_silent: AtomicBool,
     unreachable: Spell,
-    silent: Spell,
     /// Checks that failed in a row, and that passed in a row since; whether it is passed over for that, and told.
     failed_checks: AtomicU32,
     passed_checks: AtomicU32,
     is_failing: AtomicBool,
     is_told_failing: AtomicBool,
-    /// Time-outs since the last answer.
-    silences: AtomicU32,
-    /// Whether an answer came since [`Standing::sweep`] was last called. Answers write it once a second at most.
-    has_answered: AtomicBool,
-    /// A moment soon after the last answer before that.
-    last_answer: AtomicU64,
+    /// Whether a request was left without an answer since a check last had one.
+    is_suspected: AtomicBool,
     retries: AtomicU64,
 }
 
@@ -143,7 +133,7 @@ impl Standing {
 
     /// Whether requests go here as they do to others.
     pub(super) fn is_in_use(&self) -> bool {
-        !self.0.unreachable.is_on() && !self.0.silent.is_on() && !self.is_failing()
+        !self.0.unreachable.is_on() && !self.is_failing()
     }
 
     fn is_failing(&self) -> bool {
@@ -156,8 +146,7 @@ impl Standing {
         if self.is_failing() {
             return false;
         }
-        let now = self.since_origin(now);
-        self.0.unreachable.admits(now) && self.0.silent.admits(now)
+        self.0.unreachable.admits(self.since_origin(now))
     }
 
     /// Notes how an attempt to connect to `endpoint` ended, and logs it if the one before ended otherwise.
@@ -191,6 +180,21 @@ impl Standing {
     pub(super) fn forget_checks(&self) {
         self.0.is_failing.store(false, Ordering::Relaxed);
         self.0.failed_checks.store(0, Ordering::Relaxed);
+        self.0.is_suspected.store(false, Ordering::Relaxed);
+    }
+
+    /// Notes that a request got no answer there. The next check looks whether anything is answered.
+    pub(super) fn suspect(&self) {
+        self.0.is_suspected.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that a check had an answer.
+    pub(super) fn clear(&self) {
+        self.0.is_suspected.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_suspected(&self) -> bool {
+        self.0.is_suspected.load(Ordering::Relaxed)
     }
 
     /// Notes how a check ended. To be called by one thread.
@@ -205,9 +209,6 @@ impl Standing {
         let Err(why) = outcome else {
             failed_checks.store(0, Ordering::Relaxed);
             self.note_connecting(endpoint, None, now);
-            if checks.question.is_some() {
-                self.note_answer(endpoint);
-            }
             let passed = passed_checks.fetch_add(1, Ordering::Relaxed) + 1;
             let is_back = passed >= checks.successes && is_failing.swap(false, Ordering::Relaxed);
             if is_back && is_told_failing.swap(false, Ordering::Relaxed) {
@@ -224,55 +225,12 @@ impl Standing {
         }
     }
 
-    /// Notes that the endpoint answered a request. Of every answer, so it writes only what is not so already.
-    pub(super) fn note_answer(&self, endpoint: &Endpoint) {
-        let State { silent, silences, has_answered, is_told_silent, .. } = &*self.0;
-        if !has_answered.load(Ordering::Relaxed) {
-            has_answered.store(true, Ordering::Relaxed);
-        }
-        if silences.load(Ordering::Relaxed) != 0 {
-            silences.store(0, Ordering::Relaxed);
-        }
-        if silent.end() && is_told_silent.swap(false, Ordering::Relaxed) {
-            Notice::EndpointAnswers.log(&format!("upstream {endpoint} answers again"));
-        }
-    }
-
-    /// Notes that a request got no answer for `waited`, which is as long as answers may take.
-    pub(super) fn note_silence(&self, endpoint: &Endpoint, waited: Duration, at: Instant) {
-        let State { silent, silences, has_answered, last_answer, is_told_silent, .. } = &*self.0;
-        let now = self.since_origin(at);
-        let began = now.saturating_sub(millis(waited));
-        if has_answered.load(Ordering::Relaxed) || last_answer.load(Ordering::Relaxed) > began {
-            return;
-        }
-        let in_a_row = silences.fetch_add(1, Ordering::Relaxed) + 1;
-        if in_a_row >= SILENCES && silent.begin(now) {
-            let line = || {
-                format!(
-                    "upstream {endpoint} left {in_a_row} requests in a row without an answer; where there is another endpoint, \
-                     one request now and then tries it"
-                )
-            };
-            let is_told = Event::UpstreamSilent.log_of(&endpoint.to_string(), at, line);
-            is_told_silent.store(is_told, Ordering::Relaxed);
-        }
-    }
-
-    /// To be called once a second.
-    pub(super) fn sweep(&self, now: Instant) {
-        let State { has_answered, last_answer, .. } = &*self.0;
-        if has_answered.load(Ordering::Relaxed) && has_answered.swap(false, Ordering::Relaxed) {
-            last_answer.fetch_max(self.since_origin(now), Ordering::Relaxed);
-        }
-    }
-
     pub(super) fn note_retry(&self) {
         self.0.retries.fetch_add(1, Ordering::Relaxed);
     }
 
     fn is_healthy(&self) -> bool {
-        !self.0.is_unreachable.load(Ordering::Relaxed) && !self.0.silent.is_on() && !self.is_failing()
+        !self.0.is_unreachable.load(Ordering::Relaxed) && !self.is_failing()
     }
 }
 
@@ -353,21 +311,6 @@ mod tests {
     }
 
     #[test]
-    fn three_requests_without_an_answer_pass_an_endpoint_over_and_an_answer_ends_that() {
-        let (standing, start) = (Standing::default(), Clock::system().mono());
-        for (n, left) in [10, 10, 0].into_iter().enumerate() {
-            standing.note_silence(&endpoint(), SECOND, start);
-            assert_eq!(admitted(&standing, start), left, "{n}");
-        }
-        // A server that was stopped still takes connections: the kernel does that.
-        standing.note_connecting(&endpoint(), None, start);
-        assert_eq!((admitted(&standing, start), standing.is_healthy()), (0, false));
-        assert_eq!(admitted(&standing, start + SECOND), 1);
-        standing.note_answer(&endpoint());
-        assert_eq!((admitted(&standing, start), standing.is_healthy()), (10, true));
-    }
-
-    #[test]
     fn two_failed_checks_pass_an_endpoint_over_until_it_passes_one_and_no_request_has_to_try_it() {
         let (standing, start, checks) = (Standing::default(), Clock::system().mono(), Checks::default());
         let check = |outcome: Result<(), &str>| {
@@ -385,25 +328,5 @@ mod tests {
         standing.note_connecting(&endpoint(), Some(&refused), start);
         check(Ok(()));
         assert_eq!(admitted(&standing, start), 10, "a check that connects ends that too");
-    }
-
-    #[test]
-    fn a_time_out_counts_only_where_nobody_was_answered_meanwhile() {
-        let (standing, start) = (Standing::default(), Clock::system().mono());
-        standing.sweep(start);
-        standing.note_answer(&endpoint());
-        for _ in 0..10 {
-            standing.note_silence(&endpoint(), SECOND, start);
-        }
-        assert_eq!(admitted(&standing, start), 10, "an answer has just come");
-        standing.sweep(start + SECOND);
-        for _ in 0..10 {
-            standing.note_silence(&endpoint(), SECOND * 75, start + SECOND * 60);
-        }
-        assert_eq!(admitted(&standing, start), 10, "an answer came while they waited");
-        for _ in 0..3 {
-            standing.note_silence(&endpoint(), SECOND * 75, start + SECOND * 77);
-        }
-        assert_eq!(admitted(&standing, start + SECOND * 77), 0);
     }
 }

@@ -268,7 +268,6 @@ impl Pool {
     /// Closes the connections that have been unused for too long. To be called once a second.
     pub(super) fn sweep(&self) {
         let now = self.clock.mono();
-        self.standing.sweep(now);
         let may_keep = self.may_keep() && !self.budget.is_short();
         self.kept.borrow_mut().retain(|kept| may_keep && !self.is_too_old(kept, now));
     }

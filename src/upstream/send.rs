@@ -142,7 +142,7 @@ impl Upstreams {
             // A client's failure explains whatever the upstream did next.
             Some(UploadState::Failed(error)) => Err(SendError::Body(error)),
             _ => delivered.unwrap_or_else(|| {
-                target(&sending.waits_at).into_iter().for_each(|target| side.note_silence(target));
+                target(&sending.waits_at).into_iter().for_each(Target::suspect);
                 Err(SendError::TimedOut)
             }),
         };
@@ -228,14 +228,6 @@ impl Side {
         let look = |target: &Target| target.schedule.look(checks, &target.pool, &target.check_host);
         self.targets.iter().map(look).min()
     }
-
-    /// A request got no answer there for so long.
-    fn note_silence(&self, target: &Target) {
-        let tells_more = |checks: &Rc<Checks>| checks.question.is_some();
-        if !self.checks.as_ref().is_some_and(tells_more) {
-            target.note_silence(self.answer_timeout);
-        }
-    }
 }
 
 impl Candidates for Side {
@@ -284,7 +276,7 @@ impl Side {
                 };
                 sending.waits_at.set(Some(at));
                 let undelivered = match lease.send(request).await {
-                    Ok(received) => return Ok(self.answer(target, received, lease, sending)),
+                    Ok(received) => return Ok(self.answer(received, lease, sending)),
                     Err(undelivered) => undelivered,
                 };
                 sending.waits_at.set(None);
@@ -293,6 +285,7 @@ impl Side {
                 match retry::after(undelivered, lease.is_reused(), unanswered.as_ref()) {
                     Retry::SameEndpoint(unsent) => request = *unsent,
                     Retry::NextEndpoint(unsent) => {
+                        target.suspect();
                         request = *unsent;
                         spoke_unasked = lease.spoke_unasked().or(spoke_unasked);
                         break;
@@ -302,7 +295,10 @@ impl Side {
                         drop(lease);
                         return Box::pin(self.deliver_again(at, *again, cause, sending)).await;
                     }
-                    Retry::Never(cause) => return Err(SendError::BrokeOff(cause)),
+                    Retry::Never(cause) => {
+                        target.suspect();
+                        return Err(SendError::BrokeOff(cause));
+                    }
                 }
             }
         }
@@ -321,15 +317,18 @@ impl Side {
         target.pool.standing().note_retry();
         let Ok(mut lease) = target.pool.lease_new().await else { return Err(SendError::BrokeOff(cause)) };
         sending.waits_at.set(Some(at));
-        match lease.send(request).await {
-            Ok(received) => Ok(self.answer(target, received, lease, sending)),
-            Err(Undelivered::Unsent(_)) => Err(SendError::BrokeOff(cause)),
-            Err(Undelivered::BrokeOff(cause)) => Err(SendError::BrokeOff(lease.explained(cause))),
-        }
+        let undelivered = match lease.send(request).await {
+            Ok(received) => return Ok(self.answer(received, lease, sending)),
+            Err(undelivered) => undelivered,
+        };
+        target.suspect();
+        Err(SendError::BrokeOff(match undelivered {
+            Undelivered::Unsent(_) => cause,
+            Undelivered::BrokeOff(cause) => lease.explained(cause),
+        }))
     }
 
-    fn answer(&self, target: &Target, received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
-        target.pool.standing().note_answer(target.pool.endpoint());
+    fn answer(&self, received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
         let is_wholly_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
         Answer::new(received, lease, is_wholly_sent, self.stream_idle_timeout)
     }
@@ -346,9 +345,9 @@ impl Undelivered {
 }
 
 impl Target {
-    /// A request got no answer for `waited`.
-    fn note_silence(&self, waited: Duration) {
-        self.pool.standing().note_silence(self.pool.endpoint(), waited, self.pool.clock().mono());
+    /// A request got no answer there.
+    fn suspect(&self) {
+        self.pool.standing().suspect();
     }
 }
 

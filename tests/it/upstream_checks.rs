@@ -8,7 +8,6 @@ use std::thread;
 use crate::harness::client::fetch_over;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{Call, Gateway, Reply, Seen, Tuned, Upstream, eventually};
-use crate::upstream_faults::slow_for_some;
 
 /// A check with a question, ten times a second.
 const ASKS: &str = "[ops]\nlisten = \"127.0.0.1:0\"\n[upstreams.api.check]\npath = \"/healthz?quick\"\ninterval = \"100ms\"\n";
@@ -94,25 +93,99 @@ fn a_server_that_comes_back_is_found_without_a_request_that_tries_it() {
     assert!(good.seen().is_empty(), "the check only connects");
 }
 
+/// What a server does with a request for /things/hostile.
+#[derive(Clone, Copy, Debug)]
+enum Provoked {
+    Silence,
+    End,
+    Failure,
+}
+
+/// Answers everything else at once.
+fn provoked(name: &'static str, by: Provoked) -> Upstream {
+    Upstream::with(move |request: &Seen| match by {
+        _ if !request.request_line().contains("/things/hostile") => Reply::ok(name),
+        Provoked::Silence => {
+            Reply::Custom(Box::new(|stream| drop(std::io::copy(stream, &mut std::io::sink()))))
+        }
+        Provoked::End => Reply::BytesThenClose(Vec::new()),
+        Provoked::Failure => Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"),
+    })
+}
+
+fn was_asked_whether_it_answers(server: &Upstream) -> bool {
+    server.seen().iter().any(|seen| seen.request_line() == "OPTIONS * HTTP/1.1")
+}
+
 #[test]
-fn one_key_whose_requests_time_out_passes_no_server_over_that_answers_its_checks() {
-    let (one, two) = (slow_for_some("one"), slow_for_some("two"));
-    let (gateway, key) = Tuned::default()
-        .live(one.url())
-        .live(two.url())
-        .upstream("answer_timeout = \"300ms\"")
-        .settings(ASKS)
-        .start();
-    // Nobody else asks for anything.
-    let (address, transport) = (gateway.address(), gateway.transport());
-    let slow = Call::get("/things/slow").key(&key);
-    thread::scope(|scope| {
-        let ask = || scope.spawn(|| assert_eq!(fetch_over(address, transport, &slow).status, 504));
-        (0..12).for_each(|_| drop(ask()));
-    });
-    for server in [&one, &two] {
-        assert!(is_healthy(&gateway, &server.url()));
-        assert!(things(server) > 0);
+fn one_key_that_provokes_time_outs_ends_or_failures_passes_no_server_over_that_answers_its_checks() {
+    for (provoked_to, status) in [(Provoked::Silence, 504), (Provoked::End, 502), (Provoked::Failure, 503)] {
+        for settings in [ASKS, CONNECTS] {
+            let (one, two) = (provoked("one", provoked_to), provoked("two", provoked_to));
+            let (gateway, key) = Tuned::default()
+                .live(one.url())
+                .live(two.url())
+                .upstream("answer_timeout = \"300ms\"")
+                .settings(settings)
+                .start();
+            // Nobody else asks for anything.
+            let (address, transport) = (gateway.address(), gateway.transport());
+            let hostile = Call::get("/things/hostile").key(&key);
+            thread::scope(|scope| {
+                let ask =
+                    || scope.spawn(|| assert_eq!(fetch_over(address, transport, &hostile).status, status));
+                (0..12).for_each(|_| drop(ask()));
+            });
+            for server in [&one, &two] {
+                assert!(things(server) > 0);
+                if settings == CONNECTS && !matches!(provoked_to, Provoked::Failure) {
+                    eventually("a check asks it", || was_asked_whether_it_answers(server));
+                }
+                assert!(is_healthy(&gateway, &server.url()), "{provoked_to:?}, {settings}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_that_answers_nothing_at_all_is_passed_over_until_it_answers_again() {
+    for hangs in [false, true] {
+        let is_well = Arc::new(AtomicBool::new(false));
+        let bad = match hangs {
+            true => server("back", Arc::clone(&is_well), true),
+            false => {
+                let is_well = Arc::clone(&is_well);
+                Upstream::with(move |_: &Seen| match is_well.load(Ordering::SeqCst) {
+                    true => Reply::ok("back"),
+                    false => Reply::BytesThenClose(Vec::new()),
+                })
+            }
+        };
+        let good = Upstream::start("good");
+        let (gateway, key) = Tuned::default()
+            .live(good.url())
+            .live(bad.url())
+            .upstream("answer_timeout = \"300ms\"")
+            .settings(CONNECTS)
+            .start();
+        let fetch = || gateway.fetch(&Call::get("/things").key(&key));
+        eventually("it is passed over", || {
+            let answer = fetch();
+            assert!([200, 502, 504].contains(&answer.status), "{}", answer.status);
+            !is_healthy(&gateway, &bad.url())
+        });
+        for _ in 0..20 {
+            assert_eq!(fetch().text(), "good", "hangs: {hangs}");
+        }
+
+        is_well.store(true, Ordering::SeqCst);
+        eventually("no request had to find out", || is_healthy(&gateway, &bad.url()));
+        bad.forget();
+        for _ in 0..10 {
+            assert_eq!(fetch().status, 200);
+        }
+        assert_eq!(things(&bad), 5, "hangs: {hangs}");
+        assert!(!was_asked_whether_it_answers(&bad), "the suspicion is over");
     }
 }
 

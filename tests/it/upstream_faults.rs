@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::client::fetch_over;
 use crate::harness::http2::runtime;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{Call, Gateway, Reply, Seen, Tuned, Upstream, eventually, refusing};
@@ -308,38 +307,6 @@ fn hanging(hangs: Arc<AtomicBool>) -> Upstream {
 }
 
 #[test]
-fn a_server_that_hangs_is_passed_over_until_it_answers_again() {
-    let hangs = Arc::new(AtomicBool::new(true));
-    let (good, bad) = (Upstream::start("good"), hanging(Arc::clone(&hangs)));
-    let (gateway, key) = Tuned::default()
-        .live(good.url())
-        .live(bad.url())
-        .upstream("answer_timeout = \"300ms\"")
-        .settings(OPS)
-        .start();
-    let answers: Vec<u16> = (0..60).map(|_| gateway.fetch(&Call::get("/things").key(&key)).status).collect();
-    let timed_out = answers.iter().filter(|status| **status == 504).count();
-    // Three make it known; from then on one request now and then tries it.
-    assert!((3..=10).contains(&timed_out), "{answers:?}");
-    assert_eq!(answers.iter().filter(|status| **status == 200).count(), 60 - timed_out);
-    let endpoint = bad.url();
-    let endpoint = endpoint.strip_prefix("http://").unwrap();
-    let series = format!("keygate_upstream_healthy{{upstream=\"api\",endpoint=\"{endpoint}\"}}");
-    assert_eq!(value(&scrape(gateway.ops_address()), &series), Some(0.0));
-
-    hangs.store(false, Ordering::SeqCst);
-    eventually("the server has its turn again", || {
-        gateway.advance(Duration::from_secs(31));
-        gateway.fetch(&Call::get("/things").key(&key)).text() == "slow"
-    });
-    bad.forget();
-    for _ in 0..10 {
-        assert_eq!(gateway.fetch(&Call::get("/things").key(&key)).status, 200);
-    }
-    assert_eq!(bad.seen().len(), 5);
-}
-
-#[test]
 fn a_single_server_is_tried_however_often_it_failed() {
     let hangs = Arc::new(AtomicBool::new(true));
     let only = hanging(Arc::clone(&hangs));
@@ -350,47 +317,6 @@ fn a_single_server_is_tried_however_often_it_failed() {
     eventually("it has seen them all", || only.seen().len() == 6);
     hangs.store(false, Ordering::SeqCst);
     eventually("it answers", || gateway.fetch(&Call::get("/things").key(&key)).text() == "slow");
-}
-
-/// Answers at once, but never what is asked for at `/things/slow`.
-pub(crate) fn slow_for_some(name: &'static str) -> Upstream {
-    Upstream::with(move |request: &Seen| {
-        if request.request_line().contains("/things/slow") {
-            Reply::Custom(Box::new(|stream| drop(std::io::copy(stream, &mut std::io::sink()))))
-        } else {
-            Reply::ok(name)
-        }
-    })
-}
-
-#[test]
-fn requests_that_time_out_pass_no_server_over_while_it_answers_others() {
-    let (one, two) = (slow_for_some("one"), slow_for_some("two"));
-    let (gateway, key) =
-        Tuned::default().live(one.url()).live(two.url()).upstream("answer_timeout = \"2s\"").start();
-    let (address, transport) = (gateway.address(), gateway.transport());
-    let hostile = |key: &str| fetch_over(address, transport, &Call::get("/things/slow").key(key)).status;
-    for _ in 0..2 {
-        thread::scope(|scope| {
-            let attacks: Vec<_> = (0..8).map(|_| scope.spawn(|| hostile(&key))).collect();
-            let mut answered = 0;
-            while attacks.iter().any(|attack| !attack.is_finished()) {
-                assert_eq!(gateway.fetch(&Call::get("/things").key(&key)).status, 200);
-                answered += 1;
-            }
-            assert!(answered > 4);
-            for attack in attacks {
-                assert_eq!(attack.join().unwrap(), 504);
-            }
-        });
-        for server in [&one, &two] {
-            server.forget();
-        }
-        for _ in 0..10 {
-            gateway.fetch(&Call::get("/things").key(&key));
-        }
-        assert_eq!((one.seen().len(), two.seen().len()), (5, 5));
-    }
 }
 
 #[test]
