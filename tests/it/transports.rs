@@ -75,9 +75,8 @@ fn what_upstreams_receive_and_answer_is_the_same_through_a_socket() {
 }
 
 /// Tests of what a front changes: it is a moment later than its upstream, and has an address of its own, by which metrics name it.
-const NOT_BEHIND_FRONTS: [&str; 4] = [
+const NOT_BEHIND_FRONTS: [&str; 3] = [
     "a_reused_connection_that_the_upstream_closed_causes_no_error",
-    "a_server_that_hangs_is_passed_over_until_it_answers_again",
     "a_server_that_refuses_is_asked_rarely_by_requests_that_another_could_serve",
     "what_is_safe_is_sent_again_when_its_kept_connection_ends_without_a_byte",
 ];
