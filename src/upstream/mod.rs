@@ -12,6 +12,7 @@
 //! | `pool` | Which connections does a thread keep? |
 //! | [`budget`] | How many connections may the process have? |
 //! | [`send`] | What are the steps from a request to its answer? |
+//! | `origin` | What does an answer say of its server's own address? |
 //! | [`answer`] | What came back, and may its connection carry another request? |
 //! | [`request_body`] | How does a client's body reach the upstream? |
 //! | [`health`] | What is known of an endpoint, and is it passed over? |
@@ -30,6 +31,7 @@ pub mod error;
 pub mod health;
 mod idle_timer;
 pub mod loaded;
+mod origin;
 mod pool;
 pub mod request_body;
 mod retry;

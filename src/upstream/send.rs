@@ -18,6 +18,7 @@ use super::endpoint::Endpoint;
 use super::error::{BrokenOff, SendError};
 use super::health::Health;
 use super::loaded::Loaded;
+use super::origin::OwnHost;
 use super::pool::{Lease, NoLease, Pool};
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
@@ -61,7 +62,7 @@ struct Target {
     /// Its name in records.
     label: Arc<str>,
     /// The Host field, where it is not the client's.
-    host: Option<HeaderValue>,
+    host: Option<OwnHost>,
     pool: Rc<Pool>,
     /// Its checks, and the Host field that they have.
     schedule: Rc<Schedule>,
@@ -171,17 +172,17 @@ impl Upstream {
         let settings = loaded.settings();
         let target = |endpoint: &Endpoint, environment| {
             let standing = health.find(&settings.name, endpoint).unwrap_or_default();
-            let own = HeaderValue::try_from(endpoint.host_field()).ok();
-            let host = match &settings.host {
+            let of_endpoint = HeaderValue::try_from(endpoint.host_field())
+                .unwrap_or(const { HeaderValue::from_static("localhost") });
+            let sent = match &settings.host {
                 HostField::Client => None,
-                HostField::Endpoint => own.clone(),
+                HostField::Endpoint => Some(of_endpoint.clone()),
                 HostField::Named(name) => Some(name.clone()),
             };
-            let check_host = host.clone().or(own);
             Target {
                 label: endpoint.label().into(),
-                host,
-                check_host: check_host.unwrap_or(const { HeaderValue::from_static("localhost") }),
+                check_host: sent.clone().unwrap_or_else(|| of_endpoint.clone()),
+                host: sent.map(|sent| OwnHost { sent, of_endpoint }),
                 schedule: Rc::default(),
                 pool: Rc::new(Pool::new(
                     (endpoint.clone(), loaded.identity(environment)),
@@ -262,7 +263,7 @@ impl Side {
             let target = &self.targets[at];
             sending.tried.set(Some(at));
             if let Some(host) = &target.host {
-                request.headers_mut().insert(HOST, host.clone());
+                request.headers_mut().insert(HOST, host.sent.clone());
             }
             loop {
                 let mut lease = match target.pool.lease().await {
@@ -276,7 +277,7 @@ impl Side {
                 };
                 sending.waits_at.set(Some(at));
                 let undelivered = match lease.send(request).await {
-                    Ok(received) => return Ok(self.answer(received, lease, sending)),
+                    Ok(received) => return Ok(self.answer(target, received, lease, sending)),
                     Err(undelivered) => undelivered,
                 };
                 sending.waits_at.set(None);
@@ -318,7 +319,7 @@ impl Side {
         let Ok(mut lease) = target.pool.lease_new().await else { return Err(SendError::BrokeOff(cause)) };
         sending.waits_at.set(Some(at));
         let undelivered = match lease.send(request).await {
-            Ok(received) => return Ok(self.answer(received, lease, sending)),
+            Ok(received) => return Ok(self.answer(target, received, lease, sending)),
             Err(undelivered) => undelivered,
         };
         target.suspect();
@@ -328,7 +329,10 @@ impl Side {
         }))
     }
 
-    fn answer(&self, received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
+    fn answer(&self, target: &Target, mut received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
+        if let Some(host) = &target.host {
+            host.leave_out(&mut received.head.headers);
+        }
         let is_wholly_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
         Answer::new(received, lease, is_wholly_sent, self.stream_idle_timeout)
     }

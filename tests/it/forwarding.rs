@@ -648,6 +648,34 @@ fn no_environment_falls_over_to_the_other() {
 }
 
 #[test]
+fn a_redirect_to_the_servers_own_address_leads_to_the_clients_host() {
+    let redirecting = Upstream::with(|seen| {
+        let to = match seen.request_line() {
+            line if line.contains("/things/away") => "http://example.com/next".to_owned(),
+            _ => format!("http://{}/things?page=2", seen.value("host")),
+        };
+        let fields = format!("location: {to}\r\ncontent-location: {to}\r\ncontent-length: 0");
+        Reply::raw(&format!("HTTP/1.1 302 Found\r\n{fields}\r\n\r\n"))
+    });
+    for (host, expected) in [
+        ("endpoint", "/things?page=2"),
+        ("api.internal", "/things?page=2"),
+        // Then the server names the host that the client named.
+        ("client", "http://api.example.com/things?page=2"),
+    ] {
+        let host_field = format!("host = \"{host}\"");
+        let (gateway, key) = Tuned::default().live(redirecting.url()).upstream(&host_field).start();
+        let to = |path| {
+            let answer = gateway.fetch(&Call::get(path).key(&key));
+            assert_eq!((answer.status, answer.field("location")), (302, answer.field("content-location")));
+            answer.field("location").unwrap().to_owned()
+        };
+        assert_eq!(to("/things"), expected, "{host}");
+        assert_eq!(to("/things/away"), "http://example.com/next", "{host}");
+    }
+}
+
+#[test]
 fn an_upstream_that_was_down_is_found_again_without_a_restart() {
     let place = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = place.local_addr().unwrap();
