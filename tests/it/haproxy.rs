@@ -17,8 +17,8 @@ use crate::harness::haproxy::Haproxy;
 use crate::harness::http2::{DATA, Frames, GOAWAY, HEADERS, RESET};
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{
-    Call, Process, RedisServer, Tuned, Upstream, Wire, create_key, eventually, fetch, free_address, is_long,
-    unhurried,
+    Call, Process, RedisServer, SetOnDrop, Tuned, Upstream, Wire, create_key, eventually, fetch,
+    free_address, is_long, unhurried,
 };
 
 /// Those that leave, and those that stay.
@@ -286,10 +286,10 @@ fn a_rolling_restart_behind_haproxy_fails_no_request() {
                 scope.spawn(|| client(*to, traffic));
             }
         }
+        let _over = SetOnDrop(&stop);
         for _ in 0..ROUNDS {
             drains.extend(gateways.iter_mut().map(Member::restart));
         }
-        stop.store(true, Ordering::SeqCst);
     });
     for ((name, ..), traffic) in clients.iter().zip(&traffics) {
         let failures = traffic.failures.lock().unwrap();

@@ -23,8 +23,8 @@ use crate::harness::desk::{Desk, NOWHERE, Way, in_redis, write_secret};
 use crate::harness::moved::moved_key;
 use crate::harness::process::{Process, keygate};
 use crate::harness::{
-    Call, Chaos, Gateway, PATIENCE, RedisServer, Upstream, Valve, Weather, Wire, eventually, fetch,
-    is_linked, is_long, operator, unhurried,
+    Call, Chaos, Gateway, PATIENCE, RedisServer, SetOnDrop, Upstream, Valve, Weather, Wire, eventually,
+    fetch, is_linked, is_long, operator, unhurried,
 };
 
 on_both_stores! {
@@ -493,6 +493,7 @@ fn no_good_key_is_refused_while_the_prefix_changes_at_one_gateway_after_the_othe
     let tally = thread::scope(|scope| {
         let senders: Vec<_> =
             (0..senders).map(|_| scope.spawn(|| load(&pair, &keys, &stop, &next))).collect();
+        let over = SetOnDrop(&stop);
         // Every key at both gateways, before, between and after the restarts.
         let round = || {
             let until = next.load(Ordering::Relaxed) + 2 * keys.read().unwrap().len();
@@ -513,7 +514,7 @@ fn no_good_key_is_refused_while_the_prefix_changes_at_one_gateway_after_the_othe
             println!("gateway {n}: {made} keys until the new prefix");
             round();
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(over);
         let tallies = senders.into_iter().map(|sender| sender.join().unwrap());
         tallies.reduce(|mut all, one| {
             one.into_iter().for_each(|(what, count)| *all.entry(what).or_default() += count);

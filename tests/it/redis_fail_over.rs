@@ -21,8 +21,8 @@ use crate::harness::cluster::Cluster;
 use crate::harness::fail_over::{FailsOver, keep_replicas_out};
 use crate::harness::sentinels::Watched;
 use crate::harness::{
-    Call, Gateway, GatewayBuilder, RedisServer, TestKey, Upstream, eventually, guess, is_linked, is_long,
-    lenient, operator, status,
+    Call, Gateway, GatewayBuilder, RedisServer, SetOnDrop, TestKey, Upstream, eventually, guess, is_linked,
+    is_long, lenient, operator, status,
 };
 
 /// After this time, a key that a fail-over has restored is revoked again in the store.
@@ -201,14 +201,6 @@ mod that_loses_the_last_changes {
             act(trio);
         });
         tally.into_inner().unwrap()
-    }
-
-    struct SetOnDrop<'f>(&'f AtomicBool);
-
-    impl Drop for SetOnDrop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
     }
 
     impl Round {

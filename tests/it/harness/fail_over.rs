@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{
-    Call, Gateway, GatewayBuilder, PATIENCE, RedisServer, TestKey, Upstream, eventually, lenient, unhurried,
+    Call, Gateway, GatewayBuilder, PATIENCE, RedisServer, SetOnDrop, TestKey, Upstream, eventually, lenient,
+    unhurried,
 };
 use super::{operator, status};
 
@@ -182,14 +183,6 @@ impl Pair {
 #[track_caller]
 pub(crate) fn assert_prompt(took: Duration) {
     assert!(took < lenient(Duration::from_secs(1)), "{took:?}");
-}
-
-struct SetOnDrop<'f>(&'f AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 impl Clients<'_> {

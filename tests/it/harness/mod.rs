@@ -30,6 +30,7 @@ pub(crate) mod upstream;
 pub(crate) mod world;
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) use authority::Authority;
@@ -55,6 +56,15 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < until, "it never came to pass that {what}");
         std::thread::yield_now();
+    }
+}
+
+/// Says that something is over, also when the test fails: a scope waits for its threads.
+pub(crate) struct SetOnDrop<'f>(pub(crate) &'f AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
