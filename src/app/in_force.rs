@@ -6,6 +6,7 @@ use crate::downstream::connection::Serving;
 use crate::downstream::{tls, watchdog};
 use crate::gateway::Plan;
 use crate::lifecycle::{Swept, Trimming, Trouble};
+use crate::operators::admin::ServerView;
 use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
@@ -31,6 +32,17 @@ impl InForce {
         let certificates = serving.tls.iter().flat_map(tls::Acceptor::certificates);
         let certificates = certificates.map(|one| (one.file.display().to_string().into(), one.not_after));
         Self { config_hash, certificates: certificates.collect(), plan: Arc::clone(plan), reloads }
+    }
+
+    /// The servers of the upstreams, for operators.
+    pub(super) fn servers(&self) -> Vec<ServerView> {
+        let servers = self.plan.health().endpoints().map(|seen| ServerView {
+            upstream: seen.upstream.into(),
+            server: seen.label.into(),
+            state: seen.state,
+            retries: seen.retries,
+        });
+        servers.collect()
     }
 }
 
@@ -84,7 +96,7 @@ impl Observed {
         let endpoints = in_force.plan.health().endpoints().map(|seen| EndpointState {
             upstream: seen.upstream.into(),
             endpoint: seen.label.into(),
-            is_healthy: seen.is_healthy,
+            is_healthy: seen.state.is_healthy(),
             retries: seen.retries,
         });
         State {

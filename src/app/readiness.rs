@@ -182,7 +182,7 @@ fn of_writes(vitals: &Vitals) -> Option<String> {
 /// They never make the gateway unready.
 fn of_upstreams(seen: &Observed) -> Option<String> {
     let plan = Arc::clone(&lock(&seen.in_force).plan);
-    let unused = plan.health().endpoints().filter(|endpoint| !endpoint.is_healthy);
+    let unused = plan.health().endpoints().filter(|endpoint| !endpoint.state.is_healthy());
     let unused: Vec<String> =
         unused.map(|endpoint| format!("{} of {}", endpoint.label, endpoint.upstream)).collect();
     (!unused.is_empty()).then(|| {

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use super::App;
 use super::clocks;
 use super::control::Control;
-use super::in_force::{InForce, Observed, serving};
+use super::in_force::{InForce, Observed, lock, serving};
 use super::inherited::Inherited;
 use super::key_tools::{KeyTools, SecretError, read_secret};
 use super::prefixes::{self, Followers};
@@ -189,7 +189,7 @@ impl App {
         let Sockets { public, trusted_proxies, admin_socket, admin_remote, ops } = sockets;
         let passed = admin_socket.as_ref().map(admin::Server::passed);
         let accepting = public.start(Arc::clone(&workers), metrics.cells());
-        let mut operators = keys.start_admin((admin_socket, admin_remote), &clock);
+        let mut operators = keys.start_admin((admin_socket, admin_remote), &in_force, &clock);
         let readiness = Arc::new(Readiness::default());
         if let Some(ops) = ops {
             let observed = keys.observed(Arc::clone(&in_force), &records, (budget, backlog), &clock);
@@ -267,12 +267,16 @@ impl Keys {
     fn start_admin(
         &self,
         (socket, remote): (Option<admin::Server>, Option<admin::Remote>),
+        in_force: &Arc<Mutex<InForce>>,
         clock: &Clock,
     ) -> Vec<Running> {
         let Some(lifecycle) = &self.lifecycle else { return Vec::new() };
         tokio::spawn(Lifecycle::attend(Arc::downgrade(lifecycle)));
-        let socket = socket.map(|socket| socket.start(Arc::clone(lifecycle), clock.clone()));
-        let remote = remote.map(|remote| remote.start(Arc::clone(lifecycle)));
+        let in_force = Arc::clone(in_force);
+        let servers = Arc::new(move || lock(&in_force).servers());
+        let desk = admin::Desk { lifecycle: Arc::clone(lifecycle), servers };
+        let socket = socket.map(|socket| socket.start(desk.clone(), clock.clone()));
+        let remote = remote.map(|remote| remote.start(desk));
         socket.into_iter().chain(remote).collect()
     }
 

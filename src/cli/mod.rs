@@ -31,6 +31,7 @@ mod table;
 mod token_list;
 mod transfer;
 mod unreachable;
+mod upstreams;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -61,6 +62,7 @@ Examples:
   keygate orgs list                               list the organisations
   keygate audit verify                            check that the audit trail has not been altered
   keygate store status                            show the state of the store
+  keygate upstreams status                        show which servers get requests
 
 Environment variables override the configuration file: KEYGATE__SERVER__LISTEN=127.0.0.1:8000"
 )]
@@ -79,6 +81,7 @@ enum Command {
     Orgs(operator::Args<orgs::Action>),
     Audit(operator::Args<audit::Action>),
     Store(operator::Args<store::Action>),
+    Upstreams(operator::Args<upstreams::Action>),
     Admin(admin::Args),
     Completions(completions::Args),
     /// Print the description of keygate's own API, as OpenAPI 3.1
@@ -170,6 +173,7 @@ pub fn run(
         Command::Orgs(args) => operator::run(args, environment, out, err),
         Command::Audit(args) => operator::run(args, environment, out, err),
         Command::Store(args) => operator::run(args, environment, out, err),
+        Command::Upstreams(args) => operator::run(args, environment, out, err),
         Command::Admin(args) => admin::run(args, environment, out, err),
         Command::Completions(args) => completions::run(&args, Cli::command(), out),
         Command::OpenApi => write!(out, "{DESCRIPTION}").map(|()| Outcome::Done),

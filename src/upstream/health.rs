@@ -20,6 +20,7 @@ use super::endpoint::Endpoint;
 use super::loaded::Loaded;
 use crate::telemetry::{Event, Notice};
 use crate::vocabulary::key::Environment;
+use crate::vocabulary::upstream::ServerState;
 
 /// For how long an endpoint is passed over at first, and at most.
 const FIRST: Duration = Duration::from_secs(1);
@@ -44,8 +45,7 @@ pub struct Seen<'h> {
     pub upstream: &'h str,
     /// `host:port`, or `unix:/path`.
     pub label: &'h str,
-    /// Whether the last attempt to connect succeeded, and it does not fail its checks.
-    pub is_healthy: bool,
+    pub state: ServerState,
     /// How often a request was sent again there.
     pub retries: u64,
 }
@@ -229,8 +229,16 @@ impl Standing {
         self.0.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn is_healthy(&self) -> bool {
-        !self.0.is_unreachable.load(Ordering::Relaxed) && !self.is_failing()
+    fn state(&self) -> ServerState {
+        if self.is_failing() {
+            ServerState::FailsChecks
+        } else if self.0.is_unreachable.load(Ordering::Relaxed) {
+            ServerState::Unreachable
+        } else if self.is_suspected() {
+            ServerState::Suspected
+        } else {
+            ServerState::InUse
+        }
     }
 }
 
@@ -267,7 +275,7 @@ impl Health {
         self.0.iter().map(|Watched { upstream, label, standing, .. }| Seen {
             upstream,
             label,
-            is_healthy: standing.is_healthy(),
+            state: standing.state(),
             retries: standing.0.retries.load(Ordering::Relaxed),
         })
     }
@@ -319,11 +327,11 @@ mod tests {
         check(Err("no"));
         check(Ok(()));
         check(Err("no"));
-        assert_eq!((admitted(&standing, start), standing.is_healthy()), (10, true));
+        assert_eq!((admitted(&standing, start), standing.state().is_healthy()), (10, true));
         check(Err("no"));
-        assert_eq!((admitted(&standing, start + SECOND * 60), standing.is_healthy()), (0, false));
+        assert_eq!((admitted(&standing, start + SECOND * 60), standing.state().is_healthy()), (0, false));
         check(Ok(()));
-        assert_eq!((admitted(&standing, start), standing.is_healthy()), (10, true));
+        assert_eq!((admitted(&standing, start), standing.state().is_healthy()), (10, true));
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         standing.note_connecting(&endpoint(), Some(&refused), start);
         check(Ok(()));

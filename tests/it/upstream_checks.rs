@@ -5,9 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use serde_json::json;
+use tempfile::TempDir;
+
 use crate::harness::client::fetch_over;
 use crate::harness::metrics::{scrape, value};
-use crate::harness::{Call, Gateway, Reply, Seen, Tuned, Upstream, eventually};
+use crate::harness::process::keygate;
+use crate::harness::{Call, Gateway, Process, Reply, Seen, Tuned, Upstream, eventually, refusing};
 
 /// A check with a question, ten times a second.
 const ASKS: &str = "[ops]\nlisten = \"127.0.0.1:0\"\n[upstreams.api.check]\npath = \"/healthz?quick\"\ninterval = \"100ms\"\n";
@@ -187,6 +191,35 @@ fn a_server_that_answers_nothing_at_all_is_passed_over_until_it_answers_again() 
         assert_eq!(things(&bad), 5, "hangs: {hangs}");
         assert!(!was_asked_whether_it_answers(&bad), "the suspicion is over");
     }
+}
+
+#[test]
+fn operators_are_shown_which_servers_get_requests() {
+    let (good, away) = (Upstream::start("good"), refusing());
+    let folder = TempDir::new().unwrap();
+    let settings = format!("{CONNECTS}[admin]\nsocket = \"keygate.sock\"\n");
+    Tuned::default().live(good.url()).live(away.clone()).settings(&settings).builder().write(folder.path());
+    let status = |words: &[&str]| {
+        let ran = keygate(folder.path(), &[&["upstreams", "status"], words].concat()).output().unwrap();
+        let told = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (ran.status.code(), told(ran.stdout), told(ran.stderr))
+    };
+    let told = "keygate: no gateway runs here, and only a running one knows the state of upstreams\n";
+    assert_eq!(status(&[]), (Some(1), String::new(), told.to_owned()));
+
+    let gateway = Process::serve(folder.path());
+    gateway.address();
+    let place = |url: &str| url.strip_prefix("http://").unwrap().to_owned();
+    let (good, away) = (place(&good.url()), place(&away));
+    let away_line = format!("api {away}: passed over: it fails its checks; the log says why\n");
+    eventually("it is known", || status(&[]).1.contains(&away_line));
+    let (code, out, _) = status(&[]);
+    assert!(out.starts_with(&format!("api {good}: in use\n")) && code == Some(1), "{out}");
+    let out = status(&["--json"]).1;
+    let lines: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let expected =
+        |server: &str, state| json!({"upstream": "api", "server": server, "state": state, "retries": 0});
+    assert_eq!(lines[..2], [expected(&good, "in_use"), expected(&away, "fails_checks")]);
 }
 
 #[test]

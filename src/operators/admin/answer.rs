@@ -1,26 +1,24 @@
 //! The answer to a request of an operator, the same on both ways.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use tokio::time::timeout;
 
-use super::COMMAND_TIMEOUT;
 use super::execute::execute;
-use super::order::{Command, Order};
+use super::order::{Command, Order, UpstreamCommand};
 use super::reply::Reply;
 use super::role::Lacking;
+use super::{COMMAND_TIMEOUT, Desk};
 use crate::api::DESCRIPTION;
-use crate::lifecycle::{Lifecycle, Origin};
+use crate::lifecycle::Origin;
 use crate::operators::small_server::{Answer, Request};
 use crate::telemetry::Event;
 
 /// Answers an admitted request: carries its command out. `origin` makes the origin of the command from the name that
 /// the operator claims, or says what the operator lacks for it.
 pub(super) async fn answer(
-    lifecycle: Arc<Lifecycle>,
+    desk: Desk,
     request: Request,
     origin: impl FnOnce(&str, &Command) -> Result<Origin, Lacking>,
 ) -> Answer {
@@ -46,6 +44,10 @@ pub(super) async fn answer(
         Ok(origin) => origin,
         Err(mistake) => return reply(StatusCode::OK, &failed(&mistake.to_string())),
     };
+    if let Command::Upstreams(UpstreamCommand::Status) = command {
+        return reply(StatusCode::OK, &Reply::Upstreams { servers: (desk.servers)() });
+    }
+    let lifecycle = desk.lifecycle;
     let clock = lifecycle.clock().clone();
     // A task of its own: a change goes on to its end although the operator hangs up.
     match tokio::spawn(async move { execute(&lifecycle, &origin, command).await }).await {

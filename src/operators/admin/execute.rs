@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
-use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
+use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand, UpstreamCommand};
 use super::reply::{Reach, Reply, Secret};
 use crate::lifecycle::{
     BackupPart, Changed, FoundKeys, KeyView, Lifecycle, LifecycleError, Made, NewKey, OrgPage, Origin, Owned,
@@ -27,6 +27,12 @@ pub async fn execute(lifecycle: &Lifecycle, origin: &Origin, command: Command) -
         Command::Keys(command) => on_keys(lifecycle, origin, command).await,
         Command::Audit(command) => on_audit(lifecycle, origin, command).await,
         Command::Store(command) => on_store(lifecycle, origin, command).await,
+        Command::Upstreams(UpstreamCommand::Status) => {
+            return Reply::Failed {
+                message: "no gateway runs here, and only a running one knows the state of upstreams"
+                    .to_owned(),
+            };
+        }
     };
     reply.unwrap_or_else(|error| Reply::Failed { message: explain(&error) })
 }

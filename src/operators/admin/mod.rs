@@ -18,6 +18,7 @@ mod role;
 mod socket;
 mod token;
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -27,17 +28,31 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::small_server::Limits;
-use crate::lifecycle::Origin;
+use crate::lifecycle::{Lifecycle, Origin};
 use crate::vocabulary::network::CannotListen;
 
 pub use client::{ClientError, Way, call};
 pub use execute::execute;
-pub use order::{AuditCommand, Command, KeyCommand, Order, OrgCommand, StoreCommand};
+pub use order::{AuditCommand, Command, KeyCommand, Order, OrgCommand, StoreCommand, UpstreamCommand};
 pub use remote::{Host, InvalidHost, Remote, RemoteSettings};
-pub use reply::{Reach, Reply, Secret};
+pub use reply::{Reach, Reply, Secret, ServerView};
 pub use role::{Grant, InvalidRole, Role};
 pub use socket::{Passed, Server};
 pub use token::{InvalidTokenName, NewToken, Token, TokenFileError, TokenName, Tokens};
+
+/// What the servers of the API ask to carry commands out.
+#[derive(Clone)]
+pub struct Desk {
+    pub lifecycle: Arc<Lifecycle>,
+    /// What is known of upstreams at this moment.
+    pub servers: Arc<dyn Fn() -> Vec<ServerView> + Send + Sync>,
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {

@@ -28,6 +28,7 @@ pub enum Command {
     Keys(KeyCommand),
     Audit(AuditCommand),
     Store(StoreCommand),
+    Upstreams(UpstreamCommand),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -153,4 +154,11 @@ pub enum StoreCommand {
     NextOfBackup {
         id: u64,
     },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum UpstreamCommand {
+    /// Say what is known of each server. Only a running gateway can.
+    Status,
 }

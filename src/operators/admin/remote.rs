@@ -16,8 +16,8 @@ use super::answer::{answer, failed, reply};
 use super::order::Command;
 use super::role::Lacking;
 use super::token::{Token, TokenFileError, Tokens};
-use super::{BindError, REMOTE_LIMITS, Settings, remote_operator};
-use crate::lifecycle::{Lifecycle, Origin};
+use super::{BindError, Desk, REMOTE_LIMITS, Settings, remote_operator};
+use crate::lifecycle::Origin;
 use crate::operators::small_server::{Answer, Request, Running, SmallServer, open_tcp};
 use crate::telemetry::Event;
 use crate::vocabulary::clock::{Clock, UnixMillis};
@@ -104,14 +104,14 @@ impl Remote {
     }
 
     /// Starts to serve. Must be called inside the control runtime.
-    pub fn start(self, lifecycle: Arc<Lifecycle>) -> Running {
+    pub fn start(self, desk: Desk) -> Running {
         let clock = self.gate.clock.clone();
         let gate = Arc::new(self.gate);
         let server =
             SmallServer { socket: self.listener, name: "the admin API", limits: REMOTE_LIMITS, clock };
         server.start(move |address, request| {
-            let (lifecycle, gate) = (Arc::clone(&lifecycle), Arc::clone(&gate));
-            async move { gate.answer(lifecycle, address, request).await }
+            let (desk, gate) = (desk.clone(), Arc::clone(&gate));
+            async move { gate.answer(desk, address, request).await }
         })
     }
 }
@@ -130,7 +130,7 @@ struct Gate {
 }
 
 impl Gate {
-    async fn answer(&self, lifecycle: Arc<Lifecycle>, address: IpAddr, request: Request) -> Answer {
+    async fn answer(&self, desk: Desk, address: IpAddr, request: Request) -> Answer {
         if !self.is_called_by(&request) {
             return reply(
                 StatusCode::MISDIRECTED_REQUEST,
@@ -138,9 +138,7 @@ impl Gate {
             );
         }
         match self.find_token(&request).await {
-            Some(token) => {
-                answer(lifecycle, request, |_, command| self.admit(&token, address, command)).await
-            }
+            Some(token) => answer(desk, request, |_, command| self.admit(&token, address, command)).await,
             None => {
                 let line = || format!("the admin API refused a command from {address}: no valid token");
                 Event::AdminStranger.log(self.clock.mono(), line);

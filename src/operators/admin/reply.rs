@@ -15,6 +15,7 @@ use crate::store::keeper::{Acceptance, Resealed, Status};
 use crate::store::trails::Trimmed;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Prefix;
+use crate::vocabulary::upstream::ServerState;
 
 /// The answer to a command.
 #[derive(Debug, Serialize, Deserialize)]
@@ -125,9 +126,23 @@ pub enum Reply {
         /// Of the last part.
         done: Option<BackedUp>,
     },
+    Upstreams {
+        servers: Vec<ServerView>,
+    },
     Failed {
         message: String,
     },
+}
+
+/// One server of an upstream, as a gateway sees it at this moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerView {
+    pub upstream: Box<str>,
+    /// `host:port`, or `unix:/path`.
+    pub server: Box<str>,
+    pub state: ServerState,
+    /// Requests that were sent there again since the gateway was started.
+    pub retries: u64,
 }
 
 /// How far a change has come among the gateways.

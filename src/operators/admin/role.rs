@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand};
+use super::order::{AuditCommand, Command, KeyCommand, OrgCommand, StoreCommand, UpstreamCommand};
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::id::OrgId;
 
@@ -129,6 +129,8 @@ impl Needs {
             Command::Keys(command) => Self::of_key(command),
             Command::Audit(command) => Self::of_audit(command),
             Command::Store(command) => Self::of_store(command),
+            // It tells of addresses within, and of no organisation.
+            Command::Upstreams(UpstreamCommand::Status) => Self { role: Role::Read, about: About::Everybody },
         }
     }
 

@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::answer::answer;
-use super::{BindError, Command, LIMITS, Settings, local_operator};
-use crate::lifecycle::Lifecycle;
+use super::{BindError, Command, Desk, LIMITS, Settings, local_operator};
 use crate::operators::small_server::{Running, SmallServer, Socket};
 use crate::vocabulary::clock::Clock;
 
@@ -85,11 +84,11 @@ impl Server {
     }
 
     /// Starts to serve. Must be called inside the control runtime.
-    pub fn start(self, lifecycle: Arc<Lifecycle>, clock: Clock) -> Running {
+    pub fn start(self, desk: Desk, clock: Clock) -> Running {
         let server = SmallServer { socket: self, name: "the admin socket", limits: LIMITS, clock };
         server.start(move |uid, request| {
             let origin = move |claimed: &str, _: &Command| Ok(local_operator(claimed, uid));
-            answer(Arc::clone(&lifecycle), request, origin)
+            answer(desk.clone(), request, origin)
         })
     }
 }
