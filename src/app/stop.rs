@@ -15,8 +15,9 @@ use super::store::take_leave;
 use super::take_over::Handing;
 use crate::downstream::listener::Waiting;
 use crate::downstream::worker::{DrainSettings, Worker};
+use crate::lifecycle::Act;
 use crate::operators::Running;
-use crate::operators::admin::Passed;
+use crate::operators::admin::{Passed, local_operator};
 use crate::telemetry::{Notice, flush_log, reopen_log};
 
 /// How often it is looked whether the end has come.
@@ -41,6 +42,9 @@ impl App {
                 Asked::End => break None,
                 Asked::HandOver(handing) => break Some(*handing),
             }
+        if let Some(handing) = &handing {
+            self.record_take_over(handing);
+        }
         };
         // The duplicates of the sockets are closed, or are the new process's.
         self.hand_over = None;
@@ -72,6 +76,14 @@ impl App {
     }
 
     fn fate(&self, handing: Option<&Handing>) -> Fate {
+    /// Says in the operators' trail who takes over. A gateway that changes no keys has only its log for it.
+    fn record_take_over(&self, handing: &Handing) {
+        let (Some(lifecycle), Ok((uid, pid))) = (&self.lifecycle, handing.asked_by()) else { return };
+        let (origin, act) =
+            (local_operator("", uid), Act::TakeOverBegun { from: std::process::id(), to: pid });
+        self.control.handle().block_on(lifecycle.record_act(&origin, act));
+    }
+
         match handing {
             Some(handing) if handing.is_served() => Fate::Served,
             Some(_) => Fate::Kept,

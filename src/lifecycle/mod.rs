@@ -2,6 +2,7 @@
 //! for `dev`. The one that asks is a [`Principal`]; `change.rs` has the steps of a change.
 
 mod acceptance;
+mod acts;
 mod audit;
 mod authority;
 mod backup;
@@ -44,6 +45,7 @@ use crate::vocabulary::id::IdSource;
 use crate::vocabulary::key::scope::ScopeSet;
 use crate::vocabulary::key::{Digester, KeyFormat, Peppers, Prefix};
 
+pub use self::acts::Act;
 pub use self::authority::Standing;
 pub use self::backup::{BackedUp, BackupPart, BadBackup, RestoreError, Restored, restore};
 pub use self::chores::RetentionSettings;

@@ -198,6 +198,8 @@ notices! {
     /// A record and its audit trail contradict each other.
     TrailDiffers = "trail_differs" Error,
     /// The head of an audit trail, for `keygate audit verify --heads`.
+    /// What an operator did could not be written to the operators' audit trail.
+    ActNotRecorded = "act_not_recorded" Warn,
     AuditHead = "audit_head" Info,
     /// The machine was paused, or its date was set.
     MachinePaused = "machine_paused" Warn,

@@ -118,6 +118,10 @@ kinds! {
     StoreMigrated = "store.migrated",
     /// The pepper was replaced: from this record on, the trail is under the new one.
     StoreResealed = "store.resealed",
+    /// An operator began to take a backup of the store, with everything in it.
+    BackupBegun = "store.backup_begun",
+    /// A new process asked for the place of a gateway, which began to hand over.
+    TakeOverBegun = "gateway.take_over_begun",
 }
 
 impl AuditKind {
@@ -131,6 +135,7 @@ impl AuditKind {
     pub const fn needs(self) -> RecordFormat {
         match self {
             Self::OrgRenamed => RecordFormat::RENAMES,
+            Self::BackupBegun | Self::TakeOverBegun => RecordFormat::ACTS,
             _ => RecordFormat::FIRST,
         }
     }

@@ -124,6 +124,32 @@ fn a_backup_of_either_store_is_restored_into_either() {
 }
 
 #[test]
+fn the_trail_of_the_operators_tells_who_took_a_backup_from_either_store_running_or_at_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = path_of(folder.path());
+    for kind in Kind::both() {
+        let mut desk = kind.desk(NOWHERE);
+        desk.create_key("a key");
+        let told = |desk: &Desk| {
+            let list = ["audit", "list", "--operator", "--type", "store.backup_begun", "--json"];
+            desk.done(&list).json()
+        };
+        for times in 1..=2 {
+            assert_eq!(told(&desk).len(), times - 1);
+            desk.done(&["store", "backup", "--overwrite", file.to_str().unwrap()]);
+            let told = told(&desk);
+            assert_eq!(told.len(), times);
+            let uid = format!("uid {}", rustix::process::getuid().as_raw());
+            assert!(told[0]["actor"]["name"].as_str().unwrap().contains(&uid), "{told:?}");
+            assert!(desk.done(&["audit", "verify"]).out.ends_with(" 0 findings\n"));
+            if times == 1 {
+                desk.stop();
+            }
+        }
+    }
+}
+
+#[test]
 fn a_backup_that_was_changed_is_refused_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let desk = Kind::File.desk(NOWHERE);

@@ -155,6 +155,66 @@ fn hear(stream: &UnixStream) -> (Value, Vec<OwnedFd>) {
     (serde_json::from_slice(&text).unwrap(), sockets)
 }
 
+/// What the operators' trail says of take-overs, newest first.
+fn told_of_take_overs(place: &Place) -> Vec<Value> {
+    let list = ["audit", "list", "--operator", "--type", "gateway.take_over_begun", "--json"];
+    let listed = keygate(place.folder.path(), &list).output().unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    String::from_utf8(listed.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn told_in_the_trail(place: &Place) {
+    let mut old = place.serve();
+    old.address();
+    assert_eq!(told_of_take_overs(place), [Value::Null; 0]);
+    let new = place.take_over();
+    let said = old.err_line("and got them");
+    new.address();
+    assert_eq!(old.wait().code(), Some(0));
+    let told = told_of_take_overs(place);
+    let uid = rustix::process::getuid().as_raw();
+    let [begun] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(begun["actor"], json!({ "type": "operator", "name": format!("uid {uid}") }));
+    assert_eq!(
+        (&begun["before"], &begun["after"]),
+        (&json!({ "pid": old.id() }), &json!({ "pid": new.id() }))
+    );
+    assert!(said.ends_with(&format!("uid {uid}, pid {}", new.id())), "{said}");
+    let verified = keygate(place.folder.path(), &["audit", "verify"]).output().unwrap();
+    assert!(verified.status.success(), "{verified:?}");
+}
+
+#[test]
+fn the_trail_of_the_operators_tells_who_took_over_from_an_embedded_gateway() {
+    told_in_the_trail(&Place::new(""));
+}
+
+#[test]
+fn the_trail_of_the_operators_tells_who_took_over_from_a_gateway_on_redis() {
+    let redis = RedisServer::start();
+    told_in_the_trail(&Place::on(&redis));
+}
+
+#[test]
+fn a_take_over_goes_on_where_the_trail_takes_no_record_of_it() {
+    let redis = RedisServer::start();
+    let place = Place::on(&redis);
+    let mut old = place.serve();
+    let address = old.address();
+    // As if a gateway of an older release had a lease.
+    redis.command(&["SADD", "{kg}:gateways", "older"]);
+    redis.command(&["SET", "{kg}:gateway:older", "0", "PX", "600000"]);
+    let new = place.take_over();
+    old.err_line("has no record gateway.take_over_begun");
+    assert_eq!(new.address(), address);
+    assert_eq!(old.wait().code(), Some(0));
+    place.is_served(address);
+}
+
 fn ask(store: &str) -> Value {
     json!({ "say": "ask", "version": 1, "store": store })
 }

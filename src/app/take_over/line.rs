@@ -48,6 +48,12 @@ impl Line {
         (&self.stream).write_all(&text)
     }
 
+    /// Who is on the other side, as the system says: the ids of its user and of its process.
+    pub(super) fn other(&self) -> io::Result<(u32, i32)> {
+        let other = socket_peercred(&self.stream)?;
+        Ok((other.uid.as_raw(), other.pid.as_raw_nonzero().get()))
+    }
+
     /// The next message, with its descriptors.
     ///
     /// # Errors

@@ -155,7 +155,10 @@ fn speak(stream: UnixStream, offer: Arc<Offer>) -> io::Result<Option<Handing>> {
                     .map(|(passed, socket)| (passed.clone(), socket.as_fd()))
                     .unzip::<_, _, Vec<_>, Vec<_>>();
                 line.send(&Message::Sockets { sockets }, &descriptors)?;
-                Notice::HandOver.log("a new process asked for the sockets of this gateway, and got them");
+                let (uid, pid) = line.other()?;
+                Notice::HandOver.log(&format!(
+                    "a new process asked for the sockets of this gateway, and got them: uid {uid}, pid {pid}"
+                ));
             }
             Act::Refuse(why) => {
                 Notice::HandOver.log(&format!("a new process asked for the sockets of this gateway: {why}"));
@@ -196,10 +199,14 @@ impl Handing {
         self.act == Act::Yield
     }
 
-    /// Tells the new process that the sockets are its own.
-    pub(in crate::app) fn confirm(&self) {
-        // If it is gone, its supervisor starts it again.
-        let _ = self.line.send(&Message::Yours, &[]);
+    /// Who asked: the ids of the user and of the process.
+    pub(in crate::app) fn asked_by(&self) -> io::Result<(u32, i32)> {
+        self.line.other()
+    }
+
+    /// Tells the new process that the sockets are its own. Says whether it lives to hear it.
+    pub(in crate::app) fn confirm(&self) -> bool {
+        !self.line.is_broken() && self.line.send(&Message::Yours, &[]).is_ok()
     }
 
     /// After this process has closed its file: passes it, and waits for the new process. Returns the sockets if it did not

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::format::Writer;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::acts::Act;
 use crate::lifecycle::error::LifecycleError;
+use crate::lifecycle::{Lifecycle, Origin};
 use crate::store::keeper::Place;
 use crate::store::whole::{Head, Piece};
 use crate::store::{Store, StoreFault};
@@ -64,11 +65,17 @@ impl Backups {
 }
 
 impl Lifecycle {
-    /// Begins a backup, and returns its id.
+    /// Begins a backup, says so in the operators' trail, and returns its id.
     ///
     /// # Errors
     /// [`LifecycleError::BackupRuns`], or if the store cannot answer.
-    pub async fn begin_backup(&self) -> Result<u64, LifecycleError> {
+    pub async fn begin_backup(&self, origin: &Origin) -> Result<u64, LifecycleError> {
+        let id = self.start_backup().await?;
+        self.record_act(origin, Act::BackupBegun).await;
+        Ok(id)
+    }
+
+    async fn start_backup(&self) -> Result<u64, LifecycleError> {
         let status = self.keeper().status().await;
         if let (None, Some(trouble)) = (&status.found, status.trouble) {
             return Err(StoreFault::failed(trouble).into());

@@ -204,7 +204,7 @@ async fn on_store(
             lifecycle.finish_reseal(origin).await?;
             Reply::ResealFinished
         }
-        StoreCommand::BeginBackup => Reply::BackupBegun { id: lifecycle.begin_backup().await? },
+        StoreCommand::BeginBackup => Reply::BackupBegun { id: lifecycle.begin_backup(origin).await? },
         StoreCommand::NextOfBackup { id } => {
             let BackupPart { bytes, done } = lifecycle.next_of_backup(id).await?;
             Reply::BackupPart { bytes: BASE64_STANDARD.encode(&bytes), done }

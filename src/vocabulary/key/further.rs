@@ -31,6 +31,8 @@ impl RecordFormat {
     /// The same records, and [stones](super::gone) in the place of keys that ended long ago. A gateway that does not know them
     /// would let such a key come back with an import.
     pub const STONES: Self = Self(5);
+    /// Trails can have records of what operators did without changing anything: backups, and processes that took over.
+    pub const ACTS: Self = Self::STONES;
     /// The highest format that this release can keep.
     pub const CURRENT: Self = Self::STONES;
     /// The highest number. It stands for a number that cannot be read.
