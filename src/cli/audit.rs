@@ -264,7 +264,7 @@ async fn verify(whose: &Whose, logs: &[PathBuf], session: &mut Session<'_>) -> R
         heads.read(log)?;
     }
     let mut trails = Trails::of(whose, session).await?;
-    let (mut checked, mut findings, mut count, mut keyed) = (0, 0, 0_u64, true);
+    let (mut checked, mut findings, mut count, mut keyed) = (0, 0_u64, 0_u64, true);
     while let Some((trail, _)) = trails.next(session).await? {
         let command = AuditCommand::Verify { trail, exported: heads.take(trail) };
         let Reply::Verdict(verdict) = session.ask(Command::Audit(command)).await? else {
@@ -272,7 +272,7 @@ async fn verify(whose: &Whose, logs: &[PathBuf], session: &mut Session<'_>) -> R
         };
         count += 1;
         checked += verdict.checked;
-        findings += verdict.findings.len();
+        findings += verdict.findings.len() as u64 + verdict.more_findings;
         keyed = verdict.keyed;
         show(&verdict, session)?;
     }
@@ -307,6 +307,9 @@ fn show(verdict: &Verdict, session: &mut Session<'_>) -> Result<(), Failure> {
     }
     for finding in &verdict.findings {
         session.print_line(&format!("{}: record {} {}", verdict.trail, finding.number, finding.text))?;
+    }
+    if verdict.more_findings > 0 {
+        session.print_line(&format!("{}: {} more findings", verdict.trail, verdict.more_findings))?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ on_both_stores! {
     a_token_that_may_read_makes_and_changes_nothing
     a_token_for_keys_manages_keys_and_no_organisation
     a_token_that_is_bound_to_organisations_reaches_no_other
+    a_list_in_one_reply_has_a_thousand_entries_however_many_are_asked_for
 }
 
 /// An organisation with the secret of its first key.
@@ -212,4 +213,26 @@ fn a_token_that_is_bound_to_organisations_reaches_no_other(kept: Kept) {
     assert_eq!((status, &reply["reply"]), (200, &json!("failed")), "{reply}");
     allowed(&api, &both, &list(Some(&other.id)));
     allowed(&api, &both, &new_key(&other.id));
+}
+
+fn a_list_in_one_reply_has_a_thousand_entries_however_many_are_asked_for(kept: Kept) {
+    let api = Api::builder(kept).admin().start();
+    let org = sign_up(&api, "ada@example.com");
+    let all = api.token(Role::All, None);
+    let keys: Vec<Value> = (0..1100).map(|n| moved(&org.id, &format!("an imported secret {n:04}"))).collect();
+    let imported =
+        allowed(&api, &all, &json!({ "keys": { "import": { "keys": keys, "rehearsal": false } } }));
+    assert_eq!(imported["outcomes"].as_array().unwrap().len(), 1100);
+    let most = 1_u64 << 40;
+    let listed =
+        allowed(&api, &all, &json!({ "keys": { "list": { "filter": {}, "after": null, "limit": most } } }));
+    let listed = listed["keys"].as_array().unwrap().clone();
+    assert_eq!(listed.len(), 1000);
+    let export = |after: &Value| {
+        let command = json!({ "keys": { "export": { "org": null, "after": after, "limit": most } } });
+        let reply = allowed(&api, &all, &command);
+        (reply["keys"].as_array().unwrap().len(), reply["has_more"] == json!(true))
+    };
+    assert_eq!(export(&Value::Null), (1000, true));
+    assert_eq!(export(&listed[999]["id"]), (102, false), "and the rest comes with the next one");
 }

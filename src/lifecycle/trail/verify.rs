@@ -76,7 +76,19 @@ pub struct Verdict {
     pub checked: u64,
     /// Empty for an intact trail.
     pub findings: Vec<Finding>,
+    /// How many more there are, of which nothing else is told.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_findings: u64,
 }
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// Findings that are told of each kind: of the entries, of both ends, and of the records beside the trail. In a trail that was
+/// written anew, each entry is one.
+const TOLD: usize = 1000;
 
 impl Lifecycle {
     /// Checks a whole trail against its key, its ends and the heads that were exported earlier, and the records against the
@@ -107,7 +119,10 @@ impl Lifecycle {
         }
         let mut verdict = check.finish(checkpoint);
         if let Trail::Org(org) = trail {
-            verdict.findings.extend(self.compare_with_trail(org, Duration::ZERO).await?);
+            let mut found = self.compare_with_trail(org, Duration::ZERO).await?;
+            verdict.more_findings += found.len().saturating_sub(TOLD) as u64;
+            found.truncate(TOLD);
+            verdict.findings.extend(found);
         }
         Ok(verdict)
     }
@@ -152,6 +167,9 @@ struct Check<'c> {
     /// one number, and both may have been exported.
     heads: HashMap<u64, Vec<Exported>>,
     findings: Vec<Finding>,
+    /// How many may be kept, and how many were not.
+    room: usize,
+    more: u64,
     checked: u64,
     /// The entry that was met last.
     oldest: Option<Entry>,
@@ -167,11 +185,29 @@ impl<'c> Check<'c> {
         let mut heads: HashMap<u64, Vec<Exported>> = HashMap::new();
         exported.iter().for_each(|head| heads.entry(head.link.number).or_default().push(*head));
         let (findings, trims) = (Vec::new(), Vec::new());
-        Self { chain, trail, ends, heads, findings, checked: 0, oldest: None, trims, keeping, key: None }
+        let (room, more, checked) = (TOLD, 0, 0);
+        Self {
+            chain,
+            trail,
+            ends,
+            heads,
+            findings,
+            room,
+            more,
+            checked,
+            oldest: None,
+            trims,
+            keeping,
+            key: None,
+        }
     }
 
     fn note(&mut self, number: u64, text: impl Into<String>) {
-        self.findings.push(Finding { number, text: text.into() });
+        if self.findings.len() < self.room {
+            self.findings.push(Finding { number, text: text.into() });
+        } else {
+            self.more += 1;
+        }
     }
 
     /// Checks the next older entry.
@@ -191,6 +227,7 @@ impl<'c> Check<'c> {
     }
 
     fn finish(mut self, checkpoint: Link) -> Verdict {
+        self.room += TOLD;
         match self.oldest.take() {
             Some(oldest) => self.check_after(&checkpoint, &oldest),
             None if self.ends.head != self.ends.checkpoint => self.note_missing_head(),
@@ -208,9 +245,10 @@ impl<'c> Check<'c> {
                 self.note(number, "was exported to the log and is missing: the trail was cut off");
             }
         }
-        let Self { chain, trail, ends, mut findings, checked, .. } = self;
+        let Self { chain, trail, ends, mut findings, more: more_findings, checked, .. } = self;
         findings.sort_by_key(|finding| finding.number);
-        Verdict { trail, ends: Ends { checkpoint, ..ends }, keyed: chain.has_key(), checked, findings }
+        let (ends, keyed) = (Ends { checkpoint, ..ends }, chain.has_key());
+        Verdict { trail, ends, keyed, checked, findings, more_findings }
     }
 
     /// Exported heads that were trimmed before their time: by a gateway with a wrong clock, or by hand.
@@ -304,4 +342,35 @@ fn trimmed(entry: &Entry, retention: Duration) -> Option<Trim> {
         at: record.at,
         retention: said.unwrap_or(retention),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vocabulary::key::Pepper;
+
+    #[test]
+    fn of_a_trail_in_which_each_entry_was_written_anew_a_thousand_findings_are_told_and_the_others_counted() {
+        let (trail, length) = (Trail::Operator, 5 * TOLD as u64);
+        // Somebody without the key has written all of it.
+        let forged = Chain::default();
+        let (mut after, mut entries) = (Link::ORIGIN, Vec::new());
+        for _ in 0..length {
+            let entry = forged.extend(trail, after, b"{}".to_vec()).entry;
+            after = entry.link;
+            entries.push(entry);
+        }
+        let chain = Chain::new(Some(Pepper::new(vec![3; 32]).unwrap()));
+        let keeping = Keeping { retention: Duration::from_secs(1), now: UnixMillis(0) };
+        let ends = Ends { checkpoint: Link::ORIGIN, head: after };
+        // And its head is not the one that was exported, nor are later ones there.
+        let exported =
+            [length + 1, length + 2].map(|number| Exported { link: Link { number, ..after }, at: None });
+        let mut check = Check::new(&chain, trail, ends, &exported, keeping);
+        entries.into_iter().rev().for_each(|entry| check.meet(entry));
+        let verdict = check.finish(Link::ORIGIN);
+        // The oldest entry is judged at the end, and so are the exported heads.
+        assert_eq!((verdict.findings.len(), verdict.more_findings), (TOLD + 3, length - 1 - TOLD as u64));
+        assert!(verdict.findings.last().is_some_and(|last| last.text.contains("the trail was cut off")));
+    }
 }

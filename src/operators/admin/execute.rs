@@ -20,6 +20,9 @@ use crate::vocabulary::key::record::KeyRecord;
 /// The longest wait of one command for the gateways. Whoever waits longer asks again.
 const REACHED_WITHIN: Duration = Duration::from_secs(2);
 
+/// The most entries of a list in one reply, however many are asked for.
+const MOST: usize = 1000;
+
 /// Carries a command out for an operator. A failure is a reply too.
 pub async fn execute(lifecycle: &Lifecycle, origin: &Origin, command: Command) -> Reply {
     let reply = match command {
@@ -59,7 +62,7 @@ async fn on_orgs(
 ) -> Result<Reply, LifecycleError> {
     let Changed { record, propagation } = match command {
         OrgCommand::List { after, limit } => {
-            let OrgPage { orgs, unreadable } = lifecycle.find_orgs(origin, after, limit).await?;
+            let OrgPage { orgs, unreadable } = lifecycle.find_orgs(origin, after, limit.min(MOST)).await?;
             let orgs = orgs.iter().map(view_org).collect();
             return Ok(Reply::Orgs { orgs, unreadable: view(&unreadable) });
         }
@@ -110,7 +113,7 @@ async fn on_keys(
             return Ok(show_made(lifecycle, lifecycle.rotate_key(origin, id, overlap).await?));
         }
         KeyCommand::List { filter, after, limit } => {
-            let found = lifecycle.find_keys(origin, &filter, after, limit).await?;
+            let found = lifecycle.find_keys(origin, &filter, after, limit.min(MOST)).await?;
             let organizations = lifecycle.names_of_orgs(&found.keys).await?;
             let FoundKeys { keys, unreadable, next } = found;
             return Ok(Reply::Keys { keys, next, organizations, unreadable: view(&unreadable) });
@@ -131,8 +134,8 @@ async fn on_keys(
             return Ok(Reply::Imported { outcomes, checksum_required: lifecycle.requires_checksum() });
         }
         KeyCommand::Export { org, after, limit } => {
-            let (keys, unreadable, has_more) = lifecycle.export_keys(origin, org, after, limit).await?;
-            return Ok(Reply::ExportedKeys { keys, has_more, unreadable: view(&unreadable) });
+            let (keys, lost, has_more) = lifecycle.export_keys(origin, org, after, limit.min(MOST)).await?;
+            return Ok(Reply::ExportedKeys { keys, has_more, unreadable: view(&lost) });
         }
     };
     show_changed(lifecycle, changed).await
@@ -157,10 +160,10 @@ async fn on_audit(
 ) -> Result<Reply, LifecycleError> {
     let page = match command {
         AuditCommand::List { trail, filter, before, limit } => {
-            lifecycle.audit_records(trail, filter, before, limit).await?
+            lifecycle.audit_records(trail, filter, before, limit.min(MOST)).await?
         }
         AuditCommand::Export { trail, filter, after, limit } => {
-            lifecycle.audit_records_after(trail, filter, after, limit).await?
+            lifecycle.audit_records_after(trail, filter, after, limit.min(MOST)).await?
         }
         AuditCommand::Verify { trail, exported } => {
             return Ok(Reply::Verdict(lifecycle.verify_trail(trail, &exported).await?));

@@ -1,12 +1,14 @@
 //! The indexes of keys: by environment, and of the live ones. A mutation keeps them; opening a file fills them where
 //! an older release has written to it, which knows neither.
 
+use std::ops::Bound;
+
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 
 use super::quotas::Window;
 use super::tables::{
-    ENVIRONMENT_KEYS, INDEXED, LAST_EVENT, META, ORG_KEYS, Tables, begin_write, environment_number,
-    open_if_there,
+    ENVIRONMENT_KEYS, INDEXED, LAST_EVENT, LIVE_KEYS, META, ORG_KEYS, Tables, begin_write,
+    environment_number, open_if_there,
 };
 use super::writer::Stop;
 use crate::store::indexes::{Full, Indexed, Live, Room};
@@ -83,43 +85,78 @@ impl Tables<'_> {
     }
 }
 
-/// Fills the indexes anew if an older release has written to the file since they were right.
+/// Keys that are entered in one transaction. It bounds the memory that a start takes.
+const AT_ONCE: usize = 1024;
+
+/// The place of a key among those of its organisation.
+type At = ([u8; 16], [u8; 16]);
+
+/// Fills the indexes anew if an older release has written to the file since they were right: step by step, and from the
+/// beginning again after a crash in between.
 pub(super) fn complete(database: &Database, sealer: &Sealer) -> Result<(), StoreFault> {
     if is_complete(database)? {
         return Ok(());
     }
+    empty(database)?;
+    let mut after = None;
+    while let Some(last) = fill(database, sealer, after)? {
+        after = Some(last);
+    }
+    Ok(())
+}
+
+/// Until they are filled, nothing says that they are right.
+fn empty(database: &Database) -> Result<(), StoreFault> {
     let transaction = begin_write(database)?;
-    {
+    transaction.open_table(META)?.remove(INDEXED)?;
+    transaction.delete_table(ENVIRONMENT_KEYS)?;
+    transaction.delete_table(LIVE_KEYS)?;
+    drop(Tables::open(&transaction)?);
+    Ok(transaction.commit()?)
+}
+
+/// Enters the next keys. Returns the last of them, or `None` when all are entered.
+fn fill(database: &Database, sealer: &Sealer, after: Option<At>) -> Result<Option<At>, StoreFault> {
+    let transaction = begin_write(database)?;
+    let last = {
         let mut tables = Tables::open(&transaction)?;
-        tables.environment_keys.retain(|_, ()| false)?;
-        tables.live_keys.retain(|_, _| false)?;
-        let places: Vec<([u8; 16], [u8; 16])> = tables
-            .org_keys
-            .iter()?
-            .map(|entry| entry.map(|(place, _)| (*place.value().0, *place.value().1)))
-            .collect::<Result<_, _>>()?;
-        for (org, id) in places {
-            let key = tables.keys.get(&id)?.map(|bytes| sealer.open_at::<KeyRecord>(&id, bytes.value()));
-            match key {
-                Some(Ok(Versioned { record, .. })) => {
-                    tables.index(OrgId::from_bytes(org), &id, &Indexed::from(&record))?;
-                }
-                // Whoever lists it is told of the fault, in both environments.
-                Some(Err(_)) | None => {
-                    Notice::IndexIncomplete
-                        .log("a key cannot be read, so its organisation's lists are incomplete");
-                    for environment in Environment::ALL {
-                        tables.environment_keys.insert((&org, environment_number(environment), &id), ())?;
-                    }
-                }
+        let places = tables.places_after(after)?;
+        for (org, id) in &places {
+            tables.enter(sealer, org, id)?;
+        }
+        if places.len() < AT_ONCE {
+            let event = tables.meta.get(LAST_EVENT)?.map(|event| event.value().to_vec());
+            if let Some(event) = event {
+                tables.meta.insert(INDEXED, &event[..])?;
             }
         }
-        let event = tables.meta.get(LAST_EVENT)?.map(|event| event.value().to_vec());
-        if let Some(event) = event {
-            tables.meta.insert(INDEXED, &event[..])?;
-        }
+        places.last().copied().filter(|_| places.len() == AT_ONCE)
+    };
+    transaction.commit()?;
+    Ok(last)
+}
+
+impl Tables<'_> {
+    /// At most [`AT_ONCE`].
+    fn places_after(&self, after: Option<At>) -> Result<Vec<At>, Stop> {
+        let first = after.as_ref().map_or(Bound::Unbounded, |(org, id)| Bound::Excluded((org, id)));
+        let range = self.org_keys.range::<(&[u8; 16], &[u8; 16])>((first, Bound::Unbounded))?;
+        let places = range.take(AT_ONCE).map(|entry| entry.map(|(at, _)| (*at.value().0, *at.value().1)));
+        Ok(places.collect::<Result<_, _>>()?)
     }
-    Ok(transaction.commit()?)
+
+    fn enter(&mut self, sealer: &Sealer, org: &[u8; 16], id: &[u8; 16]) -> Result<(), Stop> {
+        let key = self.keys.get(id)?.map(|bytes| sealer.open_at::<KeyRecord>(id, bytes.value()));
+        if let Some(Ok(Versioned { record, .. })) = key {
+            return self.index(OrgId::from_bytes(*org), id, &Indexed::from(&record));
+        }
+        // Whoever lists it is told of the fault, in both environments.
+        Notice::IndexIncomplete.log("a key cannot be read, so its organisation's lists are incomplete");
+        for environment in Environment::ALL {
+            self.environment_keys.insert((org, environment_number(environment), id), ())?;
+        }
+        Ok(())
+    }
 }
 
 /// An older release makes keys without their entries, and takes rights away without noting the event here.
@@ -182,10 +219,7 @@ mod tests {
     fn lengths(database: &Database) -> (u64, u64) {
         let file = database.begin_read().unwrap();
         let by_environment = file.open_table(ENVIRONMENT_KEYS).unwrap();
-        (
-            by_environment.len().unwrap(),
-            file.open_table(super::super::tables::LIVE_KEYS).unwrap().len().unwrap(),
-        )
+        (by_environment.len().unwrap(), file.open_table(LIVE_KEYS).unwrap().len().unwrap())
     }
 
     #[test]
@@ -231,5 +265,38 @@ mod tests {
         complete(&database, &sealer).unwrap();
         assert!(is_complete(&database).unwrap());
         assert_eq!(lengths(&database), (3, 2));
+    }
+
+    #[test]
+    fn many_keys_are_entered_step_by_step_and_a_crash_in_between_loses_none() {
+        let database = Builder::new().create_with_backend(InMemoryBackend::new()).unwrap();
+        lay_out(&database).unwrap();
+        let (sealer, mut ids) = (Sealer::default(), IdSource::seeded(1));
+        let org = org(&mut ids);
+        let keys = 2 * AT_ONCE as u64 + 1;
+        let transaction = begin_write(&database).unwrap();
+        {
+            let mut tables = Tables::open(&transaction).unwrap();
+            let with_org = Mutation { org: Some(Change::Insert(org.clone())), ..Mutation::default() };
+            tables.apply(&sealer, &with_org).map_err(StoreFault::from).unwrap();
+            for _ in 0..keys {
+                let key = Some(Change::Insert(key(&mut ids, org.id, false)));
+                tables
+                    .apply(&sealer, &Mutation { key, ..Mutation::default() })
+                    .map_err(StoreFault::from)
+                    .unwrap();
+            }
+            tables.meta.insert(INDEXED, &7_u64.to_be_bytes()[..]).unwrap();
+        }
+        transaction.commit().unwrap();
+
+        assert!(!is_complete(&database).unwrap());
+        empty(&database).unwrap();
+        let last = fill(&database, &sealer, None).unwrap();
+        assert_eq!(lengths(&database), (AT_ONCE as u64, AT_ONCE as u64), "the keys of one step");
+        assert!(last.is_some() && !is_complete(&database).unwrap(), "a crash here is seen");
+        complete(&database, &sealer).unwrap();
+        assert_eq!(lengths(&database), (keys, keys));
+        assert!(is_complete(&database).unwrap());
     }
 }

@@ -104,8 +104,11 @@ if pace then
   local time = redis.pcall('TIME')
   if not time.err then
     local ended = string.format('%.0f', math.min(room.now, time[1] * 1000))
-    redis.call('ZREMRANGEBYSCORE', room.live, '-inf', ended)
-    redis.call('ZREMRANGEBYSCORE', room.made, '-inf', ended)
+    -- Not all at once: a million imported keys may have ended together. More than one, so that they become fewer.
+    for _, list in ipairs({room.live, room.made}) do
+      local gone = redis.call('ZRANGE', list, '-inf', ended, 'BYSCORE', 'LIMIT', 0, 256)
+      if gone[1] then redis.call('ZREM', list, unpack(gone)) end
+    end
   end
 end
 if key then write_key(key) end
