@@ -3,6 +3,7 @@
 //! into the audit trail.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,9 @@ use crate::vocabulary::key::Environment;
 const WAITING: usize = 4096;
 /// Changes that are followed at once; further ones wait. While a gateway hangs, each is followed for 10 s.
 const AT_ONCE: usize = 1024;
+/// How many changes of one trail may be followed or wait for it: an eighth of those that may wait, and half of those that are
+/// followed at once, so that an organisation which changes keys all day leaves the others their records.
+const OF_ONE_TRAIL: usize = 512;
 /// How often a store that does not answer is asked for the end of a change, or to write it down.
 const ATTEMPTS: usize = 60;
 /// The time between two attempts.
@@ -55,8 +59,47 @@ pub(super) struct Followed {
 pub(super) struct Following {
     queue: mpsc::Sender<Followed>,
     waiting: Mutex<Option<mpsc::Receiver<Followed>>>,
-    /// Of each target, the last change whose end is not written down yet, as it was answered.
-    unended: Mutex<HashMap<String, Propagation>>,
+    unended: Mutex<Unended>,
+}
+
+/// Changes whose end is not written down yet.
+#[derive(Debug, Default)]
+struct Unended {
+    /// Of each target, the last one, as it was answered.
+    last: HashMap<String, Propagation>,
+    /// How many are followed, or wait for it.
+    of_trails: HashMap<Trail, usize>,
+}
+
+impl Unended {
+    /// Whether there is room for one more of its trail.
+    fn begin(&mut self, followed: &Followed) -> bool {
+        let count = self.of_trails.entry(followed.trail).or_default();
+        let has_room = *count < OF_ONE_TRAIL;
+        *count += usize::from(has_room);
+        if let Some(target) = &followed.target {
+            // What was told of an earlier change of the target does not hold of this one.
+            self.last.remove(target);
+            if let Some(so_far) = followed.so_far.as_ref().filter(|_| has_room) {
+                self.last.insert(target.clone(), so_far.clone());
+            }
+        }
+        has_room
+    }
+
+    fn end(&mut self, followed: &Followed) {
+        if let Entry::Occupied(mut count) = self.of_trails.entry(followed.trail) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        let Some(target) = &followed.target else { return };
+        // Another change of the same target may have begun since.
+        if self.last.get(target).is_some_and(|last| last.event == followed.event) {
+            self.last.remove(target);
+        }
+    }
 }
 
 impl Default for Following {
@@ -72,27 +115,18 @@ impl Following {
     }
 
     fn begin(&self, followed: Followed) {
-        if let (Some(target), Some(so_far)) = (&followed.target, &followed.so_far) {
-            let mut unended = self.unended();
-            if unended.len() < WAITING || unended.contains_key(target) {
-                unended.insert(target.clone(), so_far.clone());
-            }
-        }
-        if let Err(unfollowed) = self.queue.try_send(followed) {
+        if self.unended().begin(&followed)
+            && let Err(unfollowed) = self.queue.try_send(followed)
+        {
             self.end(&unfollowed.into_inner());
         }
     }
 
     fn end(&self, followed: &Followed) {
-        let Some(target) = &followed.target else { return };
-        let mut unended = self.unended();
-        // Another change of the same target may have begun since.
-        if unended.get(target).is_some_and(|last| last.event == followed.event) {
-            unended.remove(target);
-        }
+        self.unended().end(followed);
     }
 
-    fn unended(&self) -> MutexGuard<'_, HashMap<String, Propagation>> {
+    fn unended(&self) -> MutexGuard<'_, Unended> {
         self.unended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -180,7 +214,7 @@ impl Lifecycle {
         key: KeyId,
     ) -> Result<Option<Propagation>, LifecycleError> {
         let target = key.to_string();
-        let unended = self.following.unended().get(&target).cloned();
+        let unended = self.following.unended().last.get(&target).cloned();
         let last = match unended {
             Some(last) => Some(last),
             None => self.recorded_propagation(org, &target).await?,
@@ -243,5 +277,59 @@ async fn follow_to_the_end(lifecycle: Weak<Lifecycle>, mut followed: Followed) {
     }
     if let Some(lifecycle) = lifecycle.upgrade() {
         lifecycle.following.end(&followed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(org: u8, event: Seq) -> Followed {
+        let now = crate::vocabulary::clock::Clock::system().mono();
+        let so_far = Propagation {
+            event,
+            gateways: 2,
+            confirmed: 1,
+            awaited: Vec::new(),
+            lapsed: Vec::new(),
+            took: Duration::ZERO,
+        };
+        Followed {
+            trail: Trail::Org(OrgId::from_bytes([org; 16])),
+            environment: None,
+            target: Some(format!("key {event}")),
+            event,
+            arrived: now,
+            committed: now,
+            so_far: Some(so_far),
+        }
+    }
+
+    #[test]
+    fn an_organisation_that_changes_keys_all_day_leaves_the_others_their_records() {
+        let following = Following::default();
+        let mut waiting = following.take().unwrap();
+        let most = OF_ONE_TRAIL as Seq;
+        (0..10 * most).for_each(|event| following.begin(change(1, event)));
+        assert_eq!((waiting.len(), following.unended().last.len()), (OF_ONE_TRAIL, OF_ONE_TRAIL));
+        following.begin(change(2, 20 * most));
+        assert_eq!(waiting.len(), OF_ONE_TRAIL + 1, "another organisation has room");
+        assert!(following.unended().last.contains_key(&format!("key {}", 20 * most)));
+
+        following.end(&waiting.try_recv().unwrap());
+        following.begin(change(1, 30 * most));
+        assert_eq!(waiting.len(), OF_ONE_TRAIL + 1, "an end makes room for the next");
+        while let Ok(followed) = waiting.try_recv() {
+            following.end(&followed);
+        }
+        assert!(following.unended().last.is_empty() && following.unended().of_trails.is_empty());
+    }
+
+    #[test]
+    fn what_was_told_of_an_earlier_change_is_not_told_of_one_that_is_not_followed() {
+        let following = Following::default();
+        (0..OF_ONE_TRAIL as Seq).for_each(|event| following.begin(change(1, event)));
+        following.begin(Followed { target: Some("key 0".to_owned()), ..change(1, 9999) });
+        assert!(!following.unended().last.contains_key("key 0"));
     }
 }
