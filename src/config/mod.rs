@@ -461,8 +461,7 @@ fn log(section: &mut Section<'_>, folder: &Path) -> (LogSettings, RecordSettings
     let mut file = |key| section.optional(key, text).map(|path| folder.join(path));
     let (file, requests_file) = (file("file"), file("requests_file"));
     if file.is_some() && file == requests_file {
-        section
-            .wrong("requests_file", "is the file of log.file; records of requests need a file of their own");
+        section.wrong("requests_file", "is the file of log.file; records of requests need one of their own");
     }
     let log = LogSettings { format: section.or("format", LineFormat::default(), choice(&FORMATS)), file };
     let records = RecordSettings {
@@ -470,8 +469,9 @@ fn log(section: &mut Section<'_>, folder: &Path) -> (LogSettings, RecordSettings
         file: requests_file,
         names: section.or("names", false, flag),
     };
-    if records.format == RequestLog::Off && records.file.is_some() {
-        section.wrong("requests_file", "has no effect with requests = \"off\"; remove one of the two");
+    if records.format == RequestLog::Off && (records.names || records.file.is_some()) {
+        let key = if records.names { "names" } else { "requests_file" };
+        section.wrong(key, "has no effect with requests = \"off\"; remove one of the two");
     }
     (log, records)
 }

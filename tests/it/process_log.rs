@@ -98,7 +98,7 @@ fn wrong_settings_of_the_log_do_not_start_and_say_where() {
     for (settings, said) in [
         (
             "file = \"a.log\"\nrequests_file = \"a.log\"\n",
-            "log.requests_file: is the file of log.file; records of requests need a file of their own",
+            "log.requests_file: is the file of log.file; records of requests need one of their own",
         ),
         (
             "requests = \"off\"\nrequests_file = \"a\"\n",
@@ -142,6 +142,10 @@ upstream = "away"
 
 /// A gateway behind a trusted proxy, with these settings of its records.
 fn recorded(log: &str) -> (Upstream, Gateway) {
+        (
+            "requests = \"off\"\nnames = true\n",
+            "log.names: has no effect with requests = \"off\"; remove one of the two",
+        ),
     let upstream = Upstream::with(|_| Reply::ok("twelve bytes"));
     let settings = format!(
         "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 1\ntrusted_proxies = [\"127.0.0.1\"]\n[log]\n\
