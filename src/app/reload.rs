@@ -67,15 +67,13 @@ impl App {
         match self.change(read) {
             Ok((routes, remarks)) => {
                 lock(&self.in_force).reloads.applied += 1;
-                Notice::ConfigurationRead.log(&format!("the configuration was read again: {routes} routes"));
+                Notice::ConfigurationRead.log(&format!("{routes} routes are in force"));
                 remarks.iter().for_each(|line| Notice::Remark.log(line));
                 Ok(())
             }
             Err(refused) => {
                 lock(&self.in_force).reloads.refused += 1;
-                Notice::ConfigurationRefused.log(&format!(
-                    "the configuration was read again and refused; the one before stays in force:\n{refused}"
-                ));
+                Notice::ConfigurationRefused.log(&format!("the one before stays in force:\n{refused}"));
                 Err(refused)
             }
         }
@@ -116,7 +114,7 @@ impl App {
 
 /// Log lines about variables that have no effect, and about settings that are rarely meant.
 pub(super) fn tell_remarks(remarks: &Remarks) -> Vec<String> {
-    remarks.ignored.iter().chain(&remarks.warnings).map(|remark| format!("warning: {remark}")).collect()
+    remarks.ignored.iter().chain(&remarks.warnings).map(ToString::to_string).collect()
 }
 
 /// Log lines that name the requests which a narrow rule leaves to a wider one.

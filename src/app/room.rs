@@ -97,8 +97,8 @@ impl Room {
         let [memory, keys, held] = [self.memory, self.of_keys, self.held].map(|bytes| bytes >> 20);
         let (places, max_connections) = (self.places(), self.plans.max_connections);
         let room = format!(
-            "room for {clients} connections of clients and {upstreams} to upstreams, and for {places} requests over HTTP/2: \
-             {files} open files, {memory} MiB of memory, of it {keys} MiB for keys and {held} MiB for what clients send and do \
+            "{clients} connections of clients and {upstreams} to upstreams, and {places} requests over HTTP/2: {files} open files, \
+             {memory} MiB of memory, of it {keys} MiB for keys and {held} MiB for what clients send and do \
              not take"
         );
         if *clients < max_connections {
@@ -205,13 +205,13 @@ mod tests {
     fn too_few_open_files_are_told_with_what_to_do() {
         assert_eq!(
             Room::of(1024, GIB, PLANS).described(),
-            "room for 428 connections of clients and 428 to upstreams, and for 2143 requests over HTTP/2: 1024 open files, \
+            "428 connections of clients and 428 to upstreams, and 2143 requests over HTTP/2: 1024 open files, \
              1024 MiB of memory, of it 146 MiB for keys and 133 MiB for what clients send and do not take; \
              server.max_connections says 10000: raise the limit of open files (LimitNOFILE, ulimit -n)"
         );
         let few = Plans { max_connections: 500, ..PLANS };
         let room = Room::of(4000, GIB, few).described();
-        assert!(room.starts_with("room for 500 connections of clients and 1114 to upstreams"), "{room}");
+        assert!(room.starts_with("500 connections of clients and 1114 to upstreams"), "{room}");
         assert!(!room.contains("max_connections"), "{room}");
         let little = Room::of(1 << 20, GIB / 8, PLANS).described();
         assert!(little.ends_with("more memory, or set cache.capacity to fewer keys"), "{little}");

@@ -25,9 +25,8 @@ const LOOK: Duration = Duration::from_millis(10);
 /// How long streams may take that began while clients were told to leave, where connections wait for the next process.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
-const STOPPING: &str = "stopping: finishing the requests under way; a second signal ends them";
-const HANDING_OVER: &str =
-    "handing over to the new process: finishing the requests under way; a signal ends them";
+const STOPPING: &str = "finishing the requests under way; a second signal ends them";
+const HANDING_OVER: &str = "the new process takes over: finishing the requests under way; a signal ends them";
 
 impl App {
     /// Serves until SIGTERM or SIGINT, or until a new process takes over, then drains. A second signal ends it at once.
@@ -66,11 +65,12 @@ impl App {
         }
         let last = self.leave(fate, &hurried);
         self.stop(fate, last, &hurried);
-        let ended = match handing.filter(|_| fate == Fate::Kept).and_then(Handing::pass_store) {
-            Some(sockets) => Ended::ToBeginAnew(sockets),
-            None => Ended::Stopped,
-        };
-        Notice::Stopped.log("stopped");
+        let left = handing.and_then(|handing| match fate {
+            Fate::Kept => handing.pass_store(),
+            Fate::Served | Fate::Closed => (!is_taken).then(|| handing.resume(false)),
+        });
+        let ended = left.map_or(Ended::Stopped, Ended::ToBeginAnew);
+        Notice::Stopped.log("the gateway has ended");
         flush_log();
         ended
     }

@@ -139,14 +139,14 @@ fn told(why: &dyn std::fmt::Display, err: &mut impl Write) -> io::Result<Result<
 
 /// A gateway whose log cannot be written, on a full disk or without a reader, serves all the same.
 fn greet(app: &App, listening: &str, role: Role) {
-    Notice::Listening.log(&format!("listening on {listening}"));
+    Notice::Started.log(&format!("listening on {listening}"));
     if role == Role::Proxy {
-        Notice::Listening.log("role proxy: forwards requests only; keygate's own API answers 404");
+        Notice::Started.log("role proxy: forwards requests only; keygate's own API answers 404");
     }
     if let Some(address) = app.ops_address() {
-        Notice::Listening.log(&format!("metrics and probes on http://{address}"));
+        Notice::Started.log(&format!("metrics and probes on http://{address}"));
     }
     if let Some(address) = app.admin_address() {
-        Notice::Listening.log(&format!("admin API on http://{address}"));
+        Notice::Started.log(&format!("admin API on http://{address}"));
     }
 }

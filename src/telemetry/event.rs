@@ -158,7 +158,8 @@ notices! {
     /// A setting that works and is probably not meant so.
     Remark = "remark" Warn,
     CertificateUnusable = "certificate_unusable" Error,
-    Listening = "listening" Info,
+    /// Where connections are accepted.
+    Started = "started" Info,
     Stopping = "stopping" Info,
     Stopped = "stopped" Info,
     /// A new process takes over, or does not come to it.

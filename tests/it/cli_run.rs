@@ -272,7 +272,7 @@ fn a_gateway_neither_logs_nor_stores_a_secret() {
     let mut written: Vec<String> = (0..6).map(|_| serving.out_line(" req_")).collect();
     serving.signal(Signal::TERM);
     serving.wait();
-    written.push(serving.err_line("stopped"));
+    written.push(serving.err_line("the gateway has ended"));
     let random = &secret[11..];
     assert!(!written.concat().contains(random), "{written:#?}");
     for entry in fs::read_dir(folder.path()).unwrap() {

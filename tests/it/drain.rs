@@ -155,7 +155,7 @@ fn a_process_finishes_requests_in_progress_after_sigterm_and_exits_with_0() {
     let answer = busy.answer().unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (200, "done"));
     assert!(busy.is_closed());
-    keygate.err_line("stopped");
+    keygate.err_line("the gateway has ended");
     assert_eq!(keygate.wait().code(), Some(0));
 }
 

@@ -161,11 +161,11 @@ fn serve_and_a_reload_list_what_falls_under_a_wider_rule() {
     fs::write(&policy, ORDERS.replace("[\"/api/orders\"]", "[\"/api/orders\"]\nother_methods = \"deny\""))
         .unwrap();
     gateway.signal(Signal::HUP);
-    gateway.err_line("read again: 2 routes");
+    gateway.err_line("2 routes are in force");
     assert_eq!(status(), 404);
     fs::write(&policy, ORDERS).unwrap();
     gateway.signal(Signal::HUP);
-    gateway.err_line("read again: 2 routes");
+    gateway.err_line("2 routes are in force");
     gateway.err_line(PASSED_ON);
     assert_eq!(status(), 200);
 }

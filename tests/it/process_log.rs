@@ -37,14 +37,52 @@ fn a_line_of_the_log_has_its_time_its_level_and_its_event() {
     let line = process.err_line("listening on http://");
     let (time, rest) = line.split_once(' ').unwrap();
     assert!(time.len() == 24 && time.ends_with('Z') && time.starts_with("20"), "{line}");
-    assert!(rest.starts_with("info listening: listening on http://127.0.0.1:"), "{line}");
+    assert!(rest.starts_with("info started: listening on http://127.0.0.1:"), "{line}");
     fs::write(folder.path().join("policy.toml"), "no policy").unwrap();
     process.signal(Signal::HUP);
     let line = process.err_line("configuration_refused");
-    assert!(
-        line.contains(" error configuration_refused: the configuration was read again and refused"),
-        "{line}"
-    );
+    assert!(line.ends_with(" error configuration_refused: the one before stays in force:"), "{line}");
+}
+
+/// The event tells what a line is about, so the message does not say it once more.
+#[test]
+fn each_line_of_a_gateway_that_starts_reloads_and_ends_says_its_fact_once() {
+    for format in ["text", "json"] {
+        let folder = configured(&format!("[log]\nformat = \"{format}\"\n"));
+        let process = Process::serve(folder.path());
+        let mut said = Vec::new();
+        let mut wait_for = |part: &str| {
+            while !said.last().is_some_and(|line: &String| line.contains(part)) {
+                said.push(process.err_line(""));
+            }
+        };
+        wait_for("listening on http://");
+        process.signal(Signal::HUP);
+        wait_for("configuration_read");
+        fs::write(folder.path().join("policy.toml"), "no policy").unwrap();
+        process.signal(Signal::HUP);
+        wait_for("configuration_refused");
+        process.terminate();
+        wait_for("stopped");
+        let mut events = Vec::new();
+        // What a refusal says goes on in further lines of the text.
+        for line in said.iter().filter(|line| format == "json" || line.starts_with("20")) {
+            let (event, message) = if format == "json" {
+                let line: Value = serde_json::from_str(line).unwrap();
+                (line["event"].as_str().unwrap().to_owned(), line["message"].as_str().unwrap().to_owned())
+            } else {
+                let (event, message) = line.splitn(3, ' ').nth(2).unwrap().split_once(": ").unwrap();
+                (event.to_owned(), message.to_owned())
+            };
+            let begins = event.split('_').next().unwrap();
+            assert!(!message.to_lowercase().starts_with(begins), "{line}");
+            events.push(event);
+        }
+        for event in ["room", "started", "configuration_read", "configuration_refused", "stopping", "stopped"]
+        {
+            assert!(events.iter().any(|one| one == event), "{event}: {said:#?}");
+        }
+    }
 }
 
 #[test]
@@ -56,7 +94,7 @@ fn log_and_records_go_to_files_which_are_opened_again_on_a_signal() {
     let [log, records] = ["gateway.log", "requests.jsonl"].map(|name| folder.path().join(name));
     let mut address = None;
     eventually("it listens", || {
-        let listening = lines(&log).into_iter().find(|line| line["event"] == "listening");
+        let listening = lines(&log).into_iter().find(|line| line["event"] == "started");
         let message = listening.map(|line| line["message"].as_str().unwrap().to_owned());
         address = message.and_then(|text| text.split("http://").nth(1)?.split(' ').next()?.parse().ok());
         address.is_some()
@@ -104,6 +142,10 @@ fn wrong_settings_of_the_log_do_not_start_and_say_where() {
             "requests = \"off\"\nrequests_file = \"a\"\n",
             "log.requests_file: has no effect with requests = \"off\"; remove one of the two",
         ),
+        (
+            "requests = \"off\"\nnames = true\n",
+            "log.names: has no effect with requests = \"off\"; remove one of the two",
+        ),
         ("format = \"xml\"\n", "log.format"),
         ("requests_file = \"none/a\"\n", "log.requests_file: cannot open "),
         ("file = \"none/a\"\n", "log.file: cannot open "),
@@ -142,10 +184,6 @@ upstream = "away"
 
 /// A gateway behind a trusted proxy, with these settings of its records.
 fn recorded(log: &str) -> (Upstream, Gateway) {
-        (
-            "requests = \"off\"\nnames = true\n",
-            "log.names: has no effect with requests = \"off\"; remove one of the two",
-        ),
     let upstream = Upstream::with(|_| Reply::ok("twelve bytes"));
     let settings = format!(
         "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 1\ntrusted_proxies = [\"127.0.0.1\"]\n[log]\n\

@@ -458,7 +458,7 @@ mod command_line {
             &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "first"],
         ));
         assert!(made, "{told}");
-        gateway.err_line("the event link is up");
+        gateway.err_line(" event_link_up: ");
         redis.command(&["FLUSHALL"]);
         gateway.err_line("keygate store accept");
         let (well, out, _) = said(&run(folder.path(), &["store", "status"]));
@@ -474,7 +474,7 @@ mod command_line {
         assert!(accepted && out.contains("accepted"), "{out}{told}");
         let (told, out, _) = said(&run(folder.path(), &["audit", "list", "--operator"]));
         assert!(told && out.contains("store.accepted"), "{out}");
-        gateway.err_line("the event link is up");
+        gateway.err_line(" event_link_up: ");
         let (made, _, told) = said(&run(
             folder.path(),
             &["keys", "create", "--all-scopes", "--org", "Example Ltd", "--name", "second"],

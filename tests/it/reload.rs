@@ -170,7 +170,7 @@ fn an_invalid_policy_changes_nothing_and_all_mistakes_are_logged() {
         .replace("\"/more\"", "\"more\"");
     fs::write(folder.path().join("policy.toml"), bad).unwrap();
     gateway.signal(Signal::HUP);
-    gateway.err_line("refused; the one before stays in force");
+    gateway.err_line("configuration_refused: the one before stays in force");
     for mistake in ["route[jobs].methods[0]", "route[more].methods[0]", "route[more].paths[0]"] {
         gateway.err_line(mistake);
     }
@@ -181,7 +181,7 @@ fn an_invalid_policy_changes_nothing_and_all_mistakes_are_logged() {
     let good = policy(&[("jobs", "/jobs"), ("more", "/more")]);
     fs::write(folder.path().join("policy.toml"), good).unwrap();
     gateway.signal(Signal::HUP);
-    gateway.err_line("read again: 2 routes");
+    gateway.err_line("2 routes are in force");
     assert_eq!([status("/jobs"), status("/more")], [200, 200]);
     assert_eq!(reloads(ops), [Some(1.0), Some(1.0)]);
     assert_ne!(value(&scrape(ops), "keygate_config_hash"), Some(hash));

@@ -85,7 +85,7 @@ fn taken_over(place: &Place) {
         let mut kept = Wire::connect(address);
         assert_eq!(kept.call(&Call::get("/things").key(&place.key)).unwrap().text(), "live");
         let new = place.take_over();
-        old.err_line("handing over");
+        old.err_line("takes over");
         assert_eq!(kept.call(&Call::get("/things").key(&place.key)).unwrap().text(), "live");
         assert_eq!((new.address(), new.ops_address()), (address, ops), "the port is the same");
         place.is_served(address);
@@ -255,7 +255,7 @@ fn a_new_process_that_dies_while_the_file_passes_has_the_old_one_begin_anew() {
         say(&new, &ask("embedded"));
         let _sockets = hear(&new);
         say(&new, &json!({ "say": "prepared" }));
-        old.err_line("handing over");
+        old.err_line("takes over");
         if has_the_file {
             assert_eq!(hear(&new).0["say"], "store");
         }
@@ -306,7 +306,7 @@ fn either_process_may_be_killed_while_the_old_one_drains() {
     let address = old.address();
     let new = place.take_over();
     new.address();
-    old.err_line("handing over");
+    old.err_line("takes over");
     old.signal(Signal::KILL);
     old.wait();
     place.is_served(address);

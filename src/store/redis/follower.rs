@@ -76,9 +76,8 @@ async fn follow_on(inner: &Inner, mut connection: MultiplexedConnection) -> Resu
             let place = inner.connector.whereabouts();
             if !inner.is_link_untold.swap(false, Ordering::Relaxed) {
                 let name = &inner.gateway;
-                Notice::EventLinkUp.log(&format!(
-                    "the event link is up: Redis at {place}, store {store}; this is the gateway {name}"
-                ));
+                Notice::EventLinkUp
+                    .log(&format!("Redis at {place}, store {store}; this is the gateway {name}"));
             }
             warn_of_eviction(inner, &mut connection).await?;
         }

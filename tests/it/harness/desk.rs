@@ -110,7 +110,7 @@ impl Desk {
         serving.terminate();
         let mut log = vec![serving.err_line("a second signal ends them")];
         serving.terminate();
-        while !log.last().is_some_and(|line: &String| line.ends_with("stopped")) {
+        while !log.last().is_some_and(|line: &String| line.ends_with("the gateway has ended")) {
             log.push(serving.err_line(""));
         }
         serving.wait();

@@ -65,7 +65,7 @@ impl Process {
             .arg(keygate(folder, &[]).get_program())
             .current_dir(folder);
         let process = Self::start(command);
-        let room = process.err_line("room for ");
+        let room = process.err_line(" info room: ");
         (process, room)
     }
 
