@@ -47,7 +47,7 @@ impl Control {
     fn end(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so on standard error.
+            // A thread that panicked has said so in the log.
             let _ = thread.join();
         }
     }

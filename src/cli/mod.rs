@@ -44,6 +44,7 @@ use self::program::Program;
 use crate::api::DESCRIPTION;
 use crate::config::{Config, Mistakes};
 use crate::store::Role;
+use crate::telemetry::log_panics;
 
 /// An API-key gateway: it checks the key of each request, forwards what the policy allows, and manages the keys
 #[derive(Debug, Parser)]
@@ -152,6 +153,7 @@ pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> ExitCode {
+    log_panics();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let typed = secrecy::Typed::among(&arguments);
     let program = Program::called(arguments.first());

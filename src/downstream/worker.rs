@@ -175,7 +175,7 @@ impl Worker {
     /// Ends the worker and waits for its thread. Requests that are still under way are cut.
     pub fn stop(self) {
         drop(self.orders);
-        // A thread that panicked has said so on standard error.
+        // A thread that panicked has said so in the log.
         let _ = self.thread.join();
     }
 }

@@ -146,6 +146,8 @@ events! {
     AdminLacking = "admin_lacking" Warn Repeats "the admin API refused a command: the token is not good for it",
     /// The file of tokens cannot be read.
     AdminTokens = "admin_tokens" Error Repeats "admin.tokens_file cannot be read",
+    /// A fault of keygate itself.
+    Panicked = "panicked" Error Repeats "a part of keygate has failed by a fault of its own",
     CommandFailed = "command_failed" Warn Repeats "an operator's command failed",
     MetricsFailed = "metrics_failed" Error Repeats "the metrics cannot be written",
     /// Standard output takes no records of requests.
@@ -196,11 +198,11 @@ notices! {
     PrefixAccepted = "prefix_accepted" Info,
     PrefixesUnknown = "prefixes_unknown" Warn,
     PrefixOfNewKeys = "prefix_of_new_keys" Info,
+    /// What an operator did could not be written to the operators' audit trail.
+    ActNotRecorded = "act_not_recorded" Warn,
     /// A record and its audit trail contradict each other.
     TrailDiffers = "trail_differs" Error,
     /// The head of an audit trail, for `keygate audit verify --heads`.
-    /// What an operator did could not be written to the operators' audit trail.
-    ActNotRecorded = "act_not_recorded" Warn,
     AuditHead = "audit_head" Info,
     /// The machine was paused, or its date was set.
     MachinePaused = "machine_paused" Warn,
