@@ -106,7 +106,7 @@ async fn question(targets: &[(KeyId, Option<usize>)], session: &mut Session<'_>)
         let key = match describe(*id, session).await {
             Ok(key) => key,
             // There is nothing to ask about. The admin protocol has no other word for it than the message.
-            Err(Failure::Told(message)) if message == format!("there is no key {id}") => {
+            Err(Failure::Told(message)) if message.starts_with(&format!("there is no key {id};")) => {
                 return Err(Failure::Told(message));
             }
             // It may be one whose record cannot be read, which can be revoked all the same.

@@ -65,12 +65,14 @@ pub enum PrefixError {
 pub enum LifecycleError {
     #[error("{}", list(.0))]
     Invalid(Vec<FieldError>),
-    #[error("there is no organisation {0}")]
+    #[error("there is no organisation {0}; `keygate orgs list` shows all of them")]
     NoOrg(OrgId),
     /// The principal is bound to several organisations, and the request names none.
     #[error("this token is bound to several organisations; name one of them, as with --org")]
     OrgUnnamed,
-    #[error("there is no key {0}")]
+    #[error(
+        "there is no key {0}; `keygate keys list` shows all of them, without those that ended longer ago than store.keep_ended"
+    )]
     NoKey(KeyId),
     #[error("a caller without a key can only sign up")]
     Stranger,

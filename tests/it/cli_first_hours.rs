@@ -64,11 +64,49 @@ fn a_question_before_the_end_of_a_key_says_whose_key_it_is() {
                 "{ask}Refuse all requests with keys of Example Ltd ({org}, no e-mail address, created {made})?\n"
             ),
         );
-        let nobodys = "key_01J9ZQ6T5N8XKD3V4WPYB7C2HM";
-        assert_refused(
-            &desk.run(&["keys", "revoke", nobodys]),
-            &format!("keygate: there is no key {nobodys}\n"),
+    }
+}
+
+#[test]
+fn every_command_about_a_key_that_is_not_there_says_which_and_what_to_do() {
+    for way in Way::ALL {
+        let desk = Desk::new(way);
+        key(&desk, "a key", &["--scopes", "jobs:read"]);
+        let id = "key_01J9ZQ6T5N8XKD3V4WPYB7C2HM";
+        let told = format!(
+            "keygate: there is no key {id}; `keygate keys list` shows all of them, without those that ended longer ago than \
+             store.keep_ended\n"
         );
+        for words in [
+            &["show", id][..],
+            &["edit", id, "--name", "another"],
+            &["disable", id],
+            &["enable", id],
+            &["rotate", id, "--yes"],
+            &["rotate", id, "--overlap", "0s"],
+            &["revoke", id],
+            &["revoke", id, "--yes"],
+            &["revoke", id, "--with-children"],
+            &["revoke", id, "--with-children", "--yes"],
+        ] {
+            let ran = desk.run(&[&["keys"], words].concat());
+            // Several may be revoked at once, so each has its line and all have a count.
+            let expected = match words {
+                ["revoke", _, "--yes"] => format!(
+                    "keygate: {id} was not revoked: {}keygate: 1 of 1 keys were not revoked\n",
+                    told.trim_start_matches("keygate: ")
+                ),
+                _ => told.clone(),
+            };
+            assert_eq!((ran.code, &*ran.out, &*ran.err), (1, "", &*expected), "{words:?} by {way:?}");
+        }
+        let org = "org_01J9ZQ6T5N8XKD3V4WPYB7C2HM";
+        let told =
+            format!("keygate: there is no organisation {org}; `keygate orgs list` shows all of them\n");
+        for words in [&["show", org][..], &["suspend", org], &["suspend", org, "--yes"], &["resume", org]] {
+            let ran = desk.run(&[&["orgs"], words].concat());
+            assert_eq!((ran.code, &*ran.out, &*ran.err), (1, "", &*told), "{words:?} by {way:?}");
+        }
     }
 }
 
