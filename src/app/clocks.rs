@@ -49,6 +49,14 @@ pub(super) async fn watch(clock: Clock) {
     }
 }
 
+/// What is wrong with the clock of the machine or the store's; `None` within that is nothing, outside while the store's is not
+/// known.
+pub(super) fn trouble(clock: &Clock) -> Option<Option<String>> {
+    let ahead = clock.ahead_of_store()?;
+    let standing = Standing::of(ahead);
+    Some((standing != Standing::InStep).then(|| describe(standing, ahead)))
+}
+
 fn describe(standing: Standing, ahead: i64) -> String {
     let by = humantime::format_duration(Duration::from_secs(ahead.unsigned_abs() / 1000));
     let way = if ahead > 0 { "ahead of" } else { "behind" };

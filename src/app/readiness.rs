@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::clocks;
 use super::in_force::{Observed, lock};
 use crate::config::Config;
 use crate::operators::ops::{Health, Part};
@@ -149,6 +150,7 @@ async fn parts(seen: &Observed, meter: &StoreMeter) -> Vec<Part> {
         .then(|| format!("open: {} are turned away without asking the store", turned_away.join(" and ")));
     parts.push(Part { name: "breakers", trouble: turned_away });
     parts.push(Part { name: "upstreams", trouble: of_upstreams(seen) });
+    parts.extend(clocks::trouble(&seen.clock).map(|trouble| Part { name: "clock", trouble }));
     parts
 }
 

@@ -17,7 +17,9 @@ use tokio::runtime::Handle;
 use crate::harness::api::{Api, ApiKey, Kept, json_call};
 use crate::harness::desk::NOWHERE;
 use crate::harness::metrics::{scrape, value};
-use crate::harness::{Call, Gateway, GatewayBuilder, RedisServer, Upstream, eventually, operator, status};
+use crate::harness::{
+    Call, Gateway, GatewayBuilder, RedisServer, Upstream, eventually, fetch, operator, status,
+};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The gateway of the report was 402 days ahead.
@@ -41,6 +43,11 @@ fn metric(gateway: &Gateway, series: &str) -> Option<f64> {
     value(&scrape(gateway.ops_address()), series)
 }
 
+/// What the gateway says of its parts.
+fn verbose(gateway: &Gateway) -> String {
+    fetch(gateway.ops_address(), &Call::get("/readyz?verbose")).text()
+}
+
 fn is_ahead(gateway: &Gateway, by: i64) -> bool {
     let seconds = metric(gateway, "keygate_clock_ahead_seconds");
     seconds.is_some_and(|seconds| (seconds - by as f64 / 1000.0).abs() < 2.0)
@@ -62,6 +69,13 @@ fn one_gateway_whose_date_is_wrong_erases_no_evidence_in_a_shared_redis() {
         let wrong = beside(&redis, &gateway, ahead);
         eventually("it removes nothing", || metric(&wrong, "keygate_audit_trimming_held") == Some(1.0));
         assert!(is_ahead(&wrong, ahead));
+        let said = verbose(&wrong);
+        let way =
+            if ahead > 0 { "ahead of the store's: keys end by" } else { "behind the store's: keys end by" };
+        let line =
+            said.lines().find(|line| line.starts_with("clock: degraded: the clock of this machine is "));
+        assert!(line.is_some_and(|line| line.contains(way)), "{said}");
+        assert!(said.starts_with("ready"), "a clock makes no gateway unready: {said}");
         // Nor does it where somebody asks for it.
         let told = wrong.block_on(wrong.lifecycle().trim_trail(&operator(), Trail::Org(gateway.org), DAY));
         assert!(matches!(told, Ok(Trimmed::Held(_))), "{told:?}");
@@ -69,6 +83,8 @@ fn one_gateway_whose_date_is_wrong_erases_no_evidence_in_a_shared_redis() {
     assert_eq!(findings(&gateway, Trail::Org(gateway.org), &[]), (31, vec![]));
     eventually("the others may", || metric(&gateway, "keygate_audit_trimming_held") == Some(0.0));
     assert!(is_ahead(&gateway, 0));
+    let said = verbose(&gateway);
+    assert!(said.lines().any(|line| line == "clock: ok"), "{said}");
 }
 
 #[test]
