@@ -41,10 +41,10 @@ impl App {
                 Asked::End => break None,
                 Asked::HandOver(handing) => break Some(*handing),
             }
+        };
         if let Some(handing) = &handing {
             self.record_take_over(handing);
         }
-        };
         // The duplicates of the sockets are closed, or are the new process's.
         self.hand_over = None;
         let fate = self.fate(handing.as_ref());
@@ -59,9 +59,10 @@ impl App {
             Some(_) => Notice::HandOver.log(HANDING_OVER),
         }
         let hurried = hurry(&handle, signals);
+        let mut is_taken = true;
         if let Some(handing) = handing.as_ref().filter(|_| fate == Fate::Served) {
             handle.block_on(self.leave_to_the_new_one());
-            handing.confirm();
+            is_taken = handing.confirm();
         }
         let last = self.leave(fate, &hurried);
         self.stop(fate, last, &hurried);
@@ -75,7 +76,6 @@ impl App {
         ended
     }
 
-    fn fate(&self, handing: Option<&Handing>) -> Fate {
     /// Says in the operators' trail who takes over. A gateway that changes no keys has only its log for it.
     fn record_take_over(&self, handing: &Handing) {
         let (Some(lifecycle), Ok((uid, pid))) = (&self.lifecycle, handing.asked_by()) else { return };
@@ -84,6 +84,7 @@ impl App {
         self.control.handle().block_on(lifecycle.record_act(&origin, act));
     }
 
+    fn fate(&self, handing: Option<&Handing>) -> Fate {
         match handing {
             Some(handing) if handing.is_served() => Fate::Served,
             Some(_) => Fate::Kept,

@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use rustix::net::{
@@ -23,8 +25,13 @@ use tempfile::TempDir;
 use crate::harness::process::keygate;
 use crate::harness::restless::{Kinds, Load};
 use crate::harness::{
-    Call, Process, RedisServer, Reply, Tuned, Upstream, Wire, create_key, fetch, is_long, lenient,
+    Call, PATIENCE, Process, RedisServer, Reply, Seen, Tuned, Upstream, Wire, create_key, fetch, is_long,
+    lenient,
 };
+
+fn answer(seen: &Seen) -> Reply {
+    if seen.request_line().contains("events") { Reply::events() } else { Reply::ok("live") }
+}
 
 struct Place {
     folder: TempDir,
@@ -32,11 +39,32 @@ struct Place {
     _live: Upstream,
 }
 
+/// A request that the upstream holds: it has begun, and may go.
+struct Held {
+    begun: Receiver<()>,
+    go: Sender<()>,
+}
+
 impl Place {
     fn new(store: &str) -> Self {
-        let live = Upstream::with(|seen| {
-            if seen.request_line().contains("events") { Reply::events() } else { Reply::ok("live") }
+        Self::before(Upstream::with(answer), store)
+    }
+
+    /// With the embedded store, before an upstream that holds what is slow.
+    fn held() -> (Self, Held) {
+        let ((tell_begun, begun), (go, may_go)) = (channel(), channel::<()>());
+        let (tell_begun, may_go) = (Mutex::new(tell_begun), Mutex::new(may_go));
+        let live = Upstream::with(move |seen| {
+            if seen.request_line().contains("slow") {
+                let _ = tell_begun.lock().unwrap().send(());
+                let _ = may_go.lock().unwrap().recv();
+            }
+            answer(seen)
         });
+        (Self::before(live, ""), Held { begun, go })
+    }
+
+    fn before(live: Upstream, store: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let server = "max_connections_per_client = 2000\ndrain_delay = \"1s\"";
         let settings = format!("[ops]\nlisten = \"127.0.0.1:0\"\n[admin]\nsocket = \"admin.sock\"\n{store}");
@@ -127,34 +155,6 @@ fn without_an_admin_socket_there_is_nothing_to_ask() {
     assert_eq!(new.wait().code(), Some(1));
 }
 
-// ---- Deaths
-
-fn say(stream: &UnixStream, message: &Value) {
-    let text = message.to_string();
-    let length = u32::try_from(text.len()).unwrap().to_be_bytes();
-    let mut stream = stream;
-    stream.write_all(&[&length[..], text.as_bytes()].concat()).unwrap();
-}
-
-/// The next message, and the descriptors beside it.
-fn hear(stream: &UnixStream) -> (Value, Vec<OwnedFd>) {
-    let (mut length, mut stream) = ([0; 4], stream);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let read = recvmsg(stream, &mut [IoSliceMut::new(&mut length)], &mut beside, RecvFlags::CMSG_CLOEXEC)
-        .unwrap()
-        .bytes;
-    stream.read_exact(&mut length[read..]).unwrap();
-    let sockets = beside.drain().flat_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(sockets) => sockets.collect::<Vec<_>>(),
-        _ => Vec::new(),
-    });
-    let sockets = sockets.collect();
-    let mut text = vec![0; u32::from_be_bytes(length) as usize];
-    stream.read_exact(&mut text).unwrap();
-    (serde_json::from_slice(&text).unwrap(), sockets)
-}
-
 /// What the operators' trail says of take-overs, newest first.
 fn told_of_take_overs(place: &Place) -> Vec<Value> {
     let list = ["audit", "list", "--operator", "--type", "gateway.take_over_begun", "--json"];
@@ -213,6 +213,34 @@ fn a_take_over_goes_on_where_the_trail_takes_no_record_of_it() {
     assert_eq!(new.address(), address);
     assert_eq!(old.wait().code(), Some(0));
     place.is_served(address);
+}
+
+// ---- Deaths
+
+fn say(stream: &UnixStream, message: &Value) {
+    let text = message.to_string();
+    let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+    let mut stream = stream;
+    stream.write_all(&[&length[..], text.as_bytes()].concat()).unwrap();
+}
+
+/// The next message, and the descriptors beside it.
+fn hear(stream: &UnixStream) -> (Value, Vec<OwnedFd>) {
+    let (mut length, mut stream) = ([0; 4], stream);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let read = recvmsg(stream, &mut [IoSliceMut::new(&mut length)], &mut beside, RecvFlags::CMSG_CLOEXEC)
+        .unwrap()
+        .bytes;
+    stream.read_exact(&mut length[read..]).unwrap();
+    let sockets = beside.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(sockets) => sockets.collect::<Vec<_>>(),
+        _ => Vec::new(),
+    });
+    let sockets = sockets.collect();
+    let mut text = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut text).unwrap();
+    (serde_json::from_slice(&text).unwrap(), sockets)
 }
 
 fn ask(store: &str) -> Value {
@@ -309,6 +337,138 @@ fn either_process_may_be_killed_while_the_old_one_drains() {
     old.err_line("takes over");
     old.signal(Signal::KILL);
     old.wait();
+    place.is_served(address);
+    place.takes_changes();
+}
+
+/// The steps of a take-over with the embedded store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The new process asks, and the old one has not answered.
+    Asked,
+    /// The old one finishes a request, and the new one waits for it.
+    Draining,
+    /// The old one has closed the file and passed it, and the new one has not read that.
+    Passed,
+    /// The new one serves, and the old one has not read that.
+    Serving,
+}
+
+/// Changes that were answered.
+#[derive(Default)]
+struct Answered {
+    made: Vec<String>,
+    revoked: Vec<String>,
+}
+
+impl Answered {
+    #[track_caller]
+    fn change(&mut self, place: &Place) {
+        let path = place.folder.path();
+        let run = |words: &[&str]| -> Value {
+            let ran = keygate(path, &[words, &["--json"]].concat()).output().unwrap();
+            assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+            serde_json::from_slice(&ran.stdout).unwrap()
+        };
+        let create = || run(&["keys", "create", "--all-scopes", "--name", "a key"]);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        self.made.push(text(&create()["secret"]));
+        let made = create();
+        run(&["keys", "revoke", &text(&made["key"]["id"]), "--yes"]);
+        self.revoked.push(text(&made["secret"]));
+    }
+
+    #[track_caller]
+    fn is_there(&self, address: SocketAddr) {
+        for (keys, status) in [(&self.made, 200), (&self.revoked, 401)] {
+            for key in keys {
+                let answer = Wire::connect(address).call(&Call::get("/things").key(key)).unwrap();
+                assert_eq!(answer.status, status);
+            }
+        }
+    }
+}
+
+fn killed_at(step: Step, dies_old: bool) {
+    let (place, Held { begun, go }) = Place::held();
+    let mut answered = Answered::default();
+    let mut old = place.serve();
+    let address = old.address();
+    answered.change(&place);
+    let mut busy = Wire::connect(address);
+    if step == Step::Asked {
+        old.signal(Signal::STOP);
+    } else {
+        busy.send(&Call::get("/things/slow").key(&place.key).to_bytes());
+        begun.recv_timeout(PATIENCE).unwrap();
+    }
+    let mut new = place.take_over();
+    if step != Step::Asked {
+        old.err_line("takes over");
+        new.err_line("waiting until the old process");
+        answered.change(&place);
+    }
+    if matches!(step, Step::Passed | Step::Serving) {
+        new.signal(Signal::STOP);
+        go.send(()).unwrap();
+        old.err_line("is closed and passed");
+    }
+    if step == Step::Serving {
+        old.signal(Signal::STOP);
+        new.signal(Signal::CONT);
+        assert_eq!(new.address(), address);
+        answered.change(&place);
+    }
+    let (dies, lives) = if dies_old { (&mut old, &new) } else { (&mut new, &old) };
+    dies.signal(Signal::KILL);
+    dies.wait();
+    lives.signal(Signal::CONT);
+    // A request that waits holds nobody up any more.
+    let _ = go.send(());
+    let served_at = match (step, dies_old) {
+        (Step::Asked, false) | (Step::Serving, true) => address,
+        _ => lives.address(),
+    };
+    assert_eq!(served_at == address, step != Step::Asked || !dies_old, "the sockets are the same");
+    answered.is_there(served_at);
+    answered.change(&place);
+    answered.is_there(served_at);
+}
+
+#[test]
+fn a_process_that_is_killed_when_the_other_was_asked_leaves_one_that_serves_all_that_was_answered() {
+    [true, false].into_iter().for_each(|dies_old| killed_at(Step::Asked, dies_old));
+}
+
+#[test]
+fn a_process_that_is_killed_while_the_old_one_drains_leaves_one_that_serves_all_that_was_answered() {
+    [true, false].into_iter().for_each(|dies_old| killed_at(Step::Draining, dies_old));
+}
+
+#[test]
+fn a_process_that_is_killed_when_the_file_was_passed_leaves_one_that_serves_all_that_was_answered() {
+    [true, false].into_iter().for_each(|dies_old| killed_at(Step::Passed, dies_old));
+}
+
+#[test]
+fn a_process_that_is_killed_before_the_old_one_knows_that_the_new_one_serves_leaves_one_that_does() {
+    [true, false].into_iter().for_each(|dies_old| killed_at(Step::Serving, dies_old));
+}
+
+#[test]
+fn on_redis_a_new_process_that_dies_with_its_last_word_has_the_old_one_go_on() {
+    let redis = RedisServer::start();
+    let place = Place::on(&redis);
+    let old = place.serve();
+    let address = old.address();
+    let new = UnixStream::connect(place.hatch()).unwrap();
+    say(&new, &ask("redis"));
+    let _sockets = hear(&new);
+    old.signal(Signal::STOP);
+    say(&new, &json!({ "say": "serving" }));
+    drop(new);
+    old.signal(Signal::CONT);
+    old.err_line("going on");
     place.is_served(address);
     place.takes_changes();
 }

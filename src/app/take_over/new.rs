@@ -72,7 +72,7 @@ pub fn take_over(config: &Config) -> Result<Taken, TakeOverError> {
         }
         Ok((Message::Refused { why }, _)) => return Err(TakeOverError::Refused(why)),
         // It has died meanwhile, and its sockets with it.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Taken::default()),
+        Err(error) if is_death(&error) => return Ok(Taken::default()),
         Ok(_) => return Err(failed(io::ErrorKind::InvalidData.into())),
         Err(error) => return Err(failed(error)),
     };
@@ -81,6 +81,12 @@ pub fn take_over(config: &Config) -> Result<Taken, TakeOverError> {
         taken.wait_for_store(settings)?;
     }
     Ok(taken)
+}
+
+/// Whether the other side of the connection has died: also before it had read what was said to it.
+fn is_death(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
 }
 
 /// The connection to the process that is replaced, if there is one.

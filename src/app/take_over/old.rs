@@ -165,8 +165,11 @@ fn speak(stream: UnixStream, offer: Arc<Offer>) -> io::Result<Option<Handing>> {
                 line.send(&Message::Refused { why: why.to_owned() }, &[])?;
                 return Ok(None);
             }
-            Act::Drain | Act::Yield => return Ok(Some(Handing { line, moment, act, offer })),
-            Act::GoOn | Act::PassStore | Act::Resume { .. } => {
+            // Its last word may have come from a process that is dead since.
+            Act::Drain | Act::Yield if !line.is_broken() => {
+                return Ok(Some(Handing { line, moment, act, offer }));
+            }
+            Act::Drain | Act::Yield | Act::GoOn | Act::PassStore | Act::Resume { .. } => {
                 Notice::HandOver.log("the new process is gone before it was ready: going on");
                 return Ok(None);
             }
@@ -224,23 +227,28 @@ impl Handing {
                         StoreFile::Redis => None,
                     };
                     let sent = self.line.send(&Message::Store { file }, &[]);
-                    news = if sent.is_ok() { self::news(&self.line) } else { News::Gone };
+                    news = if sent.is_ok() { self.wait_for_it() } else { News::Gone };
                 }
-                Act::Yield => {
-                    self.confirm();
-                    return None;
-                }
-                Act::Resume { end_other } => {
-                    if end_other {
-                        self.line.end_other();
-                    }
-                    Notice::HandOver
-                        .log("the new process did not come to serve: beginning anew with the same sockets");
-                    return Some(self.sockets());
-                }
+                Act::Yield if self.confirm() => return None,
+                Act::Yield => return Some(self.resume(true)),
+                Act::Resume { end_other } => return Some(self.resume(end_other)),
                 Act::Offer | Act::Refuse(_) | Act::Drain | Act::GoOn => return None,
             }
         }
+    }
+
+    fn wait_for_it(&self) -> News {
+        Notice::HandOver.log("the file of the store is closed and passed: waiting for the new process");
+        news(&self.line)
+    }
+
+    /// The sockets, with which this process begins anew, because the new one did not come to serve.
+    pub(in crate::app) fn resume(&self, end_other: bool) -> Inherited {
+        if end_other {
+            self.line.end_other();
+        }
+        Notice::HandOver.log("the new process did not come to serve: beginning anew with the same sockets");
+        self.sockets()
     }
 
     fn sockets(&self) -> Inherited {

@@ -17,8 +17,8 @@
 //! |---|---|---|
 //! | before `Prepared` or `Serving` | the old one goes on; nothing was changed | before `Sockets` the new one starts as without it; afterwards with the sockets that it has |
 //! | between `Prepared` and `Store` | the old one finishes its requests, and then begins anew, with its sockets | the new one opens the file, which is verified as after any crash |
-//! | between `Store` and `Serving` | the old one ends the new one, if that still lives, and begins anew | the new one goes on |
-//! | after `Serving` | the old one goes on draining: what happens to the new one happens to a running gateway | the new one goes on |
+//! | between `Store` and `Serving`, or before `Yours` is sent | the old one ends the new one, if that still lives, and begins anew; with Redis it goes on, or begins anew if it had begun to drain | the new one goes on |
+//! | after `Yours` | the old one goes on draining: what happens to the new one happens to a running gateway | the new one goes on |
 
 use std::time::Duration;
 
