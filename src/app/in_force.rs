@@ -11,7 +11,7 @@ use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::keeper::{LinkState, MemoryVitals, Standing, Vitals};
-use crate::telemetry::metrics::{ChangeMeter, EndpointState, Reloads, State};
+use crate::telemetry::metrics::{ChangeMeter, CrowdState, EndpointState, Reloads, State};
 use crate::telemetry::{self, Lost, Notice};
 use crate::tls::LoadErrors;
 use crate::upstream::budget::Budget;
@@ -99,7 +99,15 @@ impl Observed {
             is_healthy: seen.state.is_healthy(),
             retries: seen.retries,
         });
+        let crowds = in_force.plan.crowds().seen().map(|seen| CrowdState {
+            upstream: seen.upstream.into(),
+            environment: seen.environment.as_str(),
+            in_flight: seen.in_flight,
+            at_most: seen.at_most,
+            waiting: seen.waiting,
+        });
         State {
+            crowds: crowds.collect(),
             certificates: in_force.certificates.clone(),
             endpoints: endpoints.collect(),
             upstream_connections: (

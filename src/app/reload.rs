@@ -92,8 +92,8 @@ impl App {
 
         let routes = new.routes.routes().len();
         let remarks = told.into_iter().chain(tell_wider(new.routes.routes())).collect();
-        let health = Arc::clone(lock(&self.in_force).plan.health());
-        let plan = Arc::new(Plan::new(new.gateway, new.routes, upstreams, &health));
+        let known = lock(&self.in_force).plan.experience();
+        let plan = Arc::new(Plan::new(new.gateway, new.routes, upstreams, &known));
         self.trusted_proxies.send_replace(plan.settings().headers.trusted_proxies.clone());
         self.lifecycle.iter().for_each(|lifecycle| lifecycle.set_vocabulary(new.scopes.clone()));
         self.drain = new.drain;

@@ -6,6 +6,7 @@ use super::file::Value;
 use super::mistake::{Place, quoted, suggestion};
 use super::section::Section;
 use super::server::BODY;
+use super::upstreams::{refuse_short_total, total};
 use super::value::{DAY, INSTANT, choice, duration, flag, only_true, parsed, size, text};
 use super::{BROWSER_KEYS, ON_PARTITION};
 use crate::policy::access::Access;
@@ -16,7 +17,7 @@ use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::scope::{OneOf, Scope, ScopeSet};
 use crate::vocabulary::spelling::nearest;
-use crate::vocabulary::upstream::Retries;
+use crate::vocabulary::upstream::{Retries, Terms};
 
 pub(super) struct Policy {
     pub(super) routes: RouteTable,
@@ -80,8 +81,7 @@ fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
     let encoded_slash = section.or("encoded_slash", false, flag);
     let literal = section.or("literal", false, flag);
     let websocket = section.or("websocket", false, flag);
-    let retries = section.or("retry", Retries::Safe, retries);
-    let stream_idle = section.optional("stream_idle_timeout", duration(INSTANT..=DAY));
+    let terms = terms(section);
     let on_partition = section.optional("on_partition", choice(&ON_PARTITION));
     let browser_keys = section.optional("browser_keys", choice(&BROWSER_KEYS));
     let body_limit = section.optional("body_limit", size(BODY));
@@ -103,13 +103,22 @@ fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
         encoded_slash,
         literal,
         websocket,
-        retries,
-        stream_idle,
+        terms,
         on_partition,
         browser_keys,
         body_limit,
     };
     Rule { route, is_right, place: section.place().clone() }
+}
+
+fn terms(section: &mut Section<'_>) -> Terms {
+    let retries = section.or("retry", Retries::Safe, retries);
+    let mut time = |key| section.optional(key, duration(INSTANT..=DAY));
+    let [connect, answer, stream_idle] =
+        ["connect_timeout", "answer_timeout", "stream_idle_timeout"].map(&mut time);
+    let total = section.optional("total_timeout", total);
+    refuse_short_total(section, answer, total.unwrap_or_default());
+    Terms { retries, connect, answer, stream_idle, total }
 }
 
 fn retries(value: &Value) -> Result<Retries, String> {
@@ -245,6 +254,19 @@ fn target(section: &mut Section<'_>, names: &Names<'_>) -> Option<Target> {
     }
 }
 
+/// The keys that have an effect only on a route to an upstream.
+const OF_UPSTREAMS: [&str; 9] = [
+    "forward_authorization",
+    "encoded_slash",
+    "literal",
+    "websocket",
+    "retry",
+    "connect_timeout",
+    "answer_timeout",
+    "stream_idle_timeout",
+    "total_timeout",
+];
+
 /// Reports keys that have no effect on this kind of route.
 fn refuse_senseless(section: &Section<'_>, target: Option<Target>) {
     let public = section.given("public");
@@ -253,9 +275,7 @@ fn refuse_senseless(section: &Section<'_>, target: Option<Target>) {
         section.wrong("environment", text);
     }
     let Some(Target::Operation(operation)) = target else { return };
-    for key in
-        ["forward_authorization", "encoded_slash", "literal", "websocket", "retry", "stream_idle_timeout"]
-    {
+    for key in OF_UPSTREAMS {
         if section.given(key) {
             section.wrong(key, "only valid on a route to an upstream; remove it");
         }

@@ -7,14 +7,15 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode};
 use rustls_pki_types::ServerName;
 
-use super::file::Value;
+use super::file::{Content, Value};
 use super::mistake::quoted;
 use super::own::{Own, is_admin_socket, reached, reached_by_name};
 use super::section::Section;
 use super::value::{DAY, INSTANT, choice, count, duration, flag, text};
 use crate::tls::client::{Files, Trust};
-use crate::upstream::{Checks, Endpoint, HostField, Question, Settings, Timeouts};
+use crate::upstream::{Checks, Endpoint, HostField, Limits, Question, Settings, Timeouts};
 use crate::vocabulary::network::Server;
+use crate::vocabulary::upstream::Total;
 
 /// An upstream's name and settings. Routes may use the name even if the settings are wrong.
 pub(super) struct Named {
@@ -43,6 +44,7 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
     let endpoints = endpoints(section, around);
     let host = section.or("host", HostField::default(), host);
     let timeouts = timeouts(section);
+    let limits = limits(section);
     let checks = checks(section);
     let [of_live, of_test] = ["live_tls", "test_tls"].map(|key| tls(key, section, around.folder));
     let Some((live, test)) = endpoints else { return named(None) };
@@ -64,6 +66,7 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
         tls: [of_live.files, of_test.files],
         host,
         timeouts,
+        limits,
         checks,
     }))
 }
@@ -262,12 +265,63 @@ fn endpoint(value: &Value, around: Around<'_>) -> Result<Endpoint, String> {
     }
 }
 
+fn limits(section: &mut Section<'_>) -> Limits {
+    const MOST: usize = 1 << 16;
+    let limits = Limits {
+        connections: section.optional("max_connections", count(1..=MOST)),
+        requests: section.optional("max_requests", count(1..=MOST)),
+        waiting: section.or("max_waiting", Limits::default().waiting, count(0..=MOST)),
+    };
+    if let (Some(connections), Some(requests)) = (limits.connections, limits.requests)
+        && requests > connections
+    {
+        section.wrong(
+            "max_requests",
+            format!(
+                "each request in flight needs a connection, and `max_connections` allows {connections}; write a number up to that, or \
+                 raise `max_connections`"
+            ),
+        );
+    }
+    if section.given("max_waiting") && !section.given("max_requests") && !section.given("max_connections") {
+        section.wrong(
+            "max_waiting",
+            "has no effect without `max_requests` or `max_connections`: no request waits; add one of them, or remove it",
+        );
+    }
+    limits
+}
+
 fn timeouts(section: &mut Section<'_>) -> Timeouts {
     let default = Timeouts::default();
-    Timeouts {
+    let timeouts = Timeouts {
         connect: section.or("connect_timeout", default.connect, duration(INSTANT..=DAY)),
         answer: section.or("answer_timeout", default.answer, duration(INSTANT..=DAY)),
         idle: section.or("idle_timeout", default.idle, duration(Duration::ZERO..=DAY)),
         stream_idle: section.or("stream_idle_timeout", default.stream_idle, duration(INSTANT..=DAY)),
+        total: section.or("total_timeout", default.total, total),
+    };
+    let answer = section.given("answer_timeout").then_some(timeouts.answer);
+    refuse_short_total(section, answer, timeouts.total);
+    timeouts
+}
+
+/// A duration, or "off".
+pub(super) fn total(value: &Value) -> Result<Total, String> {
+    match &value.content {
+        Content::Text(text) if text == "off" => Ok(Total::Unlimited),
+        _ => duration(INSTANT..=DAY)(value).map(Total::AtMost).map_err(|text| format!("{text}, or \"off\"")),
+    }
+}
+
+/// Reports a time for the whole of a request that is over before its answer, `answer`, must have begun.
+pub(super) fn refuse_short_total(section: &Section<'_>, answer: Option<Duration>, total: Total) {
+    let (Some(answer), Total::AtMost(total)) = (answer, total) else { return };
+    if total < answer {
+        let answer = humantime::format_duration(answer);
+        section.wrong(
+            "total_timeout",
+            format!("is over before `answer_timeout` ({answer}), which is a part of it; make it longer, or `answer_timeout` shorter"),
+        );
     }
 }

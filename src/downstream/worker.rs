@@ -215,6 +215,7 @@ async fn work(
 ) {
     tokio::task::spawn_local(async move { records.keep_flushing().await });
     tokio::task::spawn_local(sweep(Rc::clone(&gateway)));
+    tokio::task::spawn_local(give_way(Rc::clone(&gateway)));
     let mut draining = false;
     loop {
         let order = tokio::select! {
@@ -280,6 +281,14 @@ async fn sweep(gateway: Rc<Gateway>) {
         while gateway.hand_over_usage() {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// Closes connections that are kept without use where others need their places, for as long as the worker runs.
+async fn give_way(gateway: Rc<Gateway>) {
+    let wanted = gateway.wanted();
+    loop {
+        gateway.give_way(&wanted).await;
     }
 }
 

@@ -70,6 +70,11 @@ impl Cut {
         Ref::filter_map(self.0.why.borrow(), Option::as_ref).ok().filter(|_| self.0.answered.get())
     }
 
+    /// Whether the answer was cut because it lasted for too long.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.why().is_some_and(|why| *why == Rejection::Overdue)
+    }
+
     pub(super) fn order(&self, why: Rejection) {
         self.0.why.replace(Some(why));
         if let Some(waker) = &*self.0.waker.borrow() {

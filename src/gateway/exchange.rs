@@ -6,19 +6,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::task::AbortHandle;
 
 use super::Gateway;
 use super::caller::Prepared;
 use super::cut::Cut;
 use super::eras::Era;
 use super::headers::request_id_value;
-use super::shares::{Client, Part};
+use super::shares::{Client, Part, ThreadShares};
 use super::snapshot::Snapshot;
 use crate::policy::route::{Match, RuleNumbers};
 use crate::store::Found;
 use crate::store::cache::Known;
 use crate::telemetry::Record;
 use crate::telemetry::metrics::{Code, Finished};
+use crate::upstream::bounds::Places;
 use crate::upstream::request_body::Upload;
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::Now;
@@ -61,6 +63,10 @@ pub(super) struct Exchange {
     complete: bool,
     /// Its part of its client's share, once it is forwarded.
     part: Option<Part>,
+    /// Its part of the places of an upstream that has a limit.
+    part_of_upstream: Option<Box<(Rc<ThreadShares<Places>>, Part)>>,
+    /// The time at which it must be over, where it has one.
+    limit: Option<AbortHandle>,
     /// Its place among the requests in flight, once it is forwarded with a key.
     place: Option<usize>,
     cut: Cut,
@@ -107,6 +113,8 @@ impl Exchange {
             missing_scope: None,
             complete: false,
             part: None,
+            part_of_upstream: None,
+            limit: None,
             place: None,
             cut: cut.clone(),
             era: gateway.eras.enter(),
@@ -186,6 +194,16 @@ impl Exchange {
         }
     }
 
+    /// Ends the request after this time, if it has not ended by then.
+    pub(super) fn limit(&mut self, total: Duration) {
+        let cut = self.cut.clone();
+        let timer = tokio::task::spawn_local(async move {
+            tokio::time::sleep(total).await;
+            cut.order(Rejection::Overdue);
+        });
+        self.limit = Some(timer.abort_handle());
+    }
+
     /// Takes a part of the client's share of the requests that are forwarded at once.
     ///
     /// # Errors
@@ -199,7 +217,32 @@ impl Exchange {
         if self.part.is_none() { Err(Rejection::Unavailable(Unavailable::Share)) } else { Ok(()) }
     }
 
+    /// Takes a part of the client's share of the places of an upstream that has a limit.
+    ///
+    /// # Errors
+    /// When as many requests as may be are there, or of the client, or of its organisation, and none ends in time.
+    pub(super) async fn take_part_of_upstream(
+        &mut self,
+        shares: Rc<ThreadShares<Places>>,
+        client: Client,
+    ) -> Result<(), Rejection> {
+        let part = match shares.part(&client) {
+            Some(part) => Some(part),
+            None => shares.part_beyond(client).await,
+        };
+        let part = part.ok_or(Rejection::Unavailable(Unavailable::Upstream))?;
+        self.part_of_upstream = Some(Box::new((shares, part)));
+        Ok(())
+    }
+
     fn leave_flight(&mut self) {
+        // On HTTP/1.1 the next request of the connection has the same cut.
+        if let Some(limit) = self.limit.take() {
+            limit.abort();
+        }
+        if let Some((shares, part)) = self.part_of_upstream.take().map(|part| *part) {
+            shares.give_back(&part);
+        }
         if let Some(part) = self.part.take() {
             self.gateway.shares.give_back(&part);
         }

@@ -15,16 +15,17 @@ use super::event_stream::is_event_stream;
 use super::exchange::Exchange;
 use super::headers;
 use super::response_body::ResponseBody;
-use super::shares::{Client, OfOrg};
+use super::shares::{Client, OfOrg, ThreadShares};
 use super::tunnel::{self, Tunnel};
 use crate::policy::request::{CanonicalRequest, Parts};
 use crate::store::cache::Known;
 use crate::telemetry::{Event, Notice};
-use crate::upstream::UpstreamId;
 use crate::upstream::answer::{Answer, Framing};
+use crate::upstream::bounds::Places;
 use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::{BodyError, BrokenOff, SendError};
 use crate::upstream::request_body::RequestBody;
+use crate::upstream::{Total, UpstreamId};
 use crate::vocabulary::believed::RemovedSet;
 use crate::vocabulary::network::ClientNetwork;
 use crate::vocabulary::rejection::{BadGateway, Rejection, Unavailable};
@@ -33,7 +34,7 @@ use crate::vocabulary::rejection::{BadGateway, Rejection, Unavailable};
 ///
 /// # Errors
 /// 413 and 400 where the body proves to be wrong on the way, 502 and 504 where no answer comes, 503 where the client, its
-/// organisation, or all together have as many requests in flight as may be.
+/// organisation, or all together have as many requests in flight as may be, at all upstreams or at this one.
 pub(super) async fn forward(
     exchange: &mut Exchange,
     request: CanonicalRequest<ClientBody>,
@@ -46,9 +47,18 @@ pub(super) async fn forward(
         Some(holder) => Client::Key(holder.digest, of_org(exchange, holder)),
         None => Client::Site(ClientNetwork::of(exchange.client()).site()),
     };
+    let (terms, timeouts) = (&permit.route().terms, &exchange.snapshot().upstream(upstream).timeouts);
+    if let Total::AtMost(total) = terms.total.unwrap_or(timeouts.total) {
+        exchange.limit(total);
+    }
     // Before it waits: a key that is revoked meanwhile must not get through.
     if let Some(holder) = permit.holder() {
         exchange.enter_flight(holder);
+    }
+    if let Some(crowd) = exchange.snapshot().crowd(upstream, permit.environment()) {
+        let shares = Rc::clone(crowd);
+        // Boxed, since few upstreams have a limit.
+        Box::pin(take_part_of_upstream(exchange, shares, permit)).await?;
     }
     exchange.take_part(client).await?;
     let mut request = build(exchange, request, permit)?;
@@ -59,11 +69,7 @@ pub(super) async fn forward(
     }
     exchange.note_upload(request.body().upload());
     exchange.note_sending(permit.environment());
-    let sent = exchange
-        .snapshot()
-        .upstreams()
-        .send(upstream, permit.environment(), request, permit.route().retries)
-        .await;
+    let sent = exchange.snapshot().upstreams().send(upstream, permit.environment(), request, terms).await;
     exchange.note_answered();
     exchange.note_endpoint(sent.endpoint);
     let mut answer = sent.outcome.map_err(|error| refuse(exchange, upstream, &error))?;
@@ -72,9 +78,7 @@ pub(super) async fn forward(
     // Dropping the answer closes the connection.
     refuse_invalid(&answer, wants_tunnel).map_err(|flaw| invalid_answer(exchange, upstream, &flaw))?;
     snapshot.rules().answer(&mut answer.head.headers, exchange.id_value(), takes_trailers);
-    let of_route = permit.route().stream_idle;
-    of_route.into_iter().for_each(|idle| answer.body.limit_pauses(idle));
-    let stream_idle = of_route.unwrap_or(snapshot.upstream(upstream).timeouts.stream_idle);
+    let stream_idle = terms.stream_idle.unwrap_or(snapshot.upstream(upstream).timeouts.stream_idle);
     Ok(Forwarded { answer, stream_idle })
 }
 
@@ -82,6 +86,19 @@ pub(super) async fn forward(
 fn of_org(exchange: &Exchange, holder: &Known<Prepared>) -> Rc<OfOrg> {
     let of_org = holder.prepared.of_org.get_or_init(|| exchange.gateway().shares.of_org(holder.found.org.id));
     Rc::clone(of_org)
+}
+
+/// See [`Exchange::take_part_of_upstream`].
+async fn take_part_of_upstream(
+    exchange: &mut Exchange,
+    shares: Rc<ThreadShares<Places>>,
+    permit: &Permit<'_>,
+) -> Result<(), Rejection> {
+    let client = match permit.holder() {
+        Some(holder) => Client::Key(holder.digest, shares.of_org(holder.found.org.id)),
+        None => Client::Site(ClientNetwork::of(exchange.client()).site()),
+    };
+    exchange.take_part_of_upstream(shares, client).await
 }
 
 /// # Errors
@@ -106,6 +123,7 @@ fn refuse(exchange: &Exchange, upstream: UpstreamId, error: &SendError) -> Rejec
         SendError::Body(error) => (*error).into(),
         SendError::TimedOut => Rejection::GatewayTimeout,
         SendError::Crowded => Rejection::Unavailable(Unavailable::Upstreams),
+        SendError::Full => Rejection::Unavailable(Unavailable::Upstream),
         SendError::Unreachable => Rejection::BadGateway(BadGateway::Unreachable),
         SendError::NoTls => Rejection::BadGateway(BadGateway::NoTls),
         SendError::BrokeOff(BrokenOff::Malformed(flaw)) => invalid_answer(exchange, upstream, flaw),

@@ -13,6 +13,7 @@ mod authenticate;
 mod authorize;
 mod browser;
 mod caller;
+mod crowds;
 mod cut;
 mod eras;
 mod event_stream;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response};
+use tokio::sync::Notify;
 
 use self::authenticate::authenticate;
 use self::authorize::{Permit, authorize};
@@ -63,10 +65,11 @@ use crate::vocabulary::id::IdSource;
 use crate::vocabulary::peer::Peer;
 use crate::vocabulary::rejection::Rejection;
 
+pub use self::crowds::{Crowds, SeenCrowd};
 pub use self::cut::Cut;
 pub use self::response_body::ResponseBody;
-pub use self::shares::Shares;
-pub use self::snapshot::{Plan, Shapes};
+pub use self::shares::{Room, Shares};
+pub use self::snapshot::{Experience, Plan, Shapes};
 pub use self::tunnel::{Departure, Tunnel};
 
 /// The settings of the request path.
@@ -198,6 +201,18 @@ impl Gateway {
     pub fn sweep(self: &Rc<Self>) {
         self.snapshot().upstreams().sweep();
         in_flight::sweep(self);
+    }
+
+    /// Waits until connections are wanted that threads keep without use, and closes those of this thread.
+    pub async fn give_way(&self, wanted: &Notify) {
+        wanted.notified().await;
+        self.snapshot().upstreams().give_way();
+    }
+
+    /// What tells that connections are wanted. It stays the same while the process runs.
+    #[must_use]
+    pub fn wanted(&self) -> Arc<Notify> {
+        Arc::clone(self.snapshot().wanted())
     }
 
     /// See [`Upstreams::check`](crate::upstream::send::Upstreams::check).

@@ -15,6 +15,8 @@
 //! five eighths. Less would waste the places of a gateway with one large customer; with more, little beside the kept quarter
 //! would be left for all other customers.
 //!
+//! Where an upstream has a limit of its own, its [`Places`] are shared out by the same rule.
+//!
 //! Each thread lets a number of the requests of each client and organisation through by itself: a hit costs a look into a
 //! table of its own, a count that the cached key has at hand, and a read of what is left. Only beyond that number do threads ask
 //! one another.
@@ -29,6 +31,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
+use crate::upstream::bounds::Places;
 use crate::upstream::budget::Budget;
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Digest;
@@ -40,12 +43,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
 /// The clients for each of which a part of the kept places is enough. The same holds for organisations.
 const CLIENTS: usize = 32;
-/// The requests of one client that wait. More are refused at once.
-const WAITING: usize = 128;
-/// Those of one organisation's keys.
-const WAITING_OF_ORG: usize = 4 * WAITING;
-/// Those of all. Each looks under the lock at every [`LOOK`].
-const WAITING_OF_ALL: usize = 8 * WAITING_OF_ORG;
+/// The requests that wait. More are refused at once. Each looks under the lock at every [`LOOK`].
+const WAITING: MayWait = MayWait { of_client: 128, of_org: 512, of_all: 4096 };
 /// Organisations that a thread has counts of, before those are forgotten that have none of its keys.
 const TIDIED: usize = 1024;
 
@@ -75,21 +74,80 @@ pub(super) struct OfOrg {
     taken: Cell<usize>,
 }
 
+/// How many requests may wait.
+#[derive(Clone, Copy, Debug)]
+struct MayWait {
+    of_client: usize,
+    /// Those of one organisation's keys.
+    of_org: usize,
+    of_all: usize,
+}
+
+impl MayWait {
+    /// A quarter of all for one organisation, half of that for one key.
+    fn of(all: usize) -> Self {
+        Self { of_client: (all / 8).max(1), of_org: (all / 4).max(1), of_all: all }
+    }
+
+    const fn of_one(&self, sharer: Sharer) -> usize {
+        match sharer {
+            Sharer::Key(_) | Sharer::Site(_) => self.of_client,
+            Sharer::Org(_) => self.of_org,
+        }
+    }
+}
+
+/// Places that are shared out.
+pub trait Room {
+    fn left(&self) -> usize;
+    fn at_most(&self) -> usize;
+
+    /// Takes a place, if one is free.
+    fn take(&self) -> bool;
+    fn give_back(&self);
+}
+
+/// Connections take their places themselves.
+impl Room for Budget {
+    fn left(&self) -> usize {
+        self.left()
+    }
+
+    fn at_most(&self) -> usize {
+        self.at_most()
+    }
+
+    fn take(&self) -> bool {
+        true
+    }
+
+    fn give_back(&self) {}
+}
+
+impl Room for Places {
+    fn left(&self) -> usize {
+        self.left()
+    }
+
+    fn at_most(&self) -> usize {
+        self.at_most()
+    }
+
+    fn take(&self) -> bool {
+        self.take()
+    }
+
+    fn give_back(&self) {
+        self.give_back();
+    }
+}
+
 /// The holder of a share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Sharer {
     Key(Digest),
     Site(ClientSite),
     Org(OrgId),
-}
-
-impl Sharer {
-    const fn waiting_at_most(self) -> usize {
-        match self {
-            Self::Key(_) | Self::Site(_) => WAITING,
-            Self::Org(_) => WAITING_OF_ORG,
-        }
-    }
 }
 
 /// The requests that a client has in flight, and its organisation's.
@@ -101,13 +159,14 @@ struct Taken {
 
 /// The shares as all threads see them.
 #[derive(Debug)]
-pub struct Shares {
-    budget: Budget,
+pub struct Shares<R = Budget> {
+    room: R,
     /// The requests of one organisation, or of one site, that a thread forwards by itself.
     by_thread: usize,
     /// Those that a thread forwards even where only the kept places are left.
     few: usize,
     kept: usize,
+    may_wait: MayWait,
     patience: Duration,
     beyond: Mutex<AllBeyond>,
 }
@@ -132,12 +191,41 @@ impl Shares {
     /// By so much it can exceed its share.
     #[must_use]
     pub fn new(budget: Budget, threads: usize) -> Self {
-        let (quarter, sixteenth) = ((budget.at_most() / 4).max(1), budget.at_most() / 16);
+        Self::of_room(budget, WAITING, threads)
+    }
+}
+
+impl Shares<Places> {
+    /// The shares of an upstream's places, for which so many requests may wait.
+    pub(super) fn of_upstream(places: Places, waiting: usize, threads: usize) -> Self {
+        Self::of_room(places, MayWait::of(waiting), threads)
+    }
+
+    /// Whether these are the shares of these places, for which as many may wait.
+    pub(super) fn is_like(&self, places: &Places, waiting: usize) -> bool {
+        self.room.is_same(places) && self.may_wait.of_all == waiting
+    }
+
+    /// The requests in flight, and how many there may be.
+    pub(super) fn taken(&self) -> (usize, usize) {
+        (self.room.taken(), self.room.at_most())
+    }
+
+    /// The requests that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().waiting
+    }
+}
+
+impl<R: Room> Shares<R> {
+    fn of_room(room: R, may_wait: MayWait, threads: usize) -> Self {
+        let (quarter, sixteenth) = ((room.at_most() / 4).max(1), room.at_most() / 16);
         Self {
-            budget,
+            room,
             by_thread: (sixteenth / threads.max(1)).max(1),
             few: (quarter / CLIENTS / threads.max(1)).max(1),
             kept: quarter,
+            may_wait,
             patience: PATIENCE,
             beyond: Mutex::default(),
         }
@@ -145,7 +233,7 @@ impl Shares {
 
     /// Whether a client with so many requests in flight may have another one.
     fn admits(&self, taken: Taken) -> bool {
-        let left = self.budget.left();
+        let left = self.room.left();
         let beside_kept = left.saturating_sub(self.kept);
         let is_free = |taken, of_what_is_left: usize| {
             if taken < self.few { left > 0 } else { taken < of_what_is_left * beside_kept }
@@ -175,13 +263,15 @@ impl Shares {
         let by_client = own.by_client + in_flight.next().unwrap_or_default();
         let by_org = own.by_org.map(|own| own + in_flight.next().unwrap_or_default());
         drop(in_flight);
-        let is_free = self.admits(Taken { by_client, by_org });
+        let is_free = self.admits(Taken { by_client, by_org }) && self.room.take();
         if is_free {
             beyond.change(client, |beyond| beyond.in_flight += 1);
         }
         is_free
     }
+}
 
+impl<R> Shares<R> {
     fn lock(&self) -> MutexGuard<'_, AllBeyond> {
         self.beyond.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -205,16 +295,16 @@ impl AllBeyond {
 }
 
 /// A request that waits; it stops when this is dropped, also where its client leaves.
-struct Waiting<'s> {
-    shares: &'s Shares,
+struct Waiting<'s, R> {
+    shares: &'s Shares<R>,
     client: &'s Client,
 }
 
-impl<'s> Waiting<'s> {
-    fn begin(shares: &'s Shares, client: &'s Client) -> Option<Self> {
+impl<'s, R> Waiting<'s, R> {
+    fn begin(shares: &'s Shares<R>, client: &'s Client) -> Option<Self> {
         let mut beyond = shares.lock();
-        let has_room = beyond.waiting < WAITING_OF_ALL
-            && client.sharers().all(|sharer| beyond.of(sharer).waiting < sharer.waiting_at_most());
+        let has_room = beyond.waiting < shares.may_wait.of_all
+            && client.sharers().all(|sharer| beyond.of(sharer).waiting < shares.may_wait.of_one(sharer));
         if has_room {
             beyond.change(client, |beyond| beyond.waiting += 1);
             beyond.waiting += 1;
@@ -224,7 +314,7 @@ impl<'s> Waiting<'s> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl<R> Drop for Waiting<'_, R> {
     fn drop(&mut self) {
         let mut beyond = self.shares.lock();
         beyond.change(self.client, |beyond| beyond.waiting -= 1);
@@ -234,8 +324,8 @@ impl Drop for Waiting<'_> {
 
 /// The shares as one thread sees them: the requests that it has let through by itself.
 #[derive(Debug)]
-pub(super) struct ThreadShares {
-    shared: Arc<Shares>,
+pub(super) struct ThreadShares<R = Budget> {
+    shared: Arc<Shares<R>>,
     of_keys: Counts<Digest, BuildHasherDefault<Leading>>,
     of_sites: Counts<ClientSite, RandomState>,
     of_orgs: RefCell<HashMap<OrgId, Rc<OfOrg>>>,
@@ -250,8 +340,8 @@ pub(super) struct Part {
     is_beyond: bool,
 }
 
-impl ThreadShares {
-    pub(super) fn new(shared: Arc<Shares>) -> Self {
+impl<R: Room> ThreadShares<R> {
+    pub(super) fn new(shared: Arc<Shares<R>>) -> Self {
         Self {
             shared,
             of_keys: Counts::default(),
@@ -259,6 +349,10 @@ impl ThreadShares {
             of_orgs: RefCell::default(),
             tidied: Cell::new(TIDIED),
         }
+    }
+
+    pub(super) const fn shared(&self) -> &Arc<Shares<R>> {
+        &self.shared
     }
 
     /// What an organisation has in flight on this thread. To be kept with its keys: this takes a hash.
@@ -277,6 +371,7 @@ impl ThreadShares {
         let admits = |by_client: usize, by_org: Option<usize>| {
             by_org.unwrap_or(by_client) < self.shared.by_thread
                 && self.shared.admits(Taken { by_client, by_org })
+                && self.shared.room.take()
         };
         let is_free = match client {
             Client::Key(digest, of_org) => {
@@ -303,6 +398,7 @@ impl ThreadShares {
     }
 
     pub(super) fn give_back(&self, part: &Part) {
+        self.shared.room.give_back();
         match &part.client {
             client if part.is_beyond => self.shared.lock().change(client, |beyond| beyond.in_flight -= 1),
             Client::Key(digest, of_org) => {
@@ -534,7 +630,7 @@ mod tests {
         let thread = &thread;
         for (keys, orgs, most) in [(1, 1, 128), (6, 1, 512), (6, 9, 4096)] {
             let clients = (0..orgs).flat_map(|org| (0..keys).map(move |key| thread.key(10 * org + key, org)));
-            let asked = clients.flat_map(|client| vec![client; 2 * WAITING]);
+            let asked = clients.flat_map(|client| vec![client; 2 * WAITING.of_client]);
             let mut waiting: Vec<_> = asked.map(|client| Box::pin(thread.part_beyond(client))).collect();
             let refused = refused_of(&mut waiting).await;
             assert_eq!(waiting.len() - refused, most, "{keys} keys of {orgs} organisations");
@@ -569,5 +665,49 @@ mod tests {
         (1..10 * TIDIED as u128).for_each(|number| drop(org(number)));
         assert!(thread.of_orgs.borrow().len() <= TIDIED);
         assert_eq!(org(0).taken.get(), 3);
+    }
+
+    fn of_upstream(places: usize, waiting: usize) -> (Places, ThreadShares<Places>) {
+        let places = Places::of(places);
+        let thread = ThreadShares::new(Arc::new(Shares::of_upstream(places.clone(), waiting, 1)));
+        (places, thread)
+    }
+
+    impl ThreadShares<Places> {
+        fn client(&self, number: u8, org: u8) -> Client {
+            Client::Key(Digest::from_bytes([number; 32]), self.of_org(OrgId::from_bytes([org; 16])))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upstream_with_one_place_serves_one_request_at_a_time() {
+        let (places, thread) = of_upstream(1, 8);
+        let part = thread.part(&thread.client(1, 1)).unwrap();
+        assert!(thread.part(&thread.client(2, 2)).is_none());
+        assert_eq!((places.taken(), places.left()), (1, 0));
+        thread.give_back(&part);
+        let part = thread.part_beyond(thread.client(2, 2)).await.unwrap();
+        assert_eq!(places.taken(), 1);
+        thread.give_back(&part);
+        assert_eq!(places.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn no_more_than_an_eighth_of_those_that_wait_for_an_upstream_are_of_one_key_a_quarter_of_one_organisation()
+     {
+        for (all, of_key, of_org) in [(64, 8, 16), (8, 1, 2), (1, 1, 1), (0, 0, 0)] {
+            let (places, thread) = of_upstream(1, all);
+            assert!(places.take());
+            let thread = &thread;
+            for (keys, orgs, most) in [(1, 1, of_key), (6, 1, of_org), (6, 9, all)] {
+                let clients =
+                    (0..orgs).flat_map(|org| (0..keys).map(move |key| thread.client(10 * org + key, org)));
+                let asked = clients.flat_map(|client| vec![client; 80]);
+                let mut waiting: Vec<_> = asked.map(|client| Box::pin(thread.part_beyond(client))).collect();
+                let refused = refused_of(&mut waiting).await;
+                assert_eq!(waiting.len() - refused, most, "{all}: {keys} keys of {orgs} organisations");
+                assert_eq!(thread.shared().waiting(), most);
+            }
+        }
     }
 }

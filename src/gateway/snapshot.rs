@@ -5,23 +5,27 @@
 //! cells that it counts in. A request keeps the snapshot that holds when it begins: it is never judged by one policy and
 //! forwarded, counted or recorded by another.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::Settings;
+use super::crowds::{Crowds, ThreadCrowds};
 use super::headers::HeaderRules;
+use super::shares::ThreadShares;
 use crate::policy::pattern::Pattern;
 use crate::policy::route::{Route, RouteTable};
 use crate::telemetry::RecordedRoute;
 use crate::telemetry::metrics::{Cells, RouteCells, UpstreamCells};
+use crate::upstream::bounds::{Bounds, Places};
 use crate::upstream::budget::Budget;
 use crate::upstream::health::Health;
 use crate::upstream::loaded::Loaded;
 use crate::upstream::send::Upstreams;
 use crate::upstream::{self, UpstreamId};
 use crate::vocabulary::clock::Clock;
-use crate::vocabulary::key::{KeyFormat, Prefixes};
+use crate::vocabulary::key::{Environment, KeyFormat, Prefixes};
 
 /// The settings that can change while the gateway runs.
 #[derive(Debug)]
@@ -31,16 +35,32 @@ pub struct Plan {
     upstreams: Vec<Loaded>,
     rules: HeaderRules,
     health: Arc<Health>,
+    crowds: Arc<Crowds>,
+}
+
+/// What is known of upstreams. It outlives a plan.
+#[derive(Clone, Debug)]
+pub struct Experience {
+    health: Arc<Health>,
+    crowds: Arc<Crowds>,
+}
+
+impl Experience {
+    /// None so far; for a gateway with so many threads.
+    #[must_use]
+    pub fn none(threads: usize) -> Self {
+        Self { health: Arc::default(), crowds: Arc::new(Crowds::none(threads)) }
+    }
 }
 
 impl Plan {
-    /// An [`UpstreamId`] in `routes` is a place in `upstreams`. `before` is the health of the upstreams so
-    /// far.
+    /// An [`UpstreamId`] in `routes` is a place in `upstreams`. `before` is what is known of the upstreams so far.
     #[must_use]
-    pub fn new(settings: Settings, routes: RouteTable, upstreams: Vec<Loaded>, before: &Health) -> Self {
+    pub fn new(settings: Settings, routes: RouteTable, upstreams: Vec<Loaded>, before: &Experience) -> Self {
         Self {
             rules: HeaderRules::new(settings.headers.clone()),
-            health: Arc::new(Health::new(&upstreams, before)),
+            health: Arc::new(Health::new(&upstreams, &before.health)),
+            crowds: Arc::new(Crowds::new(&upstreams, &before.crowds)),
             settings,
             routes,
             upstreams,
@@ -53,6 +73,16 @@ impl Plan {
     }
 
     #[must_use]
+    pub fn experience(&self) -> Experience {
+        Experience { health: Arc::clone(&self.health), crowds: Arc::clone(&self.crowds) }
+    }
+
+    #[must_use]
+    pub const fn crowds(&self) -> &Arc<Crowds> {
+        &self.crowds
+    }
+
+    #[must_use]
     pub const fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -60,6 +90,12 @@ impl Plan {
     #[must_use]
     pub fn routes(&self) -> &[Route] {
         self.routes.routes()
+    }
+}
+
+impl Plan {
+    fn known(&self) -> (&Health, &Bounds) {
+        (&self.health, self.crowds.bounds())
     }
 }
 
@@ -87,6 +123,7 @@ pub(super) struct Snapshot {
     /// What keys may look like. It follows the store and not the configuration.
     shapes: Arc<Shapes>,
     upstreams: Upstreams,
+    crowds: ThreadCrowds,
     /// By the number of the route; the last entry is for requests without a route.
     route_cells: Box<[Arc<RouteCells>]>,
     upstream_cells: Box<[Arc<UpstreamCells>]>,
@@ -102,23 +139,33 @@ impl Snapshot {
         budget: Budget,
         clock: Clock,
     ) -> Self {
-        let upstreams = Upstreams::new(&plan.upstreams, &plan.health, budget, clock);
-        Self::with_upstreams(plan, shapes, upstreams, cells)
+        let upstreams = Upstreams::new(&plan.upstreams, plan.known(), budget, clock);
+        let crowds = ThreadCrowds::new(&plan.crowds, None);
+        Self::with_upstreams((plan, shapes), upstreams, crowds, cells)
     }
 
     /// The snapshot of another plan. It takes over the connections that it can use.
     pub(super) fn renew(&self, plan: Arc<Plan>, cells: &Cells) -> Self {
-        let upstreams = self.upstreams.renew(&plan.upstreams, &plan.health);
-        Self::with_upstreams(plan, Arc::clone(&self.shapes), upstreams, cells)
+        self.with(plan, Arc::clone(&self.shapes), cells)
     }
 
     /// The same plan, for keys of other shapes.
     pub(super) fn with_shapes(&self, shapes: Arc<Shapes>, cells: &Cells) -> Self {
-        let upstreams = self.upstreams.renew(&self.plan.upstreams, &self.plan.health);
-        Self::with_upstreams(Arc::clone(&self.plan), shapes, upstreams, cells)
+        self.with(Arc::clone(&self.plan), shapes, cells)
     }
 
-    fn with_upstreams(plan: Arc<Plan>, shapes: Arc<Shapes>, upstreams: Upstreams, cells: &Cells) -> Self {
+    fn with(&self, plan: Arc<Plan>, shapes: Arc<Shapes>, cells: &Cells) -> Self {
+        let upstreams = self.upstreams.renew(&plan.upstreams, plan.known());
+        let crowds = ThreadCrowds::new(&plan.crowds, Some(&self.crowds));
+        Self::with_upstreams((plan, shapes), upstreams, crowds, cells)
+    }
+
+    fn with_upstreams(
+        (plan, shapes): (Arc<Plan>, Arc<Shapes>),
+        upstreams: Upstreams,
+        crowds: ThreadCrowds,
+        cells: &Cells,
+    ) -> Self {
         let routes = plan.routes.routes().iter().map(|route| Some(&*route.id)).chain([None]);
         Self {
             route_cells: routes.map(|id| cells.route(id)).collect(),
@@ -129,6 +176,7 @@ impl Snapshot {
                 .map(|upstream| cells.upstream(&upstream.settings().name))
                 .collect(),
             upstreams,
+            crowds,
             plan,
             shapes,
         }
@@ -152,6 +200,20 @@ impl Snapshot {
 
     pub(super) const fn upstreams(&self) -> &Upstreams {
         &self.upstreams
+    }
+
+    /// The shares of the places that the upstream has for this environment, where it has a limit.
+    pub(super) fn crowd(
+        &self,
+        id: UpstreamId,
+        environment: Environment,
+    ) -> Option<&Rc<ThreadShares<Places>>> {
+        self.crowds.find(id, environment)
+    }
+
+    /// See [`Bounds::idle`].
+    pub(super) fn wanted(&self) -> &Arc<Notify> {
+        self.plan.crowds.bounds().idle()
     }
 
     pub(super) fn upstream(&self, id: UpstreamId) -> &upstream::Settings {

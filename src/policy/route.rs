@@ -250,7 +250,7 @@ pub(super) mod tests {
     use crate::policy::request::Limits;
     use crate::policy::target::{Operation, Target};
     use crate::vocabulary::rejection::Unsafe;
-    use crate::vocabulary::upstream::Retries;
+    use crate::vocabulary::upstream::Terms;
     use http::Request;
 
     pub(in crate::policy) fn route(id: &str, method: Method, paths: &[&str]) -> Route {
@@ -265,11 +265,10 @@ pub(super) mod tests {
             forward_authorization: false,
             encoded_slash: id.contains("slash"),
             literal: false,
-            stream_idle: None,
             on_partition: None,
             browser_keys: None,
             websocket: false,
-            retries: Retries::default(),
+            terms: Terms::default(),
             body_limit: None,
         }
     }

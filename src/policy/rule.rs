@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Method;
 
@@ -11,7 +10,7 @@ use super::pattern::Pattern;
 use super::target::Target;
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::partition::OnPartition;
-use crate::vocabulary::upstream::Retries;
+use crate::vocabulary::upstream::Terms;
 
 /// One rule of the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +33,8 @@ pub struct Route {
     pub literal: bool,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
-    /// Which requests may be sent to the upstream twice.
-    pub retries: Retries,
-    /// How long the body of an answer, or a WebSocket, may pause; `None` for the upstream's setting.
-    pub stream_idle: Option<Duration>,
+    /// How its requests are sent to the upstream.
+    pub terms: Terms,
     /// The handling of its requests while the gateway is cut off from the store; `None` for the setting of all routes.
     pub on_partition: Option<OnPartition>,
     /// The handling of live keys that a browser sends on it; `None` for the setting of all routes.

@@ -153,11 +153,6 @@ struct Streaming {
 }
 
 impl AnswerBody {
-    /// Limits the pauses of the body to this time instead.
-    pub fn limit_pauses(&mut self, idle: Duration) {
-        self.0.idle = IdleTimer::new(idle);
-    }
-
     fn new(mut streaming: Streaming) -> Self {
         if streaming.incoming.is_end_stream() {
             streaming.end();

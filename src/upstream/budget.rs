@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::bounds::Occupied;
+
 /// How long a request waits for the place of a new connection. Within a second every thread has closed the connections that
 /// it keeps unused.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,7 +25,22 @@ pub struct Budget {
 /// The place of one connection; given back when it is dropped.
 #[derive(Debug)]
 #[must_use]
-pub struct Place(#[expect(dead_code, reason = "it gives its place back")] OwnedSemaphorePermit);
+#[expect(dead_code, reason = "they give their places back")]
+pub struct Place {
+    of_process: OwnedSemaphorePermit,
+    of_upstream: Option<Occupied>,
+}
+
+impl Place {
+    const fn new(of_process: OwnedSemaphorePermit) -> Self {
+        Self { of_process, of_upstream: None }
+    }
+
+    /// A place that is also one of those that an upstream has.
+    pub(super) fn with(self, of_upstream: Option<Occupied>) -> Self {
+        Self { of_upstream, ..self }
+    }
+}
 
 impl Budget {
     /// `at_most` connections; at least one.
@@ -61,12 +78,12 @@ impl Budget {
 
     /// A place, if one is free.
     pub(super) fn place_at_once(&self) -> Option<Place> {
-        Arc::clone(&self.places).try_acquire_owned().ok().map(Place)
+        Arc::clone(&self.places).try_acquire_owned().ok().map(Place::new)
     }
 
     /// A place, in the order of the requests; `None` where there is none in time.
     pub async fn place(&self) -> Option<Place> {
         let place = timeout(PATIENCE, Arc::clone(&self.places).acquire_owned()).await;
-        place.ok().and_then(Result::ok).map(Place)
+        place.ok().and_then(Result::ok).map(Place::new)
     }
 }

@@ -13,6 +13,8 @@ pub enum SendError {
     NoTls,
     /// Nothing of the request was sent: the process has as many connections to upstreams as it may.
     Crowded,
+    /// Nothing of the request was sent: the upstream has as many connections as it may.
+    Full,
     /// The connection ended, or proved not to speak HTTP/1.1, before a whole answer head had come. The request
     /// may have been carried out.
     BrokeOff(BrokenOff),

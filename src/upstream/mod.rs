@@ -11,6 +11,7 @@
 //! | `connection` | How does a request travel over a stream, and which library speaks the protocol? |
 //! | `pool` | Which connections does a thread keep? |
 //! | [`budget`] | How many connections may the process have? |
+//! | [`bounds`] | How many requests and connections may an upstream have? |
 //! | [`send`] | What are the steps from a request to its answer? |
 //! | `origin` | What does an answer say of its server's own address? |
 //! | [`answer`] | What came back, and may its connection carry another request? |
@@ -21,6 +22,7 @@
 //! Names of the HTTP library's client stand only in `connection`.
 
 pub mod answer;
+pub mod bounds;
 pub mod budget;
 mod check;
 pub mod client_body;
@@ -47,9 +49,10 @@ use http::{HeaderValue, Method, StatusCode};
 use crate::tls::client::Files;
 use crate::vocabulary::key::Environment;
 
+pub use self::bounds::Limits;
 pub use self::endpoint::{Endpoint, InvalidEndpoint};
 
-pub use crate::vocabulary::upstream::{Retries, UpstreamId};
+pub use crate::vocabulary::upstream::{Retries, Terms, Total, UpstreamId};
 
 /// One upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +66,7 @@ pub struct Settings {
     pub tls: [Files; 2],
     pub host: HostField,
     pub timeouts: Timeouts,
+    pub limits: Limits,
     /// `None`: endpoints are not checked.
     pub checks: Option<Checks>,
 }
@@ -104,6 +108,7 @@ pub struct Timeouts {
     pub idle: Duration,
     /// How long an answer's body may pause.
     pub stream_idle: Duration,
+    pub total: Total,
 }
 
 impl Default for Timeouts {
@@ -113,6 +118,7 @@ impl Default for Timeouts {
             answer: Duration::from_secs(75),
             idle: Duration::from_secs(4),
             stream_idle: Duration::from_secs(300),
+            total: Total::Unlimited,
         }
     }
 }

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Request;
+use tokio::sync::Notify;
 
 use super::Timeouts;
+use super::bounds::Places;
 use super::budget::{Budget, Place};
 use super::connection::{Connection, Received, Unanswered, Undelivered};
 use super::dial::{Dialer, Stream};
@@ -36,8 +38,7 @@ const GREATEST_AGE: Duration = Duration::from_mins(1);
 pub(super) struct Pool {
     dialer: Dialer,
     standing: Standing,
-    budget: Budget,
-    connect_timeout: Duration,
+    room: Room,
     idle_timeout: Duration,
     kept: RefCell<Vec<Kept>>,
     /// Requests that have a lease or wait for one.
@@ -45,6 +46,39 @@ pub(super) struct Pool {
     /// Whether no more requests come here, so that no connection is worth keeping.
     retired: Cell<bool>,
     clock: Clock,
+}
+
+/// Where the connections of a pool have their places.
+#[derive(Clone, Debug)]
+pub(super) struct Room {
+    pub(super) budget: Budget,
+    /// `None`: the upstream has no limit of its own.
+    pub(super) of_upstream: Option<Places>,
+    /// See [`Bounds::idle`](super::bounds::Bounds::idle).
+    pub(super) idle: Arc<Notify>,
+}
+
+impl Room {
+    /// # Errors
+    /// Where there is no place in time.
+    async fn place(&self) -> Result<Place, NoLease> {
+        let of_upstream = match &self.of_upstream {
+            Some(places) => Some(places.place(&self.idle).await.ok_or(NoLease::Full)?),
+            None => None,
+        };
+        let place = self.budget.place().await.ok_or(NoLease::Crowded)?;
+        Ok(place.with(of_upstream))
+    }
+
+    /// Whether so few places are left that none may be kept without use.
+    fn is_tight(&self) -> bool {
+        self.budget.is_tight() || self.is_wanted()
+    }
+
+    /// Whether a request waits for a place that the upstream has.
+    fn is_wanted(&self) -> bool {
+        self.of_upstream.as_ref().is_some_and(Places::is_wanted)
+    }
 }
 
 #[derive(Debug)]
@@ -71,6 +105,8 @@ pub(super) enum NoLease {
     NoTls,
     /// The process has as many connections as it may.
     Crowded,
+    /// The upstream has as many as it may.
+    Full,
 }
 
 /// A connection for one request. Dropping the lease closes the connection; [`Lease::release`] keeps it for the
@@ -158,14 +194,13 @@ impl Pool {
         (endpoint, identity): (Endpoint, &Arc<Identity>),
         standing: Standing,
         timeouts: &Timeouts,
-        budget: Budget,
+        room: Room,
         clock: Clock,
     ) -> Self {
         Self {
-            dialer: Dialer::new(endpoint, budget.places(), identity),
-            budget,
+            dialer: Dialer::new(endpoint, room.budget.places(), identity),
+            room,
             standing,
-            connect_timeout: timeouts.connect,
             idle_timeout: timeouts.idle,
             kept: RefCell::default(),
             in_flight: Cell::new(0),
@@ -191,19 +226,19 @@ impl Pool {
         &self.clock
     }
 
-    /// A kept connection, else a new one.
-    pub(super) async fn lease(self: &Rc<Self>) -> Result<Lease, NoLease> {
+    /// A kept connection, else a new one, within the time `connect`.
+    pub(super) async fn lease(self: &Rc<Self>, connect: Duration) -> Result<Lease, NoLease> {
         match self.take() {
             Some(open) => Ok(Lease { open, is_reused: true, request: InFlight::begin(self) }),
-            None => self.lease_new().await,
+            None => self.lease_new(connect).await,
         }
     }
 
-    /// A new connection.
-    pub(super) async fn lease_new(self: &Rc<Self>) -> Result<Lease, NoLease> {
+    /// A new connection, within the time `connect`.
+    pub(super) async fn lease_new(self: &Rc<Self>, connect: Duration) -> Result<Lease, NoLease> {
         // Boxed, since it is rare and would make every request larger.
         let request = InFlight::begin(self);
-        let open = Box::pin(self.open()).await?;
+        let open = Box::pin(self.open(connect)).await?;
         Ok(Lease { open, is_reused: false, request })
     }
 
@@ -224,7 +259,7 @@ impl Pool {
 
     /// The place of a connection that is opened beside the requests; `None` where none is free.
     pub(super) fn place_at_once(&self) -> Option<Place> {
-        self.budget.place_at_once()
+        self.room.budget.place_at_once()
     }
 
     /// Opens a stream beside the requests. See [`Dialer::dial`].
@@ -244,9 +279,9 @@ impl Pool {
         Connection::open(self.reach(within).await?).await.map_err(Unopened::Connect)
     }
 
-    async fn open(&self) -> Result<Open, NoLease> {
-        let place = self.budget.place().await.ok_or(NoLease::Crowded)?;
-        let opened = self.connect(self.connect_timeout).await;
+    async fn open(&self, within: Duration) -> Result<Open, NoLease> {
+        let place = self.room.place().await?;
+        let opened = self.connect(within).await;
         let failure = opened.as_ref().err().map(|unopened| unopened as &dyn fmt::Display);
         self.standing.note_connecting(self.dialer.endpoint(), failure, self.clock.mono());
         let connection = opened.map_err(|unopened| match unopened {
@@ -262,14 +297,21 @@ impl Pool {
 
     /// Whether a connection may be kept for a request that has not come.
     fn may_keep(&self) -> bool {
-        !self.retired.get() && !self.budget.is_tight()
+        !self.retired.get() && !self.room.is_tight()
     }
 
     /// Closes the connections that have been unused for too long. To be called once a second.
     pub(super) fn sweep(&self) {
         let now = self.clock.mono();
-        let may_keep = self.may_keep() && !self.budget.is_short();
+        let may_keep = self.may_keep() && !self.room.budget.is_short();
         self.kept.borrow_mut().retain(|kept| may_keep && !self.is_too_old(kept, now));
+    }
+
+    /// Closes the unused connections, if a request waits for the place of one.
+    pub(super) fn give_way(&self) {
+        if self.room.is_wanted() {
+            self.kept.borrow_mut().clear();
+        }
     }
 
     /// Closes all unused connections and keeps none from now on. Requests under way go on.

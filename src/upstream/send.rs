@@ -11,6 +11,7 @@ use http::{HeaderValue, Request};
 use tokio::time::{Instant, sleep};
 
 use super::answer::Answer;
+use super::bounds::Bounds;
 use super::budget::Budget;
 use super::check::Schedule;
 use super::connection::{Received, Undelivered};
@@ -19,11 +20,11 @@ use super::error::{BrokenOff, SendError};
 use super::health::Health;
 use super::loaded::Loaded;
 use super::origin::OwnHost;
-use super::pool::{Lease, NoLease, Pool};
+use super::pool::{Lease, NoLease, Pool, Room};
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
 use super::select::{Candidates, Turns};
-use super::{Checks, HostField, Retries, UpstreamId};
+use super::{Checks, HostField, Terms, Timeouts, UpstreamId};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::Environment;
 
@@ -52,8 +53,7 @@ struct Side {
     turns: Turns,
     /// `None`: they are not checked here.
     checks: Option<Rc<Checks>>,
-    answer_timeout: Duration,
-    stream_idle_timeout: Duration,
+    timeouts: Timeouts,
 }
 
 /// One endpoint.
@@ -74,6 +74,8 @@ struct Target {
 struct Sending<'r> {
     upload: Option<&'r Upload>,
     is_repeatable: bool,
+    connect_timeout: Duration,
+    stream_idle_timeout: Duration,
     /// The place of the endpoint that has the request and has not answered it.
     waits_at: Cell<Option<usize>>,
     /// The place of the endpoint that was tried last.
@@ -90,8 +92,13 @@ pub struct Sent {
 
 impl Upstreams {
     #[must_use]
-    pub fn new(upstreams: &[Loaded], health: &Health, budget: Budget, clock: Clock) -> Self {
-        let made = |loaded| Upstream::new(loaded, health, &budget, &clock);
+    pub fn new(
+        upstreams: &[Loaded],
+        (health, bounds): (&Health, &Bounds),
+        budget: Budget,
+        clock: Clock,
+    ) -> Self {
+        let made = |loaded| Upstream::new(loaded, (health, bounds), &budget, &clock);
         let upstreams = upstreams.iter().map(made).collect();
         Self { upstreams, budget, clock }
     }
@@ -99,11 +106,11 @@ impl Upstreams {
     /// Other upstreams in place of these. Upstreams that are in both, with the same content of their files, keep their
     /// connections; of the others only the requests that are under way are finished.
     #[must_use]
-    pub fn renew(&self, upstreams: &[Loaded], health: &Health) -> Self {
+    pub fn renew(&self, upstreams: &[Loaded], (health, bounds): (&Health, &Bounds)) -> Self {
         let kept = |loaded: &Loaded| self.upstreams.iter().find(|known| known.loaded.is_same(loaded));
         let renewed = upstreams.iter().map(|loaded| match kept(loaded) {
             Some(known) => Upstream { loaded: known.loaded.clone(), sides: known.sides.clone() },
-            None => Upstream::new(loaded, health, &self.budget, &self.clock),
+            None => Upstream::new(loaded, (health, bounds), &self.budget, &self.clock),
         });
         let renewed =
             Self { upstreams: renewed.collect(), budget: self.budget.clone(), clock: self.clock.clone() };
@@ -114,8 +121,7 @@ impl Upstreams {
         renewed
     }
 
-    /// Sends a request to an endpoint of `upstream` for `environment`, and to no other environment. `retries` tells what
-    /// may be sent twice.
+    /// Sends a request to an endpoint of `upstream` for `environment`, and to no other environment.
     ///
     /// Dropping the future closes the connection it used.
     pub async fn send(
@@ -123,20 +129,23 @@ impl Upstreams {
         upstream: UpstreamId,
         environment: Environment,
         request: Request<RequestBody>,
-        retries: Retries,
+        terms: &Terms,
     ) -> Sent {
         let side = &*self.upstreams[upstream.0].sides[environment as usize];
         let upload = request.body().upload();
         let sending = Sending {
-            is_repeatable: upload.is_none() && retry::is_repeatable(request.method(), retries),
+            is_repeatable: upload.is_none() && retry::is_repeatable(request.method(), terms.retries),
+            connect_timeout: terms.connect.unwrap_or(side.timeouts.connect),
+            stream_idle_timeout: terms.stream_idle.unwrap_or(side.timeouts.stream_idle),
             upload: upload.as_deref(),
             waits_at: Cell::new(None),
             tried: Cell::new(None),
         };
+        let answer_timeout = terms.answer.unwrap_or(side.timeouts.answer);
         let delivered = {
             // Pinned here, since it holds the request and would be copied with it.
             let delivering = pin!(side.deliver(request, &sending));
-            within(side.answer_timeout, sending.upload, delivering).await
+            within(answer_timeout, sending.upload, delivering).await
         };
         let target = |at: &Cell<Option<usize>>| at.get().and_then(|at| side.targets.get(at));
         let outcome = match sending.upload.map(Upload::state) {
@@ -161,6 +170,12 @@ impl Upstreams {
             .map_or(NOTHING_TO_CHECK, |next| next.min(NOTHING_TO_CHECK))
     }
 
+    /// Closes the unused connections of upstreams for which a request waits that may have no further one. To be called when
+    /// [`Bounds::idle`] tells so.
+    pub fn give_way(&self) {
+        self.upstreams.iter().flat_map(Upstream::pools).for_each(Pool::give_way);
+    }
+
     /// Closes the connections that have been unused for too long. To be called once a second.
     pub fn sweep(&self) {
         self.upstreams.iter().flat_map(Upstream::pools).for_each(Pool::sweep);
@@ -168,8 +183,13 @@ impl Upstreams {
 }
 
 impl Upstream {
-    fn new(loaded: &Loaded, health: &Health, budget: &Budget, clock: &Clock) -> Self {
+    fn new(loaded: &Loaded, (health, bounds): (&Health, &Bounds), budget: &Budget, clock: &Clock) -> Self {
         let settings = loaded.settings();
+        let room = |environment| Room {
+            budget: budget.clone(),
+            of_upstream: bounds.of(&settings.name, environment).connections,
+            idle: Arc::clone(bounds.idle()),
+        };
         let target = |endpoint: &Endpoint, environment| {
             let standing = health.find(&settings.name, endpoint).unwrap_or_default();
             let of_endpoint = HeaderValue::try_from(endpoint.host_field())
@@ -188,7 +208,7 @@ impl Upstream {
                     (endpoint.clone(), loaded.identity(environment)),
                     standing,
                     &settings.timeouts,
-                    budget.clone(),
+                    room(environment),
                     clock.clone(),
                 )),
             }
@@ -204,8 +224,7 @@ impl Upstream {
                 targets,
                 checks: checks.cloned().map(Rc::new),
                 turns: Turns::default(),
-                answer_timeout: settings.timeouts.answer,
-                stream_idle_timeout: settings.timeouts.stream_idle,
+                timeouts: settings.timeouts.clone(),
             })
         };
         Self { loaded: loaded.clone(), sides: Environment::ALL.map(side) }
@@ -266,7 +285,7 @@ impl Side {
                 request.headers_mut().insert(HOST, host.sent.clone());
             }
             loop {
-                let mut lease = match target.pool.lease().await {
+                let mut lease = match target.pool.lease(sending.connect_timeout).await {
                     Ok(lease) => lease,
                     Err(NoLease::Unreachable) => break,
                     Err(NoLease::NoTls) => {
@@ -274,10 +293,11 @@ impl Side {
                         break;
                     }
                     Err(NoLease::Crowded) => return Err(SendError::Crowded),
+                    Err(NoLease::Full) => return Err(SendError::Full),
                 };
                 sending.waits_at.set(Some(at));
                 let undelivered = match lease.send(request).await {
-                    Ok(received) => return Ok(self.answer(target, received, lease, sending)),
+                    Ok(received) => return Ok(answer(target, received, lease, sending)),
                     Err(undelivered) => undelivered,
                 };
                 sending.waits_at.set(None);
@@ -316,10 +336,12 @@ impl Side {
     ) -> Result<Answer, SendError> {
         let target = &self.targets[at];
         target.pool.standing().note_retry();
-        let Ok(mut lease) = target.pool.lease_new().await else { return Err(SendError::BrokeOff(cause)) };
+        let Ok(mut lease) = target.pool.lease_new(sending.connect_timeout).await else {
+            return Err(SendError::BrokeOff(cause));
+        };
         sending.waits_at.set(Some(at));
         let undelivered = match lease.send(request).await {
-            Ok(received) => return Ok(self.answer(target, received, lease, sending)),
+            Ok(received) => return Ok(answer(target, received, lease, sending)),
             Err(undelivered) => undelivered,
         };
         target.suspect();
@@ -327,14 +349,6 @@ impl Side {
             Undelivered::Unsent(_) => cause,
             Undelivered::BrokeOff(cause) => lease.explained(cause),
         }))
-    }
-
-    fn answer(&self, target: &Target, mut received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
-        if let Some(host) = &target.host {
-            host.leave_out(&mut received.head.headers);
-        }
-        let is_wholly_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
-        Answer::new(received, lease, is_wholly_sent, self.stream_idle_timeout)
     }
 }
 
@@ -353,6 +367,14 @@ impl Target {
     fn suspect(&self) {
         self.pool.standing().suspect();
     }
+}
+
+fn answer(target: &Target, mut received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
+    if let Some(host) = &target.host {
+        host.leave_out(&mut received.head.headers);
+    }
+    let is_wholly_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
+    Answer::new(received, lease, is_wholly_sent, sending.stream_idle_timeout)
 }
 
 /// Waits for `sending` until `timeout` has passed since the last part of the request's body was taken; `None`

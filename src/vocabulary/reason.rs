@@ -186,8 +186,10 @@ reasons! {
     UpstreamBrokeOff = "upstream_broke_off" Upstream,
     UpstreamInvalidAnswer = "upstream_invalid_answer" Upstream,
     UpstreamTimeout = "upstream_timeout" Upstream,
+    TotalTimeout = "total_timeout" Upstream,
     ShareExhausted = "share_exhausted" Room,
     UpstreamsExhausted = "upstreams_exhausted" Room,
+    UpstreamFull = "upstream_full" Room,
     RequestsExhausted = "requests_exhausted" Room,
     Internal = "internal" Keygate,
 }

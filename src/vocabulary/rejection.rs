@@ -57,6 +57,8 @@ pub enum Rejection {
     BadGateway(BadGateway),
     /// The upstream took too long to begin its answer.
     GatewayTimeout,
+    /// The request has lasted for as long as its route allows.
+    Overdue,
     /// Nothing is wrong with the request, but it cannot be served now.
     Unavailable(Unavailable),
     /// Something is wrong here, and the log says what.
@@ -156,6 +158,8 @@ pub enum Unavailable {
     Share,
     /// As many connections to upstreams are open as may be.
     Upstreams,
+    /// As many requests are at their upstream as may be, or of their client's, and as many wait for it as may.
+    Upstream,
     /// As many requests over HTTP/2 are held as there is memory for.
     Requests,
 }
@@ -191,7 +195,7 @@ impl Rejection {
             Self::Internal => ErrorStatus::Internal,
             Self::NotFound(_) => ErrorStatus::NotFound,
             Self::BadGateway(_) => ErrorStatus::BadGateway,
-            Self::GatewayTimeout => ErrorStatus::GatewayTimeout,
+            Self::GatewayTimeout | Self::Overdue => ErrorStatus::GatewayTimeout,
             Self::Unavailable(_) => ErrorStatus::ServiceUnavailable,
         }
     }
@@ -216,7 +220,7 @@ impl Rejection {
             Self::Internal => ErrorType::Internal,
             Self::NotFound(_) => ErrorType::NotFound,
             Self::BadGateway(_) => ErrorType::BadGateway,
-            Self::GatewayTimeout => ErrorType::GatewayTimeout,
+            Self::GatewayTimeout | Self::Overdue => ErrorType::GatewayTimeout,
             Self::Unavailable(_) => ErrorType::ServiceUnavailable,
         }
     }
@@ -262,6 +266,7 @@ impl Rejection {
                 BadGateway::InvalidAnswer => "The service behind this gateway gave an invalid answer",
             }),
             Self::GatewayTimeout => Cow::Borrowed("The service behind this gateway took too long to answer"),
+            Self::Overdue => Cow::Borrowed("The request took longer than it may"),
             Self::Unavailable(_) => Cow::Borrowed("Temporarily unavailable, please retry"),
         }
     }
@@ -313,10 +318,12 @@ impl Rejection {
             Self::BadGateway(BadGateway::BrokeOff) => Reason::UpstreamBrokeOff,
             Self::BadGateway(BadGateway::InvalidAnswer) => Reason::UpstreamInvalidAnswer,
             Self::GatewayTimeout => Reason::UpstreamTimeout,
+            Self::Overdue => Reason::TotalTimeout,
             Self::Unavailable(Unavailable::Store) => Reason::StoreUnavailable,
             Self::Unavailable(Unavailable::Lookups) => Reason::LookupsExhausted,
             Self::Unavailable(Unavailable::Share) => Reason::ShareExhausted,
             Self::Unavailable(Unavailable::Upstreams) => Reason::UpstreamsExhausted,
+            Self::Unavailable(Unavailable::Upstream) => Reason::UpstreamFull,
             Self::Unavailable(Unavailable::Requests) => Reason::RequestsExhausted,
         }
     }

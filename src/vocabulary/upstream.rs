@@ -1,4 +1,6 @@
-//! Words about upstreams: the number of one, which requests may be sent to it twice, and the state of a server.
+//! Words about upstreams: the number of one, the terms of the requests to it, and the state of a server.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,4 +38,25 @@ impl ServerState {
     pub const fn is_healthy(self) -> bool {
         matches!(self, Self::InUse | Self::Suspected)
     }
+}
+
+/// What a route says of its requests to an upstream. A time that is `None` is the upstream's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    pub retries: Retries,
+    /// For opening a connection.
+    pub connect: Option<Duration>,
+    /// From the last byte of the request to the head of the answer.
+    pub answer: Option<Duration>,
+    /// How long the body of an answer, or a WebSocket, may pause.
+    pub stream_idle: Option<Duration>,
+    pub total: Option<Total>,
+}
+
+/// How long a request may last: from the moment at which it may be forwarded to the end of its answer, or of its WebSocket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Total {
+    #[default]
+    Unlimited,
+    AtMost(Duration),
 }

@@ -106,6 +106,8 @@ mod unreadable;
 mod unseen_characters;
 mod upstream_checks;
 mod upstream_faults;
+mod upstream_limits;
 mod upstream_sockets;
+mod upstream_times;
 mod upstream_tls;
 mod websocket;

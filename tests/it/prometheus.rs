@@ -106,7 +106,7 @@ fn prometheus_reads_the_counters_of_a_gateway() {
     assert!(quantile > 0.0 && quantile < 0.1, "{quantile}");
 }
 
-/// This gateway has all metrics: a Redis, certificates, an endpoint that is down, refusals, changes, notifications.
+/// These gateways have all metrics: a Redis, certificates, an endpoint that is down, refusals, changes, notifications.
 #[test]
 fn promtool_reports_no_problem() {
     let redis = RedisServer::start();
@@ -136,7 +136,9 @@ fn promtool_reports_no_problem() {
         ["waiting", "held"].iter().all(|kind| text.contains(&format!("\nkeygate_outbox_{kind} ")))
     });
     // What only the embedded store has.
-    let embedded = Gateway::builder().settings(OPS).upstream("api", &live.url(), &refusing()).start();
+    let limited = format!("[upstreams.small]\nlive = [\"{}\"]\nshared = true\nmax_requests = 5", live.url());
+    let embedded = Gateway::builder().settings(OPS).settings(&limited);
+    let embedded = embedded.upstream("api", &live.url(), &refusing()).start();
     let (text, of_embedded) = (scrape(gateway.ops_address()), scrape(embedded.ops_address()));
     let families =
         text.lines().chain(of_embedded.lines()).filter_map(|line| line.strip_prefix("# TYPE keygate_"));

@@ -67,6 +67,58 @@ fn a_check_that_says_nothing_is_told() {
 }
 
 #[test]
+fn a_request_that_must_be_over_before_its_answer_begins_is_told() {
+    let times = |lines: &str| mistakes(&format!("{UPSTREAM}{lines}\n{STORE}{POLICY}"), ROUTE, &[]);
+    assert_says(
+        times("answer_timeout = \"90s\"\ntotal_timeout = \"1m\""),
+        &[
+            "etc/keygate.toml:5:17: upstreams.api.total_timeout: is over before `answer_timeout` (1m 30s), which is a part of it; make \
+             it longer, or `answer_timeout` shorter",
+        ],
+    );
+    assert_says(
+        times("total_timeout = \"0s\""),
+        &[
+            "etc/keygate.toml:4:17: upstreams.api.total_timeout: \"0s\" is out of range; write a value from 1ms to 1day, or \"off\"",
+        ],
+    );
+    assert_says(
+        times("total_timeout = \"none\""),
+        &[
+            "etc/keygate.toml:4:17: upstreams.api.total_timeout: \"none\" is not a duration; write a number and a unit in quotes, as \
+             in \"75s\", \"5m\" or \"24h\", or \"off\"",
+        ],
+    );
+    assert_eq!(times("total_timeout = \"10s\""), "none", "the default of `answer_timeout` is longer");
+}
+
+#[test]
+fn limits_of_an_upstream_that_do_not_fit_together_are_told() {
+    let limits = |lines: &str| mistakes(&format!("{UPSTREAM}{lines}\n{STORE}{POLICY}"), ROUTE, &[]);
+    assert_says(
+        limits("max_requests = 0\nmax_waiting = 0"),
+        &[
+            "etc/keygate.toml:4:16: upstreams.api.max_requests: 0 is out of range; write a value from 1 to 65536",
+        ],
+    );
+    assert_says(
+        limits("max_connections = 10\nmax_requests = 20"),
+        &[
+            "etc/keygate.toml:5:16: upstreams.api.max_requests: each request in flight needs a connection, and `max_connections` \
+             allows 10; write a number up to that, or raise `max_connections`",
+        ],
+    );
+    assert_says(
+        limits("max_waiting = 20"),
+        &[
+            "etc/keygate.toml:4:15: upstreams.api.max_waiting: has no effect without `max_requests` or `max_connections`: no \
+             request waits; add one of them, or remove it",
+        ],
+    );
+    assert_eq!(limits("max_connections = 1\nmax_waiting = 0"), "none");
+}
+
+#[test]
 fn an_admin_api_over_tcp_needs_tokens_and_does_not_leave_the_machine_unasked() {
     assert_says(
         about("[admin]\nlisten = \"0.0.0.0:9465\"\nallowed_hosts = [\"http://admin.example\"]"),
@@ -309,7 +361,7 @@ fn an_environment_has_an_upstream_of_its_own() {
             "etc/keygate.toml:11:5: upstreams.F: invalid name; write 1 to 64 characters from a-z 0-9 _ -",
             "etc/keygate.toml:11:43: upstreams.F.keepalive: unknown key `keepalive`; the keys here are `live`, \
                  `test`, `shared`, `host`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`, \
-                 `check`, `live_tls`, `test_tls`",
+                 `total_timeout`, `max_connections`, `max_requests`, `max_waiting`, `check`, `live_tls`, `test_tls`",
         ],
     );
 }

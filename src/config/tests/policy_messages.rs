@@ -77,7 +77,7 @@ upstream = \"api\"
             "etc/policy.toml:7:1: route[Jobs Read].retries: unknown key `retries`; the keys here are `id`, \
                  `methods`, `paths`, `other_methods`, `public`, `any_key`, `scopes`, `any_scope`, `environment`, \
                  `upstream`, `serve`, `forward_authorization`, `encoded_slash`, `literal`, `websocket`, \
-                 `retry`, `stream_idle_timeout`, `on_partition`, `browser_keys`, `body_limit`",
+                 `retry`, `connect_timeout`, `answer_timeout`, `stream_idle_timeout`, `total_timeout`, `on_partition`, `browser_keys`, `body_limit`",
             "etc/policy.toml:8:1: route[1].id: missing; give the route a name for logs and metrics, as in id = \
                  \"jobs.read\"",
             "etc/policy.toml:8:1: route[1].paths: missing; list at least one path, as in [\"/v1/jobs\"]",
@@ -145,6 +145,29 @@ fn keygates_own_operations_are_asked_as_they_can_be_served() {
             "etc/policy.toml:32:17: route[e].encoded_slash: only valid on a route to an upstream; remove it",
             "etc/policy.toml:33:11: route[e].literal: only valid on a route to an upstream; remove it",
             "etc/policy.toml:40:15: route[f].environment: only valid on a public route to an upstream; remove it",
+        ],
+    );
+}
+
+#[test]
+fn the_times_of_a_route_fit_together_and_are_for_upstreams() {
+    let policy = [
+        route(
+            "a",
+            "methods = [\"GET\"]\nany_key = true\nupstream = \"api\"\nanswer_timeout = \"10s\"\ntotal_timeout = \"9s\"",
+        ),
+        route(
+            "b",
+            "methods = [\"GET\"]\nany_key = true\nserve = \"keys.list\"\nanswer_timeout = \"10s\"\ntotal_timeout = \"off\"",
+        ),
+    ];
+    assert_says(
+        about_policy(&policy.concat()),
+        &[
+            "etc/policy.toml:8:17: route[a].total_timeout: is over before `answer_timeout` (10s), which is a part of it; make it \
+             longer, or `answer_timeout` shorter",
+            "etc/policy.toml:15:18: route[b].answer_timeout: only valid on a route to an upstream; remove it",
+            "etc/policy.toml:16:17: route[b].total_timeout: only valid on a route to an upstream; remove it",
         ],
     );
 }

@@ -144,6 +144,12 @@ fn assert_defaults(
         tls,
         host: HostField::default(),
         timeouts: Timeouts::default(),
+        // No default either, but for those that wait.
+        limits: workers.map_or_else(upstream::Limits::default, |_| upstream::Limits {
+            connections: Some(250),
+            requests: Some(200),
+            ..upstream::Limits::default()
+        }),
         checks: Some(upstream::Checks {
             question: workers.map(|_| question()),
             ..upstream::Checks::default()

@@ -2,8 +2,8 @@
 //! route that allows it.
 //!
 //! Everything before the 101 is an ordinary request and passes every stage. What flows afterwards is passed on
-//! as it is. When nothing has passed for too long, each side gets a Close frame with the code 1001, unless it is in the
-//! middle of a frame, and the tunnel is closed.
+//! as it is. When nothing has passed for too long, or the tunnel has lasted for too long, each side gets a Close frame with the
+//! code 1001, unless it is in the middle of a frame, and the tunnel is closed.
 //!
 //! When the process ends, the client gets a Close frame with the code 1001 and closes the tunnel itself: its own Close
 //! goes on to the upstream, behind everything that it sent before. A client that does not has a time for it.
@@ -109,13 +109,13 @@ impl Tunnel {
             biased;
             passed = joined.pass(&mut client, &mut upstream, &last, departure) => passed,
             () = silence(&last, idle) => Ok(End::Idle),
-            () = exchange.cut().due() => Ok(End::Cut),
+            () = exchange.cut().due() => Ok(if exchange.cut().is_overdue() { End::Overdue } else { End::Cut }),
         };
         exchange.note_received(joined.to_upstream.passed());
         exchange.note_sent(joined.to_client.passed());
         match ended? {
             End::Closed => exchange.note_complete(),
-            End::Over | End::Idle => joined.leave(&mut client, &mut upstream).await,
+            End::Over | End::Idle | End::Overdue => joined.leave(&mut client, &mut upstream).await,
             End::Cut => joined.say_farewell(&mut client, CloseCode::PolicyViolation).await,
         }
         Ok(())
@@ -130,6 +130,8 @@ enum End {
     Over,
     /// Nothing has passed for too long.
     Idle,
+    /// It has lasted for as long as its route allows.
+    Overdue,
     /// The key may no longer do what it does.
     Cut,
 }

@@ -82,12 +82,12 @@ pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clon
         ),
         counters(
             "keygate_requests_crowded_total",
-            "Requests answered with 503 because there was no room for them: their client had its share in flight, the connections to upstreams were used up, or HTTP/2 held too many requests.",
+            "Requests answered with 503 because there was no room for them: their client had its share in flight, the connections to upstreams were used up, the limit of their upstream was reached, or HTTP/2 held too many requests.",
             crowded,
         ),
         counters(
             "keygate_answers_cut_total",
-            "Answers and tunnels that were ended because their key lost its right while they lasted.",
+            "Answers and tunnels that were ended because their key lost its right while they lasted, or they lasted for as long as their route allows.",
             cut,
         ),
         counters(
@@ -103,9 +103,9 @@ pub(super) fn families<'t>(threads: &(impl Iterator<Item = &'t Decisions> + Clon
     ]
 }
 
-/// For these reasons a key is known to lose its right while an answer lasts, so their series begin at 0. Another
+/// For these reasons an answer is known to be ended while it lasts, so their series begin at 0. Another
 /// reason has a series once it occurs.
-const CUT_REASONS: [Reason; 9] = [
+const CUT_REASONS: [Reason; 10] = [
     Reason::KeyUnknown,
     Reason::KeyRevoked,
     Reason::KeyDisabled,
@@ -115,4 +115,5 @@ const CUT_REASONS: [Reason; 9] = [
     Reason::AddressNotAllowed,
     Reason::ScopeMissing,
     Reason::StoreUnavailable,
+    Reason::TotalTimeout,
 ];

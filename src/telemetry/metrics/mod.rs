@@ -29,7 +29,7 @@ pub use changes::ChangeMeter;
 pub use connections::{Connected, Excess, Protocol, ResetStreams, Unserved};
 pub use lookups::{LookupMeter, NoTurn};
 pub use requests::{Code, Finished, OTHER_METHOD, RouteCells, UpstreamCells, method_label};
-pub use state::{EndpointState, Reloads, State};
+pub use state::{CrowdState, EndpointState, Reloads, State};
 pub use store::{StoreMeter, StoreOperation};
 
 /// The counts of all threads.
@@ -226,7 +226,7 @@ mod tests {
             r#"keygate_answers_cut_total{reason="key_expired"} 0"#,
         ];
         assert_has(&metrics, &expected);
-        assert_eq!(values(&metrics, "keygate_answers_cut_total", "reason").len(), 10);
+        assert_eq!(values(&metrics, "keygate_answers_cut_total", "reason").len(), 11);
     }
 
     #[test]

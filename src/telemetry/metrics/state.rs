@@ -19,6 +19,8 @@ pub struct State {
     pub endpoints: Vec<EndpointState>,
     /// Connections to upstreams, and how many there may be.
     pub upstream_connections: (usize, usize),
+    /// Upstreams with a limit of their own.
+    pub crowds: Vec<CrowdState>,
     pub cache_entries: u64,
     /// Requests whose lookup waits for its turn.
     pub lookups_waiting: usize,
@@ -71,6 +73,16 @@ pub struct EndpointState {
     pub retries: u64,
 }
 
+/// The requests at an upstream that has a limit, for one environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CrowdState {
+    pub upstream: Box<str>,
+    pub environment: &'static str,
+    pub in_flight: usize,
+    pub at_most: usize,
+    pub waiting: usize,
+}
+
 /// How often another configuration was put in force, and how often it was refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reloads {
@@ -85,6 +97,7 @@ impl State {
         families.extend(self.of_the_memory());
         families.extend(self.of_the_clocks());
         families.extend(self.of_the_upstreams());
+        families.extend(self.of_the_crowds());
         families.extend(self.of_the_process());
         families
     }
@@ -182,6 +195,32 @@ impl State {
                 "Whether no audit record is removed for its age, because the clocks of machine and store differ by more than \
                  60 s or the store's cannot be read.",
                 self.trimming_held.map(f64::from),
+            ),
+        ]
+    }
+
+    fn of_the_crowds(&self) -> [MetricFamily; 3] {
+        let by = |number: fn(&CrowdState) -> usize| {
+            self.crowds.iter().map(move |crowd| {
+                let labels = [("upstream", &*crowd.upstream), ("environment", crowd.environment)];
+                (labels, number(crowd) as f64)
+            })
+        };
+        [
+            gauges(
+                "keygate_upstream_requests_in_flight",
+                "Requests in flight at an upstream that has a limit of its own.",
+                by(|crowd| crowd.in_flight),
+            ),
+            gauges(
+                "keygate_upstream_requests_limit",
+                "Requests that may be in flight at an upstream that has a limit of its own.",
+                by(|crowd| crowd.at_most),
+            ),
+            gauges(
+                "keygate_upstream_requests_waiting",
+                "Requests that wait for others at an upstream that has a limit of its own.",
+                by(|crowd| crowd.waiting),
             ),
         ]
     }

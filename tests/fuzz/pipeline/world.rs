@@ -13,7 +13,7 @@ use keygate::app::{Control, KeyTools, open_store};
 use keygate::config::Config;
 use keygate::downstream::connection::Serving;
 use keygate::downstream::in_memory;
-use keygate::gateway::{Gateway, Plan, Shapes, Shared, Shares};
+use keygate::gateway::{Experience, Gateway, Plan, Shapes, Shared, Shares};
 use keygate::lifecycle::{Lifecycle, NewKey, Origin};
 use keygate::store::Store;
 use keygate::store::cache::ReadThrough;
@@ -21,7 +21,6 @@ use keygate::store::measured::MeasuredStore;
 use keygate::telemetry::metrics::{Metrics, State};
 use keygate::telemetry::{RecordSettings, RecordWriter, RequestLog};
 use keygate::upstream::budget::Budget;
-use keygate::upstream::health::Health;
 use keygate::upstream::loaded::load;
 use keygate::vocabulary::clock::Clock;
 use keygate::vocabulary::key::scope::{Scope, ScopeSet};
@@ -120,7 +119,7 @@ impl World {
         let budget = Budget::new(1000);
         let loaded = load(config.upstreams).expect("it names no files");
         let shared = Shared {
-            plan: Arc::new(Plan::new(config.gateway, config.routes, loaded, &Health::default())),
+            plan: Arc::new(Plan::new(config.gateway, config.routes, loaded, &Experience::none(1))),
             shapes: Arc::new(Shapes { format: tools.format, only_these: None }),
             keys: cache,
             shares: Arc::new(Shares::new(budget.clone(), 1)),
