@@ -40,7 +40,6 @@ impl InForce {
             upstream: seen.upstream.into(),
             server: seen.label.into(),
             state: seen.state,
-            retries: seen.retries,
         });
         servers.collect()
     }
@@ -97,7 +96,7 @@ impl Observed {
             upstream: seen.upstream.into(),
             endpoint: seen.label.into(),
             is_healthy: seen.state.is_healthy(),
-            retries: seen.retries,
+            repeated: seen.repeated,
         });
         let crowds = in_force.plan.crowds().seen().map(|seen| CrowdState {
             upstream: seen.upstream.into(),

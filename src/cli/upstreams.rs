@@ -38,7 +38,7 @@ impl Act for Action {
 }
 
 fn describe(server: &ServerView) -> String {
-    let ServerView { upstream, server, state, .. } = server;
+    let ServerView { upstream, server, state } = server;
     let state = match state {
         ServerState::InUse => "in use",
         ServerState::Suspected => "in use; a request had no answer, and the next check asks whether any has",

@@ -67,9 +67,11 @@ pub(super) async fn forward(
     } else if takes_trailers {
         headers::ask_for_trailers(request.headers_mut());
     }
+    let org = permit.holder().map(|holder| holder.found.org.id);
     exchange.note_upload(request.body().upload());
     exchange.note_sending(permit.environment());
-    let sent = exchange.snapshot().upstreams().send(upstream, permit.environment(), request, terms).await;
+    let sent =
+        exchange.snapshot().upstreams().send((upstream, permit.environment()), request, org, terms).await;
     exchange.note_answered();
     exchange.note_endpoint(sent.endpoint);
     let mut answer = sent.outcome.map_err(|error| refuse(exchange, upstream, &error))?;

@@ -20,7 +20,7 @@ use super::endpoint::Endpoint;
 use super::loaded::Loaded;
 use crate::telemetry::{Event, Notice};
 use crate::vocabulary::key::Environment;
-use crate::vocabulary::upstream::ServerState;
+use crate::vocabulary::upstream::{Repetition, ServerState};
 
 /// For how long an endpoint is passed over at first, and at most.
 const FIRST: Duration = Duration::from_secs(1);
@@ -46,8 +46,8 @@ pub struct Seen<'h> {
     /// `host:port`, or `unix:/path`.
     pub label: &'h str,
     pub state: ServerState,
-    /// How often a request was sent again there.
-    pub retries: u64,
+    /// How often a request that it had, or was to get, was sent again, by [`Repetition`].
+    pub repeated: [u64; Repetition::ALL.len()],
 }
 
 /// The state of one endpoint; shared by all threads.
@@ -70,7 +70,8 @@ struct State {
     is_told_failing: AtomicBool,
     /// Whether a request was left without an answer since a check last had one.
     is_suspected: AtomicBool,
-    retries: AtomicU64,
+    /// By [`Repetition`].
+    repeated: [AtomicU64; Repetition::ALL.len()],
 }
 
 /// A time for which an endpoint is passed over. Times are milliseconds after the origin, and never 0.
@@ -136,7 +137,8 @@ impl Standing {
         !self.0.unreachable.is_on() && !self.is_failing()
     }
 
-    fn is_failing(&self) -> bool {
+    /// Whether it fails its checks.
+    pub(super) fn is_failing(&self) -> bool {
         self.0.is_failing.load(Ordering::Relaxed)
     }
 
@@ -225,8 +227,9 @@ impl Standing {
         }
     }
 
-    pub(super) fn note_retry(&self) {
-        self.0.retries.fetch_add(1, Ordering::Relaxed);
+    /// A request that was here, or was to be sent here, is sent again.
+    pub(super) fn note_repetition(&self, why: Repetition) {
+        self.0.repeated[why as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     fn state(&self) -> ServerState {
@@ -276,7 +279,7 @@ impl Health {
             upstream,
             label,
             state: standing.state(),
-            retries: standing.0.retries.load(Ordering::Relaxed),
+            repeated: standing.0.repeated.each_ref().map(|count| count.load(Ordering::Relaxed)),
         })
     }
 }

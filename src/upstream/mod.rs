@@ -6,12 +6,14 @@
 //! | `select` | Which endpoint gets a request, and which one after it? |
 //! | [`loaded`] | What is an upstream whose files were read? |
 //! | `retry` | Is a request sent again? |
+//! | `repeats` | How many requests may be sent twice? |
 //! | `dial` | How does a stream to an endpoint come about? |
 //! | [`tls`] | What proves an endpoint to keygate, and keygate to it? |
 //! | `connection` | How does a request travel over a stream, and which library speaks the protocol? |
 //! | `pool` | Which connections does a thread keep? |
 //! | [`budget`] | How many connections may the process have? |
 //! | [`bounds`] | How many requests and connections may an upstream have? |
+//! | `waiting` | How long does a request wait for its answer? |
 //! | [`send`] | What are the steps from a request to its answer? |
 //! | `origin` | What does an answer say of its server's own address? |
 //! | [`answer`] | What came back, and may its connection carry another request? |
@@ -35,11 +37,13 @@ mod idle_timer;
 pub mod loaded;
 mod origin;
 mod pool;
+mod repeats;
 pub mod request_body;
 mod retry;
 mod select;
 pub mod send;
 pub mod tls;
+mod waiting;
 
 use std::time::Duration;
 

@@ -154,6 +154,16 @@ impl Lease {
         self.open.connection.unanswered()
     }
 
+    /// See [`Connection::is_waiting`].
+    pub(super) fn is_waiting(&self) -> bool {
+        self.open.connection.is_waiting()
+    }
+
+    /// See [`Connection::abandon`].
+    pub(super) fn abandon(&self) {
+        self.open.connection.abandon();
+    }
+
     /// See [`Connection::spoke_unasked`].
     pub(super) fn spoke_unasked(&self) -> Option<BrokenOff> {
         self.open.connection.spoke_unasked()

@@ -17,6 +17,8 @@ pub(super) enum Retry {
     /// Once more, over a new connection to the same endpoint, though it was sent. The reason for it is the client's
     /// answer if that connection cannot be made.
     OnceMore(Box<Request<RequestBody>>, BrokenOff),
+    /// To the next endpoint, though it was sent: it waited at one that fails its checks.
+    Elsewhere(Box<Request<RequestBody>>),
     /// Nowhere.
     Never(BrokenOff),
 }
@@ -45,6 +47,8 @@ fn is_safe(method: &Method) -> bool {
 /// - A new connection that takes no request is a fault of the endpoint, as is an endpoint that cannot be
 ///   connected to. The next endpoint gets the request, so each is tried once.
 ///
+/// Nothing else is tried for a request that [`left`] its endpoint.
+///
 /// The server may also close a reused connection when the request is already on its way. `unanswered` is that request,
 /// as it was sent, where it [`is_repeatable`] and not a byte came after it. It is sent once more, to the same
 /// endpoint: one whose server the request itself brings down must not bring down the next.
@@ -57,6 +61,16 @@ pub(super) fn after(undelivered: Undelivered, is_reused: bool, unanswered: Optio
             None => Retry::Never(cause),
         },
         Undelivered::BrokeOff(cause) => Retry::Never(cause),
+    }
+}
+
+/// What becomes of a request that waited at an endpoint which fails its checks, and whose connection keygate has ended for that. Where
+/// the endpoint closes connections, because a request brought it down, nothing waits there: such a request goes nowhere else.
+pub(super) fn left(undelivered: Undelivered, unanswered: Option<&Unanswered>) -> Retry {
+    match (unanswered.and_then(Unanswered::request), undelivered) {
+        (Some(request), _) => Retry::Elsewhere(Box::new(request)),
+        (None, Undelivered::Unsent(request)) => Retry::NextEndpoint(request),
+        (None, Undelivered::BrokeOff(cause)) => Retry::Never(cause),
     }
 }
 

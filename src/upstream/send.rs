@@ -1,14 +1,14 @@
 //! A request to its upstream, and back with the answer: the upstreams as one thread sees them.
 
 use std::cell::Cell;
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::HOST;
 use http::{HeaderValue, Request};
-use tokio::time::{Instant, sleep};
 
 use super::answer::Answer;
 use super::bounds::Bounds;
@@ -21,12 +21,16 @@ use super::health::Health;
 use super::loaded::Loaded;
 use super::origin::OwnHost;
 use super::pool::{Lease, NoLease, Pool, Room};
+use super::repeats::Repeats;
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
 use super::select::{Candidates, Turns};
+use super::waiting::within;
 use super::{Checks, HostField, Terms, Timeouts, UpstreamId};
 use crate::vocabulary::clock::Clock;
+use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Environment;
+use crate::vocabulary::upstream::Repetition;
 
 /// How long it takes at most until the endpoints of another configuration are checked.
 const NOTHING_TO_CHECK: Duration = Duration::from_secs(1);
@@ -51,6 +55,7 @@ struct Upstream {
 struct Side {
     targets: Vec<Target>,
     turns: Turns,
+    repeats: Repeats,
     /// `None`: they are not checked here.
     checks: Option<Rc<Checks>>,
     timeouts: Timeouts,
@@ -73,7 +78,14 @@ struct Target {
 #[derive(Debug)]
 struct Sending<'r> {
     upload: Option<&'r Upload>,
-    is_repeatable: bool,
+    /// Whether it may be sent again though it was sent. Once.
+    is_repeatable: Cell<bool>,
+    /// Whose part of the repetitions it is; `None` without a key.
+    org: Option<OrgId>,
+    /// Whether the endpoint where it waits fails its checks, and another one is in use.
+    is_to_leave: Cell<bool>,
+    /// Whether its connection was ended for that.
+    has_left: Cell<bool>,
     connect_timeout: Duration,
     stream_idle_timeout: Duration,
     /// The place of the endpoint that has the request and has not answered it.
@@ -121,20 +133,26 @@ impl Upstreams {
         renewed
     }
 
-    /// Sends a request to an endpoint of `upstream` for `environment`, and to no other environment.
+    /// Sends a request to an endpoint of `upstream` for `environment`, and to no other environment. `org` is that of its
+    /// key.
     ///
     /// Dropping the future closes the connection it used.
     pub async fn send(
         &self,
-        upstream: UpstreamId,
-        environment: Environment,
+        (upstream, environment): (UpstreamId, Environment),
         request: Request<RequestBody>,
+        org: Option<OrgId>,
         terms: &Terms,
     ) -> Sent {
         let side = &*self.upstreams[upstream.0].sides[environment as usize];
         let upload = request.body().upload();
+        let is_repeatable = upload.is_none() && retry::is_repeatable(request.method(), terms.retries);
+        side.repeats.note_request();
         let sending = Sending {
-            is_repeatable: upload.is_none() && retry::is_repeatable(request.method(), terms.retries),
+            is_repeatable: Cell::new(is_repeatable),
+            org,
+            is_to_leave: Cell::new(false),
+            has_left: Cell::new(false),
             connect_timeout: terms.connect.unwrap_or(side.timeouts.connect),
             stream_idle_timeout: terms.stream_idle.unwrap_or(side.timeouts.stream_idle),
             upload: upload.as_deref(),
@@ -145,7 +163,8 @@ impl Upstreams {
         let delivered = {
             // Pinned here, since it holds the request and would be copied with it.
             let delivering = pin!(side.deliver(request, &sending));
-            within(answer_timeout, sending.upload, delivering).await
+            let look = || side.looks_after(&sending);
+            within((answer_timeout, sending.upload), delivering, &sending.is_repeatable, look).await
         };
         let target = |at: &Cell<Option<usize>>| at.get().and_then(|at| side.targets.get(at));
         let outcome = match sending.upload.map(Upload::state) {
@@ -179,6 +198,7 @@ impl Upstreams {
     /// Closes the connections that have been unused for too long. To be called once a second.
     pub fn sweep(&self) {
         self.upstreams.iter().flat_map(Upstream::pools).for_each(Pool::sweep);
+        self.upstreams.iter().flat_map(|upstream| &upstream.sides).for_each(|side| side.repeats.tick());
     }
 }
 
@@ -224,6 +244,7 @@ impl Upstream {
                 targets,
                 checks: checks.cloned().map(Rc::new),
                 turns: Turns::default(),
+                repeats: Repeats::default(),
                 timeouts: settings.timeouts.clone(),
             })
         };
@@ -278,12 +299,9 @@ impl Side {
     ) -> Result<Answer, SendError> {
         let mut choice = self.turns.begin();
         let (mut spoke_unasked, mut unreached) = (None, SendError::Unreachable);
+        let mut why = Repetition::NotSent;
         while let Some(at) = choice.next(self) {
-            let target = &self.targets[at];
-            sending.tried.set(Some(at));
-            if let Some(host) = &target.host {
-                request.headers_mut().insert(HOST, host.sent.clone());
-            }
+            let target = self.turn_to(at, &mut request, why, sending);
             loop {
                 let mut lease = match target.pool.lease(sending.connect_timeout).await {
                     Ok(lease) => lease,
@@ -296,15 +314,21 @@ impl Side {
                     Err(NoLease::Full) => return Err(SendError::Full),
                 };
                 sending.waits_at.set(Some(at));
-                let undelivered = match lease.send(request).await {
+                let answering = lease.send(request);
+                let undelivered = match self.head(&lease, answering, sending).await {
                     Ok(received) => return Ok(answer(target, received, lease, sending)),
                     Err(undelivered) => undelivered,
                 };
                 sending.waits_at.set(None);
-                let unanswered = if sending.is_repeatable { lease.unanswered() } else { None };
-                let undelivered = undelivered.explained(&lease);
-                match retry::after(undelivered, lease.is_reused(), unanswered.as_ref()) {
-                    Retry::SameEndpoint(unsent) => request = *unsent,
+                match self.judge(undelivered, &lease, target, sending) {
+                    Retry::SameEndpoint(unsent) => {
+                        target.note_repetition(Repetition::NotSent);
+                        request = *unsent;
+                    }
+                    Retry::Elsewhere(again) => {
+                        (request, why) = (*again, Repetition::PassedOver);
+                        break;
+                    }
                     Retry::NextEndpoint(unsent) => {
                         target.suspect();
                         request = *unsent;
@@ -326,6 +350,73 @@ impl Side {
         Err(spoke_unasked.map_or(unreached, SendError::BrokeOff))
     }
 
+    /// The request is for this endpoint now; `why` it left the one before, if there was one.
+    fn turn_to(
+        &self,
+        at: usize,
+        request: &mut Request<RequestBody>,
+        why: Repetition,
+        sending: &Sending<'_>,
+    ) -> &Target {
+        let target = &self.targets[at];
+        if let Some(before) = sending.tried.replace(Some(at)) {
+            self.targets[before].note_repetition(why);
+        }
+        if let Some(host) = &target.host {
+            request.headers_mut().insert(HOST, host.sent.clone());
+        }
+        target
+    }
+
+    /// Waits for the head of an answer. Ends the connection where the request is to leave, and not a byte of an answer has come.
+    async fn head(
+        &self,
+        lease: &Lease,
+        answering: impl Future<Output = Result<Received, Undelivered>>,
+        sending: &Sending<'_>,
+    ) -> Result<Received, Undelivered> {
+        let mut answering = pin!(answering);
+        poll_fn(|cx| {
+            if sending.is_to_leave.take() && lease.is_waiting() && self.repeats.take(sending.org) {
+                sending.has_left.set(true);
+                lease.abandon();
+            }
+            answering.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// What becomes of a request that was not delivered over this connection.
+    fn judge(
+        &self,
+        undelivered: Undelivered,
+        lease: &Lease,
+        target: &Target,
+        sending: &Sending<'_>,
+    ) -> Retry {
+        let unanswered = if sending.is_repeatable.get() { lease.unanswered() } else { None };
+        let undelivered = undelivered.explained(lease);
+        if sending.has_left.take() {
+            sending.is_repeatable.set(false);
+            return retry::left(undelivered, unanswered.as_ref());
+        }
+        match retry::after(undelivered, lease.is_reused(), unanswered.as_ref()) {
+            Retry::OnceMore(_, cause) if !self.repeats.take(sending.org) => {
+                target.note_repetition(Repetition::Withheld);
+                Retry::Never(cause)
+            }
+            retry => retry,
+        }
+    }
+
+    /// Tells a request that may be sent again when it is to leave the endpoint where it waits.
+    fn looks_after(&self, sending: &Sending<'_>) {
+        let Some(at) = sending.waits_at.get().filter(|_| sending.is_repeatable.get()) else { return };
+        let is_left = self.targets[at].pool.standing().is_failing()
+            && (0..self.count()).any(|other| other != at && self.is_in_use(other));
+        sending.is_to_leave.set(is_left);
+    }
+
     /// Sends a request once more, and no more than that.
     async fn deliver_again(
         &self,
@@ -335,7 +426,8 @@ impl Side {
         sending: &Sending<'_>,
     ) -> Result<Answer, SendError> {
         let target = &self.targets[at];
-        target.pool.standing().note_retry();
+        sending.is_repeatable.set(false);
+        target.note_repetition(Repetition::NotAnswered);
         let Ok(mut lease) = target.pool.lease_new(sending.connect_timeout).await else {
             return Err(SendError::BrokeOff(cause));
         };
@@ -363,6 +455,10 @@ impl Undelivered {
 }
 
 impl Target {
+    fn note_repetition(&self, why: Repetition) {
+        self.pool.standing().note_repetition(why);
+    }
+
     /// A request got no answer there.
     fn suspect(&self) {
         self.pool.standing().suspect();
@@ -375,24 +471,4 @@ fn answer(target: &Target, mut received: Received, lease: Lease, sending: &Sendi
     }
     let is_wholly_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
     Answer::new(received, lease, is_wholly_sent, sending.stream_idle_timeout)
-}
-
-/// Waits for `sending` until `timeout` has passed since the last part of the request's body was taken; `None`
-/// after that.
-async fn within<T>(
-    timeout: Duration,
-    upload: Option<&Upload>,
-    mut sending: Pin<&mut impl Future<Output = T>>,
-) -> Option<T> {
-    let mut deadline = pin!(sleep(timeout));
-    loop {
-        tokio::select! {
-            biased;
-            sent = &mut sending => return Some(sent),
-            () = &mut deadline => {
-                let until = upload.map(|upload| upload.progress() + timeout).filter(|until| *until > Instant::now());
-                deadline.as_mut().reset(until?);
-            }
-        }
-    }
 }

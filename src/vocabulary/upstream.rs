@@ -40,6 +40,36 @@ impl ServerState {
     }
 }
 
+macro_rules! repetitions {
+    ($($(#[$about:meta])* $name:ident = $text:literal,)*) => {
+        /// Why a request was sent again, or would have been.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Repetition {
+            $($(#[$about])* $name,)*
+        }
+
+        impl Repetition {
+            pub const ALL: [Self; [$($text),*].len()] = [$(Self::$name),*];
+
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+        }
+    };
+}
+
+repetitions! {
+    /// Its connection took nothing of it, or there was none.
+    NotSent = "not_sent",
+    /// Its kept connection ended without a byte of an answer.
+    NotAnswered = "not_answered",
+    /// It waited at an endpoint that failed its checks.
+    PassedOver = "passed_over",
+    /// None of these: it was not sent again, because as many were as may be.
+    Withheld = "withheld",
+}
+
 /// What a route says of its requests to an upstream. A time that is `None` is the upstream's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {

@@ -88,6 +88,7 @@ mod redis_tls;
 mod refused_connections;
 mod reload;
 mod restarts;
+mod retries;
 mod role_proxy;
 mod sealed;
 mod secrets;

@@ -95,7 +95,9 @@ fn what_is_safe_is_sent_again_when_its_kept_connection_ends_without_a_byte() {
         }
         let endpoint = upstream.url();
         let endpoint = endpoint.strip_prefix("http://").unwrap();
-        let series = format!("keygate_upstream_retries_total{{upstream=\"api\",endpoint=\"{endpoint}\"}}");
+        let series = format!(
+            "keygate_upstream_retries_total{{upstream=\"api\",endpoint=\"{endpoint}\",reason=\"not_answered\"}}"
+        );
         assert_eq!(value(&scrape(gateway.ops_address()), &series), Some(again.len() as f64));
     }
 }

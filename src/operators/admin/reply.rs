@@ -141,8 +141,6 @@ pub struct ServerView {
     /// `host:port`, or `unix:/path`.
     pub server: Box<str>,
     pub state: ServerState,
-    /// Requests that were sent there again since the gateway was started.
-    pub retries: u64,
 }
 
 /// How far a change has come among the gateways.

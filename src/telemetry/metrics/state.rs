@@ -10,6 +10,7 @@ use super::lookups::LookupMeter;
 use crate::telemetry::output::Losses;
 use crate::telemetry::throttle::Occurrences;
 use crate::vocabulary::clock::UnixMillis;
+use crate::vocabulary::upstream::Repetition;
 
 /// The state of other parts at the moment of a scrape.
 #[derive(Clone, Debug, Default)]
@@ -69,8 +70,8 @@ pub struct EndpointState {
     pub upstream: Box<str>,
     pub endpoint: Box<str>,
     pub is_healthy: bool,
-    /// How often a request was sent again there, since the process began.
-    pub retries: u64,
+    /// How often a request that it had, or was to get, was sent again since the process began, by [`Repetition`].
+    pub repeated: [u64; Repetition::ALL.len()],
 }
 
 /// The requests at an upstream that has a limit, for one environment.
@@ -247,9 +248,13 @@ impl State {
             ),
             counters(
                 "keygate_upstream_retries_total",
-                "Requests that were sent again because their kept connection ended without a byte of an answer.",
-                self.endpoints.iter().map(|EndpointState { upstream, endpoint, retries, .. }| {
-                    ([("upstream", &**upstream), ("endpoint", &**endpoint)], *retries)
+                "Requests of this endpoint that were sent again, by the reason; `withheld` were not, because as many were as may be.",
+                self.endpoints.iter().flat_map(|EndpointState { upstream, endpoint, repeated, .. }| {
+                    Repetition::ALL.into_iter().map(move |why| {
+                        let labels =
+                            [("upstream", &**upstream), ("endpoint", &**endpoint), ("reason", why.as_str())];
+                        (labels, repeated[why as usize])
+                    })
                 }),
             ),
             gauge(

@@ -73,6 +73,14 @@ impl Http1 {
         self.outcome.unanswered()
     }
 
+    pub(super) fn is_waiting(&self) -> bool {
+        self.outcome.is_waiting()
+    }
+
+    pub(super) fn abandon(&self) {
+        self.driver.abort();
+    }
+
     pub(super) fn spoke_unasked(&self) -> Option<BrokenOff> {
         let came = self.outcome.came();
         let unasked =

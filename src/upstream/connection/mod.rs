@@ -75,6 +75,20 @@ impl Connection {
         }
     }
 
+    /// Whether a request was sent, at least in part, and not a byte came after it.
+    pub(super) fn is_waiting(&self) -> bool {
+        match self {
+            Self::Exclusive(connection) => connection.is_waiting(),
+        }
+    }
+
+    /// Ends the connection, so that the request on it breaks off.
+    pub(super) fn abandon(&self) {
+        match self {
+            Self::Exclusive(connection) => connection.abandon(),
+        }
+    }
+
     /// After a new connection took no request: what the server said instead of waiting for it, if it said anything. Once.
     pub(super) fn spoke_unasked(&self) -> Option<BrokenOff> {
         match self {

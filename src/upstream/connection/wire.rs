@@ -36,7 +36,9 @@ pub(in crate::upstream) struct Unanswered(Vec<u8>);
 pub(super) struct Outcome {
     /// Whether a write has failed, so that the connection must not be used again.
     is_broken: AtomicBool,
-    /// Set when the server's direction has ended.
+    /// Whether something was sent, and not a byte came after it.
+    is_waiting: AtomicBool,
+    /// Set when the server's direction has ended, or the stream is dropped.
     unanswered: Mutex<Option<Unanswered>>,
     /// Set when the stream is dropped.
     came: Mutex<Came>,
@@ -45,6 +47,10 @@ pub(super) struct Outcome {
 impl Outcome {
     pub(super) fn is_broken(&self) -> bool {
         self.is_broken.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.is_waiting.load(Ordering::Relaxed)
     }
 
     /// What the server said last, once the connection is over.
@@ -107,6 +113,7 @@ impl Wire {
     fn keep(&mut self, bytes: &[u8]) {
         if self.is_answered {
             self.is_answered = false;
+            self.outcome.is_waiting.store(true, Ordering::Relaxed);
             self.came.is_unasked = false;
             self.came.beginning.clear();
             self.interims.ask();
@@ -125,14 +132,19 @@ impl Wire {
         cx.waker().wake_by_ref();
     }
 
-    /// The server's direction has ended, in order or not.
-    fn end(&mut self, ended: io::Result<()>) -> io::Result<()> {
-        self.has_ended = true;
+    /// Nothing will come any more.
+    fn note_unanswered(&mut self) {
         if !self.is_answered {
             self.is_answered = true;
             let unanswered = Some(Unanswered(std::mem::take(&mut self.sent)));
             *self.outcome.unanswered.lock().unwrap_or_else(PoisonError::into_inner) = unanswered;
         }
+    }
+
+    /// The server's direction has ended, in order or not.
+    fn end(&mut self, ended: io::Result<()>) -> io::Result<()> {
+        self.has_ended = true;
+        self.note_unanswered();
         if let Some(writer) = self.writer.take() {
             writer.wake();
         }
@@ -147,6 +159,7 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
+        self.note_unanswered();
         *self.outcome.came.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut self.came);
     }
 }
@@ -161,6 +174,7 @@ impl AsyncRead for Wire {
         match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
             Ok(()) if buf.filled().len() > before || buf.remaining() == 0 => {
                 self.is_answered = true;
+                self.outcome.is_waiting.store(false, Ordering::Relaxed);
                 let came = &buf.filled()[before..];
                 let room = BEGINNING.saturating_sub(self.came.beginning.len());
                 if room > 0 {
