@@ -217,8 +217,7 @@ fn operators_are_shown_which_servers_get_requests() {
     assert!(out.starts_with(&format!("api {good}: in use\n")) && code == Some(1), "{out}");
     let out = status(&["--json"]).1;
     let lines: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let expected =
-        |server: &str, state| json!({"upstream": "api", "server": server, "state": state});
+    let expected = |server: &str, state| json!({"upstream": "api", "server": server, "state": state});
     assert_eq!(lines[..2], [expected(&good, "in_use"), expected(&away, "fails_checks")]);
 }
 
