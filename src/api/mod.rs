@@ -298,6 +298,7 @@ fn refuse(error: LifecycleError) -> Rejection {
         // Only operators ask for what ends so.
         | LifecycleError::Unprovable { .. }
         | LifecycleError::BackupRuns
+        | LifecycleError::NotCompacted(_)
         | LifecycleError::NoBackup
         | LifecycleError::NewerStore
         | LifecycleError::Prefix(_) => {

@@ -7,6 +7,7 @@ mod audit;
 mod audit_list;
 mod backup;
 mod check;
+mod compact;
 mod completions;
 mod demo;
 mod dev;

@@ -1,10 +1,10 @@
-//! `keygate store`: showing the state of the store, accepting it after a loss, sealing it under a new pepper, migrating it,
-//! backing it up and restoring it.
+//! `keygate store`: showing the state of the store, accepting it after a loss, sealing it under a new pepper, making it smaller,
+//! migrating it, backing it up and restoring it.
 
 use clap::Subcommand;
 
 use super::operator::{Act, Failure, Session, unexpected};
-use super::{Outcome, backup, migrate, reseal};
+use super::{Outcome, backup, compact, migrate, reseal};
 use crate::operators::admin::{Command, Reply, StoreCommand};
 use crate::store::keeper::{Acceptance, Lapsed, Lease, MemoryVitals, Status};
 use crate::vocabulary::key::record::RecordFormat;
@@ -28,6 +28,7 @@ Examples:
   keygate store accept --yes
   keygate store accept-prefix acme
   keygate store reseal
+  keygate store compact
   keygate store backup keygate-2026-11-28.backup
   keygate store migrate --config node.toml --to redis.toml")]
 pub(super) enum Action {
@@ -57,6 +58,9 @@ pub(super) enum Action {
         #[arg(value_parser = Prefix::parse)]
         prefix: Prefix,
     },
+    /// Make the file of the embedded store smaller, while the gateway runs or at rest: what was removed leaves room in it that only
+    /// new records take. A gateway does it by itself, once a day, if half of the file is free, and at least 64 MiB
+    Compact,
     Migrate(migrate::Args),
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
@@ -68,6 +72,7 @@ impl Act for Action {
             Self::Migrate(args) => migrate::run(args, session).await,
             Self::Backup(args) => backup::back_up(args, session).await,
             Self::Restore(args) => backup::restore(args, session).await,
+            Self::Compact => compact::run(session).await,
             Self::Reseal => reseal::run(session).await,
             Self::Status => {
                 let status = reseal::status(session).await?;

@@ -177,6 +177,7 @@ async fn trim_trails(lifecycle: Weak<Lifecycle>) {
                     drop(some);
                     trim_all(&lifecycle).await;
                     Lifecycle::let_ended_go(&lifecycle).await;
+                    compact(&lifecycle).await;
                 }
             }
             Some(Err(held)) => {
@@ -193,6 +194,13 @@ async fn trim_trails(lifecycle: Weak<Lifecycle>) {
             }
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// After what is old was removed: the store may have become half empty.
+async fn compact(lifecycle: &Weak<Lifecycle>) {
+    if let Some(lifecycle) = lifecycle.upgrade() {
+        lifecycle.compact_by_itself().await;
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::store::StoreFault;
+use crate::store::compaction::NotCompacted;
 use crate::store::indexes::Full;
 use crate::vocabulary::audit::Trail;
 use crate::vocabulary::clock::UnixMillis;
@@ -125,6 +126,8 @@ pub enum LifecycleError {
     Prefix(#[from] PrefixError),
     #[error("the answer that is kept for this request cannot be read")]
     KeptAnswer,
+    #[error(transparent)]
+    NotCompacted(#[from] NotCompacted),
     #[error("a backup is being taken from this gateway already; wait for its end")]
     BackupRuns,
     #[error("the backup was broken off; begin it anew")]

@@ -8,6 +8,7 @@ mod authority;
 mod backup;
 mod change;
 mod chores;
+mod compaction;
 mod ended;
 mod error;
 mod idempotency;

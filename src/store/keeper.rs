@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use super::compaction::{Compacted, NotCompacted, Occasion};
 use super::events::Seq;
 use super::graves::Graves;
 use super::prefixes::PrefixBook;
@@ -293,4 +294,12 @@ pub trait Keeper: Send + Sync {
     /// # Errors
     /// A fault, also if nobody takes the pieces any more.
     fn dump(&self, out: Pieces) -> StoreFuture<'_, Result<Head, StoreFault>>;
+
+    /// Makes the store smaller, while it serves. Returns when it is done.
+    ///
+    /// # Errors
+    /// Why it is as it was.
+    fn compact(&self, _: Occasion) -> StoreFuture<'_, Result<Compacted, NotCompacted>> {
+        Box::pin(async { Err(NotCompacted::NoFile) })
+    }
 }

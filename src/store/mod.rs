@@ -5,6 +5,7 @@
 
 pub mod answers;
 pub mod cache;
+pub mod compaction;
 pub mod embedded;
 pub mod events;
 pub mod fence;

@@ -187,6 +187,9 @@ notices! {
     StoreBack = "store_back" Info,
     DiskFull = "disk_full" Error,
     DiskHasRoom = "disk_has_room" Info,
+    /// The file of the embedded store was copied into a smaller one.
+    StoreCompacted = "store_compacted" Info,
+    StoreNotCompacted = "store_not_compacted" Warn,
     IndexIncomplete = "index_incomplete" Error,
     MemoryNotRead = "memory_not_read" Warn,
     MemoryNotWritten = "memory_not_written" Error,

@@ -116,6 +116,8 @@ kinds! {
     /// Keys with a prefix are not accepted any more; no key had it.
     PrefixRemoved = "prefix.removed",
     StoreMigrated = "store.migrated",
+    /// The file of the embedded store was copied into a smaller one.
+    StoreCompacted = "store.compacted",
     /// The pepper was replaced: from this record on, the trail is under the new one.
     StoreResealed = "store.resealed",
     /// An operator began to take a backup of the store, with everything in it.
@@ -135,7 +137,7 @@ impl AuditKind {
     pub const fn needs(self) -> RecordFormat {
         match self {
             Self::OrgRenamed => RecordFormat::RENAMES,
-            Self::BackupBegun | Self::TakeOverBegun => RecordFormat::ACTS,
+            Self::BackupBegun | Self::TakeOverBegun | Self::StoreCompacted => RecordFormat::ACTS,
             _ => RecordFormat::FIRST,
         }
     }

@@ -24,12 +24,18 @@ const ROUNDS: usize = 5;
 const LONG: usize = 200;
 /// Concurrent clients of one organisation; each changes the keys that it created.
 const CLIENTS: usize = 4;
-/// The latest time of the kill after the beginning of a round.
+/// The latest time of the kill after the beginning of a round, and that of a round with compactions.
 const LATEST: Duration = Duration::from_millis(300);
+const LATEST_COMPACTING: Duration = Duration::from_secs(1);
 
 #[test]
 fn killing_the_gateway_leaves_no_lost_or_partial_change_in_the_embedded_store() {
     Place::new(None).run(|_, _| Killed::Gateway);
+}
+
+#[test]
+fn killing_the_gateway_while_its_store_is_compacted_leaves_no_lost_or_partial_change() {
+    Place { compacts: true, ..Place::new(None) }.run(|_, _| Killed::Gateway);
 }
 
 #[test]
@@ -56,6 +62,8 @@ struct Place {
     gateway: Option<Process>,
     address: Option<SocketAddr>,
     redis: Option<RedisServer>,
+    /// Whether the store is compacted all the time.
+    compacts: bool,
     _upstreams: [Upstream; 2],
     orgs: Vec<Org>,
     tally: Tally,
@@ -68,6 +76,9 @@ struct Tally {
     /// Requests in progress at the kill, and how many of them were executed.
     in_doubt: usize,
     happened: usize,
+    /// Compactions that came to their end, and those that the kill has broken off.
+    compacted: usize,
+    broken_off: usize,
 }
 
 /// An organisation of one round.
@@ -149,7 +160,8 @@ impl Place {
             .0
         );
         let (orgs, tally) = (Vec::new(), Tally::default());
-        Self { folder, gateway: None, address: None, redis, _upstreams: upstreams, orgs, tally }
+        let compacts = false;
+        Self { folder, gateway: None, address: None, redis, compacts, _upstreams: upstreams, orgs, tally }
     }
 
     #[expect(clippy::print_stdout, reason = "the figures of the long form")]
@@ -179,8 +191,11 @@ impl Place {
     /// Starts the stopped processes, and waits until keys are served.
     fn start(&mut self) {
         if self.gateway.is_none() {
+            let left = self.folder.path().join("keygate.redb.compacting");
+            self.tally.broken_off += usize::from(left.exists());
             let gateway = Process::serve(self.folder.path());
             self.address = Some(gateway.address());
+            assert!(!left.exists(), "the start removes what is left of a copy");
             self.gateway = Some(gateway);
         }
         let any = Call::get("/v1/api_keys/self").key("fh_live_sk_00000000000000000000000000000000000000");
@@ -205,11 +220,20 @@ impl Place {
     fn work_until_killed(&mut self, killed: Killed, rng: &mut Rng) {
         let over = AtomicBool::new(false);
         let (address, org) = (self.address.unwrap(), self.orgs.last_mut().unwrap());
-        let moment = LATEST.mul_f64(rng.f64());
+        let latest = if self.compacts { LATEST_COMPACTING } else { LATEST };
+        let moment = latest.mul_f64(rng.f64());
+        let (compacts, folder, compacted) = (self.compacts, self.folder.path(), &mut self.tally.compacted);
         let (gateway, redis) = (&mut self.gateway, &mut self.redis);
         thread::scope(|scope| {
             for client in &mut org.clients {
                 scope.spawn(|| client.work(address, &org.root, &over));
+            }
+            if compacts {
+                scope.spawn(|| {
+                    while !over.load(Ordering::SeqCst) {
+                        *compacted += usize::from(run(folder, &["store", "compact"]).0);
+                    }
+                });
             }
             thread::sleep(moment);
             if killed != Killed::Gateway {

@@ -33,6 +33,7 @@ mod cli_operators;
 mod cli_run;
 mod clocks;
 mod cold_start;
+mod compaction;
 mod contract_errors;
 mod contract_routes;
 mod documentation;

@@ -134,6 +134,24 @@ fn an_embedded_gateway_is_taken_over_with_its_ports_its_store_and_its_admin_sock
 }
 
 #[test]
+fn a_gateway_whose_store_was_compacted_is_taken_over_with_the_new_file() {
+    let place = Place::new("");
+    let mut old = place.serve();
+    place.is_served(old.address());
+    for _ in 0..2 {
+        let compacted = keygate(place.folder.path(), &["store", "compact"]).output().unwrap();
+        assert!(compacted.status.success(), "{}", String::from_utf8_lossy(&compacted.stderr));
+        place.takes_changes();
+        let new = place.take_over();
+        old.err_line("takes over");
+        place.is_served(new.address());
+        assert_eq!(old.wait().code(), Some(0));
+        place.takes_changes();
+        old = new;
+    }
+}
+
+#[test]
 fn a_gateway_on_redis_is_taken_over_with_its_ports_and_its_admin_socket() {
     let redis = RedisServer::start();
     taken_over(&Place::on(&redis));

@@ -207,6 +207,7 @@ async fn on_store(
             lifecycle.finish_reseal(origin).await?;
             Reply::ResealFinished
         }
+        StoreCommand::Compact => Reply::StoreCompacted { done: lifecycle.compact(origin).await? },
         StoreCommand::BeginBackup => Reply::BackupBegun { id: lifecycle.begin_backup(origin).await? },
         StoreCommand::NextOfBackup { id } => {
             let BackupPart { bytes, done } = lifecycle.next_of_backup(id).await?;

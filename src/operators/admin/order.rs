@@ -149,6 +149,8 @@ pub enum StoreCommand {
     },
     /// Note that nothing is left to reseal.
     FinishReseal,
+    /// Make the store smaller, while it serves.
+    Compact,
     BeginBackup,
     /// Give the next part of a backup that was begun.
     NextOfBackup {

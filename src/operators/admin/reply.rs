@@ -10,6 +10,7 @@ use crate::lifecycle::{
     AuditRecordView, BackedUp, ImportedKey, KeyView, MovedKey, OrgView, UnreadableView, Verdict,
 };
 use crate::store::Propagation;
+use crate::store::compaction::Compacted;
 use crate::store::events::Seq;
 use crate::store::keeper::{Acceptance, Resealed, Status};
 use crate::store::trails::Trimmed;
@@ -117,6 +118,9 @@ pub enum Reply {
         done: Resealed,
     },
     ResealFinished,
+    StoreCompacted {
+        done: Compacted,
+    },
     BackupBegun {
         id: u64,
     },

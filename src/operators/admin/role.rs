@@ -194,6 +194,7 @@ impl Needs {
             | StoreCommand::RemovePrefix { .. }
             | StoreCommand::Reseal { .. }
             | StoreCommand::FinishReseal
+            | StoreCommand::Compact
             | StoreCommand::BeginBackup
             | StoreCommand::NextOfBackup { .. } => (Role::All, About::Everybody),
         };

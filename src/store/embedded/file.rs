@@ -61,6 +61,16 @@ impl SharedFile {
         self.replace(State::Open(database));
     }
 
+    /// Puts another database in the place of the one that is open, and returns that.
+    pub(super) fn exchange(&self, database: Database) -> Result<Database, StoreFault> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        match &mut *state {
+            State::Open(there) => Ok(std::mem::replace(there, database)),
+            State::Failed(fault) => Err(fault.clone()),
+            State::Closed => Err(StoreFault::failed("the store is closed")),
+        }
+    }
+
     pub(super) fn close(&self) {
         self.replace(State::Closed);
     }

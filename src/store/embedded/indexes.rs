@@ -247,8 +247,16 @@ mod tests {
         let transaction = begin_write(&database).unwrap();
         {
             let mut tables = Tables::open(&transaction).unwrap();
-            tables.environment_keys.pop_last().unwrap();
-            tables.live_keys.pop_last().unwrap();
+            let last = tables.environment_keys.last().unwrap().map(|(place, _)| {
+                let (org, environment, id) = place.value();
+                (*org, environment, *id)
+            });
+            let (org, environment, id) = last.unwrap();
+            tables.environment_keys.remove((&org, environment, &id)).unwrap();
+            let last =
+                tables.live_keys.last().unwrap().map(|(place, _)| (*place.value().0, *place.value().1));
+            let (org, id) = last.unwrap();
+            tables.live_keys.remove((&org, &id)).unwrap();
         }
         transaction.commit().unwrap();
         complete(&database, &sealer).unwrap();

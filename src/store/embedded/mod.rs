@@ -39,14 +39,22 @@
 
 mod again;
 mod answers;
+mod change_over;
+mod compaction;
+#[cfg(test)]
+mod compaction_tests;
+mod copied;
 #[cfg(test)]
 mod disk_faults;
+mod exchange;
 mod file;
 mod graves;
 mod handed;
 mod indexes;
+mod keeper;
 mod mending;
 mod mutation;
+mod noted;
 mod open;
 mod outbox;
 #[cfg(test)]
@@ -76,6 +84,7 @@ use std::time::Duration;
 use redb::{Database, ReadableDatabase};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use self::exchange::Compaction;
 use self::file::SharedFile;
 pub use self::handed::{FileMark, as_left};
 use self::mending::{Again, Mender};
@@ -87,22 +96,19 @@ pub use self::whole::Filling;
 use self::writer::{Chore, Commit, Look, Order, Outcome, Stop, Writer};
 use super::answers::Answers;
 use super::events::{EventSink, Seq};
-use super::graves::Graves;
-use super::keeper::{Acceptance, Keeper, LinkState, Place, Resealed, Status, Vitals};
+use super::keeper::Keeper;
 use super::outbox::Outbox;
-use super::prefixes::PrefixBook;
 use super::quotas::Quotas;
 use super::trails::Trails;
 use super::unreadable::Listed;
 use super::usage::Usage;
-use super::whole::{Head, Pieces};
 use super::{
     Awaited, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, Store, StoreFault, StoreFuture,
 };
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::record::{KeyRecord, OrgRecord, Sealer, Versioned};
-use crate::vocabulary::key::{Digest, Misfit, Peppers, Prefixes};
+use crate::vocabulary::key::{Digest, Prefixes};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -124,6 +130,10 @@ pub struct Embedded {
     published: Arc<Mutex<Published>>,
     prefixes: watch::Sender<Option<Prefixes>>,
     time: FileTime,
+    clock: Clock,
+    compaction: Arc<Compaction>,
+    /// Whether it is only read, and nothing of it is kept.
+    is_read_only: bool,
     /// `None` only while it is being dropped.
     orders: Option<mpsc::Sender<Box<dyn Order>>>,
     writer: Option<JoinHandle<()>>,
@@ -146,6 +156,7 @@ impl Embedded {
         let file = Arc::new(SharedFile::new(database));
         let published = Arc::new(Mutex::new(Published { event, sinks: Vec::new() }));
         let (orders, waiting) = mpsc::channel(QUEUE);
+        let (compaction, is_read_only) = (Arc::<Compaction>::default(), again.is_none());
         let mender = Mender {
             path: path.clone(),
             file: Arc::clone(&file),
@@ -161,14 +172,28 @@ impl Embedded {
             sealer: Arc::clone(&sealer),
             published: Arc::clone(&published),
             waiting,
-            clock,
+            clock: clock.clone(),
             time: time.clone(),
             mender,
+            compaction: Arc::clone(&compaction),
         };
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run())?;
         let readers = Arc::new(Semaphore::new(READERS));
         let (orders, writer) = (Some(orders), Some(writer));
-        Ok(Self { path, file, sealer, readers, published, prefixes, time, orders, writer })
+        Ok(Self {
+            path,
+            file,
+            sealer,
+            readers,
+            published,
+            prefixes,
+            time,
+            clock,
+            compaction,
+            is_read_only,
+            orders,
+            writer,
+        })
     }
 
     /// Runs `read` over a snapshot, on a thread that may wait for the disk.
@@ -345,105 +370,9 @@ impl Store for Embedded {
     }
 }
 
-/// There is nothing to accept, and no other gateway.
-impl Keeper for Embedded {
-    fn link_state(&self) -> LinkState {
-        LinkState::Up
-    }
-
-    /// Only one process can open the file.
-    fn vitals(&self) -> Vitals {
-        Vitals {
-            breakers: vec![("file", self.file.fault().is_some())],
-            is_full: Some(self.file.is_full()),
-            ..Vitals::default()
-        }
-    }
-
-    fn leave(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn status(&self) -> StoreFuture<'_, Status> {
-        let meta = self.read(|snapshot| Ok((snapshot.incarnation()?, snapshot.format()?)));
-        let full = self.file.is_full().then(|| mending::full(&self.path).to_string());
-        Box::pin(async move {
-            let (found, format, trouble) = match meta.await {
-                Ok((found, format)) => (Some(found), Some(format), full),
-                Err(fault) => (None, None, Some(fault.to_string())),
-            };
-            let (place, events) = (self.path.display().to_string(), Some(lock(&self.published).event));
-            let keeps = self.sealer.keeps();
-            let prefixes = self.prefixes.borrow().as_ref().map(ToString::to_string);
-            let pepper = self.sealer.peppers().status();
-            Status {
-                place,
-                trouble,
-                known: found.clone(),
-                found,
-                events,
-                format,
-                keeps,
-                prefixes,
-                pepper,
-                ..Status::default()
-            }
-        })
-    }
-
-    fn begin(&self) -> StoreFuture<'_, Result<bool, StoreFault>> {
-        Box::pin(async { Ok(false) })
-    }
-
-    fn accept(&self, _: bool) -> StoreFuture<'_, Result<Acceptance, StoreFault>> {
-        let incarnation = self.read(|snapshot| snapshot.incarnation());
-        Box::pin(async move {
-            let store = incarnation.await?;
-            Ok(Acceptance { store, changed: false, news: 0, news_removed: 0 })
-        })
-    }
-
-    /// Any order that writes something notes it.
-    fn note_time(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
-        self.write(|_, _| Ok(()))
-    }
-
-    fn prefixes(&self) -> &dyn PrefixBook {
-        self
-    }
-
-    fn graves(&self) -> &dyn Graves {
-        self
-    }
-
-    /// A file whose pepper does not fit is not opened.
-    fn is_fit(&self) -> bool {
-        true
-    }
-
-    fn misfit(&self) -> StoreFuture<'_, Result<Option<Misfit>, StoreFault>> {
-        Box::pin(async { Ok(None) })
-    }
-
-    fn reseal(&self, after: Option<Place>) -> StoreFuture<'_, Result<Resealed, StoreFault>> {
-        self.write(move |tables, sealer| tables.reseal(sealer, after))
-    }
-
-    fn finish_reseal(&self) -> StoreFuture<'_, Result<(), StoreFault>> {
-        self.write(|tables, sealer| tables.finish_reseal(sealer))
-    }
-
-    fn keep_peppers_of(&self, other: Peppers) -> StoreFuture<'_, Result<(), StoreFault>> {
-        self.write(move |tables, sealer| tables.keep_peppers_of(sealer, &other))
-    }
-
-    fn dump(&self, out: Pieces) -> StoreFuture<'_, Result<Head, StoreFault>> {
-        self.read(move |snapshot| snapshot.dump(&out))
-    }
-}
-
 impl Drop for Embedded {
     fn drop(&mut self) {
+        self.compaction.close();
         // The writer ends when the last sender is gone and the queue is empty.
         drop(self.orders.take());
         if let Some(writer) = self.writer.take() {

@@ -37,7 +37,7 @@ impl Tables<'_> {
             return Err(StoreFault::outdated(mutation.needs, sealer.keeps()).into());
         }
         let format = self.check_format(sealer, mutation.format())?;
-        let org = mutation.org.as_ref().map(|change| check(&self.orgs, sealer, change)).transpose()?;
+        let org = mutation.org.as_ref().map(|change| check(&*self.orgs, sealer, change)).transpose()?;
         let key = mutation
             .key
             .as_ref()
@@ -177,7 +177,7 @@ impl Tables<'_> {
         change: &Change<KeyRecord>,
         org: Option<&Change<OrgRecord>>,
     ) -> Result<KeyWrite, Stop> {
-        let write = check(&self.keys, sealer, change)?;
+        let write = check(&*self.keys, sealer, change)?;
         let (Change::Insert(record) | Change::Update { record, .. }) = change;
         match &write.before {
             None => {

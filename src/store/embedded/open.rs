@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -112,13 +112,28 @@ pub(super) fn open_verified(verified: &Verified, keeps: RecordFormat) -> Result<
     let Verified { path, file } = verified;
     let unreadable = |source: io::Error| OpenError::Unreadable { path: path.clone(), source };
     let (database, event) = open_on(path, backend(file).map_err(unreadable)?, keeps)?;
+    check_name(path, file)?;
     if let Some(event) = event {
         return Ok((database, event));
     }
     lay_out(&database).map_err(|fault| unreadable(io::Error::other(fault)))?;
     // The name of the new file must survive a crash as well as its content.
-    File::open(parent(path)).and_then(|directory| directory.sync_all()).map_err(unreadable)?;
+    sync_folder(path).map_err(unreadable)?;
     Ok((database, 0))
+}
+
+/// Whether a file that is locked is still the one with the name. Between opening and locking it another process can have put
+/// a new one in its place, as a compaction does; that process has the new one.
+fn check_name(path: &Path, file: &File) -> Result<(), OpenError> {
+    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
+    let (ours, named) = (file.metadata().map_err(unreadable)?, fs::metadata(path).map_err(unreadable)?);
+    let is_named = (ours.dev(), ours.ino()) == (named.dev(), named.ino());
+    if is_named { Ok(()) } else { Err(OpenError::InUse { path: path.to_owned() }) }
+}
+
+/// Makes sure that the name of a file survives a power cut.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(parent(path)).and_then(|folder| folder.sync_all())
 }
 
 /// Opens the file of a store once more, after it has failed. It is verified as a whole, as at a start, and must be there.
@@ -129,6 +144,9 @@ pub(super) fn reopen(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq)
     let file = claim(path)?;
     rehearse(path, &file, keeps)?.ok_or_else(not_a_store)?;
     let (database, event) = open_on(path, backend(&file).map_err(unreadable)?, keeps)?;
+    check_name(path, &file)?;
+    // It may have got its name a moment before the failure.
+    sync_folder(path).map_err(unreadable)?;
     Ok((database, event.ok_or_else(not_a_store)?))
 }
 
@@ -162,6 +180,7 @@ fn rehearse(
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     let trial = builder.create_with_backend(rehearsal).map_err(|error| refuse(path, error))?;
+    check_name(path, file)?;
     let event = survey(path, &trial, keeps)?;
     Ok(Some((trial, event)))
 }
@@ -323,6 +342,28 @@ enum Content {
     /// Records that this keygate cannot keep.
     NewerFormat(RecordFormat),
     NoEventNumber,
+}
+
+/// What a copy may keep in memory while it is made, beside the cache of the other file; bytes.
+const COPY_CACHE_BYTES: usize = 8 << 20;
+
+/// Opens an empty file, into which another one is to be copied.
+pub(super) fn create_copy(path: &Path) -> Result<Database, OpenError> {
+    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
+    let backend = backend(&claim(path)?).map_err(unreadable)?;
+    let mut builder = Builder::new();
+    builder.set_cache_size(COPY_CACHE_BYTES).create_with_backend(backend).map_err(|error| refuse(path, error))
+}
+
+/// Opens a copy that is to serve. It is verified as a whole.
+pub(super) fn open_copy(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
+    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
+    let backend = backend(&claim(path)?).map_err(unreadable)?;
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    let copy = builder.create_with_backend(backend).map_err(|error| refuse(path, error))?;
+    let event = survey(path, &copy, keeps)?;
+    Ok((copy, event.ok_or_else(|| OpenError::NotAStore { path: path.to_owned() })?))
 }
 
 /// Makes a file that is to be filled. It is no store until [`lay_out_as`] has written what it is.

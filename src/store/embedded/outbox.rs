@@ -44,7 +44,7 @@ impl Outbox for Embedded {
 
 impl Tables<'_> {
     fn claim_news(&mut self, now: UnixMillis, until: UnixMillis, limit: usize) -> Result<Vec<News>, Stop> {
-        let due: Vec<_> = due_at(&self.news_due, now, until)?.take(limit).collect::<Result<_, _>>()?;
+        let due: Vec<_> = due_at(&*self.news_due, now, until)?.take(limit).collect::<Result<_, _>>()?;
         let mut claimed = Vec::new();
         for (due, org) in due {
             let kept = self.news.get(&org.to_bytes())?.map(|kept| kept.value().to_vec());

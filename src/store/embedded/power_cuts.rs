@@ -157,7 +157,16 @@ pub(super) struct Answered {
 
 /// Every client makes one change after the other until one of them is not answered.
 pub(super) async fn use_until_it_fails(store: Arc<Embedded>, clients: &mut Vec<Client>) -> Answered {
-    let (mut running, over) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
+    use_until(store, clients, Arc::default()).await
+}
+
+/// The same, until somebody says so.
+pub(super) async fn use_until(
+    store: Arc<Embedded>,
+    clients: &mut Vec<Client>,
+    over: Arc<AtomicBool>,
+) -> Answered {
+    let mut running = JoinSet::new();
     for client in clients.drain(..) {
         running.spawn(client.work(Arc::clone(&store), Arc::clone(&over)));
     }

@@ -54,7 +54,7 @@ impl Tables<'_> {
         let mut windows = Vec::with_capacity(quotas.len());
         let mut longest = None;
         for quota in quotas {
-            let window = window(&self.quotas, quota)?;
+            let window = window(&*self.quotas, quota)?;
             longest = longest.max(wait(quota, window, now));
             windows.push(window);
         }
@@ -69,7 +69,7 @@ impl Tables<'_> {
 
     /// The present window of a quota, if it is not used up.
     pub(super) fn check_quota(&self, quota: &Quota, now: UnixMillis) -> Result<Option<Window>, Stop> {
-        let window = window(&self.quotas, quota)?;
+        let window = window(&*self.quotas, quota)?;
         match wait(quota, window, now) {
             Some(retry_after) => Err(CommitError::TooFast { retry_after }.into()),
             None => Ok(window),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use redb::Database;
 
 use super::open::{open_file, open_to_read, open_verified};
-use super::{Embedded, OpenError, Settings, Verified, again, secrets};
+use super::{Embedded, OpenError, Settings, Verified, again, compaction, secrets};
 use crate::store::events::Seq;
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::record::Sealer;
@@ -44,6 +44,7 @@ impl Embedded {
         clock: Clock,
     ) -> Result<Self, OpenError> {
         secrets::settle(path, &database, &sealer)?;
+        compaction::clear(path);
         let sealer = Arc::new(sealer);
         let again = Some(again::of(path, &sealer));
         Self::start(path.to_owned(), (database, event), sealer, again, clock)

@@ -1,10 +1,11 @@
 //! The tables of the file, and the write transaction over them.
 
 use redb::{
-    Database, Durability, Key, ReadOnlyTable, ReadTransaction, Table, TableDefinition, TableError, Value,
+    Database, Durability, Key, ReadOnlyTable, ReadTransaction, TableDefinition, TableError, Value,
     WriteTransaction,
 };
 
+use super::noted::{Noted, Notes};
 use crate::store::StoreFault;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::Environment;
@@ -16,33 +17,35 @@ pub(super) type Number = &'static [u8; 8];
 pub(super) type Hash = &'static [u8; 32];
 pub(super) type Bytes = &'static [u8];
 
-pub(super) const META: TableDefinition<'_, &str, Bytes> = TableDefinition::new("meta");
-pub(super) const KEYS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("keys");
-pub(super) const DIGESTS: TableDefinition<'_, Hash, Id> = TableDefinition::new("digests");
-pub(super) const ORGS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("orgs");
-pub(super) const ORG_KEYS: TableDefinition<'_, (Id, Id), ()> = TableDefinition::new("org_keys");
-pub(super) const EMAILS: TableDefinition<'_, Hash, Id> = TableDefinition::new("emails");
-pub(super) const EVENTS: TableDefinition<'_, Number, Bytes> = TableDefinition::new("events");
-pub(super) const AUDIT: TableDefinition<'_, (Id, Number), Bytes> = TableDefinition::new("audit");
-pub(super) const AUDIT_ENDS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("audit_ends");
-pub(super) const ANSWERS: TableDefinition<'_, Hash, Bytes> = TableDefinition::new("answers");
-pub(super) const ANSWER_ENDS: TableDefinition<'_, (Number, Hash), ()> = TableDefinition::new("answer_ends");
-pub(super) const USAGE: TableDefinition<'_, Id, Bytes> = TableDefinition::new("usage");
-pub(super) const NEWS: TableDefinition<'_, Id, Bytes> = TableDefinition::new("news");
-pub(super) const NEWS_DUE: TableDefinition<'_, (Number, Id), ()> = TableDefinition::new("news_due");
+pub(super) const META: TableDefinition<'static, &str, Bytes> = TableDefinition::new("meta");
+pub(super) const KEYS: TableDefinition<'static, Id, Bytes> = TableDefinition::new("keys");
+pub(super) const DIGESTS: TableDefinition<'static, Hash, Id> = TableDefinition::new("digests");
+pub(super) const ORGS: TableDefinition<'static, Id, Bytes> = TableDefinition::new("orgs");
+pub(super) const ORG_KEYS: TableDefinition<'static, (Id, Id), ()> = TableDefinition::new("org_keys");
+pub(super) const EMAILS: TableDefinition<'static, Hash, Id> = TableDefinition::new("emails");
+pub(super) const EVENTS: TableDefinition<'static, Number, Bytes> = TableDefinition::new("events");
+pub(super) const AUDIT: TableDefinition<'static, (Id, Number), Bytes> = TableDefinition::new("audit");
+pub(super) const AUDIT_ENDS: TableDefinition<'static, Id, Bytes> = TableDefinition::new("audit_ends");
+pub(super) const ANSWERS: TableDefinition<'static, Hash, Bytes> = TableDefinition::new("answers");
+pub(super) const ANSWER_ENDS: TableDefinition<'static, (Number, Hash), ()> =
+    TableDefinition::new("answer_ends");
+pub(super) const USAGE: TableDefinition<'static, Id, Bytes> = TableDefinition::new("usage");
+pub(super) const NEWS: TableDefinition<'static, Id, Bytes> = TableDefinition::new("news");
+pub(super) const NEWS_DUE: TableDefinition<'static, (Number, Id), ()> = TableDefinition::new("news_due");
 /// These two are newer than the others: an old file lacks them until something is written to it.
-pub(super) const QUOTAS: TableDefinition<'_, &str, Bytes> = TableDefinition::new("quotas");
-pub(super) const QUOTA_ENDS: TableDefinition<'_, (Number, &str), ()> = TableDefinition::new("quota_ends");
+pub(super) const QUOTAS: TableDefinition<'static, &str, Bytes> = TableDefinition::new("quotas");
+pub(super) const QUOTA_ENDS: TableDefinition<'static, (Number, &str), ()> =
+    TableDefinition::new("quota_ends");
 /// So are these; opening a file fills them.
-pub(super) const ENVIRONMENT_KEYS: TableDefinition<'_, (Id, u8, Id), ()> =
+pub(super) const ENVIRONMENT_KEYS: TableDefinition<'static, (Id, u8, Id), ()> =
     TableDefinition::new("environment_keys");
-pub(super) const LIVE_KEYS: TableDefinition<'_, (Id, Id), LiveKey> = TableDefinition::new("live_keys");
+pub(super) const LIVE_KEYS: TableDefinition<'static, (Id, Id), LiveKey> = TableDefinition::new("live_keys");
 
 /// An old file lacks this one, too: until when a trail's day lasts, and how many of its entries may still be trimmed.
-pub(super) const TRIMMED: TableDefinition<'_, Id, Bytes> = TableDefinition::new("trimmed");
+pub(super) const TRIMMED: TableDefinition<'static, Id, Bytes> = TableDefinition::new("trimmed");
 
 /// And this one: by name, the [stones](crate::vocabulary::key::gone) of keys that are gone.
-pub(super) const GONE: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("gone");
+pub(super) const GONE: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("gone");
 
 /// Until when a key is live, and its maker; zeros for none.
 pub(super) type LiveKey = (u64, Id);
@@ -67,26 +70,26 @@ pub(super) const PEPPERS: &str = "peppers";
 
 /// All tables within a write transaction. The methods are in the files of the orders that use them.
 pub(super) struct Tables<'t> {
-    pub(super) meta: Table<'t, &'static str, Bytes>,
-    pub(super) keys: Table<'t, Id, Bytes>,
-    pub(super) digests: Table<'t, Hash, Id>,
-    pub(super) orgs: Table<'t, Id, Bytes>,
-    pub(super) org_keys: Table<'t, (Id, Id), ()>,
-    pub(super) emails: Table<'t, Hash, Id>,
-    pub(super) events: Table<'t, Number, Bytes>,
-    pub(super) audit: Table<'t, (Id, Number), Bytes>,
-    pub(super) audit_ends: Table<'t, Id, Bytes>,
-    pub(super) answers: Table<'t, Hash, Bytes>,
-    pub(super) answer_ends: Table<'t, (Number, Hash), ()>,
-    pub(super) usage: Table<'t, Id, Bytes>,
-    pub(super) news: Table<'t, Id, Bytes>,
-    pub(super) news_due: Table<'t, (Number, Id), ()>,
-    pub(super) quotas: Table<'t, &'static str, Bytes>,
-    pub(super) quota_ends: Table<'t, (Number, &'static str), ()>,
-    pub(super) environment_keys: Table<'t, (Id, u8, Id), ()>,
-    pub(super) live_keys: Table<'t, (Id, Id), LiveKey>,
-    pub(super) trimmed: Table<'t, Id, Bytes>,
-    pub(super) gone: Table<'t, Bytes, Bytes>,
+    pub(super) meta: Noted<'t, &'static str, Bytes>,
+    pub(super) keys: Noted<'t, Id, Bytes>,
+    pub(super) digests: Noted<'t, Hash, Id>,
+    pub(super) orgs: Noted<'t, Id, Bytes>,
+    pub(super) org_keys: Noted<'t, (Id, Id), ()>,
+    pub(super) emails: Noted<'t, Hash, Id>,
+    pub(super) events: Noted<'t, Number, Bytes>,
+    pub(super) audit: Noted<'t, (Id, Number), Bytes>,
+    pub(super) audit_ends: Noted<'t, Id, Bytes>,
+    pub(super) answers: Noted<'t, Hash, Bytes>,
+    pub(super) answer_ends: Noted<'t, (Number, Hash), ()>,
+    pub(super) usage: Noted<'t, Id, Bytes>,
+    pub(super) news: Noted<'t, Id, Bytes>,
+    pub(super) news_due: Noted<'t, (Number, Id), ()>,
+    pub(super) quotas: Noted<'t, &'static str, Bytes>,
+    pub(super) quota_ends: Noted<'t, (Number, &'static str), ()>,
+    pub(super) environment_keys: Noted<'t, (Id, u8, Id), ()>,
+    pub(super) live_keys: Noted<'t, (Id, Id), LiveKey>,
+    pub(super) trimmed: Noted<'t, Id, Bytes>,
+    pub(super) gone: Noted<'t, Bytes, Bytes>,
     /// The present time. Before [`Tables::at`] every other time lies ahead.
     pub(super) now: UnixMillis,
     /// The store's time, which may be another where the machine's is wrong.
@@ -95,27 +98,32 @@ pub(super) struct Tables<'t> {
 
 impl<'t> Tables<'t> {
     pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, StoreFault> {
+        Self::noting(transaction, &Notes::default())
+    }
+
+    /// The same, and the rows that are changed are noted.
+    pub(super) fn noting(transaction: &'t WriteTransaction, notes: &Notes) -> Result<Self, StoreFault> {
         Ok(Self {
-            meta: transaction.open_table(META)?,
-            keys: transaction.open_table(KEYS)?,
-            digests: transaction.open_table(DIGESTS)?,
-            orgs: transaction.open_table(ORGS)?,
-            org_keys: transaction.open_table(ORG_KEYS)?,
-            emails: transaction.open_table(EMAILS)?,
-            events: transaction.open_table(EVENTS)?,
-            audit: transaction.open_table(AUDIT)?,
-            audit_ends: transaction.open_table(AUDIT_ENDS)?,
-            answers: transaction.open_table(ANSWERS)?,
-            answer_ends: transaction.open_table(ANSWER_ENDS)?,
-            usage: transaction.open_table(USAGE)?,
-            news: transaction.open_table(NEWS)?,
-            news_due: transaction.open_table(NEWS_DUE)?,
-            quotas: transaction.open_table(QUOTAS)?,
-            quota_ends: transaction.open_table(QUOTA_ENDS)?,
-            environment_keys: transaction.open_table(ENVIRONMENT_KEYS)?,
-            live_keys: transaction.open_table(LIVE_KEYS)?,
-            trimmed: transaction.open_table(TRIMMED)?,
-            gone: transaction.open_table(GONE)?,
+            meta: Noted::open(transaction, &META, notes)?,
+            keys: Noted::open(transaction, &KEYS, notes)?,
+            digests: Noted::open(transaction, &DIGESTS, notes)?,
+            orgs: Noted::open(transaction, &ORGS, notes)?,
+            org_keys: Noted::open(transaction, &ORG_KEYS, notes)?,
+            emails: Noted::open(transaction, &EMAILS, notes)?,
+            events: Noted::open(transaction, &EVENTS, notes)?,
+            audit: Noted::open(transaction, &AUDIT, notes)?,
+            audit_ends: Noted::open(transaction, &AUDIT_ENDS, notes)?,
+            answers: Noted::open(transaction, &ANSWERS, notes)?,
+            answer_ends: Noted::open(transaction, &ANSWER_ENDS, notes)?,
+            usage: Noted::open(transaction, &USAGE, notes)?,
+            news: Noted::open(transaction, &NEWS, notes)?,
+            news_due: Noted::open(transaction, &NEWS_DUE, notes)?,
+            quotas: Noted::open(transaction, &QUOTAS, notes)?,
+            quota_ends: Noted::open(transaction, &QUOTA_ENDS, notes)?,
+            environment_keys: Noted::open(transaction, &ENVIRONMENT_KEYS, notes)?,
+            live_keys: Noted::open(transaction, &LIVE_KEYS, notes)?,
+            trimmed: Noted::open(transaction, &TRIMMED, notes)?,
+            gone: Noted::open(transaction, &GONE, notes)?,
             now: UnixMillis(0),
             store_time: UnixMillis(u64::MAX),
         })

@@ -108,7 +108,7 @@ impl Tables<'_> {
         let most = if terms.pace == Pace::Daily { day.left } else { u64::MAX };
         let most = usize::try_from(most).unwrap_or(AT_ONCE).min(AT_ONCE);
         let (mut removed, mut old) = (Vec::new(), 0);
-        for entry in entries_between(&self.audit, trail, 0, Bound::Included(through))?.take(most) {
+        for entry in entries_between(&*self.audit, trail, 0, Bound::Included(through))?.take(most) {
             let entry = entry?;
             let at = recorded_at(&entry.text);
             if at.is_some_and(|at| at.plus(terms.retention) > now) {
@@ -162,12 +162,12 @@ impl Tables<'_> {
     }
 
     fn last_number(&self, trail: Trail) -> Result<Option<u64>, Stop> {
-        let last = entries_between(&self.audit, trail, 0, Bound::Unbounded)?.next_back();
+        let last = entries_between(&*self.audit, trail, 0, Bound::Unbounded)?.next_back();
         Ok(last.transpose()?.map(|entry| entry.link.number))
     }
 
     fn entry(&self, trail: Trail, number: u64) -> Result<Option<Entry>, Stop> {
-        let found = entries_between(&self.audit, trail, number, Bound::Included(number))?.next();
+        let found = entries_between(&*self.audit, trail, number, Bound::Included(number))?.next();
         found.transpose()
     }
 }

@@ -2,13 +2,13 @@
 //! own when it is whole.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use redb::{Database, ReadableTable};
 
-use super::open::{create_to_fill, lay_out_as, parent};
+use super::open::{create_to_fill, lay_out_as, sync_folder};
 use super::reads::Snapshot;
 use super::tables::{
     AUDIT, AUDIT_ENDS, KEYS, LAST_EVENT, META, NEWS, ORGS, PEPPERS, PREFIXES, Tables, USAGE, begin_write,
@@ -205,7 +205,7 @@ impl Filling {
         // Closed before it gets its name: whoever opens it then finds it free.
         state.file = None;
         fs::rename(&self.beside, &self.path).map_err(StoreFault::failed)?;
-        File::open(parent(&self.path)).and_then(|folder| folder.sync_all()).map_err(StoreFault::failed)?;
+        sync_folder(&self.path).map_err(StoreFault::failed)?;
         state.empty = None;
         Ok(())
     }

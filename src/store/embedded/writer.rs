@@ -9,6 +9,7 @@ use redb::Database;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
+use super::exchange::Compaction;
 use super::file::SharedFile;
 use super::mending::Mender;
 use super::tables::{Tables, begin_write};
@@ -61,6 +62,7 @@ pub(super) struct Writer {
     pub(super) clock: Clock,
     pub(super) time: FileTime,
     pub(super) mender: Mender,
+    pub(super) compaction: Arc<Compaction>,
 }
 
 impl Writer {
@@ -79,13 +81,18 @@ impl Writer {
                     self.mender.works();
                 }
                 // Before the callers are told, so that what they do next finds a file that is being opened again.
-                Some(fault) => self.mender.give_up_file(fault),
+                Some(fault) => {
+                    self.compaction.break_off(fault);
+                    self.mender.give_up_file(fault);
+                }
             }
             for order in batch.drain(..) {
                 order.answer(failed.as_ref());
             }
             if failed.is_some() {
                 self.mend();
+            } else {
+                self.change_over();
             }
         }
     }
@@ -109,7 +116,7 @@ impl Writer {
     }
 
     /// Opens the file again, for as long as that takes.
-    fn mend(&mut self) {
+    pub(super) fn mend(&mut self) {
         while let Some(fault) = self.mender.fault() {
             if !self.refuse_for(self.mender.pause, &fault) {
                 return;
@@ -147,10 +154,10 @@ impl Writer {
     /// Carries out the whole batch in one transaction. After an error it is unknown whether any of it happened.
     fn write(&self, database: &Database, batch: &mut [Box<dyn Order>]) -> Result<(), StoreFault> {
         let transaction = begin_write(database)?;
-        let mut done = Done::Nothing;
+        let (mut done, notes) = (Done::Nothing, self.compaction.notes());
         {
             let time = self.time.now();
-            let mut tables = Tables::open(&transaction)?.at(self.clock.now().wall, time);
+            let mut tables = Tables::noting(&transaction, &notes)?.at(self.clock.now().wall, time);
             for order in batch {
                 if order.carry_out(&mut tables, &self.sealer)? == Done::Something {
                     done = Done::Something;
@@ -161,7 +168,10 @@ impl Writer {
             }
         }
         match done {
-            Done::Something => transaction.commit()?,
+            Done::Something => {
+                transaction.commit()?;
+                self.compaction.note(&notes);
+            }
             Done::Nothing => transaction.abort()?,
         }
         Ok(())

@@ -117,6 +117,13 @@ impl Desk {
         log
     }
 
+    /// Ends the gateway as a crash would.
+    pub(crate) fn kill(&mut self) {
+        let mut serving = self.serving.take().unwrap();
+        serving.signal(rustix::process::Signal::KILL);
+        serving.wait();
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
