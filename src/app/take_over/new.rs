@@ -72,7 +72,12 @@ pub fn take_over(config: &Config) -> Result<Taken, TakeOverError> {
         }
         Ok((Message::Refused { why }, _)) => return Err(TakeOverError::Refused(why)),
         // It has died meanwhile, and its sockets with it.
-        Err(error) if is_death(&error) => return Ok(Taken::default()),
+        Err(error) if is_death(&error) => {
+            if let StoreSettings::Embedded(settings) = &config.store {
+                embedded::wait_until_let_go(&settings.path);
+            }
+            return Ok(Taken::default());
+        }
         Ok(_) => return Err(failed(io::ErrorKind::InvalidData.into())),
         Err(error) => return Err(failed(error)),
     };
@@ -105,6 +110,7 @@ impl Taken {
             Ok((Message::Refused { why }, _)) => Err(TakeOverError::Refused(why)),
             // It has died: the file is verified as after any crash.
             Ok(_) | Err(_) => {
+                embedded::wait_until_let_go(&settings.path);
                 self.line = OldProcess::default();
                 Ok(())
             }

@@ -247,6 +247,9 @@ impl Handing {
         if end_other {
             self.line.end_other();
         }
+        if let StoreFile::Embedded(path) = &self.offer.store {
+            embedded::wait_until_let_go(path);
+        }
         Notice::HandOver.log("the new process did not come to serve: beginning anew with the same sockets");
         self.sockets()
     }

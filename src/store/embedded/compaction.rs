@@ -81,9 +81,6 @@ impl Copier {
             let free = on_disk(metadata).saturating_sub(in_use);
             free >= WORTH && free >= on_disk(metadata) / 2
         };
-        if occasion == Occasion::ByItself && !is_worth(0) {
-            return Err(NotCompacted::Little);
-        }
         let in_use = copied::in_use(&self.file.snapshot()?)?;
         if occasion == Occasion::ByItself && !is_worth(in_use) {
             return Err(NotCompacted::Little);
@@ -139,6 +136,11 @@ impl Copier {
         drop(orders);
         changed.recv().map_err(|_| self.begun.0.broken())?.map_err(uncopied)
     }
+}
+
+/// Whether a file is so large that half of it could be worth the work.
+pub(super) fn is_large(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| on_disk(&file) >= WORTH)
 }
 
 /// Whether so many bytes fit on the disk of the file, and what is kept free for changes that take rights away besides.

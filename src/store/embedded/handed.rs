@@ -1,9 +1,11 @@
 //! A file that one process has closed and another opens, without verifying it again.
 
-use std::fs::{Metadata, metadata};
+use std::fs::{File, Metadata, TryLockError, metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -48,11 +50,46 @@ pub fn as_left(settings: &Settings, mark: &FileMark) -> Option<Verified> {
     is_same.then_some(verified)
 }
 
+/// How long a process that has died may take to let go of its file.
+const LET_GO: Duration = Duration::from_secs(5);
+/// The pause between two looks.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Waits until the process that had the file has let go of it. The system closes the files of a process that dies one
+/// after the other, so whoever is on the other end of its socket can know of its death before the file is unlocked.
+pub fn wait_until_let_go(path: &Path) {
+    for _ in 0..LET_GO.as_millis() / PAUSE.as_millis() {
+        // Opened anew each time: another file can have been put in its place.
+        let is_held =
+            File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+        if !is_held {
+            return;
+        }
+        sleep(PAUSE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn it_is_waited_for_a_process_that_lets_go_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        wait_until_let_go(&path);
+        let file = File::create(&path).unwrap();
+        file.lock().unwrap();
+        let dying = std::thread::spawn(move || {
+            sleep(Duration::from_millis(30));
+            drop(file);
+        });
+        wait_until_let_go(&path);
+        File::open(&path).unwrap().try_lock().unwrap();
+        dying.join().unwrap();
+    }
 
     #[test]
     fn a_file_that_was_touched_or_replaced_is_not_as_it_was_left() {

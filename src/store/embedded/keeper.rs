@@ -5,7 +5,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use super::compaction::Copier;
+use super::compaction::{Copier, is_large};
 use super::{Embedded, lock, mending};
 use crate::store::compaction::{Compacted, NotCompacted, Occasion};
 use crate::store::graves::Graves;
@@ -116,6 +116,10 @@ impl Keeper for Embedded {
         Box::pin(async move {
             if self.is_read_only {
                 return Err(NotCompacted::ReadOnly);
+            }
+            // Before it begins: an operator's order is refused while another one runs.
+            if occasion == Occasion::ByItself && !is_large(&self.path) {
+                return Err(NotCompacted::Little);
             }
             let begun = self.compaction.begin()?;
             // From the next transaction on the writer notes what it changes, and this one is after those under way.

@@ -86,7 +86,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::exchange::Compaction;
 use self::file::SharedFile;
-pub use self::handed::{FileMark, as_left};
+pub use self::handed::{FileMark, as_left, wait_until_let_go};
 use self::mending::{Again, Mender};
 pub use self::open::{OpenError, Verified, inspect, verify};
 use self::reads::{Snapshot, answer};
