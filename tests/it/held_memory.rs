@@ -195,11 +195,7 @@ fn over_http1(attack: Attack, key: &str) -> Option<Vec<u8>> {
             return Some(format!("GET /things HTTP/1.1\r\nhost: a\r\n{fields}\r\n").into());
         }
         Attack::Download => Call::get("/things/endless"),
-        Attack::Socket => Call::get("/things/socket")
-            .field("connection", "Upgrade")
-            .field("upgrade", "websocket")
-            .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-            .field("sec-websocket-version", "13"),
+        Attack::Socket => Call::websocket("/things/socket"),
     };
     Some(call.key(key).to_bytes())
 }

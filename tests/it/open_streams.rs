@@ -120,12 +120,7 @@ fn builder_on(live: &Upstream, settings: &str) -> GatewayBuilder {
 }
 
 fn handshake(key: &TestKey) -> Call {
-    Call::get("/socket")
-        .field("connection", "Upgrade")
-        .field("upgrade", "websocket")
-        .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .field("sec-websocket-version", "13")
-        .key(&key.secret)
+    Call::websocket("/socket").key(&key.secret)
 }
 
 /// Opens a tunnel and reads the greeting.

@@ -118,12 +118,7 @@ fn plant(address: SocketAddr, secret: &str) {
         }
     }
     let mut socket = Wire::connect(address);
-    let handshake = Call::get("/socket")
-        .field("connection", "upgrade")
-        .field("upgrade", "websocket")
-        .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .field("sec-websocket-version", "13")
-        .field("sec-websocket-protocol", secret);
+    let handshake = Call::websocket("/socket").field("sec-websocket-protocol", secret);
     socket.send(&handshake.key(secret).to_bytes());
     let _ = socket.head();
     socket.send(secret.as_bytes());

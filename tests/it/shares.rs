@@ -281,12 +281,7 @@ fn tunnels_of_one_client_count_too() {
     let upstream = Holding::start();
     let gateway = Limited::start(1024, &upstream);
     let [greedy, other] = [(); 2].map(|()| create_key(gateway.path()));
-    let handshake = Call::get("/things/socket")
-        .key(&greedy)
-        .field("connection", "Upgrade")
-        .field("upgrade", "websocket")
-        .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .field("sec-websocket-version", "13");
+    let handshake = Call::websocket("/things/socket").key(&greedy);
     let mut asked: Vec<_> =
         (0..300).map(|_| Wire::from(TcpStream::connect(gateway.address).unwrap())).collect();
     asked.iter_mut().for_each(|wire| wire.send(&handshake.to_bytes()));

@@ -4,13 +4,12 @@
 use std::fs;
 
 use crate::harness::client::Wire;
+use crate::harness::manual::SWITCH;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{Call, Gateway, Manual, Tuned, Upstream, eventually, refusing};
 
 const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"\n";
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine";
-const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
-                        sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 const WAITING: &str = r#"keygate_upstream_requests_waiting{upstream="api",environment="live"}"#;
 const IN_FLIGHT: &str = r#"keygate_upstream_requests_in_flight{upstream="api",environment="live"}"#;
 const REFUSED: &str = r#"keygate_requests_crowded_total{reason="upstream_full"}"#;
@@ -172,12 +171,7 @@ fn a_tunnel_has_its_place_until_it_ends() {
                   websocket = true\n";
     let gateway = Gateway::builder().policy(policy).settings(&settings).start();
     let [key, other] = [(); 2].map(|()| key_in_another_org(&gateway));
-    let handshake = Call::get("/things")
-        .key(&key)
-        .field("connection", "Upgrade")
-        .field("upgrade", "websocket")
-        .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .field("sec-websocket-version", "13");
+    let handshake = Call::websocket("/things").key(&key);
     let mut client = gateway.connect();
     client.send(&handshake.to_bytes());
     let mut upstream = live.accept();

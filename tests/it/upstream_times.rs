@@ -1,11 +1,10 @@
 //! How long a request may take, by what its route says: to connect, until the head of an answer, in all.
 
+use crate::harness::manual::SWITCH;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{Call, Gateway, Manual, Wire, eventually, refusing};
 
 const GOING_AWAY: &[u8] = b"\x88\x02\x03\xe9";
-const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
-                        sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// A gateway with a route `/NAME` for each of these, that has these lines of its own. `upstream` are lines of its upstream.
 fn gateway(live: &str, upstream: &str, routes: &[(&str, &str)]) -> Gateway {
@@ -112,12 +111,7 @@ fn a_route_can_last_although_its_upstream_says_for_how_long() {
 fn a_tunnel_that_lasts_longer_than_its_route_allows_is_told_to_leave() {
     let live = Manual::start();
     let gateway = gateway(&live.url(), "", &[("socket", "total_timeout = \"1s\"")]);
-    let handshake = Call::get("/socket")
-        .key(&gateway.live_key().secret)
-        .field("connection", "Upgrade")
-        .field("upgrade", "websocket")
-        .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .field("sec-websocket-version", "13");
+    let handshake = Call::websocket("/socket").key(&gateway.live_key().secret);
     let mut client = gateway.connect();
     client.send(&handshake.to_bytes());
     let mut upstream = live.accept();

@@ -32,11 +32,7 @@ const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\
                       sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nx-mine: kept\r\n\r\n";
 
 fn handshake(path: &str) -> Call {
-    Call::get(path)
-        .field("connection", "Upgrade")
-        .field("upgrade", "websocket")
-        .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .field("sec-websocket-version", "13")
+    Call::websocket(path)
 }
 
 /// Accepts every request for a WebSocket, and echoes its data in capitals.

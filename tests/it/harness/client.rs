@@ -28,6 +28,15 @@ impl Call {
         Self { body: body.into(), ..Self::new("POST", target) }
     }
 
+    /// The handshake of a WebSocket (RFC 6455, section 1.3).
+    pub(crate) fn websocket(target: &str) -> Self {
+        Self::get(target)
+            .field("connection", "Upgrade")
+            .field("upgrade", "websocket")
+            .field("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .field("sec-websocket-version", "13")
+    }
+
     pub(crate) fn field(mut self, name: &str, value: &str) -> Self {
         self.fields.push((name.to_owned(), value.to_owned()));
         self

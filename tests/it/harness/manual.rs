@@ -10,6 +10,11 @@ use super::client::Wire;
 use super::eventually;
 use super::gateway::{Gateway, GatewayBuilder};
 
+/// The answer to [`Call::websocket`] that opens it.
+pub(crate) const SWITCH: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+                        sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
 /// An upstream; the test serves its connections, byte by byte.
 pub(crate) struct Manual(TcpListener);
 
