@@ -5,6 +5,7 @@ pub mod believed;
 pub mod browser_keys;
 pub mod cache_level;
 pub mod clock;
+mod closed;
 pub mod id;
 pub mod key;
 pub mod line_numbers;

@@ -3,26 +3,11 @@
 
 use http::StatusCode;
 
-macro_rules! error_types {
-    ($($name:ident = $text:literal,)*) => {
-        /// The `type` of the error envelope.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum ErrorType {
-            $($name,)*
-        }
+use super::closed::closed;
 
-        impl ErrorType {
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
-
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text),* }
-            }
-        }
-    };
-}
-
-error_types! {
+closed! {
+    /// The `type` of the error envelope.
+    ErrorType:
     Validation = "validation_error",
     Authentication = "authentication_error",
     Authorization = "authorization_error",

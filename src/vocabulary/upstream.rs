@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::closed::closed;
+
 /// An upstream of the configuration, by its place in the list of upstreams, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct UpstreamId(pub usize);
@@ -40,26 +42,9 @@ impl ServerState {
     }
 }
 
-macro_rules! repetitions {
-    ($($(#[$about:meta])* $name:ident = $text:literal,)*) => {
-        /// Why a request was sent again, or would have been.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Repetition {
-            $($(#[$about])* $name,)*
-        }
-
-        impl Repetition {
-            pub const ALL: [Self; [$($text),*].len()] = [$(Self::$name),*];
-
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text),* }
-            }
-        }
-    };
-}
-
-repetitions! {
+closed! {
+    /// Why a request was sent again, or would have been.
+    Repetition:
     /// Its connection took nothing of it, or there was none.
     NotSent = "not_sent",
     /// Its kept connection ended without a byte of an answer.
