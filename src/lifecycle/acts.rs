@@ -1,4 +1,4 @@
-//! What operators do without changing a record. The operators' trail tells of it all the same.
+//! What operators do without changing a key or an organisation. The operators' trail tells of it all the same.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use serde_json::json;
 use super::Lifecycle;
 use super::audit::Draft;
 use super::principal::Origin;
+use crate::store::compaction::Compacted;
 use crate::telemetry::Notice;
 use crate::vocabulary::audit::{AuditKind, Trail};
 
 /// How long an act waits for its record: a store that takes no changes must not keep anybody from a backup of it.
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// An act of an operator that changes nothing in the store.
+/// An act of an operator that changes no key and no organisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     BackupBegun,
@@ -22,6 +23,7 @@ pub enum Act {
         from: u32,
         to: i32,
     },
+    Compacted(Compacted),
 }
 
 impl Act {
@@ -29,6 +31,7 @@ impl Act {
         match self {
             Self::BackupBegun => AuditKind::BackupBegun,
             Self::TakeOverBegun { .. } => AuditKind::TakeOverBegun,
+            Self::Compacted(_) => AuditKind::StoreCompacted,
         }
     }
 
@@ -38,6 +41,9 @@ impl Act {
             Self::BackupBegun => draft,
             Self::TakeOverBegun { from, to } => {
                 draft.before(json!({ "pid": from })).after(json!({ "pid": to }))
+            }
+            Self::Compacted(Compacted { bytes_before, bytes_after, .. }) => {
+                draft.after(json!({ "bytes_before": bytes_before, "bytes_after": bytes_after }))
             }
         }
     }

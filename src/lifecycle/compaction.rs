@@ -1,14 +1,11 @@
 //! Making the store smaller: an operator orders it, or the gateway does it by itself once a day.
 
-use serde_json::json;
-
 use super::Lifecycle;
-use super::audit::Draft;
+use super::acts::Act;
 use super::error::LifecycleError;
 use super::principal::Origin;
 use crate::store::compaction::{Compacted, NotCompacted, Occasion};
 use crate::telemetry::Notice;
-use crate::vocabulary::audit::{AuditKind, Trail};
 
 impl Lifecycle {
     /// Compacts the store, and says so in the operators' trail. Returns when it is done.
@@ -18,11 +15,7 @@ impl Lifecycle {
     pub async fn compact(&self, origin: &Origin) -> Result<Compacted, LifecycleError> {
         let done = self.keeper().compact(Occasion::Ordered).await?;
         Notice::StoreCompacted.log(&format!("the store was compacted for an operator: {}", done.told()));
-        let draft = || {
-            let about = json!({ "bytes_before": done.bytes_before, "bytes_after": done.bytes_after });
-            Draft::about(AuditKind::StoreCompacted, None, None).after(about)
-        };
-        self.record(Trail::Operator, origin, draft).await?;
+        self.record_act(origin, Act::Compacted(done)).await;
         Ok(done)
     }
 
