@@ -10,7 +10,7 @@ use crate::store::keeper::{Acceptance, Lapsed, Lease, MemoryVitals, Status};
 use crate::vocabulary::key::record::RecordFormat;
 use crate::vocabulary::key::{Prefix, Prefixes};
 
-/// Show the state of the store, accept it after a loss, seal it under a new pepper, migrate it, back it up, restore it
+/// Show the state of the store, accept it after a loss, seal it under a new pepper, make it smaller, migrate it, back it up, restore it
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 If Redis loses its data, or another Redis takes its place, the gateways do not trust it: they accept the keys that they have in \

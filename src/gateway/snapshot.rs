@@ -91,9 +91,7 @@ impl Plan {
     pub fn routes(&self) -> &[Route] {
         self.routes.routes()
     }
-}
 
-impl Plan {
     fn known(&self) -> (&Health, &Bounds) {
         (&self.health, self.crowds.bounds())
     }

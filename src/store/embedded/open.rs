@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use redb::{Builder, Database, ReadableDatabase, StorageBackend};
 use thiserror::Error;
 
 use super::Settings;
+use super::exchange::identity;
 use super::mutation::NO_EVENT_NUMBER;
 use super::rehearsal::Rehearsal;
 use super::secrets;
@@ -127,8 +128,7 @@ pub(super) fn open_verified(verified: &Verified, keeps: RecordFormat) -> Result<
 fn check_name(path: &Path, file: &File) -> Result<(), OpenError> {
     let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
     let (ours, named) = (file.metadata().map_err(unreadable)?, fs::metadata(path).map_err(unreadable)?);
-    let is_named = (ours.dev(), ours.ino()) == (named.dev(), named.ino());
-    if is_named { Ok(()) } else { Err(OpenError::InUse { path: path.to_owned() }) }
+    if identity(&ours) == identity(&named) { Ok(()) } else { Err(OpenError::InUse { path: path.to_owned() }) }
 }
 
 /// Makes sure that the name of a file survives a power cut.

@@ -240,8 +240,8 @@ impl State {
             ),
             gauges(
                 "keygate_upstream_healthy",
-                "Whether the last attempt to connect to the endpoint succeeded, and it is not known to leave requests \
-                 unanswered or to fail its checks; 1 before the first.",
+                "Whether the last attempt to connect to the endpoint succeeded, and it does not fail its checks; 1 before the \
+                 first.",
                 self.endpoints.iter().map(|EndpointState { upstream, endpoint, is_healthy, .. }| {
                     ([("upstream", &**upstream), ("endpoint", &**endpoint)], f64::from(*is_healthy))
                 }),
