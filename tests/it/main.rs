@@ -104,6 +104,7 @@ mod threats;
 mod tls;
 mod trailers;
 mod transports;
+mod two_releases;
 mod unreadable;
 mod unseen_characters;
 mod upstream_checks;

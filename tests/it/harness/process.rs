@@ -168,7 +168,12 @@ impl Drop for Process {
 /// `keygate` with these arguments, in this folder, without variables of the caller's environment that would change
 /// it.
 pub(crate) fn keygate(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_keygate"));
+    program(Path::new(env!("CARGO_BIN_EXE_keygate")), folder, arguments)
+}
+
+/// The same for this binary.
+pub(crate) fn program(binary: &Path, folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary);
     command.args(arguments).current_dir(folder).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
     command
 }
