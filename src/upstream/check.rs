@@ -7,8 +7,8 @@
 //! are never passed over.
 //!
 //! A process that was stopped, or that hangs, still lets everybody connect: the kernel does that. So after a request that got
-//! no answer, a check without a path asks `OPTIONS *`, which concerns the server and nothing in it (RFC 9110, section
-//! 9.3.7), until that is answered. Any status will do.
+//! no answer, or waits for it while nothing else is answered, a check without a path asks `OPTIONS *`, which concerns the
+//! server and nothing in it (RFC 9110, section 9.3.7), until that is answered. Any status will do.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -25,6 +25,8 @@ use super::pool::Pool;
 use super::request_body::RequestBody;
 use super::{Checks, Question};
 
+/// With a suspicion, the next check is due after this part of the interval, as a divisor.
+const SOONER: u32 = 4;
 /// The shortest time for an answer of any kind: a server that answers others may let it wait for its turn.
 const ANY_ANSWER: Duration = Duration::from_secs(2);
 
@@ -75,13 +77,14 @@ impl Question {
 /// When one endpoint is checked.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    next: Cell<Option<Instant>>,
+    /// When the last one began, and when the next one is due.
+    times: Cell<Option<(Instant, Instant)>>,
     is_running: Cell<bool>,
 }
 
 impl Schedule {
-    /// Begins a check, if it is due and the one before has ended. Returns how long there is time until the next one. To be called
-    /// within the worker's `LocalSet`.
+    /// Begins a check, if it is due and the one before has ended. Returns after what time to look again: a suspicion can make
+    /// the next check due sooner. To be called within the worker's `LocalSet`.
     pub(super) fn look(
         self: &Rc<Self>,
         checks: &Rc<Checks>,
@@ -89,12 +92,15 @@ impl Schedule {
         host: &HeaderValue,
     ) -> Duration {
         let now = Instant::now();
-        let due = self.next.get().unwrap_or(now);
+        let sooner = checks.interval / SOONER;
+        let standing = pool.standing();
+        let is_urgent = standing.is_suspected() && !standing.is_failing();
+        let due = self.times.get().map_or(now, |(began, due)| if is_urgent { began + sooner } else { due });
         if now < due {
-            return due - now;
+            return sooner.min(due - now);
         }
         let next = checks.interval.mul_f32(0.9 + fastrand::f32() / 5.0);
-        self.next.set(Some(now + next));
+        self.times.set(Some((now, now + next)));
         if !self.is_running.replace(true) {
             let (this, checks, pool, host) =
                 (Rc::clone(self), Rc::clone(checks), Rc::clone(pool), host.clone());
@@ -107,7 +113,7 @@ impl Schedule {
                 this.is_running.set(false);
             });
         }
-        next
+        sooner
     }
 }
 
@@ -148,9 +154,9 @@ async fn inquire(
         Err(Undelivered::Unsent(_)) => return Err("it closed the connection before it was asked".to_owned()),
         Err(Undelivered::BrokeOff(cause)) => return Err(connection.explained(cause).to_string()),
     };
-    if matches!(inquiry, Inquiry::AsksWhetherItAnswers) {
-        pool.standing().clear();
-        return Ok(());
+    if !matches!(inquiry, Inquiry::AsksWhetherItAnswers) {
+        question.judge(status)?;
     }
-    question.judge(status)
+    pool.standing().clear();
+    Ok(())
 }

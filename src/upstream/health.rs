@@ -7,8 +7,9 @@
 //! - It failed two checks in a row. It is in use again when it passes one.
 //!
 //! A request that timed out, or whose connection broke off before the answer, only raises a suspicion: one client can ask for
-//! what its endpoint never answers. The next check then asks for an answer, whatever it be, and what that check finds
-//! counts. How many endpoints may be passed over at once, `select.rs` says.
+//! what its endpoint never answers. So does a request that has waited for a second in which no other one of its thread was
+//! answered there, and an answer of 5xx where checks ask for a path. The next check comes sooner then, and without a path it asks
+//! for an answer, whatever it be; what that check finds counts. How many endpoints may be passed over at once, `select.rs` says.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -185,7 +186,7 @@ impl Standing {
         self.0.is_suspected.store(false, Ordering::Relaxed);
     }
 
-    /// Notes that a request got no answer there. The next check looks whether anything is answered.
+    /// Notes that a request got no answer there, or none so far. The next check looks whether anything is answered.
     pub(super) fn suspect(&self) {
         self.0.is_suspected.store(true, Ordering::Relaxed);
     }

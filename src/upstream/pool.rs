@@ -43,6 +43,8 @@ pub(super) struct Pool {
     kept: RefCell<Vec<Kept>>,
     /// Requests that have a lease or wait for one.
     in_flight: Cell<usize>,
+    /// Requests that were answered, modulo 2³².
+    answered: Cell<u32>,
     /// Whether no more requests come here, so that no connection is worth keeping.
     retired: Cell<bool>,
     clock: Clock,
@@ -214,6 +216,7 @@ impl Pool {
             idle_timeout: timeouts.idle,
             kept: RefCell::default(),
             in_flight: Cell::new(0),
+            answered: Cell::new(0),
             retired: Cell::new(false),
             clock,
         }
@@ -230,6 +233,15 @@ impl Pool {
     /// The requests that have a connection to it, or wait for one.
     pub(super) const fn in_flight(&self) -> usize {
         self.in_flight.get()
+    }
+
+    /// The requests that were answered, modulo 2³².
+    pub(super) const fn answered(&self) -> u32 {
+        self.answered.get()
+    }
+
+    pub(super) fn note_answer(&self) {
+        self.answered.set(self.answered.get().wrapping_add(1));
     }
 
     pub(super) const fn clock(&self) -> &Clock {

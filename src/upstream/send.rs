@@ -88,8 +88,8 @@ struct Sending<'r> {
     has_left: Cell<bool>,
     connect_timeout: Duration,
     stream_idle_timeout: Duration,
-    /// The place of the endpoint that has the request and has not answered it.
-    waits_at: Cell<Option<usize>>,
+    /// The place of the endpoint that has the request and has not answered it, and how many it had answered before.
+    waits_at: Cell<Option<(usize, u32)>>,
     /// The place of the endpoint that was tried last.
     tried: Cell<Option<usize>>,
 }
@@ -163,19 +163,19 @@ impl Upstreams {
         let delivered = {
             // Pinned here, since it holds the request and would be copied with it.
             let delivering = pin!(side.deliver(request, &sending));
-            let look = || side.looks_after(&sending);
-            within((answer_timeout, sending.upload), delivering, &sending.is_repeatable, look).await
+            let look = |looks| side.looks_after(&sending, looks);
+            within((answer_timeout, sending.upload), delivering, look).await
         };
-        let target = |at: &Cell<Option<usize>>| at.get().and_then(|at| side.targets.get(at));
         let outcome = match sending.upload.map(Upload::state) {
             // A client's failure explains whatever the upstream did next.
             Some(UploadState::Failed(error)) => Err(SendError::Body(error)),
             _ => delivered.unwrap_or_else(|| {
-                target(&sending.waits_at).into_iter().for_each(Target::suspect);
+                sending.waits_at.get().into_iter().for_each(|(at, _)| side.suspect(&side.targets[at]));
                 Err(SendError::TimedOut)
             }),
         };
-        Sent { outcome, endpoint: target(&sending.tried).map(|target| Arc::clone(&target.label)) }
+        let tried = sending.tried.get().and_then(|at| side.targets.get(at));
+        Sent { outcome, endpoint: tried.map(|target| Arc::clone(&target.label)) }
     }
 
     /// Begins the checks of endpoints that are due. Returns after what time to call it again. For one thread of the process,
@@ -313,10 +313,10 @@ impl Side {
                     Err(NoLease::Crowded) => return Err(SendError::Crowded),
                     Err(NoLease::Full) => return Err(SendError::Full),
                 };
-                sending.waits_at.set(Some(at));
+                sending.waits_at.set(Some((at, target.pool.answered())));
                 let answering = lease.send(request);
                 let undelivered = match self.head(&lease, answering, sending).await {
-                    Ok(received) => return Ok(answer(target, received, lease, sending)),
+                    Ok(received) => return Ok(self.answer(target, received, lease, sending)),
                     Err(undelivered) => undelivered,
                 };
                 sending.waits_at.set(None);
@@ -330,7 +330,7 @@ impl Side {
                         break;
                     }
                     Retry::NextEndpoint(unsent) => {
-                        target.suspect();
+                        self.suspect(target);
                         request = *unsent;
                         spoke_unasked = lease.spoke_unasked().or(spoke_unasked);
                         break;
@@ -341,7 +341,7 @@ impl Side {
                         return Box::pin(self.deliver_again(at, *again, cause, sending)).await;
                     }
                     Retry::Never(cause) => {
-                        target.suspect();
+                        self.suspect(target);
                         return Err(SendError::BrokeOff(cause));
                     }
                 }
@@ -409,12 +409,42 @@ impl Side {
         }
     }
 
-    /// Tells a request that may be sent again when it is to leave the endpoint where it waits.
-    fn looks_after(&self, sending: &Sending<'_>) {
-        let Some(at) = sending.waits_at.get().filter(|_| sending.is_repeatable.get()) else { return };
-        let is_left = self.targets[at].pool.standing().is_failing()
+    /// A request has waited for another second: suspects the endpoint if it has answered nothing meanwhile, and tells a request
+    /// that may be sent again when it is to leave.
+    fn looks_after(&self, sending: &Sending<'_>, looks: u32) {
+        let Some((at, answered)) = sending.waits_at.get() else { return };
+        let Target { pool, .. } = &self.targets[at];
+        let is_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
+        // A long poll at a server that has nothing else to answer raises few suspicions.
+        if looks.is_power_of_two() && is_sent && pool.answered() == answered {
+            self.suspect(&self.targets[at]);
+        }
+        let is_left = sending.is_repeatable.get()
+            && pool.standing().is_failing()
             && (0..self.count()).any(|other| other != at && self.is_in_use(other));
         sending.is_to_leave.set(is_left);
+    }
+
+    fn answer(&self, target: &Target, mut received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
+        target.pool.note_answer();
+        // Any answer is a sign of life to a check that asks for nothing.
+        if received.head.status.is_server_error()
+            && self.checks.as_ref().is_some_and(|checks| checks.question.is_some())
+        {
+            target.pool.standing().suspect();
+        }
+        if let Some(host) = &target.host {
+            host.leave_out(&mut received.head.headers);
+        }
+        let is_wholly_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
+        Answer::new(received, lease, is_wholly_sent, sending.stream_idle_timeout)
+    }
+
+    /// A request got no answer there, or none so far. Without checks nothing would find out whether the suspicion is right.
+    fn suspect(&self, target: &Target) {
+        if self.checks.is_some() {
+            target.pool.standing().suspect();
+        }
     }
 
     /// Sends a request once more, and no more than that.
@@ -431,12 +461,12 @@ impl Side {
         let Ok(mut lease) = target.pool.lease_new(sending.connect_timeout).await else {
             return Err(SendError::BrokeOff(cause));
         };
-        sending.waits_at.set(Some(at));
+        sending.waits_at.set(Some((at, target.pool.answered())));
         let undelivered = match lease.send(request).await {
-            Ok(received) => return Ok(answer(target, received, lease, sending)),
+            Ok(received) => return Ok(self.answer(target, received, lease, sending)),
             Err(undelivered) => undelivered,
         };
-        target.suspect();
+        self.suspect(target);
         Err(SendError::BrokeOff(match undelivered {
             Undelivered::Unsent(_) => cause,
             Undelivered::BrokeOff(cause) => lease.explained(cause),
@@ -458,17 +488,4 @@ impl Target {
     fn note_repetition(&self, why: Repetition) {
         self.pool.standing().note_repetition(why);
     }
-
-    /// A request got no answer there.
-    fn suspect(&self) {
-        self.pool.standing().suspect();
-    }
-}
-
-fn answer(target: &Target, mut received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
-    if let Some(host) = &target.host {
-        host.leave_out(&mut received.head.headers);
-    }
-    let is_wholly_sent = sending.upload.is_none_or(|upload| upload.state() == UploadState::Done);
-    Answer::new(received, lease, is_wholly_sent, sending.stream_idle_timeout)
 }

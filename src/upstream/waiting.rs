@@ -1,6 +1,5 @@
 //! How long a request waits for the head of its answer.
 
-use std::cell::Cell;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
@@ -8,20 +7,19 @@ use tokio::time::{Instant, sleep};
 
 use super::request_body::Upload;
 
-/// How often a request that waits looks whether it should wait elsewhere.
+/// How often a request that waits looks at the endpoint where it does.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Waits for `delivering` until `timeout` has passed since the last part of the request's body was taken; `None`
-/// after that. Meanwhile it calls `look` every [`LOOK`], while `looks`.
+/// after that. Meanwhile it calls `look` every [`LOOK`], with 1 at first, then 2, and so on.
 pub(super) async fn within<T>(
     (timeout, upload): (Duration, Option<&Upload>),
     mut delivering: Pin<&mut impl Future<Output = T>>,
-    looks: &Cell<bool>,
-    look: impl Fn(),
+    look: impl Fn(u32),
 ) -> Option<T> {
-    let first = if looks.get() { timeout.min(LOOK) } else { timeout };
+    let first = timeout.min(LOOK);
     let mut next = pin!(sleep(first));
-    let mut end = None;
+    let (mut end, mut looks) = (None, 0);
     loop {
         tokio::select! {
             biased;
@@ -33,8 +31,9 @@ pub(super) async fn within<T>(
                 if until <= now {
                     return None;
                 }
-                look();
-                next.as_mut().reset(if looks.get() { until.min(now + LOOK) } else { until });
+                looks += 1;
+                look(looks);
+                next.as_mut().reset(until.min(now + LOOK));
             }
         }
     }

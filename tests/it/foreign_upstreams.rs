@@ -32,7 +32,7 @@ upstream = "api"
 "#;
 
 /// A Python with the packages that `tests/run` installs; plain `python3` has only the file server.
-fn python() -> Command {
+pub(crate) fn python() -> Command {
     Command::new(std::env::var_os("KEYGATE_TEST_PYTHON").unwrap_or_else(|| "python3".into()))
 }
 

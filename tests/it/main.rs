@@ -64,6 +64,7 @@ mod log_floods;
 mod lost_lines;
 mod memory;
 mod names;
+mod one_of_three;
 mod open_streams;
 mod ops;
 mod other_routers;

@@ -411,7 +411,7 @@ fn start(name: &'static str, folder: &Path, command: impl FnOnce(u16) -> Command
     Router { name, address, _process: process }
 }
 
-fn is_installed(program: &str) -> bool {
+pub(crate) fn is_installed(program: &str) -> bool {
     let found =
         Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
     found.is_ok_and(|status| status.success())

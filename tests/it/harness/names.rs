@@ -65,6 +65,8 @@ impl Swallowing {
     pub(crate) fn at(address: SocketAddr) -> Self {
         let listener = runtime().block_on(async {
             let socket = TcpSocket::new_v4().unwrap();
+            // Connections of a server that was there before may linger.
+            socket.set_reuseaddr(true).unwrap();
             socket.bind(address).unwrap();
             socket.listen(1).unwrap().into_std().unwrap()
         });
