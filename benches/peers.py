@@ -7,7 +7,9 @@ system, from /proc), so that waiting does not count. The output is requests per 
 
 Needs Debian's packages haproxy and wrk, and `cargo build --profile dist`. It uses loopback only, and ends by itself.
 
-    python3 benches/peers.py [--rounds 7] [--seconds 4] [--connections 32]
+    python3 benches/peers.py [--rounds 7] [--seconds 4] [--connections 32] [--tls-upstream]
+
+With --tls-upstream both reach the upstream over TLS, and verify its certificate; it also needs Debian's package openssl.
 """
 
 import argparse
@@ -31,6 +33,22 @@ def fill(template, target, values):
         text = text.replace(name, str(value))
     target.write_text(text)
     return target
+
+
+def certificates(folder):
+    """Makes an authority, and a certificate of it for 127.0.0.1 with its key. Returns the authority's file and the other one."""
+    def openssl(*words):
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=bench", "-days", "2")
+    openssl("req", *curve, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=upstream")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names",
+            "-out", "server.crt", "-days", "2")
+    both = folder / "server.pem"
+    both.write_text((folder / "server.crt").read_text() + (folder / "server.key").read_text())
+    return folder / "ca.pem", both
 
 
 def cpu_seconds(pid):
@@ -67,6 +85,7 @@ def main():
     arguments.add_argument("--seconds", type=int, default=4)
     arguments.add_argument("--connections", type=int, default=32)
     arguments.add_argument("--keygate", default=DIST)
+    arguments.add_argument("--tls-upstream", action="store_true")
     arguments = arguments.parse_args()
     for tool in ("haproxy", "wrk", "taskset"):
         if not shutil.which(tool):
@@ -77,7 +96,14 @@ def main():
         folder = pathlib.Path(folder)
         ports = {"LIVE_PORT": free_port(), "TEST_PORT": free_port()}
         keygate_port, haproxy_port = free_port(), free_port()
-        upstreams = f"""live = ["http://127.0.0.1:{ports['LIVE_PORT']}"]\ntest = ["http://127.0.0.1:{ports['TEST_PORT']}"]"""
+        scheme, tls, bind, server = "http", "", "", ""
+        if arguments.tls_upstream:
+            authority, certificate = certificates(folder)
+            scheme, bind, server = "https", f"ssl crt {certificate}", f"ssl verify required ca-file {authority}"
+            tls = "".join(f'\n[upstreams.api.{one}_tls]\nca = "{authority}"' for one in ("live", "test"))
+        upstreams = (f"""live = ["{scheme}://127.0.0.1:{ports['LIVE_PORT']}"]\n"""
+                     f"""test = ["{scheme}://127.0.0.1:{ports['TEST_PORT']}"]{tls}""")
+        ports |= {"BIND_OPTIONS": bind, "SERVER_OPTIONS": server}
         config = configure(folder, keygate_port, upstreams, workers=1)
         made = command(arguments.keygate, config, "keys", "create", "--org", "bench", "--all-scopes", "--name", "bench")
         secret, key = made["secret"], made["key"]
