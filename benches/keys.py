@@ -11,7 +11,6 @@ Needs Debian's package redis-server, and `cargo build --profile dist`. It uses l
 """
 
 import argparse
-import hashlib
 import json
 import pathlib
 import random
@@ -21,32 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 
-from common import DIST, EMBEDDED, command, configure, end, free_port, wait_for
-
-BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
-
-def secret_of(number):
-    """Returns a well-formed secret; the same number gives the same secret, so that the benchmark need not store them."""
-    draw = random.Random(number)
-    body = "fh_live_sk_" + "".join(draw.choices(BASE62, k=32))
-    check, digits = zlib.crc32(body.encode()), ""
-    for _ in range(6):
-        check, digit = divmod(check, 62)
-        digits = BASE62[digit] + digits
-    return body + digits
-
-
-def write_lines(path, count):
-    with open(path, "w") as out:
-        for number in range(count):
-            secret = secret_of(number)
-            out.write(json.dumps({
-                "sha256": hashlib.sha256(secret.encode()).hexdigest(), "name": f"key {number}", "environment": "live",
-                "scopes": ["jobs:read"], "last_four": secret[-4:]}) + "\n")
-
+from common import DIST, EMBEDDED, command, configure, end, free_port, secret_of, wait_for, write_lines
 
 class Gateway:
     """A running gateway with its own store."""
