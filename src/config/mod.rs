@@ -40,7 +40,7 @@ use self::own::Own;
 use self::policy::Policy;
 use self::secrets::{KEYS_AT_MOST, PEPPERS_AT_MOST, secrets};
 use self::section::Section;
-use self::upstreams::Around;
+use self::upstreams::{Around, Named};
 use self::value::{CENTURY, DAY, INSTANT, address_or_off, choice, count, duration, flag, parsed, text};
 use crate::downstream::listener;
 use crate::downstream::tls;
@@ -285,9 +285,8 @@ fn sections(
         let upstreams = section.named(|name, section| upstreams::read(name, section, around));
         (upstreams, !section.is_broken() && !report.is_incomplete(Document::Configuration))
     });
-    let names: Vec<&str> = upstreams.iter().map(|upstream| &*upstream.name).collect();
-    let names = are_known.then_some(&names[..]);
-    let policy = root.section("policy", |section| policy(section, folder, names, files, report));
+    let known = are_known.then_some(&upstreams[..]);
+    let policy = root.section("policy", |section| policy(section, folder, known, files, report));
     let outbox = root.section("outbox", |section| outbox::read(section, folder, &own));
     let signup = root.section("signup", |section| signup(section, outbox.is_some()));
     let (log, records) = root.section("log", |section| log(section, folder));
@@ -479,7 +478,7 @@ fn log(section: &mut Section<'_>, folder: &Path) -> (LogSettings, RecordSettings
 fn policy(
     section: &mut Section<'_>,
     folder: &Path,
-    upstreams: Option<&[&str]>,
+    upstreams: Option<&[Named]>,
     files: &dyn Fn(&Path) -> io::Result<Vec<u8>>,
     report: &Report,
 ) -> Option<Policy> {

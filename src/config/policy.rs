@@ -6,7 +6,7 @@ use super::file::Value;
 use super::mistake::{Place, quoted, suggestion};
 use super::section::Section;
 use super::server::BODY;
-use super::upstreams::{refuse_short_total, total};
+use super::upstreams::{Named, refuse_short_total, total};
 use super::value::{DAY, INSTANT, choice, duration, flag, only_true, parsed, size, text};
 use super::{BROWSER_KEYS, ON_PARTITION};
 use crate::policy::access::Access;
@@ -17,7 +17,7 @@ use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::admission::Needs;
 use crate::vocabulary::key::scope::{OneOf, Scope, ScopeSet};
 use crate::vocabulary::spelling::nearest;
-use crate::vocabulary::upstream::{Retries, Terms};
+use crate::vocabulary::upstream::{Retries, Terms, Total};
 
 pub(super) struct Policy {
     pub(super) routes: RouteTable,
@@ -25,8 +25,8 @@ pub(super) struct Policy {
     pub(super) scopes: ScopeSet,
 }
 
-/// `None` only if the report has the reason. `upstreams` are their names, or `None` if not all are known.
-pub(super) fn read(root: &mut Section<'_>, upstreams: Option<&[&str]>) -> Option<Policy> {
+/// `None` only if the report has the reason. `upstreams` is `None` if not all are known.
+pub(super) fn read(root: &mut Section<'_>, upstreams: Option<&[Named]>) -> Option<Policy> {
     let declared = root.list("scopes", parsed(declared_scope));
     // With a mistake in the list, a scope that seems to be missing may only be misspelt there.
     let vocabulary = declared.as_deref();
@@ -53,7 +53,7 @@ const NO_WILDCARD: &str = "there is no wildcard: list";
 
 /// The names that a route can refer to; `None` if they are not known.
 struct Names<'n> {
-    upstreams: Option<&'n [&'n str]>,
+    upstreams: Option<&'n [Named]>,
     scopes: Option<&'n [Scope]>,
 }
 
@@ -86,6 +86,7 @@ fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
     let browser_keys = section.optional("browser_keys", choice(&BROWSER_KEYS));
     let body_limit = section.optional("body_limit", size(BODY));
     refuse_senseless(section, target);
+    refuse_late_answer(section, target, names, &terms);
     if let Some(Target::Operation(operation)) = target {
         refuse_unservable(section, operation, &methods, &patterns);
     }
@@ -230,8 +231,9 @@ fn target(section: &mut Section<'_>, names: &Names<'_>) -> Option<Target> {
     let upstream = section.optional("upstream", |value| {
         let name = text(value)?;
         let Some(known) = names.upstreams else { return Ok(UpstreamId(0)) };
-        known.iter().position(|upstream| *upstream == name).map(UpstreamId).ok_or_else(|| {
-            format!("there is no upstream {}; {}", quoted(&name), suggestion(&name, "upstreams", known))
+        known.iter().position(|upstream| *upstream.name == *name).map(UpstreamId).ok_or_else(|| {
+            let known: Vec<&str> = known.iter().map(|upstream| &*upstream.name).collect();
+            format!("there is no upstream {}; {}", quoted(&name), suggestion(&name, "upstreams", &known))
         })
     });
     let operation = section.optional("serve", |value| {
@@ -266,6 +268,25 @@ const OF_UPSTREAMS: [&str; 9] = [
     "stream_idle_timeout",
     "total_timeout",
 ];
+
+/// Reports a time for the answer's head that the upstream's time for the whole of a request ends before.
+fn refuse_late_answer(section: &Section<'_>, target: Option<Target>, names: &Names<'_>, terms: &Terms) {
+    let (Some(Target::Upstream(id)), Some(known)) = (target, names.upstreams) else { return };
+    let (Some(answer), None) = (terms.answer, terms.total) else { return };
+    let Some(Named { name, settings: Some(settings) }) = known.get(id.0) else { return };
+    if let Total::AtMost(total) = settings.timeouts.total
+        && total < answer
+    {
+        let total = humantime::format_duration(total);
+        section.wrong(
+            "answer_timeout",
+            format!(
+                "has no effect: `total_timeout` of the upstream {name} ({total}) is over before; make this shorter, or give the route a \
+                 `total_timeout` of its own"
+            ),
+        );
+    }
+}
 
 /// Reports keys that have no effect on this kind of route.
 fn refuse_senseless(section: &Section<'_>, target: Option<Target>) {
