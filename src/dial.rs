@@ -14,41 +14,28 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 
 use crate::vocabulary::clock::Clock;
 
 /// The head start of an attempt (RFC 8305, section 8, "Connection Attempt Delay").
 const HEAD_START: Duration = Duration::from_millis(250);
-/// How long a name's addresses are used before the name is looked up again.
-const RESOLVED_FOR: Duration = Duration::from_secs(5);
 /// How long an address that failed is tried last.
 const AVOIDED_FOR: Duration = Duration::from_secs(30);
-/// The number of addresses of one name that are used.
-const ADDRESSES: usize = 16;
+/// The number of addresses that one stream is tried at.
+pub const AT_ONCE: usize = 16;
 
-/// Opens streams to one server.
+/// Opens streams to one server: to the address of its name that worked last, if it has several. The name is looked up for each
+/// stream.
 #[derive(Debug)]
 pub struct Dialer {
     host: Box<str>,
     port: u16,
-    preference: Preference,
     resolver: Resolver,
-    /// Where each attempt beside the first takes a place, since it has a descriptor of its own.
-    places: Option<Arc<Semaphore>>,
-    /// One lookup at a time: each holds a thread for as long as the resolver takes, even if the result is no longer
-    /// awaited.
-    resolved: tokio::sync::Mutex<Resolved>,
+    /// The addresses that the name had last. One lookup at a time: each holds a thread for as long as the resolver takes, even if
+    /// the result is no longer awaited.
+    resolved: tokio::sync::Mutex<Vec<SocketAddr>>,
     experience: Mutex<Experience>,
-}
-
-/// Which of several addresses of a name a new connection begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preference {
-    /// The next in turn, so that they share the traffic. The name is looked up at most every five seconds.
-    InTurn,
-    /// The one that worked last. The name is looked up for each connection.
-    LastGood,
 }
 
 /// The source of the addresses of a name.
@@ -60,17 +47,9 @@ enum Resolver {
     Fixed(Mutex<Vec<SocketAddr>>),
 }
 
-/// The addresses of the name, in the order of their attempts.
-#[derive(Debug, Default)]
-struct Resolved {
-    addresses: Vec<SocketAddr>,
-    at: Option<Instant>,
-}
-
 /// How connecting went before.
 #[derive(Debug, Default)]
 struct Experience {
-    next: usize,
     last_good: Option<SocketAddr>,
     /// Addresses of the name that failed, or were slower than another, and when.
     failed: Vec<(SocketAddr, Instant)>,
@@ -78,23 +57,14 @@ struct Experience {
 
 impl Dialer {
     #[must_use]
-    pub fn new(host: &str, port: u16, preference: Preference) -> Self {
+    pub fn new(host: &str, port: u16) -> Self {
         Self {
             host: host.into(),
             port,
-            preference,
             resolver: Resolver::default(),
-            places: None,
             resolved: tokio::sync::Mutex::default(),
             experience: Mutex::default(),
         }
-    }
-
-    /// Makes every attempt beside the first take one of `places`. Where there is none, it waits until another attempt
-    /// has failed.
-    #[must_use]
-    pub fn sharing(self, places: Arc<Semaphore>) -> Self {
-        Self { places: Some(places), ..self }
     }
 
     /// Whether it opens streams to `host` and `port`.
@@ -103,14 +73,7 @@ impl Dialer {
         *self.host == *host && self.port == port
     }
 
-    /// Whether the server is given by a name, and not by an address.
-    #[must_use]
-    pub fn has_name(&self) -> bool {
-        self.host.parse::<IpAddr>().is_err()
-    }
-
-    /// Opens a stream, without Nagle's algorithm. `within` is the time after which the caller gives up; there is no
-    /// time limit here.
+    /// Opens a stream, without Nagle's algorithm, within this time. The lookup of a name has no time limit.
     ///
     /// # Errors
     /// Of the resolver, or of the last attempt that failed.
@@ -118,83 +81,96 @@ impl Dialer {
         let stream = match self.host.parse::<IpAddr>() {
             Ok(address) => TcpStream::connect(SocketAddr::new(address, self.port)).await?,
             Err(_) => {
-                let addresses = self.resolve(clock).await?;
-                let order = self.lock().order(addresses, self.preference, clock.mono());
-                self.race(order, within, clock).await?
+                let addresses = self.resolve().await?;
+                let order = self.lock().order(addresses, clock.mono());
+                let Raced { won, mut failed, overtaken } = race(order, within, None).await;
+                let worse = failed.iter().map(|(address, _)| *address).chain(overtaken);
+                self.lock().note(won.as_ref().map(|(address, _)| *address), worse, clock.mono());
+                let (_, stream) = won.ok_or_else(|| last_of(&mut failed))?;
+                stream
             }
         };
         stream.set_nodelay(true)?;
         Ok(stream)
     }
 
-    async fn resolve(&self, clock: &Clock) -> io::Result<Vec<SocketAddr>> {
+    async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let mut resolved = self.resolved.lock().await;
-        let is_new = |at| clock.mono().saturating_duration_since(at) < RESOLVED_FOR;
-        if self.preference == Preference::InTurn && resolved.at.is_some_and(is_new) {
-            return Ok(resolved.addresses.clone());
-        }
         match self.resolver.addresses(&self.host, self.port).await {
             Ok(addresses) if !addresses.is_empty() => {
-                let mut addresses = interleaved(addresses);
-                addresses.truncate(ADDRESSES);
-                *resolved = Resolved { addresses, at: Some(clock.mono()) };
-                Ok(resolved.addresses.clone())
+                *resolved = interleaved(addresses, SocketAddr::is_ipv4);
+                resolved.truncate(AT_ONCE);
+                Ok(resolved.clone())
             }
             // A failure of the resolver does not mean that the servers have moved.
-            _ if !resolved.addresses.is_empty() => Ok(resolved.addresses.clone()),
+            _ if !resolved.is_empty() => Ok(resolved.clone()),
             Ok(_) => Err(io::ErrorKind::NotFound.into()),
             Err(error) => Err(error),
-        }
-    }
-
-    /// The first stream that one of the addresses accepts.
-    async fn race(&self, order: Vec<SocketAddr>, within: Duration, clock: &Clock) -> io::Result<TcpStream> {
-        let head_start = HEAD_START.min(within / u32::try_from(order.len()).unwrap_or(1).max(1));
-        let mut waiting = order.into_iter();
-        let mut attempts = Vec::new();
-        let mut failure = io::Error::from(io::ErrorKind::NotFound);
-        loop {
-            if let Ok(place) = self.place(attempts.is_empty())
-                && let Some(address) = waiting.next()
-            {
-                let connecting = Box::pin(TcpStream::connect(address));
-                attempts.push(Attempt { address, connecting, _place: place });
-            }
-            if attempts.is_empty() {
-                return Err(failure);
-            }
-            let has_next = waiting.len() > 0;
-            let next = async { if has_next { sleep(head_start).await } else { pending().await } };
-            tokio::select! {
-                biased;
-                (address, ended) = first_of(&mut attempts) => match ended {
-                    Ok(stream) => {
-                        // The attempts that are still under way began earlier.
-                        let slower = attempts.iter().map(|attempt| attempt.address);
-                        self.lock().note(Some(address), slower, clock.mono());
-                        return Ok(stream);
-                    }
-                    Err(error) => {
-                        self.lock().note(None, [address], clock.mono());
-                        failure = error;
-                    }
-                },
-                () = next => {}
-            }
-        }
-    }
-
-    /// The place of an attempt, where it needs one: the first has its caller's.
-    fn place(&self, is_first: bool) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
-        match &self.places {
-            Some(places) if !is_first => Arc::clone(places).try_acquire_owned().map(Some),
-            _ => Ok(None),
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Experience> {
         self.experience.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The end of attempts to connect, side by side.
+#[derive(Debug)]
+pub struct Raced {
+    /// The first stream, and its address.
+    pub won: Option<(SocketAddr, TcpStream)>,
+    /// Those that failed, in the order in which they did; without a stream all.
+    pub failed: Vec<(SocketAddr, io::Error)>,
+    /// Those that began earlier than what won, and had not ended. They are given up.
+    pub overtaken: Vec<SocketAddr>,
+}
+
+/// Why nobody won a race.
+pub fn last_of(failed: &mut Vec<(SocketAddr, io::Error)>) -> io::Error {
+    failed.pop().map_or_else(|| io::ErrorKind::NotFound.into(), |(_, error)| error)
+}
+
+/// The first stream that one of the addresses accepts, within this time. Each attempt beside the first takes one of `places`, since
+/// it has a descriptor of its own; where there is none, it waits until another attempt has failed.
+pub async fn race(order: Vec<SocketAddr>, within: Duration, places: Option<&Arc<Semaphore>>) -> Raced {
+    let until = tokio::time::Instant::now() + within;
+    let head_start = HEAD_START.min(within / u32::try_from(order.len()).unwrap_or(1).max(1));
+    let mut waiting = order.into_iter();
+    let mut attempts: Vec<Attempt> = Vec::new();
+    let mut failed = Vec::new();
+    loop {
+        if let Ok(place) = place(places.filter(|_| !attempts.is_empty()))
+            && let Some(address) = waiting.next()
+        {
+            let connecting = Box::pin(TcpStream::connect(address));
+            attempts.push(Attempt { address, connecting, _place: place });
+        }
+        if attempts.is_empty() {
+            return Raced { won: None, failed, overtaken: Vec::new() };
+        }
+        let has_next = waiting.len() > 0;
+        let next = async { if has_next { sleep(head_start).await } else { pending().await } };
+        tokio::select! {
+            biased;
+            (address, ended) = first_of(&mut attempts) => match ended {
+                Ok(stream) => {
+                    let overtaken = attempts.iter().map(|attempt| attempt.address).collect();
+                    return Raced { won: Some((address, stream)), failed, overtaken };
+                }
+                Err(error) => failed.push((address, error)),
+            },
+            () = sleep_until(until) => {
+                let late = attempts.iter().map(|attempt| (attempt.address, io::ErrorKind::TimedOut.into()));
+                failed.extend(late);
+                return Raced { won: None, failed, overtaken: Vec::new() };
+            }
+            () = next => {}
+        }
+    }
+}
+
+fn place(places: Option<&Arc<Semaphore>>) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+    places.map(|places| Arc::clone(places).try_acquire_owned()).transpose()
 }
 
 struct Attempt {
@@ -216,11 +192,11 @@ async fn first_of(attempts: &mut Vec<Attempt>) -> (SocketAddr, io::Result<TcpStr
     .await
 }
 
-/// The addresses with their families taking turns, beginning with the first's (RFC 8305, section 4).
-fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let Some(is_first_v4) = addresses.first().map(SocketAddr::is_ipv4) else { return addresses };
-    let (one, other): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| address.is_ipv4() == is_first_v4);
+/// What has addresses, with their families taking turns, beginning with the first's (RFC 8305, section 4).
+#[must_use]
+pub fn interleaved<T>(all: Vec<T>, is_v4: impl Fn(&T) -> bool) -> Vec<T> {
+    let Some(is_first_v4) = all.first().map(&is_v4) else { return all };
+    let (one, other): (Vec<_>, Vec<_>) = all.into_iter().partition(|item| is_v4(item) == is_first_v4);
     let (mut one, mut other) = (one.into_iter(), other.into_iter());
     let mut mixed = Vec::with_capacity(one.len() + other.len());
     while one.len() + other.len() > 0 {
@@ -231,21 +207,8 @@ fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 }
 
 impl Experience {
-    fn order(
-        &mut self,
-        mut addresses: Vec<SocketAddr>,
-        preference: Preference,
-        now: Instant,
-    ) -> Vec<SocketAddr> {
-        let first = match preference {
-            Preference::InTurn => {
-                self.next = self.next.wrapping_add(1);
-                self.next % addresses.len().max(1)
-            }
-            Preference::LastGood => {
-                addresses.iter().position(|address| Some(*address) == self.last_good).unwrap_or(0)
-            }
-        };
+    fn order(&mut self, mut addresses: Vec<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
+        let first = addresses.iter().position(|address| Some(*address) == self.last_good).unwrap_or(0);
         addresses.rotate_left(first);
         self.failed.retain(|(address, at)| {
             addresses.contains(address) && now.saturating_duration_since(*at) < AVOIDED_FOR
@@ -292,9 +255,9 @@ mod tests {
         Builder::new_current_thread().enable_all().build().unwrap()
     }
 
-    fn dialer(preference: Preference, addresses: &[SocketAddr]) -> Dialer {
+    fn dialer(addresses: &[SocketAddr]) -> Dialer {
         let resolver = Resolver::Fixed(Mutex::new(addresses.to_vec()));
-        Dialer { resolver, ..Dialer::new("a.test", 1, preference) }
+        Dialer { resolver, ..Dialer::new("a.test", 1) }
     }
 
     fn listener() -> (TcpListener, SocketAddr) {
@@ -349,22 +312,15 @@ mod tests {
         runtime().block_on(async {
             let (clock, shift) = Clock::shifted();
             let ((_good, good), bad) = (listener(), Swallowing::start().await);
-            for preference in [Preference::InTurn, Preference::LastGood] {
-                let dialer = dialer(preference, &[bad.address, good]);
-                assert_eq!(dialled(&dialer, &clock, 20).await, [good; 20]);
-                let order = |dialer: &Dialer| {
-                    let mut experience = dialer.lock();
-                    (0..4)
-                        .map(|_| experience.order(vec![bad.address, good], preference, clock.mono())[0])
-                        .collect()
-                };
-                let begin: Vec<_> = order(&dialer);
-                assert_eq!(begin, [good; 4], "no attempt waits for it");
-                shift.advance(AVOIDED_FOR);
-                let begin: Vec<_> = order(&dialer);
-                let of_bad = begin.iter().filter(|first| **first == bad.address).count();
-                assert_eq!(of_bad, if preference == Preference::InTurn { 2 } else { 0 });
-            }
+            let dialer = dialer(&[bad.address, good]);
+            assert_eq!(dialled(&dialer, &clock, 20).await, [good; 20]);
+            let first = |dialer: &Dialer, now| {
+                dialer.lock().last_good = None;
+                dialer.lock().order(vec![bad.address, good], now)[0]
+            };
+            assert_eq!(first(&dialer, clock.mono()), good, "no attempt waits for it");
+            shift.advance(AVOIDED_FOR);
+            assert_eq!(first(&dialer, clock.mono()), bad.address);
         });
     }
 
@@ -373,44 +329,43 @@ mod tests {
         runtime().block_on(async {
             let clock = Clock::system();
             let ((_good, good), bad) = (listener(), refusing());
-            assert_eq!(dialled(&dialer(Preference::InTurn, &[bad, good]), &clock, 6).await, [good; 6]);
-            let error =
-                dialer(Preference::InTurn, &[bad, refusing()]).dial(WITHIN, &clock).await.unwrap_err();
+            assert_eq!(dialled(&dialer(&[bad, good]), &clock, 6).await, [good; 6]);
+            let error = dialer(&[bad, refusing()]).dial(WITHIN, &clock).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-            let error = dialer(Preference::LastGood, &[]).dial(WITHIN, &clock).await.unwrap_err();
+            let error = dialer(&[]).dial(WITHIN, &clock).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::NotFound);
         });
     }
 
     #[test]
-    fn several_addresses_share_the_connections_or_the_last_good_one_has_them() {
+    fn the_address_that_worked_last_has_the_connections_and_a_changed_record_is_followed() {
         runtime().block_on(async {
             let clock = Clock::system();
-            let ((_one, one), (_two, two)) = (listener(), listener());
-            let peers = dialled(&dialer(Preference::InTurn, &[one, two]), &clock, 10).await;
-            assert_eq!(peers.iter().filter(|peer| **peer == one).count(), 5);
-            let dialer = dialer(Preference::LastGood, &[one, two]);
+            let ((_one, one), (_two, two), (_new, new)) = (listener(), listener(), listener());
+            let dialer = dialer(&[one, two]);
             assert_eq!(dialled(&dialer, &clock, 10).await, [one; 10]);
             let Resolver::Fixed(addresses) = &dialer.resolver else { unreachable!() };
             *addresses.lock().unwrap() = vec![two, one];
             assert_eq!(dialled(&dialer, &clock, 10).await, [one; 10], "in whatever order the name has them");
+            *addresses.lock().unwrap() = vec![new];
+            assert_eq!(dialled(&dialer, &clock, 2).await, [new; 2]);
+            addresses.lock().unwrap().clear();
+            assert_eq!(dialled(&dialer, &clock, 2).await, [new; 2], "a resolver that fails moves no server");
         });
     }
 
     #[test]
-    fn a_changed_record_is_followed_after_five_seconds() {
+    fn a_race_tells_of_those_that_failed_and_of_those_that_were_overtaken() {
         runtime().block_on(async {
-            let (clock, shift) = Clock::shifted();
-            let ((_old, old), (_new, new)) = (listener(), listener());
-            let dialer = dialer(Preference::InTurn, &[old]);
-            assert_eq!(dialled(&dialer, &clock, 2).await, [old; 2]);
-            let Resolver::Fixed(addresses) = &dialer.resolver else { unreachable!() };
-            *addresses.lock().unwrap() = vec![new];
-            shift.advance(RESOLVED_FOR);
-            assert_eq!(dialled(&dialer, &clock, 2).await, [new; 2]);
-            addresses.lock().unwrap().clear();
-            shift.advance(RESOLVED_FOR);
-            assert_eq!(dialled(&dialer, &clock, 2).await, [new; 2], "a resolver that fails moves no server");
+            let ((_good, good), refusing, silent) = (listener(), refusing(), Swallowing::start().await);
+            let Raced { won, failed, overtaken } =
+                race(vec![refusing, silent.address, good], WITHIN, None).await;
+            assert_eq!(won.unwrap().0, good);
+            assert_eq!(failed.iter().map(|(address, _)| *address).collect::<Vec<_>>(), [refusing]);
+            assert_eq!(overtaken, [silent.address]);
+            let short = Duration::from_millis(20);
+            let Raced { won, failed, .. } = race(vec![silent.address], short, None).await;
+            assert!(won.is_none() && failed[0].1.kind() == io::ErrorKind::TimedOut);
         });
     }
 
@@ -419,7 +374,7 @@ mod tests {
         let parse = |all: &[&str]| all.iter().map(|one| one.parse().unwrap()).collect::<Vec<SocketAddr>>();
         let given = parse(&["[::1]:1", "[::2]:1", "[::3]:1", "127.0.0.1:1", "127.0.0.2:1"]);
         let mixed = parse(&["[::1]:1", "127.0.0.1:1", "[::2]:1", "127.0.0.2:1", "[::3]:1"]);
-        assert_eq!(interleaved(given), mixed);
-        assert!(interleaved(Vec::new()).is_empty());
+        assert_eq!(interleaved(given, SocketAddr::is_ipv4), mixed);
+        assert!(interleaved(Vec::new(), SocketAddr::is_ipv4).is_empty());
     }
 }

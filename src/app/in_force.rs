@@ -11,10 +11,11 @@ use crate::operators::outbox::Backlog;
 use crate::store::Store;
 use crate::store::cache::ReadThrough;
 use crate::store::keeper::{LinkState, MemoryVitals, Standing, Vitals};
-use crate::telemetry::metrics::{ChangeMeter, CrowdState, EndpointState, Reloads, State};
+use crate::telemetry::metrics::{ChangeMeter, CrowdState, EndpointState, NameState, Reloads, State};
 use crate::telemetry::{self, Lost, Notice};
 use crate::tls::LoadErrors;
 use crate::upstream::budget::Budget;
+use crate::upstream::health::NameSeen;
 use crate::vocabulary::clock::{Clock, UnixMillis};
 
 /// The parts that a reload replaces, for metrics.
@@ -36,13 +37,17 @@ impl InForce {
 
     /// The servers of the upstreams, for operators.
     pub(super) fn servers(&self) -> Vec<ServerView> {
-        let servers = self.plan.health().endpoints().map(|seen| ServerView {
+        let servers = self.plan.health().servers().into_iter().map(|seen| ServerView {
             upstream: seen.upstream.into(),
             server: seen.label.into(),
             state: seen.state,
         });
         servers.collect()
     }
+}
+
+const fn name_state(NameSeen { is_resolved, healthy, unhealthy }: NameSeen) -> NameState {
+    NameState { is_resolved, healthy, unhealthy }
 }
 
 /// The data stays usable after a thread has panicked while it held the lock.
@@ -97,6 +102,7 @@ impl Observed {
             endpoint: seen.label.into(),
             is_healthy: seen.state.is_healthy(),
             repeated: seen.repeated,
+            name: seen.name.map(name_state),
         });
         let crowds = in_force.plan.crowds().seen().map(|seen| CrowdState {
             upstream: seen.upstream.into(),

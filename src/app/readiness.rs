@@ -184,9 +184,9 @@ fn of_writes(vitals: &Vitals) -> Option<String> {
 /// They never make the gateway unready.
 fn of_upstreams(seen: &Observed) -> Option<String> {
     let plan = Arc::clone(&lock(&seen.in_force).plan);
-    let unused = plan.health().endpoints().filter(|endpoint| !endpoint.state.is_healthy());
+    let unused = plan.health().servers().into_iter().filter(|server| !server.state.is_healthy());
     let unused: Vec<String> =
-        unused.map(|endpoint| format!("{} of {}", endpoint.label, endpoint.upstream)).collect();
+        unused.map(|server| format!("{} of {}", server.label, server.upstream)).collect();
     (!unused.is_empty()).then(|| {
         format!(
             "not connected to, or without answers: {}; this does not make the gateway unready",

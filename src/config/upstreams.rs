@@ -13,9 +13,12 @@ use super::own::{Own, is_admin_socket, reached, reached_by_name};
 use super::section::Section;
 use super::value::{DAY, INSTANT, choice, count, duration, flag, text};
 use crate::tls::client::{Files, Trust};
-use crate::upstream::{Checks, Endpoint, HostField, Limits, Question, Settings, Timeouts};
+use crate::upstream::{Ages, Checks, Endpoint, HostField, Life, Limits, Question, Settings, Timeouts};
 use crate::vocabulary::network::Server;
 use crate::vocabulary::upstream::Total;
+
+/// The greatest weight of a server. Turns are shared out among as many places as the weights have together.
+const MOST_WEIGHT: u16 = 100;
 
 /// An upstream's name and settings. Routes may use the name even if the settings are wrong.
 pub(super) struct Named {
@@ -44,10 +47,12 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
     let endpoints = endpoints(section, around);
     let host = section.or("host", HostField::default(), host);
     let timeouts = timeouts(section);
+    let (names, life) = (ages(section), life(section));
     let limits = limits(section);
     let checks = checks(section);
     let [of_live, of_test] = ["live_tls", "test_tls"].map(|key| tls(key, section, around.folder));
     let Some((live, test)) = endpoints else { return named(None) };
+    let ((live, live_weights), (test, test_weights)) = (apart(live), apart(test));
     let is_shared = !section.given("test");
     if is_shared && of_test.is_given {
         section.wrong(
@@ -63,6 +68,9 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
         name: name.into(),
         live,
         test,
+        weights: [live_weights, test_weights],
+        names,
+        life,
         tls: [of_live.files, of_test.files],
         host,
         timeouts,
@@ -195,26 +203,54 @@ impl Tls {
     }
 }
 
-/// The endpoints for live keys and for test keys. The same for both only if the file says so.
-fn endpoints(section: &mut Section<'_>, around: Around<'_>) -> Option<(Vec<Endpoint>, Vec<Endpoint>)> {
-    const EMPTY: &str = "list at least one endpoint, as in [\"http://127.0.0.1:9000\"]";
-    let endpoint = |value: &Value| endpoint(value, around);
-    let (live, live_is_right) = section.required_list("live", EMPTY, endpoint);
-    let (test, test_is_right) = section.filled_in_part("test", EMPTY, endpoint);
-    for (key, endpoints) in [("live", &live), ("test", &test)] {
-        for endpoint in endpoints {
-            // A warning, because another machine may give the name another meaning.
-            if let Some(own) = reached_by_name(around.own, endpoint) {
-                section.warn(
-                    key,
-                    format!(
-                        "{endpoint} is this gateway itself ({own}) by the names that this machine has in /etc/hosts and for \
-                         itself, so requests would come back to it; name the address of your API"
-                    ),
-                );
-            }
+/// An endpoint as it is listed.
+#[derive(Clone)]
+struct Listed {
+    endpoint: Endpoint,
+    weight: u16,
+}
+
+impl PartialEq for Listed {
+    /// The same endpoint twice is a mistake, whatever its weights are.
+    fn eq(&self, other: &Self) -> bool {
+        self.endpoint == other.endpoint
+    }
+}
+
+fn apart(listed: Vec<Listed>) -> (Vec<Endpoint>, Vec<u16>) {
+    listed.into_iter().map(|Listed { endpoint, weight }| (endpoint, weight)).unzip()
+}
+
+/// Reports what is listed and does not stand to reason.
+fn judge_listed(key: &str, listed: &[Listed], section: &Section<'_>, around: Around<'_>) {
+    for Listed { endpoint, .. } in listed {
+        // A warning, because another machine may give the name another meaning.
+        if let Some(own) = reached_by_name(around.own, endpoint) {
+            section.warn(
+                key,
+                format!(
+                    "{endpoint} is this gateway itself ({own}) by the names that this machine has in /etc/hosts and for itself, so \
+                     requests would come back to it; name the address of your API"
+                ),
+            );
         }
     }
+    if !listed.is_empty() && listed.iter().all(|listed| listed.weight == 0) {
+        section.wrong(
+            key,
+            "every server has the weight 0, so none would get a request; give one of them a weight from 1 to 100",
+        );
+    }
+}
+
+/// The endpoints for live keys and for test keys. The same for both only if the file says so.
+fn endpoints(section: &mut Section<'_>, around: Around<'_>) -> Option<(Vec<Listed>, Vec<Listed>)> {
+    const EMPTY: &str = "list at least one endpoint, as in [\"http://127.0.0.1:9000\"]";
+    let endpoint = |value: &Value| listed(value, around);
+    let (live, live_is_right) = section.required_list("live", EMPTY, endpoint);
+    let (test, test_is_right) = section.filled_in_part("test", EMPTY, endpoint);
+    judge_listed("live", &live, section, around);
+    judge_listed("test", &test, section, around);
     let shared = section.or("shared", false, flag);
     match (section.given("test"), shared) {
         (true, true) => {
@@ -234,7 +270,9 @@ fn endpoints(section: &mut Section<'_>, around: Around<'_>) -> Option<(Vec<Endpo
             None
         }
         (true, false) => {
-            if let Some(both) = test.iter().find(|test| live.iter().any(|live| live.is_same_server(test))) {
+            let is_live =
+                |test: &&Listed| live.iter().any(|live| live.endpoint.is_same_server(&test.endpoint));
+            if let Some(Listed { endpoint: both, .. }) = test.iter().find(is_live) {
                 section.wrong(
                     "test",
                     format!(
@@ -246,6 +284,23 @@ fn endpoints(section: &mut Section<'_>, around: Around<'_>) -> Option<(Vec<Endpo
             (live_is_right && test_is_right).then_some((live, test))
         }
     }
+}
+
+/// An endpoint, alone or as `{ url = "…", weight = 3 }`.
+fn listed(value: &Value, around: Around<'_>) -> Result<Listed, String> {
+    const FORM: &str = "write { url = \"http://127.0.0.1:9000\", weight = 3 }";
+    let Content::Table(table) = &value.content else {
+        return endpoint(value, around).map(|endpoint| Listed { endpoint, weight: 1 });
+    };
+    if let Some(key) = table.keys().find(|key| !["url", "weight"].contains(&key.as_str())) {
+        return Err(format!("unknown key `{}`; {FORM}", key.escape_debug()));
+    }
+    let url = table.get("url").ok_or_else(|| format!("`url` is missing; {FORM}"))?;
+    let weight = table.get("weight").map_or(Ok(1), |weight| count(0..=MOST_WEIGHT)(&weight.value));
+    Ok(Listed {
+        endpoint: endpoint(&url.value, around).map_err(|text| format!("url: {text}"))?,
+        weight: weight.map_err(|text| format!("weight: {text}"))?,
+    })
 }
 
 /// Never shows the text, because it could contain a password.
@@ -290,6 +345,32 @@ fn limits(section: &mut Section<'_>) -> Limits {
         );
     }
     limits
+}
+
+fn ages(section: &mut Section<'_>) -> Ages {
+    let default = Ages::default();
+    let least = Duration::from_millis(100);
+    let ages = Ages {
+        least: section.or("names_min_age", default.least, duration(least..=DAY)),
+        greatest: section.or("names_max_age", default.greatest, duration(least..=DAY)),
+    };
+    if ages.least > ages.greatest {
+        let key = if section.given("names_min_age") { "names_min_age" } else { "names_max_age" };
+        let [least, greatest] = [ages.least, ages.greatest].map(humantime::format_duration);
+        section.wrong(
+            key,
+            format!("`names_min_age` ({least}) is longer than `names_max_age` ({greatest}); make one of them shorter or longer"),
+        );
+    }
+    ages
+}
+
+fn life(section: &mut Section<'_>) -> Life {
+    const MOST: u32 = 1_000_000_000;
+    Life {
+        age: section.or("connection_max_age", Life::default().age, total),
+        requests: section.optional("connection_max_requests", count(1..=MOST)),
+    }
 }
 
 fn timeouts(section: &mut Section<'_>) -> Timeouts {

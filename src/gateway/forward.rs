@@ -127,6 +127,7 @@ fn refuse(exchange: &Exchange, upstream: UpstreamId, error: &SendError) -> Rejec
         SendError::Crowded => Rejection::Unavailable(Unavailable::Upstreams),
         SendError::Full => Rejection::Unavailable(Unavailable::Upstream),
         SendError::Unreachable => Rejection::BadGateway(BadGateway::Unreachable),
+        SendError::Unresolved => Rejection::BadGateway(BadGateway::Unresolved),
         SendError::NoTls => Rejection::BadGateway(BadGateway::NoTls),
         SendError::BrokeOff(BrokenOff::Malformed(flaw)) => invalid_answer(exchange, upstream, flaw),
         SendError::BrokeOff(cause) => {

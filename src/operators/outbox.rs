@@ -23,7 +23,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::dial::{Dialer, Preference};
+use crate::dial::Dialer;
 use crate::store::Store;
 use crate::store::outbox::News;
 use crate::telemetry::{Event, Notice};
@@ -153,7 +153,7 @@ pub async fn count(store: Arc<dyn Store>, backlog: Arc<Backlog>) {
 /// Sends the news that are due, for as long as it is polled.
 pub async fn deliver(store: Arc<dyn Store>, receiver: Receiver, keys: Vec<Pepper>, clock: Clock) {
     let mut is_told = false;
-    let server = Dialer::new(&receiver.host, receiver.port, Preference::LastGood);
+    let server = Dialer::new(&receiver.host, receiver.port);
     loop {
         let now = clock.kept();
         // Where the store does not answer, that is logged elsewhere. The news wait in it.

@@ -133,6 +133,10 @@ events! {
     StreamsMixedUp = "streams_mixed_up" Error Repeats "HTTP/2: requests and streams did not take turns",
     /// An endpoint cannot be connected to.
     UpstreamUnreachable = "upstream_unreachable" Error Flaps "an upstream cannot be reached",
+    /// The name of an endpoint cannot be resolved.
+    UpstreamUnresolved = "upstream_unresolved" Error Flaps "the name of an upstream cannot be resolved",
+    /// The name of an endpoint has more addresses than are used.
+    UpstreamAddresses = "upstream_addresses" Warn Repeats "the name of an upstream has more addresses than are used",
     /// An endpoint fails its checks.
     UpstreamCheckFails = "upstream_check_fails" Error Flaps "an upstream fails its checks",
     UpstreamBrokeOff = "upstream_broke_off" Warn Repeats "an upstream broke off before it answered",
@@ -214,6 +218,7 @@ notices! {
     NewsUnproven = "news_unproven" Warn,
     NewsDelivered = "news_delivered" Info,
     EndpointReachable = "endpoint_reachable" Info,
+    EndpointResolves = "endpoint_resolves" Info,
     EndpointPasses = "endpoint_passes" Info,
     FieldRemoved = "field_removed" Info,
 }

@@ -108,7 +108,7 @@ impl Schedule {
                 let outcome = run(&checks, &pool, &host).await;
                 // A check that began before a reload must not speak for an endpoint that has no checks any more.
                 if let Some(outcome) = outcome.filter(|_| !pool.is_retired()) {
-                    pool.standing().note_check(pool.endpoint(), &checks, outcome, pool.clock().mono());
+                    pool.standing().note_check(pool.shown(), &checks, outcome, pool.clock().mono());
                 }
                 this.is_running.set(false);
             });

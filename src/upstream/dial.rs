@@ -1,6 +1,7 @@
 //! From an endpoint to an open stream, with the handshake where there is TLS.
 
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,8 +18,7 @@ use tokio_rustls::client::TlsStream;
 use super::endpoint::{Address, Endpoint, Scheme};
 use super::error::Unopened;
 use super::tls::Identity;
-use crate::dial::{self, Preference};
-use crate::vocabulary::clock::Clock;
+use crate::dial::{Raced, last_of, race};
 
 /// An open stream to an endpoint, on which nothing was said yet.
 ///
@@ -32,65 +32,131 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Opens streams to one endpoint.
+/// Opens streams to one server: an endpoint, or one address of its name.
 #[derive(Debug)]
 pub(super) struct Dialer {
-    endpoint: Endpoint,
+    /// Its name in messages.
+    shown: Box<str>,
     way: Way,
 }
 
 #[derive(Debug)]
 enum Way {
-    Tcp(dial::Dialer),
+    Tcp(SocketAddr),
     Unix(Box<Path>),
-    Tls(dial::Dialer, ServerName<'static>, Arc<Identity>),
+    Tls(SocketAddr, ServerName<'static>, Arc<Identity>),
+}
+
+/// How attempts to open one stream ended.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) stream: Result<Stream, Unopened>,
+    /// The server to which the stream leads, or where it was tried last, by its place in the list.
+    pub(super) at: usize,
+    /// The others that could not be connected to.
+    pub(super) failed: Vec<(usize, io::Error)>,
+    /// The others that took longer than what was reached.
+    pub(super) overtaken: Vec<usize>,
+}
+
+impl Dialled {
+    const fn alone(stream: Result<Stream, Unopened>) -> Self {
+        Self { stream, at: 0, failed: Vec::new(), overtaken: Vec::new() }
+    }
 }
 
 impl Dialer {
-    /// Each attempt beside the first takes one of `places`. `identity` is for endpoints with TLS.
-    pub(super) fn new(endpoint: Endpoint, places: Arc<Semaphore>, identity: &Arc<Identity>) -> Self {
-        let way = match endpoint.address() {
-            Address::Unix(path) => Way::Unix(path.clone()),
-            Address::Tcp { host, port } => {
-                let server = dial::Dialer::new(host, *port, Preference::InTurn).sharing(places);
-                match endpoint.scheme() {
-                    Scheme::Http => Way::Tcp(server),
-                    Scheme::Https(name) => Way::Tls(server, name.clone(), Arc::clone(identity)),
+    /// `address` is one of those that the name of the endpoint has, if it has a name. `identity` is for endpoints with TLS.
+    pub(super) fn new(endpoint: &Endpoint, address: Option<SocketAddr>, identity: &Arc<Identity>) -> Self {
+        let way = match (endpoint.address(), endpoint.scheme()) {
+            (Address::Unix(path), _) => Way::Unix(path.clone()),
+            (Address::Tcp { port, .. }, scheme) => {
+                // An endpoint with a name and without an address leads nowhere, and nobody makes one.
+                let nowhere = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), *port);
+                let address = address.or_else(|| endpoint.literal()).unwrap_or(nowhere);
+                match scheme {
+                    Scheme::Http => Way::Tcp(address),
+                    Scheme::Https(name) => Way::Tls(address, name.clone(), Arc::clone(identity)),
                 }
             }
         };
-        Self { endpoint, way }
+        let shown = match address {
+            Some(address) => format!("{endpoint} at {}", address.ip()),
+            None => endpoint.to_string(),
+        };
+        Self { shown: shown.into(), way }
     }
 
-    pub(super) const fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+    /// Its name in messages: the endpoint, and the address of its name.
+    pub(super) const fn shown(&self) -> &str {
+        &self.shown
     }
 
-    /// Whether new streams may lead to another address than those before.
-    pub(super) fn may_move(&self) -> bool {
+    /// `None` for a socket of this machine.
+    pub(super) const fn address(&self) -> Option<SocketAddr> {
         match &self.way {
-            Way::Tcp(server) | Way::Tls(server, ..) => server.has_name(),
-            Way::Unix(_) => false,
+            Way::Tcp(address) | Way::Tls(address, ..) => Some(*address),
+            Way::Unix(_) => None,
         }
     }
 
-    /// Opens a stream within this time, the handshake included. See [`dial::Dialer::dial`].
+    /// Opens a stream within this time, the handshake included.
     ///
     /// # Errors
-    /// Of the resolver, of the last address that failed, of the handshake, or that there was no time left.
-    pub(super) async fn dial(&self, within: Duration, clock: &Clock) -> Result<Stream, Unopened> {
+    /// Of connecting, of the handshake, or that there was no time left.
+    pub(super) async fn dial(&self, within: Duration) -> Result<Stream, Unopened> {
         let until = Instant::now() + within;
         match &self.way {
-            Way::Tcp(server) => in_time(until, server.dial(within, clock)).await.map(Stream::Tcp),
+            Way::Tcp(address) => in_time(until, connect(*address)).await.map(Stream::Tcp),
             Way::Unix(path) => in_time(until, UnixStream::connect(path)).await.map(Stream::Unix),
-            Way::Tls(server, name, identity) => {
-                let stream = in_time(until, server.dial(within, clock)).await?;
-                let handshake = timeout_at(until, identity.handshake(name, stream)).await;
-                let stream = handshake.unwrap_or_else(|_| Err(identity.explain_silence()));
-                stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(Unopened::Tls)
+            Way::Tls(address, ..) => {
+                let stream = in_time(until, connect(*address)).await?;
+                self.secured(until, stream).await
             }
         }
     }
+
+    /// The handshake, where there is TLS.
+    async fn secured(&self, until: Instant, stream: TcpStream) -> Result<Stream, Unopened> {
+        let Way::Tls(_, name, identity) = &self.way else { return Ok(Stream::Tcp(stream)) };
+        let handshake = timeout_at(until, identity.handshake(name, stream)).await;
+        let stream = handshake.unwrap_or_else(|_| Err(identity.explain_silence()));
+        stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(Unopened::Tls)
+    }
+}
+
+/// Opens a stream to one of these servers, which are addresses of one name, within this time, the handshake included. Attempts
+/// run side by side, see [`race`].
+pub(super) async fn dial_any(all: &[&Dialer], within: Duration, places: &Arc<Semaphore>) -> Dialled {
+    if let [one] = all {
+        return Dialled::alone(one.dial(within).await);
+    }
+    let until = Instant::now() + within;
+    let order = all.iter().filter_map(|one| one.address()).collect();
+    let place_of = |address| all.iter().position(|one| one.address() == Some(address)).unwrap_or_default();
+    let Raced { won, mut failed, overtaken } = race(order, within, Some(places)).await;
+    let (stream, at) = match won {
+        Some((address, stream)) => {
+            let at = place_of(address);
+            let stream = match stream.set_nodelay(true) {
+                Ok(()) => all[at].secured(until, stream).await,
+                Err(error) => Err(Unopened::Connect(error)),
+            };
+            (stream, at)
+        }
+        None => {
+            let at = failed.last().map_or(0, |(address, _)| place_of(*address));
+            (Err(Unopened::Connect(last_of(&mut failed))), at)
+        }
+    };
+    let failed = failed.into_iter().map(|(address, error)| (place_of(address), error)).collect();
+    Dialled { stream, at, failed, overtaken: overtaken.into_iter().map(place_of).collect() }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 async fn in_time<S>(until: Instant, connecting: impl Future<Output = io::Result<S>>) -> Result<S, Unopened> {

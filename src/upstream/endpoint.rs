@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -125,6 +126,24 @@ impl Endpoint {
     #[must_use]
     pub const fn has_tls(&self) -> bool {
         matches!(self.scheme, Scheme::Https(_))
+    }
+
+    /// Its name and port, where it has a name, and not an address or a socket.
+    #[must_use]
+    pub fn name(&self) -> Option<(&str, u16)> {
+        match &self.address {
+            Address::Tcp { host, port } if self.literal().is_none() => Some((host, *port)),
+            Address::Tcp { .. } | Address::Unix(_) => None,
+        }
+    }
+
+    /// Its address, where that is what the configuration gives.
+    #[must_use]
+    pub fn literal(&self) -> Option<SocketAddr> {
+        match &self.address {
+            Address::Tcp { host, port } => host.parse().ok().map(|ip| SocketAddr::new(ip, *port)),
+            Address::Unix(_) => None,
+        }
     }
 
     /// The same server, whose certificate is for `name`. Without TLS there is nothing to verify, and nothing changes.

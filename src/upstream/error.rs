@@ -9,6 +9,8 @@ use thiserror::Error;
 pub enum SendError {
     /// Nothing of the request was sent: no endpoint could be connected to.
     Unreachable,
+    /// Nothing of the request was sent: no endpoint has an address, because no name of theirs could be resolved.
+    Unresolved,
     /// Nothing of the request was sent: an endpoint could be connected to, but there was no handshake of TLS with it.
     NoTls,
     /// Nothing of the request was sent: the process has as many connections to upstreams as it may.

@@ -1,4 +1,4 @@
-//! The state of each endpoint, and whether it is passed over: how attempts to connect ended, in all threads together, and
+//! The state of each server (an endpoint, or an address of its name), and whether it is passed over: how attempts to connect ended, in all threads together, and
 //! whether [checks](super::Checks) passed.
 //!
 //! # When an endpoint is passed over
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use super::Checks;
 use super::endpoint::Endpoint;
 use super::loaded::Loaded;
+use super::names::{Name, Server};
 use crate::telemetry::{Event, Notice};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::upstream::{Repetition, ServerState};
@@ -36,20 +37,55 @@ struct Watched {
     upstream: Box<str>,
     endpoint: Endpoint,
     label: Box<str>,
-    standing: Standing,
+    servers: Servers,
 }
 
-/// One endpoint at the moment of a scrape.
+/// What an endpoint leads to.
+#[derive(Clone, Debug)]
+pub(super) enum Servers {
+    One(Standing),
+    /// Those that its name has at the moment.
+    Named(Arc<Name>),
+}
+
+/// One endpoint at the moment of a scrape. One with a name is all of its servers together, so that there are no more of them than
+/// the configuration has.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen<'h> {
     /// The name of its upstream.
     pub upstream: &'h str,
     /// `host:port`, or `unix:/path`.
     pub label: &'h str,
+    /// The best of its servers.
     pub state: ServerState,
     /// How often a request that it had, or was to get, was sent again, by [`Repetition`].
     pub repeated: [u64; Repetition::ALL.len()],
+    /// `None` for one without a name.
+    pub name: Option<NameSeen>,
 }
+
+/// The name of an endpoint at the moment of a scrape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameSeen {
+    /// Whether the last lookup did not fail; true before the first.
+    pub is_resolved: bool,
+    /// Its addresses to which requests go, and those that are passed over.
+    pub healthy: usize,
+    pub unhealthy: usize,
+}
+
+/// One server at the moment of a look.
+#[derive(Clone, Debug)]
+pub struct ServerSeen<'h> {
+    /// The name of its upstream.
+    pub upstream: &'h str,
+    /// `host:port`, or `unix:/path`, with the address of a name, as in `api.internal:80 at 10.0.0.5`.
+    pub label: String,
+    pub state: ServerState,
+}
+
+/// How often requests were sent again, by [`Repetition`].
+pub(super) type Repeated = [AtomicU64; Repetition::ALL.len()];
 
 /// The state of one endpoint; shared by all threads.
 #[derive(Clone, Debug, Default)]
@@ -71,8 +107,7 @@ struct State {
     is_told_failing: AtomicBool,
     /// Whether a request was left without an answer since a check last had one.
     is_suspected: AtomicBool,
-    /// By [`Repetition`].
-    repeated: [AtomicU64; Repetition::ALL.len()],
+    repeated: Arc<Repeated>,
 }
 
 /// A time for which an endpoint is passed over. Times are milliseconds after the origin, and never 0.
@@ -129,6 +164,11 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl Standing {
+    /// One whose repetitions are counted beside those of others.
+    pub(super) fn counting(repeated: &Arc<Repeated>) -> Self {
+        Self(Arc::new(State { repeated: Arc::clone(repeated), ..State::default() }))
+    }
+
     fn since_origin(&self, now: Instant) -> u64 {
         millis(now.saturating_duration_since(*self.0.origin.get_or_init(|| now))) + 1
     }
@@ -152,28 +192,29 @@ impl Standing {
         self.0.unreachable.admits(self.since_origin(now))
     }
 
-    /// Notes how an attempt to connect to `endpoint` ended, and logs it if the one before ended otherwise.
-    pub(super) fn note_connecting(
-        &self,
-        endpoint: &Endpoint,
-        failure: Option<&dyn fmt::Display>,
-        now: Instant,
-    ) {
+    /// An attempt to connect was given up, because another address of the name took a connection sooner. It is passed over as if it
+    /// had failed, but nothing is told: it may only have been late.
+    pub(super) fn note_overtaken(&self, now: Instant) {
+        self.0.unreachable.begin(self.since_origin(now));
+    }
+
+    /// Notes how an attempt to connect to this server ended, and logs it if the one before ended otherwise.
+    pub(super) fn note_connecting(&self, server: &str, failure: Option<&dyn fmt::Display>, now: Instant) {
         let State { is_unreachable, is_told_unreachable, unreachable, .. } = &*self.0;
         let was_unreachable = is_unreachable.swap(failure.is_some(), Ordering::Relaxed);
         match failure {
             Some(error) => {
                 unreachable.begin(self.since_origin(now));
                 if !was_unreachable {
-                    let line = || format!("upstream {endpoint} cannot be reached: {error}");
-                    let is_told = Event::UpstreamUnreachable.log_of(&endpoint.to_string(), now, line);
+                    let line = || format!("upstream {server} cannot be reached: {error}");
+                    let is_told = Event::UpstreamUnreachable.log_of(server, now, line);
                     is_told_unreachable.store(is_told, Ordering::Relaxed);
                 }
             }
             None => {
                 unreachable.end();
                 if was_unreachable && is_told_unreachable.swap(false, Ordering::Relaxed) {
-                    Notice::EndpointReachable.log(&format!("upstream {endpoint} is reachable again"));
+                    Notice::EndpointReachable.log(&format!("upstream {server} is reachable again"));
                 }
             }
         }
@@ -203,7 +244,7 @@ impl Standing {
     /// Notes how a check ended. To be called by one thread.
     pub(super) fn note_check(
         &self,
-        endpoint: &Endpoint,
+        server: &str,
         checks: &Checks,
         outcome: Result<(), String>,
         now: Instant,
@@ -211,19 +252,19 @@ impl Standing {
         let State { failed_checks, passed_checks, is_failing, is_told_failing, .. } = &*self.0;
         let Err(why) = outcome else {
             failed_checks.store(0, Ordering::Relaxed);
-            self.note_connecting(endpoint, None, now);
+            self.note_connecting(server, None, now);
             let passed = passed_checks.fetch_add(1, Ordering::Relaxed) + 1;
             let is_back = passed >= checks.successes && is_failing.swap(false, Ordering::Relaxed);
             if is_back && is_told_failing.swap(false, Ordering::Relaxed) {
-                Notice::EndpointPasses.log(&format!("upstream {endpoint} passes its checks again"));
+                Notice::EndpointPasses.log(&format!("upstream {server} passes its checks again"));
             }
             return;
         };
         passed_checks.store(0, Ordering::Relaxed);
         let failed = failed_checks.fetch_add(1, Ordering::Relaxed) + 1;
         if failed >= checks.failures && !is_failing.swap(true, Ordering::Relaxed) {
-            let line = || format!("upstream {endpoint} fails its checks: {why}");
-            let is_told = Event::UpstreamCheckFails.log_of(&endpoint.to_string(), now, line);
+            let line = || format!("upstream {server} fails its checks: {why}");
+            let is_told = Event::UpstreamCheckFails.log_of(server, now, line);
             is_told_failing.store(is_told, Ordering::Relaxed);
         }
     }
@@ -233,7 +274,7 @@ impl Standing {
         self.0.repeated[why as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    fn state(&self) -> ServerState {
+    pub(super) fn state(&self) -> ServerState {
         if self.is_failing() {
             ServerState::FailsChecks
         } else if self.0.is_unreachable.load(Ordering::Relaxed) {
@@ -253,14 +294,16 @@ impl Health {
     pub fn new(upstreams: &[Loaded], before: &Self) -> Self {
         let mut all = Self::default();
         for upstream in upstreams.iter().map(Loaded::settings) {
-            let endpoints = Environment::ALL.into_iter().flat_map(|one| upstream.endpoints(one));
-            for endpoint in endpoints {
+            let endpoints = Environment::ALL.into_iter().flat_map(|one| upstream.weighted(one));
+            for (endpoint, _) in endpoints {
                 if all.find(&upstream.name, endpoint).is_none() {
                     all.0.push(Watched {
                         upstream: upstream.name.clone(),
                         endpoint: endpoint.clone(),
                         label: endpoint.label().into(),
-                        standing: before.find(&upstream.name, endpoint).unwrap_or_default(),
+                        servers: before
+                            .find(&upstream.name, endpoint)
+                            .unwrap_or_else(|| Servers::unknown(endpoint)),
                     });
                 }
             }
@@ -268,20 +311,61 @@ impl Health {
         all
     }
 
-    /// The state of an endpoint.
-    #[must_use]
-    pub fn find(&self, upstream: &str, endpoint: &Endpoint) -> Option<Standing> {
+    /// What an endpoint leads to, and how it is there.
+    pub(super) fn find(&self, upstream: &str, endpoint: &Endpoint) -> Option<Servers> {
         let watched = self.0.iter().find(|one| *one.upstream == *upstream && one.endpoint == *endpoint);
-        watched.map(|watched| watched.standing.clone())
+        watched.map(|watched| watched.servers.clone())
     }
 
     pub fn endpoints(&self) -> impl Iterator<Item = Seen<'_>> {
-        self.0.iter().map(|Watched { upstream, label, standing, .. }| Seen {
-            upstream,
-            label,
-            state: standing.state(),
-            repeated: standing.0.repeated.each_ref().map(|count| count.load(Ordering::Relaxed)),
+        self.0.iter().map(|Watched { upstream, label, servers, .. }| {
+            let (state, repeated, name) = match servers {
+                Servers::One(standing) => (standing.state(), &*standing.0.repeated, None),
+                Servers::Named(name) => (name.state(), name.repeated(), Some(NameSeen::of(name))),
+            };
+            let repeated = repeated.each_ref().map(|count| count.load(Ordering::Relaxed));
+            Seen { upstream, label, state, repeated, name }
         })
+    }
+
+    /// The servers of all endpoints, each address of a name as one. A name without an address is one too.
+    #[must_use]
+    pub fn servers(&self) -> Vec<ServerSeen<'_>> {
+        let mut all = Vec::new();
+        for Watched { upstream, label, servers, .. } in &self.0 {
+            let mut add = |label, state| all.push(ServerSeen { upstream, label, state });
+            match servers {
+                Servers::One(standing) => add(label.to_string(), standing.state()),
+                Servers::Named(name) => {
+                    let servers = name.servers();
+                    if servers.is_empty() {
+                        add(label.to_string(), ServerState::Unresolved);
+                    }
+                    for Server { address, standing } in &*servers {
+                        add(format!("{label} at {}", address.ip()), standing.state());
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+impl Servers {
+    /// Of which nothing is known yet.
+    pub(super) fn unknown(endpoint: &Endpoint) -> Self {
+        match endpoint.name() {
+            Some(name) => Self::Named(Arc::new(Name::new(name, &endpoint.to_string()))),
+            None => Self::One(Standing::default()),
+        }
+    }
+}
+
+impl NameSeen {
+    fn of(name: &Name) -> Self {
+        let servers = name.servers();
+        let healthy = servers.iter().filter(|server| server.standing.state().is_healthy()).count();
+        Self { is_resolved: name.is_resolved(), healthy, unhealthy: servers.len() - healthy }
     }
 }
 
@@ -294,9 +378,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn endpoint() -> Endpoint {
-        Endpoint::parse("http://127.0.0.1:9").unwrap()
-    }
+    const SERVER: &str = "http://127.0.0.1:9";
 
     /// How many of ten requests at `now` may go there.
     fn admitted(standing: &Standing, now: Instant) -> usize {
@@ -308,17 +390,17 @@ mod tests {
         let (standing, start) = (Standing::default(), Clock::system().mono());
         assert_eq!(admitted(&standing, start), 10);
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
-        standing.note_connecting(&endpoint(), Some(&refused), start);
+        standing.note_connecting(SERVER, Some(&refused), start);
         let mut now = start;
         for pause in [1, 2, 4, 8, 16, 30, 30] {
             assert_eq!(admitted(&standing, now + SECOND * pause - Duration::from_millis(1)), 0, "{pause}");
             now += SECOND * pause;
             assert_eq!(admitted(&standing, now), 1, "{pause}");
-            standing.note_connecting(&endpoint(), Some(&refused), now);
+            standing.note_connecting(SERVER, Some(&refused), now);
         }
-        standing.note_connecting(&endpoint(), None, now);
+        standing.note_connecting(SERVER, None, now);
         assert_eq!(admitted(&standing, now), 10);
-        standing.note_connecting(&endpoint(), Some(&refused), now);
+        standing.note_connecting(SERVER, Some(&refused), now);
         assert_eq!(admitted(&standing, now + SECOND), 1, "it begins with a second again");
     }
 
@@ -326,7 +408,7 @@ mod tests {
     fn two_failed_checks_pass_an_endpoint_over_until_it_passes_one_and_no_request_has_to_try_it() {
         let (standing, start, checks) = (Standing::default(), Clock::system().mono(), Checks::default());
         let check = |outcome: Result<(), &str>| {
-            standing.note_check(&endpoint(), &checks, outcome.map_err(str::to_owned), start);
+            standing.note_check(SERVER, &checks, outcome.map_err(str::to_owned), start);
         };
         check(Err("no"));
         check(Ok(()));
@@ -337,7 +419,7 @@ mod tests {
         check(Ok(()));
         assert_eq!((admitted(&standing, start), standing.state().is_healthy()), (10, true));
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
-        standing.note_connecting(&endpoint(), Some(&refused), start);
+        standing.note_connecting(SERVER, Some(&refused), start);
         check(Ok(()));
         assert_eq!(admitted(&standing, start), 10, "a check that connects ends that too");
     }

@@ -7,6 +7,8 @@
 //! | [`loaded`] | What is an upstream whose files were read? |
 //! | `retry` | Is a request sent again? |
 //! | `repeats` | How many requests may be sent twice? |
+//! | `servers` | Which servers does an upstream have at the moment, as one thread sees them? |
+//! | [`names`] | Which addresses does the name of an endpoint have? |
 //! | `dial` | How does a stream to an endpoint come about? |
 //! | [`tls`] | What proves an endpoint to keygate, and keygate to it? |
 //! | `connection` | How does a request travel over a stream, and which library speaks the protocol? |
@@ -35,6 +37,7 @@ pub mod error;
 pub mod health;
 mod idle_timer;
 pub mod loaded;
+pub mod names;
 mod origin;
 mod pool;
 mod repeats;
@@ -42,6 +45,7 @@ pub mod request_body;
 mod retry;
 mod select;
 pub mod send;
+mod servers;
 pub mod tls;
 mod waiting;
 
@@ -55,6 +59,8 @@ use crate::vocabulary::key::Environment;
 
 pub use self::bounds::Limits;
 pub use self::endpoint::{Endpoint, InvalidEndpoint};
+pub use self::names::Ages;
+pub use self::pool::Life;
 
 pub use crate::vocabulary::upstream::{Retries, Terms, Total, UpstreamId};
 
@@ -66,6 +72,11 @@ pub struct Settings {
     pub live: Vec<Endpoint>,
     /// Where requests with test keys go. Never empty.
     pub test: Vec<Endpoint>,
+    /// By environment, those of its endpoints in the same order. Never all 0.
+    pub weights: [Vec<u16>; 2],
+    /// How old what is known of the names of its endpoints may be.
+    pub names: Ages,
+    pub life: Life,
     /// By environment: for its endpoints with TLS.
     pub tls: [Files; 2],
     pub host: HostField,
@@ -82,6 +93,12 @@ impl Settings {
             Environment::Live => &self.live,
             Environment::Test => &self.test,
         }
+    }
+
+    /// The endpoints to which requests go, with their weights. One without a weight in the list has that of most, 1.
+    pub fn weighted(&self, environment: Environment) -> impl Iterator<Item = (&Endpoint, u16)> {
+        let weights = self.weights[environment as usize].iter().copied().chain(std::iter::repeat(1));
+        self.endpoints(environment).iter().zip(weights).filter(|(_, weight)| *weight > 0)
     }
 
     /// Whether a request may go to it over TLS.

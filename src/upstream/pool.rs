@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,27 +13,55 @@ use std::time::{Duration, Instant};
 use http::Request;
 use tokio::sync::Notify;
 
-use super::Timeouts;
+use super::Total;
 use super::bounds::Places;
 use super::budget::{Budget, Place};
 use super::connection::{Connection, Received, Unanswered, Undelivered};
-use super::dial::{Dialer, Stream};
-use super::endpoint::Endpoint;
+use super::dial::{Dialer, Dialled, Stream, dial_any};
 use super::error::{BrokenOff, Unopened};
 use super::health::Standing;
 use super::request_body::RequestBody;
-use super::tls::Identity;
 use crate::telemetry::Event;
 use crate::vocabulary::clock::Clock;
 
 /// Greatest number of unused connections.
 const KEPT_AT_MOST: usize = 256;
-/// How old a connection to an endpoint with a name gets, at most, before its last request begins. Each has an age of its own
-/// between this and three quarters of it, so that those that were opened together do not end together.
-///
-/// So that a name whose addresses change is followed under steady traffic too: a connection that is always in use is
-/// never idle for long. With the age of what the resolver said it takes 65 seconds in all.
-const GREATEST_AGE: Duration = Duration::from_mins(1);
+/// The share of its greatest age, and of its greatest number of requests, that a connection has at least. Each has its own by chance,
+/// so that those that were opened together do not end together.
+const LEAST_SHARE: f32 = 0.75;
+
+/// How long a connection is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// From its beginning until its last request begins. A connection that is always in use is never idle for long, so without an
+    /// end a load balancer in front of the servers could not move it to another one.
+    pub age: Total,
+    /// `None`: any number.
+    pub requests: Option<u32>,
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        Self { age: Total::AtMost(Duration::from_mins(1)), requests: None }
+    }
+}
+
+impl Life {
+    /// The age of one connection.
+    fn age_of_one(&self) -> Option<Duration> {
+        match self.age {
+            Total::Unlimited => None,
+            Total::AtMost(age) => Some(age.mul_f32(1.0 - fastrand::f32() * (1.0 - LEAST_SHARE))),
+        }
+    }
+
+    /// The number of requests of one connection, at least 1.
+    fn requests_of_one(&self) -> u64 {
+        let Some(most) = self.requests.map(u64::from) else { return u64::MAX };
+        let least = (most as f32 * LEAST_SHARE).ceil() as u64;
+        fastrand::u64(least.clamp(1, most)..=most)
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -40,6 +69,7 @@ pub(super) struct Pool {
     standing: Standing,
     room: Room,
     idle_timeout: Duration,
+    life: Life,
     kept: RefCell<Vec<Kept>>,
     /// Requests that have a lease or wait for one.
     in_flight: Cell<usize>,
@@ -95,6 +125,8 @@ struct Open {
     connection: Connection,
     /// When the connection is too old to be kept; `None` for never.
     until: Option<Instant>,
+    /// How many requests it may still carry, with the one that it carries.
+    requests_left: u64,
     place: Place,
 }
 
@@ -179,16 +211,16 @@ impl Lease {
     /// The body of the answer broke off. Logged, since its client cannot be told why.
     pub(super) fn note_broken_body(&self, cause: impl fmt::Display) {
         let Pool { dialer, clock, .. } = &*self.request.0;
-        let endpoint = dialer.endpoint().to_string();
-        let line = || format!("upstream {endpoint} broke off in the middle of an answer: {cause}");
-        Event::UpstreamBrokenBody.log_of(&endpoint, clock.mono(), line);
+        let line = || format!("upstream {} broke off in the middle of an answer: {cause}", dialer.shown());
+        Event::UpstreamBrokenBody.log_of(dialer.shown(), clock.mono(), line);
     }
 
     /// Gives the connection back. `answer.rs` decides when that is safe.
     pub(super) fn release(self) {
-        let Self { open, request: InFlight(ref pool), .. } = self;
+        let Self { mut open, request: InFlight(ref pool), .. } = self;
         let now = pool.clock.mono();
-        let is_young = open.until.is_none_or(|until| now < until);
+        open.requests_left -= 1;
+        let is_young = open.requests_left > 0 && open.until.is_none_or(|until| now < until);
         let mut kept = pool.kept.borrow_mut();
         if is_young && !open.connection.is_closed() && kept.len() < KEPT_AT_MOST && pool.may_keep() {
             kept.push(Kept { open, since: now });
@@ -203,17 +235,18 @@ impl Lease {
 
 impl Pool {
     pub(super) fn new(
-        (endpoint, identity): (Endpoint, &Arc<Identity>),
+        dialer: Dialer,
         standing: Standing,
-        timeouts: &Timeouts,
+        (idle_timeout, life): (Duration, Life),
         room: Room,
         clock: Clock,
     ) -> Self {
         Self {
-            dialer: Dialer::new(endpoint, room.budget.places(), identity),
+            dialer,
             room,
             standing,
-            idle_timeout: timeouts.idle,
+            idle_timeout,
+            life,
             kept: RefCell::default(),
             in_flight: Cell::new(0),
             answered: Cell::new(0),
@@ -226,8 +259,14 @@ impl Pool {
         &self.standing
     }
 
-    pub(super) const fn endpoint(&self) -> &Endpoint {
-        self.dialer.endpoint()
+    /// The name of its server in messages.
+    pub(super) const fn shown(&self) -> &str {
+        self.dialer.shown()
+    }
+
+    /// `None` for a socket of this machine.
+    pub(super) const fn address(&self) -> Option<SocketAddr> {
+        self.dialer.address()
     }
 
     /// The requests that have a connection to it, or wait for one.
@@ -248,20 +287,21 @@ impl Pool {
         &self.clock
     }
 
-    /// A kept connection, else a new one, within the time `connect`.
-    pub(super) async fn lease(self: &Rc<Self>, connect: Duration) -> Result<Lease, NoLease> {
-        match self.take() {
-            Some(open) => Ok(Lease { open, is_reused: true, request: InFlight::begin(self) }),
-            None => self.lease_new(connect).await,
-        }
+    /// A kept connection, if there is one.
+    pub(super) fn lease_kept(self: &Rc<Self>) -> Option<Lease> {
+        self.take().map(|open| Lease { open, is_reused: true, request: InFlight::begin(self) })
     }
 
-    /// A new connection, within the time `connect`.
-    pub(super) async fn lease_new(self: &Rc<Self>, connect: Duration) -> Result<Lease, NoLease> {
-        // Boxed, since it is rare and would make every request larger.
-        let request = InFlight::begin(self);
-        let open = Box::pin(self.open(connect)).await?;
-        Ok(Lease { open, is_reused: false, request })
+    /// A new connection to the first of these servers, within the time `connect`. They are addresses of one name: if the first does
+    /// not take a connection at once, the next one is tried beside it, and so on (RFC 8305).
+    ///
+    /// Returns with it the place of the server that it leads to.
+    pub(super) async fn lease_new(all: &[&Rc<Self>], connect: Duration) -> Result<(usize, Lease), NoLease> {
+        let [first, ..] = all else { return Err(NoLease::Unreachable) };
+        let waiting = InFlight::begin(first);
+        let (at, open) = Self::open(all, first, connect).await?;
+        drop(waiting);
+        Ok((at, Lease { open, is_reused: false, request: InFlight::begin(all[at]) }))
     }
 
     /// The connection used last, if it is still good: the others may then age and be closed.
@@ -289,32 +329,44 @@ impl Pool {
     /// # Errors
     /// See there.
     pub(super) async fn reach(&self, within: Duration) -> Result<Stream, Unopened> {
-        self.dialer.dial(within, &self.clock).await
+        self.dialer.dial(within).await
     }
 
-    /// Opens a connection, for one request or for those that come.
+    /// Opens a connection beside the requests.
     ///
     /// # Errors
     /// See [`Dialer::dial`].
     pub(super) async fn connect(&self, within: Duration) -> Result<Connection, Unopened> {
-        // What follows the stream waits for nothing.
-        Connection::open(self.reach(within).await?).await.map_err(Unopened::Connect)
+        connection_over(self.reach(within).await).await
     }
 
-    async fn open(&self, within: Duration) -> Result<Open, NoLease> {
-        let place = self.room.place().await?;
-        let opened = self.connect(within).await;
+    /// Opens a connection to one of these servers. See [`Self::lease_new`].
+    async fn open(all: &[&Rc<Self>], first: &Self, within: Duration) -> Result<(usize, Open), NoLease> {
+        let place = first.room.place().await?;
+        let dialers: Vec<_> = all.iter().map(|pool| &pool.dialer).collect();
+        let Dialled { stream, at, failed, overtaken } =
+            dial_any(&dialers, within, &first.room.budget.places()).await;
+        let opened = connection_over(stream).await;
+        let now = first.clock.mono();
+        for (at, error) in failed {
+            all[at].note_connecting(Some(&error), now);
+        }
+        for at in overtaken {
+            all[at].standing.note_overtaken(now);
+        }
         let failure = opened.as_ref().err().map(|unopened| unopened as &dyn fmt::Display);
-        self.standing.note_connecting(self.dialer.endpoint(), failure, self.clock.mono());
+        all[at].note_connecting(failure, now);
         let connection = opened.map_err(|unopened| match unopened {
             Unopened::Connect(_) => NoLease::Unreachable,
             Unopened::Tls(_) => NoLease::NoTls,
         })?;
-        let until = self.dialer.may_move().then(|| {
-            let age = GREATEST_AGE.mul_f32(1.0 - fastrand::f32() / 4.0);
-            self.clock.mono() + age
-        });
-        Ok(Open { connection, until, place })
+        let until = first.life.age_of_one().map(|age| now + age);
+        let requests_left = first.life.requests_of_one();
+        Ok((at, Open { connection, until, requests_left, place }))
+    }
+
+    fn note_connecting(&self, failure: Option<&dyn fmt::Display>, now: Instant) {
+        self.standing.note_connecting(self.shown(), failure, now);
     }
 
     /// Whether a connection may be kept for a request that has not come.
@@ -351,4 +403,9 @@ impl Pool {
         now.saturating_duration_since(kept.since) >= self.idle_timeout
             || kept.open.until.is_some_and(|until| now >= until)
     }
+}
+
+// What follows the stream waits for nothing.
+async fn connection_over(stream: Result<Stream, Unopened>) -> Result<Connection, Unopened> {
+    Connection::open(stream?).await.map_err(Unopened::Connect)
 }

@@ -16,12 +16,50 @@ use fastrand::Rng;
 /// What is known of the endpoints of one environment of one upstream.
 pub(super) trait Candidates {
     fn count(&self) -> usize;
+    /// `None`: all have the same weight.
+    fn weights(&self) -> Option<&Weights>;
     /// The requests that this thread has there.
     fn in_flight(&self, at: usize) -> usize;
     /// Whether it is not passed over.
     fn is_in_use(&self, at: usize) -> bool;
     /// Whether this request may try one that is passed over. If so, it must.
     fn admits(&self, at: usize) -> bool;
+}
+
+/// The weights of endpoints that do not all have the same.
+#[derive(Debug)]
+pub(super) struct Weights {
+    of: Box<[u16]>,
+    /// The places of the endpoints, each as often as its weight says, and spread evenly: the turns.
+    slots: Box<[usize]>,
+}
+
+impl Weights {
+    /// `None` where all are the same. None of them is 0.
+    pub(super) fn new(weights: &[u16]) -> Option<Self> {
+        let first = weights.first()?;
+        if weights.iter().all(|weight| weight == first) {
+            return None;
+        }
+        let divisor = weights.iter().fold(0, |divisor, weight| gcd(divisor, *weight)).max(1);
+        let mut slots = Vec::new();
+        for (at, weight) in weights.iter().enumerate() {
+            let weight = weight / divisor;
+            slots.extend((0..weight).map(|nth| ((f64::from(nth) + 0.5) / f64::from(weight), at)));
+        }
+        slots.sort_by(|one, other| one.0.total_cmp(&other.0));
+        Some(Self { of: weights.into(), slots: slots.into_iter().map(|(_, at)| at).collect() })
+    }
+
+    /// Whether there are fewer requests in flight at `one` than at `other`, for what they bear.
+    fn is_less(&self, one: usize, other: usize, all: &impl Candidates) -> bool {
+        let load = |at, by: usize| all.in_flight(at) * usize::from(self.of[by]);
+        load(one, other) < load(other, one)
+    }
+}
+
+const fn gcd(one: u16, other: u16) -> u16 {
+    if other == 0 { one } else { gcd(other, one % other) }
 }
 
 /// Shares requests out among the endpoints of one environment of one upstream.
@@ -57,7 +95,11 @@ impl Choice<'_> {
         self.last = match (all.count(), &*self.tried) {
             (0, _) | (1, [_, ..]) => None,
             (1, []) => Some(0),
-            (count, []) => self.better_of_two(count, all).or_else(|| self.among_all(all)),
+            (count, []) => match all.weights() {
+                None => self.better_of_two(count, all),
+                Some(weights) => self.better_by_weight(weights, all),
+            }
+            .or_else(|| self.among_all(all)),
             _ => self.among_all(all),
         };
         self.last
@@ -71,21 +113,61 @@ impl Choice<'_> {
         (all.is_in_use(one) && all.is_in_use(other)).then_some(better)
     }
 
+    /// The same, where not all have the same weight. The two may be one.
+    fn better_by_weight(&self, weights: &Weights, all: &impl Candidates) -> Option<usize> {
+        let slots = &weights.slots;
+        let one = slots[self.turn % slots.len()];
+        let other = slots[self.random.borrow_mut().usize(..slots.len())];
+        let better = if weights.is_less(other, one, all) { other } else { one };
+        (all.is_in_use(one) && all.is_in_use(other)).then_some(better)
+    }
+
+    /// It was tried beside another one.
+    pub(super) fn skip(&mut self, at: usize) {
+        self.tried.push(at);
+    }
+
+    pub(super) fn was_tried(&self, at: usize) -> bool {
+        self.tried.contains(&at)
+    }
+
+    /// All endpoints, beginning with that whose turn it is.
+    fn in_turn(&self, all: &impl Candidates) -> Vec<usize> {
+        let count = all.count();
+        let Some(Weights { slots, .. }) = all.weights() else {
+            return (0..count).map(|n| self.turn.wrapping_add(n) % count).collect();
+        };
+        let mut order = Vec::with_capacity(count);
+        for n in 0..slots.len() {
+            let at = slots[self.turn.wrapping_add(n) % slots.len()];
+            if !order.contains(&at) {
+                order.push(at);
+            }
+        }
+        order
+    }
+
     /// Looks at every endpoint that was not tried.
     #[cold]
     fn among_all(&self, all: &impl Candidates) -> Option<usize> {
-        let count = all.count();
-        let in_turn = (0..count).map(|n| self.turn.wrapping_add(n) % count);
-        let left = in_turn.filter(|at| !self.tried.contains(at));
+        let left = self.in_turn(all).into_iter().filter(|at| !self.tried.contains(at));
         let (mut used, passed_over): (Vec<_>, Vec<_>) = left.partition(|at| all.is_in_use(*at));
         if self.tried.is_empty()
             && let Some(due) = passed_over.iter().find(|at| all.admits(**at))
         {
             return Some(*due);
         }
-        let above = passed_over.len().saturating_sub(count / 2);
+        let above = passed_over.len().saturating_sub(all.count() / 2);
         used.extend(&passed_over[..above]);
-        used.into_iter().take(2).min_by_key(|at| all.in_flight(*at)).or_else(|| passed_over.first().copied())
+        let is_less = |one, other| match all.weights() {
+            None => all.in_flight(one) < all.in_flight(other),
+            Some(weights) => weights.is_less(one, other, all),
+        };
+        match *used {
+            [one, other, ..] if is_less(other, one) => Some(other),
+            [one, ..] => Some(one),
+            [] => passed_over.first().copied(),
+        }
     }
 }
 
@@ -98,6 +180,7 @@ mod tests {
         turns: Turns,
         in_flight: RefCell<Vec<usize>>,
         passed_over: Vec<usize>,
+        weights: Option<Weights>,
         due: Cell<Option<usize>>,
     }
 
@@ -127,6 +210,10 @@ mod tests {
     impl Candidates for Endpoints {
         fn count(&self) -> usize {
             self.in_flight.borrow().len()
+        }
+
+        fn weights(&self) -> Option<&Weights> {
+            self.weights.as_ref()
         }
 
         fn in_flight(&self, at: usize) -> usize {
@@ -184,5 +271,26 @@ mod tests {
         let chosen = Endpoints::new(4, &[0, 1, 2]).chosen(900);
         assert!(chosen.iter().all(|chosen| *chosen >= 150), "the one that is left is spared: {chosen:?}");
         assert_eq!(Endpoints::new(4, &[0, 1]).chosen(100)[..2], [0, 0]);
+    }
+
+    #[test]
+    fn requests_are_shared_out_by_weight_whether_they_end_at_once_or_pile_up() {
+        let weighted = |weights: &[u16], passed_over: &[usize]| {
+            let weights_of = Weights::new(weights);
+            Endpoints { weights: weights_of, ..Endpoints::new(weights.len(), passed_over) }
+        };
+        let endpoints = weighted(&[3, 1], &[]);
+        let firsts: Vec<_> = (0..8).map(|_| endpoints.turns.begin().next(&endpoints).unwrap()).collect();
+        assert_eq!(firsts, [0, 0, 1, 0, 0, 0, 1, 0], "spread evenly");
+        for passed_over in [&[][..], &[2]] {
+            let chosen = weighted(&[20, 60, 20], passed_over).chosen(1000);
+            let (first, second) = (chosen[0] as f64, chosen[1] as f64);
+            assert!((2.6..3.4).contains(&(second / first)), "{chosen:?} without {passed_over:?}");
+        }
+        assert!(Weights::new(&[7, 7]).is_none() && Weights::new(&[]).is_none());
+        let mut order = weighted(&[5, 1, 9], &[1]).order();
+        assert_eq!(order.pop(), Some(1), "each is tried once, and what is passed over comes last");
+        order.sort_unstable();
+        assert_eq!(order, [0, 2]);
     }
 }

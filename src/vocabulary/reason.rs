@@ -167,6 +167,7 @@ reasons! {
     IdempotencyMismatch = "idempotency_mismatch" Api,
     RateLimited = "rate_limited" Api,
     UpstreamUnreachable = "upstream_unreachable" Upstream,
+    UpstreamUnresolved = "upstream_unresolved" Upstream,
     UpstreamTls = "upstream_tls" Upstream,
     UpstreamBrokeOff = "upstream_broke_off" Upstream,
     UpstreamInvalidAnswer = "upstream_invalid_answer" Upstream,

@@ -140,6 +140,8 @@ pub enum Conflict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadGateway {
     Unreachable,
+    /// No name of its servers could be resolved.
+    Unresolved,
     /// The handshake of TLS failed, or TLS ended with an error before an answer came.
     NoTls,
     /// The connection ended before a whole answer head had come.
@@ -260,7 +262,9 @@ impl Rejection {
                 Cow::Owned(format!("This API key lacks the required scope: {scopes}"))
             }
             Self::BadGateway(cause) => Cow::Borrowed(match cause {
-                BadGateway::Unreachable => "The service behind this gateway could not be reached",
+                BadGateway::Unreachable | BadGateway::Unresolved => {
+                    "The service behind this gateway could not be reached"
+                }
                 BadGateway::NoTls => "No secure connection to the service behind this gateway could be made",
                 BadGateway::BrokeOff => "The service behind this gateway broke off before it answered",
                 BadGateway::InvalidAnswer => "The service behind this gateway gave an invalid answer",
@@ -314,6 +318,7 @@ impl Rejection {
             Self::Internal => Reason::Internal,
             Self::MissingScope(_) => Reason::ScopeMissing,
             Self::BadGateway(BadGateway::Unreachable) => Reason::UpstreamUnreachable,
+            Self::BadGateway(BadGateway::Unresolved) => Reason::UpstreamUnresolved,
             Self::BadGateway(BadGateway::NoTls) => Reason::UpstreamTls,
             Self::BadGateway(BadGateway::BrokeOff) => Reason::UpstreamBrokeOff,
             Self::BadGateway(BadGateway::InvalidAnswer) => Reason::UpstreamInvalidAnswer,

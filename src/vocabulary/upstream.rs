@@ -32,6 +32,8 @@ pub enum ServerState {
     /// The last attempt to connect failed.
     Unreachable,
     FailsChecks,
+    /// No address of its name is known.
+    Unresolved,
 }
 
 impl ServerState {
@@ -39,6 +41,12 @@ impl ServerState {
     #[must_use]
     pub const fn is_healthy(self) -> bool {
         matches!(self, Self::InUse | Self::Suspected)
+    }
+
+    /// Less is better.
+    #[must_use]
+    pub const fn severity(self) -> usize {
+        self as usize
     }
 }
 

@@ -1,23 +1,36 @@
 //! Names of which one address answers nothing: the other is used, for the store, its sentinels, the outbox' receiver and
-//! upstreams. Several good addresses share the requests.
+//! upstreams. Several good addresses share the requests, and a name whose addresses change is followed.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
 
+use keygate::vocabulary::key::Environment;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::harness::metrics::{scrape, value};
 use crate::harness::names::{Names, Swallowing};
 use crate::harness::process::{create_key_by, keygate};
 use crate::harness::sentinels::sentinel;
 use crate::harness::{
-    Call, Gateway, Process, RedisServer, Reply, Seen, Tuned, Upstream, eventually, fetch, guess,
+    Answer, Call, Gateway, Process, RedisServer, Reply, Seen, SetOnDrop, Tuned, Upstream, eventually, fetch,
+    guess, refusing,
 };
 
 const GOOD: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const CHANGING: &str = "changing.test";
 /// A name for each order of the two addresses.
 const NAMES: [&str; 2] = ["good-first.test", "good-last.test"];
+
+const ANY_KEY: &str = "scopes = [\"jobs:read\"]\n[[route]]\nid = \"things\"\nmethods = [\"GET\"]\npaths = [\"/things\"]\nany_key = true\nupstream = \"api\"\n";
 
 /// How many requests of each kind must pass.
 const COUNT: usize = 20;
@@ -27,16 +40,22 @@ const CONNECT_TIMEOUT: &str = "connect_timeout = \"10s\"";
 /// A gateway process that knows the names.
 struct Scene {
     address: SocketAddr,
+    ops: OnceCell<SocketAddr>,
     key: String,
-    _process: Process,
-    _folder: TempDir,
-    _names: Names,
+    process: Process,
+    folder: TempDir,
+    names: Names,
 }
 
 impl Scene {
     #[track_caller]
     fn start(tuned: Tuned) -> Self {
-        let (folder, names) = (TempDir::new().unwrap(), names());
+        Self::start_with(tuned, names())
+    }
+
+    #[track_caller]
+    fn start_with(tuned: Tuned, names: Names) -> Self {
+        let folder = TempDir::new().unwrap();
         tuned.builder().write(folder.path());
         Self::start_in(folder, names)
     }
@@ -58,7 +77,33 @@ impl Scene {
             "a key",
         ]));
         let process = Process::start(command(&["serve"]));
-        Self { address: process.address(), key, _process: process, _folder: folder, _names: names }
+        Self { address: process.address(), ops: OnceCell::new(), key, process, folder, names }
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        fetch(self.address, &Call::get(path).key(&self.key))
+    }
+
+    fn scraped(&self) -> String {
+        scrape(*self.ops.get_or_init(|| self.process.ops_address()))
+    }
+
+    /// A series about the endpoint with the changing name; `more` are labels beside it.
+    fn metric(&self, metric: &str, port: u16, more: &str) -> Option<f64> {
+        let series =
+            format!("keygate_upstream_{metric}{{upstream=\"api\",endpoint=\"{CHANGING}:{port}\"{more}}}");
+        value(&self.scraped(), &series)
+    }
+
+    /// How often the log was to tell of this.
+    fn told(&self, event: &str) -> Option<f64> {
+        value(&self.scraped(), &format!("keygate_log_events_total{{event=\"{event}\"}}"))
+    }
+
+    /// What `keygate upstreams status` prints.
+    fn status(&self) -> String {
+        let output = keygate(self.folder.path(), &["upstreams", "status"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Of `COUNT` such requests, one after another, those with this status.
@@ -178,4 +223,176 @@ fn the_addresses_of_an_upstreams_name_share_the_requests() {
         // An address that a busy machine made late is avoided for a while.
         assert!(of_one >= COUNT / 4 && of_other >= COUNT / 4, "{of_one} and {of_other}");
     }
+}
+
+/// Two servers that have the same port at two addresses. At the path "/things/slow" the first one answers when it is told to.
+fn a_pair() -> (Upstream, Upstream, Sender<()>) {
+    let (go_on, waits) = channel();
+    let waits = Mutex::new(waits);
+    let one = Upstream::with(move |seen: &Seen| {
+        if seen.request_line().contains("slow") {
+            let _ = waits.lock().unwrap().recv();
+        }
+        Reply::ok("one")
+    });
+    let other = Upstream::at((OTHER, one.address().port()).into(), |_: &Seen| Reply::ok("other"));
+    (one, other, go_on)
+}
+
+/// A gateway in front of an upstream with the changing name, of which it looks up the addresses often.
+fn following(port: u16, addresses: &[Ipv4Addr], settings: &str) -> Scene {
+    let ages = "names_min_age = \"100ms\"\nnames_max_age = \"200ms\"";
+    let url = format!("http://{CHANGING}:{port}");
+    let tuned = Tuned::default().live(url).upstream(CONNECT_TIMEOUT).upstream(ages);
+    let tuned = tuned
+        .settings("[ops]\nlisten = \"127.0.0.1:0\"\n[admin]\nsocket = \"keygate.sock\"")
+        .settings(settings);
+    Scene::start_with(tuned, Names::new(&[(CHANGING, addresses)]))
+}
+
+#[test]
+fn a_name_whose_addresses_change_under_load_is_followed_and_no_request_fails() {
+    let (one, other, go_on) = a_pair();
+    let scene = following(one.address().port(), &[GOOD], "");
+    let (is_over, passed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (address, key) = (scene.address, &*scene.key);
+    let get = |path: &str| fetch(address, &Call::get(path).key(key));
+    thread::scope(|threads| {
+        let over = SetOnDrop(&is_over);
+        let load = || {
+            while !is_over.load(Ordering::SeqCst) {
+                let answer = get("/things");
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                passed.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let loads: Vec<_> = (0..4).map(|_| threads.spawn(load)).collect();
+        let slow = threads.spawn(|| get("/things/slow"));
+        eventually("a request waits at the first address", || {
+            one.seen().iter().any(|seen| seen.request_line().contains("slow"))
+        });
+        for (addresses, new, old) in
+            [(&[OTHER][..], &other, &one), (&[GOOD], &one, &other), (&[OTHER], &other, &one)]
+        {
+            new.forget();
+            scene.names.change(&[(CHANGING, addresses)]);
+            eventually("requests go to the new address", || !new.seen().is_empty());
+            eventually("none goes to the old one", || {
+                old.forget();
+                (0..COUNT).for_each(|_| assert_eq!(get("/things").status, 200));
+                old.seen().is_empty()
+            });
+        }
+        go_on.send(()).unwrap();
+        let answer = slow.join().unwrap();
+        assert_eq!((answer.status, answer.text()), (200, "one".to_owned()), "what was under way has its end");
+        drop(over);
+        loads.into_iter().for_each(|load| load.join().unwrap());
+    });
+    assert!(passed.load(Ordering::SeqCst) > COUNT);
+}
+
+#[test]
+fn an_address_that_comes_is_checked_and_each_has_a_state_of_its_own() {
+    let (one, other, _go_on) = a_pair();
+    let port = one.address().port();
+    let scene = following(port, &[GOOD], "[upstreams.api.check]\npath = \"/healthz\"\ninterval = \"100ms\"");
+    assert_eq!(scene.get("/things").status, 200);
+    let third = Ipv4Addr::new(127, 0, 0, 3);
+    scene.names.change(&[(CHANGING, &[GOOD, OTHER, third])]);
+    eventually("the new one is checked", || {
+        other.seen().iter().any(|seen| seen.request_line().starts_with("GET /healthz "))
+    });
+    eventually("nobody is at the third", || scene.status().contains("127.0.0.3: passed over"));
+    let status = scene.status();
+    for used in ["127.0.0.1: in use", "127.0.0.2: in use"] {
+        assert!(status.contains(&format!("api {CHANGING}:{port} at {used}")), "{status}");
+    }
+    assert_eq!(scene.count(200, || Call::get("/things").key(&scene.key)), COUNT);
+    assert_eq!(scene.metric("healthy", port, ""), Some(1.0), "as long as one is");
+    let addresses = |state: &str| scene.metric("addresses", port, &format!(",state=\"{state}\""));
+    assert_eq!((addresses("healthy"), addresses("unhealthy")), (Some(2.0), Some(1.0)));
+    scene.names.change(&[(CHANGING, &[GOOD])]);
+    eventually("only what the name has is told of", || !scene.status().contains("127.0.0.3"));
+}
+
+#[test]
+fn a_name_that_cannot_be_resolved_is_told_once_and_what_is_known_of_it_is_used() {
+    let (one, _other, _go_on) = a_pair();
+    let port = one.address().port();
+    let scene = following(port, &[], "[log]\nrequests = \"json\"");
+    let answer = scene.get("/things");
+    assert_eq!(answer.refusal(502, "bad_gateway"), "The service behind this gateway could not be reached");
+    assert!(scene.process.out_line("req_").contains("\"upstream_unresolved\""));
+    assert_eq!(
+        (scene.metric("name_resolved", port, ""), scene.metric("healthy", port, "")),
+        (Some(0.0), Some(0.0))
+    );
+    assert_eq!(scene.told("upstream_unresolved"), Some(1.0));
+    let status = scene.status();
+    assert!(
+        status.contains(&format!("api {CHANGING}:{port}: passed over: no address of its name is known\n")),
+        "{status}"
+    );
+
+    scene.names.change(&[(CHANGING, &[GOOD])]);
+    eventually("it is found", || scene.get("/things").status == 200);
+    scene.process.err_line("can be resolved again");
+    scene.names.change(&[]);
+    eventually("it fails again", || scene.metric("name_resolved", port, "") == Some(0.0));
+    assert_eq!(scene.count(200, || Call::get("/things").key(&scene.key)), COUNT);
+    assert_eq!(scene.metric("healthy", port, ""), Some(1.0));
+    assert_eq!(scene.told("upstream_unresolved"), Some(2.0), "once each time");
+
+    // Settings of the upstream that are others do not make its addresses unknown.
+    let file = scene.folder.path().join("keygate.toml");
+    let settings = fs::read_to_string(&file).unwrap();
+    fs::write(&file, settings.replace("names_max_age = \"200ms\"", "names_max_age = \"300ms\"")).unwrap();
+    scene.process.signal(Signal::HUP);
+    let applied = "keygate_config_reloads_total{result=\"applied\"}";
+    eventually("the other settings are in force", || value(&scene.scraped(), applied) == Some(1.0));
+    assert_eq!(scene.count(200, || Call::get("/things").key(&scene.key)), COUNT);
+}
+
+#[test]
+fn a_connection_carries_as_many_requests_as_it_may_and_gets_as_old() {
+    for (setting, connections) in [
+        ("connection_max_requests = 4", 5..=7),
+        ("connection_max_requests = 1", COUNT..=COUNT),
+        ("connection_max_age = \"1ms\"", 2..=COUNT),
+        ("connection_max_age = \"off\"", 1..=1),
+    ] {
+        let upstream = Upstream::start("taken");
+        // No connection ends because a busy machine left it without use.
+        let tuned =
+            Tuned::default().live(upstream.url()).upstream("idle_timeout = \"10m\"").upstream(setting);
+        let (gateway, key) = tuned.start();
+        for _ in 0..COUNT {
+            assert_eq!(gateway.fetch(&Call::get("/things").key(&key)).status, 200);
+            // Some milliseconds, so that a connection that may not get older has got older.
+            thread::sleep(Duration::from_millis(2));
+        }
+        assert!(connections.contains(&upstream.connections()), "{setting}: {}", upstream.connections());
+    }
+}
+
+#[test]
+fn requests_are_shared_out_by_the_weights_of_the_servers() {
+    let [heavy, light, none] = ["heavy", "light", "none"].map(Upstream::start);
+    let (down, mut settings) = (refusing(), String::new());
+    for (url, weight) in [(heavy.url(), 3), (light.url(), 1), (none.url(), 0)] {
+        settings += &format!("{{ url = \"{url}\", weight = {weight} }}, ");
+    }
+    let builder = Gateway::builder().settings(&format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nworkers = 1\n[upstreams.api]\nlive = [{settings}]\ntest = [\"{down}\"]"
+    ));
+    let gateway = builder.policy(ANY_KEY).start();
+    let key = gateway.key(Environment::Live, Some(&["jobs:read"]), None).secret;
+    for _ in 0..5 * COUNT {
+        assert_eq!(gateway.fetch(&Call::get("/things").key(&key)).status, 200);
+    }
+    let [heavy, light, none] = [&heavy, &light, &none].map(|server| server.seen().len());
+    assert_eq!((heavy + light, none), (5 * COUNT, 0));
+    // An answer may have reached the client before its thread has noted its end.
+    assert!((2 * COUNT / 3..=2 * COUNT).contains(&light), "{heavy} and {light}");
 }

@@ -137,7 +137,8 @@ fn promtool_reports_no_problem() {
     });
     // What only the embedded store has.
     let limited = format!("[upstreams.small]\nlive = [\"{}\"]\nshared = true\nmax_requests = 5", live.url());
-    let embedded = Gateway::builder().settings(OPS).settings(&limited);
+    let named = "[upstreams.named]\nlive = [\"http://localhost:9\"]\nshared = true";
+    let embedded = Gateway::builder().settings(OPS).settings(&limited).settings(named);
     let embedded = embedded.upstream("api", &live.url(), &refusing()).start();
     let (text, of_embedded) = (scrape(gateway.ops_address()), scrape(embedded.ops_address()));
     let families =
@@ -178,6 +179,8 @@ fn promtool_reports_no_problem() {
         "event_link_up",
         "stale_served_total",
         "upstream_healthy",
+        "upstream_addresses",
+        "upstream_name_resolved",
         "config_reloads_total",
         "config_hash",
         "tls_cert_not_after_timestamp_seconds",

@@ -334,16 +334,21 @@ fn a_server_that_refuses_is_asked_rarely_by_requests_that_another_could_serve() 
     assert_eq!(value(&scrape(gateway.ops_address()), &series), Some(0.0));
 }
 
-// ---- A name whose addresses change
+// ---- A connection that gets old
 
 #[test]
-fn a_connection_to_a_name_is_replaced_within_a_minute_also_when_it_is_never_idle() {
+fn a_connection_is_replaced_within_a_minute_also_when_it_is_never_idle() {
     // The idle time is out of the way, since the clock moves by much.
     let long = "idle_timeout = \"10m\"";
-    for (host, connections) in [("localhost", 2), ("127.0.0.1", 1)] {
+    for (host, setting, connections) in [
+        ("localhost", "", 2),
+        ("127.0.0.1", "", 2),
+        ("localhost", "connection_max_age = \"off\"", 1),
+        ("127.0.0.1", "connection_max_age = \"2m\"", 1),
+    ] {
         let upstream = Upstream::start("fine");
         let url = upstream.url().replace("127.0.0.1", host);
-        let (gateway, key) = Tuned::default().live(url).upstream(long).start();
+        let (gateway, key) = Tuned::default().live(url).upstream(long).upstream(setting).start();
         for _ in 0..3 {
             assert_eq!(gateway.fetch(&Call::get("/things").key(&key)).status, 200);
             gateway.advance(Duration::from_secs(20));

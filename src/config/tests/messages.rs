@@ -90,6 +90,17 @@ fn a_request_that_must_be_over_before_its_answer_begins_is_told() {
         ],
     );
     assert_eq!(times("total_timeout = \"10s\""), "none", "the default of `answer_timeout` is longer");
+    let of_route = |lines: &str| {
+        let route = ROUTE.replace("serve = \"keys.self\"", &format!("upstream = \"api\"\n{lines}"));
+        mistakes(&format!("{UPSTREAM}total_timeout = \"10s\"\n{STORE}{POLICY}"), &route, &[])
+    };
+    let told = of_route("answer_timeout = \"11s\"");
+    let says = "answer_timeout: has no effect: `total_timeout` of the upstream api (10s) is over before; make this shorter, or give the \
+                route a `total_timeout` of its own";
+    assert!(told.ends_with(says), "{told}");
+    assert_eq!(of_route("answer_timeout = \"10s\""), "none");
+    assert_eq!(of_route("answer_timeout = \"11s\"\ntotal_timeout = \"12s\""), "none");
+    assert_eq!(of_route("answer_timeout = \"11s\"\ntotal_timeout = \"off\""), "none");
 }
 
 #[test]
@@ -333,6 +344,65 @@ fn identity_headers_are_headers_of_their_own() {
 }
 
 #[test]
+fn a_weight_belongs_to_its_server_and_some_server_has_one() {
+    let live = |list: &str| {
+        mistakes(&format!("[upstreams.api]\nlive = {list}\nshared = true\n{STORE}{POLICY}"), ROUTE, &[])
+    };
+    let mistake = |text: &str| format!("etc/keygate.toml:2:{text}");
+    for (list, told) in [
+        ("[\"http://a\", { url = \"http://b\", weight = 3 }, { url = \"http://c\" }]", None),
+        ("[{ url = \"http://a\", weight = 0 }, \"http://b\"]", None),
+        (
+            "[{ url = \"http://a\", weight = 0 }]",
+            Some(
+                "8: upstreams.api.live: every server has the weight 0, so none would get a request; give one of them a weight from 1 to 100",
+            ),
+        ),
+        (
+            "[{ url = \"http://a\", weight = 101 }]",
+            Some("9: upstreams.api.live[0]: weight: 101 is out of range; write a value from 0 to 100"),
+        ),
+        (
+            "[{ url = \"a\" }]",
+            Some(
+                "9: upstreams.api.live[0]: url: invalid endpoint; write an endpoint as http://host:port, https://host:port or unix:/path",
+            ),
+        ),
+        (
+            "[{ weight = 2 }]",
+            Some(
+                "9: upstreams.api.live[0]: `url` is missing; write { url = \"http://127.0.0.1:9000\", weight = 3 }",
+            ),
+        ),
+        (
+            "[{ url = \"http://a\", wait = 2 }]",
+            Some(
+                "9: upstreams.api.live[0]: unknown key `wait`; write { url = \"http://127.0.0.1:9000\", weight = 3 }",
+            ),
+        ),
+        (
+            "[\"http://a\", { url = \"http://a\", weight = 2 }]",
+            Some("21: upstreams.api.live[1]: duplicate; remove one"),
+        ),
+    ] {
+        assert_eq!(live(list), told.map_or("none".to_owned(), mistake), "{list}");
+    }
+}
+
+#[test]
+fn a_name_cannot_be_older_than_it_may_be() {
+    let ages = |lines: &str| mistakes(&format!("{UPSTREAM}{lines}\n{STORE}{POLICY}"), ROUTE, &[]);
+    assert_eq!(ages("names_min_age = \"1m\"\nnames_max_age = \"1m\""), "none");
+    assert_says(
+        ages("names_min_age = \"1m\""),
+        &[
+            "etc/keygate.toml:4:17: upstreams.api.names_min_age: `names_min_age` (1m) is longer than `names_max_age` (5s); make one of \
+             them shorter or longer",
+        ],
+    );
+}
+
+#[test]
 fn an_environment_has_an_upstream_of_its_own() {
     let toml = |upstreams: &str| mistakes(&format!("{STORE}{POLICY}[upstreams]\n{upstreams}"), ROUTE, &[]);
     assert_eq!(toml("a = { live = [\"http://a\"], shared = true }"), "none");
@@ -361,7 +431,7 @@ fn an_environment_has_an_upstream_of_its_own() {
             "etc/keygate.toml:11:5: upstreams.F: invalid name; write 1 to 64 characters from a-z 0-9 _ -",
             "etc/keygate.toml:11:43: upstreams.F.keepalive: unknown key `keepalive`; the keys here are `live`, \
                  `test`, `shared`, `host`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`, \
-                 `total_timeout`, `max_connections`, `max_requests`, `max_waiting`, `check`, `live_tls`, `test_tls`",
+                 `total_timeout`, `names_min_age`, `names_max_age`, `connection_max_age`, `connection_max_requests`, `max_connections`, `max_requests`, `max_waiting`, `check`, `live_tls`, `test_tls`",
         ],
     );
 }

@@ -141,6 +141,10 @@ fn assert_defaults(
         name: "api".into(),
         live: endpoint(9000, "api.internal"),
         test: endpoint(9001, "api-test.internal"),
+        weights: [vec![1], vec![1]],
+        names: upstream::Ages::default(),
+        // The number has no default.
+        life: upstream::Life { requests: workers.map(|_| 10_000), ..upstream::Life::default() },
         tls,
         host: HostField::default(),
         timeouts: Timeouts::default(),

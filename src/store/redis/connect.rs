@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use super::login::{Login, Password};
 use super::scripts::{bytes, unexpected};
 use super::settings::{Node, OpenError, TlsFiles};
-use crate::dial::{self, Preference};
+use crate::dial;
 use crate::store::StoreFault;
 use crate::tls::client::{self, tls_error};
 use crate::vocabulary::clock::Clock;
@@ -131,7 +131,7 @@ impl Dialler {
         let known = servers.iter().position(|server| server.is_for(&node.host, node.port));
         let server = match known {
             Some(at) => servers.remove(at),
-            None => Arc::new(dial::Dialer::new(&node.host, node.port, Preference::LastGood)),
+            None => Arc::new(dial::Dialer::new(&node.host, node.port)),
         };
         if servers.len() == SERVERS {
             servers.remove(0);

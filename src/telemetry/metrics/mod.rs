@@ -29,7 +29,7 @@ pub use changes::ChangeMeter;
 pub use connections::{Connected, Excess, Protocol, ResetStreams, Unserved};
 pub use lookups::{LookupMeter, NoTurn};
 pub use requests::{Code, Finished, OTHER_METHOD, RouteCells, UpstreamCells, method_label};
-pub use state::{CrowdState, EndpointState, Reloads, State};
+pub use state::{CrowdState, EndpointState, NameState, Reloads, State};
 pub use store::{StoreMeter, StoreOperation};
 
 /// The counts of all threads.

@@ -72,6 +72,18 @@ pub struct EndpointState {
     pub is_healthy: bool,
     /// How often a request that it had, or was to get, was sent again since the process began, by [`Repetition`].
     pub repeated: [u64; Repetition::ALL.len()],
+    /// `None` for one without a name.
+    pub name: Option<NameState>,
+}
+
+/// The state of the name of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameState {
+    /// Whether the last lookup did not fail.
+    pub is_resolved: bool,
+    /// Its addresses to which requests go, and those that are passed over.
+    pub healthy: usize,
+    pub unhealthy: usize,
 }
 
 /// The requests at an upstream that has a limit, for one environment.
@@ -98,6 +110,7 @@ impl State {
         families.extend(self.of_the_memory());
         families.extend(self.of_the_clocks());
         families.extend(self.of_the_upstreams());
+        families.extend(self.of_the_names());
         families.extend(self.of_the_crowds());
         families.extend(self.of_the_process());
         families
@@ -200,6 +213,31 @@ impl State {
         ]
     }
 
+    fn of_the_names(&self) -> [MetricFamily; 2] {
+        let names = || {
+            self.endpoints.iter().filter_map(|EndpointState { upstream, endpoint, name, .. }| {
+                name.map(|name| (("upstream", &**upstream), ("endpoint", &**endpoint), name))
+            })
+        };
+        [
+            gauges(
+                "keygate_upstream_name_resolved",
+                "Whether the last lookup of the name of an endpoint did not fail; 1 before the first. What is known is used for as long as \
+                 it fails.",
+                names().map(|(upstream, endpoint, name)| ([upstream, endpoint], f64::from(name.is_resolved))),
+            ),
+            gauges(
+                "keygate_upstream_addresses",
+                "Addresses of the name of an endpoint, at most 64: those to which requests go (`healthy`), and those that are passed \
+                 over.",
+                names().flat_map(|(upstream, endpoint, name)| {
+                    [("healthy", name.healthy), ("unhealthy", name.unhealthy)]
+                        .map(|(state, count)| ([upstream, endpoint, ("state", state)], count as f64))
+                }),
+            ),
+        ]
+    }
+
     fn of_the_crowds(&self) -> [MetricFamily; 3] {
         let by = |number: fn(&CrowdState) -> usize| {
             self.crowds.iter().map(move |crowd| {
@@ -241,7 +279,7 @@ impl State {
             gauges(
                 "keygate_upstream_healthy",
                 "Whether the last attempt to connect to the endpoint succeeded, and it does not fail its checks; 1 before the \
-                 first.",
+                 first. Of a name: to one of its addresses.",
                 self.endpoints.iter().map(|EndpointState { upstream, endpoint, is_healthy, .. }| {
                     ([("upstream", &**upstream), ("endpoint", &**endpoint)], f64::from(*is_healthy))
                 }),

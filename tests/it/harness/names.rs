@@ -3,9 +3,11 @@
 //! `localhost` has one address on some machines and two on others. So the names are in a file that nss_wrapper reads for
 //! the resolver of the C library.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
@@ -15,16 +17,16 @@ use super::http2::runtime;
 const LIBRARY: &str = "libnss_wrapper.so";
 
 /// Names, and the addresses of each in the order in which the resolver gives them.
-pub(crate) struct Names(TempDir);
+pub(crate) struct Names {
+    folder: TempDir,
+    changes: AtomicU64,
+}
 
 impl Names {
     #[track_caller]
     pub(crate) fn new(names: &[(&str, &[Ipv4Addr])]) -> Self {
-        let known = Self(TempDir::new().unwrap());
-        let lines = names
-            .iter()
-            .flat_map(|(name, addresses)| addresses.iter().map(move |address| format!("{address} {name}\n")));
-        std::fs::write(known.file(), lines.collect::<String>()).unwrap();
+        let known = Self { folder: TempDir::new().unwrap(), changes: AtomicU64::new(0) };
+        known.change(names);
         for (name, addresses) in names {
             assert_eq!(
                 known.resolved(name),
@@ -35,13 +37,25 @@ impl Names {
         known
     }
 
+    /// Gives the names other addresses, for the processes too that know them.
+    pub(crate) fn change(&self, names: &[(&str, &[Ipv4Addr])]) {
+        let lines = names
+            .iter()
+            .flat_map(|(name, addresses)| addresses.iter().map(move |address| format!("{address} {name}\n")));
+        std::fs::write(self.file(), lines.collect::<String>()).unwrap();
+        // nss_wrapper reads a file again when the second of its date is another.
+        let changes = self.changes.fetch_add(1, Ordering::SeqCst) + 1;
+        let date = SystemTime::now() + Duration::from_secs(10 * changes);
+        File::options().write(true).open(self.file()).unwrap().set_modified(date).unwrap();
+    }
+
     /// Has this process look names up here. It finds no others.
     pub(crate) fn told_to(&self, command: &mut Command) {
         command.env("LD_PRELOAD", LIBRARY).env("NSS_WRAPPER_HOSTS", self.file());
     }
 
     fn file(&self) -> std::path::PathBuf {
-        self.0.path().join("hosts")
+        self.folder.path().join("hosts")
     }
 
     /// The addresses as another process gets them.
