@@ -21,6 +21,9 @@ use super::{eventually, http2};
 /// The pause of a client between two requests.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// The longest time that a connection may wait.
+pub(crate) const PROMISED: Duration = Duration::from_millis(500);
+
 /// How many clients there are of each kind.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kinds {
@@ -43,6 +46,10 @@ pub(crate) struct Seen {
     pub(crate) failed: Vec<String>,
     /// The longest time from the beginning of a connection, or of a request on a kept one, to the end of the answer.
     pub(crate) slowest: Duration,
+    /// The requests that took longer than [`PROMISED`], and when they began, from the beginning of the load.
+    pub(crate) slow: Vec<String>,
+    /// The longest time from the beginning of a connection to the head of an event stream.
+    pub(crate) slowest_stream: Duration,
     /// How long each stream lived that has ended.
     pub(crate) lived: Vec<Duration>,
 }
@@ -54,10 +61,13 @@ impl fmt::Display for Seen {
         let at = |percent: usize| lived.get(lived.len() * percent / 100).copied().unwrap_or_default();
         write!(
             f,
-            "{} answers, {} failed, the slowest {:?}; {} streams ended, lived {:?} (10 %), {:?} (median), {:?} (90 %)",
+            "{} answers, {} failed, the slowest {:?}, over {PROMISED:?}: {:?}; the slowest stream began after {:?}; {} streams \
+             ended, lived {:?} (10 %), {:?} (median), {:?} (90 %)",
             self.answered,
             self.failed.len(),
             self.slowest,
+            self.slow,
+            self.slowest_stream,
             lived.len(),
             at(10),
             at(50),
@@ -77,6 +87,7 @@ pub(crate) struct Load {
 struct Clients {
     address: SocketAddr,
     key: Arc<str>,
+    begun: Instant,
     seen: Arc<Mutex<Seen>>,
     open: Arc<AtomicUsize>,
     is_over: Arc<AtomicBool>,
@@ -87,6 +98,7 @@ impl Load {
         let clients = Clients {
             address,
             key: key.into(),
+            begun: Instant::now(),
             seen: Arc::default(),
             open: Arc::default(),
             is_over: Arc::default(),
@@ -120,6 +132,11 @@ impl Load {
         });
     }
 
+    /// How long it has been at work.
+    pub(crate) fn age(&self) -> Duration {
+        self.clients.begun.elapsed()
+    }
+
     fn answered(&self) -> usize {
         self.clients.seen.lock().unwrap().answered
     }
@@ -147,7 +164,11 @@ impl Clients {
             Ok(status) => seen.failed.push(format!("{kind}: {status}")),
             Err(error) => seen.failed.push(format!("{kind}: {error}")),
         }
-        seen.slowest = seen.slowest.max(begun.elapsed());
+        let took = begun.elapsed();
+        seen.slowest = seen.slowest.max(took);
+        if took > PROMISED {
+            seen.slow.push(format!("{kind} {took:?} at {:?}", begun.duration_since(self.begun)));
+        }
     }
 
     fn request(&self, target: &str) -> Vec<u8> {
@@ -234,6 +255,10 @@ impl Clients {
                     more(&mut stream, &mut text).await?;
                 }
                 self.open.fetch_add(1, Ordering::Relaxed);
+                {
+                    let mut seen = self.seen.lock().unwrap();
+                    seen.slowest_stream = seen.slowest_stream.max(begun.elapsed());
+                }
                 while !text.ends_with(b"\r\n0\r\n\r\n") {
                     let came = more(&mut stream, &mut text).await;
                     if let Err(error) = came {

@@ -116,6 +116,9 @@ impl Upstream {
     ) -> Self {
         let behaviour: Arc<Behaviour> = Arc::new(behaviour);
         let listener = TcpListener::bind(address).unwrap();
+        // Hundreds may come in one moment. The 128 that the standard library lets wait would have the rest try again after
+        // a second, and some be reset.
+        rustix::net::listen(&listener, 4096).unwrap();
         let address = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let connections = Arc::new(AtomicUsize::new(0));
