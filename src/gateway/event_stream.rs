@@ -2,8 +2,9 @@
 //!
 //! A `text/event-stream` goes on for hours, and its client comes back by itself when it ends. Between two events it can end
 //! at any moment, and nobody loses anything. So when the process ends, it is ended behind a blank line, which ends an event
-//! (WHATWG HTML, section 9.2.6). Where keygate cannot see the lines, in a compressed stream, it is a body like any other.
-//! Other bodies are never shortened.
+//! (WHATWG HTML, section 9.2.6). One that has sent nothing yet waits for its first event, as long as streams may take:
+//! its client has asked for something, and an end without an event would be an answer without a content. Where keygate
+//! cannot see the lines, in a compressed stream, it is a body like any other. Other bodies are never shortened.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -128,27 +129,41 @@ impl EventStream {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let departure = self.place.poll(cx);
-        if departure != Departure::NotYet && self.tail.ends_event() {
+        let has_begun = !self.tail.is_empty();
+        if departure != Departure::NotYet && has_begun && self.tail.ends_event() {
             // That closes the connection to the upstream.
             self.body = None;
         }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        if departure == Departure::Over {
+        if departure == Departure::Over && has_begun {
             // The client must not take half an event for the end of the stream.
             return Poll::Ready(Some(Err(BodyError::Broken)));
         }
-        let polled = Pin::new(body).poll_frame(cx);
-        let Poll::Ready(Some(Ok(frame))) = polled else { return polled };
-        Poll::Ready(Some(Ok(match frame.into_data() {
-            Ok(mut data) => {
-                if departure == Departure::Asked {
-                    data.truncate(self.tail.last_event_in(&data).unwrap_or(data.len()));
-                }
-                self.tail.pass(&data);
-                Frame::data(data)
+        let frame = match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Pending if departure == Departure::Over => return self.end(),
+            polled => return polled,
+        };
+        let mut data = match frame.into_data() {
+            Ok(data) => data,
+            Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+        };
+        if departure != Departure::NotYet {
+            match self.tail.last_event_in(&data) {
+                Some(end) => data.truncate(end),
+                // Nothing has passed, and nothing whole can.
+                None if departure == Departure::Over => return self.end(),
+                None => {}
             }
-            Err(trailers) => trailers,
-        })))
+        }
+        self.tail.pass(&data);
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    /// Ends it here.
+    fn end<T>(&mut self) -> Poll<Option<T>> {
+        self.body = None;
+        Poll::Ready(None)
     }
 }
 
@@ -165,6 +180,10 @@ impl Tail {
 
     fn bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.length == 0
     }
 
     fn pass(&mut self, data: &[u8]) {

@@ -70,6 +70,56 @@ fn an_event_under_way_is_finished_and_no_other_is_begun() {
     draining.join().unwrap();
 }
 
+/// Sends a request for an event stream, and returns the two sides once the upstream has it.
+fn ask(gateway: &Gateway, live: &Manual, key: &str) -> (Wire, Wire) {
+    let mut client = gateway.connect();
+    client.send(&Call::get("/things/events").key(key).to_bytes());
+    let mut upstream = live.accept();
+    upstream.request_head().unwrap();
+    (client, upstream)
+}
+
+#[test]
+fn an_event_stream_without_an_event_waits_for_its_first_one() {
+    let (gateway, live, key) = gateway();
+    let (mut client, mut upstream) = ask(&gateway, &live, &key);
+    upstream.send(EVENTS.as_bytes());
+    client.head().unwrap();
+    let draining = drain(gateway, 10 * PATIENCE);
+    send(&mut upstream, "data: one\n\ndata: t");
+    assert_eq!(client.chunk().unwrap(), b"data: one\n\n");
+    assert_eq!(client.chunk().unwrap(), b"", "its end is an end in order");
+    assert!(client.is_closed() && upstream.is_closed());
+    draining.join().unwrap();
+}
+
+#[test]
+fn an_event_stream_whose_answer_begins_after_the_end_has_begun_passes_its_first_event() {
+    let (gateway, live, key) = gateway();
+    let (mut client, mut upstream) = ask(&gateway, &live, &key);
+    let draining = drain(gateway, 10 * PATIENCE);
+    upstream.send(format!("{EVENTS}b\r\ndata: one\n\n\r\n").as_bytes());
+    client.head().unwrap();
+    assert_eq!(client.chunk().unwrap(), b"data: one\n\n");
+    assert_eq!(client.chunk().unwrap(), b"", "its end is an end in order");
+    assert!(client.is_closed() && upstream.is_closed());
+    draining.join().unwrap();
+}
+
+#[test]
+fn an_event_stream_that_never_has_an_event_ends_in_order_after_half_of_the_time() {
+    let (gateway, live, key) = gateway();
+    let (mut client, mut upstream) = ask(&gateway, &live, &key);
+    upstream.send(EVENTS.as_bytes());
+    client.head().unwrap();
+    let begun = Instant::now();
+    let draining = drain(gateway, Duration::from_secs(2));
+    assert_eq!(client.chunk().unwrap(), b"", "nothing was lost");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "half of the time");
+    assert!(client.is_closed() && upstream.is_closed());
+    draining.join().unwrap();
+}
+
 #[test]
 fn an_event_stream_over_http_2_ends_like_one_over_http_1() {
     let (gateway, live, key) = gateway();
