@@ -24,8 +24,8 @@ use tempfile::TempDir;
 use crate::harness::process::keygate;
 use crate::harness::restless::{Kinds, Load, PROMISED};
 use crate::harness::{
-    Call, PATIENCE, Process, RedisServer, Reply, Seen, Tuned, Upstream, Wire, create_key, fetch, is_long,
-    lenient,
+    Call, PATIENCE, Process, RedisServer, Reply, Seen, Tuned, Upstream, Wire, create_key, eventually, fetch,
+    is_long, lenient,
 };
 
 fn answer(seen: &Seen) -> Reply {
@@ -232,6 +232,45 @@ fn a_take_over_goes_on_where_the_trail_takes_no_record_of_it() {
     place.is_served(address);
 }
 
+#[test]
+fn the_probe_tells_the_truth_while_the_file_of_an_embedded_gateway_passes() {
+    let (place, Held { begun, go }) = Place::held();
+    let mut old = place.serve();
+    let (address, ops) = (old.address(), old.ops_address());
+    let slow = || {
+        let mut busy = Wire::connect(address);
+        busy.send(&Call::get("/things/slow").key(&place.key).to_bytes());
+        begun.recv_timeout(PATIENCE).unwrap();
+        busy
+    };
+    let ready = || fetch(ops, &Call::get("/readyz")).status;
+    let mut early = slow();
+    let new = place.take_over();
+    old.err_line("takes over");
+    new.err_line("waiting until the old process");
+    eventually("what begins now is told to leave", || {
+        let answer = Wire::connect(address).call(&Call::get("/things").key(&place.key)).unwrap();
+        answer.field("connection") == Some("close")
+    });
+    let mut late = slow();
+    assert_eq!(ready(), 200, "it accepts, and its store is open");
+    new.signal(Signal::STOP);
+    go.send(()).unwrap();
+    assert_eq!(early.answer().unwrap().text(), "live");
+    eventually("the old process accepts no more, and says so", || ready() == 503);
+    go.send(()).unwrap();
+    assert_eq!(late.answer().unwrap().text(), "live");
+    old.err_line("is closed and passed");
+    // Nobody answers that it is ready before it is.
+    let (mut probe, mut client) = (Wire::connect(ops), Wire::connect(address));
+    probe.send(&Call::get("/readyz").to_bytes());
+    client.send(&Call::get("/things").key(&place.key).to_bytes());
+    new.signal(Signal::CONT);
+    assert_eq!(client.answer().unwrap().text(), "live");
+    assert_eq!(probe.answer().unwrap().status, 200);
+    assert_eq!((new.address(), old.wait().code()), (address, Some(0)));
+}
+
 // ---- Deaths
 
 fn say(stream: &UnixStream, message: &Value) {
@@ -288,6 +327,31 @@ fn a_new_process_that_dies_early_changes_nothing() {
     place.is_served(address);
     place.takes_changes();
     assert!(old.is_running());
+}
+
+/// Stops a process, and lets it go on once it stands still.
+fn pause(process: &Process) {
+    process.signal(Signal::STOP);
+    let stat = format!("/proc/{}/stat", process.id());
+    eventually("it stands still", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
+    process.signal(Signal::CONT);
+}
+
+#[test]
+fn a_process_that_stands_still_for_a_moment_is_not_taken_for_dead() {
+    let place = Place::new("");
+    let mut old = place.serve();
+    old.address();
+    let new = UnixStream::connect(place.hatch()).unwrap();
+    say(&new, &ask("embedded"));
+    let _sockets = hear(&new);
+    pause(&old);
+    say(&new, &json!({ "say": "prepared" }));
+    assert_eq!(hear(&new).0["say"], "store");
+    pause(&old);
+    say(&new, &json!({ "say": "serving" }));
+    assert_eq!(hear(&new).0["say"], "yours");
+    assert_eq!(old.wait().code(), Some(0));
 }
 
 #[test]

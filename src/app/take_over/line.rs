@@ -6,6 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -43,7 +44,8 @@ impl Line {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         self.stream.set_write_timeout(Some(super::protocol::STEP))?;
-        let sent = sendmsg(&self.stream, &[IoSlice::new(&length)], &mut beside, SendFlags::NOSIGNAL)?;
+        let first = [IoSlice::new(&length)];
+        let sent = retry_on_intr(|| sendmsg(&self.stream, &first, &mut beside, SendFlags::NOSIGNAL))?;
         (&self.stream).write_all(&length[sent..])?;
         (&self.stream).write_all(&text)
     }
@@ -64,7 +66,9 @@ impl Line {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
         let mut beside = RecvAncillaryBuffer::new(&mut space);
         let mut into = [IoSliceMut::new(&mut length)];
-        let read = recvmsg(&self.stream, &mut into, &mut beside, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        // Where there is a time limit, a signal or a pause of this process interrupts it (signal(7)). Nobody has died then.
+        let receive = || recvmsg(&self.stream, &mut into, &mut beside, RecvFlags::CMSG_CLOEXEC);
+        let read = retry_on_intr(receive)?.bytes;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
