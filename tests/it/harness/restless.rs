@@ -254,6 +254,10 @@ impl Clients {
                 while !contains(&text, b"\r\n\r\n") {
                     more(&mut stream, &mut text).await?;
                 }
+                if !contains(&text, b"200 OK") {
+                    // A refusal is no stream, whose end could be waited for.
+                    return Ok(text);
+                }
                 self.open.fetch_add(1, Ordering::Relaxed);
                 {
                     let mut seen = self.seen.lock().unwrap();
@@ -270,7 +274,7 @@ impl Clients {
                 Ok(text)
             };
             match read.await {
-                Ok(text) if contains(&text, b"200 OK") && text.ends_with(b"\n\n\r\n0\r\n\r\n") => {
+                Ok(text) if text.ends_with(b"\n\n\r\n0\r\n\r\n") => {
                     self.seen.lock().unwrap().lived.push(begun.elapsed());
                 }
                 Ok(text) => {
