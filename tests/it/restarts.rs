@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::harness::process::keygate;
-use crate::harness::restless::{Kinds, Load, PROMISED, Seen};
+use crate::harness::restless::{Kinds, Load, PROMISED, Seen, store_in};
 use crate::harness::{
     Call, Process, RedisServer, Reply, Tuned, Upstream, Wire, create_key, fetch, is_long, lenient,
 };
@@ -187,6 +187,5 @@ fn an_embedded_gateway_is_restarted_under_load_and_nothing_fails() {
 #[test]
 fn a_gateway_on_redis_is_restarted_under_load_and_nothing_fails() {
     let redis = RedisServer::start();
-    let store = "[store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true\n";
-    restarted_under_load(&store.replace("{}", &redis.url()));
+    restarted_under_load(&store_in(&redis));
 }

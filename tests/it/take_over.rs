@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::process::keygate;
-use crate::harness::restless::{Kinds, Load, PROMISED};
+use crate::harness::restless::{Kinds, Load, PROMISED, store_in};
 use crate::harness::{
     Call, PATIENCE, Process, RedisServer, Reply, Seen, Tuned, Upstream, Wire, create_key, eventually, fetch,
     is_long, lenient,
@@ -77,8 +77,7 @@ impl Place {
     }
 
     fn on(redis: &RedisServer) -> Self {
-        let url = redis.url();
-        Self::new(&format!("[store]\nkind = \"redis\"\nurl = \"{url}\"\nallow_without_pepper = true\n"))
+        Self::new(&store_in(redis))
     }
 
     fn serve(&self) -> Process {

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::client::Call;
 use super::transport::Transport;
-use super::{eventually, http2};
+use super::{RedisServer, eventually, http2, is_long};
 
 /// The pause of a client between two requests.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -37,6 +37,15 @@ impl Default for Kinds {
     fn default() -> Self {
         Self { new: 4, kept: 8, http2: 4, streams: 0 }
     }
+}
+
+/// The settings of a store in this Redis. On a busy machine a lookup may take longer than shipped.
+pub(crate) fn store_in(redis: &RedisServer) -> String {
+    let patience = if is_long() { "" } else { "lookup_timeout = \"20s\"\n" };
+    format!(
+        "[store]\nkind = \"redis\"\nurl = \"{}\"\nallow_without_pepper = true\n{patience}[cache]\n{patience}",
+        redis.url()
+    )
 }
 
 /// What the clients have seen.
