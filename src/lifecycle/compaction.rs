@@ -13,7 +13,12 @@ impl Lifecycle {
     /// # Errors
     /// Why the store is as it was.
     pub async fn compact(&self, origin: &Origin) -> Result<Compacted, LifecycleError> {
-        let done = self.keeper().compact(Occasion::Ordered).await?;
+        let done = self.keeper().compact(Occasion::Ordered).await.inspect_err(|why| {
+            // The command may have gone away meanwhile; a compaction takes minutes.
+            if !matches!(why, NotCompacted::Runs | NotCompacted::NoFile | NotCompacted::ReadOnly) {
+                Notice::StoreNotCompacted.log(&format!("the store was not compacted for an operator: {why}"));
+            }
+        })?;
         Notice::StoreCompacted.log(&format!("the store was compacted for an operator: {}", done.told()));
         self.record_act(origin, Act::Compacted(done)).await;
         Ok(done)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase};
 
+use super::folder::OnDisk;
 use super::mending::{Again, Reopened};
 use super::reads::Snapshot;
 use super::reserve::Beside;
@@ -20,7 +21,7 @@ pub(super) fn of(path: &Path, sealer: &Arc<Sealer>) -> Again {
         let (database, event) = open::reopen(&there, sealer.keeps()).map_err(StoreFault::failed)?;
         complete(&there, database, event, &sealer)
     };
-    Again { reopen: Box::new(reopen), reserve: Some(Box::new(Beside::of(path))) }
+    Again { reopen: Box::new(reopen), reserve: Some(Box::new(Beside::of(path))), folder: Arc::new(OnDisk) }
 }
 
 /// What a start does once the file is open.

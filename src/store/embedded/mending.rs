@@ -8,6 +8,7 @@ use redb::Database;
 use tokio::sync::watch;
 
 use super::file::SharedFile;
+use super::folder::Folder;
 use super::reserve::{Reserve, Room};
 use super::{Published, lock};
 use crate::store::StoreFault;
@@ -35,6 +36,8 @@ pub(super) struct Reopened {
 pub(super) struct Again {
     pub(super) reopen: Box<dyn Fn() -> Result<Reopened, StoreFault> + Send>,
     pub(super) reserve: Option<Box<dyn Reserve>>,
+    /// Where it lies.
+    pub(super) folder: Arc<dyn Folder>,
 }
 
 /// The writer's part that knows what to do about a file that fails.

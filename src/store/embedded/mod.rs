@@ -42,12 +42,15 @@ mod answers;
 mod change_over;
 mod compaction;
 #[cfg(test)]
+mod compaction_faults;
+#[cfg(test)]
 mod compaction_tests;
 mod copied;
 #[cfg(test)]
 mod disk_faults;
 mod exchange;
 mod file;
+mod folder;
 mod graves;
 mod handed;
 mod indexes;
@@ -86,6 +89,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::exchange::Compaction;
 use self::file::SharedFile;
+use self::folder::{Folder, OnDisk};
 pub use self::handed::{FileMark, as_left, wait_until_let_go};
 use self::mending::{Again, Mender};
 pub use self::open::{OpenError, Verified, inspect, verify};
@@ -156,7 +160,10 @@ impl Embedded {
         let file = Arc::new(SharedFile::new(database));
         let published = Arc::new(Mutex::new(Published { event, sinks: Vec::new() }));
         let (orders, waiting) = mpsc::channel(QUEUE);
-        let (compaction, is_read_only) = (Arc::<Compaction>::default(), again.is_none());
+        let is_read_only = again.is_none();
+        let on_disk: Arc<dyn Folder> = Arc::new(OnDisk);
+        let folder = again.as_ref().map_or(on_disk, |again| Arc::clone(&again.folder));
+        let compaction = Arc::new(Compaction::new(folder));
         let mender = Mender {
             path: path.clone(),
             file: Arc::clone(&file),

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::Settings;
 use super::exchange::identity;
+use super::folder::{Folder, parent, sync_folder};
 use super::mutation::NO_EVENT_NUMBER;
 use super::rehearsal::Rehearsal;
 use super::secrets;
@@ -131,11 +132,6 @@ fn check_name(path: &Path, file: &File) -> Result<(), OpenError> {
     if identity(&ours) == identity(&named) { Ok(()) } else { Err(OpenError::InUse { path: path.to_owned() }) }
 }
 
-/// Makes sure that the name of a file survives a power cut.
-pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(parent(path)).and_then(|folder| folder.sync_all())
-}
-
 /// Opens the file of a store once more, after it has failed. It is verified as a whole, as at a start, and must be there.
 pub(super) fn reopen(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
     let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
@@ -178,7 +174,7 @@ fn rehearse(
     }
     let rehearsal = backend(file).and_then(Rehearsal::new).map_err(unreadable)?;
     let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.set_cache_size(PASSING_CACHE_BYTES).set_check_integrity_on_open(true);
     let trial = builder.create_with_backend(rehearsal).map_err(|error| refuse(path, error))?;
     check_name(path, file)?;
     let event = survey(path, &trial, keeps)?;
@@ -258,10 +254,6 @@ fn claim(path: &Path) -> Result<File, OpenError> {
     } else {
         Ok(file)
     }
-}
-
-pub(super) fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn refuse(path: &Path, error: redb::DatabaseError) -> OpenError {
@@ -344,26 +336,31 @@ enum Content {
     NoEventNumber,
 }
 
-/// What a copy may keep in memory while it is made, beside the cache of the other file; bytes.
-const COPY_CACHE_BYTES: usize = 8 << 20;
+/// How much of a file may be kept in memory while it is verified or written as a whole; bytes. No page is needed twice, and
+/// during a compaction this comes on top of the cache of the file that serves.
+const PASSING_CACHE_BYTES: usize = 8 << 20;
 
 /// Opens an empty file, into which another one is to be copied.
-pub(super) fn create_copy(path: &Path) -> Result<Database, OpenError> {
-    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
-    let backend = backend(&claim(path)?).map_err(unreadable)?;
+pub(super) fn create_copy(path: &Path, folder: &dyn Folder) -> Result<Database, OpenError> {
     let mut builder = Builder::new();
-    builder.set_cache_size(COPY_CACHE_BYTES).create_with_backend(backend).map_err(|error| refuse(path, error))
+    builder.set_cache_size(PASSING_CACHE_BYTES);
+    folder.open(&claim(path)?, &builder).map_err(|error| refuse(path, error))
 }
 
-/// Opens a copy that is to serve. It is verified as a whole.
-pub(super) fn open_copy(path: &Path, keeps: RecordFormat) -> Result<(Database, Seq), OpenError> {
-    let unreadable = |source: io::Error| OpenError::Unreadable { path: path.to_owned(), source };
-    let backend = backend(&claim(path)?).map_err(unreadable)?;
+/// Opens a copy that is to serve. It is verified as a whole; what that has read does not stay in memory.
+pub(super) fn open_copy(
+    path: &Path,
+    keeps: RecordFormat,
+    folder: &dyn Folder,
+) -> Result<Database, OpenError> {
+    let file = claim(path)?;
     let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
-    let copy = builder.create_with_backend(backend).map_err(|error| refuse(path, error))?;
-    let event = survey(path, &copy, keeps)?;
-    Ok((copy, event.ok_or_else(|| OpenError::NotAStore { path: path.to_owned() })?))
+    builder.set_cache_size(PASSING_CACHE_BYTES).set_check_integrity_on_open(true);
+    let verified = folder.open(&file, &builder).map_err(|error| refuse(path, error))?;
+    survey(path, &verified, keeps)?.ok_or_else(|| OpenError::NotAStore { path: path.to_owned() })?;
+    drop(verified);
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(false);
+    folder.open(&file, &builder).map_err(|error| refuse(path, error))
 }
 
 /// Makes a file that is to be filled. It is no store until [`lay_out_as`] has written what it is.

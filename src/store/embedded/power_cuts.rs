@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
@@ -144,7 +144,7 @@ fn open(disk: &Disk, sealer: &Sealer) -> Option<Embedded> {
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) {
+pub(super) fn write(path: &Path, bytes: &[u8]) {
     let mut options = std::fs::OpenOptions::new();
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
@@ -152,7 +152,7 @@ fn write(path: &Path, bytes: &[u8]) {
 
 pub(super) struct Answered {
     pub(super) count: u64,
-    last_event: Seq,
+    pub(super) last_event: Seq,
 }
 
 /// Every client makes one change after the other until one of them is not answered.
@@ -397,18 +397,48 @@ impl Known {
 
 /// A disk that keeps what was not synced in memory, until the power is cut.
 #[derive(Clone, Debug)]
-struct Disk(Arc<Mutex<Platter>>);
+pub(super) struct Disk(Arc<Mutex<Platter>>);
+
+/// The writes and syncs up to the cut. Two disks of a machine have the same power.
+#[derive(Clone, Debug)]
+pub(super) struct Power(Arc<AtomicU64>);
+
+impl Power {
+    pub(super) fn new(left: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(left)))
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set(&self, left: u64) {
+        self.0.store(left, Ordering::SeqCst);
+    }
+
+    fn on(&self) -> io::Result<()> {
+        if self.left() == 0 { Err(io::Error::other("the power is cut")) } else { Ok(()) }
+    }
+
+    /// Counts an operation; an error if it is the last, whose outcome nobody learns.
+    pub(super) fn step(&self) -> io::Result<()> {
+        self.on()?;
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.on()
+    }
+}
 
 #[derive(Debug)]
-struct Platter {
+pub(super) struct Platter {
     /// As it reads.
     content: Vec<u8>,
     /// As it was synced.
     synced: Vec<u8>,
     /// The operations since, in order.
     unsynced: Vec<Step>,
-    /// Writes and syncs up to the cut.
-    left: u64,
+    power: Power,
+    /// Whether its operations lead to the cut.
+    counts: bool,
     rng: Rng,
 }
 
@@ -420,18 +450,27 @@ enum Step {
 
 impl Disk {
     fn holding(content: Vec<u8>, left: u64, rng: Rng) -> Self {
+        Self::of(content, Power::new(left), true, rng)
+    }
+
+    pub(super) fn of(content: Vec<u8>, power: Power, counts: bool, rng: Rng) -> Self {
         let synced = content.clone();
-        Self(Arc::new(Mutex::new(Platter { content, synced, unsynced: Vec::new(), left, rng })))
+        Self(Arc::new(Mutex::new(Platter { content, synced, unsynced: Vec::new(), power, counts, rng })))
+    }
+
+    /// As it reads.
+    pub(super) fn content(&self) -> Vec<u8> {
+        self.0.lock().unwrap().content.clone()
     }
 
     fn is_cut(&self) -> bool {
-        self.0.lock().unwrap().left == 0
+        self.0.lock().unwrap().power.left() == 0
     }
 
     /// What is on it when the power is back, and how many sectors are not that were written.
-    fn survivors(&self, rng: &mut Rng) -> (Vec<u8>, u64) {
+    pub(super) fn survivors(&self, rng: &mut Rng) -> (Vec<u8>, u64) {
         let platter = self.0.lock().unwrap();
-        assert_eq!(platter.left, 0, "the power was not cut");
+        assert_eq!(platter.power.left(), 0, "the power was not cut");
         let (mut content, mut lost) = (platter.synced.clone(), 0);
         // A cut that loses or keeps nearly everything finds other mistakes than one that takes half.
         let odds = rng.choice([0.0, 0.05, 0.5, 0.95, 1.0]).unwrap();
@@ -456,13 +495,11 @@ impl Disk {
 
 impl Platter {
     fn powered(&self) -> io::Result<()> {
-        if self.left == 0 { Err(io::Error::other("the power is cut")) } else { Ok(()) }
+        self.power.on()
     }
 
-    /// Counts a step; an error if it is the last, whose outcome nobody learns.
-    fn step(&mut self) -> io::Result<()> {
-        self.left -= 1;
-        self.powered()
+    fn step(&self) -> io::Result<()> {
+        if self.counts { self.power.step() } else { Ok(()) }
     }
 }
 
@@ -495,7 +532,7 @@ impl StorageBackend for Disk {
         let mut platter = self.0.lock().unwrap();
         platter.powered()?;
         // The last sync may have reached its end, though nobody is told.
-        if platter.left > 1 || platter.rng.bool() {
+        if !platter.counts || platter.power.left() > 1 || platter.rng.bool() {
             platter.synced = platter.content.clone();
             platter.unsynced.clear();
         }

@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use redb::{Database, ReadableTable};
 
-use super::open::{create_to_fill, lay_out_as, sync_folder};
+use super::folder::sync_folder;
+use super::open::{create_to_fill, lay_out_as};
 use super::reads::Snapshot;
 use super::tables::{
     AUDIT, AUDIT_ENDS, KEYS, LAST_EVENT, META, NEWS, ORGS, PEPPERS, PREFIXES, Tables, USAGE, begin_write,
