@@ -160,6 +160,7 @@ fn restarted_under_load(store: &str) {
     let mut keygate = kept.serve();
     keygate.address();
     let load = Load::begin(kept.address(), &kept.key, Kinds { streams, ..Kinds::default() });
+    load.begin_timing();
     for _ in 0..restarts {
         load.settle();
         keygate.terminate();

@@ -564,6 +564,7 @@ fn under_load(place: &Place) {
     let mut old = place.serve();
     let address = old.address();
     let load = Load::begin(address, &place.key, Kinds { streams, ..Kinds::default() });
+    load.begin_timing();
     for _ in 0..times {
         load.settle();
         let asked = load.age();

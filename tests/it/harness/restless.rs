@@ -141,6 +141,15 @@ impl Load {
         });
     }
 
+    /// Waits until it has settled, and times requests from then on: that all clients began in one moment is no part of a test.
+    #[track_caller]
+    pub(crate) fn begin_timing(&self) {
+        self.settle();
+        let mut seen = self.clients.seen.lock().unwrap();
+        (seen.slowest, seen.slowest_stream) = Default::default();
+        seen.slow.clear();
+    }
+
     /// How long it has been at work.
     pub(crate) fn age(&self) -> Duration {
         self.clients.begun.elapsed()
