@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, sink};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ use crate::harness::metrics::{scrape, value};
 use crate::harness::names::Swallowing;
 use crate::harness::{
     Authority, Call, Gateway, PATIENCE, Process, SetOnDrop, Transport, Tuned, Wire, eventually, is_long,
-    unhurried,
+    own_address, unhurried,
 };
 use crate::other_routers::is_installed;
 
@@ -145,12 +145,6 @@ with_one_of_three_that! {
 }
 
 // ---- Servers
-
-/// An address of this machine that no other process uses, also while nobody listens there: no connection begins at it.
-fn own_address() -> SocketAddr {
-    let part = || fastrand::u8(1..255);
-    (Ipv4Addr::new(127, part(), part(), part()), 8000).into()
-}
 
 struct Server {
     kind: Kind,

@@ -12,7 +12,9 @@ use tempfile::TempDir;
 use crate::harness::metrics::{scrape, value};
 use crate::harness::process::keygate;
 use crate::harness::upstream::Reply;
-use crate::harness::{Call, Gateway, GatewayBuilder, Process, Upstream, eventually, fetch, refusing};
+use crate::harness::{
+    Call, Gateway, GatewayBuilder, Process, Upstream, eventually, fetch, own_address, refusing,
+};
 
 const OPS: &str = "[ops]\nlisten = \"127.0.0.1:0\"\n";
 
@@ -258,7 +260,8 @@ fn a_record_has_names_where_they_are_asked_for() {
 #[test]
 fn an_endpoint_that_comes_and_goes_is_told_as_flapping() {
     const TIMES: usize = 8;
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // What listened at a port of another test for a moment would be an endpoint that is there and does not answer.
+    let address = own_address();
     let url = format!("http://{address}");
     let folder = TempDir::new().unwrap();
     let policy =

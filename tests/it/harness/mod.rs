@@ -29,7 +29,7 @@ pub(crate) mod transport;
 pub(crate) mod upstream;
 pub(crate) mod world;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -101,4 +101,10 @@ pub(crate) fn is_long() -> bool {
 /// An address of this machine that is free now, for servers of others, which do not tell a port of their own choice.
 pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// An address of this machine that no other process uses, also while nobody listens there: no connection begins at it.
+pub(crate) fn own_address() -> SocketAddr {
+    let part = || fastrand::u8(1..255);
+    (Ipv4Addr::new(127, part(), part(), part()), 8000).into()
 }
