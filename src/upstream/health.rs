@@ -1,5 +1,5 @@
-//! The state of each server (an endpoint, or an address of its name), and whether it is passed over: how attempts to connect ended, in all threads together, and
-//! whether [checks](super::Checks) passed.
+//! The state of each server (an endpoint, or an address of its name), and whether it is passed over: how attempts to connect
+//! ended, in all threads together, and whether [checks](super::Checks) passed.
 //!
 //! # When an endpoint is passed over
 //! - A request could not connect to it. It is passed over for one second, and for twice as long after each request that
