@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{PATIENCE, eventually};
+use super::PATIENCE;
 
 /// A process that is ended with its test.
 pub(crate) struct Process {
@@ -131,13 +132,17 @@ impl Process {
     }
 
     /// Waits for its end.
+    #[track_caller]
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        let mut status = None;
-        eventually("the process ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            let told = || self.err.try_iter().collect::<Vec<_>>();
+            assert!(Instant::now() < until, "the process does not end; it said {:#?}", told());
+            thread::yield_now();
+        }
     }
 }
 
