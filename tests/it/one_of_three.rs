@@ -33,7 +33,8 @@ use crate::other_routers::is_installed;
 
 /// Clients that send one request after another.
 const CLIENTS: usize = 8;
-const BETWEEN_REQUESTS: Duration = Duration::from_millis(25);
+/// The pause between two looks at the gateway's metrics, which cost it more than requests do.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 /// Each of so many requests is a POST.
 const POSTS: usize = 4;
 /// Longer than a check needs to find out, and shorter than anybody wants to wait.
@@ -115,6 +116,11 @@ impl Kind {
         }
         [Self::Gunicorn].into_iter().chain(there.into_iter().map(|(kind, _)| kind)).collect()
     }
+}
+
+/// The pause of a client. In the suite, other tests need the processors too.
+fn between_requests() -> Duration {
+    Duration::from_millis(if is_long() { 25 } else { 150 })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,7 +248,7 @@ impl Server {
     fn is_asked(&self) -> bool {
         let file = self.folder.path().join("others");
         let _ = fs::remove_file(&file);
-        thread::sleep(BETWEEN_REQUESTS);
+        thread::sleep(between_requests());
         file.exists()
     }
 }
@@ -409,7 +415,7 @@ impl Load<'_> {
             if answer.is_none_or(|answer| answer.field("connection") == Some("close")) {
                 wire = Wire::connect_over(self.gateway, self.transport);
             }
-            thread::sleep(BETWEEN_REQUESTS);
+            thread::sleep(between_requests());
         }
     }
 }
@@ -419,6 +425,12 @@ impl Load<'_> {
 fn is_in_use(gateway: &Gateway, server: &Server) -> bool {
     let series = format!("keygate_upstream_healthy{{upstream=\"api\",endpoint=\"{}\"}}", server.address);
     value(&scrape(gateway.ops_address()), &series) == Some(1.0)
+}
+
+/// The same, for who asks again and again.
+fn looks_in_use(gateway: &Gateway, server: &Server) -> bool {
+    thread::sleep(BETWEEN_LOOKS);
+    is_in_use(gateway, server)
 }
 
 /// When what happened.
@@ -479,13 +491,13 @@ fn come_and_go(fault: Fault, gateway: &Gateway, servers: &mut [Server; 3], begun
             held = fault.begin(&mut servers[0]);
         }
     } else {
-        unhurried("it is passed over", || !is_in_use(gateway, &servers[0]));
+        unhurried("it is passed over", || !looks_in_use(gateway, &servers[0]));
     }
     let first = begun.elapsed();
     let known = first.max(last_passed_over(gateway, &servers[0], begun, fault.stays()));
     let well = begun.elapsed();
     fault.end(&mut servers[0], held);
-    unhurried("it is in use again", || is_in_use(gateway, &servers[0]));
+    unhurried("it is in use again", || looks_in_use(gateway, &servers[0]));
     println!(
         "{fault:?}: faulty at {faulty:.2?}, known at {known:.2?}, well at {well:.2?}, in use at {:.2?}",
         begun.elapsed()
@@ -504,7 +516,7 @@ fn last_passed_over(gateway: &Gateway, server: &Server, begun: Instant, stays: D
             last = begun.elapsed();
         }
         was_in_use = is_in_use;
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(BETWEEN_LOOKS);
     }
     last
 }
