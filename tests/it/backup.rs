@@ -14,7 +14,7 @@ use crate::cli_migrate::{Customers, OUTBOX, SIGNUP, assert_all_as_it_was, listed
 use crate::harness::api::json_call;
 use crate::harness::desk::{Desk, NOWHERE, Ran, Way, in_redis, write_secret};
 use crate::harness::moved::sha256;
-use crate::harness::{Call, RedisServer, Upstream, fetch};
+use crate::harness::{Call, PAUSE, RedisServer, Upstream, fetch};
 
 /// The pepper of `in_redis`, for a file.
 const SEALED: &str = "[keys]\npepper_file = \"pepper\"\n";
@@ -319,7 +319,7 @@ fn under_load(
                 for turn in 0..TURNS {
                     let waits = || !has_begun.load(Ordering::SeqCst) && count() >= enough;
                     while waits() && !is_over.load(Ordering::SeqCst) {
-                        std::thread::yield_now();
+                        std::thread::sleep(PAUSE);
                     }
                     if is_over.load(Ordering::SeqCst) {
                         break;

@@ -20,8 +20,8 @@ use crate::harness::names::{Names, Swallowing};
 use crate::harness::process::{create_key_by, keygate};
 use crate::harness::sentinels::sentinel;
 use crate::harness::{
-    Answer, Call, Gateway, Process, RedisServer, Reply, Seen, SetOnDrop, Tuned, Upstream, eventually, fetch,
-    guess, refusing,
+    Answer, Call, Gateway, PAUSE, Process, RedisServer, Reply, Seen, SetOnDrop, Tuned, Upstream, eventually,
+    fetch, guess, refusing,
 };
 
 const GOOD: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -264,6 +264,7 @@ fn a_name_whose_addresses_change_under_load_is_followed_and_no_request_fails() {
                 let answer = get("/things");
                 assert_eq!(answer.status, 200, "{}", answer.text());
                 passed.fetch_add(1, Ordering::SeqCst);
+                thread::sleep(PAUSE);
             }
         };
         let loads: Vec<_> = (0..4).map(|_| threads.spawn(load)).collect();

@@ -24,7 +24,7 @@ use crate::harness::moved::moved_key;
 use crate::harness::process::{Process, create_key, keygate};
 use crate::harness::sentinels::Watched;
 use crate::harness::{
-    Call, Chaos, Gateway, RedisServer, Upstream, Weather, eventually, fetch, guess, is_long, unhurried,
+    Call, Chaos, Gateway, PAUSE, RedisServer, Upstream, Weather, eventually, fetch, guess, is_long, unhurried,
 };
 
 const OLD: &str = "the old pepper, which is at least 32 bytes long";
@@ -246,7 +246,7 @@ impl Load<'_> {
             for key in self.keys.iter().skip(first).step_by(step) {
                 for address in self.addresses {
                     let Ok(to) = address.try_read() else {
-                        thread::yield_now();
+                        thread::sleep(PAUSE);
                         continue;
                     };
                     let answer = fetch(*to, &Call::get("/v1/jobs").key(key));
@@ -255,6 +255,7 @@ impl Load<'_> {
                         self.refused.fetch_add(1, Ordering::SeqCst);
                     }
                     self.asked.fetch_add(1, Ordering::SeqCst);
+                    thread::sleep(PAUSE);
                 }
             }
             self.rounds.fetch_add(1, Ordering::SeqCst);

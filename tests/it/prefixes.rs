@@ -23,8 +23,8 @@ use crate::harness::desk::{Desk, NOWHERE, Way, in_redis, write_secret};
 use crate::harness::moved::moved_key;
 use crate::harness::process::{Process, keygate};
 use crate::harness::{
-    Call, Chaos, Gateway, PATIENCE, RedisServer, SetOnDrop, Upstream, Valve, Weather, Wire, eventually,
-    fetch, is_linked, is_long, operator, unhurried,
+    Call, Chaos, Gateway, PATIENCE, PAUSE, RedisServer, SetOnDrop, Upstream, Valve, Weather, Wire,
+    eventually, fetch, is_linked, is_long, operator, unhurried,
 };
 
 on_both_stores! {
@@ -444,7 +444,10 @@ fn load(
             keys[n / 2 % keys.len()].clone()
         };
         for turn in n.. {
-            let Some(address) = pair.address(turn) else { continue };
+            let Some(address) = pair.address(turn) else {
+                thread::sleep(PAUSE);
+                continue;
+            };
             let wire = &mut wires[turn % 2];
             if wire.as_ref().is_none_or(|(open, _)| *open != address) {
                 // The gateway may have ended since.

@@ -237,7 +237,7 @@ mod that_loses_the_last_changes {
             );
             assert!(written < lenient(WRITTEN_BACK), "{written:?}");
             assert!(looked_up < lenient(LOOKED_UP), "{looked_up:?}");
-            trio.redis.server_mut(old).revive();
+            trio.redis.revived(old);
             trio.redis.demoted(old);
         }
 

@@ -53,7 +53,7 @@ mod fail_over {
             let announced = watched.announced(1);
             let took = clients.looked_up_since(announced);
             // The old master restarts empty, and is a master until the sentinels change it.
-            watched.servers[0].revive();
+            watched.revived(0);
             // The gateway must not use it as the master until then.
             watched.demoted(0);
             took

@@ -10,7 +10,8 @@ use tempfile::TempDir;
 
 use crate::harness::front::{Ending, Front, demanding, server_config};
 use crate::harness::{
-    Authority, Call, Gateway, GatewayBuilder, Process, Reply, Tuned, Upstream, create_key, eventually, fetch,
+    Authority, Call, Gateway, GatewayBuilder, PAUSE, Process, Reply, Tuned, Upstream, create_key, eventually,
+    fetch,
 };
 
 const POLICY: &str = r#"
@@ -241,6 +242,7 @@ fn steadily(gateway: SocketAddr, key: &str, is_over: &AtomicBool) -> (usize, Vec
         let status = fetch(gateway, &Call::post("/things", "body").key(key)).status;
         count += 1;
         failed.extend((status != 200).then_some(status));
+        thread::sleep(PAUSE);
     }
     (count, failed)
 }

@@ -29,6 +29,11 @@ pub(crate) trait FailsOver {
     /// Waits until this server is announced as the master.
     fn announced(&self, n: usize) -> Instant;
 
+    /// Starts this server again, which was the master and has been replaced.
+    fn revived(&mut self, n: usize) {
+        self.server_mut(n).revive();
+    }
+
     /// Waits until this server, which is not the master any more, follows the other.
     fn demoted(&self, n: usize) {
         unhurried("it is a replica", || follows(self.server(n)));

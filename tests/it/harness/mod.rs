@@ -49,13 +49,16 @@ pub(crate) use world::World;
 /// Longer than anything takes on a busy machine; only a failing test waits for this time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The pause between two looks at something that is waited for. A loop without one takes the processor from what it waits for.
+pub(crate) const PAUSE: Duration = Duration::from_millis(1);
+
 /// Repeats until the condition holds, or fails the test.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < until, "it never came to pass that {what}");
-        std::thread::yield_now();
+        std::thread::sleep(PAUSE);
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::PATIENCE;
+use super::{PATIENCE, PAUSE};
 
 /// A process that is ended with its test.
 pub(crate) struct Process {
@@ -141,7 +141,7 @@ impl Process {
             }
             let told = || self.err.try_iter().collect::<Vec<_>>();
             assert!(Instant::now() < until, "the process does not end; it said {:#?}", told());
-            thread::yield_now();
+            thread::sleep(PAUSE);
         }
     }
 }

@@ -46,6 +46,11 @@ impl Watched {
         }
         Self { servers: [master, replica], sentinels, _turn: turn }
     }
+
+    fn is_named_by(&self, sentinel: &RedisServer, n: usize) -> bool {
+        let named = sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+        named.contains(&format!("\r\n{}\r\n", self.servers[n].port()))
+    }
 }
 
 impl FailsOver for Watched {
@@ -63,13 +68,18 @@ impl FailsOver for Watched {
 
     /// At least one sentinel reports it.
     fn announced(&self, n: usize) -> Instant {
-        let port = format!("\r\n{}\r\n", self.servers[n].port());
         unhurried("the sentinels have another master", || {
-            self.sentinels.iter().any(|sentinel| {
-                sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).contains(&port)
-            })
+            self.sentinels.iter().any(|sentinel| self.is_named_by(sentinel, n))
         });
         Instant::now()
+    }
+
+    /// A sentinel that does not know the new master yet would make it a replica of the old one, which is empty.
+    fn revived(&mut self, n: usize) {
+        unhurried("all sentinels have the other master", || {
+            self.sentinels.iter().all(|sentinel| self.is_named_by(sentinel, 1 - n))
+        });
+        self.servers[n].revive();
     }
 
     /// Sentinels demote an old master within seconds. On a busy machine they have also left one as it was for minutes; an
