@@ -28,6 +28,8 @@ pub(super) struct Plans {
     pub(super) max_connections: usize,
     /// `cache.capacity`.
     pub(super) keys: u64,
+    /// What the store keeps in memory, in bytes.
+    pub(super) of_store: u64,
     pub(super) has_tls: bool,
     /// Whether a request may go to an upstream over TLS. A reload that brings the first such upstream does not share out anew.
     pub(super) has_upstream_tls: bool,
@@ -66,7 +68,7 @@ impl Room {
     fn of(files: usize, memory: u64, plans: Plans) -> Self {
         let free = files.saturating_sub(KEPT_FREE + KEPT_FREE_BY_WORKER * plans.workers);
         let keys = plans.keys.saturating_mul(OF_ONE_KEY.into());
-        let plan = MemoryPlan::of(memory, keys, (STEP * plans.workers) as u64);
+        let plan = MemoryPlan::of(memory, keys, plans.of_store + (STEP * plans.workers) as u64);
         let MemoryPlan { of_keys, of_clients: left, .. } = plan;
         let held = left / 16 * 3;
         let of_one = (OF_ONE_CONNECTION + if plans.has_tls { OF_TLS } else { 0 }) as u64;
@@ -94,12 +96,13 @@ impl Room {
     /// For the log, at the start.
     pub(super) fn described(&self) -> String {
         let Self { files, clients, upstreams, .. } = self;
-        let [memory, keys, held] = [self.memory, self.of_keys, self.held].map(|bytes| bytes >> 20);
+        let parts = [self.memory, self.of_keys, self.plans.of_store, self.held];
+        let [memory, keys, store, held] = parts.map(|bytes| bytes >> 20);
         let (places, max_connections) = (self.places(), self.plans.max_connections);
         let room = format!(
             "{clients} connections of clients and {upstreams} to upstreams, and {places} requests over HTTP/2: {files} open files, \
-             {memory} MiB of memory, of it {keys} MiB for keys and {held} MiB for what clients send and do \
-             not take"
+             {memory} MiB of memory, of it {keys} MiB for keys, {store} MiB for the store and {held} MiB for \
+             what clients send and do not take"
         );
         if *clients < max_connections {
             let free = files.saturating_sub(KEPT_FREE + KEPT_FREE_BY_WORKER * self.plans.workers);
@@ -159,19 +162,25 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    const PLANS: Plans =
-        Plans { max_connections: 10_000, keys: 100_000, has_tls: false, has_upstream_tls: false, workers: 2 };
+    const PLANS: Plans = Plans {
+        max_connections: 10_000,
+        keys: 100_000,
+        of_store: 40 << 20,
+        has_tls: false,
+        has_upstream_tls: false,
+        workers: 2,
+    };
 
     #[test]
     fn clients_get_half_of_the_files_at_most_and_upstreams_what_is_left() {
         for (files, memory, clients, upstreams) in [
             (1024, GIB, 428, 428),
-            (4000, GIB, 1916, 981),
+            (4000, GIB, 1916, 916),
             (20_000, 8 * GIB, 9916, 9916),
             (1 << 20, 64 * GIB, 10_000, 65_536),
-            (1 << 20, GIB, 5716, 625),
-            (1 << 20, GIB / 2, 2132, 233),
-            (1 << 20, GIB / 8, 308, 33),
+            (1 << 20, GIB, 5396, 590),
+            (1 << 20, GIB / 2, 1812, 198),
+            (1 << 20, GIB / 8, 148, 16),
             (64, GIB, 1, 1),
         ] {
             let room = Room::of(files, memory, PLANS);
@@ -182,7 +191,7 @@ mod tests {
 
     #[test]
     fn all_parts_of_the_memory_at_their_worst_are_seven_eighths_of_it() {
-        for memory in [GIB / 16, GIB / 8, GIB / 2, GIB, 3 * GIB, 8 * GIB] {
+        for memory in [GIB / 8, GIB / 2, GIB, 3 * GIB, 8 * GIB] {
             for (keys, has_tls, workers) in [(1, false, 1), (100_000, true, 2), (100_000_000, false, 4)] {
                 let room = Room::of(
                     1 << 20,
@@ -193,7 +202,7 @@ mod tests {
                 let of_clients = (room.clients * of_one) as u64;
                 let of_one = OF_ONE_REQUEST + if has_tls { OF_UPSTREAM_TLS } else { 0 };
                 let of_requests = room.upstreams as u64 * of_one;
-                let fixed = OF_PROCESS + (workers * STEP) as u64;
+                let fixed = OF_PROCESS + room.plans.of_store + (workers * STEP) as u64;
                 let all = fixed + room.of_keys + room.held + of_clients + of_requests;
                 assert!(all <= memory / 8 * 7, "{memory}, {keys}: {all}");
                 assert!(keys > 100_000 || room.of_keys >= keys * u64::from(OF_ONE_KEY) || memory < GIB / 2);
@@ -205,13 +214,13 @@ mod tests {
     fn too_few_open_files_are_told_with_what_to_do() {
         assert_eq!(
             Room::of(1024, GIB, PLANS).described(),
-            "428 connections of clients and 428 to upstreams, and 2143 requests over HTTP/2: 1024 open files, \
-             1024 MiB of memory, of it 146 MiB for keys and 133 MiB for what clients send and do not take; \
+            "428 connections of clients and 428 to upstreams, and 2023 requests over HTTP/2: 1024 open files, \
+             1024 MiB of memory, of it 146 MiB for keys, 40 MiB for the store and 126 MiB for what clients send and do not take; \
              server.max_connections says 10000: raise the limit of open files (LimitNOFILE, ulimit -n)"
         );
         let few = Plans { max_connections: 500, ..PLANS };
         let room = Room::of(4000, GIB, few).described();
-        assert!(room.starts_with("500 connections of clients and 1114 to upstreams"), "{room}");
+        assert!(room.starts_with("500 connections of clients and 1049 to upstreams"), "{room}");
         assert!(!room.contains("max_connections"), "{room}");
         let little = Room::of(1 << 20, GIB / 8, PLANS).described();
         assert!(little.ends_with("more memory, or set cache.capacity to fewer keys"), "{little}");

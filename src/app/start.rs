@@ -404,12 +404,13 @@ fn processors() -> usize {
 /// to upstreams their budget.
 /// [`Fixed`] must have been taken before: a reload is compared with what the file says.
 fn share_out_room(config: &mut Config) -> (usize, Room, Budget) {
-    let Config { listener, tls, cache, upstreams, .. } = config;
+    let Config { listener, tls, cache, store, upstreams, .. } = config;
     let threads = listener.workers.map_or_else(processors, NonZeroUsize::get);
     let (max_connections, keys, has_tls) =
         (listener.max_connections, cache.capacity, !tls.certificates.is_empty());
     let has_upstream_tls = upstreams.iter().any(upstream::Settings::has_tls);
-    let plans = Plans { max_connections, keys, has_tls, has_upstream_tls, workers: threads };
+    let of_store = store.held();
+    let plans = Plans { max_connections, keys, of_store, has_tls, has_upstream_tls, workers: threads };
     let room = Room::share_out(listener.memory, plans);
     Notice::Room.log(&room.described());
     listener.max_connections = room.clients;

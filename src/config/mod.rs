@@ -273,7 +273,8 @@ fn sections(
     });
     let sealed = !keys.pepper_files.is_empty();
     let store = root.section("store", |section| store::read(section, folder, sealed, &mut retention));
-    let cache = root.section("cache", |section| cache(section, server.listener.memory));
+    let held = store.as_ref().map_or(0, StoreSettings::held);
+    let cache = root.section("cache", |section| cache(section, server.listener.memory, held));
     let mut own = vec![Own { key: "server.listen", address: server.listener.listen }];
     let ops = root.section("ops", |section| ops(section, &own));
     own.extend(ops.listen.map(|address| Own { key: "ops.listen", address }));
@@ -386,8 +387,8 @@ fn retention(section: &mut Section<'_>) -> RetentionSettings {
 const ON_PARTITION: [(&str, OnPartition); 2] =
     [("serve", OnPartition::Serve), ("refuse", OnPartition::Refuse)];
 
-/// `memory`: what the gateway is told to plan with, in bytes.
-fn cache(section: &mut Section<'_>, memory: Option<u64>) -> cache::Settings {
+/// `memory`: what the gateway is told to plan with; `held`: what the store keeps of it; both in bytes.
+fn cache(section: &mut Section<'_>, memory: Option<u64>, held: u64) -> cache::Settings {
     let default = cache::Settings::default();
     let settings = cache::Settings {
         capacity: section.or("capacity", default.capacity, count(1..=100_000_000)),
@@ -398,14 +399,14 @@ fn cache(section: &mut Section<'_>, memory: Option<u64>) -> cache::Settings {
         lookup_timeout: section.or("lookup_timeout", default.lookup_timeout, duration(INSTANT..=DAY)),
         on_partition: section.or("on_partition", default.on_partition, choice(&ON_PARTITION)),
     };
-    memory.into_iter().for_each(|memory| compare_with_memory(section, settings.capacity, memory));
+    memory.into_iter().for_each(|memory| compare_with_memory(section, settings.capacity, (memory, held)));
     settings
 }
 
 /// Reports a cache that leaves clients too little of the memory.
-fn compare_with_memory(section: &Section<'_>, capacity: u64, memory: u64) {
+fn compare_with_memory(section: &Section<'_>, capacity: u64, (memory, held): (u64, u64)) {
     let keys = capacity.saturating_mul(cache::OF_ONE_KEY.into());
-    let plan = MemoryPlan::of(memory, keys, 0);
+    let plan = MemoryPlan::of(memory, keys, held);
     if plan.of_keys == keys {
         return;
     }

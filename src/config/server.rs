@@ -70,8 +70,8 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Server {
     }
 }
 
-/// The memory that can be planned with, in bytes.
-const MEMORY: std::ops::RangeInclusive<u64> = 64 << 20..=1 << 50;
+/// The memory that can be planned with, in bytes. The process, two threads and the store need more than 64 MiB of it.
+const MEMORY: std::ops::RangeInclusive<u64> = 128 << 20..=1 << 50;
 
 fn listener(section: &mut Section<'_>) -> listener::Settings {
     let default = listener::Settings::default();

@@ -36,6 +36,17 @@ const OF_REDIS: [&str; 14] = [
     "allow_without_pepper",
 ];
 
+impl StoreSettings {
+    /// What the store keeps in memory at the most, in bytes.
+    #[must_use]
+    pub const fn held(&self) -> u64 {
+        match self {
+            Self::Embedded(_) => embedded::HELD_BYTES as u64,
+            Self::Redis(_) => redis::HELD_BYTES as u64,
+        }
+    }
+}
+
 /// `sealed` tells whether records carry a seal: with a pepper they do. `retention` learns how long ended keys are kept.
 pub(super) fn read(
     section: &mut Section<'_>,

@@ -125,6 +125,9 @@ impl Default for Settings {
     }
 }
 
+/// How much of its files the store keeps in memory at the most, in bytes.
+pub const HELD_BYTES: usize = open::HELD_BYTES;
+
 /// The open store. Dropping it waits for the accepted orders and releases the file.
 pub struct Embedded {
     path: PathBuf,

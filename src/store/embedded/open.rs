@@ -59,8 +59,12 @@ pub enum OpenError {
     WrongPepper { path: PathBuf, misfit: Misfit },
 }
 
-/// How much of the file redb may keep in memory; bytes. Its own default is a GiB.
-const CACHE_BYTES: usize = 64 << 20;
+/// How much of the file redb may keep in memory; bytes. Its own default is a GiB. The inner pages of a file of some GiB fit; what is
+/// read more often is in the cache of keys, and the rest in the page cache of the kernel.
+const CACHE_BYTES: usize = 16 << 20;
+/// How much of files is in memory at the most, in bytes: of the one that serves and of the one that takes its place, while one is
+/// verified or copied.
+pub(super) const HELD_BYTES: usize = 2 * CACHE_BYTES + PASSING_CACHE_BYTES;
 
 const SCHEMA: u64 = 1;
 const SCHEMA_NUMBER: &str = "schema";

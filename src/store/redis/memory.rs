@@ -7,7 +7,7 @@
 //! and for further changes, which then follow the remembered revision. The place is reported, read once more, and written
 //! again by a gateway that may write.
 //!
-//! **Bounds.** At most [`ENTRIES`](super::remembered::ENTRIES) records in [`BYTES`](super::remembered::BYTES) bytes; of a revoked key only that it is revoked. The keys of one
+//! **Bounds.** At most [`ENTRIES`](super::remembered::ENTRIES) records in [`HELD_BYTES`](super::remembered::HELD_BYTES) bytes; of a revoked key only that it is revoked. The keys of one
 //! organisation have an eighth of that at most, so that one that changes keys all day leaves the others theirs. Beyond that
 //! the one is dropped that has not changed for the longest, of the organisation or of all, which is counted and logged. Then an old
 //! record of that key or organisation counts again, and only its trail shows that it is old.

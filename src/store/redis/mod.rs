@@ -85,6 +85,7 @@ mod usage;
 mod whole;
 
 pub use self::fill::Filling;
+pub use self::remembered::HELD_BYTES;
 pub use self::settings::{
     Address, Cell, InvalidPlace, Node, OpenError, Place, Sentinels, Settings, TlsFiles,
 };

@@ -12,7 +12,7 @@ use crate::vocabulary::key::record::{KeyRecord, OrgRecord};
 /// The most records that are remembered.
 pub(super) const ENTRIES: usize = 1 << 16;
 /// The most bytes that they take, roughly.
-pub(super) const BYTES: usize = 16 << 20;
+pub const HELD_BYTES: usize = 16 << 20;
 /// The part of both that the keys of one organisation can have.
 const OF_ONE_ORG: usize = 8;
 /// What one takes beside its text.
@@ -137,14 +137,14 @@ impl Entries {
         let owner = entry.owner;
         self.insert(place, entry);
         let is_full =
-            |keys: &&Keys| keys.order.len() > ENTRIES / OF_ONE_ORG || keys.bytes > BYTES / OF_ONE_ORG;
+            |keys: &&Keys| keys.order.len() > ENTRIES / OF_ONE_ORG || keys.bytes > HELD_BYTES / OF_ONE_ORG;
         while let Some(keys) = owner.and_then(|owner| self.keys.get(&owner)).filter(is_full)
             && let Some(oldest) = keys.order.front().copied()
         {
             self.remove(oldest);
             self.tell_dropped();
         }
-        while (self.entries.len() > ENTRIES || self.bytes > BYTES)
+        while (self.entries.len() > ENTRIES || self.bytes > HELD_BYTES)
             && let Some(oldest) = self.order.front().copied()
         {
             self.remove(oldest);
@@ -196,7 +196,7 @@ impl Entries {
         self.dropped += 1;
         if self.dropped == 1 {
             Notice::MemoryFull.log(&format!(
-                "this gateway remembers {ENTRIES} changed records in {BYTES} bytes, which is the most: it forgets the oldest; \
+                "this gateway remembers {ENTRIES} changed records in {HELD_BYTES} bytes, which is the most: it forgets the oldest; \
                  `keygate audit verify` finds records that are older than their trails"
             ));
         }
@@ -260,7 +260,7 @@ mod tests {
         }
         assert_eq!((state.entries.len(), state.order.len()), (ENTRIES, ENTRIES));
         assert!(!state.keys.contains_key(&OrgId::from_bytes([1; 16])), "the oldest are those of the first");
-        let large = Kept::Record("x".repeat(BYTES / OF_ONE_ORG / 2).into());
+        let large = Kept::Record("x".repeat(HELD_BYTES / OF_ONE_ORG / 2).into());
         for n in 0..10 {
             let (place, entry) = key(11, n);
             assert!(state.put(place, Entry { kept: large.clone(), ..entry }));
