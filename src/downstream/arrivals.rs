@@ -1,6 +1,6 @@
 //! Follows the frames that a client sends over HTTP/2, for what they make h2 [hold](super::ledger).
 
-use super::frames::{END_HEADERS, Frame, HEAD, PREFACE};
+use super::frames::{END_HEADERS, Frame, HEAD, PREFACE, SETTINGS};
 use super::ledger::Arrived;
 
 /// How far the frames have come.
@@ -15,12 +15,18 @@ pub(super) struct Arrivals {
     before: usize,
     behind: usize,
     is_pad_due: bool,
+    /// A setting, and how much of it has come.
+    setting: ([u8; SETTING], usize),
 }
+
+/// The length of a setting (RFC 9113, section 6.5.1).
+const SETTING: usize = 6;
 
 impl Default for Arrivals {
     fn default() -> Self {
         let (head, frame) = ([0; HEAD], Frame::default());
-        Self { head, seen: 0, frame, left: PREFACE, before: 0, behind: 0, is_pad_due: false }
+        let (before, behind, is_pad_due, setting) = (0, 0, false, ([0; SETTING], 0));
+        Self { head, seen: 0, frame, left: PREFACE, before, behind, is_pad_due, setting }
     }
 }
 
@@ -62,11 +68,15 @@ impl Arrivals {
         self.left = self.frame.length;
         (self.before, self.behind) = (self.frame.of_priority(), 0);
         self.is_pad_due = self.frame.is_padded();
+        self.setting.1 = 0;
         arrived.note_frame(self.frame);
     }
 
     fn pass_payload(&mut self, mut part: &[u8], arrived: &mut Arrived<'_>) {
         self.left -= part.len();
+        if self.frame.kind == SETTINGS {
+            self.pass_settings(part, arrived);
+        }
         if !self.frame.is_of_list() {
             return;
         }
@@ -82,6 +92,18 @@ impl Arrivals {
         // What is left behind this part takes of the padding first.
         let padding = self.behind.saturating_sub(self.left).min(part.len());
         arrived.note_fields(&part[..part.len() - padding]);
+    }
+
+    fn pass_settings(&mut self, part: &[u8], arrived: &mut Arrived<'_>) {
+        let (setting, seen) = &mut self.setting;
+        for byte in part {
+            setting[*seen] = *byte;
+            *seen = (*seen + 1) % SETTING;
+            if *seen == 0 {
+                let [n1, n2, v1, v2, v3, v4] = *setting;
+                arrived.note_setting(u16::from_be_bytes([n1, n2]), u32::from_be_bytes([v1, v2, v3, v4]));
+            }
+        }
     }
 
     const fn ends_list(&self) -> bool {

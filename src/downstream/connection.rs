@@ -120,7 +120,7 @@ impl Connection<'_> {
             let (switch, cut) = (Rc::clone(&switch), cut.clone());
             async move {
                 let request = request.map(ClientBody::from);
-                let (response, tunnel) = gateway::handle(&gateway, peer, request, &cut).await;
+                let (response, tunnel) = gateway::handle(&gateway, peer, request, &cut, None).await;
                 let ends = is_lost || tunnel.is_none() && connection.member.stage() > Stage::Serving;
                 switch.set(tunnel);
                 Ok::<_, Infallible>(
@@ -234,7 +234,7 @@ impl Connection<'_> {
                 let response = if has_place {
                     // It never makes a tunnel: HTTP/2 has no `Upgrade`, and a request with one is refused as
                     // malformed.
-                    gateway::handle(&gateway, peer, request, &cut).await.0
+                    gateway::handle(&gateway, peer, request, &cut, Some(pace.hints())).await.0
                 } else {
                     let why = Rejection::Unavailable(Unavailable::Requests);
                     gateway::refuse_unread(&gateway, peer, Some(request.method()), &why)

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request};
+use http::{HeaderMap, HeaderValue, Request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -31,6 +31,7 @@ use crate::policy::request::Limits;
 use crate::telemetry::Event;
 use crate::telemetry::metrics::ResetStreams;
 use crate::upstream::client_body::ClientBody;
+use crate::upstream::early_hints::EarlyHints;
 
 /// Requests at once on one connection.
 const STREAMS: u32 = 100;
@@ -266,6 +267,11 @@ impl Pace {
         self.0.entry.note_answer(size_of(headers));
     }
 
+    /// The client, for what it may be told before the answer.
+    pub(super) fn hints(&self) -> Rc<dyn EarlyHints> {
+        Rc::clone(&self.0) as Rc<dyn EarlyHints>
+    }
+
     /// The place of the request among those that are held.
     pub(super) fn place(&self) -> &OpenRequest {
         &self.0.open
@@ -275,6 +281,12 @@ impl Pace {
     #[must_use]
     pub(super) fn cut(&self) -> &Cut {
         &self.0.cut
+    }
+}
+
+impl EarlyHints for Progress {
+    fn pass(&self, links: Vec<HeaderValue>) {
+        self.entry.hint(&links);
     }
 }
 

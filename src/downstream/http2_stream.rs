@@ -1,5 +1,5 @@
-//! The stream beneath h2: it follows the frames that are read and written, so that a GOAWAY can be put between two of them,
-//! and h2 reads no more than there is memory for.
+//! The stream beneath h2: it follows the frames that are read and written, so that a GOAWAY or an interim answer can be put between
+//! two of them, and h2 reads no more than there is memory for.
 //!
 //! h2 tells a client that its connection ends only where h2 itself ends it. keygate ends it for reasons that h2 does
 //! not know, and announces the end long before it comes.
@@ -41,7 +41,7 @@ pub(super) enum ErrorCode {
     EnhanceYourCalm = 11,
 }
 
-/// A stream that can put a GOAWAY between the frames that h2 writes. Its clones share the stream, so that it can still
+/// A stream that can put a frame of its own between those that h2 writes. Its clones share the stream, so that it can still
 /// be written to when h2 is gone.
 #[derive(Debug)]
 pub(super) struct Http2Stream<S>(Rc<RefCell<Outgoing<S>>>);
@@ -57,8 +57,18 @@ struct Outgoing<S> {
     ledger: Rc<Ledger>,
     /// Counts the streams that h2 resets by itself.
     reset: Arc<ResetStreams>,
+    /// The GOAWAY that is to be written.
     goaway: Option<GoAway>,
     is_announced: bool,
+    /// A frame of our own that is being written.
+    between: Option<Between>,
+}
+
+/// A frame of our own, as far as it is written.
+#[derive(Debug)]
+struct Between {
+    bytes: Vec<u8>,
+    written: usize,
 }
 
 impl<S> Clone for Http2Stream<S> {
@@ -80,6 +90,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
             reset: Arc::clone(reset),
             goaway: None,
             is_announced: false,
+            between: None,
         })))
     }
 
@@ -89,7 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
         let outgoing = &mut *self.0.borrow_mut();
         if !outgoing.is_announced {
             outgoing.is_announced = true;
-            outgoing.goaway = Some(GoAway::new(ErrorCode::NoError));
+            outgoing.goaway = Some(GoAway(ErrorCode::NoError));
         }
     }
 
@@ -112,13 +123,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
     /// Ends the connection, after a GOAWAY with this code where no frame is half written. To be called when h2 is gone.
     pub(super) async fn end(self, why: Option<ErrorCode>) {
         // h2's handle is gone, so this is the only one.
-        let Some(Outgoing { mut stream, frames, .. }) = Rc::into_inner(self.0).map(RefCell::into_inner)
+        let Some(Outgoing { mut stream, frames, between, .. }) =
+            Rc::into_inner(self.0).map(RefCell::into_inner)
         else {
             return;
         };
         let ending = async {
-            if let Some(why) = why.filter(|_| frames.may_be_followed()) {
-                stream.write_all(&GoAway::new(why).bytes).await?;
+            if let Some(why) = why.filter(|_| frames.may_be_followed() && between.is_none()) {
+                stream.write_all(&GoAway(why).bytes()).await?;
             }
             stream.shutdown().await?;
             // Unread bytes would reset the connection, and the reset can overtake the GOAWAY.
@@ -130,26 +142,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Stream<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Outgoing<S> {
-    /// Writes the GOAWAY that waits, where a frame has ended. Ready: there is nothing to write, or it may not be written
-    /// here.
-    fn poll_goaway(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(goaway) = &mut self.goaway
-            && (goaway.written > 0 || self.frames.may_be_followed())
-        {
-            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &goaway.bytes[goaway.written..]))?;
+    /// Writes the frames of our own that wait, where a frame has ended. Ready: there is nothing to write, or it may not be
+    /// written here.
+    fn poll_between(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.between.is_none() && self.has_to_insert() && self.frames.may_be_followed() {
+                let goaway = self.goaway.take().map(|goaway| goaway.bytes().to_vec());
+                let next = goaway.or_else(|| self.ledger.next_hint());
+                self.between = next.map(|bytes| Between { bytes, written: 0 });
+            }
+            let Some(between) = &mut self.between else { return Poll::Ready(Ok(())) };
+            let rest = &between.bytes[between.written..];
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            goaway.written += n;
-            if goaway.written == goaway.bytes.len() {
-                self.goaway = None;
+            between.written += n;
+            if between.written == between.bytes.len() {
+                self.between = None;
             }
         }
-        Poll::Ready(Ok(()))
     }
 }
 
 impl<S> Outgoing<S> {
+    /// Whether a frame of our own waits that has not begun.
+    fn has_to_insert(&self) -> bool {
+        self.goaway.is_some() || self.ledger.has_hints()
+    }
+
     /// Follows what has come; returns how much of it h2 may have now.
     fn admit(arrivals: &mut Arrivals, ledger: &Ledger, bytes: &[u8]) -> usize {
         let mut taken = 0;
@@ -191,9 +212,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Stream<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let outgoing = &mut *self.0.borrow_mut();
         let mut bytes = bytes;
-        if outgoing.goaway.is_some() {
-            ready!(outgoing.poll_goaway(cx))?;
-            if outgoing.goaway.is_some() {
+        if outgoing.between.is_some() || outgoing.has_to_insert() {
+            ready!(outgoing.poll_between(cx))?;
+            if outgoing.has_to_insert() {
                 // It has its turn at the end of the frame.
                 bytes = &bytes[..bytes.len().min(outgoing.frames.rest())];
             }
@@ -208,7 +229,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Stream<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outgoing = &mut *self.0.borrow_mut();
-        ready!(outgoing.poll_goaway(cx))?;
+        ready!(outgoing.poll_between(cx))?;
         ready!(Pin::new(&mut outgoing.stream).poll_flush(cx))?;
         outgoing.ledger.flushed();
         Poll::Ready(Ok(()))
@@ -219,20 +240,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Stream<S> {
     }
 }
 
-/// A GOAWAY, as far as it is written.
+/// A GOAWAY with this code.
 #[derive(Debug)]
-struct GoAway {
-    bytes: [u8; HEAD + 8],
-    written: usize,
-}
+struct GoAway(ErrorCode);
 
 impl GoAway {
     /// Its last stream is the highest there can be: any stream may have been served.
-    const fn new(code: ErrorCode) -> Self {
-        Self {
-            bytes: [0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, code as u8],
-            written: 0,
-        }
+    const fn bytes(&self) -> [u8; HEAD + 8] {
+        [0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, self.0 as u8]
     }
 }
 
@@ -389,7 +404,7 @@ mod tests {
         }
         let mut frames = Frames::default();
         assert!(!frames.may_be_followed(), "SETTINGS comes first");
-        frames.pass(&GoAway::new(ErrorCode::EnhanceYourCalm).bytes, |_| ());
+        frames.pass(&GoAway(ErrorCode::EnhanceYourCalm).bytes(), |_| ());
         assert!(frames.was_calmed && frames.may_be_followed());
     }
 
@@ -417,7 +432,7 @@ mod tests {
     #[test]
     fn the_end_is_announced_once_and_between_two_frames() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let goaway = GoAway::new(ErrorCode::NoError).bytes;
+        let goaway = GoAway(ErrorCode::NoError).bytes();
         let units = written();
         let places: Vec<Vec<u8>> = (1..=units.len())
             .map(|n| [&units[..n].concat()[..], &goaway, &units[n..].concat()].concat())

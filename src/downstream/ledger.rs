@@ -16,9 +16,12 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use http::HeaderValue;
+
 use super::fields::Table;
 use super::frames::{CONTINUATION, DATA, Frame, HEADERS, RST_STREAM};
 use super::held::{Held, OF_ONE_PLACE};
+use super::hint;
 use super::together::Waiter;
 use crate::upstream::client_body::Followed;
 
@@ -41,6 +44,10 @@ const BODY: usize = 2 << 20;
 const BODIES: usize = 3 << 20;
 /// Frames that make h2 reset streams, before it has written anything.
 const RESETS: usize = 512;
+/// How many interim answers may wait to be written. More are dropped.
+const HINTS: usize = 8;
+/// The setting of a client that bounds the table of fields that it is sent, and its value at first (RFC 9113, section 6.5.2).
+const HEADER_TABLE_SIZE: (u16, u32) = (1, 4096);
 /// After so much was added, in bytes, the budget is asked again.
 const ENOUGH: usize = 64 << 10;
 
@@ -51,6 +58,10 @@ pub(super) struct Ledger {
     book: RefCell<Book>,
     /// Whether a request has come whole, and h2 must hand it over before it reads more.
     is_request_due: Cell<bool>,
+    /// Whether interim answers wait.
+    has_hints: Cell<bool>,
+    /// The task that writes.
+    writer: Waiter,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +83,13 @@ struct Book {
     /// Frames that h2 may answer with a reset, and has not written one since.
     resets: usize,
     most_resets: usize,
+    /// Interim answers that wait for their place between two frames, each with its stream.
+    hints: VecDeque<(u32, Vec<u8>)>,
+    of_hints: usize,
+    /// The client has made the table smaller. h2 says so at the beginning of the next header block (RFC 7541, section 4.2), which a
+    /// block of keygate's own must not precede.
+    has_shrunk: bool,
+    table_size: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -84,6 +102,8 @@ struct Stream {
     /// Where the last of them ended.
     end: u64,
     body: Stage,
+    /// Whether the head of its answer was written.
+    has_head: bool,
     is_answered: bool,
     ending: Option<Rc<Ending>>,
 }
@@ -100,11 +120,18 @@ enum Stage {
 
 impl Ledger {
     pub(super) fn new(held: &Rc<Held>) -> Rc<Self> {
-        Rc::new(Self { held: Rc::clone(held), book: RefCell::default(), is_request_due: Cell::new(false) })
+        Rc::new(Self {
+            held: Rc::clone(held),
+            book: RefCell::default(),
+            is_request_due: Cell::new(false),
+            has_hints: Cell::new(false),
+            writer: Waiter::default(),
+        })
     }
 
     /// Ready if h2 may read more now.
     pub(super) fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        self.writer.remember(cx);
         if self.is_request_due.take() {
             // h2 looks for requests when there is nothing to read, and is asked to read again at once if there was one.
             cx.waker().wake_by_ref();
@@ -140,11 +167,34 @@ impl Ledger {
 
     /// A frame was written.
     pub(super) fn written(&self, frame: Frame) {
-        if frame.ends_stream() {
+        if frame.ends_stream() || frame.kind == HEADERS {
             let book = &mut *self.book.borrow_mut();
-            book.change(frame.stream, |stream| stream.is_answered = true);
+            book.change(frame.stream, |stream| {
+                stream.has_head = true;
+                stream.is_answered |= frame.ends_stream();
+            });
             self.settle(book);
         }
+    }
+
+    /// Whether an interim answer waits to be written.
+    pub(super) const fn has_hints(&self) -> bool {
+        self.has_hints.get()
+    }
+
+    /// The next interim answer, of a stream whose answer has not begun. To be written at once.
+    pub(super) fn next_hint(&self) -> Option<Vec<u8>> {
+        let book = &mut *self.book.borrow_mut();
+        let next = loop {
+            let Some((id, frame)) = book.hints.pop_front() else { break None };
+            book.of_hints -= frame.len();
+            if book.awaits(id) {
+                break Some(frame);
+            }
+        };
+        self.has_hints.set(!book.hints.is_empty());
+        self.settle(book);
+        next
     }
 
     /// All that h2 had to write was written.
@@ -178,6 +228,7 @@ impl Book {
         let piece = if self.has_long_frame { LONG_PIECE } else { 0 };
         self.of_heads
             + self.of_bodies
+            + self.of_hints
             + self.most_frames * OF_ONE_SLOT
             + self.most_resets * OF_ONE_RESET
             + self.table.bytes(self.read)
@@ -205,6 +256,11 @@ impl Book {
             self.streams.swap_remove(n);
         }
         self.most_frames = self.most_frames.max(self.frames);
+    }
+
+    /// Whether the answer of this stream has not begun.
+    fn awaits(&self, id: u32) -> bool {
+        self.streams.iter().any(|stream| stream.id == id && !stream.has_head && !stream.is_answered)
     }
 
     fn note_reset(&mut self) {
@@ -270,6 +326,15 @@ impl Arrived<'_> {
         }
     }
 
+    /// A setting of the client has come.
+    pub(super) fn note_setting(&mut self, setting: u16, value: u32) {
+        let (table_size, first) = HEADER_TABLE_SIZE;
+        if setting == table_size {
+            let before = self.book.table_size.replace(value).unwrap_or(first);
+            self.book.has_shrunk |= value < before;
+        }
+    }
+
     /// A part of a header list has come.
     pub(super) fn note_fields(&mut self, part: &[u8]) {
         self.book.table.pass(part);
@@ -295,8 +360,9 @@ impl Arrived<'_> {
         self.book.of_heads += OF_ONE_PLACE;
         let end = self.book.read;
         let (of_head, of_body, frames) = (OF_ONE_PLACE, 0, VecDeque::new());
-        let (body, is_answered, ending) = (Stage::Expected, false, None);
-        self.book.streams.push(Stream { id, of_head, of_body, frames, end, body, is_answered, ending });
+        let (body, has_head, is_answered, ending) = (Stage::Expected, false, false, None);
+        let stream = Stream { id, of_head, of_body, frames, end, body, has_head, is_answered, ending };
+        self.book.streams.push(stream);
     }
 
     fn note_data(&mut self, frame: Frame) {
@@ -333,6 +399,21 @@ impl Entry {
     /// The head of its answer has so many bytes, which h2 keeps until the client takes them.
     pub(super) fn note_answer(&self, fields: usize) {
         self.change(|stream| stream.of_head = stream.of_head.max(OF_ONE_PLACE + fields));
+    }
+
+    /// Lets an interim answer with these links go out before the next frame.
+    pub(super) fn hint(&self, links: &[HeaderValue]) {
+        let book = &mut *self.ledger.book.borrow_mut();
+        if book.has_shrunk || book.hints.len() == HINTS || !book.awaits(self.id) {
+            return;
+        }
+        if let Some(frame) = hint::frame(self.id, links) {
+            book.of_hints += frame.len();
+            book.hints.push_back((self.id, frame));
+            self.ledger.has_hints.set(true);
+            self.ledger.settle(book);
+            self.ledger.writer.wake();
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut Stream)) {
@@ -509,6 +590,48 @@ mod tests {
         }
         assert!(ending.is_due(&cx) && !other.is_due(&cx));
         assert!(connection.bytes() < BODIES + 3 * OF_ONE_PLACE, "{}", connection.bytes());
+    }
+
+    #[test]
+    fn hints_wait_until_they_are_written_or_their_answer_begins() {
+        let mut connection = Connection::new();
+        let ((one, _), (other, _), before) =
+            (connection.request(1), connection.request(3), connection.bytes());
+        let links = [HeaderValue::from_static("</a>")];
+        for body in [&one, &other, &one] {
+            body.0.hint(&links);
+        }
+        assert!(connection.ledger.has_hints() && connection.bytes() > before);
+        assert_eq!(connection.ledger.next_hint(), hint::frame(1, &links));
+        connection.ledger.written(Frame { kind: HEADERS, flags: END_HEADERS, stream: 3, length: 0 });
+        assert_eq!(connection.ledger.next_hint(), hint::frame(1, &links), "that of stream 3 came too late");
+        assert_eq!((connection.ledger.next_hint(), connection.bytes()), (None, before));
+        other.0.hint(&links);
+        assert!(!connection.ledger.has_hints(), "its answer has begun");
+        (0..2 * HINTS).for_each(|_| one.0.hint(&links));
+        assert_eq!(std::iter::from_fn(|| connection.ledger.next_hint()).count(), HINTS);
+        connection.pass_all(&frame(RST_STREAM, 0, 1, &[0; 4]), 1000);
+        one.0.hint(&links);
+        assert!(!connection.ledger.has_hints(), "the client has reset it");
+    }
+
+    #[test]
+    fn no_hint_comes_before_h2_has_said_that_its_table_is_smaller() {
+        let size = |size: u32| [&[0, 1][..], &size.to_be_bytes()].concat();
+        for (settings, may) in [
+            (vec![size(65_536)], true),
+            (vec![size(4096), [&[0, 3][..], &[0; 4]].concat()], true),
+            (vec![size(0)], false),
+            (vec![size(65_536), size(4096)], false),
+        ] {
+            for step in [1, 5, 1000] {
+                let mut connection = Connection::new();
+                connection.pass_all(&frame(super::super::frames::SETTINGS, 0, 0, &settings.concat()), step);
+                let (body, _) = connection.request(1);
+                body.0.hint(&[HeaderValue::from_static("</a>")]);
+                assert_eq!(connection.ledger.has_hints(), may, "{settings:?} in steps of {step}");
+            }
+        }
     }
 
     #[test]

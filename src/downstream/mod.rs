@@ -9,6 +9,7 @@ mod fields;
 mod frames;
 mod framing;
 mod held;
+mod hint;
 mod http1_stream;
 pub mod http2;
 mod http2_stream;

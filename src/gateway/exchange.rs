@@ -21,6 +21,7 @@ use crate::store::cache::Known;
 use crate::telemetry::Record;
 use crate::telemetry::metrics::{Code, Finished};
 use crate::upstream::bounds::Places;
+use crate::upstream::early_hints::EarlyHints;
 use crate::upstream::request_body::Upload;
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::Now;
@@ -70,6 +71,8 @@ pub(super) struct Exchange {
     /// Its place among the requests in flight, once it is forwarded with a key.
     place: Option<usize>,
     cut: Cut,
+    /// The client, if it takes early hints.
+    pub(super) hints: Option<Rc<dyn EarlyHints>>,
     era: Era,
 }
 
@@ -117,6 +120,7 @@ impl Exchange {
             limit: None,
             place: None,
             cut: cut.clone(),
+            hints: None,
             era: gateway.eras.enter(),
         })
     }

@@ -25,6 +25,7 @@ use crate::upstream::bounds::Places;
 use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::{BodyError, BrokenOff, SendError};
 use crate::upstream::request_body::RequestBody;
+use crate::upstream::send::Asking;
 use crate::upstream::{Total, UpstreamId};
 use crate::vocabulary::believed::RemovedSet;
 use crate::vocabulary::network::ClientNetwork;
@@ -70,8 +71,9 @@ pub(super) async fn forward(
     let org = permit.holder().map(|holder| holder.found.org.id);
     exchange.note_upload(request.body().upload());
     exchange.note_sending(permit.environment());
+    let asking = Asking { org, hints: exchange.hints.as_deref() };
     let sent =
-        exchange.snapshot().upstreams().send((upstream, permit.environment()), request, org, terms).await;
+        exchange.snapshot().upstreams().send((upstream, permit.environment()), request, asking, terms).await;
     exchange.note_answered();
     exchange.note_endpoint(sent.endpoint);
     let mut answer = sent.outcome.map_err(|error| refuse(exchange, upstream, &error))?;

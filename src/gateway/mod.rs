@@ -59,6 +59,7 @@ use crate::telemetry::RecordSink;
 use crate::telemetry::metrics::{Cells, OTHER_METHOD, method_label};
 use crate::upstream::budget::Budget;
 use crate::upstream::client_body::ClientBody;
+use crate::upstream::early_hints::EarlyHints;
 use crate::vocabulary::browser_keys::BrowserKeys;
 use crate::vocabulary::clock::{Clock, Now};
 use crate::vocabulary::id::IdSource;
@@ -248,14 +249,17 @@ impl Gateway {
 
 /// Answers one request, exactly once. The answer may come with a tunnel, for which it must be sent first.
 ///
-/// The sender of the answer must stop, and drop it, when `cut` is due: the key may no longer do what it does.
+/// The sender of the answer must stop, and drop it, when `cut` is due: the key may no longer do what it does. `hints` is the client,
+/// if it takes early hints.
 pub async fn handle(
     gateway: &Rc<Gateway>,
     peer: Rc<Peer>,
     request: Request<ClientBody>,
     cut: &Cut,
+    hints: Option<Rc<dyn EarlyHints>>,
 ) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
     let mut exchange = Exchange::begin(gateway, peer, method_label(request.method()), cut);
+    exchange.hints = hints;
     let passed = {
         let passing = pin!(pass(&mut exchange, request));
         cut.or_refused(passing).await

@@ -17,6 +17,7 @@
 //! | [`bounds`] | How many requests and connections may an upstream have? |
 //! | `waiting` | How long does a request wait for its answer? |
 //! | [`send`] | What are the steps from a request to its answer? |
+//! | [`early_hints`] | What does an upstream tell before its answer? |
 //! | `origin` | What does an answer say of its server's own address? |
 //! | [`answer`] | What came back, and may its connection carry another request? |
 //! | [`request_body`] | How does a client's body reach the upstream? |
@@ -32,6 +33,7 @@ mod check;
 pub mod client_body;
 mod connection;
 mod dial;
+pub mod early_hints;
 pub mod endpoint;
 pub mod error;
 pub mod health;

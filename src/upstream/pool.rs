@@ -8,9 +8,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::{Duration, Instant};
 
-use http::Request;
+use http::{HeaderValue, Request};
 use tokio::sync::Notify;
 
 use super::Total;
@@ -191,6 +192,16 @@ impl Lease {
     /// See [`Connection::is_waiting`].
     pub(super) fn is_waiting(&self) -> bool {
         self.open.connection.is_waiting()
+    }
+
+    /// See [`Connection::take_links`].
+    pub(super) fn take_links(&self, cx: &Context<'_>) -> Vec<HeaderValue> {
+        self.open.connection.take_links(cx)
+    }
+
+    /// See [`Connection::forget_links`].
+    pub(super) fn forget_links(&self) {
+        self.open.connection.forget_links();
     }
 
     /// See [`Connection::abandon`].

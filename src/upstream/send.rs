@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use http::Request;
@@ -14,6 +15,7 @@ use super::answer::Answer;
 use super::bounds::Bounds;
 use super::budget::Budget;
 use super::connection::{Received, Undelivered};
+use super::early_hints::EarlyHints;
 use super::error::{BrokenOff, SendError};
 use super::health::Health;
 use super::loaded::Loaded;
@@ -50,6 +52,7 @@ struct Sending<'r> {
     is_repeatable: Cell<bool>,
     /// Whose part of the repetitions it is; `None` without a key.
     org: Option<OrgId>,
+    hints: Option<&'r dyn EarlyHints>,
     /// Whether the endpoint where it waits fails its checks, and another one is in use.
     is_to_leave: Cell<bool>,
     /// Whether its connection was ended for that.
@@ -60,6 +63,15 @@ struct Sending<'r> {
     waits_at: Cell<Option<(usize, u32)>>,
     /// The place of the endpoint that was tried last.
     tried: Cell<Option<usize>>,
+}
+
+/// Whose request it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'r> {
+    /// That of its key; `None` without a key.
+    pub org: Option<OrgId>,
+    /// Its client, if that takes early hints.
+    pub hints: Option<&'r dyn EarlyHints>,
 }
 
 /// The end of an attempt to have a request answered.
@@ -101,15 +113,14 @@ impl Upstreams {
         renewed
     }
 
-    /// Sends a request to an endpoint of `upstream` for `environment`, and to no other environment. `org` is that of its
-    /// key.
+    /// Sends a request to an endpoint of `upstream` for `environment`, and to no other environment.
     ///
     /// Dropping the future closes the connection it used.
     pub async fn send(
         &self,
         (upstream, environment): (UpstreamId, Environment),
         request: Request<RequestBody>,
-        org: Option<OrgId>,
+        asking: Asking<'_>,
         terms: &Terms,
     ) -> Sent {
         let side = &*self.upstreams[upstream.0].sides[environment as usize];
@@ -124,7 +135,8 @@ impl Upstreams {
         let sending = Sending {
             targets,
             is_repeatable: Cell::new(is_repeatable),
-            org,
+            org: asking.org,
+            hints: asking.hints,
             is_to_leave: Cell::new(false),
             has_left: Cell::new(false),
             connect_timeout,
@@ -250,7 +262,8 @@ impl Side {
         Err(spoke_unasked.map_or(unreached, SendError::BrokeOff))
     }
 
-    /// Waits for the head of an answer. Ends the connection where the request is to leave, and not a byte of an answer has come.
+    /// Waits for the head of an answer, and passes on what comes before it. Ends the connection where the request is to leave, and
+    /// not a byte of an answer has come.
     async fn head(
         &self,
         lease: &Lease,
@@ -263,7 +276,11 @@ impl Side {
                 sending.has_left.set(true);
                 lease.abandon();
             }
-            answering.as_mut().poll(cx)
+            let polled = answering.as_mut().poll(cx);
+            if let Some(client) = sending.hints {
+                pass_links(lease, client, polled.is_pending().then_some(cx));
+            }
+            polled
         })
         .await
     }
@@ -370,6 +387,15 @@ async fn lease_new(
         *at = reached;
     }
     Ok(lease)
+}
+
+/// Passes the links on that have come, while the client waits for the answer; without it they come too late.
+fn pass_links(lease: &Lease, client: &dyn EarlyHints, waiting: Option<&mut Context<'_>>) {
+    let Some(cx) = waiting else { return lease.forget_links() };
+    let links = lease.take_links(cx);
+    if !links.is_empty() {
+        client.pass(links);
+    }
 }
 
 /// A request has waited for another second: suspects the server if it has answered nothing meanwhile, and tells a request that may

@@ -40,6 +40,7 @@ mod documentation;
 mod drain;
 mod drain_delay;
 mod durability;
+mod early_hints;
 mod ended_keys;
 mod environments;
 mod flood;

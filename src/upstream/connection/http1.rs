@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::ext::ReasonPhrase;
@@ -75,6 +75,14 @@ impl Http1 {
 
     pub(super) fn is_waiting(&self) -> bool {
         self.outcome.is_waiting()
+    }
+
+    pub(super) fn take_links(&self, cx: &Context<'_>) -> Vec<HeaderValue> {
+        self.outcome.take_links(cx)
+    }
+
+    pub(super) fn forget_links(&self) {
+        self.outcome.forget_links();
     }
 
     pub(super) fn abandon(&self) {

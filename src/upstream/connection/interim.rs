@@ -1,10 +1,16 @@
-//! Interim answers (1xx, RFC 9110, section 15.2), counted in the bytes of a connection: hyper reads over any number of them.
+//! Interim answers (1xx, RFC 9110, section 15.2), counted in the bytes of a connection: hyper reads over any number of them. Of
+//! those with the status 103 (RFC 8297) the links are read.
 
 use std::fmt;
 use std::io;
 
+use http::HeaderValue;
+
 /// The most interim answers before one answer. Servers send one or two: 100, and 103 with what a page needs.
 const MOST: u8 = 16;
+
+/// The longest head of a 103 whose links are read, in bytes.
+const HINT: usize = 4 << 10;
 
 /// How every status line begins, up to its status.
 const START: &[u8] = b"HTTP/1.x ";
@@ -14,6 +20,8 @@ const START: &[u8] = b"HTTP/1.x ";
 pub(super) struct Interims {
     count: u8,
     place: Place,
+    /// What has come of the head of a 103, behind its status.
+    hint: Vec<u8>,
 }
 
 /// The place in the bytes that come.
@@ -23,15 +31,15 @@ enum Place {
     Status(usize),
     /// In the status `1`, or `10`.
     Digits { is_ten: bool },
-    /// In the head of an interim answer; whether its line is empty so far.
-    Head { is_empty: bool },
+    /// In the head of an interim answer; whether its line is empty so far, and whether its status is 103.
+    Head { is_empty: bool, is_hint: bool },
     /// An answer that is no interim one has begun, or something else than HTTP.
     Over,
 }
 
 impl Interims {
     pub(super) const fn new() -> Self {
-        Self { count: 0, place: Place::Status(0) }
+        Self { count: 0, place: Place::Status(0), hint: Vec::new() }
     }
 
     /// A request, or the next part of one, is being sent.
@@ -42,11 +50,11 @@ impl Interims {
         }
     }
 
-    /// Bytes have come.
+    /// Bytes have come. `hear` gets the links of each 103.
     ///
     /// # Errors
     /// [`TooMany`].
-    pub(super) fn see(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn see(&mut self, bytes: &[u8], mut hear: impl FnMut(Vec<HeaderValue>)) -> io::Result<()> {
         match (self.place, bytes) {
             (Place::Over, _) => return Ok(()),
             // What comes nearly always.
@@ -67,22 +75,45 @@ impl Interims {
                 Place::Digits { is_ten: false } if *byte == b'0' => Place::Digits { is_ten: true },
                 // After a 101 the connection speaks something else.
                 Place::Digits { is_ten: true } if *byte == b'1' => Place::Over,
-                Place::Digits { .. } => Place::Head { is_empty: false },
-                Place::Head { is_empty: true } if *byte == b'\n' => {
+                Place::Digits { is_ten } => Place::Head { is_empty: false, is_hint: is_ten && *byte == b'3' },
+                Place::Head { is_empty: true, .. } if *byte == b'\n' => {
                     self.count += 1;
                     if self.count > MOST {
                         self.place = Place::Over;
                         return Err(io::Error::other(TooMany));
                     }
+                    let links = links(&std::mem::take(&mut self.hint));
+                    if !links.is_empty() {
+                        hear(links);
+                    }
                     Place::Status(0)
                 }
-                Place::Head { is_empty } => {
-                    Place::Head { is_empty: *byte == b'\n' || is_empty && *byte == b'\r' }
+                Place::Head { is_empty, is_hint } => {
+                    if is_hint && self.hint.len() <= HINT {
+                        self.hint.push(*byte);
+                    }
+                    Place::Head { is_empty: *byte == b'\n' || is_empty && *byte == b'\r', is_hint }
                 }
             };
         }
         Ok(())
     }
+}
+
+/// The values of the fields `Link` of a head, from behind its status on. None where it is too long, or has a line that continues
+/// another.
+fn links(head: &[u8]) -> Vec<HeaderValue> {
+    let lines = || head.split(|byte| *byte == b'\n').skip(1).map(<[u8]>::trim_ascii_end);
+    if head.len() > HINT || lines().any(|line| matches!(line, [b' ' | b'\t', ..])) {
+        return Vec::new();
+    }
+    let value = |line: &[u8]| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let (name, value) = (&line[..colon], &line[colon + 1..]);
+        let is_link = name.eq_ignore_ascii_case(b"link");
+        HeaderValue::from_bytes(value.trim_ascii()).ok().filter(|_| is_link)
+    };
+    lines().filter_map(value).collect()
 }
 
 /// More interim answers came than [`MOST`].
@@ -105,7 +136,7 @@ mod tests {
 
     /// How many of these pieces are taken, of all that are given.
     fn taken<'p>(interims: &mut Interims, pieces: impl Iterator<Item = &'p [u8]>) -> usize {
-        pieces.take_while(|piece| interims.see(piece).is_ok()).count()
+        pieces.take_while(|piece| interims.see(piece, drop).is_ok()).count()
     }
 
     #[test]
@@ -144,9 +175,46 @@ mod tests {
             interims.ask();
             for _ in 0..MOST {
                 interims.ask();
-                interims.see(HINT.as_bytes()).unwrap();
+                interims.see(HINT.as_bytes(), drop).unwrap();
             }
-            interims.see(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            interims.see(b"HTTP/1.1 200 OK\r\n\r\n", drop).unwrap();
         }
+    }
+
+    /// The links that are heard when this comes in pieces of any size.
+    fn heard(said: &str) -> Vec<Vec<String>> {
+        let heard: Vec<Vec<Vec<String>>> = (1..=said.len())
+            .map(|size| {
+                let (mut interims, mut heard) = (Interims::new(), Vec::new());
+                let mut hear = |links: Vec<HeaderValue>| {
+                    heard.push(links.iter().map(|link| link.to_str().unwrap().to_owned()).collect());
+                };
+                said.as_bytes().chunks(size).for_each(|piece| interims.see(piece, &mut hear).unwrap());
+                heard
+            })
+            .collect();
+        assert!(heard.iter().all(|one| *one == heard[0]), "{heard:?}");
+        heard.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn of_a_103_the_links_are_heard_and_of_others_nothing() {
+        assert_eq!(heard(HINT), [["</a>"]]);
+        let more = "HTTP/1.1 103 Early Hints\r\nserver: x\r\nLink:  </a>; rel=preload \r\nset-cookie: a=b\r\nlink:</b>\r\n\r\n";
+        assert_eq!(heard(&more.repeat(2)), vec![["</a>; rel=preload", "</b>"]; 2]);
+        assert_eq!(heard(&format!("{HINT}HTTP/1.1 200 OK\r\nlink: </c>\r\n\r\n")), [["</a>"]]);
+        for nothing in [
+            "HTTP/1.1 102 Processing\r\nlink: </a>\r\n\r\n",
+            "HTTP/1.1 113 No\r\nlink: </a>\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nlink: </a>,\r\n </b>\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nlink: </\x01a>\r\n\r\n",
+        ] {
+            assert!(heard(nothing).is_empty(), "{nothing:?}");
+        }
+        let long = format!("HTTP/1.1 103 Early Hints\r\nlink: </{}>\r\n\r\n", "a".repeat(super::HINT));
+        let mut interims = Interims::new();
+        interims.see(long.as_bytes(), |links| panic!("{links:?}")).unwrap();
+        interims.see(HINT.as_bytes(), |links| assert_eq!(links, ["</a>"])).unwrap();
     }
 }

@@ -9,9 +9,10 @@ mod interim;
 mod wire;
 
 use std::io;
+use std::task::Context;
 
-use http::Request;
 use http::response::Parts;
+use http::{HeaderValue, Request};
 
 use self::http1::Http1;
 pub(super) use self::http1::{Incoming, Upgrading};
@@ -79,6 +80,20 @@ impl Connection {
     pub(super) fn is_waiting(&self) -> bool {
         match self {
             Self::Exclusive(connection) => connection.is_waiting(),
+        }
+    }
+
+    /// The links of the interim answers that have come since the last call. The task is woken when more come.
+    pub(super) fn take_links(&self, cx: &Context<'_>) -> Vec<HeaderValue> {
+        match self {
+            Self::Exclusive(connection) => connection.take_links(cx),
+        }
+    }
+
+    /// Nobody wants links any more. To be called once the answer is there, if they were asked for.
+    pub(super) fn forget_links(&self) {
+        match self {
+            Self::Exclusive(connection) => connection.forget_links(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use http::header::{HeaderName, HeaderValue};
@@ -42,6 +42,15 @@ pub(super) struct Outcome {
     unanswered: Mutex<Option<Unanswered>>,
     /// Set when the stream is dropped.
     came: Mutex<Came>,
+    hints: Mutex<Hints>,
+}
+
+/// The links of interim answers, for who waits for the answer.
+#[derive(Debug, Default)]
+struct Hints {
+    links: Vec<HeaderValue>,
+    /// `None`: nobody wants them.
+    waits: Option<Waker>,
 }
 
 impl Outcome {
@@ -56,6 +65,32 @@ impl Outcome {
     /// What the server said last, once the connection is over.
     pub(super) fn came(&self) -> Came {
         std::mem::take(&mut *self.came.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The links that have come since the last call. The task is woken when more come.
+    pub(super) fn take_links(&self, cx: &Context<'_>) -> Vec<HeaderValue> {
+        let hints = &mut *self.hints();
+        if hints.waits.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            hints.waits = Some(cx.waker().clone());
+        }
+        std::mem::take(&mut hints.links)
+    }
+
+    /// Nobody wants links any more.
+    pub(super) fn forget_links(&self) {
+        *self.hints() = Hints::default();
+    }
+
+    fn note_links(&self, links: Vec<HeaderValue>) {
+        let hints = &mut *self.hints();
+        if let Some(waker) = &hints.waits {
+            hints.links.extend(links);
+            waker.wake_by_ref();
+        }
+    }
+
+    fn hints(&self) -> MutexGuard<'_, Hints> {
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn unanswered(&self) -> Option<Unanswered> {
@@ -180,7 +215,8 @@ impl AsyncRead for Wire {
                 if room > 0 {
                     self.came.beginning.extend_from_slice(&came[..came.len().min(room)]);
                 }
-                Poll::Ready(self.interims.see(came))
+                let Self { interims, outcome, .. } = &mut *self;
+                Poll::Ready(interims.see(came, |links| outcome.note_links(links)))
             }
             ended => Poll::Ready(self.end(ended)),
         }

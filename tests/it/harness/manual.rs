@@ -45,7 +45,8 @@ impl Manual {
         self.accepted().is_none()
     }
 
-    fn accepted(&self) -> Option<TcpStream> {
+    /// A connection that waits to be accepted.
+    pub(crate) fn accepted(&self) -> Option<TcpStream> {
         match self.0.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(false).unwrap();
