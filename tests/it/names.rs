@@ -3,7 +3,7 @@
 
 use std::cell::OnceCell;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,17 +15,18 @@ use keygate::vocabulary::key::Environment;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::harness::front::{Front, server_config};
 use crate::harness::metrics::{scrape, value};
 use crate::harness::names::{Names, Swallowing};
 use crate::harness::process::{create_key_by, keygate};
 use crate::harness::sentinels::sentinel;
 use crate::harness::{
-    Answer, Call, Gateway, PAUSE, Process, RedisServer, Reply, Seen, SetOnDrop, Tuned, Upstream, eventually,
-    fetch, guess, refusing,
+    Answer, Authority, Call, Gateway, PAUSE, Process, RedisServer, Reply, Seen, SetOnDrop, Tuned, Upstream,
+    eventually, fetch, guess, refusing,
 };
 
-const GOOD: Ipv4Addr = Ipv4Addr::LOCALHOST;
-const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const GOOD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 const CHANGING: &str = "changing.test";
 /// A name for each order of the two addresses.
 const NAMES: [&str; 2] = ["good-first.test", "good-last.test"];
@@ -240,7 +241,7 @@ fn a_pair() -> (Upstream, Upstream, Sender<()>) {
 }
 
 /// A gateway in front of an upstream with the changing name, of which it looks up the addresses often.
-fn following(port: u16, addresses: &[Ipv4Addr], settings: &str) -> Scene {
+fn following(port: u16, addresses: &[IpAddr], settings: &str) -> Scene {
     let ages = "names_min_age = \"100ms\"\nnames_max_age = \"200ms\"";
     let url = format!("http://{CHANGING}:{port}");
     let tuned = Tuned::default().live(url).upstream(CONNECT_TIMEOUT).upstream(ages);
@@ -294,12 +295,83 @@ fn a_name_whose_addresses_change_under_load_is_followed_and_no_request_fails() {
 }
 
 #[test]
+fn addresses_of_both_kinds_share_the_requests_and_each_goes_when_the_name_has_it_no_more() {
+    let one = Upstream::with(closing);
+    let port = one.address().port();
+    let other = Upstream::at((Ipv6Addr::LOCALHOST, port).into(), closing);
+    let scene = following(port, &[GOOD, Ipv6Addr::LOCALHOST.into()], "");
+    [&one, &other].into_iter().for_each(Upstream::forget);
+    assert_eq!(scene.count(200, || Call::get("/things").key(&scene.key)), COUNT);
+    let [of_one, of_other] = [&one, &other].map(|upstream| upstream.seen().len());
+    assert!(of_one >= COUNT / 4 && of_other >= COUNT / 4, "{of_one} and {of_other}");
+    let status = scene.status();
+    assert!(status.contains(&format!("api {CHANGING}:{port} at ::1: in use")), "{status}");
+    for (addresses, gone) in [(&[GOOD], &other), (&[Ipv6Addr::LOCALHOST.into()], &one)] {
+        scene.names.change(&[(CHANGING, addresses)]);
+        eventually("none goes to the other kind", || {
+            gone.forget();
+            assert_eq!(scene.count(200, || Call::get("/things").key(&scene.key)), COUNT);
+            gone.seen().is_empty()
+        });
+    }
+}
+
+#[test]
+fn of_a_name_with_many_addresses_sixty_four_are_used_and_the_log_says_so() {
+    let upstream = Upstream::at((Ipv4Addr::UNSPECIFIED, 0).into(), closing);
+    let port = upstream.address().port();
+    let addresses: Vec<IpAddr> = (1..=70).map(|n| Ipv4Addr::new(127, 0, 1, n).into()).collect();
+    let scene = following(port, &addresses, "[upstreams.api.check]\npath = \"/healthz\"");
+    let used = |scene: &Scene| scene.status().matches(": in use").count();
+    eventually("all that are used are known to be", || used(&scene) == 64);
+    assert_eq!(scene.told("upstream_addresses"), Some(1.0));
+    assert_eq!(scene.metric("addresses", port, ",state=\"healthy\""), Some(64.0));
+    assert_eq!(scene.count(200, || Call::get("/things").key(&scene.key)), COUNT);
+    scene.names.change(&[(CHANGING, &addresses[..3])]);
+    eventually("the others are gone", || used(&scene) == 3);
+}
+
+#[test]
+fn a_name_is_followed_over_tls_and_each_address_proves_the_name() {
+    let (authority, other_authority) = (Authority::new(), Authority::new());
+    let [one, other] = ["one", "other"].map(Upstream::start);
+    let config = |authority: &Authority, name: &str| server_config(&authority.issue(&[name]));
+    let front = Front::start(config(&authority, CHANGING), one.address());
+    let port = front.address().port();
+    let beside = Front::at((OTHER, port).into(), config(&authority, CHANGING), other.address());
+    let folder = TempDir::new().unwrap();
+    authority.write(folder.path(), "ca");
+    let ages = "names_min_age = \"100ms\"\nnames_max_age = \"200ms\"\nconnect_timeout = \"20s\"";
+    let tuned = Tuned::default().live(format!("https://{CHANGING}:{port}")).upstream(ages);
+    tuned.settings("[upstreams.api.live_tls]\nca = \"ca.pem\"").builder().write(folder.path());
+    let scene = Scene::start_in(folder, Names::new(&[(CHANGING, &[GOOD])]));
+    let answer = || {
+        let answer = scene.get("/things");
+        (answer.status, answer.text())
+    };
+    assert_eq!(answer(), (200, "one".to_owned()));
+    scene.names.change(&[(CHANGING, &[OTHER])]);
+    eventually("the new address answers", || {
+        let (status, text) = answer();
+        assert_eq!(status, 200, "{text}");
+        text == "other"
+    });
+    assert!(beside.handshakes().iter().all(|made| made.name.as_deref() == Some(CHANGING)));
+    // A server at the new address that cannot prove the name gets no request.
+    one.forget();
+    front.renew(config(&other_authority, CHANGING));
+    scene.names.change(&[(CHANGING, &[GOOD])]);
+    eventually("it is refused", || answer().0 == 502);
+    assert!(one.seen().is_empty());
+}
+
+#[test]
 fn an_address_that_comes_is_checked_and_each_has_a_state_of_its_own() {
     let (one, other, _go_on) = a_pair();
     let port = one.address().port();
     let scene = following(port, &[GOOD], "[upstreams.api.check]\npath = \"/healthz\"\ninterval = \"100ms\"");
     assert_eq!(scene.get("/things").status, 200);
-    let third = Ipv4Addr::new(127, 0, 0, 3);
+    let third = Ipv4Addr::new(127, 0, 0, 3).into();
     scene.names.change(&[(CHANGING, &[GOOD, OTHER, third])]);
     eventually("the new one is checked", || {
         other.seen().iter().any(|seen| seen.request_line().starts_with("GET /healthz "))

@@ -76,7 +76,16 @@ impl Front {
     }
 
     pub(crate) fn ending(ending: Ending, config: ServerConfig, upstream: SocketAddr) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::listening(([127, 0, 0, 1], 0).into(), ending, config, upstream)
+    }
+
+    /// At this address.
+    pub(crate) fn at(address: SocketAddr, config: ServerConfig, upstream: SocketAddr) -> Self {
+        Self::listening(address, Ending::Proper, config, upstream)
+    }
+
+    fn listening(address: SocketAddr, ending: Ending, config: ServerConfig, upstream: SocketAddr) -> Self {
+        let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let config = Arc::new(Mutex::new(Arc::new(config)));
@@ -97,6 +106,10 @@ impl Front {
             }
         });
         Self { address, config, handshakes }
+    }
+
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn url(&self) -> String {

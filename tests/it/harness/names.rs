@@ -4,7 +4,7 @@
 //! the resolver of the C library.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -24,7 +24,7 @@ pub(crate) struct Names {
 
 impl Names {
     #[track_caller]
-    pub(crate) fn new(names: &[(&str, &[Ipv4Addr])]) -> Self {
+    pub(crate) fn new(names: &[(&str, &[IpAddr])]) -> Self {
         let known = Self { folder: TempDir::new().unwrap(), changes: AtomicU64::new(0) };
         known.change(names);
         for (name, addresses) in names {
@@ -38,7 +38,7 @@ impl Names {
     }
 
     /// Gives the names other addresses, for the processes too that know them.
-    pub(crate) fn change(&self, names: &[(&str, &[Ipv4Addr])]) {
+    pub(crate) fn change(&self, names: &[(&str, &[IpAddr])]) {
         let lines = names
             .iter()
             .flat_map(|(name, addresses)| addresses.iter().map(move |address| format!("{address} {name}\n")));
@@ -59,7 +59,7 @@ impl Names {
     }
 
     /// The addresses as another process gets them.
-    fn resolved(&self, name: &str) -> Vec<Ipv4Addr> {
+    fn resolved(&self, name: &str) -> Vec<IpAddr> {
         let mut command = Command::new("getent");
         command.args(["ahosts", name]);
         self.told_to(&mut command);
