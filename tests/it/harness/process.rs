@@ -173,7 +173,13 @@ impl Drop for Process {
 /// `keygate` with these arguments, in this folder, without variables of the caller's environment that would change
 /// it.
 pub(crate) fn keygate(folder: &Path, arguments: &[&str]) -> Command {
-    program(Path::new(env!("CARGO_BIN_EXE_keygate")), folder, arguments)
+    program(&binary(), folder, arguments)
+}
+
+/// The binary under test: the one of this build, or an optimised one that the environment names, for the long forms.
+fn binary() -> PathBuf {
+    std::env::var_os("KEYGATE_TEST_BINARY")
+        .map_or_else(|| env!("CARGO_BIN_EXE_keygate").into(), PathBuf::from)
 }
 
 /// The same for this binary.
@@ -188,7 +194,7 @@ pub(crate) fn program(binary: &Path, folder: &Path, arguments: &[&str]) -> Comma
 #[track_caller]
 pub(crate) fn copy_binary(folder: &Path) -> PathBuf {
     let copy = folder.join("keygate");
-    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_keygate")).arg(&copy).status().unwrap();
+    let copied = Command::new("cp").arg(binary()).arg(&copy).status().unwrap();
     assert!(copied.success());
     copy
 }
