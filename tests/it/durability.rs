@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,8 +17,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::api::{json_call, sign_up};
+use crate::harness::client::try_fetch;
 use crate::harness::process::keygate;
-use crate::harness::{Answer, Call, Gateway, Process, RedisServer, Upstream, Wire, eventually, fetch};
+use crate::harness::{Answer, Call, Gateway, Process, RedisServer, Upstream, eventually, fetch};
 
 const ROUNDS: usize = 5;
 const LONG: usize = 200;
@@ -446,13 +447,6 @@ impl Client {
             }
         }
     }
-}
-
-/// An answer, unless the gateway is gone.
-fn try_fetch(address: SocketAddr, call: &Call) -> Option<Answer> {
-    let mut wire = Wire::from(TcpStream::connect(address).ok()?);
-    wire.try_send(&call.to_bytes()).ok()?;
-    wire.answer_to(&call.method).filter(|answer| answer.complete)
 }
 
 /// A whole list, page by page.

@@ -66,6 +66,13 @@ pub(crate) fn fetch(address: SocketAddr, call: &Call) -> Answer {
     fetch_over(address, Transport::Http1, call)
 }
 
+/// The same where the gateway may end meanwhile: `None` without a whole answer.
+pub(crate) fn try_fetch(address: SocketAddr, call: &Call) -> Option<Answer> {
+    let mut wire = Wire::from(TcpStream::connect(address).ok()?);
+    wire.try_send(&call.to_bytes()).ok()?;
+    wire.answer_to(&call.method).filter(|answer| answer.complete)
+}
+
 /// The same over another transport. A call that HTTP/2 cannot express uses HTTP/1.1, with or without TLS as the
 /// transport says.
 #[track_caller]
