@@ -7,13 +7,15 @@ use std::path::Path;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::downstream::worker::{OF_ONE_CONNECTION, OF_ONE_PLACE, OF_TLS, STEP, Worker};
-use crate::store::cache::OF_ONE_KEY;
+use crate::store::cache::{OF_ONE_KEY, OF_ONE_THREAD};
 use crate::vocabulary::memory_plan::MemoryPlan;
 
 /// Descriptors kept free for the store, the operators' listeners, logs, lookups of names, and for each worker what its
 /// runtime needs.
 const KEPT_FREE: usize = 160;
 const KEPT_FREE_BY_WORKER: usize = 4;
+/// The memory that each worker needs beside its connections, in bytes.
+const OF_ONE_WORKER: usize = STEP + OF_ONE_THREAD;
 /// Requests in flight that are worth having, however much room there is.
 const IN_FLIGHT: usize = 1 << 16;
 /// The memory of a request in flight whose client reads nothing of a long answer, in bytes, with its two connections: 510,000
@@ -68,7 +70,7 @@ impl Room {
     fn of(files: usize, memory: u64, plans: Plans) -> Self {
         let free = files.saturating_sub(KEPT_FREE + KEPT_FREE_BY_WORKER * plans.workers);
         let keys = plans.keys.saturating_mul(OF_ONE_KEY.into());
-        let plan = MemoryPlan::of(memory, keys, plans.of_store + (STEP * plans.workers) as u64);
+        let plan = MemoryPlan::of(memory, keys, plans.of_store + (OF_ONE_WORKER * plans.workers) as u64);
         let MemoryPlan { of_keys, of_clients: left, .. } = plan;
         let held = left / 16 * 3;
         let of_one = (OF_ONE_CONNECTION + if plans.has_tls { OF_TLS } else { 0 }) as u64;
@@ -175,12 +177,12 @@ mod tests {
     fn clients_get_half_of_the_files_at_most_and_upstreams_what_is_left() {
         for (files, memory, clients, upstreams) in [
             (1024, GIB, 428, 428),
-            (4000, GIB, 1916, 916),
+            (4000, GIB, 1916, 909),
             (20_000, 8 * GIB, 9916, 9916),
             (1 << 20, 64 * GIB, 10_000, 65_536),
-            (1 << 20, GIB, 5396, 590),
-            (1 << 20, GIB / 2, 1812, 198),
-            (1 << 20, GIB / 8, 148, 16),
+            (1 << 20, GIB, 5364, 586),
+            (1 << 20, GIB / 2, 1780, 194),
+            (1 << 20, GIB / 8, 132, 14),
             (64, GIB, 1, 1),
         ] {
             let room = Room::of(files, memory, PLANS);
@@ -202,7 +204,7 @@ mod tests {
                 let of_clients = (room.clients * of_one) as u64;
                 let of_one = OF_ONE_REQUEST + if has_tls { OF_UPSTREAM_TLS } else { 0 };
                 let of_requests = room.upstreams as u64 * of_one;
-                let fixed = OF_PROCESS + room.plans.of_store + (workers * STEP) as u64;
+                let fixed = OF_PROCESS + room.plans.of_store + (workers * OF_ONE_WORKER) as u64;
                 let all = fixed + room.of_keys + room.held + of_clients + of_requests;
                 assert!(all <= memory / 8 * 7, "{memory}, {keys}: {all}");
                 assert!(keys > 100_000 || room.of_keys >= keys * u64::from(OF_ONE_KEY) || memory < GIB / 2);
@@ -214,13 +216,13 @@ mod tests {
     fn too_few_open_files_are_told_with_what_to_do() {
         assert_eq!(
             Room::of(1024, GIB, PLANS).described(),
-            "428 connections of clients and 428 to upstreams, and 2023 requests over HTTP/2: 1024 open files, \
-             1024 MiB of memory, of it 146 MiB for keys, 40 MiB for the store and 126 MiB for what clients send and do not take; \
+            "428 connections of clients and 428 to upstreams, and 2011 requests over HTTP/2: 1024 open files, \
+             1024 MiB of memory, of it 146 MiB for keys, 40 MiB for the store and 125 MiB for what clients send and do not take; \
              server.max_connections says 10000: raise the limit of open files (LimitNOFILE, ulimit -n)"
         );
         let few = Plans { max_connections: 500, ..PLANS };
         let room = Room::of(4000, GIB, few).described();
-        assert!(room.starts_with("500 connections of clients and 1049 to upstreams"), "{room}");
+        assert!(room.starts_with("500 connections of clients and 1042 to upstreams"), "{room}");
         assert!(!room.contains("max_connections"), "{room}");
         let little = Room::of(1 << 20, GIB / 8, PLANS).described();
         assert!(little.ends_with("more memory, or set cache.capacity to fewer keys"), "{little}");

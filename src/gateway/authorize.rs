@@ -54,7 +54,7 @@ impl<'r> Permit<'r> {
 
     /// The caller's identity for the upstream; `None` on a public route.
     pub(super) fn identity(&self) -> Option<&Identity> {
-        self.holder().map(|known| &known.prepared.identity)
+        self.holder().map(|known| &known.prepared.common.identity)
     }
 }
 

@@ -4,6 +4,7 @@
 //! This finds mistakes, and no attacks: a program can leave out the fields by which a browser is recognised.
 
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 
 use http::HeaderMap;
 use http::header::{HeaderName, ORIGIN, UPGRADE};
@@ -39,7 +40,7 @@ pub(super) fn judge(
     if known.found.key.environment != Environment::Live || !is_from_browser(request.headers()) {
         return Ok(());
     }
-    if !known.prepared.noted.in_browser.replace(true)
+    if !known.prepared.common.noted.in_browser.swap(true, Ordering::Relaxed)
         && let Some(calling) = caller.calling_key(Needs::default())
     {
         report(exchange, calling, exchange.client(), found.map(|found| found.route));

@@ -1,6 +1,6 @@
 //! Notes which keys are used. The notes are written to the store elsewhere.
 //!
-//! Where the same key was noted within the same minute with the same route, a request costs one comparison.
+//! Where the same key was noted within the same minute with the same route, by any thread, a request costs two comparisons.
 
 use std::cell::RefCell;
 
@@ -12,8 +12,7 @@ use crate::vocabulary::key::usage::{Usage, Used};
 
 /// Notes that may wait for the next sweep, at most a second away. More are dropped.
 const NOTES: usize = 65_536;
-/// Notes that are handed over in one go, which takes 0.1 ms, while requests wait. A thread whose keys do not all fit in its
-/// slots makes a note for nearly every request.
+/// Notes that are handed over in one go, which takes 0.1 ms, while requests wait.
 const AT_ONCE: usize = 256;
 
 /// A thread's notes since the last sweep.
@@ -38,8 +37,8 @@ pub(super) fn note(exchange: &Exchange, permit: &Permit<'_>) {
     }
     let (Caller::Holder(known), Some(route)) = (permit.caller(), exchange.route()) else { return };
     let at = exchange.started().wall;
-    let noted = &known.prepared.noted;
-    if noted.is_new(at, route) {
+    let routes = exchange.snapshot().routes().routes().len();
+    if known.prepared.common.noted.is_new(at, route, routes) {
         let mut notes = gateway.usage.0.borrow_mut();
         if notes.len() < NOTES {
             let needs = permit.route().access.needs();

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
@@ -362,6 +362,7 @@ impl Load {
             loaded_at,
             ttl: ttl - (ttl / JITTER).mul_f32(fastrand::f32()),
             next_refresh: AtomicU64::new(0),
+            common: OnceLock::new(),
         }
     }
 

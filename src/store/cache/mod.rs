@@ -11,6 +11,7 @@
 //! the store only if its key is new here, was touched by an event, or was not used for a while. While the store is
 //! known to fail, a request waits only if nothing usable is cached for its key.
 
+mod entry;
 mod loads;
 mod passing;
 mod places;
@@ -25,16 +26,16 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use moka::sync::Cache;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
+use self::entry::{Entry, REPLACED};
 use self::loads::{Attempt, Budget, Join, Loads};
 use self::suspicion::Suspicion;
 use super::events::{EventSink, Seq, Subject};
 use super::fence::{Fence, Judgement};
-use super::{Found, LEASE, Store, StoreFault};
+use super::{LEASE, Store, StoreFault};
 use crate::telemetry::metrics::LookupMeter;
 use crate::telemetry::{Event, Notice};
 use crate::vocabulary::cache_level::Level;
@@ -44,7 +45,7 @@ use crate::vocabulary::key::Digest;
 
 pub use crate::vocabulary::partition::OnPartition;
 
-pub use thread::{Known, Resolved, ThreadCache};
+pub use thread::{Known, OF_ONE_THREAD, Prepared, Resolved, ThreadCache};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -82,10 +83,6 @@ impl Default for Settings {
 
 /// The memory of a cached key, in bytes, at the most for a key with 300 bytes of texts. One with more counts as several.
 pub const OF_ONE_KEY: u32 = 3 << 9;
-/// What it takes without its texts: both records, three secrets, and what the cache needs.
-const OF_ONE_RECORD: usize = 1200;
-/// What a scope takes beside its name.
-const OF_ONE_SCOPE: usize = 32;
 
 /// How long the store's word that events arrive is believed. It gives it every second.
 const BELIEVED: Duration = Duration::from_secs(4);
@@ -99,8 +96,6 @@ const NEGATIVE_CAPACITY: u64 = 16_384;
 const TRIES: usize = 4;
 /// The largest random part by which an entry's ttl is shortened.
 const JITTER: u32 = 10;
-/// The last part of an entry's time, in which its use has it loaded again.
-const REFRESHED_IN_LAST: u32 = 5;
 /// How long an entry that could not be loaded again is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long no entry is loaded ahead of its time after one found no room to be.
@@ -109,46 +104,6 @@ const CROWDED_FOR: Duration = Duration::from_millis(100);
 const ASKED_EVERY: Duration = Duration::from_millis(250);
 /// Keys that may wait to be revoked again. A key that finds no room is told again when it is looked up again.
 const REVIVED_AT_ONCE: usize = 1024;
-
-/// A known key as the process caches it.
-#[derive(Debug)]
-struct Entry {
-    found: Arc<Found>,
-    stamp: AtomicU64,
-    loaded_at: Instant,
-    ttl: Duration,
-    /// When it may be loaded again ahead of its time, in milliseconds of the cache's life; [`REPLACED`] once
-    /// that was done.
-    next_refresh: AtomicU64,
-}
-
-const REPLACED: u64 = u64::MAX;
-
-impl Entry {
-    /// How many keys it counts as: what its texts take beyond [`OF_ONE_KEY`] counts as others.
-    fn weight(&self) -> u32 {
-        let Found { key, org, .. } = &*self.found;
-        let texts = [&key.name, &key.created_by, &org.name];
-        let optional = [&key.owner, &key.note].into_iter().flatten();
-        let texts: usize = texts.into_iter().chain(optional).map(String::len).sum();
-        let scopes: usize = key.scopes.iter().map(|scope| scope.as_str().len() + OF_ONE_SCOPE).sum();
-        let size = OF_ONE_RECORD + texts + scopes + key.allowed_addresses.len() * size_of::<IpNet>();
-        u32::try_from(size.div_ceil(OF_ONE_KEY as usize)).unwrap_or(u32::MAX)
-    }
-
-    fn age(&self, now: Now) -> Duration {
-        now.mono.saturating_duration_since(self.loaded_at)
-    }
-
-    /// From when on its use has it loaded again.
-    fn is_aged(&self, now: Now) -> bool {
-        self.age(now) >= self.ttl - self.ttl / REFRESHED_IN_LAST
-    }
-
-    fn is_replaced(&self) -> bool {
-        self.next_refresh.load(Ordering::Acquire) == REPLACED
-    }
-}
 
 /// The outcome of a load.
 #[derive(Clone, Debug)]

@@ -13,8 +13,10 @@ use crate::vocabulary::clock::Now;
 use crate::vocabulary::key::Digest;
 use crate::vocabulary::network::ClientNetwork;
 
-/// The number of slots of a thread; a power of two. If two keys share a slot, one of them is found on the next level.
-const SLOTS: usize = 4096;
+/// The most places that a thread has for keys, and the least; powers of two. A key whose place is taken is found on the next level.
+const PLACES: [usize; 2] = [1 << 10, 1 << 14];
+/// The most memory that a thread's places take, in bytes: a key has some 100 here, and its place.
+pub const OF_ONE_THREAD: usize = PLACES[1] * 128;
 
 /// The outcome for the key of a request.
 #[derive(Debug)]
@@ -24,30 +26,43 @@ pub enum Resolved<T> {
     Unavailable(StoreFault),
 }
 
+/// What is kept beside a known key, by one thread.
+pub trait Prepared {
+    /// What all threads share of it. Made once for the process, since a thread has no slot for each key.
+    type Common: for<'f> From<&'f Found> + Send + Sync + 'static;
+
+    fn of(common: Arc<Self::Common>) -> Self;
+}
+
 /// A known key in one thread, with reference counts and prepared values that no other thread touches.
 #[derive(Debug)]
 pub struct Known<T> {
     /// Its name in the caches.
     pub digest: Digest,
     pub found: Arc<Found>,
-    /// Values that the thread prepares once for the key and uses on every request.
+    /// Values that are prepared once for the key and used on every request.
     pub prepared: T,
     stamp: Cell<Stamp>,
     entry: Arc<Entry>,
 }
 
-/// The digest of a key, which is uniformly distributed, selects its slot: no hashing, no choice of what to evict, and
-/// a fixed size.
+/// The digest of a key, which is uniformly distributed, selects its slot: no hashing, and a fixed size. A slot has two places, the
+/// first for the key that came last.
 #[derive(Debug)]
 pub struct ThreadCache<T> {
     shared: Arc<ReadThrough>,
-    slots: RefCell<Vec<Option<Rc<Known<T>>>>>,
+    slots: RefCell<Box<[Slot<T>]>>,
 }
 
-impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
+type Slot<T> = [Option<Rc<Known<T>>>; 2];
+
+impl<T: Prepared> ThreadCache<T> {
     #[must_use]
     pub fn new(shared: Arc<ReadThrough>) -> Self {
-        let slots = std::iter::repeat_with(|| None).take(SLOTS).collect();
+        let [least, most] = PLACES;
+        let capacity = usize::try_from(shared.settings.capacity).unwrap_or(most);
+        let slots = capacity.clamp(least, most).next_power_of_two() / 2;
+        let slots = std::iter::repeat_with(|| [None, None]).take(slots).collect();
         Self { shared, slots: RefCell::new(slots) }
     }
 
@@ -92,7 +107,8 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
 
     /// The entry of a key in this thread.
     fn own(&self, digest: &Digest) -> Option<Rc<Known<T>>> {
-        self.slots.borrow()[slot_of(digest)].as_ref().filter(|known| known.digest == *digest).cloned()
+        let slots = self.slots.borrow();
+        slots[slot_of(digest, slots.len())].iter().flatten().find(|known| known.digest == *digest).cloned()
     }
 
     fn find_slot(&self, digest: &Digest, now: Now) -> Option<Rc<Known<T>>> {
@@ -166,17 +182,24 @@ impl<T: for<'f> From<&'f Found>> ThreadCache<T> {
         }
         let known = Rc::new(Known {
             digest: *digest,
-            prepared: T::from(&entry.found),
+            prepared: T::of(entry.common()),
             found: Arc::clone(&entry.found),
             stamp: Cell::new(entry.stamp.load(Ordering::Relaxed)),
             entry,
         });
-        self.slots.borrow_mut()[slot_of(digest)] = Some(Rc::clone(&known));
+        let mut slots = self.slots.borrow_mut();
+        let count = slots.len();
+        let [first, second] = &mut slots[slot_of(digest, count)];
+        let before = first.replace(Rc::clone(&known));
+        if before.as_ref().is_some_and(|before| before.digest != *digest) {
+            *second = before;
+        }
         Resolved::Known(known)
     }
 }
 
-const fn slot_of(digest: &Digest) -> usize {
+/// `slots` is a power of two.
+const fn slot_of(digest: &Digest, slots: usize) -> usize {
     // Truncation keeps the low bits, which are as random as the others.
-    digest.leading() as usize % SLOTS
+    digest.leading() as usize & (slots - 1)
 }

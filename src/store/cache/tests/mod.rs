@@ -16,7 +16,9 @@ use crate::store::quotas::Quotas;
 use crate::store::trails::Trails;
 use crate::store::unreadable::Listed;
 use crate::store::usage::Usage;
-use crate::store::{Awaited, CommitError, Committed, KeysOf, Lookup, Mutation, Propagation, StoreFuture};
+use crate::store::{
+    Awaited, CommitError, Committed, Found, KeysOf, Lookup, Mutation, Propagation, StoreFuture,
+};
 use crate::vocabulary::clock::{Shift, UnixMillis};
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Environment;
@@ -363,6 +365,14 @@ struct Bare;
 
 impl From<&Found> for Bare {
     fn from(_: &Found) -> Self {
+        Self
+    }
+}
+
+impl Prepared for Bare {
+    type Common = Self;
+
+    fn of(_: Arc<Self>) -> Self {
         Self
     }
 }
