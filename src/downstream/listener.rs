@@ -77,6 +77,9 @@ impl Listener {
     ) -> Result<Self, CannotListen> {
         let is_kept = there.as_ref().is_some_and(|(_, is_kept)| *is_kept);
         let take = |(socket, _): (StdListener, bool)| {
+            // Who bound it may have let fewer wait. A connection beyond them gets no answer, and its client tries again after a
+            // second: while no process accepts, many can come.
+            rustix::net::listen(&socket, BACKLOG.cast_signed())?;
             socket.set_nonblocking(true)?;
             TcpListener::from_std(socket)
         };
