@@ -98,6 +98,7 @@ mod secrets;
 mod settings;
 mod shares;
 mod slow_clients;
+mod soak;
 mod store_contract;
 mod streaming;
 mod supply_chain;
