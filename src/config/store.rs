@@ -8,7 +8,7 @@ use super::section::Section;
 use super::value::{CENTURY, DAY, INSTANT, choice, duration, flag, parsed, text};
 use crate::lifecycle::RetentionSettings;
 use crate::store::redis::{Node, Place, Sentinels, TlsFiles};
-use crate::store::{embedded, redis};
+use crate::store::{embedded, fence, redis};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -37,13 +37,14 @@ const OF_REDIS: [&str; 14] = [
 ];
 
 impl StoreSettings {
-    /// What the store keeps in memory at the most, in bytes.
+    /// What the store keeps in memory at the most, and what the process remembers of the last changes in it, in bytes.
     #[must_use]
     pub const fn held(&self) -> u64 {
-        match self {
-            Self::Embedded(_) => embedded::HELD_BYTES as u64,
-            Self::Redis(_) => redis::HELD_BYTES as u64,
-        }
+        let of_store = match self {
+            Self::Embedded(_) => embedded::HELD_BYTES,
+            Self::Redis(_) => redis::HELD_BYTES,
+        };
+        (of_store + fence::HELD_BYTES) as u64
     }
 }
 

@@ -32,6 +32,10 @@ pub type Stamp = u64;
 const REMEMBERED: usize = 1 << 16;
 /// The most revoked digests that are remembered.
 const REVOKED: usize = 1 << 16;
+/// What all of that takes in memory at the most, in bytes: a table can be half empty, and has a byte beside each place.
+pub const HELD_BYTES: usize = REMEMBERED
+    * (2 * (size_of::<(Subject, Stamp)>() + 1) + size_of::<(Stamp, Subject)>())
+    + REVOKED * (2 * (size_of::<Digest>() + 1) + size_of::<Digest>());
 
 #[derive(Debug)]
 pub struct Fence {
@@ -97,6 +101,17 @@ impl Fence {
         recent.revoked_order.iter().rev().take(limit).copied().collect()
     }
 
+    /// What it takes in memory, in bytes: what the tables and the lists have room for.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner);
+        // A table is seven eighths full at the most.
+        recent.last_event.capacity().div_ceil(7) * 8 * (size_of::<(Subject, Stamp)>() + 1)
+            + recent.order.capacity() * size_of::<(Stamp, Subject)>()
+            + recent.revoked.capacity().div_ceil(7) * 8 * (size_of::<Digest>() + 1)
+            + recent.revoked_order.capacity() * size_of::<Digest>()
+    }
+
     #[cold]
     fn judge_moved(&self, stamp: Stamp, digest: &Digest, key: &KeyId, org: OrgId) -> Judgement {
         // Before the subjects: those of all events up to it are there.
@@ -115,14 +130,30 @@ impl Fence {
 
 impl Recent {
     fn remember_revoked(&mut self, digest: Digest) {
-        if self.revoked.insert(digest) {
-            self.revoked_order.push_back(digest);
+        if self.revoked.contains(&digest) {
+            return;
         }
-        if self.revoked_order.len() > REVOKED
+        // First: a list that is one too long for its room doubles it.
+        if self.revoked_order.len() >= REVOKED
             && let Some(oldest) = self.revoked_order.pop_front()
         {
             self.revoked.remove(&oldest);
         }
+        self.revoked.insert(digest);
+        self.revoked_order.push_back(digest);
+    }
+
+    fn remember(&mut self, subject: Subject, stamp: Stamp, most: usize) {
+        // First, too.
+        while self.order.len() >= most {
+            let Some((forgotten, subject)) = self.order.pop_front() else { break };
+            if self.last_event.get(&subject) == Some(&forgotten) {
+                self.last_event.remove(&subject);
+            }
+            self.floor = self.floor.max(forgotten);
+        }
+        self.last_event.insert(subject, stamp);
+        self.order.push_back((stamp, subject));
     }
 }
 
@@ -138,15 +169,7 @@ impl EventSink for Fence {
                     Subject::Digest(digest)
                 }
             };
-            recent.last_event.insert(touched, stamp);
-            recent.order.push_back((stamp, touched));
-        }
-        while recent.order.len() > self.remembered {
-            let Some((forgotten, subject)) = recent.order.pop_front() else { break };
-            if recent.last_event.get(&subject) == Some(&forgotten) {
-                recent.last_event.remove(&subject);
-            }
-            recent.floor = recent.floor.max(forgotten);
+            recent.remember(touched, stamp, self.remembered);
         }
         self.current.store(stamp, Ordering::Release);
     }

@@ -1,7 +1,7 @@
 //! The fence by itself. In a file of its own, because the fence's own is compiled a second time for its model.
 
 use super::events::{EventSink, Subject};
-use super::fence::{Fence, Judgement};
+use super::fence::{Fence, HELD_BYTES, Judgement};
 use crate::vocabulary::id::{KeyId, OrgId};
 use crate::vocabulary::key::Digest;
 use proptest::prelude::*;
@@ -50,6 +50,18 @@ fn after_a_reset_nothing_from_before_is_trusted() {
     fence.reset(0);
     assert_eq!(fence.judge(stamp, &digest(1), &key(1), org(1)), Judgement::Touched);
     assert_eq!(fence.judge(fence.stamp(), &digest(1), &key(1), org(1)), Judgement::Current);
+}
+
+#[test]
+fn what_is_remembered_of_changes_takes_no_more_memory_than_is_planned() {
+    let fence = Fence::default();
+    for n in 0..300_000_u32 {
+        let mut digest = [0; 32];
+        digest[..4].copy_from_slice(&n.to_be_bytes());
+        fence.apply(0, &[Subject::Revoked(Digest::from_bytes(digest))]);
+    }
+    let held = fence.held();
+    assert!((HELD_BYTES / 2..=HELD_BYTES).contains(&held), "{held} bytes, {HELD_BYTES} are planned");
 }
 
 proptest! {
