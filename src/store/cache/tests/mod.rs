@@ -377,6 +377,18 @@ impl Prepared for Bare {
     }
 }
 
+/// What is common, and no more.
+#[derive(Debug)]
+struct Alone(Arc<Bare>);
+
+impl Prepared for Alone {
+    type Common = Bare;
+
+    fn of(common: Arc<Bare>) -> Self {
+        Self(common)
+    }
+}
+
 /// A cache, a thread's part of it, and the store behind.
 struct Bench {
     runtime: Runtime,
@@ -640,6 +652,31 @@ fn a_key_that_is_gone_without_an_event_is_gone_for_every_thread() {
     bench.settle();
     assert_eq!(bench.ask(digest), "absent");
     assert_eq!(bench.runtime.block_on(ask(&other, digest, &bench.clock, 1)), "absent");
+}
+
+#[test]
+fn a_thread_keeps_two_keys_of_a_slot_and_finds_a_third_in_the_process() {
+    // 1,024 places, which are 512 slots.
+    let bench = Bench::with(Settings { capacity: 100, ..Settings::default() });
+    let keys = [1, 513, 1025].map(|number| bench.model.make(number, 1));
+    let asked = || keys.map(|key| bench.ask(key));
+    assert_eq!(asked(), ["store"; 3]);
+    assert_eq!(bench.ask(keys[2]), "thread");
+    assert_eq!(bench.ask(keys[1]), "thread");
+    assert_eq!([bench.ask(keys[0]), bench.ask(keys[0]), bench.ask(keys[2])], ["process", "thread", "thread"]);
+    assert_eq!(bench.ask(keys[1]), "process", "it came first of those");
+}
+
+#[test]
+fn what_is_prepared_for_a_key_is_made_once_for_all_threads() {
+    let bench = Bench::new();
+    let digest = bench.model.make(1, 1);
+    let threads = [(); 2].map(|()| ThreadCache::<Alone>::new(Arc::clone(&bench.cache)));
+    let known = threads.map(|thread| match bench.runtime.block_on(thread.load(&digest, network(1))).0 {
+        Resolved::Known(known) => Arc::clone(&known.prepared.0),
+        other => panic!("{other:?}"),
+    });
+    assert!(Arc::ptr_eq(&known[0], &known[1]));
 }
 
 #[test]
