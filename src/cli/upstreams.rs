@@ -44,6 +44,9 @@ fn describe(server: &ServerView) -> String {
         ServerState::Suspected => "in use; a request had no answer, and the next check asks whether any has",
         ServerState::Unreachable => "passed over: it cannot be connected to",
         ServerState::FailsChecks => "passed over: it fails its checks; the log says why",
+        ServerState::FailsRequests => {
+            "passed over: requests of several organisations got no proper answer there"
+        }
         ServerState::Unresolved => "passed over: no address of its name is known",
     };
     format!("{upstream} {server}: {state}")

@@ -71,7 +71,8 @@ pub(super) async fn forward(
     let org = permit.holder().map(|holder| holder.found.org.id);
     exchange.note_upload(request.body().upload());
     exchange.note_sending(permit.environment());
-    let asking = Asking { org, hints: exchange.hints.as_deref() };
+    let route = exchange.route().unwrap_or_default();
+    let asking = Asking { org, route, hints: exchange.hints.as_deref() };
     let sent =
         exchange.snapshot().upstreams().send((upstream, permit.environment()), request, asking, terms).await;
     exchange.note_answered();

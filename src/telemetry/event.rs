@@ -139,6 +139,8 @@ events! {
     UpstreamAddresses = "upstream_addresses" Warn Repeats "the name of an upstream has more addresses than are used",
     /// An endpoint fails its checks.
     UpstreamCheckFails = "upstream_check_fails" Error Flaps "an upstream fails its checks",
+    /// An endpoint answers nobody properly.
+    UpstreamFailsRequests = "upstream_fails_requests" Error Flaps "an upstream answers nobody properly",
     UpstreamBrokeOff = "upstream_broke_off" Warn Repeats "an upstream broke off before it answered",
     UpstreamInvalidAnswer = "upstream_invalid_answer" Warn Repeats "an upstream gave an answer that cannot be passed on",
     UpstreamBrokenBody = "upstream_broken_body" Warn Repeats "an upstream broke off in the middle of an answer",
@@ -220,6 +222,7 @@ notices! {
     EndpointReachable = "endpoint_reachable" Info,
     EndpointResolves = "endpoint_resolves" Info,
     EndpointPasses = "endpoint_passes" Info,
+    EndpointAnswers = "endpoint_answers" Info,
     FieldRemoved = "field_removed" Info,
 }
 

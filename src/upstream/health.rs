@@ -5,6 +5,9 @@
 //! - A request could not connect to it. It is passed over for one second, and for twice as long after each request that
 //!   tried it in vain, up to 30 s. When that time is over, one request tries it; success ends the matter.
 //! - It failed two checks in a row. It is in use again when it passes one.
+//! - Requests of three organisations on two routes got no proper answer (none in time, a connection that broke off, 5xx), and
+//!   nobody got one between them ([`witnesses`](super::witnesses)). It is passed over as one that cannot be connected to; a
+//!   proper answer ends the matter.
 //!
 //! A request that timed out, or whose connection broke off before the answer, only raises a suspicion: one client can ask for
 //! what its endpoint never answers. So does a request that has waited for a second in which no other one of its thread was
@@ -13,14 +16,16 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Checks;
 use super::endpoint::Endpoint;
 use super::loaded::Loaded;
 use super::names::{Name, Server};
+use super::witnesses::Witnesses;
 use crate::telemetry::{Event, Notice};
+use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::upstream::{Repetition, ServerState};
 
@@ -107,6 +112,11 @@ struct State {
     is_told_failing: AtomicBool,
     /// Whether a request was left without an answer since a check last had one.
     is_suspected: AtomicBool,
+    /// Whether requests got no proper answer since one did, and which.
+    has_witnesses: AtomicBool,
+    witnesses: Mutex<Witnesses>,
+    unanswering: Spell,
+    is_told_unanswering: AtomicBool,
     repeated: Arc<Repeated>,
 }
 
@@ -175,7 +185,7 @@ impl Standing {
 
     /// Whether requests go here as they do to others.
     pub(super) fn is_in_use(&self) -> bool {
-        !self.0.unreachable.is_on() && !self.is_failing()
+        !self.0.unreachable.is_on() && !self.is_failing() && !self.0.unanswering.is_on()
     }
 
     /// Whether it fails its checks.
@@ -189,7 +199,8 @@ impl Standing {
         if self.is_failing() {
             return false;
         }
-        self.0.unreachable.admits(self.since_origin(now))
+        let now = self.since_origin(now);
+        self.0.unreachable.admits(now) && self.0.unanswering.admits(now)
     }
 
     /// An attempt to connect was given up, because another address of the name took a connection sooner. It is passed over as if it
@@ -230,6 +241,44 @@ impl Standing {
     /// Notes that a request got no answer there, or none so far. The next check looks whether anything is answered.
     pub(super) fn suspect(&self) {
         self.0.is_suspected.store(true, Ordering::Relaxed);
+    }
+
+    /// A request of this organisation on this route got no proper answer from this server.
+    pub(super) fn note_failure(&self, server: &str, (org, route): (OrgId, usize), now: Instant) {
+        let State { has_witnesses, witnesses, unanswering, is_told_unanswering, .. } = &*self.0;
+        let is_enough = {
+            let mut witnesses = witnesses.lock().unwrap_or_else(PoisonError::into_inner);
+            has_witnesses.store(true, Ordering::Relaxed);
+            witnesses.add(org, route, now)
+        };
+        if is_enough && unanswering.begin(self.since_origin(now)) {
+            let line = || {
+                format!(
+                    "upstream {server} is passed over: requests of three organisations on two routes got no proper answer there, and \
+                     none did since"
+                )
+            };
+            let is_told = Event::UpstreamFailsRequests.log_of(server, now, line);
+            is_told_unanswering.store(is_told, Ordering::Relaxed);
+        }
+    }
+
+    /// A request got a proper answer from this server.
+    pub(super) fn note_success(&self, server: &str) {
+        if self.0.has_witnesses.load(Ordering::Relaxed) {
+            self.acquit(server);
+        }
+    }
+
+    #[cold]
+    fn acquit(&self, server: &str) {
+        let State { has_witnesses, witnesses, unanswering, is_told_unanswering, .. } = &*self.0;
+        let mut witnesses = witnesses.lock().unwrap_or_else(PoisonError::into_inner);
+        has_witnesses.store(false, Ordering::Relaxed);
+        witnesses.clear();
+        if unanswering.end() && is_told_unanswering.swap(false, Ordering::Relaxed) {
+            Notice::EndpointAnswers.log(&format!("upstream {server} answers properly again"));
+        }
     }
 
     /// Notes that a check had an answer.
@@ -279,6 +328,8 @@ impl Standing {
             ServerState::FailsChecks
         } else if self.0.is_unreachable.load(Ordering::Relaxed) {
             ServerState::Unreachable
+        } else if self.0.unanswering.is_on() {
+            ServerState::FailsRequests
         } else if self.is_suspected() {
             ServerState::Suspected
         } else {

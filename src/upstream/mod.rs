@@ -22,6 +22,7 @@
 //! | [`answer`] | What came back, and may its connection carry another request? |
 //! | [`request_body`] | How does a client's body reach the upstream? |
 //! | [`health`] | What is known of an endpoint, and is it passed over? |
+//! | `witnesses` | Does a server answer nobody properly? |
 //! | `check` | How is an endpoint looked at that has no request? |
 //!
 //! Names of the HTTP library's client stand only in `connection`.
@@ -50,6 +51,7 @@ pub mod send;
 mod servers;
 pub mod tls;
 mod waiting;
+mod witnesses;
 
 use std::time::Duration;
 

@@ -52,6 +52,7 @@ struct Sending<'r> {
     is_repeatable: Cell<bool>,
     /// Whose part of the repetitions it is; `None` without a key.
     org: Option<OrgId>,
+    route: usize,
     hints: Option<&'r dyn EarlyHints>,
     /// Whether the endpoint where it waits fails its checks, and another one is in use.
     is_to_leave: Cell<bool>,
@@ -70,6 +71,8 @@ struct Sending<'r> {
 pub struct Asking<'r> {
     /// That of its key; `None` without a key.
     pub org: Option<OrgId>,
+    /// The number of its route.
+    pub route: usize,
     /// Its client, if that takes early hints.
     pub hints: Option<&'r dyn EarlyHints>,
 }
@@ -136,6 +139,7 @@ impl Upstreams {
             targets,
             is_repeatable: Cell::new(is_repeatable),
             org: asking.org,
+            route: asking.route,
             hints: asking.hints,
             is_to_leave: Cell::new(false),
             has_left: Cell::new(false),
@@ -160,7 +164,7 @@ impl Upstreams {
                     .waits_at
                     .get()
                     .into_iter()
-                    .for_each(|(at, _)| sending.targets.suspect(sending.targets.at(at)));
+                    .for_each(|(at, _)| sending.note_failure(sending.targets.at(at)));
                 Err(SendError::TimedOut)
             }),
         };
@@ -242,7 +246,7 @@ impl Side {
                         break;
                     }
                     Retry::NextEndpoint(unsent) => {
-                        targets.suspect(target);
+                        sending.note_failure(target);
                         request = *unsent;
                         spoke_unasked = lease.spoke_unasked().or(spoke_unasked);
                         break;
@@ -253,7 +257,7 @@ impl Side {
                         return Box::pin(self.deliver_again(at, *again, cause, sending)).await;
                     }
                     Retry::Never(cause) => {
-                        targets.suspect(target);
+                        sending.note_failure(target);
                         return Err(SendError::BrokeOff(cause));
                     }
                 }
@@ -330,11 +334,27 @@ impl Side {
             Ok(received) => return Ok(answer(target, received, lease, sending)),
             Err(undelivered) => undelivered,
         };
-        targets.suspect(target);
+        sending.note_failure(target);
         Err(SendError::BrokeOff(match undelivered {
             Undelivered::Unsent(_) => cause,
             Undelivered::BrokeOff(cause) => lease.explained(cause),
         }))
+    }
+}
+
+impl Sending<'_> {
+    /// It got no proper answer from this server.
+    fn note_failure(&self, target: &Target) {
+        self.targets.suspect(target);
+        self.testify(target);
+    }
+
+    /// Tells whose request on which route got no proper answer.
+    fn testify(&self, target: &Target) {
+        if let Some(org) = self.org {
+            let pool = &target.pool;
+            pool.standing().note_failure(pool.shown(), (org, self.route), pool.clock().mono());
+        }
     }
 }
 
@@ -417,9 +437,14 @@ fn looks_after(sending: &Sending<'_>, looks: u32) {
 
 fn answer(target: &Target, mut received: Received, lease: Lease, sending: &Sending<'_>) -> Answer {
     target.pool.note_answer();
-    // Any answer is a sign of life to a check that asks for nothing.
-    if received.head.status.is_server_error() && sending.targets.are_asked() {
-        target.pool.standing().suspect();
+    if received.head.status.is_server_error() {
+        // Any answer is a sign of life to a check that asks for nothing.
+        if sending.targets.are_asked() {
+            target.pool.standing().suspect();
+        }
+        sending.testify(target);
+    } else {
+        target.pool.standing().note_success(target.pool.shown());
     }
     if let Some(host) = &target.host {
         host.leave_out(&mut received.head.headers);

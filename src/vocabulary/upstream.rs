@@ -32,6 +32,8 @@ pub enum ServerState {
     /// The last attempt to connect failed.
     Unreachable,
     FailsChecks,
+    /// Requests of several organisations got no proper answer, and none has had one since.
+    FailsRequests,
     /// No address of its name is known.
     Unresolved,
 }

@@ -194,6 +194,73 @@ fn a_server_that_answers_nothing_at_all_is_passed_over_until_it_answers_again() 
     }
 }
 
+/// A server that answers its checks, and nobody else until it is well.
+fn failing(is_well: &Arc<AtomicBool>, by: Provoked) -> Upstream {
+    let is_well = Arc::clone(is_well);
+    Upstream::with(move |request: &Seen| {
+        if is_well.load(Ordering::SeqCst) || request.request_line().starts_with("OPTIONS * ") {
+            return Reply::ok("back");
+        }
+        match by {
+            Provoked::Silence => {
+                Reply::Custom(Box::new(|stream| drop(std::io::copy(stream, &mut std::io::sink()))))
+            }
+            Provoked::End => Reply::BytesThenClose(Vec::new()),
+            Provoked::Failure => Reply::raw("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"),
+        }
+    })
+}
+
+#[test]
+fn what_three_organisations_find_on_two_routes_passes_a_server_over_though_it_answers_its_checks() {
+    for by in [Provoked::Silence, Provoked::End, Provoked::Failure] {
+        let is_well = Arc::new(AtomicBool::new(false));
+        let (good, bad) = (Upstream::start("good"), failing(&is_well, by));
+        let settings = format!("{CONNECTS}timeout = \"10s\"\n[admin]\nsocket = \"keygate.sock\"\n");
+        let (gateway, key) = Tuned::default()
+            .live(good.url())
+            .live(bad.url())
+            .upstream("answer_timeout = \"300ms\"")
+            .settings(&settings)
+            .start();
+        let others = [(); 2].map(|()| gateway.key_in_another_org().secret);
+        let ask = |key: &str, path: &str| gateway.fetch(&Call::post(path, "body").key(key)).status;
+        for _ in 0..4 {
+            for path in ["/things", "/small"] {
+                for key in [&key, &others[0]] {
+                    ask(key, path);
+                }
+            }
+        }
+        assert!(is_healthy(&gateway, &bad.url()), "{by:?}: two organisations are not enough");
+        eventually("it is passed over", || {
+            for path in ["/things", "/small"] {
+                for key in [&key, &others[0], &others[1]] {
+                    ask(key, path);
+                }
+            }
+            !is_healthy(&gateway, &bad.url())
+        });
+        let told = keygate(gateway.folder(), &["upstreams", "status"]).output().unwrap().stdout;
+        let told = String::from_utf8(told).unwrap();
+        assert!(
+            told.contains("requests of several organisations got no proper answer there"),
+            "{by:?}: {told}"
+        );
+        // One tries it in each of its spells, of which the first take 1, 2 and 4 s.
+        let failed = (0..30).filter(|_| ask(&key, "/things") != 200).count();
+        assert!(failed <= 5, "{by:?}: {failed} of 30");
+        is_well.store(true, Ordering::SeqCst);
+        eventually("a request that tries it finds out", || {
+            ask(&key, "/things");
+            is_healthy(&gateway, &bad.url())
+        });
+        bad.forget();
+        (0..10).for_each(|_| assert_eq!(ask(&key, "/things"), 200));
+        assert_eq!(things(&bad), 5, "{by:?}");
+    }
+}
+
 #[test]
 fn operators_are_shown_which_servers_get_requests() {
     let (good, away) = (Upstream::start("good"), refusing());
