@@ -42,7 +42,7 @@ websocket = true
 /// What keygate is told to plan with, in MiB. It must stay under seven eighths of it.
 const MEMORY: u64 = 256;
 /// A memory that is soon used up.
-const LITTLE: u64 = 128;
+const LITTLE: u64 = 192;
 /// The size of an answer that no client reads: h2 takes all of it, so that the request has ended for keygate.
 const ANSWER: usize = 60 << 10;
 const STREAMS: u32 = 100;

@@ -36,8 +36,8 @@ const ORGS: usize = 8;
 const LIVE: usize = 24;
 /// How often is looked.
 const LOOKS: u64 = 10;
-/// By how much memory may grow from the first third to the last, in bytes. What is bounded may still fill: the 16 MiB of the file's
-/// cache, or of the records that a gateway on Redis remembers, and 18 MiB of the last changes; the rest is the allocator's.
+/// By how much memory may grow from the first third to the last, in bytes. What is bounded may still fill: the 8 MiB of the file's
+/// cache, or the 16 MiB of the records that a gateway on Redis remembers, and 18 MiB of the last changes; the rest is the allocator's.
 const GROWTH: u64 = 40 << 20;
 /// By how many descriptors the last look may differ from the first: connections to upstreams and to Redis come and go.
 const DESCRIPTORS: usize = 8;

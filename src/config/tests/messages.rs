@@ -309,7 +309,7 @@ fn a_cache_leaves_clients_some_of_the_memory() {
         about(&cache("\"128MiB\"", "capacity = 1_000_000")),
         &[
             "etc/keygate.toml:4:12: cache.capacity: 1000000 cached keys can take 1465 MiB; of the 128 MiB that \
-                 server.memory says, 21 MiB are for keys and clients together; set cache.capacity to 7424 or less, or \
+                 server.memory says, 41 MiB are for keys and clients together; set cache.capacity to 14250 or less, or \
                  server.memory higher",
         ],
     );

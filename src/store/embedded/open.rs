@@ -59,9 +59,9 @@ pub enum OpenError {
     WrongPepper { path: PathBuf, misfit: Misfit },
 }
 
-/// How much of the file redb may keep in memory; bytes. Its own default is a GiB. The inner pages of a file of some GiB fit; what is
+/// How much of the file redb may keep in memory; bytes. Its own default is a GiB. Most inner pages of a file of a GiB fit; what is
 /// read more often is in the cache of keys, and the rest in the page cache of the kernel.
-const CACHE_BYTES: usize = 16 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 /// How much of files is in memory at the most, in bytes: of the one that serves and of the one that takes its place, while one is
 /// verified or copied.
 pub(super) const HELD_BYTES: usize = 2 * CACHE_BYTES + PASSING_CACHE_BYTES;
@@ -342,7 +342,7 @@ enum Content {
 
 /// How much of a file may be kept in memory while it is verified or written as a whole; bytes. No page is needed twice, and
 /// during a compaction this comes on top of the cache of the file that serves.
-const PASSING_CACHE_BYTES: usize = 8 << 20;
+const PASSING_CACHE_BYTES: usize = 4 << 20;
 
 /// Opens an empty file, into which another one is to be copied.
 pub(super) fn create_copy(path: &Path, folder: &dyn Folder) -> Result<Database, OpenError> {
