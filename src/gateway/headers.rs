@@ -8,6 +8,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use http::header::{CONNECTION, COOKIE, HOST, TE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 use crate::store::Found;
 use crate::vocabulary::believed::{NAMES, Removed, RemovedSet, fold, is_of_family};
 use crate::vocabulary::id::RequestId;
+use crate::vocabulary::key::Environment;
 use crate::vocabulary::peer::Peer;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -114,11 +116,11 @@ impl Default for Settings {
     }
 }
 
-/// A key's identity headers for the upstream; their values are created once per thread.
+/// A key's identity headers for the upstream; their values are made once, and lie in one piece of memory.
 #[derive(Debug)]
 pub struct Identity {
     org_id: HeaderValue,
-    environment: HeaderValue,
+    environment: Environment,
     key_id: HeaderValue,
     scopes: HeaderValue,
 }
@@ -127,15 +129,18 @@ impl From<&Found> for Identity {
     fn from(found: &Found) -> Self {
         // Ids and scopes are parsed into types whose text is plain ASCII; a value that were not would be left
         // empty.
-        let value =
-            |text: String| HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
-        Self {
-            org_id: value(found.org.id.to_string()),
-            environment: HeaderValue::from_static(found.key.environment.as_str()),
-            key_id: value(found.key.id.to_string()),
-            scopes: value(found.key.scopes.to_string()),
-        }
+        let value = |text: Bytes| {
+            HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+        };
+        let texts = [found.org.id.to_string(), found.key.id.to_string(), found.key.scopes.to_string()];
+        let mut rest = Bytes::from(texts.concat().into_boxed_str().into_boxed_bytes());
+        let [org_id, key_id, scopes] = texts.each_ref().map(|text| value(rest.split_to(text.len())));
+        Self { org_id, environment: found.key.environment, key_id, scopes }
     }
+}
+
+const fn environment_value(environment: Environment) -> HeaderValue {
+    HeaderValue::from_static(environment.as_str())
 }
 
 /// The rules for header fields, compiled once.
@@ -212,7 +217,7 @@ impl HeaderRules {
         headers.insert(self.settings.request_id.clone(), request_id.clone());
         if let Some(identity) = identity {
             headers.insert(self.settings.org_id.clone(), identity.org_id.clone());
-            headers.insert(self.settings.environment.clone(), identity.environment.clone());
+            headers.insert(self.settings.environment.clone(), environment_value(identity.environment));
             headers.insert(self.settings.key_id.clone(), identity.key_id.clone());
             headers.insert(self.settings.scopes.clone(), identity.scopes.clone());
         }

@@ -6,7 +6,7 @@
 //!   tried it in vain, up to 30 s. When that time is over, one request tries it; success ends the matter.
 //! - It failed two checks in a row. It is in use again when it passes one.
 //! - Requests of three organisations on two routes got no proper answer (none in time, a connection that broke off, 5xx), and
-//!   nobody got one between them ([`witnesses`](super::witnesses)). It is passed over as one that cannot be connected to; a
+//!   nobody got one between them (`witnesses.rs`). It is passed over as one that cannot be connected to; a
 //!   proper answer ends the matter.
 //!
 //! A request that timed out, or whose connection broke off before the answer, only raises a suspicion: one client can ask for

@@ -284,7 +284,7 @@ impl Planned {
         tuned.server(&server).builder().policy(POLICY).write(folder.path());
         let (process, room) = Process::serve_with_files(folder.path(), files);
         let said = format!(
-            "requests over HTTP/2: {files} open files, {memory} MiB of memory, of it 14 MiB for keys"
+            "requests over HTTP/2: {files} open files, {memory} MiB of memory, of it 19 MiB for keys"
         );
         assert!(room.contains(&said), "{room}");
         let (address, ops) = (process.address(), process.ops_address());

@@ -308,8 +308,8 @@ fn a_cache_leaves_clients_some_of_the_memory() {
     assert_says(
         about(&cache("\"128MiB\"", "capacity = 1_000_000")),
         &[
-            "etc/keygate.toml:4:12: cache.capacity: 1000000 cached keys can take 1465 MiB; of the 128 MiB that \
-                 server.memory says, 41 MiB are for keys and clients together; set cache.capacity to 14250 or less, or \
+            "etc/keygate.toml:4:12: cache.capacity: 1000000 cached keys can take 1954 MiB; of the 128 MiB that \
+                 server.memory says, 41 MiB are for keys and clients together; set cache.capacity to 10688 or less, or \
                  server.memory higher",
         ],
     );
@@ -317,8 +317,8 @@ fn a_cache_leaves_clients_some_of_the_memory() {
         let config = load(&around(&cache(memory, capacity)), ROUTE, &[]).unwrap();
         config.remarks.warnings.iter().map(ToString::to_string).collect()
     };
-    let warning = warned("\"256MiB\"", "capacity = 80_000").concat();
-    assert!(warning.contains("80000 cached keys can take 118 MiB") && warning.contains(":4:12"), "{warning}");
+    let warning = warned("\"256MiB\"", "capacity = 60_000").concat();
+    assert!(warning.contains("60000 cached keys can take 118 MiB") && warning.contains(":4:12"), "{warning}");
     assert_eq!(warned("\"256MiB\"", "").len(), 1, "the default may not fit either");
     assert!(warned("\"1GiB\"", "").is_empty());
 }

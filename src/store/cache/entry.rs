@@ -11,8 +11,8 @@ use super::OF_ONE_KEY;
 use crate::store::Found;
 use crate::vocabulary::clock::Now;
 
-/// What it takes without its texts: both records, three secrets, and what the cache needs.
-const OF_ONE_RECORD: usize = 1200;
+/// What it takes without its texts: both records, three secrets, the identity headers, and what the cache needs.
+const OF_ONE_RECORD: usize = 1700;
 /// What a scope takes beside its name.
 const OF_ONE_SCOPE: usize = 32;
 /// The last part of an entry's time, in which its use has it loaded again.

@@ -2,7 +2,7 @@
 //!
 //! Entries have the [fingerprint](crate::vocabulary::key::PresentedKey::fingerprint) of the presented key for their name,
 //! not the digest in the store, which depends on the pepper: a hit needs no pepper. Events name the digest in the store,
-//! which each entry has with it ([`Found::digest`]).
+//! which each entry has with it ([`Found::digest`](super::Found::digest)).
 //!
 //! An entry of any level is checked against the [`Fence`] and for its age when it is used. Unknown keys have a small,
 //! short-lived cache of their own, so that a flood of guesses evicts no known key.
@@ -82,7 +82,7 @@ impl Default for Settings {
 }
 
 /// The memory of a cached key, in bytes, at the most for a key with 300 bytes of texts. One with more counts as several.
-pub const OF_ONE_KEY: u32 = 3 << 9;
+pub const OF_ONE_KEY: u32 = 2 << 10;
 
 /// How long the store's word that events arrive is believed. It gives it every second.
 const BELIEVED: Duration = Duration::from_secs(4);
