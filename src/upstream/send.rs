@@ -343,8 +343,11 @@ impl Side {
 }
 
 impl Sending<'_> {
-    /// It got no proper answer from this server.
+    /// It got no proper answer from this server. Where its client broke off, that says nothing of the server.
     fn note_failure(&self, target: &Target) {
+        if matches!(self.upload.map(Upload::state), Some(UploadState::Failed(_))) {
+            return;
+        }
         self.targets.suspect(target);
         self.testify(target);
     }

@@ -262,6 +262,23 @@ fn what_three_organisations_find_on_two_routes_passes_a_server_over_though_it_an
 }
 
 #[test]
+fn clients_that_break_off_in_their_bodies_pass_no_server_over() {
+    let (one, two) = (Upstream::start("one"), Upstream::start("two"));
+    let (gateway, key) = Tuned::default().live(one.url()).live(two.url()).settings(CONNECTS).start();
+    let [other, third] = [(); 2].map(|()| gateway.key_in_another_org().secret);
+    for _ in 0..4 {
+        for (key, path) in [(&key, "/things"), (&other, "/small"), (&third, "/things"), (&key, "/small")] {
+            let mut client = gateway.connect();
+            let head = format!("POST {path} HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {key}\r\n");
+            client.send(format!("{head}content-length: 9\r\n\r\nbody").as_bytes());
+            client.finish_sending();
+            assert!(client.answer().is_none_or(|answer| answer.status == 400));
+            assert!(is_healthy(&gateway, &one.url()) && is_healthy(&gateway, &two.url()));
+        }
+    }
+}
+
+#[test]
 fn operators_are_shown_which_servers_get_requests() {
     let (good, away) = (Upstream::start("good"), refusing());
     let folder = TempDir::new().unwrap();
