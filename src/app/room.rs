@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::downstream::worker::{OF_ONE_CONNECTION, OF_ONE_PLACE, OF_TLS, STEP, Worker};
 use crate::store::cache::{OF_ONE_KEY, OF_ONE_THREAD};
-use crate::vocabulary::memory_plan::MemoryPlan;
+use crate::vocabulary::memory_plan::{LEAST, MemoryPlan};
 
 /// Descriptors kept free for the store, the operators' listeners, logs, lookups of names, and for each worker what its
 /// runtime needs.
@@ -60,6 +60,9 @@ pub(super) struct Room {
 impl Room {
     /// Raises the limit of open files to the most that the process may have, and shares it out. `planned`, the memory in bytes,
     /// is what the configuration says.
+    ///
+    /// A machine with less than [`LEAST`] is planned for as if it had that: what clients of good will hold fits, and there would be
+    /// room for hardly a connection. The log says what that means.
     pub(super) fn share_out(planned: Option<u64>, plans: Plans) -> Self {
         raise_limit();
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -70,7 +73,8 @@ impl Room {
     fn of(files: usize, memory: u64, plans: Plans) -> Self {
         let free = files.saturating_sub(KEPT_FREE + KEPT_FREE_BY_WORKER * plans.workers);
         let keys = plans.keys.saturating_mul(OF_ONE_KEY.into());
-        let plan = MemoryPlan::of(memory, keys, plans.of_store + (OF_ONE_WORKER * plans.workers) as u64);
+        let plan =
+            MemoryPlan::of(memory.max(LEAST), keys, plans.of_store + (OF_ONE_WORKER * plans.workers) as u64);
         let MemoryPlan { of_keys, of_clients: left, .. } = plan;
         let held = left / 16 * 3;
         let of_one = (OF_ONE_CONNECTION + if plans.has_tls { OF_TLS } else { 0 }) as u64;
@@ -86,6 +90,18 @@ impl Room {
     /// connection is cut.
     fn places(&self) -> usize {
         count(self.held / 2 / OF_ONE_PLACE as u64)
+    }
+
+    /// What it means if there is less memory than is planned with at the least.
+    fn want(&self) -> String {
+        if self.memory >= LEAST {
+            return String::new();
+        }
+        format!(
+            "; keygate plans with {} MiB at the least, so clients can make it need more than there is, and the system ends it \
+             then: give the process more memory",
+            LEAST >> 20
+        )
     }
 
     /// Gives each worker its part of what clients may make keygate hold.
@@ -113,9 +129,9 @@ impl Room {
             } else {
                 "raise the limit of open files (LimitNOFILE, ulimit -n)"
             };
-            return format!("{room}; server.max_connections says {max_connections}: {remedy}");
+            return format!("{room}; server.max_connections says {max_connections}: {remedy}{}", self.want());
         }
-        room
+        room + &self.want()
     }
 }
 
@@ -226,6 +242,12 @@ mod tests {
         assert!(!room.contains("max_connections"), "{room}");
         let little = Room::of(1 << 20, GIB / 8, PLANS).described();
         assert!(little.ends_with("more memory, or set cache.capacity to fewer keys"), "{little}");
+        let less = Room::of(1 << 20, GIB / 16, PLANS).described();
+        assert!(less.starts_with("140 connections of clients and 15 to upstreams"), "{less}");
+        assert!(
+            less.contains(" 64 MiB of memory") && less.ends_with("give the process more memory"),
+            "{less}"
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::downstream::worker::DrainSettings;
 use crate::downstream::{listener, tls, watchdog};
 use crate::gateway;
 use crate::policy::request;
+use crate::vocabulary::memory_plan::{LEAST, MOST};
 
 /// The only value of `plaintext`, so that nobody lets keys cross a network in plain text without having read it.
 pub(super) const BEHIND_TLS: &str = "behind a TLS terminator";
@@ -70,8 +71,8 @@ pub(super) fn read(section: &mut Section<'_>, folder: &Path) -> Server {
     }
 }
 
-/// The memory that can be planned with, in bytes. The process, two threads and the store need more than 64 MiB of it.
-const MEMORY: std::ops::RangeInclusive<u64> = 128 << 20..=1 << 50;
+/// The memory that can be planned with, in bytes.
+const MEMORY: std::ops::RangeInclusive<u64> = LEAST..=MOST;
 
 fn listener(section: &mut Section<'_>) -> listener::Settings {
     let default = listener::Settings::default();

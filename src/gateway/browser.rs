@@ -40,7 +40,10 @@ pub(super) fn judge(
     if known.found.key.environment != Environment::Live || !is_from_browser(request.headers()) {
         return Ok(());
     }
-    if !known.prepared.common.noted.in_browser.swap(true, Ordering::Relaxed)
+    let in_browser = &known.prepared.common.noted.in_browser;
+    // Reading first, since other threads read it too.
+    if !in_browser.load(Ordering::Relaxed)
+        && !in_browser.swap(true, Ordering::Relaxed)
         && let Some(calling) = caller.calling_key(Needs::default())
     {
         report(exchange, calling, exchange.client(), found.map(|found| found.route));

@@ -2,6 +2,8 @@
 
 /// The memory of a process that has no clients and no keys, in bytes. Seen were 30 MiB.
 pub const OF_PROCESS: u64 = 32 << 20;
+/// The least memory that is planned with, in bytes: the process, its threads and the store take most of it.
+pub const LEAST: u64 = 128 << 20;
 /// The most memory that is planned with, in bytes.
 pub const MOST: u64 = 1 << 50;
 
