@@ -27,8 +27,9 @@ use super::{Checks, Question};
 
 /// With a suspicion, the next check is due after this part of the interval, as a divisor.
 const SOONER: u32 = 4;
-/// The shortest time for an answer of any kind: a server that answers others may let it wait for its turn.
-const ANY_ANSWER: Duration = Duration::from_secs(2);
+/// The shortest time for an answer of any kind: a server that answers others may let it wait for its turn. Two of them, one after
+/// the other, fit into five seconds with the interval before them.
+const ANY_ANSWER: Duration = Duration::from_millis(1750);
 
 /// What one check does.
 #[derive(Clone, Copy, Debug)]

@@ -108,7 +108,7 @@ impl Keeper for Redis {
 }
 
 impl Inner {
-    pub(super) async fn leave(&self) -> Result<(), StoreFault> {
+    pub(super) async fn leave(self: &Arc<Self>) -> Result<(), StoreFault> {
         *self.left.lock().await = true;
         self.note_lease(None);
         self.write_memory().await;

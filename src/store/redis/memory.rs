@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use super::Inner;
-use super::remembered::{Entries, Entry, Kept, Remembered};
+use super::remembered::{Entries, Entry, Kept, Remembered, Turn};
 use crate::store::StoreFault;
 use crate::store::events::{EventSink, Seq, Subject};
 use crate::store::keeper::{MemoryVitals, Place};
@@ -38,6 +38,8 @@ const REPORTED_AT_ONCE: usize = 1024;
 const EVENTS_AT_ONCE: usize = 4096;
 /// The records, newest first, that are compared with a store that may have lost changes.
 const COMPARED: usize = 4096;
+/// Lines of the file that are made at a time: lookups wait meanwhile.
+const LINES_AT_ONCE: usize = 64;
 /// The records of one event that are read at most.
 const OF_ONE_EVENT: usize = 64;
 
@@ -100,7 +102,7 @@ impl Memory {
                 Err(_) => return,
             },
         };
-        let entry = Entry { owner: record.owner(), rev, at, kept, is_set_back: false };
+        let entry = Entry::new(record.owner(), rev, at, kept);
         if self.lock().put(record.keeper_place(), entry) {
             self.note_change();
         }
@@ -173,37 +175,42 @@ impl Memory {
         }
         state.accepted = Some(accepted);
         let before = state.entries.len();
-        state.entries.retain(|_, entry| entry.at > accepted);
+        state.forget_through(accepted);
         let forgotten = before - state.entries.len();
-        state.count_anew();
         drop(state);
         self.note_change();
         Some(forgotten)
     }
 
-    /// The moment before which nothing counts, and everything that is remembered since, for the file.
-    pub(super) fn lines(&self) -> (Option<UnixMillis>, Vec<Line>) {
+    /// The moment before which nothing counts.
+    pub(super) fn accepted(&self) -> Option<UnixMillis> {
+        self.lock().accepted
+    }
+
+    /// Some of what is remembered, for the file, and the turn of the last; nothing after the newest. What changes between two
+    /// calls gets a later turn, and so comes again.
+    pub(super) fn lines_after(&self, turn: Turn) -> Option<(Turn, Vec<Line>)> {
         let state = self.lock();
-        let line = |place: &Place| {
-            let Entry { owner, rev, at, kept, .. } = state.entries.get(place)?.clone();
+        let mut last = None;
+        let line = |(turn, of, entry): (Turn, Place, &Entry)| {
+            last = Some(turn);
+            let Entry { owner, rev, at, kept, .. } = entry.clone();
             let (revoked_at, record) = match kept {
                 Kept::Revoked(at) => (Some(at), None),
                 Kept::Record(text) => (None, Some(text)),
             };
-            Some(Line { of: *place, owner, rev, at, revoked_at, record })
+            Line { of, owner, rev, at, revoked_at, record }
         };
-        (state.accepted, state.order.iter().filter_map(line).collect())
+        let lines = state.after(turn).take(LINES_AT_ONCE).map(line).collect();
+        last.map(|last| (last, lines))
     }
 
-    /// Takes what a file has, and keeps what is newer here.
-    pub(super) fn take_in(&self, accepted: Option<UnixMillis>, lines: Vec<Line>) {
-        accepted.map(|accepted| self.forget_before(accepted));
+    /// Takes a line of a file, unless what is here is newer.
+    pub(super) fn take_in(&self, Line { of, owner, rev, at, revoked_at, record }: Line) {
+        let kept = revoked_at.map(Kept::Revoked).or(record.map(Kept::Record));
         let mut state = self.lock();
-        for Line { of, owner, rev, at, revoked_at, record } in lines {
-            let kept = revoked_at.map(Kept::Revoked).or(record.map(Kept::Record));
-            if let Some(kept) = kept.filter(|_| Some(at) > state.accepted) {
-                state.put(of, Entry { owner, rev, at, kept, is_set_back: false });
-            }
+        if let Some(kept) = kept.filter(|_| Some(at) > state.accepted) {
+            state.put(of, Entry::new(owner, rev, at, kept));
         }
     }
 
@@ -218,7 +225,7 @@ impl Memory {
 
     /// The places that were remembered last.
     fn newest_places(&self) -> Vec<Place> {
-        self.lock().order.iter().rev().take(COMPARED).copied().collect()
+        self.lock().order.values().rev().take(COMPARED).copied().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {

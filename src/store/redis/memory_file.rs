@@ -8,17 +8,17 @@
 //! What was remembered within the last second before a crash may be missing in it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
 use super::Inner;
-use super::memory::Line;
+use super::remembered::Turn;
 use crate::telemetry::Notice;
 use crate::vocabulary::clock::UnixMillis;
 use crate::vocabulary::key::pepper::{hex, unhex};
@@ -32,6 +32,9 @@ const AT_LEAST: Duration = Duration::from_secs(60 * 60);
 /// The longest file that is read.
 const LONGEST: u64 = 64 << 20;
 const FORMAT: &str = "keygate memory 1";
+/// The bytes of the last line, with the end of the line before it: 32 bytes as digits.
+const PROOF: u64 = 1 + 64 + 1;
+const DAMAGED: &str = "it is damaged, or was made under another pepper";
 
 /// The first line.
 #[derive(Serialize, Deserialize)]
@@ -86,17 +89,12 @@ impl Inner {
         if stamp.is_none() || file.state().seen == stamp {
             return;
         }
-        let read = fs::metadata(&file.path).and_then(|meta| {
-            if meta.len() > LONGEST { Err(io::Error::other("it is too long")) } else { fs::read(&file.path) }
-        });
-        let taken = read.map_err(|error| error.to_string()).and_then(|bytes| self.parse_memory(file, &bytes));
-        match taken {
-            Ok((accepted, lines)) => self.memory.take_in(accepted, lines),
-            Err(cause) => Notice::MemoryNotRead.log(&format!(
+        if let Err(cause) = self.parse_memory(file) {
+            Notice::MemoryNotRead.log(&format!(
                 "{}: what a gateway remembered of changed records cannot be used ({cause}): it is written anew, and begins with \
                  what changes from now on",
                 file.path.display()
-            )),
+            ));
         }
         file.state().seen = stamp;
     }
@@ -106,42 +104,72 @@ impl Inner {
         self.memory_file.as_ref().filter(|_| self.sealer.peppers().are_set())
     }
 
-    fn parse_memory(
-        &self,
-        file: &MemoryFile,
-        bytes: &[u8],
-    ) -> Result<(Option<UnixMillis>, Vec<Line>), String> {
-        const DAMAGED: &str = "it is damaged, or was made under another pepper";
-        let text = str::from_utf8(bytes).map_err(|_| DAMAGED)?;
-        let (content, proof) = text.trim_end_matches('\n').rsplit_once('\n').ok_or(DAMAGED)?;
-        let proof = unhex(proof).ok_or(DAMAGED)?;
-        if !self.sealer.check_proof_of_any_age(ProofOf::MemoryFile, &[content.as_bytes()], &proof) {
+    /// Reads the file twice: nothing of it counts before all of it is proven, and it is not held as a whole.
+    fn parse_memory(&self, file: &MemoryFile) -> Result<(), String> {
+        let told = |error: io::Error| match error.kind() {
+            // Not UTF-8.
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => DAMAGED.to_owned(),
+            _ => error.to_string(),
+        };
+        let mut bytes = File::open(&file.path).map_err(told)?;
+        let size = bytes.metadata().map_err(told)?.len();
+        if size > LONGEST {
+            return Err("it is too long".to_owned());
+        }
+        let content = size.checked_sub(PROOF).ok_or(DAMAGED)?;
+        if !self.is_proven(&mut bytes, content).map_err(told)? {
             return Err(DAMAGED.to_owned());
         }
-        let mut lines = content.lines();
-        let head: Head = serde_json::from_str(lines.next().ok_or(DAMAGED)?).map_err(|_| DAMAGED)?;
+        bytes.rewind().map_err(told)?;
+        let mut lines = BufReader::new(bytes.take(content)).lines();
+        let head = lines.next().ok_or(DAMAGED)?.map_err(told)?;
+        let head: Head = serde_json::from_str(&head).map_err(|_| DAMAGED)?;
         if head.file != FORMAT {
             return Err("another release has written it".to_owned());
         }
         if head.place != file.place {
             return Err(format!("it is of another store, {}", head.place));
         }
-        let lines = lines.map(serde_json::from_str).collect::<Result<_, _>>().map_err(|_| DAMAGED)?;
-        Ok((head.accepted, lines))
+        head.accepted.map(|accepted| self.memory.forget_before(accepted));
+        for line in lines {
+            self.memory.take_in(serde_json::from_str(&line.map_err(told)?).map_err(|_| DAMAGED)?);
+        }
+        Ok(())
     }
 
-    /// Writes the file, and returns whether that was possible.
-    pub(super) async fn write_memory(&self) {
+    /// Whether so many bytes have the proof that follows them.
+    fn is_proven(&self, bytes: &mut File, content: u64) -> io::Result<bool> {
+        let mut proof = self.sealer.check_in_parts(ProofOf::MemoryFile);
+        let mut part = vec![0; MIB.min(usize::try_from(content).unwrap_or(MIB)).max(1)];
+        let mut left = bytes.take(content);
+        loop {
+            match left.read(&mut part)? {
+                0 => break,
+                read => proof.update(&part[..read]),
+            }
+        }
+        let mut end = String::new();
+        bytes.take(PROOF).read_to_string(&mut end)?;
+        let written = end.strip_prefix('\n').and_then(|end| unhex(end.trim_end_matches('\n')));
+        Ok(written.is_some_and(|written| proof.fits(&written)))
+    }
+
+    /// Writes the file.
+    pub(super) async fn write_memory(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        // Tens of thousands of lines: no request of this thread waits for them.
+        let written = tokio::task::spawn_blocking(move || this.replace_memory()).await;
+        debug_assert!(written.is_ok(), "the task was broken off");
+    }
+
+    fn replace_memory(&self) {
         let Some(file) = self.memory_file() else { return };
         // Another gateway may have written it.
         self.read_memory();
-        let Some(text) = self.render_memory(file) else { return };
-        let (path, size) = (file.path.clone(), text.len());
-        let written = tokio::task::spawn_blocking(move || replace(&path, text.as_bytes())).await;
-        let written = written.unwrap_or_else(|_| Err(io::Error::other("the task was broken off")));
+        let written = replace(&file.path, |out| self.render_memory(file, out));
         let mut state = file.state();
         match written {
-            Ok(()) => {
+            Ok(size) => {
                 *state = State { seen: Stamp::of(&file.path), size, is_failure_told: false };
             }
             Err(error) => {
@@ -156,24 +184,35 @@ impl Inner {
         }
     }
 
-    fn render_memory(&self, file: &MemoryFile) -> Option<String> {
-        let (accepted, lines) = self.memory.lines();
-        let head = Head { file: FORMAT.to_owned(), place: file.place.clone(), accepted };
-        let mut text = serde_json::to_string(&head).ok()?;
-        for line in lines {
-            text.push('\n');
-            text += &serde_json::to_string(&line).ok()?;
+    /// Returns how many bytes that was.
+    fn render_memory(&self, file: &MemoryFile, out: &mut dyn Write) -> io::Result<usize> {
+        let proof = self.sealer.prove_in_parts(ProofOf::MemoryFile);
+        let mut proof = proof.ok_or_else(|| io::Error::other("there is no pepper"))?;
+        let mut size = 0;
+        let mut put = |part: &[u8]| {
+            size += part.len();
+            proof.update(part);
+            out.write_all(part)
+        };
+        let head =
+            Head { file: FORMAT.to_owned(), place: file.place.clone(), accepted: self.memory.accepted() };
+        put(&serde_json::to_vec(&head)?)?;
+        let mut turn = Turn::default();
+        while let Some((last, lines)) = self.memory.lines_after(turn) {
+            for line in lines {
+                put(b"\n")?;
+                put(&serde_json::to_vec(&line)?)?;
+            }
+            turn = last;
         }
-        let proof = self.sealer.prove(ProofOf::MemoryFile, &[text.as_bytes()])?;
-        text.push('\n');
-        text += &hex(&proof);
-        text.push('\n');
-        Some(text)
+        let end = format!("\n{}\n", hex(&proof.finish()));
+        out.write_all(end.as_bytes())?;
+        Ok(size + end.len())
     }
 }
 
 /// Writes the file whenever something new is remembered.
-pub(super) async fn keep(inner: &Inner) {
+pub(super) async fn keep(inner: &Arc<Inner>) {
     let Some(file) = inner.memory_file() else { return };
     let mut changes = inner.memory.changes();
     loop {
@@ -187,18 +226,20 @@ pub(super) async fn keep(inner: &Inner) {
     }
 }
 
-/// Puts a file with these bytes in the place of the one that is there, so that a crash leaves one of the two.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Puts a file in the place of the one that is there, so that a crash leaves one of the two.
+fn replace(path: &Path, render: impl FnOnce(&mut dyn Write) -> io::Result<usize>) -> io::Result<usize> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(format!(".{}", std::process::id()));
     let fresh = PathBuf::from(fresh);
     let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        let mut out = BufWriter::new(file);
+        let size = render(&mut out)?;
+        out.into_inner()?.sync_all()?;
         fs::rename(&fresh, path)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
+        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+        Ok(size)
     };
     write().inspect_err(|_| drop(fs::remove_file(&fresh)))
 }

@@ -1,6 +1,7 @@
 //! The records that a gateway [remembers](super::memory), bounded by what the keys of one organisation have and in all.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 
 use super::reads::Listed;
 use crate::store::keeper::Place;
@@ -16,7 +17,7 @@ pub const HELD_BYTES: usize = 16 << 20;
 /// The part of both that the keys of one organisation can have.
 const OF_ONE_ORG: usize = 8;
 /// What one takes beside its text.
-const OVERHEAD: usize = 160;
+const OVERHEAD: usize = 256;
 
 /// A record that can be remembered.
 pub(super) trait Remembered: Listed {
@@ -62,13 +63,18 @@ impl Remembered for OrgRecord {
     fn revoke(&mut self, _: UnixMillis) {}
 }
 
+/// When a record was remembered last, as the number of that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Turn(u64);
+
 #[derive(Default)]
 pub(super) struct Entries {
     pub(super) entries: HashMap<Place, Entry>,
     /// From the one that has not changed for the longest.
-    pub(super) order: VecDeque<Place>,
+    pub(super) order: BTreeMap<Turn, Place>,
+    last: Turn,
     pub(super) bytes: usize,
-    /// The keys of each organisation, in the same order.
+    /// The keys of each organisation.
     keys: HashMap<OrgId, Keys>,
     pub(super) dropped: u64,
     pub(super) set_back: u64,
@@ -78,7 +84,7 @@ pub(super) struct Entries {
 
 #[derive(Default)]
 struct Keys {
-    order: VecDeque<Place>,
+    turns: BTreeSet<Turn>,
     bytes: usize,
 }
 
@@ -86,6 +92,7 @@ struct Keys {
 pub(super) struct Entry {
     /// Whose key it is, if it is one.
     pub(super) owner: Option<OrgId>,
+    turn: Turn,
     pub(super) rev: u64,
     pub(super) at: UnixMillis,
     pub(super) kept: Kept,
@@ -101,6 +108,10 @@ pub(super) enum Kept {
 }
 
 impl Entry {
+    pub(super) fn new(owner: Option<OrgId>, rev: u64, at: UnixMillis, kept: Kept) -> Self {
+        Self { owner, turn: Turn::default(), rev, at, kept, is_set_back: false }
+    }
+
     fn weight(&self) -> usize {
         OVERHEAD
             + match &self.kept {
@@ -137,15 +148,15 @@ impl Entries {
         let owner = entry.owner;
         self.insert(place, entry);
         let is_full =
-            |keys: &&Keys| keys.order.len() > ENTRIES / OF_ONE_ORG || keys.bytes > HELD_BYTES / OF_ONE_ORG;
+            |keys: &&Keys| keys.turns.len() > ENTRIES / OF_ONE_ORG || keys.bytes > HELD_BYTES / OF_ONE_ORG;
         while let Some(keys) = owner.and_then(|owner| self.keys.get(&owner)).filter(is_full)
-            && let Some(oldest) = keys.order.front().copied()
+            && let Some(oldest) = keys.turns.first().and_then(|turn| self.order.get(turn)).copied()
         {
             self.remove(oldest);
             self.tell_dropped();
         }
         while (self.entries.len() > ENTRIES || self.bytes > HELD_BYTES)
-            && let Some(oldest) = self.order.front().copied()
+            && let Some(oldest) = self.order.values().next().copied()
         {
             self.remove(oldest);
             self.tell_dropped();
@@ -153,12 +164,14 @@ impl Entries {
         true
     }
 
-    fn insert(&mut self, place: Place, entry: Entry) {
-        self.order.push_back(place);
+    fn insert(&mut self, place: Place, mut entry: Entry) {
+        self.last.0 += 1;
+        entry.turn = self.last;
+        self.order.insert(entry.turn, place);
         self.bytes += entry.weight();
         if let Some(owner) = entry.owner {
             let keys = self.keys.entry(owner).or_default();
-            keys.order.push_back(place);
+            keys.turns.insert(entry.turn);
             keys.bytes += entry.weight();
         }
         self.entries.insert(place, entry);
@@ -166,30 +179,30 @@ impl Entries {
 
     fn remove(&mut self, place: Place) {
         let Some(entry) = self.entries.remove(&place) else { return };
-        take_out(&mut self.order, place);
+        self.order.remove(&entry.turn);
         self.bytes -= entry.weight();
         if let Some(owner) = entry.owner
             && let Some(keys) = self.keys.get_mut(&owner)
         {
-            take_out(&mut keys.order, place);
+            keys.turns.remove(&entry.turn);
             keys.bytes -= entry.weight();
-            if keys.order.is_empty() {
+            if keys.turns.is_empty() {
                 self.keys.remove(&owner);
             }
         }
     }
 
-    /// After entries were taken out.
-    pub(super) fn count_anew(&mut self) {
-        let mut entries = std::mem::take(&mut self.entries);
-        let order = std::mem::take(&mut self.order);
-        self.keys.clear();
-        self.bytes = 0;
-        for place in order {
-            if let Some(entry) = entries.remove(&place) {
-                self.insert(place, entry);
-            }
-        }
+    /// Forgets what was remembered at this moment or before.
+    pub(super) fn forget_through(&mut self, moment: UnixMillis) {
+        let old = self.entries.iter().filter(|(_, entry)| entry.at <= moment);
+        let old: Vec<Place> = old.map(|(place, _)| *place).collect();
+        old.into_iter().for_each(|place| self.remove(place));
+    }
+
+    /// Those that come after a turn, from the one that has not changed for the longest.
+    pub(super) fn after(&self, turn: Turn) -> impl Iterator<Item = (Turn, Place, &Entry)> {
+        let later = self.order.range((Bound::Excluded(turn), Bound::Unbounded));
+        later.filter_map(|(turn, place)| Some((*turn, *place, self.entries.get(place)?)))
     }
 
     fn tell_dropped(&mut self) {
@@ -203,13 +216,6 @@ impl Entries {
     }
 }
 
-/// What is taken out is near the front, where the oldest is dropped.
-fn take_out(order: &mut VecDeque<Place>, place: Place) {
-    if let Some(n) = order.iter().position(|other| *other == place) {
-        order.remove(n);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +226,7 @@ mod tests {
         let id = KeyId::from_bytes([org, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]);
         let owner = Some(OrgId::from_bytes([org; 16]));
         let kept = Kept::Revoked(UnixMillis(1));
-        (Place::Key(id), Entry { owner, rev: 2, at: UnixMillis(1), kept, is_set_back: false })
+        (Place::Key(id), Entry::new(owner, 2, UnixMillis(1), kept))
     }
 
     pub(super) fn put(state: &mut Entries, (place, entry): (Place, Entry)) -> bool {
@@ -232,8 +238,7 @@ mod tests {
         let mut state = Entries::default();
         let org = Place::Org(OrgId::from_bytes([1; 16]));
         let record = Kept::Record("a suspended organisation".into());
-        let suspended = Entry { owner: None, rev: 2, at: UnixMillis(1), kept: record, is_set_back: false };
-        assert!(state.put(org, suspended));
+        assert!(state.put(org, Entry::new(None, 2, UnixMillis(1), record)));
         assert!(put(&mut state, key(1, 0)) && put(&mut state, key(2, 0)));
         let most = u32::try_from(ENTRIES / OF_ONE_ORG).unwrap();
         for n in 1..=most {
@@ -265,11 +270,13 @@ mod tests {
             let (place, entry) = key(11, n);
             assert!(state.put(place, Entry { kept: large.clone(), ..entry }));
         }
-        assert_eq!(state.keys[&OrgId::from_bytes([11; 16])].order.len(), 1);
+        assert_eq!(state.keys[&OrgId::from_bytes([11; 16])].turns.len(), 1);
         let (bytes, parts) = (state.bytes, state.keys.values().map(|keys| keys.bytes).sum::<usize>());
         assert_eq!(bytes, parts);
-        state.entries.retain(|place, _| *place == key(11, 9).0);
-        state.count_anew();
-        assert_eq!((state.order.len(), state.keys.len()), (1, 1));
+        let (place, entry) = key(11, 10);
+        assert!(state.put(place, Entry { at: UnixMillis(2), ..entry }));
+        state.forget_through(UnixMillis(1));
+        assert_eq!((state.order.len(), state.keys.len(), state.bytes), (1, 1, OVERHEAD));
+        assert_eq!(state.after(Turn::default()).map(|(_, place, _)| place).collect::<Vec<_>>(), [place]);
     }
 }

@@ -59,10 +59,40 @@ impl Sealer {
         before.filter(fits).map(|_| Seal::Before)
     }
 
-    /// The same under any pepper that the store has had: for what stands where only keygate's machine can write.
+    /// A proof that is to be made; nothing without a pepper.
     #[must_use]
-    pub fn check_proof_of_any_age(&self, of: ProofOf, parts: &[&[u8]], proof: &[u8]) -> bool {
-        self.peppers().all().iter().any(|pepper| mac(pepper, of, parts).verify_slice(proof).is_ok())
+    pub fn prove_in_parts(&self, of: ProofOf) -> Option<ProofInParts> {
+        let (current, _) = self.peppers().sealing();
+        Some(ProofInParts(vec![mac(&current?, of, &[])]))
+    }
+
+    /// A proof that is to be checked, under any pepper that the store has had: for what stands where only keygate's machine can
+    /// write.
+    #[must_use]
+    pub fn check_in_parts(&self, of: ProofOf) -> ProofInParts {
+        ProofInParts(self.peppers().all().iter().map(|pepper| mac(pepper, of, &[])).collect())
+    }
+}
+
+/// A proof of what is not in memory as a whole: its parts come one after another.
+#[derive(Debug)]
+pub struct ProofInParts(Vec<hmac::Hmac<sha2::Sha256>>);
+
+impl ProofInParts {
+    pub fn update(&mut self, part: &[u8]) {
+        self.0.iter_mut().for_each(|mac| mac.update(part));
+    }
+
+    /// The proof under the pepper in force.
+    #[must_use]
+    pub fn finish(self) -> Vec<u8> {
+        self.0.into_iter().next().map(|mac| mac.finalize().into_bytes().to_vec()).unwrap_or_default()
+    }
+
+    /// Whether it is this one, under any of the peppers.
+    #[must_use]
+    pub fn fits(self, proof: &[u8]) -> bool {
+        self.0.into_iter().any(|mac| mac.verify_slice(proof).is_ok())
     }
 }
 
@@ -90,8 +120,18 @@ mod tests {
         for bad in [&proof[1..], &[], &[0; 32]] {
             assert_eq!(judged(under(1), &parts, bad), None);
         }
+        let in_parts = |proof: ProofInParts| {
+            let mut proof = proof;
+            parts.iter().for_each(|part| proof.update(part));
+            proof
+        };
+        assert_eq!(in_parts(under(1).prove_in_parts(ProofOf::News).unwrap()).finish(), proof);
+        assert!(in_parts(under(1).check_in_parts(ProofOf::News)).fits(&proof));
+        assert!(!in_parts(under(2).check_in_parts(ProofOf::News)).fits(&proof));
+        assert!(!in_parts(under(1).check_in_parts(ProofOf::Event)).fits(&proof));
         let plain = Sealer::new(None);
         assert_eq!(plain.prove(ProofOf::News, &parts), None);
+        assert!(plain.prove_in_parts(ProofOf::News).is_none());
         assert_eq!(judged(plain, &parts, &[]), Some(Seal::Current), "there is nothing that could prove it");
     }
 }
