@@ -13,9 +13,14 @@ use super::own::{Own, is_admin_socket, reached, reached_by_name};
 use super::section::Section;
 use super::value::{DAY, INSTANT, choice, count, duration, flag, text};
 use crate::tls::client::{Files, Trust};
-use crate::upstream::{Ages, Checks, Endpoint, HostField, Life, Limits, Question, Settings, Timeouts};
+use crate::upstream::{
+    Ages, Checks, Endpoint, HostField, Life, Limits, Protocol, Question, Settings, Timeouts,
+};
 use crate::vocabulary::network::Server;
 use crate::vocabulary::upstream::Total;
+
+const PROTOCOLS: [(&str, Protocol); 3] =
+    [("auto", Protocol::Auto), ("http1", Protocol::Http1), ("http2", Protocol::Http2)];
 
 /// The greatest weight of a server. Turns are shared out among as many places as the weights have together.
 const MOST_WEIGHT: u16 = 100;
@@ -46,9 +51,10 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
     }
     let endpoints = endpoints(section, around);
     let host = section.or("host", HostField::default(), host);
+    let protocol = section.or("protocol", Protocol::default(), choice(&PROTOCOLS));
     let timeouts = timeouts(section);
     let (names, life) = (ages(section), life(section));
-    let limits = limits(section);
+    let limits = limits(section, protocol);
     let checks = checks(section);
     let [of_live, of_test] = ["live_tls", "test_tls"].map(|key| tls(key, section, around.folder));
     let Some((live, test)) = endpoints else { return named(None) };
@@ -73,6 +79,7 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
         life,
         tls: [of_live.files, of_test.files],
         host,
+        protocol,
         timeouts,
         limits,
         checks,
@@ -320,15 +327,17 @@ fn endpoint(value: &Value, around: Around<'_>) -> Result<Endpoint, String> {
     }
 }
 
-fn limits(section: &mut Section<'_>) -> Limits {
+fn limits(section: &mut Section<'_>, protocol: Protocol) -> Limits {
     const MOST: usize = 1 << 16;
     let limits = Limits {
         connections: section.optional("max_connections", count(1..=MOST)),
         requests: section.optional("max_requests", count(1..=MOST)),
         waiting: section.or("max_waiting", Limits::default().waiting, count(0..=MOST)),
+        are_connections_shared: protocol != Protocol::Http1,
     };
     if let (Some(connections), Some(requests)) = (limits.connections, limits.requests)
         && requests > connections
+        && !limits.are_connections_shared
     {
         section.wrong(
             "max_requests",
@@ -381,6 +390,7 @@ fn timeouts(section: &mut Section<'_>) -> Timeouts {
         idle: section.or("idle_timeout", default.idle, duration(Duration::ZERO..=DAY)),
         stream_idle: section.or("stream_idle_timeout", default.stream_idle, duration(INSTANT..=DAY)),
         total: section.or("total_timeout", default.total, total),
+        silence: section.or("ping_after", default.silence, duration(Duration::from_secs(1)..=DAY)),
     };
     let answer = section.given("answer_timeout").then_some(timeouts.answer);
     refuse_short_total(section, answer, timeouts.total);

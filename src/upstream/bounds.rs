@@ -26,20 +26,23 @@ pub struct Limits {
     pub connections: Option<usize>,
     /// Requests in flight: from before they are sent to the end of their answers, or of their WebSockets.
     pub requests: Option<usize>,
+    /// Whether a connection may carry many requests at a time.
+    pub are_connections_shared: bool,
     /// Requests that wait until they may be in flight.
     pub waiting: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: None, requests: None, waiting: 1024 }
+        Self { connections: None, requests: None, waiting: 1024, are_connections_shared: false }
     }
 }
 
 impl Limits {
-    /// The most requests in flight. Each needs a connection.
+    /// The most requests in flight. Each needs a connection, unless they share them.
     fn in_flight(&self) -> Option<usize> {
-        [self.requests, self.connections].into_iter().flatten().min()
+        let connections = self.connections.filter(|_| !self.are_connections_shared);
+        [self.requests, connections].into_iter().flatten().min()
     }
 }
 

@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::endpoint::{Address, Endpoint, Scheme};
 use super::error::Unopened;
-use super::tls::Identity;
+use super::tls::{HTTP2, Identity, Needs};
 use crate::dial::{Raced, last_of, race};
 
 /// An open stream to an endpoint, on which nothing was said yet.
@@ -30,6 +30,16 @@ pub(super) enum Stream {
     Unix(UnixStream),
     /// Boxed, since it is large, and moved often before it is used.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Whether the handshake of TLS has agreed on HTTP/2; `None` where there was none.
+    pub(super) fn has_agreed_on_http2(&self) -> Option<bool> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Tls(stream) => Some(stream.get_ref().1.alpn_protocol() == Some(HTTP2)),
+        }
+    }
 }
 
 /// Opens streams to one server: an endpoint, or one address of its name.
@@ -92,6 +102,10 @@ impl Dialer {
         &self.shown
     }
 
+    pub(super) const fn has_tls(&self) -> bool {
+        matches!(self.way, Way::Tls(..))
+    }
+
     /// `None` for a socket of this machine.
     pub(super) const fn address(&self) -> Option<SocketAddr> {
         match &self.way {
@@ -104,22 +118,22 @@ impl Dialer {
     ///
     /// # Errors
     /// Of connecting, of the handshake, or that there was no time left.
-    pub(super) async fn dial(&self, within: Duration) -> Result<Stream, Unopened> {
+    pub(super) async fn dial(&self, within: Duration, needs: Needs) -> Result<Stream, Unopened> {
         let until = Instant::now() + within;
         match &self.way {
             Way::Tcp(address) => in_time(until, connect(*address)).await.map(Stream::Tcp),
             Way::Unix(path) => in_time(until, UnixStream::connect(path)).await.map(Stream::Unix),
             Way::Tls(address, ..) => {
                 let stream = in_time(until, connect(*address)).await?;
-                self.secured(until, stream).await
+                self.secured(until, stream, needs).await
             }
         }
     }
 
     /// The handshake, where there is TLS.
-    async fn secured(&self, until: Instant, stream: TcpStream) -> Result<Stream, Unopened> {
+    async fn secured(&self, until: Instant, stream: TcpStream, needs: Needs) -> Result<Stream, Unopened> {
         let Way::Tls(_, name, identity) = &self.way else { return Ok(Stream::Tcp(stream)) };
-        let handshake = timeout_at(until, identity.handshake(name, stream)).await;
+        let handshake = timeout_at(until, identity.handshake(name, stream, needs)).await;
         let stream = handshake.unwrap_or_else(|_| Err(identity.explain_silence()));
         stream.map(|stream| Stream::Tls(Box::new(stream))).map_err(Unopened::Tls)
     }
@@ -127,9 +141,13 @@ impl Dialer {
 
 /// Opens a stream to one of these servers, which are addresses of one name, within this time, the handshake included. Attempts
 /// run side by side, see [`race`].
-pub(super) async fn dial_any(all: &[&Dialer], within: Duration, places: &Arc<Semaphore>) -> Dialled {
+pub(super) async fn dial_any(
+    all: &[&Dialer],
+    (within, needs): (Duration, Needs),
+    places: &Arc<Semaphore>,
+) -> Dialled {
     if let [one] = all {
-        return Dialled::alone(one.dial(within).await);
+        return Dialled::alone(one.dial(within, needs).await);
     }
     let until = Instant::now() + within;
     let order = all.iter().filter_map(|one| one.address()).collect();
@@ -139,7 +157,7 @@ pub(super) async fn dial_any(all: &[&Dialer], within: Duration, places: &Arc<Sem
         Some((address, stream)) => {
             let at = place_of(address);
             let stream = match stream.set_nodelay(true) {
-                Ok(()) => all[at].secured(until, stream).await,
+                Ok(()) => all[at].secured(until, stream, needs).await,
                 Err(error) => Err(Unopened::Connect(error)),
             };
             (stream, at)

@@ -17,7 +17,7 @@ pub enum SendError {
     Crowded,
     /// Nothing of the request was sent: the upstream has as many connections as it may.
     Full,
-    /// The connection ended, or proved not to speak HTTP/1.1, before a whole answer head had come. The request
+    /// The connection ended, or proved not to speak HTTP as expected, before a whole answer head had come. The request
     /// may have been carried out.
     BrokeOff(BrokenOff),
     /// The answer's head did not come in time. The request may have been carried out.
@@ -52,6 +52,19 @@ pub(super) enum Unopened {
     /// The handshake failed; the text says why, and what to do.
     #[error("{0}")]
     Tls(Box<str>),
+}
+
+/// Why there is no connection for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoLease {
+    /// The endpoint cannot be connected to.
+    Unreachable,
+    /// The endpoint can be connected to, and there was no handshake of TLS.
+    NoTls,
+    /// The process has as many connections as it may.
+    Crowded,
+    /// The upstream has as many as it may.
+    Full,
 }
 
 /// Why a body ended before its end. The connection it was written to is cut, so that the receiver sees that

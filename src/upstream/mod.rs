@@ -13,6 +13,7 @@
 //! | [`tls`] | What proves an endpoint to keygate, and keygate to it? |
 //! | `connection` | How does a request travel over a stream, and which library speaks the protocol? |
 //! | `pool` | Which connections does a thread keep? |
+//! | `sharing` | Which connection carries one more request beside others, and who opens the next? |
 //! | [`budget`] | How many connections may the process have? |
 //! | [`bounds`] | How many requests and connections may an upstream have? |
 //! | `waiting` | How long does a request wait for its answer? |
@@ -49,6 +50,7 @@ mod retry;
 mod select;
 pub mod send;
 mod servers;
+mod sharing;
 pub mod tls;
 mod waiting;
 mod witnesses;
@@ -84,6 +86,7 @@ pub struct Settings {
     /// By environment: for its endpoints with TLS.
     pub tls: [Files; 2],
     pub host: HostField,
+    pub protocol: Protocol,
     pub timeouts: Timeouts,
     pub limits: Limits,
     /// `None`: endpoints are not checked.
@@ -124,6 +127,19 @@ pub enum HostField {
     Named(HeaderValue),
 }
 
+/// What is spoken to the servers of an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// Over TLS what the server prefers of HTTP/2 and HTTP/1.1 (ALPN, RFC 7301); HTTP/1.1 over plain text.
+    Auto,
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2, over plain text too, where nothing is asked before (RFC 9113, section 3.3). What only HTTP/1.1 has, which
+    /// is a WebSocket's upgrade, goes over HTTP/1.1.
+    Http2,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Duration,
@@ -134,6 +150,9 @@ pub struct Timeouts {
     /// How long an answer's body may pause.
     pub stream_idle: Duration,
     pub total: Total,
+    /// Over HTTP/2: how long nothing may come from a server while requests wait for it, before it is asked whether it is
+    /// there. Many servers of gRPC end a connection whose client asks more often than each five minutes.
+    pub silence: Duration,
 }
 
 impl Default for Timeouts {
@@ -144,6 +163,7 @@ impl Default for Timeouts {
             idle: Duration::from_secs(4),
             stream_idle: Duration::from_secs(300),
             total: Total::Unlimited,
+            silence: Duration::from_mins(6),
         }
     }
 }

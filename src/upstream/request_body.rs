@@ -1,6 +1,7 @@
 //! A client's body on its way to the upstream: never gathered, never completed after it broke off.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -21,6 +22,8 @@ pub struct RequestBody(Option<Sending>);
 
 #[derive(Debug)]
 struct Sending {
+    /// Parts that were taken before, and come again first.
+    again: VecDeque<Bytes>,
     incoming: ClientBody,
     /// Of the message that it is the body of.
     version: Version,
@@ -73,12 +76,25 @@ impl RequestBody {
             progress: Cell::new(Instant::now()),
         };
         Self(Some(Sending {
+            again: VecDeque::new(),
             incoming,
             version,
             left: limit,
             idle: IdleTimer::new(idle),
             upload: Rc::new(upload),
         }))
+    }
+
+    /// The body with the parts that it began with, which are sent again.
+    pub(super) fn again(mut self, parts: Vec<Bytes>) -> Self {
+        if let Some(sending) = &mut self.0 {
+            // What was all sent once is to be sent once more.
+            if !parts.is_empty() && sending.upload.state() == UploadState::Done {
+                sending.upload.state.set(UploadState::Sending);
+            }
+            sending.again = parts.into_iter().chain(sending.again.drain(..)).collect();
+        }
+        self
     }
 
     /// `None` for a request without a body.
@@ -102,16 +118,22 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|sending| sending.incoming.is_end_stream())
+        self.0.as_ref().is_none_or(Sending::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |sending| sending.incoming.size_hint())
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), Sending::size_hint)
     }
 }
 
 impl Sending {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(data) = self.again.pop_front() {
+            if self.is_end_stream() {
+                self.upload.state.set(UploadState::Done);
+            }
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
             return match self.idle.poll_expired(cx) {
                 Poll::Ready(()) => self.fail(BodyError::Stalled),
@@ -146,6 +168,24 @@ impl Sending {
             self.upload.state.set(UploadState::Done);
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.again.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let coming = self.incoming.size_hint();
+        if self.again.is_empty() {
+            return coming;
+        }
+        let again: u64 = self.again.iter().map(|data| data.len() as u64).sum();
+        let mut hint = SizeHint::new();
+        hint.set_lower(coming.lower() + again);
+        if let Some(upper) = coming.upper() {
+            hint.set_upper(upper + again);
+        }
+        hint
     }
 
     fn fail(&self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

@@ -9,21 +9,22 @@ use std::task::Context;
 use std::time::Duration;
 
 use http::Request;
-use http::header::HOST;
+use http::header::{HOST, UPGRADE};
 
 use super::answer::Answer;
 use super::bounds::Bounds;
 use super::budget::Budget;
 use super::connection::{Received, Undelivered};
 use super::early_hints::EarlyHints;
-use super::error::{BrokenOff, SendError};
+use super::error::{BrokenOff, NoLease, SendError};
 use super::health::Health;
 use super::loaded::Loaded;
-use super::pool::{Lease, NoLease, Pool};
+use super::pool::{Lease, Pool};
 use super::request_body::{RequestBody, Upload, UploadState};
 use super::retry::{self, Retry};
 use super::select::{Candidates, Choice};
 use super::servers::{Side, Target, Targets, Upstream};
+use super::tls::Needs;
 use super::waiting::within;
 use super::{Terms, UpstreamId};
 use crate::vocabulary::clock::Clock;
@@ -59,6 +60,7 @@ struct Sending<'r> {
     /// Whether its connection was ended for that.
     has_left: Cell<bool>,
     connect_timeout: Duration,
+    needs: Needs,
     stream_idle_timeout: Duration,
     /// The place of the endpoint that has the request and has not answered it, and how many it had answered before.
     waits_at: Cell<Option<(usize, u32)>>,
@@ -144,6 +146,7 @@ impl Upstreams {
             is_to_leave: Cell::new(false),
             has_left: Cell::new(false),
             connect_timeout,
+            needs: if request.headers().contains_key(UPGRADE) { Needs::Http1 } else { Needs::Nothing },
             stream_idle_timeout: terms.stream_idle.unwrap_or(side.timeouts.stream_idle),
             upload: upload.as_deref(),
             waits_at: Cell::new(None),
@@ -216,7 +219,7 @@ impl Side {
         while let Some(mut at) = choice.next(targets) {
             turn_to(at, &mut request, why, sending);
             loop {
-                let leased = match targets.at(at).pool.lease_kept() {
+                let leased = match targets.at(at).pool.lease_kept(sending.needs) {
                     Some(lease) => Ok(lease),
                     // Boxed, since it is rare and would make every request larger.
                     None => Box::pin(lease_new(&mut at, &mut request, &mut choice, sending)).await,
@@ -324,7 +327,7 @@ impl Side {
         sending.is_repeatable.set(false);
         targets.at(at).note_repetition(Repetition::NotAnswered);
         let mut choice = self.turns.begin();
-        let Ok((at, mut lease)) = targets.lease_new(at, sending.connect_timeout, &mut choice).await else {
+        let Ok((at, mut lease)) = targets.lease_new(at, sending.way(), &mut choice).await else {
             return Err(SendError::BrokeOff(cause));
         };
         let target = targets.at(at);
@@ -343,6 +346,11 @@ impl Side {
 }
 
 impl Sending<'_> {
+    /// How a new connection is to come about.
+    const fn way(&self) -> (Duration, Needs) {
+        (self.connect_timeout, self.needs)
+    }
+
     /// It got no proper answer from this server. Where its client broke off, that says nothing of the server.
     fn note_failure(&self, target: &Target) {
         if matches!(self.upload.map(Upload::state), Some(UploadState::Failed(_))) {
@@ -404,7 +412,7 @@ async fn lease_new(
     choice: &mut Choice<'_>,
     sending: &Sending<'_>,
 ) -> Result<Lease, NoLease> {
-    let (reached, lease) = sending.targets.lease_new(*at, sending.connect_timeout, choice).await?;
+    let (reached, lease) = sending.targets.lease_new(*at, sending.way(), choice).await?;
     if reached != *at {
         turn_to(reached, request, Repetition::NotSent, sending);
         *at = reached;

@@ -19,16 +19,16 @@ use super::budget::Budget;
 use super::check::Schedule;
 use super::dial::Dialer;
 use super::endpoint::Endpoint;
-use super::error::SendError;
+use super::error::{NoLease, SendError};
 use super::health::{Health, Servers, Standing};
 use super::loaded::Loaded;
 use super::names::{Ages, Name, Server};
 use super::origin::OwnHost;
-use super::pool::{Lease, Life, NoLease, Pool, Room};
+use super::pool::{Lease, Life, Pool, Room};
 use super::repeats::Repeats;
 use super::select::{Candidates, Choice, Turns, Weights};
-use super::tls::Identity;
-use super::{Checks, HostField, Settings, Timeouts};
+use super::tls::{Identity, Needs};
+use super::{Checks, HostField, Protocol, Settings, Timeouts};
 use crate::dial::{AT_ONCE, interleaved};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::key::Environment;
@@ -50,6 +50,7 @@ pub(super) struct Side {
     identity: Arc<Identity>,
     room: Room,
     life: Life,
+    protocol: Protocol,
     ages: Ages,
     clock: Clock,
     targets: RefCell<Rc<Targets>>,
@@ -124,6 +125,7 @@ impl Upstream {
                 identity: Arc::clone(loaded.identity(environment)),
                 room,
                 life: settings.life.clone(),
+                protocol: settings.protocol,
                 ages: settings.names,
                 clock: clock.clone(),
                 targets: RefCell::default(),
@@ -276,7 +278,7 @@ impl Side {
             pool: Rc::new(Pool::new(
                 Dialer::new(endpoint, address, &self.identity),
                 standing,
-                (self.timeouts.idle, self.life.clone()),
+                (&self.timeouts, self.life.clone(), self.protocol),
                 self.room.clone(),
                 self.clock.clone(),
             )),
@@ -322,12 +324,12 @@ impl Targets {
     pub(super) async fn lease_new(
         &self,
         at: usize,
-        connect: Duration,
+        way: (Duration, Needs),
         choice: &mut Choice<'_>,
     ) -> Result<(usize, Lease), NoLease> {
         let order = self.order(at, choice);
         let pools: Vec<_> = order.iter().map(|at| &self.all[*at].pool).collect();
-        let leased = Pool::lease_new(&pools, connect).await.map(|(nth, lease)| (order[nth], lease));
+        let leased = Pool::lease_new(&pools, way).await.map(|(nth, lease)| (order[nth], lease));
         match &leased {
             Ok((reached, _)) if *reached == at => return leased,
             Ok((reached, _)) => choice.skip(*reached),

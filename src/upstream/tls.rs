@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Settings;
+use super::{Protocol, Settings};
 use crate::tls::client::{self, Files, Loaded, tls_error};
 use crate::vocabulary::key::Environment;
 
@@ -26,12 +26,27 @@ const SESSIONS: usize = 256;
 /// has itself.
 const UNSENT: usize = 32 << 10;
 
+/// The names of the protocols in a handshake (ALPN).
+pub(super) const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// What a request needs of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    Nothing,
+    /// It asks for an upgrade, which HTTP/2 does not have.
+    Http1,
+}
+
 /// Whom the servers must have their certificates from, and who keygate is to them.
 pub(super) struct Identity {
     /// The section of the configuration, for messages.
     section: Box<str>,
     files: Files,
+    /// For whatever the upstream's protocol is.
     connector: TlsConnector,
+    /// For what only HTTP/1.1 has.
+    for_http1: TlsConnector,
     digest: [u8; 32],
 }
 
@@ -61,9 +76,18 @@ impl Identity {
             Ok(Loaded { config, digest }) => (config, digest),
             Err(cause) => return Err(Box::new(LoadError { section, files, cause })),
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
-        Ok(Self { section: section.into(), files, connector: TlsConnector::from(Arc::new(config)), digest })
+        let offering = |protocols: &[&[u8]]| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            TlsConnector::from(Arc::new(config))
+        };
+        let connector = offering(match upstream.protocol {
+            Protocol::Auto => &[HTTP2, HTTP1],
+            Protocol::Http1 => &[HTTP1],
+            Protocol::Http2 => &[HTTP2],
+        });
+        Ok(Self { section: section.into(), files, connector, for_http1: offering(&[HTTP1]), digest })
     }
 
     /// Whether the files had the same content.
@@ -79,9 +103,14 @@ impl Identity {
         &self,
         name: &ServerName<'static>,
         stream: TcpStream,
+        needs: Needs,
     ) -> Result<TlsStream<TcpStream>, Box<str>> {
         let limit = |session: &mut rustls::ClientConnection| session.set_buffer_limit(Some(UNSENT));
-        let handshake = self.connector.connect_with(name.clone(), stream, limit).await;
+        let connector = match needs {
+            Needs::Nothing => &self.connector,
+            Needs::Http1 => &self.for_http1,
+        };
+        let handshake = connector.connect_with(name.clone(), stream, limit).await;
         handshake.map_err(|error| self.explain(&error, name))
     }
 

@@ -112,6 +112,7 @@ mod unreadable;
 mod unseen_characters;
 mod upstream_checks;
 mod upstream_faults;
+mod upstream_http2;
 mod upstream_limits;
 mod upstream_sockets;
 mod upstream_times;

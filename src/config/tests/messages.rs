@@ -430,10 +430,28 @@ fn an_environment_has_an_upstream_of_its_own() {
                  and put its keys below it",
             "etc/keygate.toml:11:5: upstreams.F: invalid name; write 1 to 64 characters from a-z 0-9 _ -",
             "etc/keygate.toml:11:43: upstreams.F.keepalive: unknown key `keepalive`; the keys here are `live`, \
-                 `test`, `shared`, `host`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`, \
-                 `total_timeout`, `names_min_age`, `names_max_age`, `connection_max_age`, `connection_max_requests`, `max_connections`, `max_requests`, `max_waiting`, `check`, `live_tls`, `test_tls`",
+                 `test`, `shared`, `host`, `protocol`, `connect_timeout`, `answer_timeout`, `idle_timeout`, `stream_idle_timeout`, \
+                 `total_timeout`, `ping_after`, `names_min_age`, `names_max_age`, `connection_max_age`, `connection_max_requests`, `max_connections`, `max_requests`, `max_waiting`, `check`, `live_tls`, `test_tls`",
         ],
     );
+}
+
+#[test]
+fn what_is_spoken_to_an_upstream_is_one_of_three_and_shares_connections_or_not() {
+    let of = |lines: &str| {
+        let toml = format!(
+            "{STORE}{POLICY}[upstreams.api]\nlive = [\"http://a\"]\nshared = true\nmax_connections = 2\nmax_requests = 9\n{lines}"
+        );
+        mistakes(&toml, ROUTE, &[])
+    };
+    for shared in ["auto", "http2"] {
+        assert_eq!(of(&format!("protocol = \"{shared}\"\nping_after = \"1s\"")), "none");
+    }
+    assert!(of("protocol = \"http1\"").contains("each request in flight needs a connection"));
+    let told = of("protocol = \"h2\"\nping_after = \"0s\"");
+    assert!(told.contains("etc/keygate.toml:10:12: upstreams.api.protocol: "), "{told}");
+    assert!(told.contains("\"auto\"") && told.contains("\"http1\"") && told.contains("\"http2\""), "{told}");
+    assert!(told.contains("etc/keygate.toml:11:14: upstreams.api.ping_after: "), "{told}");
 }
 
 #[test]

@@ -147,6 +147,7 @@ fn assert_defaults(
         life: upstream::Life { requests: workers.map(|_| 10_000), ..upstream::Life::default() },
         tls,
         host: HostField::default(),
+        protocol: upstream::Protocol::default(),
         timeouts: Timeouts::default(),
         // No default either, but for those that wait.
         limits: workers.map_or_else(upstream::Limits::default, |_| upstream::Limits {

@@ -131,7 +131,7 @@ impl Http1 {
             } else {
                 head.extensions.clear();
             }
-            Ok(Received { head, incoming: Incoming(incoming), upgrading })
+            Ok(Received { head, incoming: super::Incoming::Http1(Incoming(incoming)), upgrading })
         }
     }
 }

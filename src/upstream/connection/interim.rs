@@ -7,7 +7,7 @@ use std::io;
 use http::HeaderValue;
 
 /// The most interim answers before one answer. Servers send one or two: 100, and 103 with what a page needs.
-const MOST: u8 = 16;
+pub(super) const MOST: u8 = 16;
 
 /// The longest head of a 103 whose links are read, in bytes.
 const HINT: usize = 4 << 10;

@@ -5,17 +5,29 @@
 
 mod flaw;
 mod http1;
+mod http2;
 mod interim;
+mod measured;
+mod pump;
+mod state;
+mod streamed;
 mod wire;
 
+use std::fmt;
 use std::io;
-use std::task::Context;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderValue, Request};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
 
 use self::http1::Http1;
-pub(super) use self::http1::{Incoming, Upgrading};
+pub(super) use self::http1::Upgrading;
+pub(super) use self::http2::{Http2, MOST_STREAMS, Shared};
 pub(super) use self::wire::Unanswered;
 use super::dial::Stream;
 use super::error::BrokenOff;
@@ -26,6 +38,8 @@ use super::request_body::RequestBody;
 pub(super) enum Connection {
     /// HTTP/1.1: one request at a time.
     Exclusive(Http1),
+    /// HTTP/2: the place of one request on a connection that others share. Dropping it ends that request alone.
+    Shared(Http2),
 }
 
 /// An answer's head, and the source of its body.
@@ -35,6 +49,82 @@ pub(super) struct Received {
     pub(super) incoming: Incoming,
     /// After a 101 the connection itself, which stops speaking HTTP.
     pub(super) upgrading: Option<Upgrading>,
+}
+
+/// An answer's body as it arrives.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Http1(http1::Incoming),
+    Http2(streamed::Streamed),
+}
+
+/// Why an answer's body broke off, in a library's words, which repeat nothing of the body.
+#[derive(Debug)]
+pub(super) enum BodyFlaw {
+    Http1(http1::BodyFlaw),
+    Http2(streamed::StreamFlaw),
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = BodyFlaw;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyFlaw>>> {
+        match self.get_mut() {
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BodyFlaw::Http1),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(BodyFlaw::Http2),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}
+
+impl fmt::Display for BodyFlaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http1(flaw) => flaw.fmt(f),
+            Self::Http2(flaw) => flaw.fmt(f),
+        }
+    }
+}
+
+pin_project! {
+    /// The wait for an answer over either protocol.
+    #[project = AnsweringProjected]
+    pub(super) enum Answering<One, Many> {
+        Http1 { #[pin] answering: One },
+        Http2 { #[pin] answering: Many },
+    }
+}
+
+impl<One, Many> Future for Answering<One, Many>
+where
+    One: Future,
+    Many: Future<Output = One::Output>,
+{
+    type Output = One::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<One::Output> {
+        match self.project() {
+            AnsweringProjected::Http1 { answering } => answering.poll(cx),
+            AnsweringProjected::Http2 { answering } => answering.poll(cx),
+        }
+    }
 }
 
 /// Why a request got no answer on a connection.
@@ -47,7 +137,7 @@ pub(super) enum Undelivered {
 }
 
 impl Connection {
-    /// Begins HTTP on a stream. For the thread that calls it, within its `LocalSet`.
+    /// Begins HTTP/1.1 on a stream. For the thread that calls it, within its `LocalSet`.
     ///
     /// # Errors
     /// When the stream cannot be used.
@@ -55,10 +145,16 @@ impl Connection {
         Http1::open(stream).await.map(Self::Exclusive)
     }
 
+    /// A place for a request on a connection that has one.
+    pub(super) fn on(shared: &Rc<Shared>) -> Self {
+        Self::Shared(Http2::on(shared))
+    }
+
     /// Whether another request can be sent now.
     pub(super) fn is_ready(&self) -> bool {
         match self {
             Self::Exclusive(connection) => connection.is_ready(),
+            Self::Shared(request) => request.shared().is_ready(),
         }
     }
 
@@ -66,6 +162,7 @@ impl Connection {
     pub(super) fn is_closed(&self) -> bool {
         match self {
             Self::Exclusive(connection) => connection.is_closed(),
+            Self::Shared(request) => request.shared().is_closed(),
         }
     }
 
@@ -73,6 +170,7 @@ impl Connection {
     pub(super) fn unanswered(&self) -> Option<Unanswered> {
         match self {
             Self::Exclusive(connection) => connection.unanswered(),
+            Self::Shared(request) => request.unanswered(),
         }
     }
 
@@ -80,6 +178,7 @@ impl Connection {
     pub(super) fn is_waiting(&self) -> bool {
         match self {
             Self::Exclusive(connection) => connection.is_waiting(),
+            Self::Shared(request) => request.is_waiting(),
         }
     }
 
@@ -87,6 +186,8 @@ impl Connection {
     pub(super) fn take_links(&self, cx: &Context<'_>) -> Vec<HeaderValue> {
         match self {
             Self::Exclusive(connection) => connection.take_links(cx),
+            // Whoever waits for the answer is woken for them anyway.
+            Self::Shared(request) => request.take_links(),
         }
     }
 
@@ -94,13 +195,15 @@ impl Connection {
     pub(super) fn forget_links(&self) {
         match self {
             Self::Exclusive(connection) => connection.forget_links(),
+            Self::Shared(request) => drop(request.take_links()),
         }
     }
 
-    /// Ends the connection, so that the request on it breaks off.
+    /// Ends the request. To be called before what waits for its answer is polled.
     pub(super) fn abandon(&self) {
         match self {
             Self::Exclusive(connection) => connection.abandon(),
+            Self::Shared(request) => request.abandon(),
         }
     }
 
@@ -108,6 +211,8 @@ impl Connection {
     pub(super) fn spoke_unasked(&self) -> Option<BrokenOff> {
         match self {
             Self::Exclusive(connection) => connection.spoke_unasked(),
+            // A server of HTTP/2 may speak first.
+            Self::Shared(_) => None,
         }
     }
 
@@ -115,6 +220,7 @@ impl Connection {
     pub(super) fn explained(&self, cause: BrokenOff) -> BrokenOff {
         match self {
             Self::Exclusive(connection) => connection.explained(cause),
+            Self::Shared(request) => request.explained(cause),
         }
     }
 
@@ -125,7 +231,8 @@ impl Connection {
         request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Received, Undelivered>> + use<> {
         match self {
-            Self::Exclusive(connection) => connection.send(request),
+            Self::Exclusive(connection) => Answering::Http1 { answering: connection.send(request) },
+            Self::Shared(place) => Answering::Http2 { answering: place.send(request) },
         }
     }
 }

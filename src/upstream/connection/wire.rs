@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use http::header::{HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{HeaderMap, Method, Request, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -28,8 +29,13 @@ const ROOM: usize = 4 << 10;
 /// How much of an answer's beginning is kept, in bytes, to say what is wrong with one that cannot be read.
 const BEGINNING: usize = 1 << 10;
 
-/// Bytes that were sent and got not a byte in return. Never printed: it may contain a key.
-pub(in crate::upstream) struct Unanswered(Vec<u8>);
+/// A request that was sent and got not a byte in return. Never printed: it may contain a key.
+pub(in crate::upstream) enum Unanswered {
+    /// The bytes of HTTP/1.1.
+    Bytes(Vec<u8>),
+    /// A request without a body.
+    Head(Box<Parts>),
+}
 
 /// The state that the two owners of a connection share: hyper has the stream, and the pool asks about it.
 #[derive(Debug, Default)]
@@ -171,7 +177,7 @@ impl Wire {
     fn note_unanswered(&mut self) {
         if !self.is_answered {
             self.is_answered = true;
-            let unanswered = Some(Unanswered(std::mem::take(&mut self.sent)));
+            let unanswered = Some(Unanswered::Bytes(std::mem::take(&mut self.sent)));
             *self.outcome.unanswered.lock().unwrap_or_else(PoisonError::into_inner) = unanswered;
         }
     }
@@ -271,17 +277,23 @@ impl fmt::Debug for Unanswered {
 
 impl From<Vec<u8>> for Unanswered {
     fn from(sent: Vec<u8>) -> Self {
-        Self(sent)
+        Self::Bytes(sent)
     }
 }
 
 impl Unanswered {
     /// The request that was sent, if it is whole and has no body.
     ///
-    /// These are keygate's own bytes, so they are in the one form that hyper writes. To keep them and to read them here is cheaper
-    /// for every other request than to keep a copy of its fields.
+    /// Bytes are keygate's own, so they are in the one form that hyper writes. To keep them and to read them here is cheaper for
+    /// every other request than to keep a copy of its fields.
     pub(in crate::upstream) fn request(&self) -> Option<Request<RequestBody>> {
-        let head = self.0.strip_suffix(b"\r\n\r\n")?;
+        let bytes = match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Head(parts) => {
+                return Some(Request::from_parts(Parts::clone(parts), RequestBody::default()));
+            }
+        };
+        let head = bytes.strip_suffix(b"\r\n\r\n")?;
         let mut lines =
             head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
         let mut words = lines.next()?.split(|byte| *byte == b' ');
@@ -311,7 +323,7 @@ mod tests {
     #[test]
     fn a_request_is_read_as_it_was_sent() {
         let sent = "DELETE /a%2Fb?q={}&&c=%41 HTTP/1.1\r\nhost: h:80\r\naccept: a\r\nx-note: a: b,  c\r\naccept: \r\n\r\n";
-        let request = Unanswered(sent.as_bytes().to_vec()).request().unwrap();
+        let request = Unanswered::Bytes(sent.as_bytes().to_vec()).request().unwrap();
         assert_eq!(
             (request.method(), request.uri().to_string().as_str()),
             (&Method::DELETE, "/a%2Fb?q={}&&c=%41")
@@ -326,7 +338,7 @@ mod tests {
     fn what_is_no_whole_head_is_no_request() {
         for sent in ["", "GET / HTTP/1.1\r\nhost: h\r\n", "PUT / HTTP/1.1\r\nhost: h\r\n\r\nbody", "\r\n\r\n"]
         {
-            assert!(Unanswered(sent.as_bytes().to_vec()).request().is_none(), "{sent:?}");
+            assert!(Unanswered::Bytes(sent.as_bytes().to_vec()).request().is_none(), "{sent:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A server in front of a test's upstream, so that a gateway reaches that over TLS, or through a socket of the machine. It passes
 //! bytes on and judges none.
 //!
-//! `KEYGATE_TEST_UPSTREAMS=tls` (or `unix`) puts one before every upstream of a gateway that [`GatewayBuilder`] writes a configuration
+//! `KEYGATE_TEST_UPSTREAMS=tls` (or `unix`, or `http2`) puts one before every upstream of a gateway that [`GatewayBuilder`] writes a configuration
 //! for.
 //!
 //! [`GatewayBuilder`]: super::GatewayBuilder
@@ -25,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::authority::Authority;
+use super::http2_server::translator;
 use super::transport::Certificate;
 
 /// Set by `transports.rs` when it runs the suite again.
@@ -34,7 +35,7 @@ pub(crate) const VARIABLE: &str = "KEYGATE_TEST_UPSTREAMS";
 const CA: &str = "front-ca.pem";
 
 /// Driven by a thread of its own.
-static RUNTIME: LazyLock<Handle> = LazyLock::new(|| {
+pub(super) static RUNTIME: LazyLock<Handle> = LazyLock::new(|| {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let handle = runtime.handle().clone();
     thread::spawn(move || runtime.block_on(pending::<()>()));
@@ -182,7 +183,7 @@ pub(crate) fn socket(path: &Path, upstream: SocketAddr) {
 }
 
 /// Passes bytes on, both ways, until the upstream has ended and its client too.
-async fn pass<S>(near: S, far: TcpStream, ending: Ending)
+pub(super) async fn pass<S>(near: S, far: TcpStream, ending: Ending)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -216,13 +217,22 @@ where
     }
 }
 
+/// What is between a gateway and the upstreams of a test.
+#[derive(Clone, Copy)]
+enum Link {
+    Tls,
+    Unix,
+    Http2,
+}
+
 /// This configuration with a front before each upstream, if this run is to have them. `folder` is the gateway's.
 pub(crate) fn behind_fronts(toml: String, folder: &Path) -> String {
     let Ok(link) = std::env::var(VARIABLE) else { return toml };
-    let has_tls = match &*link {
-        "tls" => true,
-        "unix" => false,
-        other => panic!("{VARIABLE} says {other}; it can be tls or unix"),
+    let link = match &*link {
+        "tls" => Link::Tls,
+        "unix" => Link::Unix,
+        "http2" => Link::Http2,
+        other => panic!("{VARIABLE} says {other}; it can be tls, unix or http2"),
     };
     let (mut section, mut lines, mut tables) = (String::new(), String::new(), String::new());
     for line in toml.lines() {
@@ -233,9 +243,11 @@ pub(crate) fn behind_fronts(toml: String, folder: &Path) -> String {
         let is_list =
             section.starts_with("upstreams.") && environment.is_some() && line.contains("http://127");
         if let (true, Some(environment)) = (is_list, environment) {
-            lines += &fronted(line, has_tls, folder);
-            if has_tls {
-                tables += &format!("[{section}.{environment}_tls]\nca = \"{CA}\"\n");
+            lines += &fronted(line, link, folder);
+            match link {
+                Link::Tls => tables += &format!("[{section}.{environment}_tls]\nca = \"{CA}\"\n"),
+                Link::Http2 if environment == "live" => lines += "\nprotocol = \"http2\"",
+                Link::Http2 | Link::Unix => {}
             }
         } else {
             lines += line;
@@ -247,7 +259,7 @@ pub(crate) fn behind_fronts(toml: String, folder: &Path) -> String {
 }
 
 /// This line with a front for each address.
-fn fronted(line: &str, has_tls: bool, folder: &Path) -> String {
+fn fronted(line: &str, link: Link, folder: &Path) -> String {
     const BEFORE: &str = "http://127.0.0.1:";
     let mut pieces = line.split(BEFORE);
     let mut fronted = pieces.next().unwrap().to_owned();
@@ -255,7 +267,11 @@ fn fronted(line: &str, has_tls: bool, folder: &Path) -> String {
         let digits = piece.find(|c: char| !c.is_ascii_digit()).unwrap_or(piece.len());
         let (port, rest) = piece.split_at(digits);
         let port: u16 = port.parse().unwrap();
-        fronted += &if has_tls { with_tls(port) } else { with_socket(port, folder) };
+        fronted += &match link {
+            Link::Tls => with_tls(port),
+            Link::Unix => with_socket(port, folder),
+            Link::Http2 => format!("http://{}", translator(port)),
+        };
         fronted += rest;
     }
     fronted

@@ -15,6 +15,7 @@ pub(crate) mod front;
 pub(crate) mod gateway;
 pub(crate) mod haproxy;
 pub(crate) mod http2;
+pub(crate) mod http2_server;
 pub(crate) mod manual;
 pub(crate) mod metrics;
 pub(crate) mod moved;

@@ -3,6 +3,8 @@
 //! No lock and no other thread: a worker opens, keeps and closes its own. Each environment of each upstream
 //! has pools of its own, so a connection that carried a live key's request never carries a test key's.
 
+mod opening;
+
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,10 +20,13 @@ use super::Total;
 use super::bounds::Places;
 use super::budget::{Budget, Place};
 use super::connection::{Connection, Received, Unanswered, Undelivered};
-use super::dial::{Dialer, Dialled, Stream, dial_any};
-use super::error::{BrokenOff, Unopened};
+use super::dial::{Dialer, Stream};
+use super::error::{BrokenOff, NoLease, Unopened};
 use super::health::Standing;
 use super::request_body::RequestBody;
+use super::sharing::{Carrier, Sharing};
+use super::tls::Needs;
+use super::{Protocol, Timeouts};
 use crate::telemetry::Event;
 use crate::vocabulary::clock::Clock;
 
@@ -70,8 +75,11 @@ pub(super) struct Pool {
     standing: Standing,
     room: Room,
     idle_timeout: Duration,
+    silence: Duration,
+    protocol: Protocol,
     life: Life,
     kept: RefCell<Vec<Kept>>,
+    sharing: Rc<Sharing>,
     /// Requests that have a lease or wait for one.
     in_flight: Cell<usize>,
     /// Requests that were answered, modulo 2³².
@@ -128,20 +136,11 @@ struct Open {
     until: Option<Instant>,
     /// How many requests it may still carry, with the one that it carries.
     requests_left: u64,
+    /// That of the connection. Where others share it, that of this request: it takes as much memory as one that has a connection
+    /// to itself.
     place: Place,
-}
-
-/// Why there is no connection for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoLease {
-    /// The endpoint cannot be connected to.
-    Unreachable,
-    /// The endpoint can be connected to, and there was no handshake of TLS.
-    NoTls,
-    /// The process has as many connections as it may.
-    Crowded,
-    /// The upstream has as many as it may.
-    Full,
+    /// The connection that others share.
+    carrier: Option<Rc<Carrier>>,
 }
 
 /// A connection for one request. Dropping the lease closes the connection; [`Lease::release`] keeps it for the
@@ -229,6 +228,9 @@ impl Lease {
     /// Gives the connection back. `answer.rs` decides when that is safe.
     pub(super) fn release(self) {
         let Self { mut open, request: InFlight(ref pool), .. } = self;
+        if open.carrier.is_some() {
+            return;
+        }
         let now = pool.clock.mono();
         open.requests_left -= 1;
         let is_young = open.requests_left > 0 && open.until.is_none_or(|until| now < until);
@@ -248,7 +250,7 @@ impl Pool {
     pub(super) fn new(
         dialer: Dialer,
         standing: Standing,
-        (idle_timeout, life): (Duration, Life),
+        (timeouts, life, protocol): (&Timeouts, Life, Protocol),
         room: Room,
         clock: Clock,
     ) -> Self {
@@ -256,9 +258,12 @@ impl Pool {
             dialer,
             room,
             standing,
-            idle_timeout,
+            idle_timeout: timeouts.idle,
+            silence: timeouts.silence,
+            protocol,
             life,
             kept: RefCell::default(),
+            sharing: Rc::default(),
             in_flight: Cell::new(0),
             answered: Cell::new(0),
             retired: Cell::new(false),
@@ -298,21 +303,13 @@ impl Pool {
         &self.clock
     }
 
-    /// A kept connection, if there is one.
-    pub(super) fn lease_kept(self: &Rc<Self>) -> Option<Lease> {
+    /// A place on a connection that is there, if there is one.
+    pub(super) fn lease_kept(self: &Rc<Self>, needs: Needs) -> Option<Lease> {
+        if self.sharing.is_used() && needs == Needs::Nothing {
+            let place = self.room.budget.place_at_once()?;
+            return self.sharing.take(self.clock.mono()).map(|carrier| self.lease_on(carrier, place, true));
+        }
         self.take().map(|open| Lease { open, is_reused: true, request: InFlight::begin(self) })
-    }
-
-    /// A new connection to the first of these servers, within the time `connect`. They are addresses of one name: if the first does
-    /// not take a connection at once, the next one is tried beside it, and so on (RFC 8305).
-    ///
-    /// Returns with it the place of the server that it leads to.
-    pub(super) async fn lease_new(all: &[&Rc<Self>], connect: Duration) -> Result<(usize, Lease), NoLease> {
-        let [first, ..] = all else { return Err(NoLease::Unreachable) };
-        let waiting = InFlight::begin(first);
-        let (at, open) = Self::open(all, first, connect).await?;
-        drop(waiting);
-        Ok((at, Lease { open, is_reused: false, request: InFlight::begin(all[at]) }))
     }
 
     /// The connection used last, if it is still good: the others may then age and be closed.
@@ -340,40 +337,7 @@ impl Pool {
     /// # Errors
     /// See there.
     pub(super) async fn reach(&self, within: Duration) -> Result<Stream, Unopened> {
-        self.dialer.dial(within).await
-    }
-
-    /// Opens a connection beside the requests.
-    ///
-    /// # Errors
-    /// See [`Dialer::dial`].
-    pub(super) async fn connect(&self, within: Duration) -> Result<Connection, Unopened> {
-        connection_over(self.reach(within).await).await
-    }
-
-    /// Opens a connection to one of these servers. See [`Self::lease_new`].
-    async fn open(all: &[&Rc<Self>], first: &Self, within: Duration) -> Result<(usize, Open), NoLease> {
-        let place = first.room.place().await?;
-        let dialers: Vec<_> = all.iter().map(|pool| &pool.dialer).collect();
-        let Dialled { stream, at, failed, overtaken } =
-            dial_any(&dialers, within, &first.room.budget.places()).await;
-        let opened = connection_over(stream).await;
-        let now = first.clock.mono();
-        for (at, error) in failed {
-            all[at].note_connecting(Some(&error), now);
-        }
-        for at in overtaken {
-            all[at].standing.note_overtaken(now);
-        }
-        let failure = opened.as_ref().err().map(|unopened| unopened as &dyn fmt::Display);
-        all[at].note_connecting(failure, now);
-        let connection = opened.map_err(|unopened| match unopened {
-            Unopened::Connect(_) => NoLease::Unreachable,
-            Unopened::Tls(_) => NoLease::NoTls,
-        })?;
-        let until = first.life.age_of_one().map(|age| now + age);
-        let requests_left = first.life.requests_of_one();
-        Ok((at, Open { connection, until, requests_left, place }))
+        self.dialer.dial(within, Needs::Nothing).await
     }
 
     fn note_connecting(&self, failure: Option<&dyn fmt::Display>, now: Instant) {
@@ -390,12 +354,14 @@ impl Pool {
         let now = self.clock.mono();
         let may_keep = self.may_keep() && !self.room.budget.is_short();
         self.kept.borrow_mut().retain(|kept| may_keep && !self.is_too_old(kept, now));
+        self.sharing.sweep(now, may_keep, self.idle_timeout);
     }
 
     /// Closes the unused connections, if a request waits for the place of one.
     pub(super) fn give_way(&self) {
         if self.room.is_wanted() {
             self.kept.borrow_mut().clear();
+            self.sharing.give_way();
         }
     }
 
@@ -403,6 +369,7 @@ impl Pool {
     pub(super) fn retire(&self) {
         self.retired.set(true);
         self.kept.borrow_mut().clear();
+        self.sharing.retire();
     }
 
     /// Whether no more requests come here.
@@ -414,9 +381,4 @@ impl Pool {
         now.saturating_duration_since(kept.since) >= self.idle_timeout
             || kept.open.until.is_some_and(|until| now >= until)
     }
-}
-
-// What follows the stream waits for nothing.
-async fn connection_over(stream: Result<Stream, Unopened>) -> Result<Connection, Unopened> {
-    Connection::open(stream?).await.map_err(Unopened::Connect)
 }
