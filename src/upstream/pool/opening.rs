@@ -131,7 +131,7 @@ impl Pool {
     /// Opens a connection beside the requests.
     ///
     /// # Errors
-    /// See [`Dialer::dial`].
+    /// See [`Dialer::dial`](crate::upstream::dial::Dialer::dial).
     pub(in crate::upstream) async fn connect(&self, within: Duration) -> Result<Connection, Unopened> {
         Ok(match self.connection_over(self.reach(within).await, Needs::Nothing).await? {
             Spoken::Http1(connection) => connection,
