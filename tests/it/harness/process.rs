@@ -1,6 +1,6 @@
 //! The keygate binary, run as a process.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -47,6 +47,12 @@ impl Process {
         let out = child.stdout.take().map_or_else(|| channel().1, lines);
         let err = child.stderr.take().map_or_else(|| channel().1, lines);
         Self { child, out, err }
+    }
+
+    /// Writes to its standard input, which must be a pipe.
+    #[track_caller]
+    pub(crate) fn say(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     pub(crate) fn id(&self) -> u32 {
