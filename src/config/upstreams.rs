@@ -55,7 +55,7 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
     let timeouts = timeouts(section);
     let (names, life) = (ages(section), life(section));
     let limits = limits(section, protocol);
-    let checks = checks(section);
+    let checks = checks(section, protocol);
     let [of_live, of_test] = ["live_tls", "test_tls"].map(|key| tls(key, section, around.folder));
     let Some((live, test)) = endpoints else { return named(None) };
     let ((live, live_weights), (test, test_weights)) = (apart(live), apart(test));
@@ -87,23 +87,41 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
 }
 
 /// Reads `[upstreams.NAME.check]`.
-fn checks(section: &mut Section<'_>) -> Option<Checks> {
+fn checks(section: &mut Section<'_>, protocol: Protocol) -> Option<Checks> {
     const LONGEST: Duration = Duration::from_hours(1);
-    const METHODS: [(&str, Method); 2] = [("GET", Method::GET), ("HEAD", Method::HEAD)];
+    /// `None`: the health protocol of gRPC.
+    const METHODS: [(&str, Option<Method>); 3] =
+        [("GET", Some(Method::GET)), ("HEAD", Some(Method::HEAD)), ("GRPC", None)];
     section.section("check", |section| {
         let is_on = section.or("enabled", true, flag);
         let default = Checks::default();
         let path = section.optional("path", check_path);
-        let method = section.or("method", Method::GET, choice(&METHODS));
+        let method = section.or("method", Some(Method::GET), choice(&METHODS));
         let statuses = section.list("status", check_status).unwrap_or_default();
         for key in ["method", "status"] {
             if section.given(key) && !section.given("path") {
                 section.wrong(key, "has no effect without `path`: a check without a path only connects");
             }
         }
+        if method.is_none() && protocol == Protocol::Http1 {
+            section.wrong(
+                "method",
+                "\"GRPC\" needs HTTP/2; write protocol = \"http2\" for the upstream, or \"auto\"",
+            );
+        }
+        if method.is_none() && section.given("status") {
+            section.wrong(
+                "status",
+                "has no effect with method = \"GRPC\", whose answers say whether a server serves; remove it",
+            );
+        }
+        let question = path.and_then(|path| match method {
+            Some(method) => Some(Question::Http { method, path, statuses }),
+            None => service(&path, section).map(|service| Question::Grpc { service }),
+        });
         let least = Duration::from_millis(100);
         let checks = Checks {
-            question: path.map(|path| Question { method, path, statuses }),
+            question,
             interval: section.or("interval", default.interval, duration(least..=LONGEST)),
             timeout: section.or("timeout", default.timeout, duration(INSTANT..=LONGEST)),
             failures: section.or("failures", default.failures, count(1..=100)),
@@ -117,6 +135,20 @@ fn check_path(value: &Value) -> Result<PathAndQuery, String> {
     let given = text(value)?;
     let path = given.starts_with('/').then(|| PathAndQuery::try_from(&*given).ok()).flatten();
     path.ok_or_else(|| format!("invalid value {}; write a path, as in \"/healthz\"", quoted(&given)))
+}
+
+/// The service of gRPC that a path names: "/" is the server as a whole.
+fn service(path: &PathAndQuery, section: &Section<'_>) -> Option<Box<str>> {
+    let name = path.as_str().trim_start_matches('/');
+    let is_name = name.len() <= Question::LONGEST_SERVICE
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if !is_name {
+        section.wrong(
+            "path",
+            "names no service of gRPC; write a slash and the service, as in \"/acme.v1.Things\", or \"/\" for the server as a whole",
+        );
+    }
+    is_name.then(|| name.into())
 }
 
 fn check_status(value: &Value) -> Result<StatusCode, String> {

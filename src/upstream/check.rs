@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use http::header::HOST;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, Uri};
 use tokio::time::{Instant, timeout};
 
-use super::connection::Undelivered;
+use super::connection::{Received, Undelivered};
 use super::error::Unopened;
 use super::pool::Pool;
 use super::request_body::RequestBody;
-use super::{Checks, Question};
+use super::{Checks, Question, grpc_health};
 
 /// With a suspicion, the next check is due after this part of the interval, as a divisor.
 const SOONER: u32 = 4;
@@ -48,8 +48,11 @@ impl Inquiry<'_> {
             Self::AsksWhetherItAnswers => {
                 format!("a request had no answer, and then OPTIONS * had none within {within:?} either")
             }
-            Self::Asks(Question { method, path, .. }) => {
+            Self::Asks(Question::Http { method, path, .. }) => {
                 format!("{method} {path} had no answer within {within:?}")
+            }
+            Self::Asks(Question::Grpc { .. }) => {
+                format!("the health protocol of gRPC had no answer within {within:?}")
             }
         }
     }
@@ -57,21 +60,25 @@ impl Inquiry<'_> {
 
 impl Question {
     fn request(&self, host: &HeaderValue) -> Request<RequestBody> {
+        let (method, path) = match self {
+            Self::Http { method, path, .. } => (method, path),
+            Self::Grpc { service } => return grpc_health::request(service, host),
+        };
         let mut request = Request::new(RequestBody::default());
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = Uri::from(self.path.clone());
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = Uri::from(path.clone());
         request.headers_mut().insert(HOST, host.clone());
         request
     }
 
-    fn judge(&self, status: StatusCode) -> Result<(), String> {
-        let passes =
-            if self.statuses.is_empty() { status.is_success() } else { self.statuses.contains(&status) };
-        if passes {
-            Ok(())
-        } else {
-            Err(format!("{} {} was answered with {}", self.method, self.path, status.as_u16()))
-        }
+    async fn judge(&self, received: Received) -> Result<(), String> {
+        let (method, path, statuses) = match self {
+            Self::Http { method, path, statuses } => (method, path, statuses),
+            Self::Grpc { .. } => return grpc_health::judge(received).await,
+        };
+        let status = received.head.status;
+        let passes = if statuses.is_empty() { status.is_success() } else { statuses.contains(&status) };
+        if passes { Ok(()) } else { Err(format!("{method} {path} was answered with {}", status.as_u16())) }
     }
 }
 
@@ -142,21 +149,24 @@ async fn inquire(
     host: &HeaderValue,
 ) -> Result<(), String> {
     let unopened = |unopened: Unopened| unopened.to_string();
-    let server =
-        Question { method: Method::OPTIONS, path: PathAndQuery::from_static("*"), statuses: Vec::new() };
+    let server = Question::Http {
+        method: Method::OPTIONS,
+        path: PathAndQuery::from_static("*"),
+        statuses: Vec::new(),
+    };
     let question = match inquiry {
         Inquiry::Connects => return pool.reach(to_connect).await.map(drop).map_err(unopened),
         Inquiry::AsksWhetherItAnswers => &server,
         Inquiry::Asks(question) => question,
     };
     let mut connection = pool.connect(to_connect).await.map_err(unopened)?;
-    let status = match connection.send(question.request(host)).await {
-        Ok(received) => received.head.status,
+    let received = match connection.send(question.request(host)).await {
+        Ok(received) => received,
         Err(Undelivered::Unsent(_)) => return Err("it closed the connection before it was asked".to_owned()),
         Err(Undelivered::BrokeOff(cause)) => return Err(connection.explained(cause).to_string()),
     };
     if !matches!(inquiry, Inquiry::AsksWhetherItAnswers) {
-        question.judge(status)?;
+        question.judge(received).await?;
     }
     pool.standing().clear();
     Ok(())

@@ -25,6 +25,7 @@
 //! | [`health`] | What is known of an endpoint, and is it passed over? |
 //! | `witnesses` | Does a server answer nobody properly? |
 //! | `check` | How is an endpoint looked at that has no request? |
+//! | `grpc_health` | What is a server of gRPC asked then? |
 //!
 //! Names of the HTTP library's client stand only in `connection`.
 
@@ -38,6 +39,7 @@ mod dial;
 pub mod early_hints;
 pub mod endpoint;
 pub mod error;
+mod grpc_health;
 pub mod health;
 mod idle_timer;
 pub mod loaded;
@@ -185,11 +187,22 @@ pub struct Checks {
 
 /// What a check asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
-    pub method: Method,
-    pub path: PathAndQuery,
-    /// The statuses with which an endpoint passes. Empty: each from 200 to 299.
-    pub statuses: Vec<StatusCode>,
+pub enum Question {
+    Http {
+        method: Method,
+        path: PathAndQuery,
+        /// The statuses with which an endpoint passes. Empty: each from 200 to 299.
+        statuses: Vec<StatusCode>,
+    },
+    /// The health protocol of gRPC.
+    Grpc {
+        /// Empty: the server as a whole. At most [`Question::LONGEST_SERVICE`] bytes.
+        service: Box<str>,
+    },
+}
+
+impl Question {
+    pub const LONGEST_SERVICE: usize = grpc_health::LONGEST;
 }
 
 impl Default for Checks {

@@ -18,7 +18,16 @@ use super::idle_timer::IdleTimer;
 
 /// A client's body. Its trailers are dropped: they could carry fields past the guard, and are rarely used.
 #[derive(Debug, Default)]
-pub struct RequestBody(Option<Sending>);
+pub struct RequestBody(Source);
+
+#[derive(Debug, Default)]
+enum Source {
+    #[default]
+    Nothing,
+    /// keygate's own.
+    Own(Bytes),
+    Client(Sending),
+}
 
 #[derive(Debug)]
 struct Sending {
@@ -68,14 +77,14 @@ impl RequestBody {
     #[must_use]
     pub fn new(incoming: ClientBody, version: Version, limit: u64, idle: Duration) -> Self {
         if incoming.is_end_stream() {
-            return Self(None);
+            return Self(Source::Nothing);
         }
         let upload = Upload {
             state: Cell::new(UploadState::Sending),
             bytes: Cell::new(0),
             progress: Cell::new(Instant::now()),
         };
-        Self(Some(Sending {
+        Self(Source::Client(Sending {
             again: VecDeque::new(),
             incoming,
             version,
@@ -85,9 +94,14 @@ impl RequestBody {
         }))
     }
 
+    /// A body of keygate's own.
+    pub(super) const fn own(bytes: Bytes) -> Self {
+        Self(Source::Own(bytes))
+    }
+
     /// The body with the parts that it began with, which are sent again.
     pub(super) fn again(mut self, parts: Vec<Bytes>) -> Self {
-        if let Some(sending) = &mut self.0 {
+        if let Source::Client(sending) = &mut self.0 {
             // What was all sent once is to be sent once more.
             if !parts.is_empty() && sending.upload.state() == UploadState::Done {
                 sending.upload.state.set(UploadState::Sending);
@@ -99,7 +113,10 @@ impl RequestBody {
 
     /// `None` for a request without a body.
     pub fn upload(&self) -> Option<Rc<Upload>> {
-        self.0.as_ref().map(|sending| Rc::clone(&sending.upload))
+        match &self.0 {
+            Source::Client(sending) => Some(Rc::clone(&sending.upload)),
+            Source::Nothing | Source::Own(_) => None,
+        }
     }
 }
 
@@ -112,17 +129,30 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.0 {
-            None => Poll::Ready(None),
-            Some(sending) => sending.poll_frame(cx),
+            Source::Nothing => Poll::Ready(None),
+            Source::Own(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.0 = Source::Nothing;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Source::Client(sending) => sending.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(Sending::is_end_stream)
+        match &self.0 {
+            Source::Nothing => true,
+            Source::Own(_) => false,
+            Source::Client(sending) => sending.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), Sending::size_hint)
+        match &self.0 {
+            Source::Nothing => SizeHint::with_exact(0),
+            Source::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Client(sending) => sending.size_hint(),
+        }
     }
 }
 

@@ -301,7 +301,11 @@ impl Place {
         let mut counted: BTreeMap<(String, String), usize> = BTreeMap::new();
         let events = list(address, root, "audit_events");
         let changes: usize = keys().map(|key| 1 + key.rotations + usize::from(key.revoked)).sum();
-        assert_eq!(events.len(), 1 + changes, "no event is of what did not happen");
+        assert!(
+            events.len() == 1 + changes,
+            "no event is of what did not happen: {changes} changes of {:#?} in {events:#?}",
+            keys().collect::<Vec<_>>()
+        );
         for event in events {
             let target = event["target"].as_str().unwrap_or_default().to_owned();
             *counted.entry((target, text(&event["type"]))).or_default() += 1;

@@ -540,3 +540,49 @@ fn a_server_that_falls_silent_loses_its_connection_and_its_requests_hear_of_it()
     let answer = client.answer().unwrap();
     assert_eq!(answer.status, 502);
 }
+
+// ---- Checks
+
+#[test]
+fn a_server_of_grpc_that_says_it_does_not_serve_gets_no_request_until_it_serves() {
+    let said = Arc::new(AtomicUsize::new(1));
+    let start = |name: &'static str, said: Arc<AtomicUsize>| {
+        Http2Server::start(100, move |mut asked: Asked| {
+            let said = said.load(Ordering::SeqCst);
+            async move {
+                if asked.request.uri().path() != "/grpc.health.v1.Health/Check" {
+                    asked.answer(name).await;
+                    return;
+                }
+                assert_eq!(asked.request.headers()["content-type"], "application/grpc");
+                let question = asked.body().await.unwrap();
+                assert_eq!(question, b"\0\0\0\0\x10\x0a\x0eacme.v1.Things");
+                let mut stream = asked.head(&[("content-type", "application/grpc")]).unwrap();
+                let answer = [0, 0, 0, 0, 2, 8, u8::try_from(said).unwrap()];
+                send_data(&mut stream, Bytes::copy_from_slice(&answer)).await;
+                let trailers = HeaderMap::from_iter([(
+                    http::HeaderName::from_static("grpc-status"),
+                    http::HeaderValue::from_static("0"),
+                )]);
+                let _ = stream.send_trailers(trailers);
+            }
+        })
+    };
+    let good = start("good", Arc::new(AtomicUsize::new(1)));
+    let other = start("other", Arc::clone(&said));
+    let (gateway, key) = Tuned::default()
+        .live(good.url())
+        .live(other.url())
+        .upstream(OVER_HTTP2)
+        .settings(
+            "[upstreams.api.check]\nmethod = \"GRPC\"\npath = \"/acme.v1.Things\"\ninterval = \"100ms\"",
+        )
+        .start();
+    // Of so many requests, half go to each of two that are in use.
+    let asks = || -> Vec<String> { (0..16).map(|_| gateway.fetch(&get(&key)).text()).collect() };
+    eventually("both get requests", || asks().contains(&"other".to_owned()));
+    said.store(2, Ordering::SeqCst);
+    eventually("one gets none", || asks() == ["good"; 16]);
+    said.store(1, Ordering::SeqCst);
+    eventually("it is back", || asks().contains(&"other".to_owned()));
+}

@@ -60,7 +60,7 @@ fn a_check_that_says_nothing_is_told() {
         &[
             "etc/keygate.toml:2:8: upstreams.api.check.path: invalid value \"healthz\"; write a path, as in \"/healthz\"",
             "etc/keygate.toml:3:11: upstreams.api.check.status[0]: 99 is out of range; write a value from 200 to 599",
-            "etc/keygate.toml:4:10: upstreams.api.check.method: invalid value \"POST\"; write \"GET\" or \"HEAD\"",
+            "etc/keygate.toml:4:10: upstreams.api.check.method: invalid value \"POST\"; write \"GET\" or \"HEAD\" or \"GRPC\"",
             "etc/keygate.toml:5:12: upstreams.api.check.interval: \"1ms\" is out of range; write a value from 100ms to 1h",
         ],
     );
@@ -452,6 +452,17 @@ fn what_is_spoken_to_an_upstream_is_one_of_three_and_shares_connections_or_not()
     assert!(told.contains("etc/keygate.toml:10:12: upstreams.api.protocol: "), "{told}");
     assert!(told.contains("\"auto\"") && told.contains("\"http1\"") && told.contains("\"http2\""), "{told}");
     assert!(told.contains("etc/keygate.toml:11:14: upstreams.api.ping_after: "), "{told}");
+
+    let check = |protocol: &str, lines: &str| {
+        of(&format!("protocol = \"{protocol}\"\n[upstreams.api.check]\nmethod = \"GRPC\"\n{lines}"))
+    };
+    assert_eq!(check("http2", "path = \"/acme.v1.Things\""), "none");
+    assert_eq!(check("auto", "path = \"/\""), "none");
+    assert!(check("http2", "path = \"/acme/Things\"").contains("names no service of gRPC"));
+    assert!(
+        check("http2", "path = \"/\"\nstatus = [200]").contains("upstreams.api.check.status: has no effect")
+    );
+    assert!(check("http1", "path = \"/\"").contains("\"GRPC\" needs HTTP/2"));
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn tls_files(name: &str) -> Files {
 fn question() -> upstream::Question {
     let statuses = [200, 204].map(|status| http::StatusCode::from_u16(status).unwrap());
     let path = http::uri::PathAndQuery::from_static("/healthz");
-    upstream::Question { method: Method::GET, path, statuses: statuses.into() }
+    upstream::Question::Http { method: Method::GET, path, statuses: statuses.into() }
 }
 
 fn assert_defaults(
