@@ -95,8 +95,10 @@ const NOT_BEHIND_FRONTS: [&str; 3] = [
 const NOT_THROUGH_SOCKETS: [&str; 2] =
     ["while_one_server_is_down_the_other_serves", "no_100_is_sent_if_no_upstream_can_be_reached"];
 
-/// Tests of what the bytes of HTTP/1.1 can say, and those of a socket: the server in front takes connections in any case.
-const NOT_OVER_HTTP2: [&str; 8] = [
+/// Tests of what the bytes of HTTP/1.1 can say, or of a connection that carries one request, and those of a socket: the server in front
+/// takes connections in any case.
+const NOT_OVER_HTTP2: [&str; 9] = [
+    "a_tunnel_has_its_place_until_it_ends",
     NOT_THROUGH_SOCKETS[0],
     NOT_THROUGH_SOCKETS[1],
     "a_body_of_unknown_length_arrives_whole_after_an_upstream_has_spoken_http_1_0",
