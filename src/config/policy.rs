@@ -81,6 +81,7 @@ fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
     let encoded_slash = section.or("encoded_slash", false, flag);
     let literal = section.or("literal", false, flag);
     let websocket = section.or("websocket", false, flag);
+    let grpc_web = section.or("grpc_web", false, flag);
     let terms = terms(section);
     let on_partition = section.optional("on_partition", choice(&ON_PARTITION));
     let browser_keys = section.optional("browser_keys", choice(&BROWSER_KEYS));
@@ -104,6 +105,7 @@ fn rule(section: &mut Section<'_>, names: &Names<'_>) -> Rule {
         encoded_slash,
         literal,
         websocket,
+        grpc_web,
         terms,
         on_partition,
         browser_keys,
@@ -257,11 +259,12 @@ fn target(section: &mut Section<'_>, names: &Names<'_>) -> Option<Target> {
 }
 
 /// The keys that have an effect only on a route to an upstream.
-const OF_UPSTREAMS: [&str; 9] = [
+const OF_UPSTREAMS: [&str; 10] = [
     "forward_authorization",
     "encoded_slash",
     "literal",
     "websocket",
+    "grpc_web",
     "retry",
     "connect_timeout",
     "answer_timeout",

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::Context;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2 as hyper_http2};
@@ -198,7 +198,8 @@ impl Connection<'_> {
     ) where
         S: AsyncWrite + Unpin,
     {
-        let answer = gateway::refuse_unread(&self.gateway, Rc::clone(&self.peer), method, rejection);
+        let peer = Rc::clone(&self.peer);
+        let answer = gateway::refuse_unread(&self.gateway, peer, method, &HeaderMap::new(), rejection);
         let is_head = method == Some(&Method::HEAD);
         let bytes = refusal::to_bytes(answer, is_head, self.gateway.now().wall).await;
         // The client may still be sending what was refused.
@@ -237,7 +238,7 @@ impl Connection<'_> {
                     gateway::handle(&gateway, peer, request, &cut, Some(pace.hints())).await.0
                 } else {
                     let why = Rejection::Unavailable(Unavailable::Requests);
-                    gateway::refuse_unread(&gateway, peer, Some(request.method()), &why)
+                    gateway::refuse_unread(&gateway, peer, Some(request.method()), request.headers(), &why)
                 };
                 pace.note_answer(response.headers());
                 Ok::<_, Infallible>(response.map(|body| Paced::new(Tracked::new(body, busy), pace)))

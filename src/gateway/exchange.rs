@@ -12,10 +12,11 @@ use super::Gateway;
 use super::caller::Prepared;
 use super::cut::Cut;
 use super::eras::Era;
+use super::grpc::Dialect;
 use super::headers::request_id_value;
 use super::shares::{Client, Part, ThreadShares};
 use super::snapshot::Snapshot;
-use crate::policy::route::{Match, RuleNumbers};
+use crate::policy::route::{Match, Route, RuleNumbers};
 use crate::store::Found;
 use crate::store::cache::Known;
 use crate::telemetry::Record;
@@ -25,6 +26,7 @@ use crate::upstream::early_hints::EarlyHints;
 use crate::upstream::request_body::Upload;
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::Now;
+use crate::vocabulary::grpc::GrpcStatus;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::scope::OneOf;
@@ -61,6 +63,11 @@ pub(super) struct Exchange {
     code: Code,
     reason: Option<Reason>,
     missing_scope: Option<OneOf>,
+    /// What its client speaks, and in which words it is refused.
+    spoken: Dialect,
+    dialect: Dialect,
+    /// What keygate has told its client in the place of the status of a refusal.
+    told: Option<GrpcStatus>,
     complete: bool,
     /// Its part of its client's share, once it is forwarded.
     part: Option<Part>,
@@ -114,6 +121,9 @@ impl Exchange {
             code: Code::ClientGone,
             reason: None,
             missing_scope: None,
+            spoken: Dialect::Http,
+            dialect: Dialect::Http,
+            told: None,
             complete: false,
             part: None,
             part_of_upstream: None,
@@ -163,6 +173,28 @@ impl Exchange {
     /// Whether the method is HEAD, so that the answer has no body whatever its fields say.
     pub(super) fn is_head(&self) -> bool {
         self.method == "HEAD"
+    }
+
+    /// What its client speaks.
+    pub(super) fn note_dialect(&mut self, spoken: Dialect) {
+        self.spoken = spoken;
+        self.dialect = spoken.on(None);
+    }
+
+    /// It is known who asks, and `route` is the one that the request falls under.
+    pub(super) fn settle_dialect(&mut self, route: Option<&Route>) {
+        if self.spoken != Dialect::Http {
+            self.dialect = self.spoken.on(route);
+        }
+    }
+
+    pub(super) const fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// What its client is told in the place of the status of its refusal; `None` where it is told that status.
+    pub(super) const fn told(&self) -> Option<GrpcStatus> {
+        self.told
     }
 
     /// `path` is the canonical one.
@@ -311,6 +343,7 @@ impl Exchange {
         self.code = Code::Own(status);
     }
 
+    /// keygate refuses it. The status is what keygate has decided, whatever the client is told in its place.
     pub(super) fn note_refusal(&mut self, rejection: &Rejection) {
         let reason = rejection.reason();
         self.code = Code::Refused(rejection.status());
@@ -318,6 +351,7 @@ impl Exchange {
         if let Rejection::MissingScope(scope) = rejection {
             self.missing_scope = Some(scope.clone());
         }
+        self.told = (self.dialect != Dialect::Http).then(|| rejection.status().into());
         self.gateway.cells.refused(reason);
         // An answer of keygate's own is not cut.
         self.leave_flight();
@@ -372,6 +406,7 @@ impl Drop for Exchange {
             status: self.code.status(),
             reason: self.reason,
             missing_scope: self.missing_scope.take(),
+            told: self.told,
             names: self.names.take(),
             key: self.key.map(|(key, _)| key),
             org: self.key.map(|(_, org)| org),

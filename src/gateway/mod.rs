@@ -19,6 +19,7 @@ mod eras;
 mod event_stream;
 mod exchange;
 mod forward;
+mod grpc;
 pub mod headers;
 mod in_flight;
 mod operation;
@@ -35,7 +36,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use tokio::sync::Notify;
 
 use self::authenticate::authenticate;
@@ -45,6 +46,7 @@ use self::eras::Eras;
 use self::event_stream::EventStreams;
 use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
+use self::grpc::Dialect;
 use self::in_flight::InFlight;
 use self::operation::serve;
 use self::shares::ThreadShares;
@@ -260,6 +262,7 @@ pub async fn handle(
 ) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
     let mut exchange = Exchange::begin(gateway, peer, method_label(request.method()), cut);
     exchange.hints = hints;
+    exchange.note_dialect(Dialect::of(request.method(), request.headers()));
     let passed = {
         let passing = pin!(pass(&mut exchange, request));
         cut.or_refused(passing).await
@@ -272,16 +275,21 @@ pub async fn handle(
 }
 
 /// Refuses what is not looked at: the parser beneath could not read it, or there is no room for it. `method` is the method,
-/// where there is one.
+/// where there is one, and `headers` are the fields, as far as they were read.
 #[must_use]
 pub fn refuse_unread(
     gateway: &Rc<Gateway>,
     peer: Rc<Peer>,
     method: Option<&Method>,
+    headers: &HeaderMap,
     rejection: &Rejection,
 ) -> Response<ResponseBody> {
-    let method = method.map_or(OTHER_METHOD, method_label);
-    respond::refuse(rejection, Exchange::begin(gateway, peer, method, &Cut::default()))
+    let label = method.map_or(OTHER_METHOD, method_label);
+    let mut exchange = Exchange::begin(gateway, peer, label, &Cut::default());
+    if let Some(method) = method {
+        exchange.note_dialect(Dialect::of(method, headers));
+    }
+    respond::refuse(rejection, exchange)
 }
 
 /// The outcome of a request that passed.
@@ -310,9 +318,10 @@ async fn decide<'s>(
     let routed = snapshot.routes().find(request);
     let found = routed.ok().flatten();
     exchange.note_route(found, request.path());
-    let found = found.filter(|found| exchange.gateway().serves(found.route));
-    let caller = authenticate(exchange, request, found).await?;
-    browser::judge(exchange, request, &caller, found)?;
+    let served = found.filter(|found| exchange.gateway().serves(found.route));
+    let caller = authenticate(exchange, request, served).await?;
+    exchange.settle_dialect(found.map(|found| found.route));
+    browser::judge(exchange, request, &caller, served)?;
     // A path with two readings is refused only now: which paths have two shows which rules there are.
     authorize(exchange.gateway(), routed, caller)
 }

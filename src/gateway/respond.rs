@@ -1,13 +1,17 @@
 //! Answers of keygate's own. The only place where a refusal becomes bytes.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderName, HeaderValue, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use serde::Serialize;
 
 use super::exchange::Exchange;
+use super::grpc;
 use super::response_body::ResponseBody;
 use crate::api::Answer;
+use crate::vocabulary::grpc::GrpcStatus;
 use crate::vocabulary::id::RequestId;
 use crate::vocabulary::rejection::{FieldError, Rejection};
 use crate::vocabulary::text::to_json;
@@ -29,13 +33,24 @@ struct Error<'e> {
     details: Option<&'e [FieldError]>,
 }
 
-/// The answer to a refused request: the envelope and its headers.
+/// The answer to a refused request: the envelope and its headers, or for a gRPC caller a head with the same content.
 pub(super) fn refuse(rejection: &Rejection, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
     exchange.note_refusal(rejection);
+    // The low bits of a request id are random.
+    let after = rejection.retry_after(exchange.id().to_bytes()[15]);
     let mut response = Response::new(());
-    *response.status_mut() = rejection.status().code();
+    let body = match exchange.told() {
+        Some(told) => {
+            tell_grpc(response.headers_mut(), rejection, told, after);
+            Bytes::new()
+        }
+        None => {
+            *response.status_mut() = rejection.status().code();
+            envelope(rejection, exchange.id())
+        }
+    };
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, exchange.dialect().media_type());
     // A shared cache must not give one caller's refusal to the next.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     exchange.snapshot().rules().name_answer(headers, exchange.id_value());
@@ -45,13 +60,16 @@ pub(super) fn refuse(rejection: &Rejection, mut exchange: Box<Exchange>) -> Resp
     if rejection.ends_connection() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    // The low bits of a request id are random.
-    let random = exchange.id().to_bytes()[15];
-    if let Some(after) = rejection.retry_after(random) {
+    if let Some(after) = after {
         headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000) as u64));
     }
-    let body = envelope(rejection, exchange.id());
     response.map(|()| ResponseBody::own(body, exchange))
+}
+
+/// The words of the envelope's `type` and `message`, where a gRPC client reads them.
+fn tell_grpc(headers: &mut HeaderMap, rejection: &Rejection, told: GrpcStatus, after: Option<Duration>) {
+    let message = format!("{}: {}", rejection.error_type().as_str(), rejection.message());
+    grpc::tell(headers, told, &message, after);
 }
 
 /// The answer of an operation that keygate serves itself.

@@ -268,6 +268,7 @@ pub(super) mod tests {
             on_partition: None,
             browser_keys: None,
             websocket: false,
+            grpc_web: false,
             terms: Terms::default(),
             body_limit: None,
         }

@@ -33,6 +33,8 @@ pub struct Route {
     pub literal: bool,
     /// Whether a request may become a WebSocket.
     pub websocket: bool,
+    /// Whether callers that speak gRPC-Web are refused in it.
+    pub grpc_web: bool,
     /// How its requests are sent to the upstream.
     pub terms: Terms,
     /// The handling of its requests while the gateway is cut off from the store; `None` for the setting of all routes.

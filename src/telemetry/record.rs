@@ -24,6 +24,7 @@ use super::output::{Lost, Output, Unwritten};
 use super::sink::Sink;
 use crate::vocabulary::cache_level::Level;
 use crate::vocabulary::clock::{Clock, UnixMillis};
+use crate::vocabulary::grpc::GrpcStatus;
 use crate::vocabulary::id::{KeyId, OrgId, RequestId};
 use crate::vocabulary::key::Environment;
 use crate::vocabulary::key::scope::OneOf;
@@ -67,6 +68,8 @@ pub struct Record {
     pub reason: Option<Reason>,
     /// What the key lacked, where it was refused for that.
     pub missing_scope: Option<OneOf>,
+    /// What a gRPC caller was told in the place of `status`, which keygate decided.
+    pub told: Option<GrpcStatus>,
     pub key: Option<KeyId>,
     pub org: Option<OrgId>,
     /// Of the key and the organisation, where they are asked for.
@@ -340,6 +343,9 @@ fn write_text(out: &mut Vec<u8>, record: &Record, colour: bool) {
             if let Some(scope) = &record.missing_scope {
                 let _ = write!(out, " ({scope})");
             }
+            if let Some(told) = record.told {
+                let _ = write!(out, " gRPC {}", told.number());
+            }
         }
         None if !record.complete => out.extend_from_slice(b" incomplete"),
         None => {}
@@ -363,6 +369,8 @@ struct JsonRecord<'r> {
     status: Option<u16>,
     reason: Option<&'static str>,
     missing_scope: Option<String>,
+    #[serde(rename = "rpc.grpc.status_code", skip_serializing_if = "Option::is_none")]
+    told: Option<u8>,
     key_id: Option<KeyId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key_name: Option<Cow<'r, str>>,
@@ -397,6 +405,7 @@ fn write_json(out: &mut Vec<u8>, record: &Record) {
         status: record.status.map(|status| status.as_u16()),
         reason: record.reason.map(Reason::as_str),
         missing_scope: record.missing_scope.as_ref().map(ToString::to_string),
+        told: record.told.map(GrpcStatus::number),
         key_id: record.key,
         key_name,
         organization_id: record.org,

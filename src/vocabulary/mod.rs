@@ -6,6 +6,7 @@ pub mod browser_keys;
 pub mod cache_level;
 pub mod clock;
 mod closed;
+pub mod grpc;
 pub mod id;
 pub mod key;
 pub mod line_numbers;

@@ -48,6 +48,7 @@ mod foreign_upstreams;
 mod formats;
 mod forwarding;
 mod fuzz;
+mod grpc;
 mod grpc_calls;
 mod guard;
 mod haproxy;

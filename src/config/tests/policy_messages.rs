@@ -77,7 +77,7 @@ upstream = \"api\"
             "etc/policy.toml:7:1: route[Jobs Read].retries: unknown key `retries`; the keys here are `id`, \
                  `methods`, `paths`, `other_methods`, `public`, `any_key`, `scopes`, `any_scope`, `environment`, \
                  `upstream`, `serve`, `forward_authorization`, `encoded_slash`, `literal`, `websocket`, \
-                 `retry`, `connect_timeout`, `answer_timeout`, `stream_idle_timeout`, `total_timeout`, `on_partition`, `browser_keys`, `body_limit`",
+                 `grpc_web`, `retry`, `connect_timeout`, `answer_timeout`, `stream_idle_timeout`, `total_timeout`, `on_partition`, `browser_keys`, `body_limit`",
             "etc/policy.toml:8:1: route[1].id: missing; give the route a name for logs and metrics, as in id = \
                  \"jobs.read\"",
             "etc/policy.toml:8:1: route[1].paths: missing; list at least one path, as in [\"/v1/jobs\"]",

@@ -222,7 +222,12 @@ pub(crate) fn get(stream: u32, target: &str, key: &str) -> Vec<u8> {
 
 /// The header block of a GET request with these fields.
 pub(crate) fn block(target: &str, fields: &[(&str, &str)]) -> Vec<u8> {
-    let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", HOST), (":path", target)];
+    block_of("GET", target, fields)
+}
+
+/// The same with another method.
+pub(crate) fn block_of(method: &str, target: &str, fields: &[(&str, &str)]) -> Vec<u8> {
+    let pseudo = [(":method", method), (":scheme", "http"), (":authority", HOST), (":path", target)];
     // Literal fields that are not indexed (RFC 7541, section 6.2.2), in plain octets.
     let mut block = Vec::new();
     for (name, value) in pseudo.iter().chain(fields) {
