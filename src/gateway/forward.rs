@@ -49,7 +49,8 @@ pub(super) async fn forward(
         None => Client::Site(ClientNetwork::of(exchange.client()).site()),
     };
     let (terms, timeouts) = (&permit.route().terms, &exchange.snapshot().upstream(upstream).timeouts);
-    if let Total::AtMost(total) = terms.total.unwrap_or(timeouts.total) {
+    let total = terms.total.unwrap_or(timeouts.total);
+    if let Total::AtMost(total) = exchange.dialect().limit(total, request.headers()) {
         exchange.limit(total);
     }
     // Before it waits: a key that is revoked meanwhile must not get through.

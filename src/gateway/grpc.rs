@@ -1,4 +1,4 @@
-//! Callers that speak gRPC: how they are recognised, and what they read in the place of an HTTP refusal.
+//! Callers that speak gRPC: how they are recognised, what they read in the place of an HTTP refusal, and how long they wait.
 //!
 //! A gRPC client takes the outcome of a call from `grpc-status`, and tells its program little of an answer without one. So
 //! such a caller is refused with HTTP 200 and a head that is also the end of the answer (*Trailers-Only* in
@@ -12,12 +12,14 @@ use http::{HeaderMap, HeaderValue, Method};
 
 use crate::policy::route::Route;
 use crate::policy::target::Target;
+use crate::upstream::Total;
 use crate::vocabulary::grpc::GrpcStatus;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// How long a client that repeats calls should wait, in milliseconds (gRFC A6).
 const GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// In which words a caller is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +81,21 @@ impl Dialect {
             Self::GrpcWebText => "application/grpc-web-text",
         })
     }
+
+    /// How long a request may last: as long as `total` says, or as its caller waits if that is shorter.
+    ///
+    /// A `grpc-timeout` that is none limits nothing and goes up as it came: some servers pass it over, others refuse the
+    /// call, and here no call is refused that its server would take.
+    pub(super) fn limit(self, total: Total, headers: &HeaderMap) -> Total {
+        if self == Self::Http {
+            return total;
+        }
+        match (headers.get(GRPC_TIMEOUT).and_then(|value| parse_timeout(value.as_bytes())), total) {
+            (None, total) => total,
+            (Some(timeout), Total::Unlimited) => Total::AtMost(timeout),
+            (Some(timeout), Total::AtMost(total)) => Total::AtMost(total.min(timeout)),
+        }
+    }
 }
 
 /// Writes a refusal into the head that ends its answer. `after`: how long the caller should wait before it tries again.
@@ -109,6 +126,27 @@ fn percent_encode(message: &str) -> String {
         }
     }
     encoded
+}
+
+/// A `grpc-timeout`: one to eight digits and a unit, `H` `M` `S` (hours, minutes, seconds) or `m` `u` `n` (thousandths,
+/// millionths and billionths of a second). 0 is what some clients send when their time is over.
+fn parse_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if !matches!(digits.len(), 1..=8) {
+        return None;
+    }
+    let number = digits.iter().try_fold(0_u64, |number, digit| {
+        digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0'))
+    })?;
+    match unit {
+        b'H' => Some(Duration::from_secs(number * 3600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -152,6 +190,50 @@ mod tests {
     }
 
     #[test]
+    fn the_shorter_time_counts_and_one_that_is_none_does_not() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let limited = |dialect: Dialect, total, timeout: &'static str| {
+            dialect.limit(total, &HeaderMap::from_iter([(GRPC_TIMEOUT, HeaderValue::from_static(timeout))]))
+        };
+        for (total, timeout, expected) in [
+            (Total::Unlimited, "1S", Total::AtMost(SECOND)),
+            (Total::AtMost(2 * SECOND), "1S", Total::AtMost(SECOND)),
+            (Total::AtMost(SECOND), "2S", Total::AtMost(SECOND)),
+            (Total::AtMost(SECOND), "0n", Total::AtMost(Duration::ZERO)),
+            (Total::AtMost(SECOND), "1s", Total::AtMost(SECOND)),
+            (Total::Unlimited, "", Total::Unlimited),
+            (Total::Unlimited, "1", Total::Unlimited),
+        ] {
+            assert_eq!(limited(Dialect::Grpc, total, timeout), expected, "{timeout}");
+            assert_eq!(limited(Dialect::GrpcWeb, total, timeout), expected, "{timeout}");
+            assert_eq!(limited(Dialect::Http, total, timeout), total);
+        }
+    }
+
+    #[test]
+    fn every_unit_of_a_timeout_has_its_length() {
+        for (value, nanos) in [
+            ("99999999H", 359_999_996_400_000_000_000_u128),
+            ("1M", 60_000_000_000),
+            ("00000007S", 7_000_000_000),
+            ("1m", 1_000_000),
+            ("1u", 1_000),
+            ("1n", 1),
+        ] {
+            assert_eq!(
+                parse_timeout(value.as_bytes()).map(|timeout| timeout.as_nanos()),
+                Some(nanos),
+                "{value}"
+            );
+        }
+        for value in
+            ["", "S", "1", "100000000S", "1h", "1s", "+1S", "-1S", " 1S", "1S ", "1.5S", "1 S", "1SS", "١S"]
+        {
+            assert_eq!(parse_timeout(value.as_bytes()), None, "{value}");
+        }
+    }
+
+    #[test]
     fn a_wait_is_told_in_whole_milliseconds_and_never_too_short() {
         let mut headers = HeaderMap::new();
         tell(&mut headers, GrpcStatus::Unavailable, "50 % of Zürich\n", Some(Duration::from_micros(1500)));
@@ -178,6 +260,19 @@ mod tests {
             prop_assert!(encoded.bytes().all(|byte| (0x20..=0x7e).contains(&byte)));
             prop_assert!(HeaderValue::from_str(&encoded).is_ok());
             prop_assert_eq!(percent_decode(&encoded), message.as_bytes());
+        }
+
+        #[test]
+        fn any_timeout_of_the_form_is_read_and_nothing_else(value in prop_oneof!["[0-9]{0,9}[HMSmunhs]?", ".{0,12}"]) {
+            let (digits, unit) = value.split_at(value.char_indices().last().map_or(0, |(at, _)| at));
+            let is_one = (1..=8).contains(&digits.len())
+                && digits.bytes().all(|byte| byte.is_ascii_digit())
+                && ["H", "M", "S", "m", "u", "n"].contains(&unit);
+            let parsed = parse_timeout(value.as_bytes());
+            prop_assert_eq!(parsed.is_some(), is_one);
+            if let (Some(parsed), "m") = (parsed, unit) {
+                prop_assert_eq!(parsed.as_millis(), digits.parse::<u128>().unwrap());
+            }
         }
 
         #[test]

@@ -1,12 +1,12 @@
-//! What keygate itself says to callers that speak gRPC or gRPC-Web.
+//! What keygate itself says to callers that speak gRPC or gRPC-Web, and how long they wait.
 
 use std::fs;
 
 use serde_json::Value;
 
-use crate::harness::http2::{END_HEADERS, END_STREAM, Frames, HEADERS, block_of};
+use crate::harness::http2::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, RESET, block_of};
 use crate::harness::metrics::{scrape, value};
-use crate::harness::{Answer, Call, Gateway, Manual, Transport, Upstream, eventually, refusing};
+use crate::harness::{Answer, Call, Gateway, Manual, Transport, Upstream, Wire, eventually, refusing};
 
 const POLICY: &str = r#"
 scopes = ["jobs:read", "jobs:write", "keys:manage"]
@@ -24,6 +24,14 @@ methods = ["POST"]
 paths = ["/acme.jobs.v1.Jobs/{*rest}"]
 scopes = ["jobs:read"]
 body_limit = "1KiB"
+upstream = "api"
+
+[[route]]
+id = "short"
+methods = ["POST"]
+paths = ["/acme.jobs.v1.Short/{method}"]
+any_key = true
+total_timeout = "200ms"
 upstream = "api"
 
 [[route]]
@@ -318,6 +326,83 @@ fn a_stranger_gets_the_same_answer_on_every_path() {
     let key = gateway.live_key().secret;
     let call = spoken("application/grpc-web", "/acme.jobs.v1.Nothing/Any").key(&key);
     gateway.fetch(&call).refusal(404, "not_found");
+}
+
+/// A call over HTTP/2 that has reached the upstream.
+fn asked(
+    gateway: &Gateway,
+    live: &Manual,
+    target: &str,
+    fields: &[(&str, &str)],
+) -> (Frames, Wire, Vec<String>) {
+    let authorization = format!("Bearer {}", gateway.live_key().secret);
+    let all = [&[("authorization", authorization.as_str())], fields].concat();
+    let mut frames = Frames::connect(gateway, &[]);
+    frames.send(HEADERS, END_HEADERS | END_STREAM, 1, &block_of("POST", target, &all));
+    let mut upstream = live.accept();
+    let head = upstream.request_head().unwrap();
+    (frames, upstream, head)
+}
+
+#[test]
+fn a_call_that_lasts_longer_than_its_caller_waits_is_refused() {
+    let live = Manual::start();
+    for transport in [Transport::Http1, Transport::Http2] {
+        let gateway = gateway_over(transport, &live.url(), "");
+        let call =
+            |target, timeout| call(target).field("grpc-timeout", timeout).key(&gateway.live_key().secret);
+        for (target, timeout) in [
+            ("/acme.jobs.v1.Jobs/List", "100m"),
+            ("/acme.jobs.v1.Jobs/List", "0n"),
+            // The route's own time is shorter.
+            ("/acme.jobs.v1.Short/List", "1H"),
+            ("/acme.jobs.v1.Short/List", "no time"),
+        ] {
+            let answer = gateway.fetch(&call(target, timeout));
+            assert_told(&answer, "4", "gateway_timeout: The request took longer than it may");
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_has_begun_ends_when_its_caller_waits_no_longer() {
+    let live = Manual::start();
+    let gateway = gateway(&live.url());
+    let fields = [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "3S")];
+    let (mut frames, mut upstream, head) = asked(&gateway, &live, "/acme.jobs.v1.Jobs/Watch", &fields);
+    assert!(head.iter().any(|line| line == "grpc-timeout: 3S"), "it goes up as it came: {head:#?}");
+    upstream.send(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n",
+    );
+    let head = frames.until(HEADERS).unwrap();
+    if head.flags & END_STREAM == 0 {
+        let end = std::iter::from_fn(|| frames.next()).find(|frame| frame.stream == 1 && frame.kind != DATA);
+        assert_eq!(end.unwrap().kind, RESET);
+    }
+    let series = r#"keygate_answers_cut_total{reason="total_timeout"}"#;
+    eventually("it is counted", || value(&scrape(gateway.ops_address()), series) == Some(1.0));
+}
+
+#[test]
+fn a_timeout_that_is_none_and_that_of_another_caller_limit_nothing() {
+    let live = Upstream::start("live");
+    let gateway = gateway(&live.url());
+    let key = gateway.live_key().secret;
+    for (media_type, timeout) in [
+        ("application/grpc", "1s"),
+        ("application/grpc", "99999999H"),
+        ("application/grpc", "100000000S"),
+        ("application/grpc", "-1S"),
+        ("application/grpc", ""),
+        ("application/json", "0n"),
+        // Its route does not allow it.
+        ("application/grpc-web", "0n"),
+    ] {
+        let call = spoken(media_type, "/acme.jobs.v1.Jobs/List").field("grpc-timeout", timeout).key(&key);
+        assert_eq!(gateway.fetch(&call).text(), "live", "{media_type} {timeout}");
+        assert_eq!(live.only().value("grpc-timeout"), timeout);
+        live.forget();
+    }
 }
 
 #[test]
