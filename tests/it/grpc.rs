@@ -1,9 +1,11 @@
 //! What keygate itself says to callers that speak gRPC or gRPC-Web, and how long they wait.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::Value;
 
+use crate::foreign_upstreams::python;
 use crate::harness::http2::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, RESET, block_of};
 use crate::harness::metrics::{scrape, value};
 use crate::harness::{Answer, Call, Gateway, Manual, Transport, Upstream, Wire, eventually, refusing};
@@ -431,4 +433,56 @@ fn a_path_of_grpc_falls_under_the_rule_of_its_method_or_of_its_service() {
     // Some servers would take it for `Create`.
     let answer = gateway.fetch(&call("/acme.jobs.v1.Jobs/create").key(&gateway.live_key().secret));
     assert_eq!(told(&answer, "application/grpc").0, "3");
+}
+
+/// Prints the name of the status, the details and the request id of each call, as grpcio hands them to its program.
+const CLIENT: &str = r#"
+import grpc, json, sys
+address, good, narrow = sys.argv[1:]
+channel = grpc.insecure_channel(address, options=[('grpc.enable_http_proxy', 0)])
+def outcome(method, key, timeout=60):
+    metadata = [('authorization', 'Bearer ' + key)] if key else []
+    try:
+        channel.unary_unary(method)(b'', metadata=metadata, timeout=timeout)
+        return ['OK', '', '']
+    except grpc.RpcError as error:
+        trailing = dict(error.trailing_metadata() or ())
+        return [error.code().name, error.details(), trailing.get('x-request-id', '')]
+print(json.dumps([
+    outcome('/acme.jobs.v1.Jobs/List', None),
+    outcome('/acme.jobs.v1.Jobs/Create', narrow),
+    outcome('/acme.jobs.v1.Nothing/List', good),
+    outcome('/acme.jobs.v1.Short/List', good),
+    outcome('/acme.away.v1.Away/Any', good),
+    outcome('/acme.jobs.v1.Jobs/a{b', good),
+]))
+"#;
+
+#[test]
+fn a_stock_client_of_python_tells_its_program_each_refusal() {
+    let Some(_) = std::env::var_os("KEYGATE_TEST_PYTHON") else {
+        panic!("run this suite with `bash tests/run`, which installs grpcio");
+    };
+    let live = Manual::start();
+    let gateway = gateway(&live.url());
+    let (good, narrow) = (gateway.live_key().secret, gateway.key_with(&["jobs:read"]).secret);
+    let mut client: Command = python();
+    let output =
+        client.args(["-c", CLIENT, &gateway.address().to_string(), &good, &narrow]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let outcomes: Vec<[String; 3]> = serde_json::from_slice(&output.stdout).unwrap();
+    let expected = [
+        ("UNAUTHENTICATED", "authentication_error: Invalid or missing API key"),
+        ("PERMISSION_DENIED", "authorization_error: This API key lacks the required scope: jobs:write"),
+        ("UNIMPLEMENTED", "not_found: No such resource"),
+        ("DEADLINE_EXCEEDED", "gateway_timeout: The request took longer than it may"),
+        ("UNAVAILABLE", "bad_gateway: The service behind this gateway could not be reached"),
+    ];
+    for ([code, details, id], expected) in outcomes.iter().zip(expected) {
+        assert_eq!((code.as_str(), details.as_str()), expected);
+        assert!(id.starts_with("req_"), "{id}");
+    }
+    let [code, details, _] = &outcomes[5];
+    assert!(code == "INVALID_ARGUMENT" && details.contains('%') && !details.contains("%25"), "{outcomes:#?}");
 }
