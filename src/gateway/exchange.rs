@@ -175,10 +175,12 @@ impl Exchange {
         self.method == "HEAD"
     }
 
-    /// What its client speaks.
-    pub(super) fn note_dialect(&mut self, spoken: Dialect) {
-        self.spoken = spoken;
-        self.dialect = spoken.on(None);
+    /// Finds out what its client speaks.
+    pub(super) fn note_dialect(&mut self, headers: &HeaderMap) {
+        if self.method == "POST" {
+            self.spoken = Dialect::of(headers);
+            self.dialect = self.spoken.on(None);
+        }
     }
 
     /// It is known who asks, and `route` is the one that the request falls under.

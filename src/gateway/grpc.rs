@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue};
 
 use crate::policy::route::Route;
 use crate::policy::target::Target;
@@ -35,11 +35,8 @@ pub(super) enum Dialect {
 }
 
 impl Dialect {
-    /// The dialect of a request. Every call of gRPC is a POST, so of other requests no field is looked at.
-    pub(super) fn of(method: &Method, headers: &HeaderMap) -> Self {
-        if *method != Method::POST {
-            return Self::Http;
-        }
+    /// The dialect of a POST. No other request is a call of gRPC, so of others no field is looked at.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
         headers.get(CONTENT_TYPE).map_or(Self::Http, |value| Self::of_media_type(value.as_bytes()))
     }
 
@@ -86,10 +83,13 @@ impl Dialect {
     ///
     /// A `grpc-timeout` that is none limits nothing and goes up as it came: some servers pass it over, others refuse the
     /// call, and here no call is refused that its server would take.
+    #[inline]
     pub(super) fn limit(self, total: Total, headers: &HeaderMap) -> Total {
-        if self == Self::Http {
-            return total;
-        }
+        if self == Self::Http { total } else { Self::shorter(total, headers) }
+    }
+
+    #[cold]
+    fn shorter(total: Total, headers: &HeaderMap) -> Total {
         match (headers.get(GRPC_TIMEOUT).and_then(|value| parse_timeout(value.as_bytes())), total) {
             (None, total) => total,
             (Some(timeout), Total::Unlimited) => Total::AtMost(timeout),
@@ -157,7 +157,7 @@ mod tests {
 
     fn dialect(media_type: &str) -> Dialect {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, media_type.parse().unwrap())]);
-        Dialect::of(&Method::POST, &headers)
+        Dialect::of(&headers)
     }
 
     #[test]
@@ -184,9 +184,7 @@ mod tests {
         ] {
             assert_eq!(dialect(media_type), expected, "{media_type}");
         }
-        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/grpc"))]);
-        assert_eq!(Dialect::of(&Method::GET, &headers), Dialect::Http);
-        assert_eq!(Dialect::of(&Method::POST, &HeaderMap::new()), Dialect::Http);
+        assert_eq!(Dialect::of(&HeaderMap::new()), Dialect::Http);
     }
 
     #[test]

@@ -46,7 +46,6 @@ use self::eras::Eras;
 use self::event_stream::EventStreams;
 use self::exchange::Exchange;
 use self::forward::{Forwarded, forward};
-use self::grpc::Dialect;
 use self::in_flight::InFlight;
 use self::operation::serve;
 use self::shares::ThreadShares;
@@ -262,7 +261,7 @@ pub async fn handle(
 ) -> (Response<ResponseBody>, Option<Box<Tunnel>>) {
     let mut exchange = Exchange::begin(gateway, peer, method_label(request.method()), cut);
     exchange.hints = hints;
-    exchange.note_dialect(Dialect::of(request.method(), request.headers()));
+    exchange.note_dialect(request.headers());
     let passed = {
         let passing = pin!(pass(&mut exchange, request));
         cut.or_refused(passing).await
@@ -284,11 +283,9 @@ pub fn refuse_unread(
     headers: &HeaderMap,
     rejection: &Rejection,
 ) -> Response<ResponseBody> {
-    let label = method.map_or(OTHER_METHOD, method_label);
-    let mut exchange = Exchange::begin(gateway, peer, label, &Cut::default());
-    if let Some(method) = method {
-        exchange.note_dialect(Dialect::of(method, headers));
-    }
+    let method = method.map_or(OTHER_METHOD, method_label);
+    let mut exchange = Exchange::begin(gateway, peer, method, &Cut::default());
+    exchange.note_dialect(headers);
     respond::refuse(rejection, exchange)
 }
 
