@@ -7,9 +7,11 @@ system, from /proc), so that waiting does not count. The output is requests per 
 
 Needs Debian's packages haproxy and wrk, and `cargo build --profile dist`. It uses loopback only, and ends by itself.
 
-    python3 benches/peers.py [--rounds 7] [--seconds 4] [--connections 32] [--tls-upstream]
+    python3 benches/peers.py [--rounds 7] [--seconds 4] [--connections 32] [--tls-upstream] [--http2] [--http2-upstream]
 
 With --tls-upstream both reach the upstream over TLS, and verify its certificate; it also needs Debian's package openssl.
+With --http2 clients speak HTTP/2, eight requests at a time on each connection (h2load, of Debian's nghttp2-client); with --http2-upstream
+both speak it to the upstream. Over plain text each side knows that beforehand.
 """
 
 import argparse
@@ -20,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import urllib.request
 
 from common import DIST, command, configure, end, free_port, wait_for
 
@@ -69,7 +70,18 @@ class Process:
         return self.process.pid
 
 
-def load(url, key, seconds, connections):
+def load_http2(url, key, seconds, connections):
+    """Runs h2load and returns its number of requests; a status other than 200 ends the run."""
+    out = subprocess.run(
+        ["taskset", "-c", "1", "h2load", "-t1", f"-c{connections}", "-m8", f"-D{seconds}", "-H", f"authorization: Bearer {key}", url],
+        capture_output=True, text=True, check=True).stdout
+    done = int(re.search(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", out).group(1))
+    if not re.search(r" 0 failed, 0 errored", out):
+        sys.exit(out)
+    return done
+
+
+def load_http1(url, key, seconds, connections):
     """Runs wrk and returns its number of requests; a status other than 200 ends the run."""
     out = subprocess.run(
         ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-H", f"Authorization: Bearer {key}", url],
@@ -86,10 +98,13 @@ def main():
     arguments.add_argument("--connections", type=int, default=32)
     arguments.add_argument("--keygate", default=DIST)
     arguments.add_argument("--tls-upstream", action="store_true")
+    arguments.add_argument("--http2", action="store_true")
+    arguments.add_argument("--http2-upstream", action="store_true")
     arguments = arguments.parse_args()
-    for tool in ("haproxy", "wrk", "taskset"):
+    for tool in ("haproxy", "h2load" if arguments.http2 else "wrk", "taskset"):
         if not shutil.which(tool):
-            sys.exit(f"{tool} is missing: apt-get install haproxy wrk util-linux")
+            sys.exit(f"{tool} is missing: apt-get install haproxy wrk nghttp2-client util-linux")
+    load = load_http2 if arguments.http2 else load_http1
 
     running = []
     with tempfile.TemporaryDirectory() as folder:
@@ -101,9 +116,14 @@ def main():
             authority, certificate = certificates(folder)
             scheme, bind, server = "https", f"ssl crt {certificate}", f"ssl verify required ca-file {authority}"
             tls = "".join(f'\n[upstreams.api.{one}_tls]\nca = "{authority}"' for one in ("live", "test"))
+        front = "proto h2" if arguments.http2 else ""
+        if arguments.http2_upstream:
+            known = "alpn h2" if arguments.tls_upstream else "proto h2"
+            bind, server = f"{bind} {known}", f"{server} {known}"
+            tls = f'\nprotocol = "http2"{tls}'
         upstreams = (f"""live = ["{scheme}://127.0.0.1:{ports['LIVE_PORT']}"]\n"""
                      f"""test = ["{scheme}://127.0.0.1:{ports['TEST_PORT']}"]{tls}""")
-        ports |= {"BIND_OPTIONS": bind, "SERVER_OPTIONS": server}
+        ports |= {"BIND_OPTIONS": bind, "SERVER_OPTIONS": server, "FRONT_OPTIONS": front}
         config = configure(folder, keygate_port, upstreams, workers=1)
         made = command(arguments.keygate, config, "keys", "create", "--org", "bench", "--all-scopes", "--name", "bench")
         secret, key = made["secret"], made["key"]
@@ -123,8 +143,6 @@ def main():
                 wait_for(port)
             pair = {haproxy: haproxy_port, keygate: keygate_port}
             for process, port in pair.items():
-                request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/jobs", headers={"Authorization": f"Bearer {secret}"})
-                assert urllib.request.urlopen(request).status == 200, process.name
                 load(f"http://127.0.0.1:{port}/v1/jobs", secret, 1, arguments.connections)
             ratios, rates = [], {haproxy: [], keygate: []}
             for n in range(arguments.rounds):

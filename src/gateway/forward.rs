@@ -24,9 +24,9 @@ use crate::upstream::answer::{Answer, Framing};
 use crate::upstream::bounds::Places;
 use crate::upstream::client_body::ClientBody;
 use crate::upstream::error::{BodyError, BrokenOff, SendError};
-use crate::upstream::request_body::RequestBody;
+use crate::upstream::request_body::{RequestBody, TrailerRules};
 use crate::upstream::send::Asking;
-use crate::upstream::{Total, UpstreamId};
+use crate::upstream::{Protocol, Total, UpstreamId};
 use crate::vocabulary::believed::RemovedSet;
 use crate::vocabulary::network::ClientNetwork;
 use crate::vocabulary::rejection::{BadGateway, Rejection, Unavailable};
@@ -64,6 +64,11 @@ pub(super) async fn forward(
     }
     exchange.take_part(client).await?;
     let mut request = build(exchange, request, permit)?;
+    if exchange.snapshot().upstream(upstream).protocol != Protocol::Http1 {
+        let snapshot = Rc::clone(exchange.snapshot());
+        let rules = TrailerRules(Rc::new(move |trailers| snapshot.rules().trailers(trailers)));
+        request = request.map(|body| body.with_trailers(rules));
+    }
     if wants_tunnel {
         tunnel::upgrade(request.headers_mut());
     } else if takes_trailers {

@@ -2,13 +2,14 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
@@ -16,7 +17,8 @@ use super::client_body::ClientBody;
 use super::error::BodyError;
 use super::idle_timer::IdleTimer;
 
-/// A client's body. Its trailers are dropped: they could carry fields past the guard, and are rarely used.
+/// A client's body. Its trailers are dropped, since they could carry fields past the guard, unless there [is a
+/// judge](RequestBody::with_trailers) of them.
 #[derive(Debug, Default)]
 pub struct RequestBody(Source);
 
@@ -39,6 +41,17 @@ struct Sending {
     left: u64,
     idle: IdleTimer,
     upload: Rc<Upload>,
+    trailers: Option<TrailerRules>,
+}
+
+/// Removes from the trailers of a request what may not pass.
+#[derive(Clone)]
+pub struct TrailerRules(pub Rc<dyn Fn(&mut HeaderMap)>);
+
+impl fmt::Debug for TrailerRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TrailerRules")
+    }
 }
 
 /// How far a client's body has come; shared by the body, the wait for the answer, and the record.
@@ -91,7 +104,17 @@ impl RequestBody {
             left: limit,
             idle: IdleTimer::new(idle),
             upload: Rc::new(upload),
+            trailers: None,
         }))
+    }
+
+    /// Lets trailers through, as far as `rules` leave any. Over HTTP/1.1 none are sent.
+    #[must_use]
+    pub fn with_trailers(mut self, rules: TrailerRules) -> Self {
+        if let Source::Client(sending) = &mut self.0 {
+            sending.trailers = Some(rules);
+        }
+        self
     }
 
     /// A body of keygate's own.
@@ -185,9 +208,13 @@ impl Sending {
                 return Poll::Ready(None);
             }
         };
-        let Ok(data) = data else {
-            self.upload.state.set(UploadState::Done);
-            return Poll::Ready(None);
+        let data = match data {
+            Ok(data) => data,
+            Err(frame) => {
+                self.upload.state.set(UploadState::Done);
+                let judged = |trailers| self.judged(trailers);
+                return Poll::Ready(frame.into_trailers().ok().and_then(judged).map(Frame::trailers).map(Ok));
+            }
         };
         self.upload.bytes.set(self.upload.bytes.get() + data.len() as u64);
         let Some(left) = self.left.checked_sub(data.len() as u64) else {
@@ -198,6 +225,12 @@ impl Sending {
             self.upload.state.set(UploadState::Done);
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn judged(&self, mut trailers: HeaderMap) -> Option<HeaderMap> {
+        let rules = self.trailers.as_ref()?;
+        (rules.0)(&mut trailers);
+        (!trailers.is_empty()).then_some(trailers)
     }
 
     fn is_end_stream(&self) -> bool {

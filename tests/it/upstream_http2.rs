@@ -1,6 +1,7 @@
 //! HTTP/2 to upstreams: requests share connections, and nothing of one reaches another.
 //!
-//! `KEYGATE_LONG=1 cargo test --test it upstream_http2:: -- --nocapture` also waits for a server that falls silent.
+//! `KEYGATE_LONG=1 cargo test --test it upstream_http2:: -- --nocapture` also has a thousand requests at once, and waits for a server
+//! that falls silent.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -93,14 +94,14 @@ fn a_request_is_what_it_is_over_http1_without_the_fields_of_one_connection() {
 #[test]
 fn requests_that_come_at_once_open_as_many_connections_as_they_need() {
     // Nobody is answered until all are there.
-    const REQUESTS: usize = 60;
-    for (streams, connections) in [(100, 1), (10, 6)] {
+    let more: &[_] = if is_long() { &[(1000, 256, 4)] } else { &[] };
+    for &(requests, streams, connections) in [(60, 100, 1), (60, 10, 6)].iter().chain(more) {
         let (here, all) = (Arc::<AtomicUsize>::default(), Arc::new(Notify::new()));
         let server = Http2Server::start(streams, move |mut asked: Asked| {
             let (here, all) = (Arc::clone(&here), Arc::clone(&all));
             async move {
                 let told = all.notified();
-                if here.fetch_add(1, Ordering::SeqCst) + 1 == REQUESTS {
+                if here.fetch_add(1, Ordering::SeqCst) + 1 == requests {
                     all.notify_waiters();
                 } else {
                     told.await;
@@ -108,8 +109,12 @@ fn requests_that_come_at_once_open_as_many_connections_as_they_need() {
                 asked.answer("fine").await;
             }
         });
-        let (gateway, key) = in_front_of(&server);
-        assert_eq!(at_once(&gateway, REQUESTS, |_| get(&key)), [200; REQUESTS]);
+        let (gateway, key) = Tuned::default()
+            .live(server.url())
+            .upstream(OVER_HTTP2)
+            .server("max_connections_per_client = 2000")
+            .start();
+        assert_eq!(at_once(&gateway, requests, |_| get(&key)), vec![200; requests]);
         assert!(server.at_once() <= streams as usize, "{} at a time", server.at_once());
         // With one that is being opened, more are when many wait.
         let opened = server.connections();
@@ -585,4 +590,67 @@ fn a_server_of_grpc_that_says_it_does_not_serve_gets_no_request_until_it_serves(
     eventually("one gets none", || asks() == ["good"; 16]);
     said.store(1, Ordering::SeqCst);
     eventually("it is back", || asks().contains(&"other".to_owned()));
+}
+
+// ---- Trailers of requests
+
+#[test]
+fn trailers_of_a_request_pass_without_those_that_an_upstream_would_believe() {
+    let seen: Arc<Mutex<Vec<(Vec<u8>, Option<HeaderMap>)>>> = Arc::default();
+    let heard = Arc::clone(&seen);
+    let server = Http2Server::start(100, move |mut asked: Asked| {
+        let heard = Arc::clone(&heard);
+        async move {
+            let body = asked.body().await.unwrap();
+            let trailers = asked.request.body_mut().trailers().await.unwrap();
+            heard.lock().unwrap().push((body, trailers));
+            asked.answer("fine").await;
+        }
+    });
+    let (gateway, key) = in_front_of(&server);
+    for trailers in [
+        "x-sum: 5\r\nX_Org.Id: other\r\nx-forwarded-user: root\r\ncontent-length: 9\r\n",
+        "x-scopes: all\r\n",
+        "",
+    ] {
+        let mut wire = gateway.connect();
+        let sent = format!(
+            "POST /things HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {key}\r\ntransfer-encoding: chunked\r\n\r\n\
+             4\r\nbody\r\n0\r\n{trailers}\r\n"
+        );
+        wire.send(sent.as_bytes());
+        assert_eq!(wire.answer().unwrap().status, 200);
+    }
+    let seen = seen.lock().unwrap();
+    let sum =
+        HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), http::HeaderValue::from_static("5"))]);
+    assert_eq!(*seen, [(b"body".to_vec(), Some(sum)), (b"body".to_vec(), None), (b"body".to_vec(), None)]);
+}
+
+#[test]
+fn an_upload_that_its_server_does_not_take_keeps_nothing_from_the_others_on_its_connection() {
+    let server = Http2Server::start(100, |mut asked: Asked| async move {
+        if asked.request.method() == http::Method::POST {
+            // Its window stays as it is.
+            let _ = std::future::poll_fn(|cx| asked.respond.poll_reset(cx)).await;
+        } else {
+            asked.answer("fine").await;
+        }
+    });
+    let (gateway, key) = Tuned::default()
+        .live(server.url())
+        .upstream("protocol = \"http2\"\nanswer_timeout = \"500ms\"")
+        .start();
+    let mut stuck = gateway.connect();
+    let head = format!(
+        "POST /things HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {key}\r\ncontent-length: 1000000\r\n\r\n"
+    );
+    stuck.send(head.as_bytes());
+    stuck.send(&[b'x'; 200_000]);
+    for _ in 0..20 {
+        assert_eq!(gateway.fetch(&get(&key)).text(), "fine");
+    }
+    // As over HTTP/1.1: what is not taken is not waited for any longer.
+    stuck.answer().unwrap().refusal(504, "gateway_timeout");
+    assert_eq!(server.connections(), 1);
 }
