@@ -26,7 +26,7 @@ use super::select::{Candidates, Choice};
 use super::servers::{Side, Target, Targets, Upstream};
 use super::tls::Needs;
 use super::waiting::within;
-use super::{Terms, UpstreamId};
+use super::{Protocol, Terms, UpstreamId};
 use crate::vocabulary::clock::Clock;
 use crate::vocabulary::id::OrgId;
 use crate::vocabulary::key::Environment;
@@ -146,7 +146,7 @@ impl Upstreams {
             is_to_leave: Cell::new(false),
             has_left: Cell::new(false),
             connect_timeout,
-            needs: if request.headers().contains_key(UPGRADE) { Needs::Http1 } else { Needs::Nothing },
+            needs: side.needs(&request),
             stream_idle_timeout: terms.stream_idle.unwrap_or(side.timeouts.stream_idle),
             upload: upload.as_deref(),
             waits_at: Cell::new(None),
@@ -207,6 +207,15 @@ impl Upstreams {
 }
 
 impl Side {
+    /// What a request needs of its connection. Where HTTP/1.1 is spoken anyway, that is not looked at.
+    fn needs(&self, request: &Request<RequestBody>) -> Needs {
+        if self.protocol != Protocol::Http1 && request.headers().contains_key(UPGRADE) {
+            Needs::Http1
+        } else {
+            Needs::Nothing
+        }
+    }
+
     /// Tries endpoints until one takes the request, and waits for the head of its answer.
     async fn deliver(
         &self,

@@ -50,7 +50,7 @@ pub(super) struct Side {
     identity: Arc<Identity>,
     room: Room,
     life: Life,
-    protocol: Protocol,
+    pub(super) protocol: Protocol,
     ages: Ages,
     clock: Clock,
     targets: RefCell<Rc<Targets>>,
