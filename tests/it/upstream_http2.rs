@@ -596,7 +596,8 @@ fn a_server_of_grpc_that_says_it_does_not_serve_gets_no_request_until_it_serves(
 
 #[test]
 fn trailers_of_a_request_pass_without_those_that_an_upstream_would_believe() {
-    let seen: Arc<Mutex<Vec<(Vec<u8>, Option<HeaderMap>)>>> = Arc::default();
+    type Seen = (Vec<u8>, Option<HeaderMap>);
+    let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
     let heard = Arc::clone(&seen);
     let server = Http2Server::start(100, move |mut asked: Asked| {
         let heard = Arc::clone(&heard);
