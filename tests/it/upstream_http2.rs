@@ -1,9 +1,12 @@
 //! HTTP/2 to upstreams: requests share connections, and nothing of one reaches another.
 //!
-//! `KEYGATE_LONG=1 cargo test --test it upstream_http2:: -- --nocapture` also has a thousand requests at once, and waits for a server
-//! that falls silent.
+//! `KEYGATE_LONG=1 cargo test --test it upstream_http2:: -- --nocapture` also has a thousand requests at once, waits for a server that
+//! falls silent, and has Node and nginx as servers, where they are installed.
 
 use std::collections::HashMap;
+use std::fs;
+use std::net::TcpStream;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -19,8 +22,9 @@ use crate::harness::http2::{END_HEADERS, HEADERS, SETTINGS, frame};
 use crate::harness::http2_server::{Asked, Http2Server, Leaving, send_data};
 use crate::harness::{
     Answer, Authority, Call, Gateway, Manual, Process, Tuned, Upstream, Wire, create_key, eventually, fetch,
-    is_long,
+    free_address, is_long,
 };
+use crate::other_routers::is_installed;
 
 const OVER_HTTP2: &str = "protocol = \"http2\"";
 
@@ -654,4 +658,73 @@ fn an_upload_that_its_server_does_not_take_keeps_nothing_from_the_others_on_its_
     // As over HTTP/1.1: what is not taken is not waited for any longer.
     stuck.answer().unwrap().refusal(504, "gateway_timeout");
     assert_eq!(server.connections(), 1);
+}
+
+// ---- Servers of others
+
+const NODE: &str = r#"
+require("http2").createServer((request, response) => {
+  let count = 0;
+  request.on("data", (data) => (count += data.length));
+  request.on("end", () => {
+    response.setHeader("x-count", count);
+    response.end(Buffer.alloc(Number(request.headers["x-wanted"]), "x"));
+  });
+}).listen(Number(process.argv[1]), "127.0.0.1");
+"#;
+const NGINX: &str = r#"
+daemon off;
+pid nginx.pid;
+error_log error.log;
+events {}
+http {
+  access_log off;
+  client_body_temp_path body;
+  proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi;
+  uwsgi_temp_path uwsgi;
+  scgi_temp_path scgi;
+  server {
+    listen 127.0.0.1:PORT http2;
+    location / { alias FOLDER/large; }
+  }
+}
+"#;
+/// The size of an answer, in bytes.
+const LARGE: usize = 3 << 20;
+
+#[test]
+fn servers_of_others_answer_over_http2() {
+    if !is_long() {
+        return;
+    }
+    for program in ["node", "nginx"].into_iter().filter(|program| is_installed(program)) {
+        let (folder, address) = (TempDir::new().unwrap(), free_address());
+        let port = address.port().to_string();
+        let mut command = Command::new(program);
+        if program == "node" {
+            command.args(["-e", NODE, &port]);
+        } else {
+            let path = folder.path().to_str().unwrap();
+            fs::write(folder.path().join("large"), vec![b'x'; LARGE]).unwrap();
+            let file = NGINX.replace("PORT", &port).replace("FOLDER", path);
+            fs::write(folder.path().join("nginx.conf"), file).unwrap();
+            command.args(["-p", path, "-c", "nginx.conf", "-e", "error.log"]);
+        }
+        let _server = Process::start(command);
+        eventually("the server listens", || TcpStream::connect(address).is_ok());
+        let (gateway, key) = Tuned::default().live(format!("http://{address}")).upstream(OVER_HTTP2).start();
+        let wanted = LARGE.to_string();
+        for _ in 0..3 {
+            let statuses = at_once(&gateway, 40, |_| get(&key).field("x-wanted", "2"));
+            assert_eq!(statuses, [200; 40], "{program}");
+            let answer = gateway.fetch(&get(&key).field("x-wanted", &wanted));
+            assert_eq!((answer.body.len(), answer.complete), (LARGE, true), "{program}");
+        }
+        if program == "node" {
+            let answer =
+                gateway.fetch(&Call::post("/things", vec![b'y'; LARGE]).key(&key).field("x-wanted", "0"));
+            assert_eq!(answer.field("x-count"), Some(&*wanted));
+        }
+    }
 }
