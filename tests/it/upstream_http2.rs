@@ -686,7 +686,8 @@ http {
   scgi_temp_path scgi;
   server {
     listen 127.0.0.1:PORT http2;
-    location / { alias FOLDER/large; }
+    root FOLDER;
+    location / { try_files /large =404; }
   }
 }
 "#;
