@@ -157,18 +157,11 @@ impl Inner {
     /// Writes the file.
     pub(super) async fn write_memory(self: &Arc<Self>) {
         let this = Arc::clone(self);
-        // Tens of thousands of lines: no request of this thread waits for them.
+        // Tens of thousands of lines: nothing on this thread waits for them.
         let written = tokio::task::spawn_blocking(move || this.replace_memory()).await;
-        debug_assert!(written.is_ok(), "the task was broken off");
-    }
-
-    fn replace_memory(&self) {
         let Some(file) = self.memory_file() else { return };
-        // Another gateway may have written it.
-        self.read_memory();
-        let written = replace(&file.path, |out| self.render_memory(file, out));
         let mut state = file.state();
-        match written {
+        match written.unwrap_or_else(|_| Err(io::Error::other("the task was broken off"))) {
             Ok(size) => {
                 *state = State { seen: Stamp::of(&file.path), size, is_failure_told: false };
             }
@@ -182,6 +175,14 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Returns how many bytes it has now.
+    fn replace_memory(&self) -> io::Result<usize> {
+        let Some(file) = self.memory_file() else { return Ok(0) };
+        // Another gateway may have written it.
+        self.read_memory();
+        replace(&file.path, |out| self.render_memory(file, out))
     }
 
     /// Returns how many bytes that was.
