@@ -129,12 +129,14 @@ impl Sharing {
         if self.waiting.get() > 0 { None } else { self.take_first(now) }
     }
 
+    /// The same for one whose turn it is.
     pub(super) fn take_first(&self, now: Instant) -> Option<Rc<Carrier>> {
         let mut all = self.all.borrow_mut();
         let mut is_over = false;
         let found = all.iter().find(|carrier| {
-            is_over |= carrier.is_over(now);
-            !carrier.is_over(now) && carrier.shared.is_ready()
+            let is_usable = !carrier.is_over(now);
+            is_over |= !is_usable;
+            is_usable && carrier.shared.has_place()
         });
         let found = found.cloned();
         if is_over {
@@ -147,7 +149,7 @@ impl Sharing {
 
     /// Whether a place is free.
     fn has_place(&self, now: Instant) -> bool {
-        self.all.borrow().iter().any(|carrier| !carrier.is_over(now) && carrier.shared.is_ready())
+        self.all.borrow().iter().any(|carrier| !carrier.is_over(now) && carrier.shared.has_place())
     }
 
     /// A new connection, which has a place for the request that opened it.

@@ -110,7 +110,12 @@ impl Shared {
 
     /// Whether another request can be sent now.
     pub(in crate::upstream) fn is_ready(&self) -> bool {
-        !self.is_closed() && self.in_flight() < self.state.allowed.get()
+        !self.is_closed() && self.has_place()
+    }
+
+    /// Whether its server lets it carry one more.
+    pub(in crate::upstream) fn has_place(&self) -> bool {
+        self.in_flight() < self.state.allowed.get()
     }
 
     /// Whether no request can be sent any more.
@@ -142,36 +147,35 @@ impl Shared {
     fn close(&self) {
         self.state.is_closed.set(true);
     }
+}
 
-    /// This request as HTTP/2 has it: without fields of one connection, with the host in its place (RFC 9113, sections 8.2.2
-    /// and 8.3.1).
-    fn head(&self, parts: &Parts) -> Request<()> {
-        let mut headers = parts.headers.clone();
-        headers.remove(CONNECTION);
-        headers.remove(TRANSFER_ENCODING);
-        if headers.get(TE).is_some_and(|te| te != "trailers") {
-            headers.remove(TE);
-        }
-        let mut head = Request::new(());
-        let authority = headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
-        let mut uri = parts.uri.clone().into_parts();
-        if authority.is_some() {
-            uri.scheme = Some(self.scheme.clone());
-            uri.authority = authority;
-        }
-        // A host that is no authority stays the field that it is, and h2 takes such a request as one of HTTP/1.1.
-        *head.version_mut() = Version::HTTP_11;
-        if let Ok(uri) = Uri::from_parts(uri) {
-            if uri.authority().is_some() {
-                headers.remove(HOST);
-                *head.version_mut() = Version::HTTP_2;
-            }
-            *head.uri_mut() = uri;
-        }
-        *head.method_mut() = parts.method.clone();
-        *head.headers_mut() = headers;
-        head
+/// This request as HTTP/2 has it: without fields of one connection, with the host in its place (RFC 9113, sections 8.2.2 and
+/// 8.3.1). Nothing if it has no such form: another target than the authorised one must not be sent.
+fn head(scheme: &Scheme, parts: &Parts) -> Option<Request<()>> {
+    let mut headers = parts.headers.clone();
+    headers.remove(CONNECTION);
+    headers.remove(TRANSFER_ENCODING);
+    if headers.get(TE).is_some_and(|te| te != "trailers") {
+        headers.remove(TE);
     }
+    let mut head = Request::new(());
+    let authority = headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut uri = parts.uri.clone().into_parts();
+    if authority.is_some() {
+        uri.scheme = Some(scheme.clone());
+        uri.authority = authority;
+    }
+    // A host that is no authority stays the field that it is, and h2 takes such a request as one of HTTP/1.1.
+    *head.version_mut() = Version::HTTP_11;
+    let uri = Uri::from_parts(uri).ok()?;
+    if uri.authority().is_some() {
+        headers.remove(HOST);
+        *head.version_mut() = Version::HTTP_2;
+    }
+    *head.uri_mut() = uri;
+    *head.method_mut() = parts.method.clone();
+    *head.headers_mut() = headers;
+    Some(head)
 }
 
 impl fmt::Debug for Shared {
@@ -335,7 +339,10 @@ impl Exchange {
     async fn run(&self, shared: &Shared, request: Request<RequestBody>) -> Result<Received, Undelivered> {
         let (parts, body) = request.into_parts();
         let has_body = !body.is_end_stream();
-        let sent = shared.sender.borrow_mut().send_request(shared.head(&parts), !has_body);
+        let Some(head) = head(&shared.scheme, &parts) else {
+            return Err(Undelivered::BrokeOff(BrokenOff::Other("the request has no form in HTTP/2".into())));
+        };
+        let sent = shared.sender.borrow_mut().send_request(head, !has_body);
         let (response, stream) = match sent {
             Ok(sent) => sent,
             Err(error) if shared.is_closed() || error.is_go_away() => {
@@ -472,4 +479,27 @@ fn broken_off(error: &h2::Error) -> BrokenOff {
     }
     // What h2 found wrong.
     BrokenOff::Malformed(error.to_string().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_the_same_target_and_host_in_http2() {
+        for (target, host, expected) in [
+            ("/a%2Fb?q={}&&c=%41", "h:80", "http://h:80/a%2Fb?q={}&&c=%41"),
+            ("*", "h", "http://h*"),
+            // A host that is no authority stays a field.
+            ("/a", "h h", "/a"),
+        ] {
+            let request = Request::builder().method("OPTIONS").uri(target).header(HOST, host);
+            let request = request.header(CONNECTION, "te").header(TE, "trailers").body(()).unwrap();
+            let head = head(&Scheme::HTTP, &request.into_parts().0).unwrap();
+            assert_eq!(head.uri().to_string(), expected);
+            assert_eq!(head.uri().path_and_query().unwrap().as_str(), target);
+            assert_eq!(head.headers().contains_key(HOST), host == "h h");
+            assert!(!head.headers().contains_key(CONNECTION) && head.headers()[TE] == "trailers");
+        }
+    }
 }
