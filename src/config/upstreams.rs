@@ -68,6 +68,17 @@ pub(super) fn read(name: &str, section: &mut Section<'_>, around: Around<'_>) ->
         );
     }
     let of_test = if is_shared { of_live.clone() } else { of_test };
+    let asks_grpc =
+        checks.as_ref().is_some_and(|checks| matches!(checks.question, Some(Question::Grpc { .. })));
+    let plain = live.iter().chain(&test).find(|endpoint| !endpoint.has_tls());
+    if let Some(plain) = plain.filter(|_| asks_grpc && protocol == Protocol::Auto) {
+        section.wrong(
+            "protocol",
+            format!(
+                "\"auto\" speaks HTTP/1.1 to {plain}, and the check with method = \"GRPC\" needs HTTP/2; write \"http2\""
+            ),
+        );
+    }
     let live = of_live.applied("live", live, section);
     let test = if is_shared { live.clone() } else { of_test.applied("test", test, section) };
     named(Some(Settings {
@@ -379,10 +390,23 @@ fn limits(section: &mut Section<'_>, protocol: Protocol) -> Limits {
             ),
         );
     }
-    if section.given("max_waiting") && !section.given("max_requests") && !section.given("max_connections") {
+    let is_shared = limits.are_connections_shared;
+    if is_shared && limits.connections.is_some() && limits.requests.is_none() {
+        section.warn(
+            "max_connections",
+            "requests share these connections, and nothing keeps one key from taking every place on them; add `max_requests`",
+        );
+    }
+    let is_limited = section.given("max_requests") || section.given("max_connections") && !is_shared;
+    if section.given("max_waiting") && !is_limited {
         section.wrong(
             "max_waiting",
-            "has no effect without `max_requests` or `max_connections`: no request waits; add one of them, or remove it",
+            match is_shared {
+                false => {
+                    "has no effect without `max_requests` or `max_connections`: no request waits; add one of them, or remove it"
+                }
+                true => "has no effect without `max_requests`: no request waits; add that, or remove it",
+            },
         );
     }
     limits

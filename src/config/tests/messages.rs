@@ -448,6 +448,17 @@ fn what_is_spoken_to_an_upstream_is_one_of_three_and_shares_connections_or_not()
         assert_eq!(of(&format!("protocol = \"{shared}\"\nping_after = \"1s\"")), "none");
     }
     assert!(of("protocol = \"http1\"").contains("each request in flight needs a connection"));
+    let limited = |lines: &str| {
+        let toml = format!(
+            "{STORE}{POLICY}[upstreams.api]\nlive = [\"http://a\"]\nshared = true\nprotocol = \"http2\"\n{lines}"
+        );
+        mistakes(&toml, ROUTE, &[])
+    };
+    assert!(
+        limited("max_connections = 2\nmax_waiting = 3")
+            .contains("has no effect without `max_requests`: no request waits")
+    );
+    assert_eq!(limited("max_requests = 2\nmax_waiting = 3"), "none");
     let told = of("protocol = \"h2\"\nping_after = \"0s\"");
     assert!(told.contains("etc/keygate.toml:10:12: upstreams.api.protocol: "), "{told}");
     assert!(told.contains("\"auto\"") && told.contains("\"http1\"") && told.contains("\"http2\""), "{told}");
@@ -457,7 +468,7 @@ fn what_is_spoken_to_an_upstream_is_one_of_three_and_shares_connections_or_not()
         of(&format!("protocol = \"{protocol}\"\n[upstreams.api.check]\nmethod = \"GRPC\"\n{lines}"))
     };
     assert_eq!(check("http2", "path = \"/acme.v1.Things\""), "none");
-    assert_eq!(check("auto", "path = \"/\""), "none");
+    assert!(check("auto", "path = \"/\"").contains("\"auto\" speaks HTTP/1.1 to http://a:80"));
     assert!(check("http2", "path = \"/acme/Things\"").contains("names no service of gRPC"));
     assert!(
         check("http2", "path = \"/\"\nstatus = [200]").contains("upstreams.api.check.status: has no effect")
