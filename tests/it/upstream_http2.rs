@@ -1,7 +1,7 @@
 //! HTTP/2 to upstreams: requests share connections, and nothing of one reaches another.
 //!
-//! `KEYGATE_LONG=1 cargo test --test it upstream_http2:: -- --nocapture` also has a thousand requests at once, waits for a server that
-//! falls silent, and has Node and nginx as servers, where they are installed.
+//! `KEYGATE_LONG=1 cargo test --test it upstream_http2:: -- --nocapture` also has a thousand requests at once, and Node and nginx as
+//! servers, where they are installed.
 
 use std::collections::HashMap;
 use std::fs;
@@ -536,9 +536,6 @@ fn over_tls_a_server_gets_the_protocol_that_it_prefers_and_http2_alone_where_tha
 
 #[test]
 fn a_server_that_falls_silent_loses_its_connection_and_its_requests_hear_of_it() {
-    if !is_long() {
-        return;
-    }
     let server = Manual::start();
     let (gateway, key) =
         Tuned::default().live(server.url()).upstream("protocol = \"http2\"\nping_after = \"1s\"").start();
